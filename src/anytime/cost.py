@@ -1,0 +1,99 @@
+"""What a step costs: MACs counted on the executed operators, and seconds measured on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from anytime.model import AnytimeModel
+
+
+def _flops(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def _example(model: AnytimeModel, input_size: tuple[int, int, int], batch_size: int) -> torch.Tensor:
+    reference = next(model.parameters())
+    if len(input_size) != 3:
+        raise ValueError(f"input_size must be (channels, height, width), got {input_size!r}")
+    return torch.zeros(batch_size, *input_size, device=reference.device, dtype=reference.dtype)
+
+
+def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: bool = False) -> list[int]:
+    """Cumulative multiply-adds (FLOPs / 2) of one image after each step, length T.
+
+    Counted on the operators that run (convolutions and matrix products, as `torch.utils.flop_counter` does), in eval mode.
+
+    Args:
+        model: An anytime model.
+        input_size: (channels, height, width).
+        contract: False: the interruptible cost, of the stream up to step t. True: the cost of answer t alone, when the budget
+            is known before (`model(x, step=t)`).
+    """
+    x = _example(model, input_size, 1)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            if contract:
+                return [_flops(lambda t=t: model(x, step=t)) // 2 for t in range(1, model.num_steps + 1)]  # type: ignore[misc]
+            stream, total, costs = model.stream(x), 0, []
+            for _ in range(model.num_steps):
+                total += _flops(lambda: next(stream)) // 2
+                costs.append(total)
+            return costs
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Cumulative seconds after each step, length T: median, 10th and 90th percentile over the repeats."""
+
+    median: list[float]
+    low: list[float]
+    high: list[float]
+    batch_size: int
+    repeats: int
+
+
+def step_seconds(
+    model: AnytimeModel, input_size: tuple[int, int, int], batch_size: int = 1, repeats: int = 20, warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> StepSeconds:  # fmt: skip
+    """Measures the stream: cumulative seconds after each step for a batch, on the model's device.
+
+    Args:
+        model: An anytime model.
+        input_size: (channels, height, width).
+        batch_size: Images per batch.
+        repeats: Measured streams.
+        warmup: Streams run before the measurement.
+        clock: Returns seconds; replaced in tests.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats!r}")
+    x = _example(model, input_size, batch_size)
+    training = model.training
+    model.eval()
+    rows: list[list[float]] = []
+    try:
+        with torch.inference_mode():
+            for _ in range(warmup + repeats):
+                start, row = clock(), []
+                for _ in model.stream(x):
+                    if x.is_cuda:
+                        torch.cuda.synchronize(x.device)
+                    row.append(clock() - start)
+                rows.append(row)
+    finally:
+        model.train(training)
+    measured = torch.tensor(rows[warmup:], dtype=torch.float64)
+    low, median, high = torch.quantile(measured, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=0).tolist()
+    return StepSeconds(median, low, high, batch_size, repeats)

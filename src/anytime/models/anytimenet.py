@@ -1,0 +1,232 @@
+"""AnytimeNet: a ResNet that grows while it answers (Kim, Bradford, Shao: AnytimeNet, DATE 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytime.model import AnytimeModel
+from anytime.models.layers import StepBatchNorm2d, widen
+from anytime.registry import register_model
+
+Scheme = Sequence[int] | Sequence[Sequence[int]]
+Statistics = Literal["per_use", "shared"]
+SMALLEST = 4  # pixels: one for the last of three sections
+
+
+class Run(NamedTuple):
+    """Blocks `first..last` (exclusive) of one section, run in one step; block b with row `rows[b - first]` of statistics."""
+
+    first: int
+    last: int
+    rows: tuple[int, ...]
+
+
+def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]:
+    """How many blocks each section gains at each step, `[T][sections]`.
+
+    A flat scheme is the paper's: `(1, 4, 3)` starts with 1 block in every section, then adds 4 and 3 to the first section,
+    then to the second, and so on. A nested scheme says the gains themselves, e.g. `((1, 1, 1), (0, 2, 1))`.
+
+    Raises:
+        ValueError: The gains do not add up to `blocks`, a step gains nothing, or the first leaves a section empty.
+    """
+    blocks = tuple(blocks)
+    if not blocks or min(blocks) < 1:
+        raise ValueError(f"blocks must be at least 1 in every section, got {blocks}")
+    if not scheme or not (all(isinstance(s, int) for s in scheme) or all(isinstance(s, Sequence) for s in scheme)):
+        raise ValueError(f"scheme must be numbers like (1, 4, 3) or gains per step like ((1, 1, 1), (4, 0, 0)), got {scheme!r}")
+    gains: list[tuple[int, ...]]
+    if isinstance(scheme[0], int):
+        start, *more = (int(number) for number in scheme)  # type: ignore[arg-type]
+        gains = [(start,) * len(blocks)]
+        gains += [tuple(n if s == section else 0 for s in range(len(blocks))) for section in range(len(blocks)) for n in more]
+    else:
+        gains = [tuple(step) for step in scheme]  # type: ignore[arg-type]
+    if any(len(step) != len(blocks) or min(step) < 0 or sum(step) == 0 for step in gains):
+        raise ValueError(f"each step of the scheme must add blocks to some of the {len(blocks)} sections, got {scheme!r}")
+    if min(gains[0]) < 1:
+        raise ValueError(f"the first step needs at least one block in every section, got {gains[0]}")
+    total = tuple(sum(column) for column in zip(*gains, strict=True))
+    if total != blocks:
+        raise ValueError(f"scheme {scheme!r} adds up to {total} blocks, but blocks={blocks}")
+    return tuple(gains)
+
+
+def schedule(gains: Sequence[Sequence[int]]) -> list[list[Run | None]]:
+    """What runs at each step, `[T][sections]`: None where the section's cached output is still valid.
+
+    New blocks go to the end of their section. If the section below changed in this step all blocks run again, else the
+    new ones alone. A block's row of statistics is the number of times it has run before.
+    """
+    present = [0] * len(gains[0])
+    uses = [[0] * sum(column) for column in zip(*gains, strict=True)]
+    steps: list[list[Run | None]] = []
+    for step in gains:
+        runs: list[Run | None] = []
+        changed = not steps  # the input of the first section changes only once, at the start
+        for section, gain in enumerate(step):
+            first = 0 if changed else present[section]
+            present[section] += gain
+            last = present[section]
+            changed = first < last
+            runs.append(Run(first, last, tuple(uses[section][first:last])) if changed else None)
+            for block in range(first, last):
+                uses[section][block] += 1
+        steps.append(runs)
+    return steps
+
+
+class Block(nn.Module):
+    """h + conv3x3(relu(bn(conv3x3(relu(bn(h)))))), full pre-activation; a widening block halves the resolution in its first
+    convolution, its shortcut is average-pooled and padded with zero channels."""
+
+    def __init__(self, channels: int, out_channels: int, rows: int, eps: float) -> None:
+        super().__init__()
+        stride = 1 if channels == out_channels else 2
+        self.norm1 = StepBatchNorm2d(channels, rows, eps)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False)
+        self.norm2 = StepBatchNorm2d(out_channels, rows, eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+
+    def forward(self, h: Tensor, row: int) -> Tensor:
+        out = self.conv1(F.relu(self.norm1(h, row)))
+        out = self.conv2(F.relu(self.norm2(out, row)))
+        return out + (h if out.shape[1] == h.shape[1] else widen(h, out.shape[1]))
+
+
+class AnytimeNetState(NamedTuple):
+    """`features` are the last outputs of the sections (before the first step: the normalised images alone)."""
+
+    step: int
+    features: tuple[Tensor, ...]
+
+
+class AnytimeNet(AnytimeModel):
+    """A pre-activation ResNet of several sections that gains blocks step by step and answers after each step.
+
+    Step t: h_s <- (new blocks of section s)(h_s), or (all blocks of section s)(h_{s-1}) if h_{s-1} has changed in this step;
+    logits = OUT(h_S), OUT = BN-ReLU-global average pooling-linear, shared by all steps. Only one tensor per section is cached,
+    no block runs again on an input that has not changed (Fig. 2 and Table I of the paper).
+
+    With a single step (`scheme=(blocks,)`) this is the paper's BASELINE.
+
+    The paper does not say how batch norm treats blocks that run several times. Training is the same either way, since it
+    normalises by the batch; in evaluation `statistics="per_use"` (default) keeps running statistics for each use of a block,
+    `"shared"` one mixture for all.
+
+    Args:
+        num_classes: K of the logits.
+        in_channels: Channels of the images.
+        blocks: Residual blocks per section at the end; the width doubles and the resolution halves from one to the next.
+        scheme: Which section gains how many blocks at each step, see `growth`.
+        width: Channels of the first section.
+        statistics: Running statistics `"per_use"` or `"shared"`.
+        eps: Added to the variance in batch norm (paper: 0.001).
+
+    Source: Kim, Bradford, Shao, DATE 2020, sections II and III-A.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, blocks: Sequence[int] = (8, 8, 8), scheme: Scheme = (1, 4, 3),
+        width: int = 16, statistics: Statistics = "per_use", eps: float = 1e-3,
+    ) -> None:  # fmt: skip
+        super().__init__(num_classes, in_channels)
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width!r}")
+        if statistics not in ("per_use", "shared"):
+            raise ValueError(f"statistics must be 'per_use' or 'shared', got {statistics!r}")
+        gains = growth(blocks, scheme)
+        self.schedule = schedule(gains)
+        self.num_steps = len(gains)
+        self.present = [tuple(accumulate(column)) for column in zip(*gains, strict=True)]  # [sections][T]
+        separate = statistics == "per_use"
+        widths = [width * 2**section for section in range(len(gains[0]))]
+        self.stem = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.sections = nn.ModuleList()
+        for section, channels in enumerate(widths):
+            uses = [self._uses(section, block, self.num_steps) for block in range(self.present[section][-1])]
+            inputs = [widths[max(section - 1, 0)]] + [channels] * (len(uses) - 1)
+            rows = uses if separate else [1] * len(uses)
+            self.sections.append(nn.ModuleList(Block(i, channels, r, eps) for i, r in zip(inputs, rows, strict=True)))
+        self.norm = StepBatchNorm2d(widths[-1], self.num_steps if separate else 1, eps)
+        self.head = nn.Linear(widths[-1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _uses(self, section: int, block: int, steps: int) -> int:
+        """How often a block runs in the first `steps` steps."""
+        runs = [self.schedule[t][section] for t in range(steps)]
+        return sum(run is not None and run.first <= block < run.last for run in runs)
+
+    def _out(self, h: Tensor, row: int) -> Tensor:
+        return self.head(F.relu(self.norm(h, row)).mean((2, 3)))
+
+    def _run(self, section: int, run: Run, h: Tensor) -> Tensor:
+        for block, row in zip(range(run.first, run.last), run.rows, strict=True):
+            h = self.sections[section][block](h, row)  # type: ignore[index]
+        return h
+
+    def initial_state(self, x: Tensor) -> AnytimeNetState:
+        self.check_input(x, SMALLEST)
+        return AnytimeNetState(0, (self.normalize(x),))
+
+    def step(self, state: AnytimeNetState) -> tuple[Tensor, AnytimeNetState]:
+        if state.step >= self.num_steps:
+            raise ValueError(f"all {self.num_steps} steps are done")
+        below = self.stem(state.features[0]) if state.step == 0 else state.features[0]
+        features: list[Tensor] = []
+        for section, run in enumerate(self.schedule[state.step]):
+            h = below if run is not None and run.first == 0 else state.features[section]
+            below = h if run is None else self._run(section, run, h)
+            features.append(below)
+        return self._out(below, state.step), AnytimeNetState(state.step + 1, tuple(features))
+
+    def answer(self, x: Tensor, step: int) -> Tensor:
+        """The sub-network of step `step` from scratch: every block present by then, once."""
+        h = self.stem(self.initial_state(x).features[0])
+        for section, present in enumerate(self.present):
+            blocks = range(present[step - 1])
+            h = self._run(section, Run(0, len(blocks), tuple(self._uses(section, b, step) - 1 for b in blocks)), h)
+        return self._out(h, step - 1)
+
+
+@register_model
+def anytimenet(
+    num_classes: int = 10, in_channels: int = 3, blocks: tuple[int, ...] = (8, 8, 8),
+    scheme: tuple[int, ...] | tuple[tuple[int, ...], ...] = (1, 4, 3), width: int = 16, statistics: Statistics = "per_use",
+    eps: float = 1e-3,
+) -> AnytimeNet:  # fmt: skip
+    """AnytimeNet of the paper: 7 steps, 24 residual blocks of width 16, 32, 64, 755,802 parameters for 10 classes.
+
+    Args:
+        num_classes: K of the logits.
+        in_channels: Channels of the images.
+        blocks: Residual blocks per section.
+        scheme: (1, 4, 3): start with 1 block per section, then add 4 and 3 to one section after the other; or gains per step.
+        width: Channels of the first section.
+        statistics: Running batch-norm statistics "per_use" of a block, or "shared" by all uses.
+        eps: Added to the variance in batch norm.
+    """
+    return AnytimeNet(num_classes, in_channels, blocks, scheme, width, statistics, eps)
+
+
+@register_model
+def anytimenet_baseline(
+    num_classes: int = 10, in_channels: int = 3, blocks: tuple[int, ...] = (8, 8, 8), width: int = 16, eps: float = 1e-3
+) -> AnytimeNet:
+    """BASELINE of the paper: the graph of AnytimeNet's last step, run at once; one answer, the same parameters.
+
+    Args:
+        num_classes: K of the logits.
+        in_channels: Channels of the images.
+        blocks: Residual blocks per section.
+        width: Channels of the first section.
+        eps: Added to the variance in batch norm.
+    """
+    return AnytimeNet(num_classes, in_channels, blocks, (tuple(blocks),), width, "shared", eps)

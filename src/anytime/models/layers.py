@@ -1,0 +1,52 @@
+"""Layers that several families share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StepBatchNorm2d(nn.Module):
+    """Batch norm with one affine map and one row of running statistics per use.
+
+    y = weight * (x - mu) / sqrt(var + eps) + bias, with mu and var of the batch in training and of row r in evaluation:
+    a layer that runs several times for one answer sees different input statistics each time. `rows=1` is ordinary batch norm.
+    Uses beyond the last row take the last row. Training never depends on the number of rows, only evaluation does.
+
+    Args:
+        channels: C of `[B, C, H, W]`.
+        rows: Number of uses with statistics of their own.
+        eps: Added to the variance.
+        momentum: Weight of the newest batch in the running statistics.
+    """
+
+    def __init__(self, channels: int, rows: int = 1, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(rows, channels))
+        self.register_buffer("running_var", torch.ones(rows, channels))
+
+    @property
+    def rows(self) -> int:
+        """Number of uses with running statistics of their own."""
+        return self.running_mean.shape[0]
+
+    def forward(self, x: Tensor, row: int = 0) -> Tensor:
+        row = min(row, self.rows - 1)
+        return F.batch_norm(
+            x, self.running_mean[row], self.running_var[row], self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, rows={self.rows}, eps={self.eps}, momentum={self.momentum}"
+
+
+def widen(x: Tensor, channels: int) -> Tensor:
+    """Parameter-free shortcut: 2x2 average pooling (stride 2), then zero channels appended up to `channels`."""
+    x = F.avg_pool2d(x, 2, ceil_mode=True)
+    return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))

@@ -1,0 +1,99 @@
+"""Models by name: `register_model`, `create_model`, `list_models` (in timm's manner)."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anytime.model import AnytimeModel
+
+_FACTORIES: dict[str, Callable[..., AnytimeModel]] = {}
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A sentence's end that helps: `; did you mean 'x'?` or the list of what is valid."""
+    valid = list(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(valid)}"
+
+
+def register_model(factory: Callable[..., AnytimeModel]) -> Callable[..., AnytimeModel]:
+    """Decorator: makes a function `f(num_classes=10, ...) -> AnytimeModel` known under its own name."""
+    name = factory.__name__
+    assert name not in _FACTORIES, f"model {name!r} is registered twice"
+    _FACTORIES[name] = factory
+    return factory
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered models that match a shell pattern, sorted.
+
+    Example:
+        >>> list_models("anytimenet*")
+        ['anytimenet', 'anytimenet_baseline']
+    """
+    return sorted(fnmatch.filter(_FACTORIES, pattern))
+
+
+def find_factory(name: str) -> Callable[..., AnytimeModel]:
+    """The function or class behind a registered name or an import path (`package.module.Class`).
+
+    Raises:
+        ValueError: No model has this name, or the import path leads nowhere.
+    """
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    if "." not in name:
+        raise ValueError(f"unknown model {name!r}{nearest(name, list_models())}")
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise ValueError(f"model {name!r} is a {type(factory).__name__}, expected a class or a function")
+    return factory
+
+
+def import_path(name: str) -> str:
+    """The import path of a model given by name or by import path."""
+    factory = find_factory(name)
+    return f"{factory.__module__}.{factory.__qualname__}"
+
+
+def create_model(name: str, num_classes: int = 10, **arguments: Any) -> AnytimeModel:
+    """Builds a model by registered name or by import path of a user's own class or function.
+
+    The name and all arguments (defaults included) are kept in `model.config`, so that a saved model can be built again.
+
+    Args:
+        name: A name of `list_models()`, or `package.module.Class`.
+        num_classes: Number of classes, K of the logits `[B, K]`.
+        **arguments: Constructor arguments of the model, see `help(...)` of its function or `anytime models NAME`.
+
+    Raises:
+        ValueError: Unknown name or argument (the message names the nearest valid one), or an argument out of range.
+
+    Example:
+        >>> create_model("anytimenet", width=8).num_steps
+        7
+    """
+    factory = find_factory(name)
+    parameters = inspect.signature(factory).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    arguments = {"num_classes": num_classes, **arguments}
+    for argument in arguments:
+        if argument not in parameters and not open_ended:
+            raise ValueError(f"model {name!r} has no argument {argument!r}{nearest(argument, parameters)}")
+    model = factory(**arguments)
+    bound = inspect.signature(factory).bind(**arguments)
+    bound.apply_defaults()
+    variable = {p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD}
+    kept = {key: value for key, value in bound.arguments.items() if key not in variable}
+    model.config = {"model": name, "arguments": kept | {k: v for key in variable for k, v in bound.arguments[key].items()}}
+    return model

@@ -1,1 +1,32 @@
 """Neural networks that hold an answer at any moment, and answer better the longer they may compute."""
+
+from anytime import models, objectives, testing
+from anytime.cost import StepSeconds, step_macs, step_seconds
+from anytime.model import AnytimeModel, map_state, select_samples
+from anytime.pretrained import list_pretrained, load
+from anytime.registry import create_model, list_models, register_model
+from anytime.runtime import Answer, Predictor
+from anytime.trace import Trace, record
+from anytime.version import __version__
+
+__all__ = [
+    "Answer",
+    "AnytimeModel",
+    "Predictor",
+    "StepSeconds",
+    "Trace",
+    "__version__",
+    "create_model",
+    "list_models",
+    "list_pretrained",
+    "load",
+    "map_state",
+    "models",
+    "objectives",
+    "record",
+    "register_model",
+    "select_samples",
+    "step_macs",
+    "step_seconds",
+    "testing",
+]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,7 +68,7 @@ class StepSeconds:
 def step_seconds(
     model: AnytimeModel, input_size: tuple[int, int, int], batch_size: int = 1, repeats: int = 20, warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
-) -> StepSeconds:  # fmt: skip
+) -> StepSeconds:
     """Measures the stream: cumulative seconds after each step for a batch, on the model's device.
 
     Args:
@@ -97,3 +99,16 @@ def step_seconds(
     measured = torch.tensor(rows[warmup:], dtype=torch.float64)
     low, median, high = torch.quantile(measured, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=0).tolist()
     return StepSeconds(median, low, high, batch_size, repeats)
+
+
+def hardware(device: torch.device) -> str:
+    """The name of a device, e.g. `"AMD EPYC 7B13, 2 threads"` or `"NVIDIA H100 80GB HBM3"`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+        name += " with AMX" if any(line.startswith("flags") and "amx_bf16" in line for line in lines) else ""
+    return f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{name} ({device.type})"

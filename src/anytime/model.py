@@ -150,7 +150,10 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
                 f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
                 "use anytime.create_model('package.module.Class', ...)"
             )
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {  # copies, since tied weights share memory, which safetensors refuses
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.state_dict().items()
+        }
         weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
         config = {"format": FORMAT, **self.config, "metadata": self.metadata, "sha256": hashlib.sha256(weights).hexdigest()}
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -196,6 +199,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     missing = {"model", "arguments", "sha256"} - config.keys()
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    for key, kind in {"model": str, "arguments": dict, "sha256": str}.items():
+        if not isinstance(config[key], kind):
+            raise ValueError(f"{path} is damaged: {key} is {config[key]!r}")
     return config
 
 
@@ -219,10 +225,14 @@ def read_model(directory: str | os.PathLike[str]) -> AnytimeModel:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    model = create_model(config["model"], **config["arguments"])
+    try:
+        model = create_model(config["model"], **config["arguments"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {error}") from error
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model {config['model']!r} of {CONFIG}: {error}") from error
+        first = str(error).splitlines()[:2][-1].strip()
+        raise ValueError(f"{path} does not fit the model {config['model']!r} of {CONFIG}: {first}") from error
     model.metadata = config.get("metadata", {})
     return model.eval()

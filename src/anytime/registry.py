@@ -43,8 +43,10 @@ def list_models(pattern: str = "*") -> list[str]:
 def find_factory(name: str) -> Callable[..., AnytimeModel]:
     """The function or class behind a registered name or an import path (`package.module.Class`).
 
+    Nothing else can be called by name: the name may come from a file of unknown origin.
+
     Raises:
-        ValueError: No model has this name, or the import path leads nowhere.
+        ValueError: No model has this name, or the import path leads nowhere or to something else than a model.
     """
     if name in _FACTORIES:
         return _FACTORIES[name]
@@ -55,8 +57,11 @@ def find_factory(name: str) -> Callable[..., AnytimeModel]:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"model {name!r} cannot be imported: {error}") from error
-    if not callable(factory):
-        raise ValueError(f"model {name!r} is a {type(factory).__name__}, expected a class or a function")
+    from anytime.model import AnytimeModel  # here, for that module imports this one
+
+    subclass = isinstance(factory, type) and issubclass(factory, AnytimeModel)
+    if not subclass and not any(factory is registered for registered in _FACTORIES.values()):
+        raise ValueError(f"model {name!r} is neither a subclass of AnytimeModel nor a function marked @register_model")
     return factory
 
 
@@ -67,7 +72,7 @@ def import_path(name: str) -> str:
 
 
 def create_model(name: str, num_classes: int = 10, **arguments: Any) -> AnytimeModel:
-    """Builds a model by registered name or by import path of a user's own class or function.
+    """Builds a model by registered name or by import path of a user's own class (or function marked `register_model`).
 
     The name and all arguments (defaults included) are kept in `model.config`, so that a saved model can be built again.
 

@@ -120,7 +120,7 @@ class AnytimeNet(AnytimeModel):
     `"shared"` one mixture for all.
 
     Args:
-        num_classes: K of the logits.
+        num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         blocks: Residual blocks per section at the end; the width doubles and the resolution halves from one to the next.
         scheme: Which section gains how many blocks at each step, see `growth`.
@@ -132,9 +132,9 @@ class AnytimeNet(AnytimeModel):
     """
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, blocks: Sequence[int] = (8, 8, 8), scheme: Scheme = (1, 4, 3),
+        self, num_classes: int | Sequence[int] = 10, in_channels: int = 3, blocks: Sequence[int] = (8, 8, 8), scheme: Scheme = (1, 4, 3),
         width: int = 16, statistics: Statistics = "per_use", eps: float = 1e-3,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(num_classes, in_channels)
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width!r}")
@@ -154,7 +154,7 @@ class AnytimeNet(AnytimeModel):
             rows = uses if separate else [1] * len(uses)
             self.sections.append(nn.ModuleList(Block(i, channels, r, eps) for i, r in zip(inputs, rows, strict=True)))
         self.norm = StepBatchNorm2d(widths[-1], self.num_steps if separate else 1, eps)
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head = nn.Linear(widths[-1], self.num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -198,14 +198,14 @@ class AnytimeNet(AnytimeModel):
 
 @register_model
 def anytimenet(
-    num_classes: int = 10, in_channels: int = 3, blocks: tuple[int, ...] = (8, 8, 8),
+    num_classes: int | tuple[int, ...] = 10, in_channels: int = 3, blocks: tuple[int, ...] = (8, 8, 8),
     scheme: tuple[int, ...] | tuple[tuple[int, ...], ...] = (1, 4, 3), width: int = 16, statistics: Statistics = "per_use",
     eps: float = 1e-3,
-) -> AnytimeNet:  # fmt: skip
+) -> AnytimeNet:
     """AnytimeNet of the paper: 7 steps, 24 residual blocks of width 16, 32, 64, 755,802 parameters for 10 classes.
 
     Args:
-        num_classes: K of the logits.
+        num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         blocks: Residual blocks per section.
         scheme: (1, 4, 3): start with 1 block per section, then add 4 and 3 to one section after the other; or gains per step.
@@ -218,12 +218,12 @@ def anytimenet(
 
 @register_model
 def anytimenet_baseline(
-    num_classes: int = 10, in_channels: int = 3, blocks: tuple[int, ...] = (8, 8, 8), width: int = 16, eps: float = 1e-3
+    num_classes: int | tuple[int, ...] = 10, in_channels: int = 3, blocks: tuple[int, ...] = (8, 8, 8), width: int = 16, eps: float = 1e-3
 ) -> AnytimeNet:
     """BASELINE of the paper: the graph of AnytimeNet's last step, run at once; one answer, the same parameters.
 
     Args:
-        num_classes: K of the logits.
+        num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         blocks: Residual blocks per section.
         width: Channels of the first section.

@@ -1,0 +1,1 @@
+"""Metrics as pure functions of traces: nothing here runs a network."""

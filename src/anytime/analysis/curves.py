@@ -1,0 +1,184 @@
+"""What a trace says per step: accuracy, confidence, the error at a share of the cost, and stopping by confidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from anytime.trace import Trace
+
+Cost = Literal["macs", "contract", "seconds"]
+MILESTONES = (0.25, 0.5, 0.75, 1.0)
+
+
+def answers(trace: Trace) -> Tensor:
+    """argmax_k z_k: the answered class, int64 `[T, N]`.
+
+    Raises:
+        ValueError: The trace has several label levels; pick one with `trace.level(d)`.
+    """
+    if trace.levels:
+        raise ValueError(
+            f"this trace has {len(trace.levels)} label levels of {trace.levels} classes; "
+            f"pick one: trace.level(0) to trace.level({len(trace.levels) - 1})"
+        )
+    return trace.logits.argmax(2)
+
+
+def correct(trace: Trace) -> Tensor:
+    """Whether the answer is the label, bool `[T, N]`."""
+    return answers(trace) == trace.labels
+
+
+def max_probability(trace: Trace) -> Tensor:
+    """max_k softmax(z)_k, the confidence of an answer, float64 `[T, N]`."""
+    return _probability_of(trace, answers(trace))
+
+
+def true_probability(trace: Trace) -> Tensor:
+    """softmax(z)_label, S(x) of Kim et al. 2020 (eq. 5), float64 `[T, N]`."""
+    return _probability_of(trace, trace.labels.expand_as(answers(trace)))
+
+
+def accuracy(trace: Trace) -> Tensor:
+    """Share of samples whose answer is right, float64 `[T]`."""
+    return correct(trace).double().mean(1)
+
+
+def error(trace: Trace) -> Tensor:
+    """Share of samples whose answer is wrong, float64 `[T]`."""
+    return (~correct(trace)).double().mean(1)
+
+
+def confidence(trace: Trace) -> Tensor:
+    """Mean over samples of max_k softmax(z)_k, float64 `[T]`; needs no labels."""
+    return max_probability(trace).mean(1)
+
+
+def true_class_probability(trace: Trace) -> Tensor:
+    """Mean over samples of softmax(z)_label, float64 `[T]`: the confidence of Kim et al. 2020 (eq. 5); needs labels."""
+    return true_probability(trace).mean(1)
+
+
+def average_error(trace: Trace) -> float:
+    """AE = 1/T * sum_t error_t, each exit counted alike (Hu et al. 2017)."""
+    return float(error(trace).mean())
+
+
+def timeliness(trace: Trace) -> float:
+    """1 - AE: the expected accuracy when the time to stop is uniform over the exits (Hu et al. 2017)."""
+    return 1 - average_error(trace)
+
+
+def costs(trace: Trace, cost: Cost = "macs") -> Tensor:
+    """One cost of every step, `[T]`: interruptible MACs, contract MACs or seconds.
+
+    Raises:
+        ValueError: An unknown cost, or one that the trace does not hold.
+    """
+    if cost not in ("macs", "contract", "seconds"):
+        raise ValueError(f"unknown cost {cost!r}: use 'macs' (interruptible), 'contract' (MACs) or 'seconds'")
+    values = {"macs": trace.macs, "contract": trace.contract_macs, "seconds": trace.seconds}[cost]
+    if values is None:
+        raise ValueError(f"this trace holds no {cost!r} cost; record it again with that cost measured")
+    return values
+
+
+def error_at_cost(trace: Trace, fractions: Sequence[float] = MILESTONES, cost: Cost = "macs") -> list[float]:
+    """Error of the last step with cost_t <= fraction * cost_T; nan where there is no such step (Hu et al. 2017).
+
+    Args:
+        trace: The answers.
+        fractions: Shares of the cost of the last step.
+        cost: Which cost; with "contract" the network is chosen for that budget and nothing is streamed.
+    """
+    spent, errors = costs(trace, cost).double(), error(trace)
+    reached = [(spent <= fraction * spent[-1] * (1 + 1e-12)).nonzero().flatten() for fraction in fractions]
+    return [float(errors[steps[-1]]) if len(steps) else math.nan for steps in reached]
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """What stopping at a confidence threshold costs and gives, per threshold.
+
+    Attributes:
+        thresholds: float64 `[M]`, growing; infinity never stops before the last step.
+        macs: float64 `[M]`, mean interruptible MACs per sample.
+        seconds: float64 `[M]`, mean seconds per stream, where the trace holds seconds.
+        accuracy: float64 `[M]`.
+        shares: float64 `[M, T]`, share of samples that stop at each step.
+    """
+
+    thresholds: Tensor
+    macs: Tensor
+    seconds: Tensor | None
+    accuracy: Tensor
+    shares: Tensor
+
+    def area(self) -> float:
+        """Mean accuracy over mean MACs, from the cheapest to the dearest threshold (trapezoids)."""
+        width = self.macs[-1] - self.macs[0]
+        return float(torch.trapezoid(self.accuracy, self.macs) / width if width > 0 else self.accuracy[-1])
+
+    def cheapest(self, accuracy: float) -> int | None:
+        """Index of the cheapest threshold with at least this accuracy; None where there is none."""
+        reached = (self.accuracy >= accuracy).nonzero().flatten()
+        return int(reached[0]) if len(reached) else None
+
+
+def threshold_curve(trace: Trace, thresholds: Sequence[float] | None = None, num: int = 101) -> ThresholdCurve:
+    """Stops each sample at its first step with max softmax >= threshold, at the last step otherwise.
+
+    Mean MACs = macs_1 + sum_t (macs_{t+1} - macs_t) P(c_t < threshold), c_t the largest confidence up to step t. So the
+    default thresholds are the quantiles of c weighted by the MACs of the next step: the mean cost grows evenly, from
+    that of the first answer alone to that of all answers.
+
+    Args:
+        trace: The answers. To choose a threshold for use, take the trace of a validation split.
+        thresholds: Any order. Default: `num` of them, as above.
+        num: At least 2.
+    """
+    confident = max_probability(trace)[:-1].cummax(0).values
+    if thresholds is None:
+        grid = _even_cost_thresholds(confident, trace.macs.diff(), num)
+    elif len(thresholds):
+        grid = torch.tensor(sorted(thresholds), dtype=torch.float64)
+    else:
+        raise ValueError("thresholds is empty: give at least one, or None for an even grid")
+    steps = torch.stack([(confident < threshold).sum(0) for threshold in grid])
+    right = correct(trace).gather(0, steps)
+    counts = torch.stack([(steps == step).sum(1) for step in range(trace.num_steps)], dim=1)
+    shares = counts.double() / trace.num_samples
+    return ThresholdCurve(
+        thresholds=grid,
+        macs=(counts * trace.macs).sum(1).double() / trace.num_samples,
+        seconds=None if trace.seconds is None else shares @ trace.seconds,
+        accuracy=right.double().mean(1),
+        shares=shares,
+    )
+
+
+def _even_cost_thresholds(confident: Tensor, step_macs: Tensor, num: int) -> Tensor:
+    if num < 2:
+        raise ValueError(f"num must be at least 2, the ends of the curve; got {num}")
+    values, order = confident.flatten().sort()
+    below = step_macs.double().repeat_interleave(confident.shape[1])[order].cumsum(0)
+    if not len(below):
+        return torch.tensor([0.0, math.inf], dtype=torch.float64)
+    wanted = torch.linspace(0, 1, num, dtype=torch.float64)[1:-1] * below[-1]
+    inner = values[torch.searchsorted(below, wanted).clamp(max=len(values) - 1)]
+    return torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), math.inf)])
+
+
+def _probability_of(trace: Trace, classes: Tensor) -> Tensor:
+    """softmax(z)_k of class k = `classes[t, n]`, float64 `[T, N]`."""
+    # One step at a time: in double precision all logits of a large trace would not fit beside the trace.
+    steps = (logits.double() for logits in trace.logits)
+    return torch.stack(
+        [(z.gather(1, k[:, None])[:, 0] - z.logsumexp(1)).exp() for z, k in zip(steps, classes, strict=True)]
+    )

@@ -1,0 +1,67 @@
+"""Rows of plain values as aligned text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Column(NamedTuple):
+    """One column of a table: the key of its values in a row, its title, and a format such as `".1%"` or a function."""
+
+    key: str
+    title: str
+    format: str | Callable[[Any], str] = ""
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The cell of `row`; a dash where it has no value."""
+        value = row.get(self.key)
+        if value is None or value != value:
+            return "–"
+        return self.format(value) if callable(self.format) else format(value, self.format)
+
+
+def used(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[Column]:
+    """The columns for which any row has a value."""
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+
+
+def is_text(rows: Sequence[Mapping[str, Any]], column: Column) -> bool:
+    """Whether a column holds words (aligned left) and not numbers (aligned right)."""
+    return any(isinstance(row.get(column.key), str) for row in rows)
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+    """Aligned plain text: titles, a rule, one line per row; columns without any value are left out.
+
+    Example:
+        >>> columns = [Column("step", "step"), Column("right", "right", ".0%")]
+        >>> print(format_table([{"step": 1, "right": 0.5}, {"step": 10}], columns))
+        step  right
+        ----  -----
+           1    50%
+          10      –
+    """
+    columns = used(rows, columns)
+    cells = [[column.title for column in columns], *([column.text(row) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    left = [is_text(rows, column) for column in columns]
+    lines = (
+        "  ".join(c.ljust(w) if words else c.rjust(w) for c, w, words in zip(line, widths, left, strict=True))
+        for line in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def macs_text(macs: float) -> str:
+    """`"12.24 M"`: four significant digits and k, M, G or T."""
+    power = 0
+    while macs >= 999.95 and power < 4:
+        macs, power = macs / 1000, power + 1
+    return f"{macs:#.4g} {' kMGT'[power]}" if power else f"{macs:.0f}"
+
+
+def ms_text(seconds: float) -> str:
+    """Seconds in milliseconds, three significant digits: 0.00123 gives `"1.23"`."""
+    return f"{seconds * 1e3:#.3g}" if seconds < 0.0995 else f"{seconds * 1e3:,.0f}"

@@ -1,0 +1,48 @@
+"""Stateless random numbers: the same on every device, in any order, for any sharding.
+
+Random choices are functions of integers (seed, epoch, sample index) and not draws from a generator that somebody else
+may have advanced. The function is splitmix64 (Steele, Lea & Flood, OOPSLA 2014) in wrapping int64 arithmetic.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same 64 bits as `word`."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def scramble(x: Tensor) -> Tensor:
+    """splitmix64 of every int64 in `x`: a bijection whose output bits look independent."""
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * _FACTORS[0]
+    x = (x ^ _shift(x, 27)) * _FACTORS[1]
+    return x ^ _shift(x, 31)
+
+
+def keys(indices: Tensor, *words: int) -> Tensor:
+    """One 64-bit key for each of `indices` `[N]`, a function of `words` and that index only. Returns int64 `[N]`."""
+    state = torch.zeros((), dtype=torch.int64, device=indices.device)
+    for word in words:
+        state = scramble(state ^ _signed(word))
+    return scramble(state ^ indices)
+
+
+def below(keys: Tensor, n: int, choice: int) -> Tensor:
+    """Integers in `[0, n)`, uniform over keys; different `choice`s of the same key are independent."""
+    return _shift(scramble(keys ^ _signed(choice)), 33) % n
+
+
+def permutation(n: int, *words: int) -> Tensor:
+    """A permutation of `0..n-1` that is a function of `words` only. Returns int64 `[n]` on the CPU."""
+    return torch.argsort(keys(torch.arange(n), *words), stable=True)

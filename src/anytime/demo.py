@@ -1,0 +1,95 @@
+"""`anytime demo`: the whole way once, on data that come with the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anytime import plots
+from anytime.analysis.summary import STEP_COLUMNS
+from anytime.analysis.tables import format_table
+from anytime.cost import step_seconds
+from anytime.data import create_data
+from anytime.evaluation import write_results
+from anytime.pretrained import load
+from anytime.report import Section
+from anytime.runtime import Predictor
+from anytime.trace import Trace, record
+from anytime.training.command import start_training
+from anytime.training.config import parse
+
+COLUMNS = tuple(
+    column for column in STEP_COLUMNS
+    if column.key in ("step", "macs", "share_of_macs", "accuracy", "confidence", "true_class_probability", "seconds")
+)
+
+
+def recipe(epochs: int) -> list[str]:
+    """The flags of `anytime train` that the demo stands for."""
+    return f"--model anytimenet --data digits --data.batch_size 64 --epochs {epochs} --validate_every {epochs}".split()
+
+
+def run_demo(run: Path, epochs: int) -> int:
+    """Trains, measures, reports, answers under deadlines; a former demo in `run` is replaced."""
+    flags = recipe(epochs)
+    print(f"1. training: anytime train {' '.join(flags)}")
+    start_training(parse(flags), run, overwrite=(run / "run.json").is_file())
+    model = load(run)
+    data = create_data("digits")
+    data.setup("test")
+    meta = {"dataset": "Digits", "part": "test", "recipe": model.metadata["recipe"]}
+    trace = record(model, data.test_dataloader(), meta=meta)
+    images = torch.cat([images for images, _ in data.test_dataloader()])
+    shown = _telling(trace)
+    result = write_results(trace, run, "test", [_growing(trace, images, shown)])
+    print(f"\n2. every step on {trace.num_samples} held-out images (cumulative; {trace.meta['hardware']})")
+    print(format_table(result.numbers["steps"], COLUMNS))
+    print("   confidence = mean max softmax; p(correct class) = the measure of Kim et al. (2020), eq. 5")
+    print("\n3. the same images under growing deadlines")
+    _answer(model, trace, images, shown)
+    print(
+        f"\nwrote {result.report} (open it in a browser), {run}/figures/\n\nnext:\n"
+        f"  anytime evaluate {run}\n"
+        f"  anytime train --model anytimenet_baseline --data digits --epochs {epochs}\n"
+        f"  anytime evaluate runs/anytimenet_baseline_Digits\n"
+        f"  anytime compare {run} runs/anytimenet_baseline_Digits\n"
+        "  anytime models\n"
+        "  anytime predict anytimenet_cifar10 YOUR_PHOTO.png --deadline 5ms"
+    )
+    return 0
+
+
+def _telling(trace: Trace, count: int = 3) -> list[int]:
+    """Images whose answer takes the longest to become right, and is right at the end: there is something to see."""
+    right = trace.logits.argmax(2) == trace.labels
+    settled = right.flip(0).long().cumprod(0).sum(0)  # steps, counted from the end, over which the answer is right
+    settled = settled.where(settled > 0, trace.num_steps + 1)
+    return settled.argsort(stable=True)[:count].tolist()
+
+
+def _growing(trace: Trace, images: torch.Tensor, shown: list[int]) -> Section:
+    seconds: Any = trace.seconds
+    figures = {
+        f"Image {index}, a {trace.class_names[int(trace.labels[index])]}: probabilities after each step": plots.growing_answer(
+            images[index], trace.logits[:, index].softmax(1), trace.class_names, macs=trace.macs, seconds=seconds,
+            label=int(trace.labels[index]),
+        )
+        for index in shown
+    }
+    return Section("Answers that grow", "Held-out images whose answer became right late, and stayed so.", figures=figures)
+
+
+def _answer(model: Any, trace: Trace, images: torch.Tensor, shown: list[int]) -> None:
+    seconds = step_seconds(model, tuple(images.shape[1:]))  # type: ignore[arg-type]
+    predictor = Predictor(model, seconds)
+    deadlines = sorted({0.5 * seconds.high[0], *(1.2 * seconds.high[t] for t in range(0, len(seconds.high), 2))})
+    for index in shown:
+        print(f"   image {index}, a {trace.class_names[int(trace.labels[index])]}:")
+        for deadline in deadlines:
+            answer = predictor(images[index : index + 1], deadline)
+            name, p = trace.class_names[int(answer.label)], float(answer.confidence)
+            missed = "  (missed: the first answer takes longer)" if answer.missed else ""
+            step = f"step {answer.step}/{model.num_steps} after {answer.elapsed * 1e3:5.2f} ms"
+            print(f"     deadline {deadline * 1e3:6.2f} ms: {step}: {name} ({p:.0%}){missed}")

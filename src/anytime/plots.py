@@ -1,0 +1,327 @@
+"""Figures of traces, ready for a paper: each function returns a matplotlib `Figure` and leaves pyplot alone.
+
+Costs are MACs per sample unless an axis says ms; a stream's answer holds until the next one, so lines are steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from torch import Tensor
+
+from anytime.analysis import calibration as calibrate
+from anytime.analysis import curves
+from anytime.analysis.tables import macs_text, ms_text
+from anytime.trace import Trace
+
+P = ParamSpec("P")
+
+# Okabe and Ito's palette: told apart by colour-blind readers, too.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, "#000000")
+MARKERS = "osD^vPX*"
+GREY, PALE = "#6b6b6b", "#ececec"
+DASHES = (0, (4, 3))
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "#222222",
+    "ytick.labelcolor": "#222222",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.dpi": 160,
+}
+_PANELS = 8
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def steps(trace: Trace) -> Figure:
+    """Accuracy, max softmax and probability of the correct class over the cost of the stream (Kim et al. 2020, Fig. 3).
+
+    One panel over interruptible MACs and, where the trace holds seconds, one over measured milliseconds. There is no
+    answer yet in the shade on the left.
+    """
+    lines = (
+        ("accuracy", curves.accuracy(trace), BLUE, "-", "o"),
+        ("confidence (max softmax)", curves.confidence(trace), RED, "--", "s"),
+        ("p(correct class)", curves.true_class_probability(trace), GREEN, ":", "D"),
+    )
+    figure, panels = _cost_panels([trace])
+    for axes, cost in panels:
+        x = _cost(trace, cost)
+        for label, values, colour, style, marker in lines:
+            _hold(axes, x, values, label=label, color=colour, linestyle=style, marker=marker)
+        axes.axvspan(0, float(x[0]), color=PALE, zorder=0, label="no answer yet")
+        axes.set_xlim(0, float(x[-1]) * 1.06)
+    _percent_axis(panels[0][0], "mean over samples")
+    _legend_above(figure, panels[0][0])
+    return figure
+
+
+@_styled
+def speed_accuracy(trace: Trace) -> Figure:
+    """Accuracy over mean MACs: stopping each sample at a confidence threshold, against stopping all at one step."""
+    curve, fixed = curves.threshold_curve(trace), curves.accuracy(trace)
+    figure = Figure(figsize=(4.2, 3.1), layout="constrained")
+    axes = figure.add_subplot()
+    line, points = (curve.macs.tolist(), curve.accuracy.tolist()), (trace.macs.tolist(), fixed.tolist())
+    axes.plot(*line, color=BLUE, label="each sample stops at a confidence threshold", zorder=3)
+    axes.plot(*points, color=RED, linestyle="", marker="s", label="all samples stop at one step", zorder=4)
+    for step, (x, y) in enumerate(zip(*points, strict=True), 1):
+        axes.annotate(str(step), (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=RED)
+    axes.axhline(float(fixed[-1]), color=GREY, linewidth=0.9, linestyle=DASHES, label="all steps for all samples")
+    axes.margins(y=0.12)
+    axes.set_xlim(left=0)
+    _cost_axis(axes, "macs", "mean ")
+    _percent_axis(axes, "accuracy")
+    _legend_above(figure, axes)
+    return figure
+
+
+@_styled
+def calibration(trace: Trace, bins: int = 15) -> Figure:
+    """Reliability diagrams (Guo et al. 2017): accuracy per bin of max softmax, one panel per step, with the ECE.
+
+    The shade of a bar grows with the share of the samples in its bin; bars below the diagonal are overconfident.
+    """
+    reliable = calibrate.reliability(trace, bins)
+    shown = _spread(trace.num_steps)
+    figure, grid = _small_multiples(len(shown))
+    left = [index / bins for index in range(bins)]
+    for axes, t in zip(grid, shown, strict=True):
+        weight = (reliable.counts[t] / reliable.counts[t].max()).sqrt()
+        colours = [(*_rgb(BLUE), 0.2 + 0.8 * float(w)) for w in weight]
+        height = reliable.accuracy[t].nan_to_num().tolist()
+        axes.bar(left, height, 1 / bins, align="edge", color=colours, edgecolor="white", linewidth=0.5)
+        axes.set_title(f"step {t + 1}: ECE {float(reliable.ece[t]):.3f}")
+        _square(axes, 0)
+    _outer_labels(grid, "confidence (max softmax)", "accuracy")
+    return figure
+
+
+@_styled
+def per_class(trace: Trace, confidence: str = "true") -> Figure:
+    """Mean confidence against accuracy, a dot per class, a panel per step, with Pearson's r (Kim et al. 2020, Fig. 4).
+
+    Args:
+        trace: The answers.
+        confidence: "true", the paper's probability of the correct class, or "max", max softmax.
+    """
+    classes = calibrate.per_class(trace, confidence)  # type: ignore[arg-type]
+    shown = _spread(trace.num_steps)
+    figure, grid = _small_multiples(len(shown))
+    smallest = torch.stack([classes.confidence[shown], classes.accuracy[shown]]).nan_to_num(1).min()
+    for axes, t in zip(grid, shown, strict=True):
+        size = 22 if trace.num_classes <= 20 else 10
+        x, y = classes.confidence[t].tolist(), classes.accuracy[t].tolist()
+        axes.scatter(x, y, s=size, color=BLUE, alpha=0.75, linewidths=0.4, edgecolors="white", clip_on=False, zorder=3)
+        r = float(classes.pearson[t])
+        axes.set_title(f"step {t + 1}" if math.isnan(r) else f"step {t + 1}: r = {r:.2f}")
+        _square(axes, min(0.9, math.floor(10 * float(smallest)) / 10))
+    name = "p(correct class)" if confidence == "true" else "confidence (max softmax)"
+    _outer_labels(grid, f"{name}, class mean", "accuracy of the class")
+    return figure
+
+
+@_styled
+def compare(traces: Mapping[str, Trace]) -> Figure:
+    """Accuracy over interruptible MACs and over measured milliseconds side by side, one step line per trace.
+
+    Traces without seconds are missing from the second panel; it is left out where none has any.
+
+    Raises:
+        ValueError: No trace.
+    """
+    if not traces:
+        raise ValueError("there is no trace to compare")
+    figure, panels = _cost_panels(list(traces.values()))
+    for axes, cost in panels:
+        end = max(float(_cost(trace, cost)[-1]) for trace in traces.values() if _holds(trace, cost)) * 1.06
+        for index, (name, trace) in enumerate(traces.items()):
+            if _holds(trace, cost):
+                look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+                _hold(axes, _cost(trace, cost), curves.accuracy(trace), until=end, label=name, **look)
+        axes.set_xlim(0, end)
+    _percent_axis(panels[0][0], "accuracy")
+    _legend_above(figure, panels[0][0])
+    return figure
+
+
+@_styled
+def growing_answer(
+    image: Tensor,
+    probabilities: Tensor,
+    class_names: Sequence[str],
+    *,
+    macs: Sequence[int] | Tensor | None = None,
+    seconds: Sequence[float] | Tensor | None = None,
+    label: int | None = None,
+    top: int = 5,
+) -> Figure:
+    """One image and the probabilities of its likeliest classes, growing from step to step.
+
+    Args:
+        image: `[C, H, W]` in [0, 1], C = 1 or 3.
+        probabilities: `[T, K]`.
+        class_names: K names.
+        macs: `[T]`, cumulative, for the titles.
+        seconds: `[T]`, cumulative, for the titles.
+        label: The true class; its bar is green and its name bold.
+        top: How many classes are shown: those with the largest probability at any step, and the true one.
+    """
+    if probabilities.ndim != 2 or probabilities.shape[1] != len(class_names):
+        raise ValueError(f"probabilities must be [T, {len(class_names)}], got {list(probabilities.shape)}")
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image must be [1, H, W] or [3, H, W], got {list(image.shape)}")
+    peak = probabilities.amax(0)
+    if label is not None:
+        peak = peak.clone().index_fill_(0, torch.tensor([label]), 2.0)
+    kept = peak.topk(min(top, len(class_names))).indices
+    likely: list[int] = kept[probabilities[-1, kept].argsort(descending=True)].tolist()
+    shown = _spread(len(probabilities), 7)
+    height = 0.26 * len(likely)
+    width = min(2 * height, height * image.shape[2] / image.shape[1])
+    names = 0.08 * max(len(class_names[k]) for k in likely)
+    figure = Figure(figsize=(width + names + 0.4 + 1.05 * len(shown), height + 0.9), layout="constrained")
+    grid = figure.subplots(1, 1 + len(shown), width_ratios=[width, *[0.95] * len(shown)], squeeze=False)[0]
+    pixels = image.permute(1, 2, 0).clamp(0, 1).squeeze(-1).numpy()
+    grid[0].imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    grid[0].set_axis_off()
+    for axes, t in zip(grid[1:], shown, strict=True):
+        best = int(probabilities[t].argmax())
+        colours = [GREEN if k == label else RED if k == best and label is not None else SKY for k in likely]
+        axes.barh(range(len(likely)), probabilities[t, likely].tolist(), color=colours, height=0.72)
+        axes.set(xlim=(0, 1), xticks=[0, 1], xticklabels=["0", "1"], ylim=(len(likely) - 0.5, -0.5))
+        axes.set_yticks(range(len(likely)), [class_names[k] for k in likely] if t == shown[0] else [""] * len(likely))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        costs = [f"{macs_text(float(macs[t]))} MACs"] if macs is not None else []
+        costs += [f"{ms_text(float(seconds[t]))} ms"] if seconds is not None else []
+        axes.set_title("\n".join([f"step {t + 1}", *costs]), fontsize=7.5)
+    for text, k in zip(grid[1].get_yticklabels(), likely, strict=True):
+        text.set_fontweight("bold" if k == label else "normal")
+    figure.supxlabel("probability", fontsize=8)
+    return figure
+
+
+def _holds(trace: Trace, cost: curves.Cost) -> bool:
+    return cost != "seconds" or trace.seconds is not None
+
+
+def _cost(trace: Trace, cost: curves.Cost) -> Tensor:
+    """`[T]` in the unit of the axis: MACs, or milliseconds."""
+    return curves.costs(trace, cost).double() * (1e3 if cost == "seconds" else 1)
+
+
+def _cost_panels(traces: Sequence[Trace]) -> tuple[Figure, list[tuple[Axes, curves.Cost]]]:
+    timed = [trace for trace in traces if trace.seconds is not None]
+    figure = Figure(figsize=(7.2 if timed else 4.2, 3.0), layout="constrained")
+    grid = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
+    panels: list[tuple[Axes, curves.Cost]] = [(grid[0], "macs"), (grid[1], "seconds")] if timed else [(grid[0], "macs")]
+    for axes, cost in panels:
+        _cost_axis(axes, cost, "cumulative ")
+    if timed:
+        batches = sorted({int(trace.meta.get("seconds_batch", 1)) for trace in timed})
+        grid[1].set_xlabel(f"cumulative median ms, batch of {' or '.join(map(str, batches))}")
+    return figure, panels
+
+
+def _cost_axis(axes: Axes, cost: curves.Cost, prefix: str) -> None:
+    axes.set_xlabel(f"{prefix}ms" if cost == "seconds" else f"{prefix}MACs per sample (interruptible)")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if cost == "macs":
+        axes.xaxis.set_major_formatter(EngFormatter())
+
+
+def _percent_axis(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
+
+
+def _hold(axes: Axes, x: Tensor, y: Tensor, *, until: float | None = None, **look: Any) -> None:
+    """A step line: each value holds until the next one, the last one until the end."""
+    end = float(x[-1]) * 1.06 if until is None else until
+    axes.plot([*x.tolist(), end], [*y.tolist(), float(y[-1])], drawstyle="steps-post", markevery=range(len(x)), **look)
+
+
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    """One row where it fits, else as many equal columns as do; at 8 points a letter is about 0.068 inches wide."""
+    handles, labels = axes.get_legend_handles_labels()
+    widths = [0.068 * (len(label) + 6) for label in labels]
+    room = figure.get_figwidth()
+    columns = len(labels) if sum(widths) <= room else max(1, int(room / max(widths)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+
+
+def _spread(count: int, panels: int = _PANELS) -> list[int]:
+    """At most `panels` of the steps 0..count-1, evenly spread, both ends included."""
+    if count <= panels:
+        return list(range(count))
+    return [round(index * (count - 1) / (panels - 1)) for index in range(panels)]
+
+
+def _small_multiples(count: int) -> tuple[Figure, list[Axes]]:
+    """`count` square panels with shared axes in at most two rows."""
+    columns = count if count <= 4 else math.ceil(count / 2)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(0.5 + 1.75 * columns, 0.5 + 1.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten().tolist()
+    for axes in grid[count:]:
+        axes.remove()
+    for axes in grid[max(0, count - columns) : count]:
+        axes.xaxis.set_tick_params(labelbottom=True)
+    return figure, grid[:count]
+
+
+def _square(axes: Axes, low: float) -> None:
+    """Both axes from `low` to 1, and the diagonal."""
+    ticks = [low, (low + 1) / 2, 1]
+    labels = [f"{tick:.3g}" for tick in ticks]
+    axes.plot([low, 1], [low, 1], color=GREY, linewidth=0.9, linestyle=DASHES, zorder=1.5)
+    axes.set(xlim=(low, 1), ylim=(low, 1), aspect="equal")
+    axes.set_xticks(ticks, labels)
+    axes.set_yticks(ticks, labels)
+
+
+def _outer_labels(grid: Sequence[Axes], x: str, y: str) -> None:
+    figure = grid[0].figure
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return red, green, blue

@@ -1,0 +1,285 @@
+"""A trace: what a model said at every step about every sample of a data set, and what each step cost.
+
+A trace is recorded once and stored; every metric, curve and figure is a pure function of traces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from anytime.cost import hardware, step_macs, step_seconds
+from anytime.model import AnytimeModel
+
+_FORMAT = "anytime-trace"
+_VERSION = 1
+_TENSORS = ("logits", "labels", "macs", "contract_macs", "seconds", "features", "class_weights")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The answers of T steps to N samples over K classes, with two costs that are never mixed.
+
+    Attributes:
+        logits: float32 `[T, N, K]`.
+        labels: int64 `[N]`; `[N, D]` where `meta["levels"]` lists the sizes of D label levels, which then lie
+            side by side in K (see `level`).
+        macs: int64 `[T]`, interruptible cost: multiply-adds per sample of the stream up to each step.
+        contract_macs: int64 `[T]`, contract cost: multiply-adds of the cheapest way to that one answer.
+        seconds: float64 `[T]`, cumulative median seconds of a stream over `meta["seconds_batch"]` samples.
+        class_names: K names.
+        features: float32 `[T, N, F]`, the inputs of the last linear layer.
+        class_weights: float32 `[K, F]`, or `[T, K, F]` where every step has its own last layer.
+        meta: JSON-able facts: model, dataset, split, input_size, hardware, torch, date, seconds_low, seconds_high, ...
+
+    Raises:
+        ValueError: A shape, type or range that contradicts the above.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    macs: Tensor
+    contract_macs: Tensor | None
+    seconds: Tensor | None
+    class_names: tuple[str, ...]
+    features: Tensor | None = None
+    class_weights: Tensor | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 3 or self.logits.dtype != torch.float32 or 0 in self.logits.shape:
+            raise ValueError(f"logits must be float32 [T, N, K] and not empty, got {_describe(self.logits)}")
+        if not all(bool(step.logsumexp(1).isfinite().all()) for step in self.logits):
+            raise ValueError("logits contain NaN or infinity: no probabilities can be computed from them")
+        steps, samples, classes = self.logits.shape
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if len(self.class_names) != classes:
+            raise ValueError(f"logits have {classes} classes but {len(self.class_names)} class_names were given")
+        _check_labels(self.labels, self.levels or (classes,), samples)
+        for name, dtype in (("macs", torch.int64), ("contract_macs", torch.int64), ("seconds", torch.float64)):
+            cost = getattr(self, name)
+            if cost is None and name != "macs":
+                continue
+            if cost.shape != (steps,) or cost.dtype != dtype or not bool(cost.isfinite().all() and (cost > 0).all()):
+                found = f"{_describe(cost)}: {cost.tolist()}"
+                raise ValueError(f"{name} must be {dtype} [{steps}] and positive, got {found}")
+        if bool((self.macs.diff() <= 0).any()):
+            raise ValueError(f"macs are cumulative and must grow at every step, got {self.macs.tolist()}")
+        for name in ("seconds_low", "seconds_high"):
+            if len(self.meta.get(name, [0] * steps)) != steps:
+                raise ValueError(f"meta[{name!r}] must hold {steps} values, got {self.meta[name]!r}")
+        width = None if self.features is None else self.features.shape[-1]
+        if self.features is not None and self.features.shape != (steps, samples, width):
+            raise ValueError(f"features must be [{steps}, {samples}, F], got {_describe(self.features)}")
+        if self.class_weights is not None:
+            rows, columns = self.class_weights.shape[:-1], self.class_weights.shape[-1:]
+            if rows not in ((classes,), (steps, classes)) or (width is not None and columns != (width,)):
+                wanted = f"[{classes}, {width or 'F'}] or [{steps}, {classes}, {width or 'F'}]"
+                raise ValueError(f"class_weights must be {wanted}, got {_describe(self.class_weights)}")
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.logits.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.logits.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """K, over all label levels."""
+        return self.logits.shape[2]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The sizes of the label levels that lie side by side in K; empty for plain labels `[N]`."""
+        return tuple(self.meta.get("levels") or ())
+
+    def level(self, index: int) -> Trace:
+        """The trace of one label level: its columns of the logits, names and class weights, and its labels `[N]`.
+
+        Raises:
+            ValueError: The trace has no label level `index`.
+        """
+        if not 0 <= index < len(self.levels):
+            raise ValueError(f"no label level {index}: this trace has {len(self.levels)} label levels {self.levels}")
+        start = sum(self.levels[:index])
+        columns = slice(start, start + self.levels[index])
+        return replace(
+            self,
+            logits=self.logits[..., columns],
+            labels=self.labels[:, index],
+            class_names=self.class_names[columns],
+            class_weights=None if self.class_weights is None else self.class_weights[..., columns, :],
+            meta={key: value for key, value in self.meta.items() if key != "levels"} | {"level": index},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one safetensors file, whole or not at all; makes missing folders.
+
+        Raises:
+            ValueError: `meta` holds something that JSON cannot say.
+        """
+        tensors = {name: value.contiguous() for name in _TENSORS if (value := getattr(self, name)) is not None}
+        try:
+            header = json.dumps({"class_names": self.class_names, "meta": dict(self.meta)})
+        except TypeError as error:
+            raise ValueError(f"the meta of a trace must be JSON: {error}") from None
+        metadata = {"format": _FORMAT, "version": str(_VERSION), "trace": header, "crc32": _crc32(header, tensors)}
+        with written_whole(path) as part:
+            save_file(tensors, part, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Reads what `save` wrote; executes nothing from the file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is truncated, altered, no trace, or of another format version.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a trace, or is truncated or corrupt: {error}") from None
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{path} is a safetensors file but not a trace; traces are written by anytime.record")
+        if metadata.get("version") != str(_VERSION):
+            found = metadata.get("version")
+            raise ValueError(f"{path} has trace format version {found}, this version of anytime reads {_VERSION}")
+        header = metadata.get("trace", "")
+        if metadata.get("crc32") != _crc32(header, tensors):
+            raise ValueError(f"{path} is corrupt: its content does not have the checksum {metadata.get('crc32')}")
+        facts = json.loads(header)
+        fields = {name: tensors.get(name) for name in _TENSORS}
+        return cls(**fields, class_names=tuple(facts["class_names"]), meta=facts["meta"])  # type: ignore[arg-type]
+
+
+def record(
+    model: AnytimeModel,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: torch.device | str | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    progress: bool = True,
+    seconds: bool = True,
+    seconds_batch: int = 1,
+    meta: Mapping[str, Any] | None = None,
+) -> Trace:
+    """Runs `model` over `loader` in eval mode and keeps all its answers, their costs and where they were measured.
+
+    Args:
+        model: An anytime model, `[B, C, H, W] -> [T, B, K]`. Its training flags are as before afterwards.
+        loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels.
+        device: Where to run; the model is moved there. Default: where its parameters are.
+        input_size: `(channels, height, width)` for the costs. Default: that of the first batch.
+        class_names: K names. Default: `model.metadata["class_names"]`, or else "0", "1", ...
+        progress: Shows a progress bar on stderr.
+        seconds: Measures the latency of a stream, too.
+        seconds_batch: The batch size of that measurement.
+        meta: Facts to store beside those found here (model, input_size, hardware, date, ...), and instead of them.
+
+    Raises:
+        ValueError: An empty loader, labels outside 0..K-1, or logits of another shape than the model claims.
+    """
+    place = next(model.parameters()).device if device is None else torch.device(device)
+    steps, classes = model.num_steps, model.num_classes
+    modes = {module: module.training for module in model.modules()}
+    model.to(place).eval()
+    answers: list[Tensor] = []
+    labels: list[Tensor] = []
+    try:
+        with torch.inference_mode():
+            for images, target in tqdm(loader, desc="recording", unit="batch", disable=not progress, leave=False):
+                input_size = input_size or tuple(images.shape[1:])
+                target = target if target.is_floating_point() else target.long()
+                try:
+                    _check_labels(target, model.levels, len(images))
+                except ValueError as error:
+                    raise ValueError(f"batch {len(labels)}: {error}") from None
+                logits = model(images.to(place, non_blocking=True))
+                if logits.shape != (steps, len(images), classes):
+                    wanted = f"[{steps}, {len(images)}, {classes}]"
+                    raise ValueError(f"batch {len(labels)}: the model returned {_describe(logits)} instead of {wanted}")
+                answers.append(logits.float().cpu())
+                labels.append(target.cpu())
+        if not answers or input_size is None:
+            raise ValueError("the loader is empty: there is nothing to record")
+        macs, contract = (step_macs(model, input_size, contract=contract) for contract in (False, True))
+        timing = step_seconds(model, input_size, batch_size=seconds_batch) if seconds else None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    facts: dict[str, Any] = {
+        "model": model.config.get("model", type(model).__name__),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "input_size": list(input_size),
+        "hardware": hardware(place),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if labels[0].ndim == 2:
+        facts["levels"] = list(model.levels)
+    if timing is not None:
+        facts |= {"seconds_batch": seconds_batch, "seconds_low": timing.low, "seconds_high": timing.high}
+    return Trace(
+        logits=torch.cat(answers, dim=1),
+        labels=torch.cat(labels),
+        macs=torch.tensor(macs, dtype=torch.int64),
+        contract_macs=torch.tensor(contract, dtype=torch.int64),
+        seconds=None if timing is None else torch.tensor(timing.median, dtype=torch.float64),
+        class_names=tuple(class_names or model.metadata.get("class_names") or map(str, range(classes))),
+        meta=facts | dict(meta or {}),
+    )
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write to: it takes the place of `path` at the end, or vanishes after an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _check_labels(labels: Tensor, levels: tuple[int, ...], samples: int) -> None:
+    """Labels are int64 `[N]` in 0..K-1, or `[N, D]` with column d in 0..levels[d]-1."""
+    wanted = (samples,) if len(levels) == 1 and labels.ndim == 1 else (samples, len(levels))
+    if labels.dtype != torch.int64 or labels.shape != wanted:
+        raise ValueError(f"labels must be torch.int64 {list(wanted)}, got {_describe(labels)}")
+    for column, size in zip(labels.reshape(samples, -1).T, levels, strict=True):
+        low, high = int(column.min()), int(column.max())
+        if low < 0 or high >= size:
+            raise ValueError(f"labels must lie in 0..{size - 1} for {size} classes, got values from {low} to {high}")
+
+
+def _crc32(header: str, tensors: Mapping[str, Tensor]) -> str:
+    checksum = zlib.crc32(header.encode())
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, checksum)
+    return f"{checksum:08x}"

@@ -1,0 +1,81 @@
+"""What `anytime train` does: a run directory from a configuration, started or resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from anytime.training import config as configuration
+from anytime.training.callbacks import Interrupted
+from anytime.training.config import Config, build, short_names
+from anytime.training.fit import CHECKPOINT, fit
+from anytime.training.module import NonFiniteLoss
+from anytime.training.rundir import create_run, read_run, set_state
+
+
+def default_run(config: Config) -> Path:
+    """`runs/MODEL_DATA`, e.g. `runs/anytimenet_CIFAR10`."""
+    short = short_names({key: config[key] for key in ("model", "data")})
+    return Path("runs") / "_".join(short[key]["class_path"].rpartition(".")[2] for key in ("model", "data"))
+
+
+def start_training(config: Config, run: Path | None = None, overwrite: bool = False) -> Path:
+    """Trains from a resolved configuration into a new run directory; returns it.
+
+    Everything that can be wrong with the configuration or the data is found before the directory is touched.
+    """
+    run = run or default_run(config)
+    if _main_process():
+        create_run(run, config, overwrite, dry=True)
+    parts = build(config)
+    if _main_process():
+        create_run(run, config, overwrite)
+    return _train(run, parts, resume=False)
+
+
+def resume_training(run: Path) -> Path:
+    """Goes on from the last checkpoint of a run; one that had not got to its first checkpoint starts anew."""
+    config, state = read_run(run)
+    if state["state"] == "finished":
+        raise configuration.UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
+    return _train(run, build(config), resume=(run / CHECKPOINT).is_file())
+
+
+def _train(run: Path, parts: configuration.Parts, resume: bool) -> Path:
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # their advice is not about our users' commands
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    try:
+        fit(parts.model, parts.data, parts.objective, parts.optimizer, parts.schedule, parts.settings, run, resume=resume)
+    except Interrupted as error:
+        _note(run, "interrupted")
+        raise Stopped(f"interrupted; a checkpoint is written: anytime train --resume {run}", 130) from error
+    except NonFiniteLoss as error:
+        _note(run, "failed")
+        kept = f"the last good checkpoint is {run / CHECKPOINT}" if (run / CHECKPOINT).is_file() else "no epoch was finished"
+        raise Stopped(f"{error}; {kept}; a smaller --optimizer.lr may help", 1) from error
+    if _main_process():
+        set_state(run, "finished")
+    return run
+
+
+class Stopped(RuntimeError):
+    """Training ended early for a reason that is told in one sentence; `exit_code` is the command's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def _note(run: Path, state: str) -> None:
+    if _main_process():
+        with contextlib.suppress(OSError):  # a full disk must not hide why the training ended
+            set_state(run, state)
+
+
+def _main_process() -> bool:
+    return rank_zero_only.rank in (None, 0)

@@ -1,0 +1,125 @@
+"""`fit`: trains a model on a data set into a run directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+from torch.optim import Optimizer
+
+from anytime.data import ImageData
+from anytime.model import AnytimeModel
+from anytime.objectives import Objective
+from anytime.training.callbacks import Progress, SaveOnInterrupt, SetEpoch
+from anytime.training.module import AnytimeModule
+from anytime.training.schedules import Schedule
+
+CHECKPOINT = "checkpoints/last.ckpt"
+
+
+@dataclass
+class Settings:
+    """How to train, whatever the model and the data.
+
+    Args:
+        epochs: Passes over the training images.
+        seed: Of initial weights, order of images and augmentation.
+        deterministic: Only deterministic algorithms: the same seed gives bit-identical weights on the same machine.
+        precision: Lightning's names, e.g. "32-true" or "bf16-mixed".
+        channels_last: Channels-last memory format, faster on most devices for convolutions.
+        compile: Runs the model through `torch.compile` (a minute of compilation, then faster steps).
+        normalize: Sets the model's mean and standard deviation from the training images; false leaves the identity.
+        accelerator: "auto", "cpu", "gpu", ...
+        devices: Devices per node; under `torchrun` the number of processes per node.
+        num_nodes: Number of nodes.
+        strategy: Lightning's strategy, e.g. "auto", "ddp", "fsdp".
+        gradient_clip: Largest norm of the gradient, or none.
+        validate_every: Epochs between looks at the validation images.
+        progress: Shows a progress bar.
+    """
+
+    epochs: int = 10
+    seed: int = 0
+    deterministic: bool = False
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    normalize: bool = True
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    gradient_clip: float | None = None
+    validate_every: int = 1
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "num_nodes", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+
+
+def _loggers(run: Path) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(run, name="", version="metrics")]
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(run, name="", version="tensorboard"))
+    except ModuleNotFoundError:
+        pass  # TensorBoard is not installed
+    return loggers
+
+
+def _processes(settings: Settings) -> tuple[int | str, int]:
+    """Devices per node and nodes: under `torchrun` those it has started, unless the settings say otherwise."""
+    local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
+    if settings.devices != "auto" or local is None or world is None:
+        return settings.devices, settings.num_nodes
+    return int(local), int(world) // int(local)
+
+
+def fit(
+    model: AnytimeModel, data: ImageData, objective: Objective, optimizer: Callable[[Iterable[Any]], Optimizer],
+    schedule: Schedule, settings: Settings, run: str | os.PathLike[str], *, resume: bool = False,
+    callbacks: Iterable[Callback] = (),
+) -> L.Trainer:
+    """Trains `model` in place; checkpoints and metrics go to the directory `run`, the finished model too.
+
+    A checkpoint is written after every epoch and on Ctrl-C. It holds plain tensors and numbers and is read as such. With
+    `resume` training goes on from it; order of images and augmentation are functions of seed, epoch and image, so with
+    `settings.deterministic` the weights are the same, bit for bit, as without the interruption.
+
+    Raises:
+        NonFiniteLoss: The loss became NaN or infinite; the last checkpoint is from before.
+        Interrupted: Ctrl-C; a checkpoint has been written.
+        FileNotFoundError: `resume`, and there is no checkpoint.
+    """
+    run = Path(run)
+    checkpoint = run / CHECKPOINT
+    if resume and not checkpoint.is_file():
+        raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
+    module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last)
+    saver = ModelCheckpoint(checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False)
+    shown: list[Callback] = [Progress()] if settings.progress else []
+    devices, num_nodes = _processes(settings)
+    trainer = L.Trainer(
+        default_root_dir=run, max_epochs=settings.epochs, accelerator=settings.accelerator, devices=devices,
+        num_nodes=num_nodes, strategy=settings.strategy, precision=settings.precision,
+        gradient_clip_val=settings.gradient_clip, deterministic=settings.deterministic, use_distributed_sampler=False,
+        check_val_every_n_epoch=settings.validate_every, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, logger=_loggers(run), log_every_n_steps=10,
+        limit_val_batches=1.0 if data.val_dataloader() else 0,
+        callbacks=[SetEpoch(), saver, SaveOnInterrupt(str(checkpoint)), *shown, *callbacks],
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resume else None, weights_only=True)
+    model.eval()
+    if trainer.is_global_zero:
+        model.save(run)
+    return trainer

@@ -1,0 +1,82 @@
+"""The run directory: everything about one trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from anytime.cost import hardware
+from anytime.training.config import Config, UsageError, resolve_recipe, short_names
+from anytime.version import __version__
+
+FORMAT = 1
+CONFIG = "config.yaml"
+STATE = "run.json"
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -> None:
+    """Makes a new run directory with its configuration; `dry` only checks that this can be done.
+
+    Raises:
+        UsageError: It exists and `overwrite` is not set, or what is there is not a run directory.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not overwrite:
+            raise UsageError(f"{path} exists; give another --run, --resume {path} to go on, or --overwrite to replace it")
+        if not (path / STATE).is_file():
+            raise UsageError(f"{path} is not a run directory ({STATE} is missing), so it is not overwritten")
+        if not dry:
+            shutil.rmtree(path)
+    if dry:
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    _write(path / CONFIG, yaml.safe_dump(short_names(config), sort_keys=False, allow_unicode=True))
+    set_state(path, "started")
+
+
+def set_state(path: Path, state: str, **more: Any) -> None:
+    """Notes where the run stands (`started`, `interrupted`, `failed`, `finished`), when and on what machine."""
+    entry = {
+        "format": FORMAT, "anytime": __version__, "torch": torch.__version__, "state": state,
+        "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), **more,
+    }
+    _write(path / STATE, json.dumps(entry, indent=2) + "\n")
+
+
+def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
+    """Configuration (resolved) and state of a run directory.
+
+    Raises:
+        FileNotFoundError: There is no such directory, or it is only half written.
+        ValueError: A file is damaged, or of another version.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no run directory {path}")
+    for name in (STATE, CONFIG):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path} is not a run directory, or only half written: {name} is missing")
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else None
+        raise ValueError(f"{path} has format {found!r}, this version of anytime ({__version__}) reads format {FORMAT}")
+    if not isinstance(config, dict):
+        raise ValueError(f"{path / CONFIG} is damaged: expected a mapping")
+    return resolve_recipe(config), state

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from anytime.analysis.summary import COMPARISON_COLUMNS, STEP_COLUMNS, comparison, summary
+from anytime.analysis.tables import Column, format_table, macs_text, ms_text
+
+
+def test_summary_is_strict_json_and_exact(trace):
+    found = summary(trace)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert [row["step"] for row in found["steps"]] == [1, 2, 3]
+    second = found["steps"][1]
+    assert {key: second[key] for key in ("macs", "contract_macs", "share_of_macs", "seconds")} == {
+        "macs": 40, "contract_macs": 30, "share_of_macs": 0.4, "seconds": 0.003,
+    }  # fmt: skip
+    assert found["accuracy"] == 0.75
+    assert found["error_at_cost"]["macs"] == {"0.25": 0.5, "0.5": 0.5, "0.75": 0.5, "1": 0.25}
+    assert set(found["error_at_cost"]) == {"macs", "contract", "seconds"}
+    assert found["overthinking"]["oracle_macs"] == 40
+    assert found["answer_changes"] == [0.5, 0.25]
+    assert found["threshold"]["lossless_share_of_macs"] < 0.475
+    assert found["meta"]["dataset"] == "four"
+
+
+def test_summary_leaves_out_what_was_not_measured(levels):
+    found = summary(levels.level(1))
+    assert set(found["error_at_cost"]) == {"macs"}
+    assert "seconds" not in found["steps"][0]
+    assert found["steps"][0]["pearson"] == pytest.approx(1)
+    assert "median ms" not in format_table(found["steps"], STEP_COLUMNS)
+
+
+def test_comparison(trace, levels):
+    first, second = comparison({"one": trace, "two": levels.level(0)})
+    assert (first["name"], first["parameters"], first["macs"], first["seconds"]) == ("one", 5, 100, 0.004)
+    assert (first["error_at_0.25"], first["error_at_1"]) == (0.5, 0.25)
+    assert first["average_error"] == pytest.approx(1.25 / 3)
+    assert second["parameters"] is None
+    lines = format_table([first, second], COMPARISON_COLUMNS).splitlines()
+    assert lines[0].split("  ")[0] == "name"
+    assert "41.67%" in lines[2]
+    assert lines[3].rstrip().endswith("–")
+
+
+def test_format_table():
+    columns = [Column("name", "name"), Column("n", "count", ",d"), Column("x", "x", "<{}>".format), Column("no", "no")]
+    rows = [{"name": "a", "n": 1234, "x": 1}, {"name": "long", "n": None, "x": float("nan")}]
+    assert format_table(rows, columns) == (
+        "name  count    x\n"
+        "----  -----  ---\n"
+        "a     1,234  <1>\n"
+        "long      –    –"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("macs", "text"),
+    [(7, "7"), (999.4, "999"), (1000, "1.000 k"), (999_960, "1.000 M"), (12_240_000, "12.24 M"), (1.8e9, "1.800 G")],
+)
+def test_macs_text(macs, text):
+    assert macs_text(macs) == text
+
+
+def test_ms_text():
+    texts = [ms_text(seconds) for seconds in (0.000123, 0.0012, 0.05, 0.1234, 2)]
+    assert texts == ["0.123", "1.20", "50.0", "123", "2,000"]

@@ -1,0 +1,65 @@
+import torch
+from torch.nn import functional
+
+from anytime.data import hashing
+from anytime.data.augment import crop_and_flip, random_crop, random_flip
+
+
+def images(number: int, size: int = 6) -> torch.Tensor:
+    return torch.randint(1, 256, (number, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_splitmix64_reference_values():
+    # The first outputs for seed 0 of Vigna's splitmix64.c.
+    state = torch.tensor([0, 0x9E3779B97F4A7C15 - 2**64])
+    assert [value % 2**64 for value in hashing.scramble(state).tolist()] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+
+
+def test_keys_depend_on_every_word_and_on_nothing_else():
+    index = torch.arange(1000)
+    keys = hashing.keys(index, 1, 2)
+    assert len(keys.unique()) == 1000
+    assert torch.equal(hashing.keys(index[500:], 1, 2), keys[500:])
+    for words in [(2, 1), (1, 3), (0, 2), (1,), (-1, 2**70)]:
+        assert not torch.equal(hashing.keys(index, *words), keys)
+
+
+def test_below_is_uniform_and_choices_are_independent():
+    keys = hashing.keys(torch.arange(90_000), 0)
+    pairs = hashing.below(keys, 9, 1) * 9 + hashing.below(keys, 9, 2)
+    counts = torch.bincount(pairs, minlength=81).double()
+    chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+    assert chi_square < 125  # 0.1 % of chi-square with 80 degrees of freedom lies above
+
+
+def test_permutation():
+    assert hashing.permutation(1000, 1, 2).sort().values.equal(torch.arange(1000))
+    assert not hashing.permutation(1000, 1, 2).equal(hashing.permutation(1000, 1, 3))
+
+
+def test_crops_are_windows_of_the_padded_image():
+    batch, padding = images(200), 2
+    crops = random_crop(batch, hashing.keys(torch.arange(200), 0), padding)
+    padded = functional.pad(batch, [padding] * 4)
+    places = set()
+    for image, crop in zip(padded, crops, strict=True):
+        here = [(y, x) for y in range(5) for x in range(5) if torch.equal(image[:, y : y + 6, x : x + 6], crop)]
+        assert len(here) == 1
+        places.update(here)
+    assert len(places) == 25
+
+
+def test_half_of_the_images_are_mirrored():
+    batch = images(1000)
+    flipped = random_flip(batch, hashing.keys(torch.arange(1000), 0))
+    mirrored = (flipped == batch.flip(-1)).flatten(1).all(1)
+    same = (flipped == batch).flatten(1).all(1)
+    assert (mirrored ^ same).all()
+    assert 440 < mirrored.sum() < 560
+
+
+def test_augmentation_of_a_sample_does_not_depend_on_its_batch():
+    batch, keys = images(10), hashing.keys(torch.arange(10), 0)
+    augment = crop_and_flip(2, True)
+    assert torch.equal(augment(batch, keys)[3:5], augment(batch[3:5], keys[3:5]))
+    assert crop_and_flip(0, False) is None

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anytime.data import read_image
+
+
+def save(path, mode="RGB", size=(40, 20)):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 4), dtype=np.uint8)
+    Image.fromarray(pixels, "RGBA").convert(mode).save(path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_image_fits_any_model(tmp_path, mode, channels):
+    image = read_image(save(tmp_path / "image.png", mode), (channels, 16, 16))
+    assert image.shape == (channels, 16, 16)
+    assert image.dtype == torch.float32
+    assert 0 <= image.min() < image.max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+def test_an_image_of_the_right_size_is_unchanged(tmp_path):
+    path = save(tmp_path / "image.png")
+    expected = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
+    assert torch.equal(read_image(path, (3, 20, 40)), expected)
+
+
+def test_the_centre_is_cut_out(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 255, 255), (10, 0, 30, 20))
+    image.save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png", (3, 20, 20)).min() == 1
+
+
+def test_the_noted_orientation_is_respected(tmp_path):
+    image = Image.new("RGB", (16, 8))
+    image.paste((255, 255, 255), (0, 0, 8, 8))  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: white on top
+    image.save(tmp_path / "image.png", exif=exif)
+    turned = read_image(tmp_path / "image.png", (1, 16, 8))
+    assert turned[0, :8].min() == 1
+    assert turned[0, 8:].max() == 0
+
+
+def test_missing_and_damaged_images_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.png"):
+        read_image(tmp_path / "none.png", (3, 8, 8))
+    Image.new("RGB", (64, 64), (9, 8, 7)).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    for name, content in {"cut.png": data[: len(data) // 2], "text.png": b"no image", "empty.png": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} is damaged or of another format"):
+            read_image(tmp_path / name, (3, 8, 8))
+    with pytest.raises(ValueError, match=r"1 \(grey\) or 3 \(RGB\) channels, got \(2, 8, 8\)"):
+        read_image(tmp_path / "whole.png", (2, 8, 8))

@@ -1,0 +1,135 @@
+"""Models by name and by import path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import anytime.models  # noqa: F401, registers all models
+from anytime import registry
+from anytime.model import AnytimeModel, read_model
+from anytime.registry import create_model, find_factory, import_path, list_models, nearest, register_model
+
+MODULE = """
+import torch
+from anytime.model import AnytimeModel
+from anytime.registry import register_model
+
+class Mine(AnytimeModel):
+    num_steps = 1
+    def __init__(self, num_classes=10, in_channels=3, *, depth=2, **more):
+        super().__init__(num_classes, in_channels)
+        self.depth, self.more = depth, more
+        self.head = torch.nn.Linear(depth, num_classes)
+
+@register_model
+def my_model(num_classes=10, depth=3):
+    return Mine(num_classes, depth=depth)
+
+def plain(num_classes=10):
+    return Mine(num_classes)
+
+value = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The name of an importable module of a user; what it registers is forgotten afterwards."""
+    name = f"user_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    return name
+
+
+def test_list_models() -> None:
+    assert {"anytimenet", "anytimenet_baseline"} <= set(list_models())
+    assert list_models() == sorted(list_models())
+    assert list_models("anytimenet*") == ["anytimenet", "anytimenet_baseline"]
+    assert list_models("nothing*") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("anytimnet", "unknown model 'anytimnet'; did you mean 'anytimenet'?"),
+        ("zzz", "unknown model 'zzz'; valid: anytimenet, anytimenet_baseline"),
+        ("no.such.Model", "model 'no.such.Model' cannot be imported: No module named 'no'"),
+        ("anytime.model.Modle", "cannot be imported: module 'anytime.model' has no attribute 'Modle'"),
+        (".Model", "model '.Model' cannot be imported"),
+        ("model.", "model 'model.' cannot be imported"),
+    ],
+)
+def test_unknown_model(name: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, the message is compared below
+        create_model(name)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["os.system", "torch.hub.load", "torch.nn.Linear", "builtins.dict", "math.pi"])
+def test_only_models_are_called(name: str) -> None:
+    with pytest.raises(ValueError, match="neither a subclass of AnytimeModel nor a function marked @register_model"):
+        create_model(name)
+
+
+def test_unknown_argument() -> None:
+    with pytest.raises(ValueError, match=r"model 'anytimenet' has no argument 'widht'; did you mean 'width'\?"):
+        create_model("anytimenet", widht=4)
+    with pytest.raises(ValueError, match=r"no argument 'xyz'; valid: num_classes, in_channels, blocks, scheme"):
+        create_model("anytimenet", xyz=4)
+    with pytest.raises(ValueError, match="no argument 'scheme'"):
+        create_model("anytimenet_baseline", scheme=(1, 4, 3))
+
+
+def test_config_keeps_name_and_all_arguments() -> None:
+    model = create_model("anytimenet_baseline", num_classes=4, width=2, blocks=(1, 1))
+    arguments = {"num_classes": 4, "in_channels": 3, "blocks": (1, 1), "width": 2, "eps": 1e-3}
+    assert model.config == {"model": "anytimenet_baseline", "arguments": arguments}
+    again = create_model(model.config["model"], **model.config["arguments"])
+    assert again.config == model.config
+
+
+def test_user_class_by_import_path(module: str, tmp_path: Path) -> None:
+    model = create_model(f"{module}.Mine", num_classes=6, depth=5, colour="blue")
+    assert isinstance(model, AnytimeModel)
+    assert (model.num_classes, model.depth, model.more) == (6, 5, {"colour": "blue"})
+    arguments = {"num_classes": 6, "in_channels": 3, "depth": 5, "colour": "blue"}
+    assert model.config == {"model": f"{module}.Mine", "arguments": arguments}
+    model.save(tmp_path / "saved")
+    loaded = read_model(tmp_path / "saved")
+    assert type(loaded) is type(model)
+    assert loaded.config == model.config
+
+
+def test_user_function(module: str) -> None:
+    by_path = create_model(f"{module}.my_model", depth=4)
+    assert "my_model" in list_models()
+    by_name = create_model("my_model", depth=4)
+    assert by_name.config["arguments"] == by_path.config["arguments"] == {"num_classes": 10, "depth": 4}
+    assert find_factory("my_model") is find_factory(f"{module}.my_model")
+    for name in ("plain", "value"):
+        with pytest.raises(ValueError, match=rf"{name}' is neither a subclass .* marked @register_model"):
+            create_model(f"{module}.{name}")
+
+
+def test_import_path(module: str) -> None:
+    assert import_path("anytimenet") == "anytime.models.anytimenet.anytimenet"
+    assert import_path(f"{module}.Mine") == f"{module}.Mine"
+    assert create_model(import_path("anytimenet_baseline"), width=2, blocks=(1,)).num_steps == 1
+
+
+def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+
+    def anytimenet(num_classes: int = 10) -> AnytimeModel:
+        raise NotImplementedError
+
+    with pytest.raises(AssertionError, match="'anytimenet' is registered twice"):
+        register_model(anytimenet)
+
+
+def test_nearest() -> None:
+    assert nearest("cosin", ["cosine", "steps"]) == "; did you mean 'cosine'?"
+    assert nearest("qqq", iter(["cosine", "steps"])) == "; valid: cosine, steps"

@@ -37,7 +37,7 @@ value = 3
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """The name of an importable module of a user; what it registers is forgotten afterwards."""
-    name = f"user_{abs(hash(request.node.name))}"
+    name = f"module_of_{request.node.name}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
@@ -55,10 +55,11 @@ def test_list_models() -> None:
     ("name", "message"),
     [
         ("anytimnet", "unknown model 'anytimnet'; did you mean 'anytimenet'?"),
-        ("zzz", "unknown model 'zzz'; valid: anytimenet, anytimenet_baseline"),
+        ("zzz", "unknown model 'zzz'; valid: "),
         ("no.such.Model", "model 'no.such.Model' cannot be imported: No module named 'no'"),
         ("anytime.model.Modle", "cannot be imported: module 'anytime.model' has no attribute 'Modle'"),
         (".Model", "model '.Model' cannot be imported"),
+        ("..Model", "model '..Model' cannot be imported"),
         ("model.", "model 'model.' cannot be imported"),
     ],
 )

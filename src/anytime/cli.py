@@ -21,14 +21,18 @@ RUN_HELP = "a run directory, or the name of a pretrained model (see `anytime mod
 
 def _parser(command: str, description: str, epilog: str = "") -> Parser:
     return Parser(
-        prog=f"anytime {command}", description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"anytime {command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
 def train(arguments: Sequence[str]) -> int:
     """Train a model on a data set by recipe or flags."""
     parser = _parser(
-        "train", "Train a model on a data set, by recipe or flags. Every constructor argument can be set.",
+        "train",
+        "Train a model on a data set, by recipe or flags. Every constructor argument can be set.",
         "examples:\n"
         "  anytime train --model anytimenet --data digits --epochs 20\n"
         "  anytime train --config recipes/anytimenet_cifar10.yaml --data.root ~/data --epochs 5 --run runs/short\n"
@@ -40,10 +44,14 @@ def train(arguments: Sequence[str]) -> int:
         "arguments of one class: --model.help NAME, --data.help NAME, --objective.help NAME, --optimizer.help NAME,\n"
         "--schedule.help NAME; all other options:\n\n",
     )
-    parser.add_argument("--config", action="append", default=[], metavar="RECIPE", help="a YAML recipe; flags override it")
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="RECIPE", help="a YAML recipe; flags override it"
+    )
     parser.add_argument("--run", type=Path, metavar="DIR", help="where to write (default: runs/MODEL_DATA)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run directory if it exists")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its last checkpoint")
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its last checkpoint"
+    )
     if {"-h", "--help"} & set(arguments):
         from anytime.training.config import build_parser
 
@@ -68,7 +76,8 @@ def train(arguments: Sequence[str]) -> int:
 def evaluate(arguments: Sequence[str]) -> int:
     """Record what a trained model says on a data set; print and save metrics, figures and a report."""
     parser = _parser(
-        "evaluate", "Record a trace of a trained model on the test images; print and save metrics, figures, report.html.",
+        "evaluate",
+        "Record a trace of a trained model on the test images; print and save metrics, figures, report.html.",
         "example:\n  anytime evaluate runs/demo\n  anytime evaluate anytimenet_cifar10 --root ~/data",
     )
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -94,9 +103,13 @@ def evaluate(arguments: Sequence[str]) -> int:
 def compare(arguments: Sequence[str]) -> int:
     """Compare evaluated runs in one table and one figure, over MACs and over measured ms."""
     parser = _parser("compare", "One table and one figure of several evaluated runs, over MACs and over measured ms.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories with a trace (`anytime evaluate RUN` makes it)")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directories with a trace (`anytime evaluate RUN` makes it)"
+    )
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="whose traces (default: test)")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare.png"), help="the figure (default: runs/compare.png)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/compare.png"), help="the figure (default: runs/compare.png)"
+    )
     options = parser.parse_args(arguments)
     from anytime import plots
     from anytime.analysis.summary import COMPARISON_COLUMNS, comparison
@@ -114,7 +127,8 @@ def compare(arguments: Sequence[str]) -> int:
 def predict(arguments: Sequence[str]) -> int:
     """Answer images with a trained model, showing the answer as it improves."""
     parser = _parser(
-        "predict", "Answer images with a trained model; the answer is shown as it improves, until the deadline.",
+        "predict",
+        "Answer images with a trained model; the answer is shown as it improves, until the deadline.",
         "examples:\n  anytime predict anytimenet_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png",
     )
     parser.add_argument("model", metavar="RUN|NAME", help=RUN_HELP)
@@ -154,9 +168,14 @@ def _predict(model: AnytimeModel, images: list[tuple[Path, torch.Tensor]], deadl
         print(f"{path} ({given})")
         for answer in predictor.stream(image[None].to(device), deadline):
             best = answer.probabilities[0].topk(min(top, len(names)))
-            text = ", ".join(f"{names[k]} ({p:.0%})" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+            text = ", ".join(
+                f"{names[k]} ({p:.0%})" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            )
             cost = f"{macs_text(macs[answer.step - 1]):>8} MACs  {answer.elapsed * 1e3:7.2f} ms"
-            print(f"  step {answer.step}/{model.num_steps}  {cost}  {text}{'  MISSED' if answer.missed else ''}", flush=True)
+            print(
+                f"  step {answer.step}/{model.num_steps}  {cost}  {text}{'  MISSED' if answer.missed else ''}",
+                flush=True,
+            )
     return 0
 
 
@@ -185,7 +204,8 @@ def datasets(arguments: Sequence[str]) -> int:
 def demo(arguments: Sequence[str]) -> int:
     """Train AnytimeNet on handwritten digits in about a minute, and watch it answer under deadlines."""
     parser = _parser(
-        "demo", "Train a small AnytimeNet on the embedded handwritten digits (about a minute on 2 cores), measure it,\n"
+        "demo",
+        "Train a small AnytimeNet on the embedded handwritten digits (about a minute on 2 cores), measure it,\n"
         "write a report, and answer held-out images under growing deadlines. Needs no download.",
     )
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")

@@ -66,7 +66,11 @@ class StepSeconds:
 
 
 def step_seconds(
-    model: AnytimeModel, input_size: tuple[int, int, int], batch_size: int = 1, repeats: int = 20, warmup: int = 3,
+    model: AnytimeModel,
+    input_size: tuple[int, int, int],
+    batch_size: int = 1,
+    repeats: int = 20,
+    warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> StepSeconds:
     """Measures the stream: cumulative seconds after each step for a batch, on the model's device.

@@ -21,7 +21,8 @@ from anytime.training.command import start_training
 from anytime.training.config import parse
 
 COLUMNS = tuple(
-    column for column in STEP_COLUMNS
+    column
+    for column in STEP_COLUMNS
     if column.key in ("step", "macs", "share_of_macs", "accuracy", "confidence", "true_class_probability", "seconds")
 )
 
@@ -73,12 +74,18 @@ def _growing(trace: Trace, images: torch.Tensor, shown: list[int]) -> Section:
     seconds: Any = trace.seconds
     figures = {
         f"Image {index}, a {trace.class_names[int(trace.labels[index])]}: probabilities after each step": plots.growing_answer(
-            images[index], trace.logits[:, index].softmax(1), trace.class_names, macs=trace.macs, seconds=seconds,
+            images[index],
+            trace.logits[:, index].softmax(1),
+            trace.class_names,
+            macs=trace.macs,
+            seconds=seconds,
             label=int(trace.labels[index]),
         )
         for index in shown
     }
-    return Section("Answers that grow", "Held-out images whose answer became right late, and stayed so.", figures=figures)
+    return Section(
+        "Answers that grow", "Held-out images whose answer became right late, and stayed so.", figures=figures
+    )
 
 
 def _answer(model: Any, trace: Trace, images: torch.Tensor, shown: list[int]) -> None:

@@ -58,8 +58,12 @@ def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None) 
 
 
 def evaluate_run(
-    run: str | os.PathLike[str], part: str = "test", root: str | os.PathLike[str] | None = None,
-    device: str | torch.device = "cpu", out: Path | None = None, progress: bool = True,
+    run: str | os.PathLike[str],
+    part: str = "test",
+    root: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    out: Path | None = None,
+    progress: bool = True,
 ) -> Evaluation:
     """Records the trace of a trained model on the test or validation images, and writes all that follows from it.
 
@@ -76,7 +80,9 @@ def evaluate_run(
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
     if isinstance(loader, list):
-        raise ValueError(f"{data.title or type(data).__name__} was trained with validation=0: there are no validation images")
+        raise ValueError(
+            f"{data.title or type(data).__name__} was trained with validation=0: there are no validation images"
+        )
     meta = {"dataset": type(data).__name__, "part": part, "recipe": model.metadata["recipe"]}
     trace = record(model, loader, device=device, input_size=data.input_size, progress=progress, meta=meta)
     return write_results(trace, out or output_folder(run), part)
@@ -94,9 +100,18 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
         whole.write_text(json.dumps(result.numbers, indent=2) + "\n", encoding="utf-8")
     figures: dict[str, tuple[str, Figure]] = {
         "steps": ("Accuracy and confidence after each step, over the MACs spent so far", plots.steps(level)),
-        "speed_accuracy": ("Accuracy over mean MACs when each sample stops at a confidence threshold", plots.speed_accuracy(level)),
-        "calibration": ("Calibration of each step: accuracy of the answers given with a confidence", plots.calibration(level)),
-        "per_class": ("Confidence against accuracy, one dot per class (Kim et al. 2020, Fig. 4)", plots.per_class(level)),
+        "speed_accuracy": (
+            "Accuracy over mean MACs when each sample stops at a confidence threshold",
+            plots.speed_accuracy(level),
+        ),
+        "calibration": (
+            "Calibration of each step: accuracy of the answers given with a confidence",
+            plots.calibration(level),
+        ),
+        "per_class": (
+            "Confidence against accuracy, one dot per class (Kim et al. 2020, Fig. 4)",
+            plots.per_class(level),
+        ),
     }
     (folder / "figures").mkdir(exist_ok=True)
     for name, (_, figure) in figures.items():
@@ -117,7 +132,9 @@ def stored_traces(runs: Sequence[str], part: str = "test") -> dict[str, Trace]:
         path = output_folder(run) / f"trace-{part}.safetensors"
         if not path.is_file():
             option = "" if part == "test" else f" --part {part}"
-            raise FileNotFoundError(f"{run} has not been evaluated: {path} is missing; run `anytime evaluate {run}{option}`")
+            raise FileNotFoundError(
+                f"{run} has not been evaluated: {path} is missing; run `anytime evaluate {run}{option}`"
+            )
         trace = Trace.load(path)
         name = output_folder(run).name
         traces[name if name not in traces else os.fspath(run)] = trace.level(0) if trace.labels.ndim == 2 else trace

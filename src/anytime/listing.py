@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from dataclasses import asdict
 
-import anytime.models  # registers the models
 from anytime.analysis.tables import Column, format_table, macs_text
 from anytime.cost import step_macs
 from anytime.pretrained import list_pretrained, load, pretrained_folder
@@ -40,7 +40,9 @@ def describe_model(name: str) -> str:
     model = create_model(name)
     size = (model.in_channels, 32, 32)
     macs = step_macs(model, size)
-    arguments = "\n".join(f"  --model.{p}" for p in inspect.signature(factory).parameters.values() if p.name != "num_classes")
+    arguments = "\n".join(
+        f"  --model.{p}" for p in inspect.signature(factory).parameters.values() if p.name != "num_classes"
+    )
     rows = [{"step": t + 1, "macs": m, "share": m / macs[-1]} for t, m in enumerate(macs)]
     columns = [Column("step", "step"), Column("macs", "MACs", macs_text), Column("share", "% of full", ".1%")]
     return (
@@ -54,5 +56,5 @@ def list_all_datasets(root: str | os.PathLike[str] | None = None) -> str:
     """All data sets with their sizes, and whether they are under `root`."""
     from anytime.data import describe
 
-    rows = describe(root)
+    rows = [asdict(row) for row in describe(root)]
     return format_table(rows, [Column(key, key.replace("_", " ")) for key in rows[0]])

@@ -155,7 +155,12 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
             for name, tensor in self.state_dict().items()
         }
         weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
-        config = {"format": FORMAT, **self.config, "metadata": self.metadata, "sha256": hashlib.sha256(weights).hexdigest()}
+        config = {
+            "format": FORMAT,
+            **self.config,
+            "metadata": self.metadata,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         for name, data in ((WEIGHTS, weights), (CONFIG, text.encode())):
             part = save_directory / f"{name}.part"
@@ -163,17 +168,30 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
             os.replace(part, save_directory / name)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
-        cls, *, model_id: str, revision: str | None = None, cache_dir: str | Path | None = None, force_download: bool = False,
-        local_files_only: bool = False, token: str | bool | None = None, map_location: str = "cpu", strict: bool = True,
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        map_location: str = "cpu",
+        strict: bool = True,
         **_: Any,
     ) -> AnytimeModel:
         directory = Path(model_id)
         if not directory.is_dir():
             directory = Path(
                 snapshot_download(
-                    model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
-                    local_files_only=local_files_only, token=token, allow_patterns=[WEIGHTS, CONFIG],
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                    allow_patterns=[WEIGHTS, CONFIG],
                 )
             )
         return read_model(directory).to(map_location)

@@ -55,7 +55,7 @@ def find_factory(name: str) -> Callable[..., AnytimeModel]:
     module_name, _, attribute = name.rpartition(".")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"model {name!r} cannot be imported: {error}") from error
     from anytime.model import AnytimeModel  # here, for that module imports this one
 
@@ -100,5 +100,8 @@ def create_model(name: str, num_classes: int = 10, **arguments: Any) -> AnytimeM
     bound.apply_defaults()
     variable = {p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD}
     kept = {key: value for key, value in bound.arguments.items() if key not in variable}
-    model.config = {"model": name, "arguments": kept | {k: v for key in variable for k, v in bound.arguments[key].items()}}
+    model.config = {
+        "model": name,
+        "arguments": kept | {k: v for key in variable for k, v in bound.arguments[key].items()},
+    }
     return model

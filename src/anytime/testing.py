@@ -336,7 +336,21 @@ def _check_modes(model: AnytimeModel, x: Tensor) -> None:
 
 
 _CHECKS: tuple[Callable[[AnytimeModel, Tensor], None], ...] = (
-    _check_description, _check_refusals, _check_determinism, _check_state, _check_sessions, _check_schedules,
-    _check_single_answers, _check_samples, _check_compaction, _check_costs, _check_no_recomputation,
-    _check_normalization, _check_modes, _check_gradients, _check_state_dict, _check_dtypes, _check_devices,
+    _check_description,
+    _check_refusals,
+    _check_determinism,
+    _check_state,
+    _check_sessions,
+    _check_schedules,
+    _check_single_answers,
+    _check_samples,
+    _check_compaction,
+    _check_costs,
+    _check_no_recomputation,
+    _check_normalization,
+    _check_modes,
+    _check_gradients,
+    _check_state_dict,
+    _check_dtypes,
+    _check_devices,
 )

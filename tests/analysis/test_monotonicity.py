@@ -15,9 +15,7 @@ def test_overthinking_by_hand(trace):
 def test_overthinking_of_one_step_and_of_no_right_answer(trace):
     wrong = replace(trace, labels=torch.tensor([2, 2, 1, 2]))
     assert math.isnan(monotonicity.overthinking(wrong).oracle_macs)
-    one = replace(
-        trace, logits=trace.logits[:1], macs=trace.macs[:1], contract_macs=None, seconds=None, meta={}
-    )
+    one = replace(trace, logits=trace.logits[:1], macs=trace.macs[:1], contract_macs=None, seconds=None, meta={})
     assert monotonicity.overthinking(one) == monotonicity.Overthinking(0.0, 0.0, 0.5, 10.0)
     assert len(monotonicity.answer_changes(one)) == 0
     assert monotonicity.largest_drop(one) == 0

@@ -39,16 +39,22 @@ def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]
     if not blocks or min(blocks) < 1:
         raise ValueError(f"blocks must be at least 1 in every section, got {blocks}")
     if not scheme or not (all(isinstance(s, int) for s in scheme) or all(isinstance(s, Sequence) for s in scheme)):
-        raise ValueError(f"scheme must be numbers like (1, 4, 3) or gains per step like ((1, 1, 1), (4, 0, 0)), got {scheme!r}")
+        raise ValueError(
+            f"scheme must be numbers like (1, 4, 3) or gains per step like ((1, 1, 1), (4, 0, 0)), got {scheme!r}"
+        )
     gains: list[tuple[int, ...]]
     if isinstance(scheme[0], int):
         start, *more = (int(number) for number in scheme)  # type: ignore[arg-type]
         gains = [(start,) * len(blocks)]
-        gains += [tuple(n if s == section else 0 for s in range(len(blocks))) for section in range(len(blocks)) for n in more]
+        gains += [
+            tuple(n if s == section else 0 for s in range(len(blocks))) for section in range(len(blocks)) for n in more
+        ]
     else:
         gains = [tuple(step) for step in scheme]  # type: ignore[arg-type]
     if any(len(step) != len(blocks) or min(step) < 0 or sum(step) == 0 for step in gains):
-        raise ValueError(f"each step of the scheme must add blocks to some of the {len(blocks)} sections, got {scheme!r}")
+        raise ValueError(
+            f"each step of the scheme must add blocks to some of the {len(blocks)} sections, got {scheme!r}"
+        )
     if min(gains[0]) < 1:
         raise ValueError(f"the first step needs at least one block in every section, got {gains[0]}")
     total = tuple(sum(column) for column in zip(*gains, strict=True))
@@ -132,8 +138,14 @@ class AnytimeNet(AnytimeModel):
     """
 
     def __init__(
-        self, num_classes: int | Sequence[int] = 10, in_channels: int = 3, blocks: Sequence[int] = (8, 8, 8), scheme: Scheme = (1, 4, 3),
-        width: int = 16, statistics: Statistics = "per_use", eps: float = 1e-3,
+        self,
+        num_classes: int | Sequence[int] = 10,
+        in_channels: int = 3,
+        blocks: Sequence[int] = (8, 8, 8),
+        scheme: Scheme = (1, 4, 3),
+        width: int = 16,
+        statistics: Statistics = "per_use",
+        eps: float = 1e-3,
     ) -> None:
         super().__init__(num_classes, in_channels)
         if width < 1:
@@ -198,8 +210,12 @@ class AnytimeNet(AnytimeModel):
 
 @register_model
 def anytimenet(
-    num_classes: int | tuple[int, ...] = 10, in_channels: int = 3, blocks: tuple[int, ...] = (8, 8, 8),
-    scheme: tuple[int, ...] | tuple[tuple[int, ...], ...] = (1, 4, 3), width: int = 16, statistics: Statistics = "per_use",
+    num_classes: int | tuple[int, ...] = 10,
+    in_channels: int = 3,
+    blocks: tuple[int, ...] = (8, 8, 8),
+    scheme: tuple[int, ...] | tuple[tuple[int, ...], ...] = (1, 4, 3),
+    width: int = 16,
+    statistics: Statistics = "per_use",
     eps: float = 1e-3,
 ) -> AnytimeNet:
     """AnytimeNet of the paper: 7 steps, 24 residual blocks of width 16, 32, 64, 755,802 parameters for 10 classes.
@@ -218,7 +234,11 @@ def anytimenet(
 
 @register_model
 def anytimenet_baseline(
-    num_classes: int | tuple[int, ...] = 10, in_channels: int = 3, blocks: tuple[int, ...] = (8, 8, 8), width: int = 16, eps: float = 1e-3
+    num_classes: int | tuple[int, ...] = 10,
+    in_channels: int = 3,
+    blocks: tuple[int, ...] = (8, 8, 8),
+    width: int = 16,
+    eps: float = 1e-3,
 ) -> AnytimeNet:
     """BASELINE of the paper: the graph of AnytimeNet's last step, run at once; one answer, the same parameters.
 

@@ -39,7 +39,14 @@ class StepBatchNorm2d(nn.Module):
     def forward(self, x: Tensor, row: int = 0) -> Tensor:
         row = min(row, self.rows - 1)
         return F.batch_norm(
-            x, self.running_mean[row], self.running_var[row], self.weight, self.bias, self.training, self.momentum, self.eps
+            x,
+            self.running_mean[row],
+            self.running_var[row],
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
         )
 
     def extra_repr(self) -> str:

@@ -20,7 +20,7 @@ class SetEpoch(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loader = trainer.train_dataloader
-        if hasattr(loader, "set_epoch"):
+        if loader is not None and hasattr(loader, "set_epoch"):
             loader.set_epoch(trainer.current_epoch)
 
 
@@ -69,7 +69,11 @@ class Progress(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self._bar is not None:
             names = {"train/loss_step": "loss", "val/accuracy": "val_accuracy"}
-            shown = {name: f"{trainer.callback_metrics[key]:.3f}" for key, name in names.items() if key in trainer.callback_metrics}
+            shown = {
+                name: f"{trainer.callback_metrics[key]:.3f}"
+                for key, name in names.items()
+                if key in trainer.callback_metrics
+            }
             self._bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **shown, refresh=False)
             self._bar.update()
 

@@ -50,13 +50,26 @@ def _train(run: Path, parts: configuration.Parts, resume: bool) -> Path:
         logging.getLogger(name).setLevel(logging.ERROR)  # their advice is not about our users' commands
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     try:
-        fit(parts.model, parts.data, parts.objective, parts.optimizer, parts.schedule, parts.settings, run, resume=resume)
+        fit(
+            parts.model,
+            parts.data,
+            parts.objective,
+            parts.optimizer,
+            parts.schedule,
+            parts.settings,
+            run,
+            resume=resume,
+        )
     except Interrupted as error:
         _note(run, "interrupted")
         raise Stopped(f"interrupted; a checkpoint is written: anytime train --resume {run}", 130) from error
     except NonFiniteLoss as error:
         _note(run, "failed")
-        kept = f"the last good checkpoint is {run / CHECKPOINT}" if (run / CHECKPOINT).is_file() else "no epoch was finished"
+        kept = (
+            f"the last good checkpoint is {run / CHECKPOINT}"
+            if (run / CHECKPOINT).is_file()
+            else "no epoch was finished"
+        )
         raise Stopped(f"{error}; {kept}; a smaller --optimizer.lr may help", 1) from error
     if _main_process():
         set_state(run, "finished")
@@ -78,4 +91,4 @@ def _note(run: Path, state: str) -> None:
 
 
 def _main_process() -> bool:
-    return rank_zero_only.rank in (None, 0)
+    return getattr(rank_zero_only, "rank", None) in (None, 0)

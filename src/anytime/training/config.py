@@ -75,7 +75,9 @@ def _resolve(section: str, name: str) -> str:
     except ValueError as error:
         raise UsageError(str(error)) from error
     modules: dict[str, tuple[ModuleType, type]] = {
-        "objective": (objectives, Objective), "optimizer": (torch.optim, torch.optim.Optimizer), "schedule": (schedules, Schedule),
+        "objective": (objectives, Objective),
+        "optimizer": (torch.optim, torch.optim.Optimizer),
+        "schedule": (schedules, Schedule),
     }
     return _class_path(name, *modules[section], section)
 
@@ -97,7 +99,10 @@ def _parameters(path: str) -> set[str] | None:
         if inspect.isclass(owner) and "__init__" not in vars(owner):
             continue
         parameters = inspect.signature(owner.__init__ if inspect.isclass(owner) else owner).parameters.values()
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self", "params"}
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {
+            "self",
+            "params",
+        }
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return names
     return None
@@ -161,10 +166,16 @@ def resolve_recipe(recipe: Config) -> Config:
 def build_parser() -> ArgumentParser:
     """The parser of `anytime train`, made from the constructors' signatures."""
     parser = ArgumentParser(prog="anytime train", exit_on_error=False, description=__doc__)
-    parser.add_subclass_arguments(AnytimeModel, "model", skip=FROM_DATA, help="a name of `anytime models`, or package.module.Class")
-    parser.add_subclass_arguments(ImageData, "data", skip={"seed"}, help="a name of `anytime datasets`, or package.module.Class")
+    parser.add_subclass_arguments(
+        AnytimeModel, "model", skip=FROM_DATA, help="a name of `anytime models`, or package.module.Class"
+    )
+    parser.add_subclass_arguments(
+        ImageData, "data", skip={"seed"}, help="a name of `anytime datasets`, or package.module.Class"
+    )
     parser.add_subclass_arguments(Objective, "objective", help="what to minimise, e.g. weighted")
-    parser.add_subclass_arguments(torch.optim.Optimizer, "optimizer", skip={"params"}, help="a class of torch.optim, e.g. SGD")
+    parser.add_subclass_arguments(
+        torch.optim.Optimizer, "optimizer", skip={"params"}, help="a class of torch.optim, e.g. SGD"
+    )
     parser.add_subclass_arguments(Schedule, "schedule", help="one_cycle, cosine, steps or constant")
     parser.add_class_arguments(Settings)
     return parser
@@ -212,7 +223,9 @@ def parse(flags: list[str], recipes: Iterable[str | Path] = ()) -> Config:
     flags = _resolve_flags(flags, paths)
     for section in ("model", "data"):
         if section not in paths:
-            raise UsageError(f"say which {section}: --{section} NAME (see `anytime {section.replace('data', 'dataset')}s`)")
+            raise UsageError(
+                f"say which {section}: --{section} NAME (see `anytime {section.replace('data', 'dataset')}s`)"
+            )
     parser = build_parser()
     try:
         parsed = parser.parse_args(flags, namespace=parser.parse_object(base, defaults=True))
@@ -284,7 +297,10 @@ def build(config: Config) -> Parts:
     if settings.normalize:
         model.set_normalization(data.mean, data.std)
     model.metadata = {
-        "data": type(data).__name__, "input_size": list(data.input_size), "class_names": list(data.class_names),
-        "recipe": short_names(config), "settings": asdict(settings),
+        "data": type(data).__name__,
+        "input_size": list(data.input_size),
+        "class_names": list(data.class_names),
+        "recipe": short_names(config),
+        "settings": asdict(settings),
     }
     return Parts(model, data, objective, optimizer, schedule, settings)

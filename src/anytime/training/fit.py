@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.optim import Optimizer
@@ -86,8 +85,15 @@ def _processes(settings: Settings) -> tuple[int | str, int]:
 
 
 def fit(
-    model: AnytimeModel, data: ImageData, objective: Objective, optimizer: Callable[[Iterable[Any]], Optimizer],
-    schedule: Schedule, settings: Settings, run: str | os.PathLike[str], *, resume: bool = False,
+    model: AnytimeModel,
+    data: ImageData,
+    objective: Objective,
+    optimizer: Callable[[Iterable[Any]], Optimizer],
+    schedule: Schedule,
+    settings: Settings,
+    run: str | os.PathLike[str],
+    *,
+    resume: bool = False,
     callbacks: Iterable[Callback] = (),
 ) -> L.Trainer:
     """Trains `model` in place; checkpoints and metrics go to the directory `run`, the finished model too.
@@ -106,15 +112,28 @@ def fit(
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
     module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last)
-    saver = ModelCheckpoint(checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False)
+    saver = ModelCheckpoint(
+        checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
     shown: list[Callback] = [Progress()] if settings.progress else []
     devices, num_nodes = _processes(settings)
     trainer = L.Trainer(
-        default_root_dir=run, max_epochs=settings.epochs, accelerator=settings.accelerator, devices=devices,
-        num_nodes=num_nodes, strategy=settings.strategy, precision=settings.precision,
-        gradient_clip_val=settings.gradient_clip, deterministic=settings.deterministic, use_distributed_sampler=False,
-        check_val_every_n_epoch=settings.validate_every, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, logger=_loggers(run), log_every_n_steps=10,
+        default_root_dir=run,
+        max_epochs=settings.epochs,
+        accelerator=settings.accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=settings.strategy,
+        precision=settings.precision,
+        gradient_clip_val=settings.gradient_clip,
+        deterministic=settings.deterministic,
+        use_distributed_sampler=False,
+        check_val_every_n_epoch=settings.validate_every,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        logger=_loggers(run),
+        log_every_n_steps=10,
         limit_val_batches=1.0 if data.val_dataloader() else 0,
         callbacks=[SetEpoch(), saver, SaveOnInterrupt(str(checkpoint)), *shown, *callbacks],
     )

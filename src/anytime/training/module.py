@@ -44,15 +44,20 @@ class AnytimeModule(L.LightningModule):
     """
 
     def __init__(
-        self, model: AnytimeModel, objective: Objective, optimizer: Callable[[Iterable[Any]], Optimizer], schedule: Schedule,
-        compile: bool = False, channels_last: bool = False,
+        self,
+        model: AnytimeModel,
+        objective: Objective,
+        optimizer: Callable[[Iterable[Any]], Optimizer],
+        schedule: Schedule,
+        compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
         self._optimizer, self._schedule = optimizer, schedule
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         self._compiled = [torch.compile(model) if compile else model]  # in a list: not a second submodule
 
     def forward(self, images: Tensor) -> Tensor:

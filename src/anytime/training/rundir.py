@@ -35,7 +35,9 @@ def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         if not overwrite:
-            raise UsageError(f"{path} exists; give another --run, --resume {path} to go on, or --overwrite to replace it")
+            raise UsageError(
+                f"{path} exists; give another --run, --resume {path} to go on, or --overwrite to replace it"
+            )
         if not (path / STATE).is_file():
             raise UsageError(f"{path} is not a run directory ({STATE} is missing), so it is not overwritten")
         if not dry:
@@ -50,9 +52,13 @@ def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -
 def set_state(path: Path, state: str, **more: Any) -> None:
     """Notes where the run stands (`started`, `interrupted`, `failed`, `finished`), when and on what machine."""
     entry = {
-        "format": FORMAT, "anytime": __version__, "torch": torch.__version__, "state": state,
+        "format": FORMAT,
+        "anytime": __version__,
+        "torch": torch.__version__,
+        "state": state,
         "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), **more,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
     }
     _write(path / STATE, json.dumps(entry, indent=2) + "\n")
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
 
 import anytime.models  # noqa: F401, registers all models
 from anytime.model import CONFIG, WEIGHTS, AnytimeModel, map_state, read_config, read_model, select_samples
@@ -392,12 +391,3 @@ def test_stream_refuses_at_once_and_runs_lazily() -> None:
     assert len(list(stream)) == 1
     with pytest.raises(ValueError, match="images must be"):
         model.stream(torch.rand(3, 8, 8))
-
-
-def test_contract_has_no_default_network() -> None:
-    model = AnytimeModel()
-    with pytest.raises(NotImplementedError):
-        model.initial_state(torch.rand(1, 3, 8, 8))
-    with pytest.raises(NotImplementedError):
-        model.step(())
-    assert isinstance(model, nn.Module)

@@ -44,14 +44,10 @@ def train(arguments: Sequence[str]) -> int:
         "arguments of one class: --model.help NAME, --data.help NAME, --objective.help NAME, --optimizer.help NAME,\n"
         "--schedule.help NAME; all other options:\n\n",
     )
-    parser.add_argument(
-        "--config", action="append", default=[], metavar="RECIPE", help="a YAML recipe; flags override it"
-    )
+    parser.add_argument("--config", action="append", default=[], metavar="RECIPE", help="a YAML recipe; flags override it")
     parser.add_argument("--run", type=Path, metavar="DIR", help="where to write (default: runs/MODEL_DATA)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run directory if it exists")
-    parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its last checkpoint"
-    )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its last checkpoint")
     if {"-h", "--help"} & set(arguments):
         from anytime.training.config import build_parser
 
@@ -107,9 +103,7 @@ def compare(arguments: Sequence[str]) -> int:
         "runs", nargs="+", metavar="RUN", help="run directories with a trace (`anytime evaluate RUN` makes it)"
     )
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="whose traces (default: test)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/compare.png"), help="the figure (default: runs/compare.png)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/compare.png"), help="the figure (default: runs/compare.png)")
     options = parser.parse_args(arguments)
     from anytime import plots
     from anytime.analysis.summary import COMPARISON_COLUMNS, comparison
@@ -168,9 +162,7 @@ def _predict(model: AnytimeModel, images: list[tuple[Path, torch.Tensor]], deadl
         print(f"{path} ({given})")
         for answer in predictor.stream(image[None].to(device), deadline):
             best = answer.probabilities[0].topk(min(top, len(names)))
-            text = ", ".join(
-                f"{names[k]} ({p:.0%})" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            )
+            text = ", ".join(f"{names[k]} ({p:.0%})" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True))
             cost = f"{macs_text(macs[answer.step - 1]):>8} MACs  {answer.elapsed * 1e3:7.2f} ms"
             print(
                 f"  step {answer.step}/{model.num_steps}  {cost}  {text}{'  MISSED' if answer.missed else ''}",

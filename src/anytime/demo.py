@@ -83,9 +83,7 @@ def _growing(trace: Trace, images: torch.Tensor, shown: list[int]) -> Section:
         )
         for index in shown
     }
-    return Section(
-        "Answers that grow", "Held-out images whose answer became right late, and stayed so.", figures=figures
-    )
+    return Section("Answers that grow", "Held-out images whose answer became right late, and stayed so.", figures=figures)
 
 
 def _answer(model: Any, trace: Trace, images: torch.Tensor, shown: list[int]) -> None:

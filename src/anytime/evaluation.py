@@ -80,9 +80,7 @@ def evaluate_run(
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
     if isinstance(loader, list):
-        raise ValueError(
-            f"{data.title or type(data).__name__} was trained with validation=0: there are no validation images"
-        )
+        raise ValueError(f"{data.title or type(data).__name__} was trained with validation=0: there are no validation images")
     meta = {"dataset": type(data).__name__, "part": part, "recipe": model.metadata["recipe"]}
     trace = record(model, loader, device=device, input_size=data.input_size, progress=progress, meta=meta)
     return write_results(trace, out or output_folder(run), part)
@@ -132,9 +130,7 @@ def stored_traces(runs: Sequence[str], part: str = "test") -> dict[str, Trace]:
         path = output_folder(run) / f"trace-{part}.safetensors"
         if not path.is_file():
             option = "" if part == "test" else f" --part {part}"
-            raise FileNotFoundError(
-                f"{run} has not been evaluated: {path} is missing; run `anytime evaluate {run}{option}`"
-            )
+            raise FileNotFoundError(f"{run} has not been evaluated: {path} is missing; run `anytime evaluate {run}{option}`")
         trace = Trace.load(path)
         name = output_folder(run).name
         traces[name if name not in traces else os.fspath(run)] = trace.level(0) if trace.labels.ndim == 2 else trace

@@ -40,9 +40,7 @@ def describe_model(name: str) -> str:
     model = create_model(name)
     size = (model.in_channels, 32, 32)
     macs = step_macs(model, size)
-    arguments = "\n".join(
-        f"  --model.{p}" for p in inspect.signature(factory).parameters.values() if p.name != "num_classes"
-    )
+    arguments = "\n".join(f"  --model.{p}" for p in inspect.signature(factory).parameters.values() if p.name != "num_classes")
     rows = [{"step": t + 1, "macs": m, "share": m / macs[-1]} for t, m in enumerate(macs)]
     columns = [Column("step", "step"), Column("macs", "MACs", macs_text), Column("share", "% of full", ".1%")]
     return (

@@ -38,9 +38,7 @@ def load(path_or_name: str | os.PathLike[str]) -> AnytimeModel:
     path = Path(path_or_name)
     if path.is_dir():
         if not (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
-            raise FileNotFoundError(
-                f"{path}: the training has not finished; go on with `anytime train --resume {path}`"
-            )
+            raise FileNotFoundError(f"{path}: the training has not finished; go on with `anytime train --resume {path}`")
         return read_model(path)
     name = os.fspath(path_or_name)
     if name in list_pretrained():

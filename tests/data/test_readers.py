@@ -205,9 +205,7 @@ def test_stanford_cars(tmp_path, number):
     write_cars(tmp_path, label=3)
     with pytest.raises(ValueError, match=r"cars_train_annos\.mat: label 2 is outside 0\.\.1"):
         StanfordCars(root=tmp_path).setup()
-    with pytest.raises(
-        FileNotFoundError, match=r"Stanford Cars: no stanford_cars/devkit/cars_meta\.mat.*; put it there"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"Stanford Cars: no stanford_cars/devkit/cars_meta\.mat.*; put it there"):
         StanfordCars(root=tmp_path / "stanford_cars", download=True).setup()
 
 

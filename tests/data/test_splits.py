@@ -51,9 +51,7 @@ def test_stratified_by_class():
     assert not held.equal(hold_out(labels, 100, 1)[1])
 
 
-@pytest.mark.parametrize(
-    ("amount", "message"), [(-0.1, "got -0.1"), (1.5, "got 1.5"), (10, "cannot hold out 10 of 10")]
-)
+@pytest.mark.parametrize(("amount", "message"), [(-0.1, "got -0.1"), (1.5, "got 1.5"), (10, "cannot hold out 10 of 10")])
 def test_amounts_that_make_no_sense(amount, message):
     with pytest.raises(ValueError, match=message):
         hold_out(torch.zeros(10, dtype=torch.int64), amount, 0)

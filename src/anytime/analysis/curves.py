@@ -179,6 +179,4 @@ def _probability_of(trace: Trace, classes: Tensor) -> Tensor:
     """softmax(z)_k of class k = `classes[t, n]`, float64 `[T, N]`."""
     # One step at a time: in double precision all logits of a large trace would not fit beside the trace.
     steps = (logits.double() for logits in trace.logits)
-    return torch.stack(
-        [(z.gather(1, k[:, None])[:, 0] - z.logsumexp(1)).exp() for z, k in zip(steps, classes, strict=True)]
-    )
+    return torch.stack([(z.gather(1, k[:, None])[:, 0] - z.logsumexp(1)).exp() for z, k in zip(steps, classes, strict=True)])

@@ -104,9 +104,7 @@ class ImageNet(StreamedData):
         with reading(path):
             words = torch.load(path, weights_only=True)[0]
             names = [", ".join(words[wnid]) for wnid in wnids]
-        return [
-            [f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, wnids, strict=True)]
-        ]
+        return [[f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, wnids, strict=True)]]
 
     def read(self, part: str) -> Part | None:
         if part == "validation":
@@ -188,9 +186,7 @@ class ImageFolder(StreamedData):
     @property
     def _train(self) -> Path:
         if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {self.root}; --data.root names the folder that holds the images"
-            )
+            raise FileNotFoundError(f"there is no folder {self.root}; --data.root names the folder that holds the images")
         return self.root / "train" if (self.root / "train").is_dir() else self.root
 
     def read_names(self) -> list[list[str]]:

@@ -174,8 +174,7 @@ class ImageData(LightningDataModule, ABC):
         cure = "pass --data.download true (download=True), or put it there yourself" if able else "put it there"
         raise FileNotFoundError(
             f"{self.title or type(self).__name__}: no {' or '.join(candidates)}; {looked}; {cure}, "
-            f"or name another folder by --data.root or ANYTIME_DATA"
-            + (f" (source: {self.homepage})" if self.homepage else "")
+            f"or name another folder by --data.root or ANYTIME_DATA" + (f" (source: {self.homepage})" if self.homepage else "")
         )
 
     @classmethod

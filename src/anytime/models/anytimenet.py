@@ -46,15 +46,11 @@ def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]
     if isinstance(scheme[0], int):
         start, *more = (int(number) for number in scheme)  # type: ignore[arg-type]
         gains = [(start,) * len(blocks)]
-        gains += [
-            tuple(n if s == section else 0 for s in range(len(blocks))) for section in range(len(blocks)) for n in more
-        ]
+        gains += [tuple(n if s == section else 0 for s in range(len(blocks))) for section in range(len(blocks)) for n in more]
     else:
         gains = [tuple(step) for step in scheme]  # type: ignore[arg-type]
     if any(len(step) != len(blocks) or min(step) < 0 or sum(step) == 0 for step in gains):
-        raise ValueError(
-            f"each step of the scheme must add blocks to some of the {len(blocks)} sections, got {scheme!r}"
-        )
+        raise ValueError(f"each step of the scheme must add blocks to some of the {len(blocks)} sections, got {scheme!r}")
     if min(gains[0]) < 1:
         raise ValueError(f"the first step needs at least one block in every section, got {gains[0]}")
     total = tuple(sum(column) for column in zip(*gains, strict=True))

@@ -115,9 +115,7 @@ class Predictor:
                 torch.cuda.synchronize(probabilities.device)
             elapsed = self._clock() - start
             late = deadline is not None and step < steps and elapsed + self._expected[step] >= deadline
-            yield Answer(
-                probabilities, step, elapsed, deadline, "complete" if step == steps else "deadline" if late else ""
-            )
+            yield Answer(probabilities, step, elapsed, deadline, "complete" if step == steps else "deadline" if late else "")
             if late:
                 return
 

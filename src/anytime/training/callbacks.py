@@ -70,9 +70,7 @@ class Progress(L.Callback):
         if self._bar is not None:
             names = {"train/loss_step": "loss", "val/accuracy": "val_accuracy"}
             shown = {
-                name: f"{trainer.callback_metrics[key]:.3f}"
-                for key, name in names.items()
-                if key in trainer.callback_metrics
+                name: f"{trainer.callback_metrics[key]:.3f}" for key, name in names.items() if key in trainer.callback_metrics
             }
             self._bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **shown, refresh=False)
             self._bar.update()

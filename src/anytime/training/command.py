@@ -65,11 +65,7 @@ def _train(run: Path, parts: configuration.Parts, resume: bool) -> Path:
         raise Stopped(f"interrupted; a checkpoint is written: anytime train --resume {run}", 130) from error
     except NonFiniteLoss as error:
         _note(run, "failed")
-        kept = (
-            f"the last good checkpoint is {run / CHECKPOINT}"
-            if (run / CHECKPOINT).is_file()
-            else "no epoch was finished"
-        )
+        kept = f"the last good checkpoint is {run / CHECKPOINT}" if (run / CHECKPOINT).is_file() else "no epoch was finished"
         raise Stopped(f"{error}; {kept}; a smaller --optimizer.lr may help", 1) from error
     if _main_process():
         set_state(run, "finished")

@@ -173,9 +173,7 @@ def build_parser() -> ArgumentParser:
         ImageData, "data", skip={"seed"}, help="a name of `anytime datasets`, or package.module.Class"
     )
     parser.add_subclass_arguments(Objective, "objective", help="what to minimise, e.g. weighted")
-    parser.add_subclass_arguments(
-        torch.optim.Optimizer, "optimizer", skip={"params"}, help="a class of torch.optim, e.g. SGD"
-    )
+    parser.add_subclass_arguments(torch.optim.Optimizer, "optimizer", skip={"params"}, help="a class of torch.optim, e.g. SGD")
     parser.add_subclass_arguments(Schedule, "schedule", help="one_cycle, cosine, steps or constant")
     parser.add_class_arguments(Settings)
     return parser
@@ -223,9 +221,7 @@ def parse(flags: list[str], recipes: Iterable[str | Path] = ()) -> Config:
     flags = _resolve_flags(flags, paths)
     for section in ("model", "data"):
         if section not in paths:
-            raise UsageError(
-                f"say which {section}: --{section} NAME (see `anytime {section.replace('data', 'dataset')}s`)"
-            )
+            raise UsageError(f"say which {section}: --{section} NAME (see `anytime {section.replace('data', 'dataset')}s`)")
     parser = build_parser()
     try:
         parsed = parser.parse_args(flags, namespace=parser.parse_object(base, defaults=True))

@@ -112,9 +112,7 @@ def fit(
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
     module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last)
-    saver = ModelCheckpoint(
-        checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    saver = ModelCheckpoint(checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False)
     shown: list[Callback] = [Progress()] if settings.progress else []
     devices, num_nodes = _processes(settings)
     trainer = L.Trainer(

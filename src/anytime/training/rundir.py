@@ -35,9 +35,7 @@ def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         if not overwrite:
-            raise UsageError(
-                f"{path} exists; give another --run, --resume {path} to go on, or --overwrite to replace it"
-            )
+            raise UsageError(f"{path} exists; give another --run, --resume {path} to go on, or --overwrite to replace it")
         if not (path / STATE).is_file():
             raise UsageError(f"{path} is not a run directory ({STATE} is missing), so it is not overwritten")
         if not dry:

@@ -1,0 +1,79 @@
+"""AnytimeNet at 32x32: all 7 answers of a stream against BASELINE's one answer, and against 7 sub-networks from scratch.
+
+    python benchmarks/anytimenet.py [--repeats 50] [--device cuda] [--out results/benchmarks/anytimenet.json]
+
+MACs: the stream costs 1.191x BASELINE and 1/3.32 of the sub-networks. Times are taken in turns in one process, with
+glibc's allocator kept from giving memory back, in float32, channels_last, eval mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import torch
+from torch import Tensor
+
+from anytime import create_model, step_macs
+from anytime.allocator import keep_freed_memory
+from anytime.model import AnytimeModel
+
+BARS = {128: 1.25, 1: 1.4}  # stream / baseline, at most; and at least 2.5x faster than from scratch
+SIZE = (3, 32, 32)
+
+
+def candidates(model: AnytimeModel, baseline: AnytimeModel, x: Tensor, compiled: bool) -> dict[str, Callable[[], Any]]:
+    """The three things that are timed."""
+    wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
+    step = wrap(model.step)
+    alone = [wrap(lambda x, t=t: model(x, step=t)) for t in range(1, model.num_steps + 1)]
+    whole = wrap(lambda x: baseline(x)[0])
+
+    def stream() -> list[Tensor]:
+        state, answers = model.initial_state(x), []
+        for _ in range(model.num_steps):
+            logits, state = step(state)
+            answers.append(logits)
+        return answers
+
+    return {"stream": stream, "baseline": lambda: whole(x), "scratch": lambda: [answer(x) for answer in alone]}
+
+
+def main() -> None:
+    """Prints one line per batch size and mode, and writes them as JSON."""
+    options = harness.parser(__doc__ or "").parse_args()
+    keep_freed_memory()
+    torch._dynamo.config.recompile_limit = 32  # one graph per step
+    model, baseline = create_model("anytimenet").eval(), create_model("anytimenet_baseline").eval()
+    for network in (model, baseline):
+        network.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    full = step_macs(baseline, SIZE)[-1]
+    macs = {"stream": step_macs(model, SIZE)[-1] / full, "scratch": sum(step_macs(model, SIZE, contract=True)) / full}
+    print(f"MACs: stream / baseline {macs['stream']:.3f}, scratch / stream {macs['scratch'] / macs['stream']:.2f}")
+    rows = []
+    for compiled in (False, True):
+        for batch in BARS:
+            x = torch.rand(batch, *SIZE, device=options.device).contiguous(memory_format=torch.channels_last)
+            repeats = options.repeats if batch > 1 else 4 * options.repeats
+            with torch.inference_mode():
+                seconds = harness.time_in_turns(candidates(model, baseline, x, compiled), repeats)
+            row = {
+                "batch": batch, "mode": "compiled" if compiled else "eager", "bar": BARS[batch],
+                "stream_to_baseline": harness.ratio(seconds, "stream", "baseline"),
+                "scratch_to_stream": harness.ratio(seconds, "scratch", "stream"),
+                "milliseconds": {name: sorted(values)[len(values) // 2] * 1e3 for name, values in seconds.items()},
+            }  # fmt: skip
+            rows.append(row)
+            over, under = row["stream_to_baseline"], row["scratch_to_stream"]
+            print(
+                f"batch {batch:>3} {row['mode']:<8} stream / baseline {over['median']:.3f} [{over['p10']:.3f}, "
+                f"{over['p90']:.3f}] (bar {BARS[batch]})   scratch / stream {under['median']:.2f} (bar 2.5)   "
+                + ", ".join(f"{name} {ms:.2f} ms" for name, ms in row["milliseconds"].items()),
+                flush=True,
+            )
+    harness.write(options.out, {"macs": macs, "rows": rows, "repeats": options.repeats, **harness.environment(options.device)})
+
+
+if __name__ == "__main__":
+    main()

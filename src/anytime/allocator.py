@@ -1,0 +1,26 @@
+"""glibc's allocator, told to keep what it has freed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc keep freed memory for the next use, instead of giving large buffers back to the system on every call.
+
+    At batch 128 on a CPU, page faults otherwise cost up to a third of the time and make timings untrustworthy. Memory use
+    stays at its peak. Same as the environment variables `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`, `MALLOC_MMAP_THRESHOLD_`.
+
+    Returns:
+        Whether it was done; False where the C library is not glibc.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28, _MMAP_THRESHOLD: 2**30}
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())

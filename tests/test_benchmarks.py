@@ -1,0 +1,55 @@
+"""The benchmarks' parts: what is timed gives the right answers, and the ratios are those of the numbers."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from anytime import create_model
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load_benchmark(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    sys.modules.pop("harness", None)
+
+
+def test_ratio_of_paired_turns(load_benchmark) -> None:
+    harness = load_benchmark("harness")
+    seconds = {"a": [2.0, 4.0, 9.0], "b": [1.0, 1.0, 3.0]}
+    assert harness.ratio(seconds, "a", "b")["median"] == 3.0
+
+
+def test_functions_are_timed_in_turns(load_benchmark) -> None:
+    harness = load_benchmark("harness")
+    order: list[str] = []
+    functions = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = harness.time_in_turns(functions, repeats=2, warmup=1)
+    assert order == ["a", "b"] * 3
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_anytimenet_candidates_answer_alike(load_benchmark) -> None:
+    benchmark = load_benchmark("anytimenet")
+    model = create_model("anytimenet", width=4).double().eval()
+    baseline = create_model("anytimenet_baseline", width=4).double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with torch.inference_mode():
+        timed = {name: function() for name, function in benchmark.candidates(model, baseline, x, compiled=False).items()}
+    torch.testing.assert_close(torch.stack(timed["stream"]), torch.stack(timed["scratch"]), rtol=0, atol=1e-10)
+    torch.testing.assert_close(timed["baseline"], baseline(x)[0])

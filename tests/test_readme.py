@@ -1,0 +1,68 @@
+"""What the README says works, word for word."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from anytime.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = "--model.width 4 --data.limit 64 --data.batch_size 16 --epochs 1 --compile false --precision 32-true --progress false"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_two_commands_are_complete_and_what_ci_runs() -> None:
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python3 -m venv ")]
+    install = 'python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[dev]"'
+    assert commands == [f"{install} && .venv/bin/anytime demo", f"{install} && .venv/bin/pytest"]
+    assert (ROOT / "constraints.txt").is_file()
+
+
+def test_constraints_are_names_and_versions_only() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert lines
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
+
+
+def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "132567424" in capsys.readouterr().out
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_console_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    generator = torch.Generator().manual_seed(0)
+    Image.fromarray(torch.randint(256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()).save("photo.png")
+    for kind in ("cat", "dog"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for number in range(40):
+            pixels = torch.randint(256, (40, 40, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / kind / f"{number}.png")
+    folder = tmp_path / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("ANYTIME_DATA", str(tmp_path / "data"))
+    records = torch.randint(256, (10_000, 3073), dtype=torch.uint8, generator=generator)
+    records[:, 0] %= 10
+    for name in [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]:
+        (folder / name).write_bytes(records.numpy().tobytes())
+    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ anytime ")]
+    assert len(commands) >= 6
+    for command in commands:
+        words = command.replace("~", str(tmp_path)).split()[1:]
+        assert main([*words, *(TINY.split() if words[0] == "train" else [])]) == 0, (command, capsys.readouterr().err)

@@ -127,7 +127,7 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def anytimenet(num_classes: int = 10) -> AnytimeModel:
         raise NotImplementedError
 
-    with pytest.raises(AssertionError, match="'anytimenet' is registered twice"):
+    with pytest.raises(ValueError, match=r"'anytimenet' is registered already, by anytime.models.anytimenet"):
         register_model(anytimenet)
 
 

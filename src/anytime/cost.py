@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, eval_mode
 
 
 def _flops(function: Callable[[], object]) -> int:
@@ -39,19 +39,14 @@ def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: b
             is known before (`model(x, step=t)`).
     """
     x = _example(model, input_size, 1)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            if contract:
-                return [_flops(lambda t=t: model(x, step=t)) // 2 for t in range(1, model.num_steps + 1)]  # type: ignore[misc]
-            stream, total, costs = model.stream(x), 0, []
-            for _ in range(model.num_steps):
-                total += _flops(lambda: next(stream)) // 2
-                costs.append(total)
-            return costs
-    finally:
-        model.train(training)
+    with torch.no_grad(), eval_mode(model):
+        if contract:
+            return [_flops(lambda t=t: model(x, step=t)) // 2 for t in range(1, model.num_steps + 1)]  # type: ignore[misc]
+        stream, total, costs = model.stream(x), 0, []
+        for _ in range(model.num_steps):
+            total += _flops(lambda: next(stream)) // 2
+            costs.append(total)
+        return costs
 
 
 @dataclass(frozen=True)
@@ -86,20 +81,15 @@ def step_seconds(
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats!r}")
     x = _example(model, input_size, batch_size)
-    training = model.training
-    model.eval()
     rows: list[list[float]] = []
-    try:
-        with torch.inference_mode():
-            for _ in range(warmup + repeats):
-                start, row = clock(), []
-                for _ in model.stream(x):
-                    if x.is_cuda:
-                        torch.cuda.synchronize(x.device)
-                    row.append(clock() - start)
-                rows.append(row)
-    finally:
-        model.train(training)
+    with torch.inference_mode(), eval_mode(model):
+        for _ in range(warmup + repeats):
+            start, row = clock(), []
+            for _ in model.stream(x):
+                if x.is_cuda:
+                    torch.cuda.synchronize(x.device)
+                row.append(clock() - start)
+            rows.append(row)
     measured = torch.tensor(rows[warmup:], dtype=torch.float64)
     low, median, high = torch.quantile(measured, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=0).tolist()
     return StepSeconds(median, low, high, batch_size, repeats)

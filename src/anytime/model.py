@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
 def select_samples(state: State, index: Tensor) -> State:
     """Compaction: the state of the samples `index` (int64 positions or a bool mask `[B]`) alone, order preserved."""
     return map_state(lambda tensor: tensor[index], state)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class AnytimeModel(nn.Module, PyTorchModelHubMixin):
@@ -144,12 +157,34 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
         directory.mkdir(parents=True, exist_ok=True)
         self._save_pretrained(directory)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
+        """As `save`; with `push_to_hub=True` the folder is uploaded, too (see `huggingface_hub.ModelHubMixin`)."""
+        self._require_config()  # before the old files are touched
+        return super().save_pretrained(save_directory, **arguments)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> AnytimeModel:
+        """A model from a local folder or the Hugging Face hub, in eval mode; executes no pickled code.
+
+        Args:
+            pretrained_model_name_or_path: A folder written by `save`, or `owner/name` on the hub.
+            **arguments: For the hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+        """
+        if Path(pretrained_model_name_or_path).is_dir():
+            if arguments:
+                raise TypeError(f"a local folder takes no further arguments, got {', '.join(arguments)}")
+            return read_model(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, **arguments)
+
+    def _require_config(self) -> None:
         if not self.config:
             raise ValueError(
                 f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
                 "use anytime.create_model('package.module.Class', ...)"
             )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self._require_config()
         tensors = {  # copies, since tied weights share memory, which safetensors refuses
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.state_dict().items()
@@ -177,24 +212,20 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
-        map_location: str = "cpu",
-        strict: bool = True,
-        **_: Any,
+        **arguments: Any,
     ) -> AnytimeModel:
-        directory = Path(model_id)
-        if not directory.is_dir():
-            directory = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                    allow_patterns=[WEIGHTS, CONFIG],
-                )
-            )
-        return read_model(directory).to(map_location)
+        if arguments:
+            raise TypeError(f"from_pretrained has no argument {min(arguments)!r}")
+        directory = snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            allow_patterns=[WEIGHTS, CONFIG],
+        )
+        return read_model(directory)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def register_model(factory: Callable[..., AnytimeModel]) -> Callable[..., AnytimeModel]:
     """Decorator: makes a function `f(num_classes=10, ...) -> AnytimeModel` known under its own name."""
     name = factory.__name__
-    assert name not in _FACTORIES, f"model {name!r} is registered twice"
+    other = _FACTORIES.get(name)
+    if other is not None and (other.__module__, other.__qualname__) != (factory.__module__, factory.__qualname__):
+        raise ValueError(f"model {name!r} is registered already, by {other.__module__}")
     _FACTORIES[name] = factory
     return factory
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs, step_seconds
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, eval_mode
 
 _FORMAT = "anytime-trace"
 _VERSION = 1
@@ -201,32 +201,27 @@ def record(
     """
     place = next(model.parameters()).device if device is None else torch.device(device)
     steps, classes = model.num_steps, model.num_classes
-    modes = {module: module.training for module in model.modules()}
-    model.to(place).eval()
+    model.to(place)
     answers: list[Tensor] = []
     labels: list[Tensor] = []
-    try:
-        with torch.inference_mode():
-            for images, target in tqdm(loader, desc="recording", unit="batch", disable=not progress, leave=False):
-                input_size = input_size or tuple(images.shape[1:])
-                target = target if target.is_floating_point() else target.long()
-                try:
-                    _check_labels(target, model.levels, len(images))
-                except ValueError as error:
-                    raise ValueError(f"batch {len(labels)}: {error}") from None
-                logits = model(images.to(place, non_blocking=True))
-                if logits.shape != (steps, len(images), classes):
-                    wanted = f"[{steps}, {len(images)}, {classes}]"
-                    raise ValueError(f"batch {len(labels)}: the model returned {_describe(logits)} instead of {wanted}")
-                answers.append(logits.float().cpu())
-                labels.append(target.cpu())
+    with torch.inference_mode(), eval_mode(model):
+        for images, target in tqdm(loader, desc="recording", unit="batch", disable=not progress, leave=False):
+            input_size = input_size or tuple(images.shape[1:])
+            target = target if target.is_floating_point() else target.long()
+            try:
+                _check_labels(target, model.levels, len(images))
+            except ValueError as error:
+                raise ValueError(f"batch {len(labels)}: {error}") from None
+            logits = model(images.to(place, non_blocking=True))
+            if logits.shape != (steps, len(images), classes):
+                wanted = f"[{steps}, {len(images)}, {classes}]"
+                raise ValueError(f"batch {len(labels)}: the model returned {_describe(logits)} instead of {wanted}")
+            answers.append(logits.float().cpu())
+            labels.append(target.cpu())
         if not answers or input_size is None:
             raise ValueError("the loader is empty: there is nothing to record")
         macs, contract = (step_macs(model, input_size, contract=contract) for contract in (False, True))
         timing = step_seconds(model, input_size, batch_size=seconds_batch) if seconds else None
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     facts: dict[str, Any] = {
         "model": model.config.get("model", type(model).__name__),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from anytime.models.layers import StepBatchNorm2d, widen
+from anytime.models.layers import StepBatchNorm2d, add_shortcut
 
 
 def images(*size: int, seed: int = 0) -> torch.Tensor:
@@ -76,11 +76,11 @@ def test_step_batch_norm_describes_itself() -> None:
     }  # fmt: skip
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 4))
-def test_widen(height: int, width: int, channels: int, more: int) -> None:
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4))
+def test_shortcut_that_widens(height: int, width: int, channels: int, more: int) -> None:
     x = images(2, channels, height, width)
-    wide = widen(x, channels + more)
-    assert wide.shape == (2, channels + more, -(-height // 2), -(-width // 2))
+    before = images(2, channels + more, -(-height // 2), -(-width // 2))
+    wide = add_shortcut(before.clone(), x) - before
     assert not wide[:, channels:].any()
     for i in range(wide.shape[2]):
         for j in range(wide.shape[3]):
@@ -89,6 +89,12 @@ def test_widen(height: int, width: int, channels: int, more: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 2)])
-def test_widen_has_the_size_of_a_strided_convolution(size: tuple[int, int]) -> None:
+def test_shortcut_fits_a_strided_convolution(size: tuple[int, int]) -> None:
     x = images(1, 2, *size)
-    assert widen(x, 3).shape == F.conv2d(x, images(3, 2, 3, 3), stride=2, padding=1).shape
+    out = F.conv2d(x, images(3, 2, 3, 3), stride=2, padding=1)
+    assert add_shortcut(out, x) is out
+
+
+def test_shortcut_of_equal_width_is_the_identity() -> None:
+    x, out = images(2, 3, 4, 5), images(2, 3, 4, 5)
+    torch.testing.assert_close(add_shortcut(out.clone(), x), out + x)

@@ -16,7 +16,7 @@ SCHEDULES = st.one_of(
     st.builds(Constant),
     st.builds(Cosine, st.floats(0, 0.99)),
     st.builds(OneCycle, st.floats(0.01, 0.99), st.floats(0, 1)),
-    st.builds(Steps, st.lists(st.floats(0.01, 0.99), max_size=4).map(sorted), st.floats(0, 1)),
+    st.builds(Steps, st.lists(st.floats(0.01, 0.99), unique=True, max_size=4).map(sorted), st.floats(0, 1)),
 )
 
 

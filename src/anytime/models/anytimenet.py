@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
-from anytime.models.layers import StepBatchNorm2d, widen
+from anytime.models.layers import StepBatchNorm2d, add_shortcut
 from anytime.registry import register_model
 
 Scheme = Sequence[int] | Sequence[Sequence[int]]
@@ -96,9 +96,9 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
 
     def forward(self, h: Tensor, row: int) -> Tensor:
-        out = self.conv1(F.relu(self.norm1(h, row)))
-        out = self.conv2(F.relu(self.norm2(out, row)))
-        return out + (h if out.shape[1] == h.shape[1] else widen(h, out.shape[1]))
+        out = self.conv1(F.relu_(self.norm1(h, row)))
+        out = self.conv2(F.relu_(self.norm2(out, row)))
+        return add_shortcut(out, h)
 
 
 class AnytimeNetState(NamedTuple):
@@ -173,7 +173,7 @@ class AnytimeNet(AnytimeModel):
         return sum(run is not None and run.first <= block < run.last for run in runs)
 
     def _out(self, h: Tensor, row: int) -> Tensor:
-        return self.head(F.relu(self.norm(h, row)).mean((2, 3)))
+        return self.head(F.relu_(self.norm(h, row)).mean((2, 3)))
 
     def _run(self, section: int, run: Run, h: Tensor) -> Tensor:
         for block, row in zip(range(run.first, run.last), run.rows, strict=True):

@@ -66,7 +66,7 @@ class Steps(Schedule):
     """
 
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1) -> None:
-        if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
+        if list(milestones) != sorted(set(milestones)) or not all(0 < m < 1 for m in milestones):
             raise ValueError(f"milestones must rise within (0, 1), got {milestones!r}")
         self.milestones, self.gamma = tuple(milestones), gamma
 

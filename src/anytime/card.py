@@ -1,0 +1,57 @@
+"""The model card: what a trained model is, how it was trained, and what every step was measured to be worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from anytime.analysis.summary import STEP_COLUMNS
+from anytime.analysis.tables import Column, used
+from anytime.model import AnytimeModel
+
+KEYS = ("step", "macs", "share_of_macs", "contract_macs", "accuracy", "confidence", "true_class_probability", "ece", "seconds")
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+    """Rows of plain values as a Markdown table; columns without any value are left out."""
+    columns = used(rows, columns)
+    lines = [[column.title for column in columns], ["---"] * len(columns), *([c.text(row) for c in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], trained_on: str = "", notes: str = "") -> str:
+    """The card of a trained model as Markdown.
+
+    Args:
+        name: Heading.
+        model: With the recipe in its metadata.
+        numbers: `analysis.summary` of its test trace.
+        trained_on: The hardware and time of the training, in words.
+        notes: Paragraphs that go after the table.
+    """
+    meta, recipe = numbers["meta"], model.metadata.get("recipe", {})
+    columns = [column for key in KEYS for column in STEP_COLUMNS if column.key == key]
+    errors = numbers["error_at_cost"]["macs"]
+    milestones = ", ".join(f"{share}: {'–' if value is None else f'{value:.2%}'}" for share, value in errors.items())
+    channels, height, width = meta["input_size"]
+    parts = [
+        f"# {name}",
+        f"{meta['model']}, {meta['parameters']:,} parameters, {model.num_steps} answers for images of {channels} channels and "
+        f"{height}x{width} pixels in [0, 1]; classes: {', '.join(model.metadata.get('class_names', []))}.",
+        f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which training and tuning "
+        f"never saw; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over the stream "
+        f"(interruptible) or for that answer alone (contract); milliseconds are medians at batch 1 on {meta['hardware']}, "
+        f"torch {meta['torch']}, float32, eager. Confidence is the mean max softmax, p(correct class) the measure of Kim et al. "
+        "(2020), eq. 5.",
+        markdown_table(numbers["steps"], columns),
+        f"Average error over all steps {numbers['average_error']:.2%} (timeliness {numbers['timeliness']:.2%}); error at share of "
+        f"the MACs: {milestones}; largest fall of accuracy from one step to the next: {numbers['largest_drop']:.2%}.",
+        notes,
+        f"Trained on {trained_on}." if trained_on else "",
+        f"Recipe (`anytime train --config`):\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False).strip()}\n```"
+        if recipe
+        else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

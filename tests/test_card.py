@@ -12,8 +12,8 @@ def test_card_holds_every_step_recipe_and_hardware() -> None:
     model.metadata = {"class_names": ["cat", "dog"], "recipe": {"model": {"class_path": "anytimenet"}, "seed": 7}}
     logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0]]])
     meta = {
-        "model": "anytimenet", "parameters": 123, "input_size": [3, 8, 8], "hardware": "Abacus", "torch": "2.0", "dataset": "Pets",
-        "part": "test", "seconds_low": [0.001], "seconds_high": [0.003],
+        "model": "anytimenet", "parameters": 123, "input_size": [3, 8, 8], "hardware": "Abacus", "torch": "2.0",
+        "dataset": "Pets", "part": "test", "seconds_low": [0.001], "seconds_high": [0.003],
     }  # fmt: skip
     trace = Trace(
         logits=logits, labels=torch.tensor([0, 1, 1, 1]), macs=torch.tensor([1000]), contract_macs=torch.tensor([1000]),

@@ -38,16 +38,16 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
     channels, height, width = meta["input_size"]
     parts = [
         f"# {name}",
-        f"{meta['model']}, {meta['parameters']:,} parameters, {model.num_steps} answers for images of {channels} channels and "
-        f"{height}x{width} pixels in [0, 1]; classes: {', '.join(model.metadata.get('class_names', []))}.",
-        f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which training and tuning "
-        f"never saw; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over the stream "
-        f"(interruptible) or for that answer alone (contract); milliseconds are medians at batch 1 on {meta['hardware']}, "
-        f"torch {meta['torch']}, float32, eager. Confidence is the mean max softmax, p(correct class) the measure of Kim et al. "
-        "(2020), eq. 5.",
+        f"{meta['model']}, {meta['parameters']:,} parameters, {model.num_steps} answers for images of {channels} channels "
+        f"and {height}x{width} pixels in [0, 1]; classes: {', '.join(model.metadata.get('class_names', []))}.",
+        f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which training and "
+        f"tuning never saw; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over the "
+        f"stream (interruptible) or for that answer alone (contract); milliseconds are medians at batch 1 on {meta['hardware']}, "
+        f"torch {meta['torch']}, float32, eager. Confidence is the mean max softmax, p(correct class) the measure of Kim "
+        "et al. (2020), eq. 5.",
         markdown_table(numbers["steps"], columns),
-        f"Average error over all steps {numbers['average_error']:.2%} (timeliness {numbers['timeliness']:.2%}); error at share of "
-        f"the MACs: {milestones}; largest fall of accuracy from one step to the next: {numbers['largest_drop']:.2%}.",
+        f"Average error over all steps {numbers['average_error']:.2%} (timeliness {numbers['timeliness']:.2%}); error at "
+        f"share of the MACs: {milestones}; largest fall of accuracy from one step to the next: {numbers['largest_drop']:.2%}.",
         notes,
         f"Trained on {trained_on}." if trained_on else "",
         f"Recipe (`anytime train --config`):\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False).strip()}\n```"

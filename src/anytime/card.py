@@ -42,7 +42,7 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
         f"and {height}x{width} pixels in [0, 1]; classes: {', '.join(model.metadata.get('class_names', []))}.",
         f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which training and "
         f"tuning never saw; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over the "
-        f"stream (interruptible) or for that answer alone (contract); milliseconds are medians at batch 1 on {meta['hardware']}, "
+        f"stream (interruptible) or for that answer alone (contract); ms are medians at batch 1 on {meta['hardware']}, "
         f"torch {meta['torch']}, float32, eager. Confidence is the mean max softmax, p(correct class) the measure of Kim "
         "et al. (2020), eq. 5.",
         markdown_table(numbers["steps"], columns),

@@ -1,13 +1,15 @@
-"""Whether more computing helps: drops of accuracy, overthinking (Kaya et al. 2019), and answers that change."""
+"""Whether more computing helps: drops of accuracy and of the true class, overthinking, and regret to the best exit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from anytime.analysis.curves import accuracy, answers, correct
+from anytime.analysis.curves import Cost, accuracy, answers, correct, costs, true_probability
+from anytime.combine import require_one_level
 from anytime.trace import Trace
 
 
@@ -50,4 +52,80 @@ def overthinking(trace: Trace) -> Overthinking:
         wasteful=float((earlier & last).double().mean()),
         oracle_accuracy=float(ever.double().mean()),
         oracle_macs=float(trace.macs[first].double().mean()) if len(first) else torch.nan,
+    )
+
+
+def true_class_drops(trace: Trace, probabilities: Tensor | None = None) -> Tensor:
+    """max over s <= t of p_s(label) - p_t(label): how far the true class ever falls back, float64 `[N]`.
+
+    Args:
+        trace: The answers.
+        probabilities: `[T, N, K]` of a combiner; default softmax(z).
+    """
+    if probabilities is None:
+        values = true_probability(trace)
+    else:
+        require_one_level(trace)
+        index = trace.labels.expand(trace.num_steps, -1)[..., None]
+        values = probabilities.gather(2, index)[..., 0].double()
+    return (values.cummax(0).values - values).amax(0)
+
+
+def monotonicity_violations(
+    trace: Trace, taus: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5), probabilities: Tensor | None = None
+) -> Tensor:
+    """Share of samples whose true class falls back by more than τ, float64 `[len(taus)]`.
+
+    The network is conditionally monotone where all are 0 (Jazbec et al. 2023).
+
+    Args:
+        trace: The answers.
+        taus: Tolerated drops of a probability.
+        probabilities: `[T, N, K]` of a combiner; default softmax(z).
+    """
+    drops = true_class_drops(trace, probabilities)
+    return (drops > torch.tensor(taus, dtype=drops.dtype)[:, None]).double().mean(1)
+
+
+@dataclass(frozen=True)
+class Regret:
+    """How far a stopping rule stays behind the oracle, which leaves at the first right answer, or at once where none is.
+
+    Attributes:
+        accuracy: Accuracy of the oracle less that of the rule, never below zero.
+        cost: Mean cost of the rule less that of the oracle; below zero where the rule is hasty.
+        early: Share of samples that leave before a right answer that was to come.
+        late: Share of samples that leave after the oracle.
+    """
+
+    accuracy: float
+    cost: float
+    early: float
+    late: float
+
+
+def regret(trace: Trace, steps: Tensor, cost: Cost = "macs", probabilities: Tensor | None = None) -> Regret:
+    """The accuracy that a stopping rule loses, and the cost it adds, against the best exit of each sample.
+
+    Args:
+        trace: The answers.
+        steps: Index 0..T-1 of the step after which each sample stops, int64 `[N]`: `rule.stops(trace, probabilities)`.
+        cost: Which cost.
+        probabilities: `[T, N, K]` of a combiner; default softmax(z).
+
+    Raises:
+        ValueError: Steps of another number of samples or outside 0..T-1.
+    """
+    require_one_level(trace)
+    if steps.shape != trace.labels.shape or not bool(((steps >= 0) & (steps < trace.num_steps)).all()):
+        wanted = f"[{trace.num_samples}] in 0..{trace.num_steps - 1}"
+        raise ValueError(f"steps must be {wanted}, got {list(steps.shape)} in {int(steps.min())}..{int(steps.max())}")
+    right = correct(trace) if probabilities is None else probabilities.argmax(2) == trace.labels
+    spent, oracle = costs(trace, cost).double(), right.int().argmax(0)
+    ever, found = right.any(0), right.gather(0, steps[None])[0]
+    return Regret(
+        accuracy=float((ever & ~found).double().mean()),
+        cost=float((spent[steps] - spent[oracle]).mean()),
+        early=float((steps < oracle).double().mean()),
+        late=float((steps > oracle).double().mean()),
     )

@@ -1,0 +1,291 @@
+"""Combiners: one answer made of several steps' outputs, step by step or over a whole trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from anytime.model import State
+from anytime.registry import nearest
+from anytime.trace import Trace
+
+
+class Saved:
+    """A frozen dataclass that JSON can hold: `Family.from_dict(thing.to_dict()) == thing`, exactly.
+
+    A direct subclass is a family; its members say their name: `class Product(Combiner, kind="product")`.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Any]]]
+
+    def __init_subclass__(cls, kind: str | None = None) -> None:
+        if Saved in cls.__bases__:
+            cls.kinds = {}
+        if kind is not None:
+            cls.kind = kind
+            cls.kinds[kind] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: `kind` and the constructor's arguments; infinity is the string "inf"."""
+        return {"kind": self.kind} | {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` described; builds members of this family and nothing else.
+
+        Raises:
+            ValueError: An unknown kind, an unknown or missing argument, or one out of range.
+        """
+        arguments = dict(values)
+        kind = arguments.pop("kind", None)
+        if kind not in cls.kinds:
+            raise ValueError(f"unknown {cls.__name__.lower()} {kind!r}{nearest(str(kind), cls.kinds)}")
+        member = cls.kinds[kind]
+        names = [field.name for field in fields(member)]
+        for name in arguments.keys() - names:
+            raise ValueError(f"{kind!r} has no argument {name!r}{nearest(name, names)}")
+        try:
+            return member(**{name: cls._parse(value) for name, value in arguments.items()})
+        except TypeError as error:
+            raise ValueError(f"{kind!r} cannot be built from {arguments}: {error}") from None
+
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        return tuple(map(cls._parse, value)) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Saved):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Combiner(Saved):
+    """Probabilities after step t made of the logits z_1 .. z_t of one label level.
+
+    `update` is pure: it takes a state and returns the next. A state is a pytree of tensors with the batch in dimension 0
+    (and of plain numbers), so `anytime.select_samples` compacts it. Logits are float32 or float64.
+
+    Attributes:
+        num_steps: T where the combiner was made for networks of T steps; None where it fits any.
+    """
+
+    @property
+    def num_steps(self) -> int | None:
+        return None
+
+    def start(self, num_steps: int) -> State:
+        """The state before the first step of a network of `num_steps` steps.
+
+        Raises:
+            ValueError: The combiner was made for another number of steps.
+        """
+        if self.num_steps not in (None, num_steps):
+            raise ValueError(f"this {self.kind!r} combiner was made for {self.num_steps} steps, the model has {num_steps}")
+        return None
+
+    def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
+        """Probabilities `[B, K]` after the logits `[B, K]` of step 1..T, and the state after it."""
+        raise NotImplementedError
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The probabilities `[T, N, K]` of all steps from the logits `[T, N, K]` of a trace."""
+        state, answers = self.start(len(logits)), []
+        for step, values in enumerate(logits, start=1):
+            probabilities, state = self.update(state, values, step)
+            answers.append(probabilities)
+        return torch.stack(answers)
+
+
+@dataclass(frozen=True)
+class Last(Combiner, kind="last"):
+    """p_t = softmax(z_t): the newest answer alone."""
+
+    def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
+        return logits.softmax(1), None
+
+
+@dataclass(frozen=True)
+class Caching(Combiner, kind="caching"):
+    """p_t = softmax(z_s), s = the step up to t of the largest max softmax, the earliest of equal ones.
+
+    Confidence never falls. Also what a Shallow-Deep Network answers where no exit was sure (Kaya et al. 2019); the
+    baseline CA of Jazbec et al. 2023.
+    """
+
+    def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
+        probabilities = logits.softmax(1)
+        if state is not None:
+            surer = probabilities.amax(1, keepdim=True) > state.amax(1, keepdim=True)
+            probabilities = torch.where(surer, probabilities, state)
+        return probabilities, probabilities
+
+
+@dataclass(frozen=True)
+class Product(Combiner, kind="product"):
+    """p_t(y) ∝ prod_{i <= t} max(z_i(y), 0)^w_i: a product of experts, in log space (Jazbec et al. 2023).
+
+    A class that one step rules out (logit <= 0) stays out, so the answer narrows and the probability of the true class
+    hardly ever falls. Where all classes are out, softmax(z_t).
+
+    Args:
+        weights: w_i > 0, one per step. None: i / T, as in the paper.
+    """
+
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            object.__setattr__(self, "weights", positive(self.weights, "weights"))
+
+    @property
+    def num_steps(self) -> int | None:
+        return None if self.weights is None else len(self.weights)
+
+    def start(self, num_steps: int) -> State:
+        super().start(num_steps)
+        return num_steps, None
+
+    def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
+        steps, total = state
+        weight = step / steps if self.weights is None else self.weights[step - 1]
+        expert = logits.relu().log_()
+        total = expert.mul_(weight) if total is None else torch.add(total, expert, alpha=weight)
+        product = total.softmax(1)  # nan where every class is out
+        return torch.where(product.isnan(), logits.softmax(1), product), (steps, total)
+
+
+@dataclass(frozen=True)
+class Mixture(Combiner, kind="mixture"):
+    """p_t = sum_{i <= t} w_i softmax(z_i) / sum_{i <= t} w_i.
+
+    Args:
+        weights: w_i > 0, one per step; the cumulative MACs of the steps trust the deeper ones more.
+    """
+
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", positive(self.weights, "weights"))
+
+    @property
+    def num_steps(self) -> int | None:
+        return len(self.weights)
+
+    def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
+        weight, probabilities = self.weights[step - 1], logits.softmax(1)
+        if state is None:
+            return probabilities, (weight, probabilities)
+        earlier, mean = state
+        total = earlier + weight
+        mean = torch.lerp(mean, probabilities, weight / total)
+        return mean, (total, mean)
+
+
+@dataclass(frozen=True)
+class Temperature(Combiner, kind="temperature"):
+    """Divides the logits of step t by its temperature τ_t before another combiner sees them (Guo et al. 2017).
+
+    Args:
+        temperatures: τ_t > 0, one per step; see `fit_temperatures`.
+        combiner: What combines the divided logits. A product of experts is refused: it does not change.
+    """
+
+    temperatures: Sequence[float]
+    combiner: Combiner = Last()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperatures", positive(self.temperatures, "temperatures"))
+        if isinstance(self.combiner, Product):
+            raise ValueError("a product of max(logit, 0) does not change with temperature: use Product() without it")
+
+    @property
+    def num_steps(self) -> int | None:
+        return len(self.temperatures)
+
+    def start(self, num_steps: int) -> State:
+        super().start(num_steps)
+        return self.combiner.start(num_steps)
+
+    def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
+        return self.combiner.update(state, logits / self.temperatures[step - 1], step)
+
+
+def fit_temperatures(trace: Trace, combiner: Combiner | None = None) -> Temperature:
+    """τ_t = argmin_τ mean_n -log softmax(z_t / τ)_label, each step on its own (Guo et al. 2017), within 1/50 .. 50.
+
+    Convex in 1 / τ, so the minimum that is found is the only one.
+
+    Args:
+        trace: The answers about a validation split.
+        combiner: What combines the divided logits; default `Last()`.
+
+    Raises:
+        ValueError: The trace has several label levels.
+    """
+    from scipy.optimize import minimize_scalar
+
+    require_one_level(trace)
+
+    def loss(power: float, logits: Tensor, right: Tensor) -> float:
+        inverse = math.exp(-power)
+        return float(((logits * inverse).logsumexp(1) - right * inverse).mean())
+
+    bound, temperatures = math.log(50), []
+    for step in trace.logits:
+        logits = step.double()
+        right = logits.gather(1, trace.labels[:, None])[:, 0]
+        found = minimize_scalar(loss, args=(logits, right), method="bounded", bounds=(-bound, bound), options={"xatol": 1e-6})
+        temperatures.append(math.exp(found.x))
+    return Temperature(temperatures, combiner or Last())
+
+
+def combiner(name: str, macs: Sequence[float] | None = None) -> Combiner:
+    """A combiner by name: "last", "caching", "product" or "mixture"; "temperature" comes from `fit_temperatures`.
+
+    Args:
+        name: The kind.
+        macs: Cumulative MACs of the steps, the weights of "mixture".
+
+    Raises:
+        ValueError: An unknown name, or "mixture" without `macs`.
+
+    Example:
+        >>> combiner("product")
+        Product(weights=None)
+    """
+    simple: dict[str, type[Combiner]] = {kind.kind: kind for kind in (Last, Caching, Product)}
+    if name == Mixture.kind:
+        if macs is None:
+            raise ValueError("'mixture' weighs the steps by their MACs: give macs=, or build Mixture(weights)")
+        return Mixture(macs)
+    if name == Temperature.kind:
+        raise ValueError("temperatures are fitted on a validation trace: use fit_temperatures(trace)")
+    if name not in simple:
+        raise ValueError(f"unknown combiner {name!r}{nearest(name, Combiner.kinds)}")
+    return simple[name]()
+
+
+def require_one_level(trace: Trace) -> None:
+    """Refuses a trace of several label levels, whose logits are no one distribution."""
+    if trace.levels:
+        last = len(trace.levels) - 1
+        raise ValueError(f"this trace has {last + 1} label levels {trace.levels}; pick one: trace.level(0) .. ({last})")
+
+
+def positive(values: Sequence[float], name: str) -> tuple[float, ...]:
+    """The values as finite floats above zero, at least one."""
+    numbers = tuple(float(value) for value in values)
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"{name} must be finite and above zero, one per step, got {values!r}")
+    return numbers

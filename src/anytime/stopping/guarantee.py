@@ -1,0 +1,100 @@
+"""Rules with a guarantee that holds for any network and any distribution of the data.
+
+The loss of a sample is L = max(0, correct_T - correct_stopped), in {0, 1}: stopping early lost an answer that the full
+network has right. Its mean bounds the loss of accuracy against the full network. Assumed is only that the calibration
+samples and those to come are exchangeable (for `certified`: independent and alike distributed), and that neither network,
+combiner nor candidates were fitted on the calibration trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anytime.combine import Combiner
+from anytime.stopping.choose import Answers, Outcome
+from anytime.stopping.rules import Confidence, Never, Rule
+from anytime.trace import Trace
+
+CANDIDATES = tuple(Confidence(threshold) for threshold in torch.linspace(12, -4, 257).sigmoid().tolist())
+"""Confidence thresholds from 0.999994 to 0.018, evenly spaced in log odds, the most cautious first."""
+
+
+def certified(
+    trace: Trace,
+    epsilon: float,
+    alpha: float = 0.1,
+    candidates: Sequence[Rule] = CANDIDATES,
+    combiner: Combiner | None = None,
+) -> Outcome:
+    """The boldest candidate with P(E[L] <= epsilon) >= 1 - alpha over the draw of the calibration samples.
+
+    Learn then Test (Angelopoulos et al. 2021), fixed-sequence testing: the candidates are tested in order, each with the
+    exact binomial p-value P(Bin(N, epsilon) <= sum_n L_n) of the hypothesis E[L] > epsilon, up to the first p > alpha.
+    L need not grow along the candidates. With N < log(alpha) / log(1 - epsilon) samples nothing can be certified.
+
+    Args:
+        trace: The answers about a calibration split.
+        epsilon: The loss of accuracy that is allowed, in (0, 1).
+        alpha: The probability that is allowed of exceeding it, in (0, 1).
+        candidates: From cautious to bold, in an order fixed without looking at `trace`; for example the rules of
+            `budgeted_curve` on another split, turned round.
+        combiner: Makes the answers of several steps' outputs; default `Last()`.
+
+    Returns:
+        The outcome on `trace`; its rule is `Never()` where not even the first candidate passes.
+    """
+    from scipy.stats import binom
+
+    _require_share(epsilon, "epsilon")
+    _require_share(alpha, "alpha")
+    answers = Answers.of(trace, combiner)
+    chosen: Rule = Never()
+    for rule in candidates:
+        if binom.cdf(int(_losses(answers, rule).sum()), trace.num_samples, epsilon) > alpha:
+            break
+        chosen = rule
+    return answers.outcome(chosen)
+
+
+def conformal(
+    trace: Trace, epsilon: float, candidates: Sequence[Rule] = CANDIDATES, combiner: Combiner | None = None
+) -> Outcome:
+    """The boldest candidate m with (sum_n L'_nm + 1) / (N + 1) <= epsilon: then E[L] <= epsilon for the next sample.
+
+    Conformal risk control (Angelopoulos et al. 2024). It asks for a loss that grows along the candidates, so
+    L'_nm = max_{i <= m} L_ni stands for L. The mean is over the draw of the calibration samples, too: cheaper than
+    `certified`, which holds for nearly every single draw.
+
+    Args:
+        trace: The answers about a calibration split.
+        epsilon: The loss of accuracy that is allowed, in (0, 1).
+        candidates: From cautious to bold, in an order fixed without looking at `trace`.
+        combiner: Makes the answers of several steps' outputs; default `Last()`.
+
+    Returns:
+        The outcome on `trace`; its rule is `Never()` where not even the first candidate passes.
+    """
+    _require_share(epsilon, "epsilon")
+    answers = Answers.of(trace, combiner)
+    chosen: Rule = Never()
+    worst = torch.zeros(trace.num_samples, dtype=torch.bool)
+    for rule in candidates:
+        worst |= _losses(answers, rule)
+        if (int(worst.sum()) + 1) / (trace.num_samples + 1) > epsilon:
+            break
+        chosen = rule
+    return answers.outcome(chosen)
+
+
+def _losses(answers: Answers, rule: Rule) -> Tensor:
+    """Whether each sample is right at the last step but not where it stops, bool `[N]`."""
+    steps = rule.stops(answers.trace, answers.probabilities)
+    return answers.right[-1] & ~answers.right.gather(0, steps[None])[0]
+
+
+def _require_share(value: float, name: str) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")

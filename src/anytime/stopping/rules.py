@@ -1,0 +1,362 @@
+"""Stopping rules: small composable objects that say, sample by sample, whether the answer is good enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytime.combine import Saved
+from anytime.model import State
+from anytime.trace import Trace
+
+Verdict = tuple[Tensor, State]
+
+
+class Rule(Saved):
+    """Says after each step but the last which samples stop; after the last step all do.
+
+    `a | b` stops a sample when either rule does, `a & b` when both do at the same step. `update` is pure; a state is a
+    pytree of tensors with the batch in dimension 0, so `anytime.select_samples` compacts it.
+
+    Attributes:
+        num_steps: T where the rule was fitted to a network of T steps; None where it fits any.
+        needs: Which costs of the next step `update` reads, of "macs" and "seconds".
+    """
+
+    @property
+    def num_steps(self) -> int | None:
+        return None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    def start(self, num_steps: int) -> State:
+        """The state before the first step of a network of `num_steps` steps.
+
+        Raises:
+            ValueError: Thresholds that were never fitted, or fitted to another number of steps.
+        """
+        if self.num_steps not in (None, num_steps):
+            raise ValueError(f"this {self.kind!r} rule was fitted to {self.num_steps} steps, the model has {num_steps}")
+        return None
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        """Which samples stop after this step, bool `[B]`, and the state after it.
+
+        Args:
+            state: From `start` or the last `update`.
+            step: Number of the step, 1..T-1.
+            probabilities: Combined answer after it, `[B, K]`.
+            next_macs: Cumulative MACs per sample if the next step is run, too.
+            next_seconds: Seconds since the start when the next step is expected to be done.
+        """
+        raise NotImplementedError
+
+    def stops(self, trace: Trace, probabilities: Tensor) -> Tensor:
+        """Index 0..T-1 of the step after which each sample stops, int64 `[N]`.
+
+        Args:
+            trace: Gives the MACs and seconds of the steps.
+            probabilities: `[T, N, K]`, `combiner(trace.logits)`.
+
+        Raises:
+            ValueError: As `start`; probabilities of another shape; seconds that the trace does not hold.
+        """
+        if probabilities.shape != trace.logits.shape:
+            raise ValueError(f"probabilities must be {list(trace.logits.shape)}, got {list(probabilities.shape)}")
+        if "seconds" in self.needs and trace.seconds is None:
+            raise ValueError(f"the rule {self.kind!r} needs seconds, which this trace does not hold; record it with them")
+        macs = trace.macs.tolist()
+        seconds = [math.nan] * len(macs) if trace.seconds is None else trace.seconds.tolist()
+        state, flags = self.start(len(macs)), []
+        for step in range(1, len(macs)):
+            flag, state = self.update(state, step, probabilities[step - 1], macs[step], seconds[step])
+            flags.append(flag)
+        flags.append(torch.ones_like(probabilities[0, :, 0], dtype=torch.bool))
+        return torch.stack(flags).int().argmax(0)
+
+    def __or__(self, other: Rule) -> AnyOf:
+        return AnyOf((self, other))
+
+    def __and__(self, other: Rule) -> AllOf:
+        return AllOf((self, other))
+
+
+@dataclass(frozen=True)
+class Never(Rule, kind="never"):
+    """Runs all steps."""
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        return _everyone(probabilities, False), None
+
+
+@dataclass(frozen=True)
+class _Threshold(Rule):
+    """A rule on one number per sample, with one threshold or one per step; None until they are fitted."""
+
+    threshold: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is None:
+            return
+        given = self.threshold
+        values = (given,) if isinstance(given, (int, float, str)) else tuple(given)
+        numbers = tuple(float(value) for value in values)
+        if not numbers or not all(number >= 0 for number in numbers):
+            raise ValueError(f"thresholds of {self.kind!r} must be at least 0, one or one per step, got {given!r}")
+        object.__setattr__(self, "threshold", numbers[0] if values == (given,) else numbers)
+
+    @property
+    def num_steps(self) -> int | None:
+        return len(self.threshold) if isinstance(self.threshold, tuple) else None
+
+    def start(self, num_steps: int) -> State:
+        if self.threshold is None:
+            raise ValueError(
+                f"the threshold of {self.kind!r} was never fitted: give one, {type(self).__name__}(0.8), "
+                "or choose it on a validation trace, anytime.stopping.best_threshold(trace, budget)"
+            )
+        return super().start(num_steps)
+
+    def _at(self, step: int) -> Any:
+        return self.threshold[step - 1] if isinstance(self.threshold, tuple) else self.threshold
+
+
+@dataclass(frozen=True)
+class Confidence(_Threshold, kind="confidence"):
+    """Stops where max_k p_k >= θ_t (MSDNet, Huang et al. 2018; Shallow-Deep Networks, Kaya et al. 2019).
+
+    Args:
+        threshold: θ, or θ_t for t = 1..T (the last is not read); infinity never stops.
+    """
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        return probabilities.amax(1) >= self._at(step), None
+
+
+@dataclass(frozen=True)
+class Margin(_Threshold, kind="margin"):
+    """Stops where the largest probability exceeds the second by at least θ_t.
+
+    Args:
+        threshold: θ, or θ_t for t = 1..T (the last is not read); infinity never stops.
+    """
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        first, second = probabilities.topk(2, 1).values.unbind(1)
+        return first - second >= self._at(step), None
+
+
+@dataclass(frozen=True)
+class Entropy(_Threshold, kind="entropy"):
+    """Stops where -sum_k p_k log p_k < θ_t, in nats (BranchyNet, Teerapittayanon et al. 2016); 0 never stops."""
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        return torch.special.entr(probabilities).sum(1) < self._at(step), None
+
+
+@dataclass(frozen=True)
+class Patience(Rule, kind="patience"):
+    """Stops where the label was the same for `times` steps in a row.
+
+    The patience of PABEE (Zhou et al. 2020) counts agreements between neighbours: its t is `times = t + 1`.
+    """
+
+    times: int
+
+    def __post_init__(self) -> None:
+        _require_count(self.times, "times")
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        label = probabilities.argmax(1)
+        count = torch.ones_like(label) if state is None else (label == state[0]) * state[1] + 1
+        return count >= self.times, (label, count)
+
+
+@dataclass(frozen=True)
+class SelectionLatency(Rule, kind="selection_latency"):
+    """Stops where one and the same class, the most probable, was above θ for `hold` steps in a row.
+
+    The selection latency of Iuzzolino et al. 2021 asks that the class stays above θ to the end, which only
+    a look back can tell (`latency`); `hold` is as much of it as can be known while the network runs.
+
+    Args:
+        threshold: θ in [0, 1); 0.83 in the paper, so that a tenth of the images never reach it.
+        hold: At least 1.
+    """
+
+    threshold: float = 0.83
+    hold: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold must lie in [0, 1), got {self.threshold!r}")
+        _require_count(self.hold, "hold")
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        confidence, label = probabilities.max(1)
+        above = confidence > self.threshold
+        run = above.long() if state is None else ((label == state[0]) * state[1] + 1) * above
+        return run >= self.hold, (label, run)
+
+    def latency(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """min{t | some class j has p_t'(j) > θ for all t' >= t}, whether right or not (Iuzzolino et al. 2021).
+
+        Args:
+            probabilities: `[T, N, K]`.
+
+        Returns:
+            The latency in steps, 1..T, int64 `[N]`, and whether there is one, bool `[N]`; without one it is T.
+        """
+        above = probabilities > self.threshold
+        held, first = above[-1], torch.full_like(above[0, :, 0], len(above), dtype=torch.int64)
+        reached = held.any(1)
+        for step in range(len(above) - 1, 0, -1):
+            held = held & above[step - 1]
+            first = torch.where(held.any(1), step, first)
+        return first, reached
+
+
+@dataclass(frozen=True)
+class MacBudget(Rule, kind="mac_budget"):
+    """Stops all before the step that would exceed a budget; the first step always runs.
+
+    Args:
+        macs: Multiply-adds per sample, above zero.
+    """
+
+    macs: float
+
+    def __post_init__(self) -> None:
+        _require_budget(self.macs, "macs")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"macs"})
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        return _everyone(probabilities, next_macs > self.macs), None
+
+
+@dataclass(frozen=True)
+class Deadline(Rule, kind="deadline"):
+    """Stops all before the step that is expected to end late; the first step always runs.
+
+    Args:
+        seconds: From the start, above zero.
+    """
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _require_budget(self.seconds, "seconds")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"seconds"})
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        return _everyone(probabilities, next_seconds > self.seconds), None
+
+
+@dataclass(frozen=True)
+class ConfidenceBands(Rule, kind="confidence_bands"):
+    """Stops where low <= max_k p_k < high for one of the step's bands: sure answers, and those computing will not mend.
+
+    Args:
+        bands: For each step t = 1..T its bands `(low, high)`; those of the last are not read. See `value_of_computation`.
+    """
+
+    bands: Sequence[Sequence[tuple[float, float]]]
+
+    def __post_init__(self) -> None:
+        bands = tuple(tuple((float(low), float(high)) for low, high in step) for step in self.bands)
+        if not bands or not all(low < high for step in bands for low, high in step):
+            raise ValueError(f"bands must be (low, high) with low < high, a list for each step, got {self.bands!r}")
+        object.__setattr__(self, "bands", bands)
+
+    @property
+    def num_steps(self) -> int | None:
+        return len(self.bands)
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        bands = self.bands[step - 1]
+        if not bands:
+            return _everyone(probabilities, False), None
+        confidence = probabilities.amax(1)
+        inside = [confidence >= low if high == math.inf else (confidence >= low) & (confidence < high) for low, high in bands]
+        return reduce(torch.logical_or, inside), None
+
+
+@dataclass(frozen=True)
+class _Several(Rule):
+    rules: Sequence[Rule]
+
+    def __post_init__(self) -> None:
+        if not self.rules or not all(isinstance(rule, Rule) for rule in self.rules):
+            raise TypeError(f"stopping rules combine with stopping rules, got {self.rules!r}")
+        parts = (rule.rules if type(rule) is type(self) else (rule,) for rule in self.rules)
+        object.__setattr__(self, "rules", tuple(rule for part in parts for rule in part))
+
+    @property
+    def num_steps(self) -> int | None:
+        return next((rule.num_steps for rule in self.rules if rule.num_steps is not None), None)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(rule.needs for rule in self.rules))
+
+    def start(self, num_steps: int) -> State:
+        return tuple(rule.start(num_steps) for rule in self.rules)
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        said = [
+            rule.update(part, step, probabilities, next_macs, next_seconds)
+            for rule, part in zip(self.rules, state, strict=True)
+        ]
+        join = torch.logical_or if isinstance(self, AnyOf) else torch.logical_and
+        return reduce(join, [stop for stop, _ in said]), tuple(part for _, part in said)
+
+
+@dataclass(frozen=True)
+class AnyOf(_Several, kind="any"):
+    """Stops a sample when one of the rules does; `a | b` builds it."""
+
+
+@dataclass(frozen=True)
+class AllOf(_Several, kind="all"):
+    """Stops a sample when all the rules do at the same step; `a & b` builds it."""
+
+
+def rule(name: str, **arguments: Any) -> Rule:
+    """A stopping rule by name.
+
+    Raises:
+        ValueError: An unknown name or argument (the message names the nearest), or one out of range.
+
+    Example:
+        >>> rule("confidence", threshold=0.9)
+        Confidence(threshold=0.9)
+    """
+    return Rule.from_dict({"kind": name, **arguments})
+
+
+def _everyone(probabilities: Tensor, stop: bool) -> Tensor:
+    return torch.full(probabilities.shape[:1], stop, device=probabilities.device)
+
+
+def _require_count(value: int, name: str) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
+
+
+def _require_budget(value: float, name: str) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be finite and above zero, got {value!r}")

@@ -1,0 +1,188 @@
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anytime.analysis.curves import accuracy, threshold_curve
+from anytime.combine import Caching, Product
+from anytime.stopping import (
+    RATIOS,
+    Confidence,
+    Never,
+    best_threshold,
+    best_thresholds,
+    budgeted,
+    budgeted_curve,
+    exit_shares,
+    measure,
+    ratio_for,
+    share_thresholds,
+)
+
+
+def test_measure_by_hand(from_probabilities):
+    trace = from_probabilities(
+        [[[0.6, 0.4], [0.9, 0.1]], [[0.3, 0.7], [0.8, 0.2]]], labels=[1, 1], macs=[10, 30]
+    )  # confidences .6 .9, wrong wrong; then .7 .8, right wrong
+    found = measure(Confidence(0.8), trace)
+    assert found.accuracy == 0.5
+    assert found.macs == 20
+    assert found.seconds is None
+    assert found.shares == (0.5, 0.5)
+
+
+def test_measure_agrees_with_the_threshold_curve(make_trace):
+    trace = make_trace(300)
+    curve = threshold_curve(trace, [0.3, 0.5, 0.8])
+    for i, threshold in enumerate((0.3, 0.5, 0.8)):
+        found = measure(Confidence(threshold), trace)
+        assert found.accuracy == pytest.approx(float(curve.accuracy[i]))
+        assert found.macs == pytest.approx(float(curve.macs[i]))
+        assert found.seconds == pytest.approx(float(curve.seconds[i]))
+
+
+def test_measure_of_a_combiner(make_trace):
+    trace = make_trace(300)
+    expected = (Product()(trace.logits)[-1].argmax(1) == trace.labels).double().mean()
+    assert measure(Never(), trace, Product()).accuracy == pytest.approx(float(expected))
+
+
+def test_exit_shares_are_the_papers():
+    q = 0.3
+    paper = [q * (1 - q) ** k for k in range(5)]
+    assert exit_shares(1 - q, 5) == pytest.approx([value / sum(paper) for value in paper])
+    assert exit_shares(1, 4) == (0.25, 0.25, 0.25, 0.25)
+    assert exit_shares(2, 3) == pytest.approx([1 / 7, 2 / 7, 4 / 7])
+    assert sum(exit_shares(1e300, 50)) == pytest.approx(1)
+    assert sum(exit_shares(1e-300, 50)) == pytest.approx(1)
+    for wrong in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="ratio must be finite"):
+            exit_shares(wrong, 3)
+
+
+@given(st.floats(1, 5))
+def test_ratio_for_a_budget_spends_it(budget):
+    spent = [1, 2, 3, 5]
+    ratio = ratio_for(spent, budget)
+    expected = sum(share * cost for share, cost in zip(exit_shares(ratio, 4), spent, strict=True))
+    assert expected <= budget
+    assert expected == pytest.approx(min(budget, 5), abs=1e-5)
+
+
+def published(confidence, shares):
+    """MSDNet's procedure as a walk over the samples, written down from its description."""
+    steps, samples = confidence.shape
+    left = [False] * samples
+    thresholds = []
+    for step in range(steps - 1):
+        wanted, count, threshold = math.floor(samples * shares[step] + 1e-9), 0, math.inf
+        for n in confidence[step].argsort(descending=True).tolist():
+            if wanted and not left[n]:
+                count += 1
+                if count == wanted:
+                    threshold = float(confidence[step, n])
+                    break
+        thresholds.append(threshold)
+        left = [gone or float(value) >= threshold for gone, value in zip(left, confidence[step], strict=True)]
+    return (*thresholds, 0.0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.sampled_from(RATIOS), st.booleans())
+def test_share_thresholds_are_the_published_ones(seed, ratio, ties):
+    confidence = torch.rand(5, 37, generator=torch.Generator().manual_seed(seed))
+    confidence = (confidence * 8).round() / 8 if ties else confidence
+    shares = exit_shares(ratio, 5)
+    assert share_thresholds(confidence, shares) == published(confidence, shares)
+
+
+@pytest.mark.parametrize("ratio", RATIOS[::6])
+def test_budgeted_shares_are_as_wanted(make_trace, ratio):
+    trace = make_trace(1000)
+    found = budgeted(trace, ratio)
+    wanted = exit_shares(ratio, 5)
+    for share, want in zip(found.shares[:-1], wanted[:-1], strict=True):
+        assert want - 1e-3 < share <= want + 1e-12
+    assert found.rule.num_steps == 5
+
+
+def test_budgeted_curve_is_measured_on_the_other_trace(make_trace):
+    trace, test = make_trace(500), make_trace(500, seed=1)
+    curve = budgeted_curve(trace, (0.5, 1.0, 1.5), Caching(), test)
+    assert [point.rule for point in curve] == [budgeted(trace, ratio, Caching()).rule for ratio in (0.5, 1.0, 1.5)]
+    assert curve[0] == measure(curve[0].rule, test, Caching())
+    costs = [point.macs for point in budgeted_curve(trace)]
+    assert len(costs) == len(RATIOS)
+    assert costs == sorted(costs)
+
+
+@pytest.mark.parametrize("budget", [100, 130, 200, 290, 400, 500, 1000])
+def test_budgets_are_kept_and_steps_are_as_good_as_one_threshold(make_trace, budget):
+    trace = make_trace(400, seed=3)
+    one, steps = best_threshold(trace, budget), best_thresholds(trace, budget)
+    assert one.macs <= budget + 1e-6
+    assert steps.macs <= budget + 1e-6
+    assert steps.accuracy >= one.accuracy
+    shares = budgeted(trace, ratio_for(trace.macs, budget))
+    assert steps.accuracy >= shares.accuracy or shares.macs > budget
+
+
+def test_best_threshold_beats_every_other(make_trace):
+    trace = make_trace(60, steps=4)
+    found = best_threshold(trace, 250)
+    every = [measure(Confidence(t), trace) for t in [*trace.logits.softmax(2).amax(2).flatten().tolist(), math.inf]]
+    assert found.accuracy == max(point.accuracy for point in every if point.macs <= 250)
+
+
+def test_best_thresholds_find_the_optimum_of_a_small_trace(make_trace):
+    """Brute force over all thresholds of two early exits; coordinate ascent may miss a sample, no more."""
+    for seed in range(6):
+        trace = make_trace(12, steps=3, seed=seed)
+        grids = [[math.inf, *step.tolist()] for step in trace.logits[:-1].softmax(2).amax(2)]
+        rules = (Confidence([*thresholds, 0]) for thresholds in itertools.product(*grids))
+        best = max(point.accuracy for point in (measure(r, trace) for r in rules) if point.macs <= 180)
+        assert best_thresholds(trace, 180).accuracy >= best - 1 / 12 - 1e-9
+
+
+def test_best_thresholds_use_an_exit_that_one_threshold_cannot(from_probabilities):
+    """The first exit is sure and wrong, the second unsure and right: one threshold takes the bad one or pays for all."""
+    wrong, right, last = [0.99, 0.01], [0.4, 0.6], [0.1, 0.9]
+    trace = from_probabilities([[wrong] * 10, [right] * 10, [last] * 10], labels=[1] * 10, macs=[1, 2, 10])
+    assert best_threshold(trace, 2).accuracy == 0
+    found = best_thresholds(trace, 2)
+    assert (found.accuracy, found.macs) == (1, 2)
+
+
+def test_seconds_and_macs_are_both_costs(make_trace):
+    trace = make_trace(200)
+    assert best_thresholds(trace, 0.003, "seconds").rule == best_thresholds(trace, 300).rule
+    with pytest.raises(ValueError, match="no 'seconds' cost"):
+        best_threshold(replace(trace, seconds=None), 1, "seconds")
+
+
+def test_a_generous_budget_gives_the_best_accuracy_of_all(make_trace):
+    trace = make_trace(300)
+    assert best_thresholds(trace, 1e9).accuracy >= float(accuracy(trace)[-1])
+
+
+def test_one_step_is_enough(make_trace):
+    trace = make_trace(10, steps=1)
+    for found in (best_threshold(trace, 100), best_thresholds(trace, 100), budgeted(trace, 0.5)):
+        assert found.shares == (1.0,)
+
+
+def test_clear_errors(make_trace):
+    trace = make_trace(10)
+    for choose in (best_threshold, best_thresholds):
+        for wrong in (99, -1, math.nan):
+            with pytest.raises(ValueError, match="at least the cost of the first step, 100"):
+                choose(trace, wrong)
+    with pytest.raises(ValueError, match="at least the cost of the first step"):
+        ratio_for([10, 20], 5)
+    levels = replace(trace, labels=torch.zeros(10, 2, dtype=torch.int64), meta={"levels": [2, 2]})
+    with pytest.raises(ValueError, match=r"pick one: trace.level\(0\)"):
+        measure(Never(), levels)

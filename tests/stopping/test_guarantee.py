@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from anytime.combine import Caching
+from anytime.stopping import CANDIDATES, Confidence, Never, budgeted_curve, certified, conformal, measure
+from anytime.trace import Trace
+
+
+def loss(trace, rule):
+    """E[max(0, correct_T - correct_stopped)], sample by sample."""
+    probabilities = trace.logits.softmax(2)
+    steps = rule.stops(trace, probabilities)
+    right = (probabilities.argmax(2) == trace.labels).numpy()
+    lost = [int(right[-1, n]) - int(right[step, n]) for n, step in enumerate(steps.tolist())]
+    return sum(max(0, value) for value in lost) / trace.num_samples
+
+
+def draw(population, samples, generator):
+    index = torch.randint(population.num_samples, (samples,), generator=generator)
+    return Trace(population.logits[:, index], population.labels[index], population.macs, None, None, population.class_names)
+
+
+LADDER = [Confidence(percent / 100) for percent in range(84, 48, -1)]  # its risk crosses 5 % in small steps
+
+
+@pytest.fixture(scope="module")
+def population(make_trace):
+    return make_trace(4000, steps=3, seed=11)
+
+
+@pytest.fixture(scope="module")
+def risks(population):
+    return {rule: loss(population, rule) for rule in LADDER} | {Never(): 0.0}
+
+
+def test_the_certificate_holds_as_often_as_promised(population, risks):
+    """120 draws of calibration samples: the true loss exceeds epsilon in at most a share alpha of them."""
+    generator = torch.Generator().manual_seed(0)
+    epsilon, alpha, draws = 0.05, 0.2, 120
+    traces = [draw(population, 200, generator) for _ in range(draws)]
+    found = torch.tensor([risks[certified(trace, epsilon, alpha, LADDER).rule] for trace in traces])
+    noise = 2 * (alpha * (1 - alpha) / draws) ** 0.5
+    assert alpha / 4 < float((found > epsilon).double().mean()) <= alpha + noise  # kept, and not idly
+    assert float(found.mean()) > epsilon / 2
+
+
+def test_conformal_risk_is_kept_on_average(population, risks):
+    """The mean over draws is below epsilon, though single draws exceed it more often than a certificate allows."""
+    generator = torch.Generator().manual_seed(1)
+    epsilon, draws = 0.05, 120
+    traces = [draw(population, 100, generator) for _ in range(draws)]
+    found = torch.tensor([risks[conformal(trace, epsilon, LADDER).rule] for trace in traces])
+    assert 0.6 * epsilon < float(found.mean()) <= epsilon + 2 * float(found.std()) / draws**0.5
+    assert float((found > epsilon).double().mean()) > 0.2
+
+
+def test_fixed_sequence_by_hand(from_probabilities):
+    """40 samples, of which 2 leave wrong at a threshold up to 0.8: P(Bin(40, 0.1) <= 2) = 0.2228, <= 0) = 0.0148."""
+    sure, wrong = [0.05, 0.95], [0.8, 0.2]
+    trace = from_probabilities([[sure] * 38 + [wrong] * 2, [sure] * 40], labels=[1] * 40, macs=[1, 2])
+    candidates = [Confidence(0.99), Confidence(0.9), Confidence(0.7), Confidence(0.3)]
+    assert certified(trace, 0.1, 0.2, candidates).rule == Confidence(0.9)
+    assert certified(trace, 0.1, 0.23, candidates).rule == Confidence(0.3)
+    assert certified(trace, 0.1, 0.01, candidates).rule == Never()
+    assert conformal(trace, 3 / 41 + 1e-9, candidates).rule == Confidence(0.3)
+    assert conformal(trace, 3 / 41 - 1e-9, candidates).rule == Confidence(0.9)
+    assert conformal(trace, 1 / 42, candidates).rule == Never()
+
+
+def test_the_order_of_the_candidates_is_kept_to(from_probabilities):
+    """The first that fails ends it, though later ones would pass."""
+    sure, wrong = [0.05, 0.95], [0.8, 0.2]
+    trace = from_probabilities([[sure] * 20 + [wrong] * 20, [sure] * 40], labels=[1] * 40, macs=[1, 2])
+    assert certified(trace, 0.1, 0.2, [Confidence(0.7), Confidence(0.9)]).rule == Never()
+    assert conformal(trace, 0.1, [Confidence(0.7), Confidence(0.9)]).rule == Never()
+
+
+def test_candidates_may_come_from_another_split(make_trace):
+    curve = budgeted_curve(make_trace(500, seed=5), combiner=Caching())
+    found = certified(make_trace(500, seed=6), 0.05, candidates=[point.rule for point in reversed(curve)], combiner=Caching())
+    assert found.rule in [point.rule for point in curve]
+    assert found == measure(found.rule, make_trace(500, seed=6), Caching())
+
+
+def test_candidates_go_from_cautious_to_bold():
+    thresholds = [rule.threshold for rule in CANDIDATES]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert thresholds[0] < 1
+    assert len(set(thresholds)) == len(thresholds)
+
+
+def test_clear_errors(make_trace):
+    trace = make_trace(10)
+    for wrong in (0, 1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="epsilon must lie between 0 and 1"):
+            certified(trace, wrong)
+        with pytest.raises(ValueError, match="epsilon must lie between 0 and 1"):
+            conformal(trace, wrong)
+        with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
+            certified(trace, 0.1, wrong)

@@ -1,0 +1,236 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anytime.combine import Caching, Last, Mixture, Product
+from anytime.model import select_samples
+from anytime.stopping import (
+    AllOf,
+    AnyOf,
+    Confidence,
+    ConfidenceBands,
+    Deadline,
+    Entropy,
+    MacBudget,
+    Margin,
+    Never,
+    Patience,
+    Recurrent,
+    Rule,
+    SelectionLatency,
+    rule,
+)
+
+RECURRENT = Recurrent(
+    steps=5,
+    weights=[
+        (torch.arange(30).reshape(6, 5) % 7 - 3.0).tolist(),
+        (torch.arange(12).reshape(6, 2) % 5 - 2.0).tolist(),
+        [0.1] * 6,
+        [-0.1] * 6,
+        [[1.0, -1.0]],
+        [0.05],
+    ],
+)
+RULES = [
+    Never(),
+    Confidence(0.6),
+    Confidence([0.9, 0.8, 0.7, 0.6, 0]),
+    Confidence([math.inf, 0.5, math.inf, 0.6, 0]),
+    Margin(0.4),
+    Entropy(0.8),
+    Entropy([0.2, 0.4, 0.6, 0.8, 1]),
+    Patience(1),
+    Patience(3),
+    SelectionLatency(0.5),
+    SelectionLatency(0.3, hold=2),
+    MacBudget(300),
+    Deadline(0.002),
+    ConfidenceBands([[(0, 0.3), (0.9, math.inf)], [], [(0.5, 0.6)], [(0, math.inf)], []]),
+    RECURRENT,
+    Confidence(0.9) | Patience(2) | MacBudget(450),
+    Confidence(0.4) & Patience(2),
+    (Confidence(0.9) & Patience(2)) | Deadline(0.004),
+]
+
+
+def stream(rule, combiner, trace):
+    """What a run-time does: one step at a time on the samples still in the batch."""
+    steps = torch.full((trace.num_samples,), -1)
+    answers = torch.empty(trace.num_samples, trace.num_classes)
+    alive = torch.arange(trace.num_samples)
+    states = combiner.start(trace.num_steps), rule.start(trace.num_steps)
+    for step in range(1, trace.num_steps + 1):
+        probabilities, combined = combiner.update(states[0], trace.logits[step - 1, alive], step)
+        steps[alive], answers[alive] = step - 1, probabilities
+        if step == trace.num_steps:
+            break
+        next_macs, next_seconds = float(trace.macs[step]), float(trace.seconds[step])
+        stop, ruling = rule.update(states[1], step, probabilities, next_macs, next_seconds)
+        assert stop.dtype == torch.bool
+        assert stop.shape == (len(alive),)
+        alive, states = alive[~stop], select_samples((combined, ruling), ~stop)
+        if not len(alive):
+            break
+    return steps, answers
+
+
+@pytest.mark.parametrize("made", RULES, ids=repr)
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**31), combiner=st.sampled_from([Last(), Caching(), Product(), Mixture([1, 2, 3, 4, 5])]))
+def test_a_stream_with_compaction_equals_the_trace(made, make_trace, seed, combiner):
+    trace = make_trace(12, seed=seed)
+    probabilities = combiner(trace.logits)
+    expected = made.stops(trace, probabilities)
+    steps, answers = stream(made, combiner, trace)
+    assert expected.dtype == torch.int64
+    assert torch.equal(steps, expected)
+    torch.testing.assert_close(answers, probabilities[expected, torch.arange(12)])
+
+
+@pytest.mark.parametrize("made", RULES, ids=repr)
+def test_every_rule_stops_some_samples_early_and_some_late(made, make_trace):
+    trace = make_trace(400)
+    steps = made.stops(trace, Last()(trace.logits)).unique().tolist()
+    alike = {Never(): [4], Patience(1): [0], MacBudget(300): [2], Deadline(0.002): [1]}
+    assert steps == alike[made] if made in alike else len(steps) >= 2
+
+
+@pytest.mark.parametrize("made", RULES, ids=repr)
+def test_saved_and_read_exactly(made):
+    text = json.dumps(made.to_dict(), allow_nan=False)
+    again = Rule.from_dict(json.loads(text))
+    assert again == made
+    assert type(again) is type(made)
+
+
+HAND = [
+    [[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.4, 0.35, 0.25]],
+    [[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.4, 0.3]],
+    [[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.3, 0.4, 0.3]],
+    [[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]],
+]
+
+
+@pytest.mark.parametrize(
+    ("made", "steps"),
+    [
+        (Confidence(0.65), [1, 1, 3]),
+        (Confidence([0.6, 0.9, 0.4, 0.9]), [2, 0, 2]),
+        (Margin(0.45), [1, 1, 3]),
+        (Entropy(0.81), [1, 1, 3]),
+        (Patience(2), [1, 2, 2]),
+        (Patience(3), [2, 3, 3]),
+        (SelectionLatency(0.55), [1, 0, 3]),
+        (SelectionLatency(0.55, hold=2), [2, 2, 3]),
+        (MacBudget(40), [1, 1, 1]),
+        (MacBudget(39.5), [0, 0, 0]),
+        (ConfidenceBands([[(0, 0.45)], [(0.8, math.inf), (0.3, 0.4)], [], []]), [1, 3, 0]),
+        (Confidence(0.65) & Patience(2), [1, 2, 3]),
+        (Confidence(0.65) | Patience(2), [1, 1, 2]),
+    ],
+    ids=repr,
+)
+def test_rules_by_hand(from_probabilities, made, steps):
+    trace = from_probabilities(HAND, [0, 1, 2], [10, 40, 60, 100])
+    probabilities = torch.tensor(HAND)
+    assert made.stops(trace, probabilities).tolist() == steps
+
+
+def test_deadline_never_starts_a_step_that_ends_late(make_trace):
+    trace = make_trace(3)  # 1, 2, 3, 4, 5 ms
+    probabilities = Last()(trace.logits)
+    for seconds, step in ((0.0001, 0), (0.001, 0), (0.0029, 1), (0.003, 2), (1, 4)):
+        assert Deadline(seconds).stops(trace, probabilities).unique().tolist() == [step]
+
+
+def test_selection_latency_looks_back_from_the_end():
+    found, reached = SelectionLatency(0.55).latency(torch.tensor(HAND))
+    assert found.tolist() == [2, 2, 4]
+    assert reached.tolist() == [True, True, True]
+    found, reached = SelectionLatency(0.85).latency(torch.tensor(HAND))
+    assert found.tolist() == [4, 4, 4]
+    assert reached.tolist() == [True, False, False]
+
+
+def test_selection_latency_against_its_definition():
+    probabilities = torch.rand(6, 50, 3, generator=torch.Generator().manual_seed(0)).log().mul(2).softmax(2)
+    found, reached = SelectionLatency(0.3).latency(probabilities)
+    for n in range(50):
+        held = [t for t in range(6) if any(bool((probabilities[t:, n, j] > 0.3).all()) for j in range(3))]
+        assert bool(reached[n]) == bool(held)
+        assert int(found[n]) == (held[0] + 1 if held else 6)
+
+
+def test_combinations_are_flat_and_know_what_they_need():
+    both = Confidence(0.9) | Patience(2) | MacBudget(10) | (Deadline(1) & Never())
+    assert isinstance(both, AnyOf)
+    assert len(both.rules) == 4
+    assert both.needs == {"macs", "seconds"}
+    assert both.num_steps is None
+    assert (Patience(2) & Confidence([0.5, 0.5])).num_steps == 2
+    assert isinstance(both.rules[3], AllOf)
+
+
+def test_thresholds_that_were_never_fitted_are_refused(make_trace):
+    trace = make_trace(3)
+    for kind in (Confidence, Margin, Entropy):
+        with pytest.raises(ValueError, match="was never fitted: give one"):
+            kind().stops(trace, trace.logits.softmax(2))
+    with pytest.raises(ValueError, match="never fitted"):
+        (Patience(2) | Confidence()).start(5)
+    assert Rule.from_dict(Confidence().to_dict()) == Confidence()
+
+
+def test_rules_of_another_network_are_refused(make_trace):
+    trace = make_trace(3)
+    for made in (Confidence([0.5, 0.5]), ConfidenceBands([[]]), Never() | Confidence([0.5])):
+        with pytest.raises(ValueError, match=r"was fitted to \d steps, the model has 5"):
+            made.stops(trace, trace.logits.softmax(2))
+
+
+def test_missing_seconds_are_refused(make_trace):
+    trace = replace(make_trace(3), seconds=None)
+    with pytest.raises(ValueError, match="needs seconds, which this trace does not hold"):
+        (Patience(2) | Deadline(1)).stops(trace, trace.logits.softmax(2))
+    assert Patience(2).stops(trace, trace.logits.softmax(2)).shape == (3,)
+
+
+def test_clear_errors(make_trace):
+    trace = make_trace(3)
+    with pytest.raises(ValueError, match=r"must be \[5, 3, 4\], got \[5, 2, 4\]"):
+        Never().stops(trace, trace.logits[:, :2])
+    for wrong in (-0.1, math.nan, [], [0.5, -1]):
+        with pytest.raises(ValueError, match="must be at least 0, one or one per step"):
+            Confidence(wrong)
+    for wrong in (0, 1.5):
+        with pytest.raises(ValueError, match="times must be a whole number"):
+            Patience(wrong)
+        with pytest.raises(ValueError, match="hold must be a whole number"):
+            SelectionLatency(hold=wrong)
+    with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\)"):
+        SelectionLatency(1.0)
+    for wrong in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="seconds must be finite and above zero"):
+            Deadline(wrong)
+        with pytest.raises(ValueError, match="macs must be finite and above zero"):
+            MacBudget(wrong)
+    with pytest.raises(ValueError, match="low < high"):
+        ConfidenceBands([[(0.5, 0.5)]])
+    with pytest.raises(TypeError, match="combine with stopping rules"):
+        Never() | 0.5
+    with pytest.raises(ValueError, match="weights must have the shapes"):
+        Recurrent(3, [[1.0]])
+
+
+def test_names():
+    assert rule("patience", times=2) == Patience(2)
+    with pytest.raises(ValueError, match="unknown rule 'confidense'; did you mean 'confidence'"):
+        rule("confidense")
+    with pytest.raises(ValueError, match="no argument 'tresholds'; did you mean 'threshold'"):
+        rule("confidence", tresholds=1)

@@ -1,11 +1,11 @@
 """Neural networks that hold an answer at any moment, and answer better the longer they may compute."""
 
-from anytime import models, objectives, testing
+from anytime import combine, models, objectives, stopping, testing
 from anytime.cost import StepSeconds, step_macs, step_seconds
 from anytime.model import AnytimeModel, map_state, select_samples
 from anytime.pretrained import list_pretrained, load
 from anytime.registry import create_model, list_models, register_model
-from anytime.runtime import Answer, Predictor
+from anytime.runtime import Answer, Predictor, Profile, Session, profile
 from anytime.trace import Trace, record
 from anytime.version import __version__
 
@@ -13,9 +13,12 @@ __all__ = [
     "Answer",
     "AnytimeModel",
     "Predictor",
+    "Profile",
+    "Session",
     "StepSeconds",
     "Trace",
     "__version__",
+    "combine",
     "create_model",
     "list_models",
     "list_pretrained",
@@ -23,10 +26,12 @@ __all__ = [
     "map_state",
     "models",
     "objectives",
+    "profile",
     "record",
     "register_model",
     "select_samples",
     "step_macs",
     "step_seconds",
+    "stopping",
     "testing",
 ]

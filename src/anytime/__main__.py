@@ -1,4 +1,4 @@
-"""`python -m anytime`, for `torchrun -m anytime`."""
+"""`python -m anytime`, for `torchrun -m -- anytime train ...`."""
 
 import sys
 

@@ -7,74 +7,77 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from anytime.registry import nearest
 
 if TYPE_CHECKING:
     import torch
 
+    from anytime.combine import Combiner
     from anytime.model import AnytimeModel
+    from anytime.stopping import Rule
     from anytime.trace import Trace
 
-Parser = argparse.ArgumentParser
 RUN_HELP = "a run directory, or the name of a pretrained model (see `anytime models`)"
 
 
-def _parser(command: str, description: str, epilog: str = "") -> Parser:
-    return Parser(
-        prog=f"anytime {command}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, and an unknown option gets the nearest valid one."""
+
+    def __init__(self, command: str, description: str, examples: str = "") -> None:
+        super().__init__(
+            prog=f"anytime {command}",
+            description=description,
+            epilog=examples and f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            valid = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            self.error(f"unknown argument {unknown[0]}{nearest(unknown[0], valid)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
 
 
 def train(arguments: Sequence[str]) -> int:
     """Train a model on a data set by recipe or flags."""
-    parser = _parser(
-        "train",
-        "Train a model on a data set, by recipe or flags. Every constructor argument can be set.",
-        "examples:\n"
-        "  anytime train --model anytimenet --data digits --epochs 20\n"
-        "  anytime train --config recipes/anytimenet_cifar10.yaml --data.root ~/data --epochs 5 --run runs/short\n"
-        "  anytime train --model anytimenet --model.scheme '[1,7]' --objective weighted --objective.weights constant \\\n"
-        "                --data cifar10 --data.classes '[cat,dog]' --optimizer adamw --optimizer.lr 0.001\n"
-        "  anytime train --model mypackage.MyNet --data mypackage.MyData\n"
-        "  anytime train --resume runs/short\n"
-        "  torchrun --nproc-per-node 2 -m anytime train --model anytimenet --data digits --strategy ddp\n\n"
-        "arguments of one class: --model.help NAME, --data.help NAME, --objective.help NAME, --optimizer.help NAME,\n"
-        "--schedule.help NAME; all other options:\n\n",
-    )
-    parser.add_argument("--config", action="append", default=[], metavar="RECIPE", help="a YAML recipe; flags override it")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="where to write (default: runs/MODEL_DATA)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run directory if it exists")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its last checkpoint")
-    if {"-h", "--help"} & set(arguments):
-        from anytime.training.config import build_parser
-
-        parser.print_help()
-        print(build_parser().format_help().partition("\n\n")[2])
-        return 0
-    known, flags = parser.parse_known_args(arguments)
-    from anytime.training.command import resume_training, start_training
+    from anytime.training.command import is_main_process, resume_training, start_training
     from anytime.training.config import UsageError, parse
+    from anytime.training.help import help_wanted
 
-    if known.resume is not None:
-        if flags or known.config or known.run or known.overwrite:
-            raise UsageError(f"--resume {known.resume} goes on with the run as it was; leave out the other options")
-        run = resume_training(known.resume)
+    if text := help_wanted(arguments):
+        print(text)
+        return 0
+    parser = Parser("train", "")
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--resume", type=Path)
+    options, flags = parser.parse_known_args(arguments)
+    if options.resume is None:
+        run = start_training(parse(flags, options.config), options.run, options.overwrite)
+    elif flags or options.config or options.run or options.overwrite:
+        raise UsageError(f"--resume {options.resume} goes on with the run as it was; leave out the other options")
     else:
-        run = start_training(parse(flags, known.config), known.run, known.overwrite)
-    if run is not None:
+        run = resume_training(options.resume)
+    if is_main_process():
         print(f"wrote {run}\nnext: anytime evaluate {run}")
     return 0
 
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Record what a trained model says on a data set; print and save metrics, figures and a report."""
-    parser = _parser(
+    parser = Parser(
         "evaluate",
-        "Record a trace of a trained model on the test images; print and save metrics, figures, report.html.",
-        "example:\n  anytime evaluate runs/demo\n  anytime evaluate anytimenet_cifar10 --root ~/data",
+        "Record what a trained model says at every step about the test images (the trace); print and save metrics, figures\n"
+        "and report.html in the run directory.",
+        "  anytime evaluate runs/demo\n  anytime evaluate anytimenet_cifar10 --root ~/data",
     )
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="which images (default: test)")
@@ -82,6 +85,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
     parser.add_argument("--out", type=Path, help="where to write (default: the run directory, or runs/NAME)")
     options = parser.parse_args(arguments)
+    _check_trained(parser, options.run)
+    _check_device(parser, options.device)
     from anytime.analysis.summary import STEP_COLUMNS
     from anytime.analysis.tables import format_table
     from anytime.evaluation import evaluate_run
@@ -98,13 +103,19 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 def compare(arguments: Sequence[str]) -> int:
     """Compare evaluated runs in one table and one figure, over MACs and over measured ms."""
-    parser = _parser("compare", "One table and one figure of several evaluated runs, over MACs and over measured ms.")
+    parser = Parser(
+        "compare",
+        "One table and one figure of several evaluated runs, over MACs and over measured ms.",
+        "  anytime compare runs/anytimenet_Digits runs/anytimenet_baseline_Digits --out runs/both.pdf",
+    )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run directories with a trace (`anytime evaluate RUN` makes it)"
     )
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="whose traces (default: test)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare.png"), help="the figure (default: runs/compare.png)")
     options = parser.parse_args(arguments)
+    for run in options.runs:
+        _check_trained(parser, run)
     from anytime import plots
     from anytime.analysis.summary import COMPARISON_COLUMNS, comparison
     from anytime.analysis.tables import format_table
@@ -120,71 +131,156 @@ def compare(arguments: Sequence[str]) -> int:
 
 def predict(arguments: Sequence[str]) -> int:
     """Answer images with a trained model, showing the answer as it improves."""
-    parser = _parser(
+    parser = Parser(
         "predict",
         "Answer images with a trained model; the answer is shown as it improves, until the deadline.",
-        "examples:\n  anytime predict anytimenet_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png",
+        "  anytime predict anytimenet_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png --top 3",
     )
     parser.add_argument("model", metavar="RUN|NAME", help=RUN_HELP)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument("--deadline", metavar="TIME", help="time for each image, e.g. 5ms, 0.2s, 800us (default: none)")
     parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
     parser.add_argument("--top", type=int, default=1, help="classes to show per answer (default: 1)")
+    parser.add_argument("--combine", default="last", help="how answers are made of steps: last, caching or product")
+    parser.add_argument("--stop", metavar="RULE=VALUE", help="stop early, e.g. confidence=0.9, margin=0.5, patience=3")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top must be at least 1, got {options.top}")
+    from anytime.combine import combiner
     from anytime.runtime import parse_seconds
 
     try:
         deadline = parse_seconds(options.deadline) if options.deadline else None
-    except ValueError as error:
+        combine, stop = combiner(options.combine), _rule(options.stop) if options.stop else None
+    except (ValueError, TypeError) as error:
         parser.error(str(error))
+    _check_trained(parser, options.model)
+    _check_device(parser, options.device)
     from anytime.data import read_image
+    from anytime.pretrained import load
 
-    model = _load(options.model).to(_device(options.device))
+    model = load(options.model).to(options.device)
     size = tuple(model.metadata.get("input_size") or (model.in_channels, 32, 32))
-    images = [(path, read_image(path, size)) for path in options.images]
-    return _predict(model, images, deadline, options.top)
+    images = [(path, read_image(path, size)) for path in options.images]  # all at the door: one may be damaged
+    _predict(model, images, deadline, options.top, combine, stop)
+    return 0
 
 
-def _predict(model: AnytimeModel, images: list[tuple[Path, torch.Tensor]], deadline: float | None, top: int) -> int:
-    from anytime.analysis.tables import macs_text
-    from anytime.cost import step_macs, step_seconds
-    from anytime.runtime import Predictor
+def _rule(text: str) -> Rule:
+    from dataclasses import fields
+
+    from anytime import stopping
+
+    name, equals, value = text.partition("=")
+    if name not in stopping.Rule.kinds or not equals:
+        return stopping.rule(name)
+    argument = fields(stopping.Rule.kinds[name])[0].name
+    return stopping.rule(name, **{argument: float(value) if "." in value else int(value)})
+
+
+def _predict(
+    model: AnytimeModel,
+    images: list[tuple[Path, torch.Tensor]],
+    deadline: float | None,
+    top: int,
+    combine: Combiner,
+    stop: Rule | None,
+) -> None:
+    from anytime.analysis.tables import macs_text, ms_text
+    from anytime.runtime import Predictor, profile
 
     names = model.metadata.get("class_names") or [str(k) for k in range(model.num_classes)]
-    size = tuple(images[0][1].shape)
-    macs = step_macs(model, size)  # type: ignore[arg-type]
-    predictor = Predictor(model, step_seconds(model, size))  # type: ignore[arg-type]
+    measured = profile(model, images[0][1][None], repeats=50)
+    predictor = Predictor(model, measured, combine, stop, quantile="p90")
     device = next(model.parameters()).device
-    given = "no deadline" if deadline is None else f"deadline {deadline * 1e3:g} ms"
+    given = "no deadline" if deadline is None else f"deadline {ms_text(deadline)} ms"
     for path, image in images:
         print(f"{path} ({given})")
         for answer in predictor.stream(image[None].to(device), deadline):
-            best = answer.probabilities[0].topk(min(top, len(names)))
-            text = ", ".join(f"{names[k]} ({p:.0%})" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True))
-            cost = f"{macs_text(macs[answer.step - 1]):>8} MACs  {answer.elapsed * 1e3:7.2f} ms"
-            print(
-                f"  step {answer.step}/{model.num_steps}  {cost}  {text}{'  MISSED' if answer.missed else ''}",
-                flush=True,
-            )
+            if answer.step < 1:
+                print(f"  no step fits: the first takes about {ms_text(measured.at(1).steps[0].p90)} ms here")
+                continue
+            best = answer.probabilities[0].topk(min(top, answer.probabilities.shape[1]))
+            pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            said = ", ".join(f"{names[k]} ({p:.0%})" for p, k in pairs)
+            cost = f"{macs_text(int(answer.macs[0])):>8} MACs {ms_text(answer.elapsed):>6} ms"
+            missed = "  (after the deadline)" if answer.missed else ""
+            print(f"  step {answer.step}/{model.num_steps}  {cost}  {said}{missed}", flush=True)
+
+
+def profile(arguments: Sequence[str]) -> int:
+    """Measure how long each step of a trained model takes on this machine, with its tail."""
+    parser = Parser(
+        "profile",
+        "Measure every step of a trained model on this machine: what anytime.Predictor plans deadlines by.",
+        "  anytime profile anytimenet_cifar10\n  anytime profile runs/demo --batch 1,8,32 --threads 1 --repeats 1000",
+    )
+    parser.add_argument("model", metavar="RUN|NAME", help=RUN_HELP)
+    parser.add_argument("--batch", default="1", metavar="N,N", help="batch sizes (default: 1)")
+    parser.add_argument("--threads", type=int, help="threads to compute with (default: torch's)")
+    parser.add_argument("--repeats", type=int, default=1000, help="streams to time (default: 1000)")
+    parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
+    parser.add_argument("--out", type=Path, help="the JSON file (default: profile.json in the run directory or runs/NAME)")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
+        parser.error(f"--repeats and --threads must be at least 1, got {options.repeats} and {options.threads}")
+    sizes = options.batch.split(",")
+    if not all(size.isdigit() and int(size) > 0 for size in sizes):
+        parser.error(f"--batch must be numbers like 1,8,32, got {options.batch!r}")
+    _check_trained(parser, options.model)
+    _check_device(parser, options.device)
+    import torch
+
+    from anytime.analysis.tables import Column, format_table, macs_text, ms_text
+    from anytime.evaluation import output_folder
+    from anytime.pretrained import load
+    from anytime.runtime import profile as measure
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    model = load(options.model).to(options.device)
+    size = model.metadata.get("input_size") or (model.in_channels, 32, 32)
+    measured = measure(model, size, [int(size) for size in sizes], options.repeats)
+    columns = [Column(key, f"{key} ms", ms_text) for key in ("p50", "p90", "p99", "p999", "max")]
+    columns = [
+        Column("step", "step"),
+        Column("macs", "MACs", macs_text),
+        *columns,
+        Column("reached", "answer at p99", ms_text),
+    ]
+    for batch, latencies in measured.batches.items():
+        print(f"batch {batch}, {measured.fingerprint['hardware']}, n = {options.repeats}: each step alone, and its answer")
+        steps = zip(measured.macs, latencies.steps, latencies.reached, strict=True)
+        rows = [{"step": t, "macs": m, "reached": r.p99, **s._asdict()} for t, (m, s, r) in enumerate(steps, 1)]
+        print(format_table(rows, columns))
+    out = options.out or output_folder(options.model) / "profile.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    measured.save(out)
+    print(f"wrote {out}; Predictor(model, anytime.Profile.load({str(out)!r})) plans by it")
     return 0
 
 
 def models(arguments: Sequence[str]) -> int:
     """List models: families to train, and trained ones; or the arguments of one."""
-    parser = _parser("models", "List the models that can be trained, and the trained ones; or describe one.")
+    parser = Parser(
+        "models",
+        "List the models that can be trained, and the trained ones; or describe one.",
+        "  anytime models\n  anytime models anytimenet",
+    )
     parser.add_argument("name", nargs="?", help="describe this model: its arguments, parameters and steps")
     options = parser.parse_args(arguments)
-    from anytime.listing import describe_model, list_all_models
+    from anytime.listing import describe_model, list_all_models, list_models, list_pretrained
 
+    known = [*list_models(), *list_pretrained()]
+    if options.name and options.name not in known and "." not in options.name:
+        parser.error(f"unknown model {options.name!r}{nearest(options.name, known)}")
     print(describe_model(options.name) if options.name else list_all_models())
     return 0
 
 
 def datasets(arguments: Sequence[str]) -> int:
     """List data sets, and whether they are on this machine."""
-    parser = _parser("datasets", "List the data sets, where they come from, and whether they are on this machine.")
+    parser = Parser("datasets", "List the data sets, where they come from, and whether they are on this machine.")
     parser.add_argument("--root", type=Path, help="folder to look in (default: $ANYTIME_DATA or ~/.cache/anytime/data)")
     options = parser.parse_args(arguments)
     from anytime.listing import list_all_datasets
@@ -195,40 +291,45 @@ def datasets(arguments: Sequence[str]) -> int:
 
 def demo(arguments: Sequence[str]) -> int:
     """Train AnytimeNet on handwritten digits in about a minute, and watch it answer under deadlines."""
-    parser = _parser(
+    parser = Parser(
         "demo",
         "Train a small AnytimeNet on the embedded handwritten digits (about a minute on 2 cores), measure it,\n"
         "write a report, and answer held-out images under growing deadlines. Needs no download.",
     )
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/demo"), metavar="DIR", help="where to write (default: runs/demo)"
+    )
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training images (default: 20)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR even if it is no former demo")
     options = parser.parse_args(arguments)
     if options.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {options.epochs}")
     from anytime.demo import run_demo
 
-    return run_demo(options.run, options.epochs)
+    run_demo(options.run, options.epochs, options.overwrite)
+    return 0
 
 
-def _device(name: str) -> torch.device:
+def _check_trained(parser: Parser, name: str) -> None:
+    from anytime.pretrained import list_pretrained
+
+    if not Path(name).is_dir() and name not in list_pretrained():
+        valid = [*list_pretrained(), *(str(path.parent) for path in sorted(Path().glob("runs/*/run.json")))]
+        hint = nearest(name, valid) if valid else ""
+        parser.error(f"there is no run directory and no pretrained model {name!r}{hint}")
+
+
+def _check_device(parser: Parser, name: str) -> None:
     import torch
 
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _load(name: str) -> AnytimeModel:
-    from anytime.pretrained import load
-
-    return load(name)
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"device {name!r} is not available here: {str(error).splitlines()[0]}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (demo, train, evaluate, compare, predict, models, datasets)
+    command.__name__: command for command in (demo, train, evaluate, compare, predict, profile, models, datasets)
 }
 
 
@@ -254,17 +355,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        from difflib import get_close_matches
-
-        close = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean `anytime {close[0]}`?" if close else f"commands: {', '.join(COMMANDS)}"
-        print(f"anytime: unknown command {name!r}; {hint}", file=sys.stderr)
+        print(f"anytime: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for classes of the user's own, named by import path
     return _guarded(lambda: COMMANDS[name](rest), name)
 
 
 def _guarded(command: Callable[[], int], name: str) -> int:
-    """Turns errors into one sentence on stderr and an exit code."""
+    """Turns errors into one sentence on stderr and an exit code; those that nobody expected stay as they are."""
     try:
         return command()
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
@@ -276,15 +375,15 @@ def _guarded(command: Callable[[], int], name: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        code = getattr(error, "exit_code", 1)
-        known = isinstance(error, (ValueError, TypeError, OSError)) or hasattr(error, "exit_code")
+        code = getattr(error, "exit_code", None)
+        known = code is not None or isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError))
         if not known or os.environ.get("ANYTIME_TRACEBACK"):
             raise
         print(f"anytime {name}: error: {_sentence(error)}", file=sys.stderr)
-        return code
+        return code or 1
 
 
-def _sentence(error: Any) -> str:
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-    return str(error)
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -10,15 +10,15 @@ import torch
 from anytime import plots
 from anytime.analysis.summary import STEP_COLUMNS
 from anytime.analysis.tables import format_table
-from anytime.cost import step_seconds
 from anytime.data import create_data
 from anytime.evaluation import write_results
 from anytime.pretrained import load
 from anytime.report import Section
-from anytime.runtime import Predictor
+from anytime.runtime import Predictor, profile
 from anytime.trace import Trace, record
 from anytime.training.command import start_training
-from anytime.training.config import parse
+from anytime.training.config import Config, parse
+from anytime.training.rundir import read_run
 
 COLUMNS = tuple(
     column
@@ -32,11 +32,12 @@ def recipe(epochs: int) -> list[str]:
     return f"--model anytimenet --data digits --data.batch_size 64 --epochs {epochs} --validate_every {epochs}".split()
 
 
-def run_demo(run: Path, epochs: int) -> int:
-    """Trains, measures, reports, answers under deadlines; a former demo in `run` is replaced."""
+def run_demo(run: Path, epochs: int, overwrite: bool = False) -> None:
+    """Trains, measures, reports, answers under deadlines; a former demo in `run` is replaced, other runs by `overwrite`."""
     flags = recipe(epochs)
-    print(f"1. training: anytime train {' '.join(flags)}")
-    start_training(parse(flags), run, overwrite=(run / "run.json").is_file())
+    print(f"1. training: anytime train {' '.join(flags)}", flush=True)
+    config = parse(flags)
+    start_training(config, run, overwrite or _former_demo(run, config))
     model = load(run)
     data = create_data("digits")
     data.setup("test")
@@ -59,7 +60,14 @@ def run_demo(run: Path, epochs: int) -> int:
         "  anytime models\n"
         "  anytime predict anytimenet_cifar10 YOUR_PHOTO.png --deadline 5ms"
     )
-    return 0
+
+
+def _former_demo(run: Path, config: Config) -> bool:
+    try:
+        former, _ = read_run(run)
+    except (OSError, ValueError):
+        return False
+    return former | {key: config[key] for key in ("epochs", "validate_every")} == config
 
 
 def _telling(trace: Trace, count: int = 3) -> list[int]:
@@ -87,14 +95,18 @@ def _growing(trace: Trace, images: torch.Tensor, shown: list[int]) -> Section:
 
 
 def _answer(model: Any, trace: Trace, images: torch.Tensor, shown: list[int]) -> None:
-    seconds = step_seconds(model, tuple(images.shape[1:]))  # type: ignore[arg-type]
-    predictor = Predictor(model, seconds)
-    deadlines = sorted({0.5 * seconds.high[0], *(1.2 * seconds.high[t] for t in range(0, len(seconds.high), 2))})
+    measured = profile(model, images, repeats=50)
+    predictor = Predictor(model, measured, quantile="p90")
+    reached = [latency.p90 for latency in measured.at(1).reached]
+    deadlines = [0.5 * reached[0], *(1.3 * seconds for seconds in sorted(reached)[::2])]
     for index in shown:
         print(f"   image {index}, a {trace.class_names[int(trace.labels[index])]}:")
         for deadline in deadlines:
             answer = predictor(images[index : index + 1], deadline)
+            print(f"     deadline {deadline * 1e3:6.2f} ms: ", end="")
+            if answer.step < 1:
+                print("no step fits, so the answer is the prior: every digit is as likely")
+                continue
             name, p = trace.class_names[int(answer.label)], float(answer.confidence)
-            missed = "  (missed: the first answer takes longer)" if answer.missed else ""
-            step = f"step {answer.step}/{model.num_steps} after {answer.elapsed * 1e3:5.2f} ms"
-            print(f"     deadline {deadline * 1e3:6.2f} ms: {step}: {name} ({p:.0%}){missed}")
+            missed = "  (missed: the machine was slower than measured)" if answer.missed else ""
+            print(f"step {answer.step}/{model.num_steps} after {answer.elapsed * 1e3:5.2f} ms: {name} ({p:.0%}){missed}")

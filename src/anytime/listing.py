@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from dataclasses import asdict
+from pathlib import Path
 
 from anytime.analysis.tables import Column, format_table, macs_text
 from anytime.cost import step_macs
-from anytime.pretrained import list_pretrained, load, pretrained_folder
+from anytime.model import read_config
+from anytime.pretrained import list_pretrained, pretrained_folder
 from anytime.registry import create_model, find_factory, list_models
 
 
@@ -24,7 +25,7 @@ def list_all_models() -> str:
     )
     trained = []
     for name in list_pretrained():
-        metadata = load(name).metadata
+        metadata = read_config(pretrained_folder(name)).get("metadata", {})
         trained.append({"name": name, "data": metadata.get("data"), "result": metadata.get("result", "")})
     if trained:
         columns = [Column("name", "name"), Column("data", "data set"), Column("result", "measured")]
@@ -36,23 +37,36 @@ def describe_model(name: str) -> str:
     """Arguments, parameters and steps of a model; of a trained one its model card."""
     if name in list_pretrained():
         return (pretrained_folder(name) / "README.md").read_text(encoding="utf-8")
-    factory = find_factory(name)
+    from anytime.training.help import class_help  # here, for it imports Lightning
+
     model = create_model(name)
     size = (model.in_channels, 32, 32)
     macs = step_macs(model, size)
-    arguments = "\n".join(f"  --model.{p}" for p in inspect.signature(factory).parameters.values() if p.name != "num_classes")
     rows = [{"step": t + 1, "macs": m, "share": m / macs[-1]} for t, m in enumerate(macs)]
     columns = [Column("step", "step"), Column("macs", "MACs", macs_text), Column("share", "% of full", ".1%")]
     return (
-        f"{name}\n\n{inspect.cleandoc(factory.__doc__ or '')}\n\narguments and defaults:\n{arguments}\n\n"
-        f"with these: {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_steps} steps, at "
-        f"{size[1]}x{size[2]} pixels:\n{format_table(rows, columns)}"
+        f"{class_help('model', name)}\n\nwith these: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{model.num_steps} steps, at {size[1]}x{size[2]} pixels:\n{format_table(rows, columns)}"
     )
 
 
 def list_all_datasets(root: str | os.PathLike[str] | None = None) -> str:
     """All data sets with their sizes, and whether they are under `root`."""
-    from anytime.data import describe
+    from anytime.data import default_root, describe
 
-    rows = [asdict(row) for row in describe(root)]
-    return format_table(rows, [Column(key, key.replace("_", " ")) for key in rows[0]])
+    rows = [
+        {
+            "name": row.name,
+            "train": row.train,
+            "test": row.test,
+            "classes": row.classes,
+            "size": "x".join(map(str, row.input_size)),
+            "found": "yes" if row.found else "no",
+            "source": row.homepage or "any folder with one subfolder per class",
+        }
+        for row in describe(root)
+    ]
+    titles = {"size": "C x H x W", "found": "here", "source": "where it comes from"}
+    columns = [Column(key, titles.get(key, key), ",d" if key in ("train", "test") else "") for key in rows[0]]
+    folder = Path(root).expanduser() if root is not None else default_root()
+    return f"{format_table(rows, columns)}\n\nlooked in {folder}; another folder: --root or ANYTIME_DATA"

@@ -114,7 +114,7 @@ class ImageData(LightningDataModule, ABC):
         self,
         root: str | os.PathLike[str] | None = None,
         download: bool = False,
-        classes: list[str] | str | None = None,
+        classes: list[str | int] | str | None = None,
         validation: float | int = 0.1,
         split_seed: int = 0,
         batch_size: int = 128,

@@ -71,7 +71,7 @@ def hold_out(labels: Tensor, amount: float, seed: int, groups: Tensor | None = N
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
-def choose_classes(names: Sequence[str], wanted: str | Sequence[str]) -> list[int]:
+def choose_classes(names: Sequence[str], wanted: str | Sequence[str | int]) -> list[int]:
     """The classes whose names are wanted, in label order.
 
     Args:
@@ -83,7 +83,7 @@ def choose_classes(names: Sequence[str], wanted: str | Sequence[str]) -> list[in
     """
     folded = [name.casefold() for name in names]
     chosen: set[int] = set()
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    patterns = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
     if not patterns:
         raise ValueError("classes is an empty list; leave it out to use all classes")
     for pattern in patterns:

@@ -13,8 +13,10 @@ from anytime.registry import nearest
 
 
 def step_losses(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of each answer, `[T]`, from logits `[T, B, K]` and labels `[B]`."""
+    """Mean cross-entropy of each answer, `[T]`, from logits `[T, B, K]` and labels `[B]` of one level."""
     steps, batch, classes = logits.shape
+    if target.shape != (batch,):
+        raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
     each = F.cross_entropy(
         logits.reshape(-1, classes), target.repeat(steps), reduction="none", label_smoothing=label_smoothing
     )

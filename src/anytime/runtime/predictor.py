@@ -1,20 +1,29 @@
-"""Answers under a deadline: steps run one by one, as long as the next is expected to finish in time."""
+"""The best answer by a deadline, on any anytime model."""
 
 from __future__ import annotations
 
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from anytime.cost import StepSeconds
+from anytime.combine import Combiner
+from anytime.combine import combiner as named_combiner
 from anytime.model import AnytimeModel
+from anytime.runtime.execution import PRIOR, Answer, Execution
+from anytime.runtime.profile import Profile
+from anytime.runtime.session import Session
+from anytime.stopping import Rule
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_SESSIONS = 64  # threads at most
+_SMOOTHING, _LARGEST_RATIO = 0.1, 10.0  # of the running ratio of measured to profiled seconds
 
 
 def parse_seconds(text: str) -> float:
@@ -30,97 +39,203 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer of a model about a batch.
-
-    Attributes:
-        probabilities: Softmax of the logits, `[B, K]` (one label level).
-        step: Number of the step, 1..T.
-        elapsed: Seconds from the call to this answer.
-        deadline: Seconds that were given; None for none.
-        reason: Why no later answer: `"complete"`, `"deadline"`, or `""` in the middle of a stream.
-    """
-
-    probabilities: Tensor
-    step: int
-    elapsed: float
-    deadline: float | None
-    reason: str
-
-    @property
-    def label(self) -> Tensor:
-        """The most probable class of each sample, int64 `[B]`."""
-        return self.probabilities.argmax(1)
-
-    @property
-    def confidence(self) -> Tensor:
-        """The largest probability of each sample, `[B]`."""
-        return self.probabilities.amax(1)
-
-    @property
-    def missed(self) -> bool:
-        """Whether the answer came after the deadline."""
-        return self.deadline is not None and self.elapsed > self.deadline
-
-
 class Predictor:
     """The best answer by a deadline.
 
-    The first step always runs, so there always is an answer. A further step is started only if it is expected to finish in
-    time: by `seconds.high`, the 90th percentile measured for it, or without a measurement as soon as time is left.
+    Interruptible use (the default): steps run one by one; step t is started only if
+
+        now + inflation * q_t + guard <= deadline,
+
+    q_t being the profile's quantile of that step's seconds at this batch size, and inflation >= 1 the running ratio of
+    measured to profiled seconds. Where not even the first step fits, the answer is the prior (`steps` = -1). Contract use
+    (`contract=True`): the budget is known before, so the deepest answer whose quantile fits is planned and computed alone.
+
+    Any number of threads may use one predictor: each call has its own state.
 
     Args:
         model: An anytime model; put into eval mode.
-        seconds: Measured cumulative seconds per step, `anytime.cost.step_seconds(model, input_size)`.
+        profile: `anytime.profile(model, example)`. Without one, a step is started as long as time is left.
+        combine: How answers are made of the steps so far: a name (`"last"`, `"caching"`, `"product"`) or a combiner.
+        stop: A stopping rule besides the deadline; None for none.
+        quantile: Which of the profile's quantiles must fit: "p50", "p90", "p99", "p999" or "max".
+        guard: Seconds kept free before the deadline.
+        prior: Probabilities `[K]` for when there is no time for any step; default uniform.
+        foreign: Accepts a profile measured on other hardware.
         clock: Returns seconds; replaced in tests.
 
+    Raises:
+        ValueError: A profile of another model or machine, unknown names, a prior of the wrong length.
+
     Example:
-        >>> predictor = Predictor(model, step_seconds(model, (3, 32, 32)))
+        >>> predictor = anytime.Predictor(model, anytime.profile(model, (3, 32, 32)), combine="product")
         >>> predictor(image[None], deadline=0.005).label
         tensor([3])
     """
 
     def __init__(
-        self, model: AnytimeModel, seconds: StepSeconds | None = None, clock: Callable[[], float] = time.perf_counter
+        self,
+        model: AnytimeModel,
+        profile: Profile | None = None,
+        combine: str | Combiner = "last",
+        stop: Rule | None = None,
+        *,
+        quantile: str = "p99",
+        guard: float = 0.0,
+        prior: Tensor | None = None,
+        foreign: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        steps = model.num_steps
-        if seconds is not None and len(seconds.high) != steps:
-            raise ValueError(f"seconds were measured for {len(seconds.high)} steps, the model has {steps}")
-        self.model = model.eval()
-        self._clock = clock
-        high = seconds.high if seconds is not None else [0.0] * steps
-        self._expected = [max(b - a, 0.0) for a, b in zip([0.0, *high], high, strict=False)]
+        if profile is not None:
+            profile.check(model, foreign=foreign)
+            next(iter(profile.batches.values())).steps[0].at(quantile)
+        if not guard >= 0:
+            raise ValueError(f"guard must be at least 0 seconds, got {guard!r}")
+        classes = model.levels[0]
+        if profile is None and stop is not None and stop.needs:
+            raise ValueError(f"the rule {stop!r} needs {' and '.join(sorted(stop.needs))}: give Predictor a profile")
+        if prior is not None and (prior.shape != (classes,) or not torch.isclose(prior.sum(), torch.tensor(1.0), atol=1e-3)):
+            raise ValueError(f"prior must be {classes} probabilities that sum to 1, got {list(prior.shape)}")
+        self.model, self.profile = model.eval(), profile
+        self._combiner = named_combiner(combine) if isinstance(combine, str) else combine
+        self._rule = stop
+        self._quantile, self._guard, self._clock = quantile, guard, clock
+        self._prior = prior if prior is not None else torch.full((classes,), 1 / classes)
+        self._ratio = self._inflation = 1.0
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
-    def stream(self, x: Tensor, deadline: float | None = None) -> Iterator[Answer]:
-        """The answers about images `[B, C, H, W]` in [0, 1], one by one, as long as the deadline allows.
+    def __call__(
+        self, x: Tensor, deadline: float | None = None, *, until: float | None = None, contract: bool = False
+    ) -> Answer:
+        """The best answer about images `[B, C, H, W]` by the deadline.
 
         Args:
-            x: Images on the model's device.
-            deadline: Seconds from now; None runs all steps.
+            x: Images in [0, 1] on the model's device.
+            deadline: Seconds from now; None for no deadline.
+            until: An absolute time of the clock (`time.monotonic()`) in place of `deadline`.
+            contract: Plan the deepest answer that fits and compute it alone; needs a profile.
+
+        Raises:
+            ValueError: A deadline that is no positive number, a time that has passed; images of the wrong shape or with NaN.
+            TypeError: Images that are not floating-point, or on another device.
         """
         start = self._clock()
-        if deadline is not None and not (deadline > 0 and math.isfinite(deadline)):
-            raise ValueError(f"deadline must be a number of seconds above zero, got {deadline!r}")
-        return self._answers(x, start, deadline)
-
-    def _answers(self, x: Tensor, start: float, deadline: float | None) -> Iterator[Answer]:
-        with torch.inference_mode():
-            stream = self.model.stream(x)
-        steps = self.model.num_steps
-        for step in range(1, steps + 1):
-            with torch.inference_mode():
-                probabilities = next(stream).float().softmax(1)
-            if probabilities.is_cuda:
-                torch.cuda.synchronize(probabilities.device)
-            elapsed = self._clock() - start
-            late = deadline is not None and step < steps and elapsed + self._expected[step] >= deadline
-            yield Answer(probabilities, step, elapsed, deadline, "complete" if step == steps else "deadline" if late else "")
-            if late:
-                return
-
-    def __call__(self, x: Tensor, deadline: float | None = None) -> Answer:
-        """The last answer of `stream(x, deadline)`."""
-        for answer in self.stream(x, deadline):
+        budget = self._budget(start, deadline, until)
+        if contract:
+            return self._contract(x, start, budget)
+        for answer in self._answers(x, start, budget):
             last = answer
         return last
+
+    def stream(self, x: Tensor, deadline: float | None = None, *, until: float | None = None) -> Iterator[Answer]:
+        """The answers one by one, computed as they are asked for; the last one says in `reason` why it is the last.
+
+        Time goes on between the answers: the deadline counts from this call.
+        """
+        start = self._clock()
+        return self._answers(x, start, self._budget(start, deadline, until))
+
+    def session(self, x: Tensor) -> Session:
+        """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
+        start = self._clock()
+        self._check(x)
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_SESSIONS, thread_name_prefix="anytime")
+        return Session(self._threads, lambda: self._answers(x, start, None), self._prior_answer(x, start, None))
+
+    def _budget(self, start: float, deadline: float | None, until: float | None) -> float | None:
+        if until is not None:
+            if deadline is not None:
+                raise ValueError("give deadline or until, not both")
+            deadline = until - start
+            if not deadline > 0:
+                raise ValueError(f"until={until!r} has passed: the clock is at {start!r}")
+        if deadline is not None and not (deadline > 0 and math.isfinite(deadline)):
+            raise ValueError(f"deadline must be a number of seconds above zero, got {deadline!r}")
+        return deadline
+
+    def _check(self, x: Tensor) -> None:
+        """Refuses at the door what would fail in the middle of a stream."""
+        self.model.check_input(x)
+        device = next(self.model.parameters()).device
+        if x.device != device:
+            raise TypeError(f"the images are on {x.device}, the model on {device}")
+        if not torch.isfinite(x).all():
+            raise ValueError("the images hold NaN or infinite pixels")
+        if self.profile is not None:
+            self.profile.at(len(x))
+
+    def _prior_answer(self, x: Tensor, start: float, budget: float | None) -> Answer:
+        batch = len(x)
+        nothing = torch.zeros(batch, dtype=torch.int64)
+        prior = self._prior.expand(batch, -1)
+        return Answer(prior, nothing + PRIOR, self._clock() - start, budget, nothing)
+
+    def _answers(self, x: Tensor, start: float, budget: float | None) -> Iterator[Answer]:
+        with torch.inference_mode():
+            self._check(x)
+            macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
+            run = Execution(self.model, x, self._combiner, self._rule, macs)
+        answer = self._prior_answer(x, start, budget)
+        while True:
+            reason = (
+                "stopped" if run.stopped else "complete" if run.done else "" if self._fits(run, start, budget) else "deadline"
+            )
+            if reason and answer.step == PRIOR:
+                yield replace(answer, reason=reason)
+            if reason:
+                return
+            before, alive = self._clock(), run.alive
+            with torch.inference_mode():
+                answer = run.advance(answer)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            after = self._clock()
+            self._notice_drift(run, after - before, alive)
+            if not run.done:
+                run.judge(after - start + self._seconds(run))
+            late = not run.done and not self._fits(run, start, budget)
+            reason = "stopped" if run.stopped else "complete" if run.done else "deadline" if late else ""
+            answer = replace(answer, elapsed=after - start, reason=reason)
+            yield answer
+            if reason:
+                return
+
+    def _seconds(self, run: Execution) -> float:
+        """What the next step may take."""
+        if self.profile is None:
+            return 0.0
+        return self._inflation * self.profile.at(run.alive).steps[run.step].at(self._quantile)
+
+    def _fits(self, run: Execution, start: float, budget: float | None) -> bool:
+        return budget is None or self._clock() - start + self._seconds(run) + self._guard <= budget
+
+    def _notice_drift(self, run: Execution, seconds: float, alive: int) -> None:
+        """Follows how much slower than profiled the machine is now."""
+        if self.profile is not None:
+            usual = self.profile.at(alive).steps[run.step - 1].p50
+            ratio = min(seconds / usual, _LARGEST_RATIO) if usual > 0 else 1.0
+            self._ratio += _SMOOTHING * (ratio - self._ratio)
+            self._inflation = max(1.0, self._ratio)
+
+    def _contract(self, x: Tensor, start: float, budget: float | None) -> Answer:
+        if self.profile is None:
+            raise ValueError("contract=True plans by a profile; give Predictor one: anytime.profile(model, example)")
+        with torch.inference_mode():
+            self._check(x)
+            answer = self._prior_answer(x, start, budget)
+            left = math.inf if budget is None else budget - (self._clock() - start) - self._guard
+            latencies = self.profile.at(len(x)).contract
+            fitting = [t for t, seconds in enumerate(latencies, 1) if self._inflation * seconds.at(self._quantile) <= left]
+            if not fitting:
+                return replace(answer, reason="deadline")
+            step = max(fitting)
+            probabilities, _ = self._combiner.update(
+                self._combiner.start(self.model.num_steps), self.model(x, step=step)[:, : self.model.levels[0]].float(), step
+            )
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        steps, macs = torch.full((len(x),), step), torch.full((len(x),), self.profile.contract_macs[step - 1])
+        reason = "complete" if step == self.model.num_steps else "deadline"
+        return Answer(probabilities, steps, self._clock() - start, budget, macs, reason)

@@ -1,57 +1,91 @@
-"""Callbacks: epochs of the loaders, a progress bar, and a clean end on Ctrl-C."""
+"""Callbacks: chance as a function of the step, a clean end on Ctrl-C, a progress bar."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
 from tqdm import tqdm
+
+from anytime.data import hashing
+
+AGREE_EVERY = 10  # steps between asking the other processes whether one of them was interrupted
 
 
 class Interrupted(Exception):
     """Training was interrupted by the user; a checkpoint has been written."""
 
 
-class SetEpoch(L.Callback):
-    """Tells the training loader which epoch it is, so that its order is a function of seed and epoch alone."""
+class Reproducible(L.Callback):
+    """Makes chance a function of seed, process, epoch and step alone, so that a training can stop and go on anywhere.
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loader = trainer.train_dataloader
-        if loader is not None and hasattr(loader, "set_epoch"):
-            loader.set_epoch(trainer.current_epoch)
-
-
-class SaveOnInterrupt(L.Callback):
-    """On Ctrl-C the current step is finished, a checkpoint is written to `path`, then `Interrupted` is raised.
-
-    A second Ctrl-C stops at once.
+    The loader is told the epoch, on which its order depends; torch's generators, which dropout and noise use, start anew at
+    every step.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        set_epoch = getattr(trainer.train_dataloader, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(trainer.current_epoch)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        step = torch.tensor(trainer.global_step)
+        torch.manual_seed(int(hashing.keys(step, self.seed, trainer.global_rank)))
+
+
+class Checkpoints(Checkpoint):
+    """Writes a checkpoint to `path` after every epoch, and on Ctrl-C, after which it raises `Interrupted`.
+
+    The current step is finished before, and if it was the last of its epoch the validation, too. A second Ctrl-C stops at
+    once. Of several processes it is enough that one is interrupted.
+    """
+
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.asked = False
+        self._asked = False
         self._previous: Any = None
 
     def _ask(self, *_: Any) -> None:
-        self.asked = True
+        self._asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _agreed(self, trainer: L.Trainer) -> bool:
+        if trainer.world_size > 1:
+            return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
+        return self._asked
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._ask)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.asked:
-            trainer.save_checkpoint(self.path)
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step and self._agreed(trainer):  # asked at the end of the last epoch, which has been saved
             raise Interrupted
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if (trainer.world_size == 1 or trainer.global_step % AGREE_EVERY == 0) and self._agreed(trainer):
+            trainer.save_checkpoint(self.path)
+            if not trainer.is_last_batch:
+                raise Interrupted
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+    on_exception = teardown
 
 
 class Progress(L.Callback):
@@ -69,13 +103,14 @@ class Progress(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self._bar is not None:
             names = {"train/loss_step": "loss", "val/accuracy": "val_accuracy"}
-            shown = {
-                name: f"{trainer.callback_metrics[key]:.3f}" for key, name in names.items() if key in trainer.callback_metrics
-            }
+            metrics = trainer.callback_metrics
+            shown = {name: f"{metrics[key]:.3f}" for key, name in names.items() if key in metrics}
             self._bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **shown, refresh=False)
             self._bar.update()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    on_exception = teardown

@@ -9,12 +9,20 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from anytime.training import config as configuration
 from anytime.training.callbacks import Interrupted
-from anytime.training.config import Config, build, short_names
+from anytime.training.config import Config, UsageError, short_names
 from anytime.training.fit import CHECKPOINT, fit
 from anytime.training.module import NonFiniteLoss
+from anytime.training.parts import Parts, build
 from anytime.training.rundir import create_run, read_run, set_state
+
+
+class Stopped(RuntimeError):
+    """Training ended early for a reason that is told in one sentence; `exit_code` is the command's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def default_run(config: Config) -> Path:
@@ -28,27 +36,31 @@ def start_training(config: Config, run: Path | None = None, overwrite: bool = Fa
 
     Everything that can be wrong with the configuration or the data is found before the directory is touched.
     """
+    _quiet()
     run = run or default_run(config)
-    if _main_process():
+    if is_main_process():
         create_run(run, config, overwrite, dry=True)
     parts = build(config)
-    if _main_process():
+    if is_main_process():
         create_run(run, config, overwrite)
     return _train(run, parts, resume=False)
 
 
 def resume_training(run: Path) -> Path:
     """Goes on from the last checkpoint of a run; one that had not got to its first checkpoint starts anew."""
+    _quiet()
     config, state = read_run(run)
     if state["state"] == "finished":
-        raise configuration.UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
+        raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
     return _train(run, build(config), resume=(run / CHECKPOINT).is_file())
 
 
-def _train(run: Path, parts: configuration.Parts, resume: bool) -> Path:
-    for name in ("lightning.pytorch", "lightning.fabric", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # their advice is not about our users' commands
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
+def is_main_process() -> bool:
+    """Whether this is the process, of those that train together, that writes and prints."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
+
+
+def _train(run: Path, parts: Parts, resume: bool) -> Path:
     try:
         fit(
             parts.model,
@@ -63,28 +75,37 @@ def _train(run: Path, parts: configuration.Parts, resume: bool) -> Path:
     except Interrupted as error:
         _note(run, "interrupted")
         raise Stopped(f"interrupted; a checkpoint is written: anytime train --resume {run}", 130) from error
+    except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
+        _note(run, "interrupted")
+        raise Stopped(f"interrupted at once; {_kept(run)}", 130) from error
     except NonFiniteLoss as error:
         _note(run, "failed")
-        kept = f"the last good checkpoint is {run / CHECKPOINT}" if (run / CHECKPOINT).is_file() else "no epoch was finished"
-        raise Stopped(f"{error}; {kept}; a smaller --optimizer.lr may help", 1) from error
-    if _main_process():
+        raise Stopped(f"{error}; {_kept(run)}; a smaller --optimizer.lr may help", 1) from error
+    except OSError as error:
+        _note(run, "failed")
+        where = f": {error.filename}" if error.filename else ""
+        raise Stopped(f"{error.strerror or error}{where}; {_kept(run)}; anytime train --resume {run}", 1) from error
+    except BaseException:
+        _note(run, "failed")
+        raise
+    if is_main_process():
         set_state(run, "finished")
     return run
 
 
-class Stopped(RuntimeError):
-    """Training ended early for a reason that is told in one sentence; `exit_code` is the command's."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+def _kept(run: Path) -> str:
+    checkpoint = run / CHECKPOINT
+    return f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
 
 
 def _note(run: Path, state: str) -> None:
-    if _main_process():
+    if is_main_process():
         with contextlib.suppress(OSError):  # a full disk must not hide why the training ended
             set_state(run, state)
 
 
-def _main_process() -> bool:
-    return getattr(rank_zero_only, "rank", None) in (None, 0)
+def _quiet() -> None:
+    """Lightning's advice is not about our users' commands."""
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -1,17 +1,19 @@
-"""From recipe and flags to the parts of a training: names resolved, keys checked, everything written down."""
+"""From recipes and flags to one resolved configuration: names found, keys and types checked, nothing left to chance."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+import json
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import lightning as L
 import torch
 import yaml
 from jsonargparse import ArgumentParser
@@ -19,8 +21,6 @@ from jsonargparse import ArgumentParser
 import anytime.data
 import anytime.models  # registers the models
 from anytime import objectives, registry
-from anytime.data import ImageData
-from anytime.model import AnytimeModel
 from anytime.objectives import Objective
 from anytime.registry import nearest
 from anytime.training import schedules
@@ -29,15 +29,28 @@ from anytime.training.schedules import Schedule
 
 Config = dict[str, Any]
 
-FROM_DATA = {"num_classes", "in_channels"}  # arguments of a model that the data set decides
+SKIPPED: dict[str, dict[str, str]] = {  # arguments that are not the user's to give, and why
+    "model": {"num_classes": "is given by the data set", "in_channels": "is given by the data set"},
+    "data": {"seed": "follows --seed"},
+    "objective": {},
+    "optimizer": {"params": "are the model's parameters"},
+    "schedule": {},
+}
+SECTIONS = tuple(SKIPPED)
+_FOUND_IN: dict[str, tuple[ModuleType, type]] = {
+    "objective": (objectives, Objective),
+    "optimizer": (torch.optim, torch.optim.Optimizer),
+    "schedule": (schedules, Schedule),
+}
 DEFAULTS: Config = {
-    "objective": {"class_path": "anytime.objectives.Weighted"},
+    "objective": {"class_path": "anytime.objectives.Weighted", "init_args": {}},
     "optimizer": {
         "class_path": "torch.optim.SGD",
         "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
     },
-    "schedule": {"class_path": "anytime.training.OneCycle"},
+    "schedule": {"class_path": "anytime.training.schedules.OneCycle", "init_args": {}},
 }
+COMMAND_OPTIONS = ("config", "run", "overwrite", "resume")
 
 
 class UsageError(ValueError):
@@ -46,27 +59,18 @@ class UsageError(ValueError):
     exit_code = 2
 
 
-def _plain(name: str) -> str:
-    return name.replace("_", "").lower()
+def known_names(section: str) -> list[str]:
+    """What can be named in a section without an import path."""
+    if section == "model":
+        return registry.list_models()
+    if section == "data":
+        return anytime.data.list_datasets()
+    module, base = _FOUND_IN[section]
+    return [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, base) and v is not base]
 
 
-def _class_path(name: str, module: ModuleType, base: type, kind: str) -> str:
-    """Import path of a class by its name in `module` (any case) or by import path."""
-    if "." in name:
-        module_name, _, attribute = name.rpartition(".")
-        try:
-            if callable(getattr(importlib.import_module(module_name), attribute)):
-                return name
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"{kind} {name!r} cannot be imported: {error}") from error
-    classes = {k: v for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, base) and v is not base}
-    for key in classes:
-        if _plain(key) == _plain(name):
-            return f"{module.__name__}.{key}"
-    raise UsageError(f"unknown {kind} {name!r}{nearest(name, classes)}")
-
-
-def _resolve(section: str, name: str) -> str:
+def resolve(section: str, name: str) -> str:
+    """The import path of what `name` stands for in a section; raises `UsageError` with the nearest valid name."""
     try:
         if section == "model":
             return registry.import_path(name)
@@ -74,53 +78,57 @@ def _resolve(section: str, name: str) -> str:
             return anytime.data.resolve(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    modules: dict[str, tuple[ModuleType, type]] = {
-        "objective": (objectives, Objective),
-        "optimizer": (torch.optim, torch.optim.Optimizer),
-        "schedule": (schedules, Schedule),
-    }
-    return _class_path(name, *modules[section], section)
+    module, base = _FOUND_IN[section]
+    if "." in name:
+        try:
+            found = imported(name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"{section} {name!r} cannot be imported: {error}") from error
+        if not (inspect.isclass(found) and issubclass(found, base)):
+            raise UsageError(f"{section} {name!r} is no subclass of {base.__module__}.{base.__qualname__}")
+        return name
+    for known in known_names(section):
+        if known.lower() == name.replace("_", "").lower():
+            return f"{module.__name__}.{known}"
+    raise UsageError(f"unknown {section} {name!r}{nearest(name, known_names(section))}")
 
 
-SECTIONS = ("model", "data", "objective", "optimizer", "schedule")
-
-
-def _imported(path: str) -> Callable[..., Any]:
+def imported(path: str) -> Callable[..., Any]:
+    """The class or function at an import path."""
     module, _, attribute = path.rpartition(".")
     return getattr(importlib.import_module(module), attribute)
-
-
-def _parameters(path: str) -> set[str] | None:
-    """Names a class or function can be given; None if it takes any."""
-    target = _imported(path)
-    classes: Iterable[Any] = target.__mro__[:-1] if inspect.isclass(target) else [target]
-    names: set[str] = set()
-    for owner in classes:
-        if inspect.isclass(owner) and "__init__" not in vars(owner):
-            continue
-        parameters = inspect.signature(owner.__init__ if inspect.isclass(owner) else owner).parameters.values()
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {
-            "self",
-            "params",
-        }
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names
-    return None
-
-
-def _check_key(section: str, path: str, key: str) -> None:
-    if section == "model" and key in FROM_DATA:
-        raise UsageError(f"model.{key} is given by the data set, leave it out")
-    if section == "data" and key == "seed":
-        raise UsageError("data.seed follows --seed, leave it out")
-    valid = _parameters(path)
-    if valid is not None and key not in valid - (FROM_DATA if section == "model" else set()):
-        raise UsageError(f"{path.rpartition('.')[2]} has no argument {section}.{key}{nearest(key, sorted(valid))}")
 
 
 def top_level_keys() -> list[str]:
     """What a recipe may hold at its top level."""
     return [*SECTIONS, *(field.name for field in fields(Settings))]
+
+
+def build_parser(paths: dict[str, str]) -> ArgumentParser:
+    """The parser of `anytime train` for the classes at `paths` (by section), made from the constructors' signatures."""
+    parser = ArgumentParser(prog="anytime train", exit_on_error=False, allow_abbrev=False)
+    for section, path in paths.items():
+        target = imported(path)
+        add = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
+        add(target, section, skip=set(SKIPPED[section]), fail_untyped=False)
+    parser.add_class_arguments(Settings)
+    return parser
+
+
+@functools.cache
+def _arguments(section: str, path: str) -> tuple[str, ...]:
+    """Names of the arguments that can be given to a class."""
+    given = build_parser({section: path}).get_defaults().get(section)
+    return tuple(vars(given)) if given is not None else ()
+
+
+def _check_argument(section: str, path: str, argument: str) -> None:
+    if argument in SKIPPED[section]:
+        raise UsageError(f"{section}.{argument} {SKIPPED[section][argument]}, leave it out")
+    valid = _arguments(section, path)
+    if argument not in valid:
+        hint = nearest(argument, valid) if valid else "; it takes none"
+        raise UsageError(f"{path.rpartition('.')[2]} has no argument {section}.{argument}{hint}")
 
 
 def read_recipe(path: str | Path) -> Config:
@@ -134,7 +142,7 @@ def read_recipe(path: str | Path) -> Config:
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path} is not valid YAML: {error}") from error
+        raise UsageError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise UsageError(f"recipe {path} must be a mapping like 'model: anytimenet', got {type(recipe).__name__}")
     try:
@@ -154,83 +162,123 @@ def resolve_recipe(recipe: Config) -> Config:
             if not isinstance(value, dict) or not isinstance(value.get("class_path"), str):
                 raise UsageError(f"{key} must be a name, or a mapping with class_path and init_args, got {value!r}")
             if extra := value.keys() - {"class_path", "init_args"}:
-                raise UsageError(f"unknown key {key}.{min(extra)}; valid: class_path, init_args")
-            path, arguments = _resolve(key, value["class_path"]), value.get("init_args") or {}
+                raise UsageError(f"unknown key {key}.{min(extra, key=str)}; valid: class_path, init_args")
+            path, arguments = resolve(key, value["class_path"]), value.get("init_args") or {}
+            if not isinstance(arguments, dict):
+                raise UsageError(f"{key}.init_args must be a mapping, got {arguments!r}")
             for argument in arguments:
-                _check_key(key, path, argument)
+                _check_argument(key, path, str(argument))
             value = {"class_path": path, "init_args": arguments}
         resolved[key] = value
     return resolved
 
 
-def build_parser() -> ArgumentParser:
-    """The parser of `anytime train`, made from the constructors' signatures."""
-    parser = ArgumentParser(prog="anytime train", exit_on_error=False, description=__doc__)
-    parser.add_subclass_arguments(
-        AnytimeModel, "model", skip=FROM_DATA, help="a name of `anytime models`, or package.module.Class"
-    )
-    parser.add_subclass_arguments(
-        ImageData, "data", skip={"seed"}, help="a name of `anytime datasets`, or package.module.Class"
-    )
-    parser.add_subclass_arguments(Objective, "objective", help="what to minimise, e.g. weighted")
-    parser.add_subclass_arguments(torch.optim.Optimizer, "optimizer", skip={"params"}, help="a class of torch.optim, e.g. SGD")
-    parser.add_subclass_arguments(Schedule, "schedule", help="one_cycle, cosine, steps or constant")
-    parser.add_class_arguments(Settings)
-    return parser
+def _layer(below: Config, above: Config) -> Config:
+    """`above` over `below`: arguments stay where both name the same class; another class starts from its own defaults."""
+    layered = below | above
+    for section in below.keys() & above.keys() & set(SECTIONS):
+        if below[section]["class_path"] == above[section]["class_path"]:
+            layered[section] = {
+                "class_path": above[section]["class_path"],
+                "init_args": below[section]["init_args"] | above[section]["init_args"],
+            }
+    return layered
 
 
-def _resolve_flags(flags: list[str], paths: dict[str, str]) -> list[str]:
-    """Flags with names replaced by import paths; unknown ones are refused with the nearest valid name."""
-    resolved: list[str] = []
-    pending: str | None = None
+def named_classes(flags: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The import paths of the classes that flags such as `--model NAME` name, and all other flags."""
+    paths: dict[str, str] = {}
+    others: list[str] = []
+    rest = iter(flags)
+    for flag in rest:
+        section, equals, name = flag.removeprefix("--").partition("=")
+        if flag.startswith("--") and section in SECTIONS:
+            name = name if equals else next(rest, "")
+            if not name or name.startswith("--"):
+                raise UsageError(f"--{section} needs a name: {', '.join(known_names(section))}, or an import path")
+            paths[section] = resolve(section, name)
+        else:
+            others.append(flag)
+    return paths, others
+
+
+def _check_flags(flags: Sequence[str], paths: dict[str, str]) -> None:
     for flag in flags:
-        if pending is not None:
-            paths[pending] = flag = _resolve(pending, flag)
-            pending = None
-        elif flag.startswith("--"):
-            name, equals, value = flag[2:].partition("=")
-            section, dot, key = name.partition(".")
+        if flag.startswith("--"):
+            name = flag[2:].partition("=")[0].removesuffix("+")
+            section, _, argument = name.partition(".")
             if section not in top_level_keys():
-                raise UsageError(f"unknown option --{name}{nearest(section, top_level_keys())}")
-            if section in SECTIONS and not dot:
-                if equals:
-                    paths[section] = _resolve(section, value)
-                    flag = f"--{section}={paths[section]}"
-                else:
-                    pending = section
-            elif section in SECTIONS and key == "help":
-                pending = section
-            elif section in SECTIONS and section in paths and key != "class_path":
-                _check_key(section, paths[section], key.removeprefix("init_args.").partition(".")[0])
-        resolved.append(flag)
-    if pending is not None:
-        raise UsageError(f"--{pending} needs a name")
-    return resolved
+                valid = [f"--{key}" for key in (*top_level_keys(), *COMMAND_OPTIONS)]
+                raise UsageError(f"unknown option --{name}{nearest(f'--{section}', valid)}")
+            if section in SECTIONS:
+                _check_argument(section, paths[section], argument)
 
 
-def parse(flags: list[str], recipes: Iterable[str | Path] = ()) -> Config:
+def _flat(config: Config) -> dict[str, Any]:
+    """Values by the flag that gives them: `{"model.width": 8, "epochs": 3}`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in SECTIONS:
+            flat |= {f"{key}.{argument}": given for argument, given in value["init_args"].items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     """Defaults, then recipes in order, then flags: the resolved configuration of a training.
+
+    Where a later one names the class that is already there, the arguments given before stay; another class starts from its
+    own defaults.
 
     Raises:
         UsageError: Unknown names or keys, values of the wrong type, no model or no data set.
     """
-    base: Config = dict(DEFAULTS)
-    for recipe in recipes:
-        base |= read_recipe(recipe)
-    paths = {section: base[section]["class_path"] for section in SECTIONS if section in base}
-    flags = _resolve_flags(flags, paths)
-    for section in ("model", "data"):
-        if section not in paths:
-            raise UsageError(f"say which {section}: --{section} NAME (see `anytime {section.replace('data', 'dataset')}s`)")
-    parser = build_parser()
+    base = functools.reduce(_layer, map(read_recipe, recipes), DEFAULTS)
+    named, flags = named_classes(flags)
+    base = _layer(base, {section: {"class_path": path, "init_args": {}} for section, path in named.items()})
+    for section, command in {"model": "models", "data": "datasets"}.items():
+        if section not in base:
+            raise UsageError(f"say which {section}: --{section} NAME (see `anytime {command}`)")
+    paths = {section: base[section]["class_path"] for section in SECTIONS}
+    _check_flags(flags, paths)
+    parser, values = build_parser(paths), _flat(base)
+    parser.set_defaults({key: None for key, value in values.items() if value is None})
+    below = [  # as flags, so that what recipes and flags give is converted and checked in one way
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in values.items()
+        if value is not None
+    ]
     try:
-        parsed = parser.parse_args(flags, namespace=parser.parse_object(base, defaults=True))
-    except Exception as error:  # jsonargparse raises several kinds
-        raise UsageError(str(error)) from error
-    config = yaml.safe_load(parser.dump(parsed, skip_none=False))
-    for section in SECTIONS:
-        config[section].setdefault("init_args", {})
-    return config
+        plain = yaml.safe_load(parser.dump(parser.parse_args([*below, *flags]), skip_unset=False))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(_sentence(str(error))) from error
+    return {
+        key: {"class_path": paths[key], "init_args": plain.get(key) or {}} if key in SECTIONS else plain[key]
+        for key in top_level_keys()
+    }
+
+
+def _sentence(message: str) -> str:
+    """What jsonargparse says in many lines, in one: `epochs must be int, got 'x'`."""
+    keys = re.findall(r'(?:Parser key|[Kk]ey) "([^"]+)"', message)
+    values = re.findall(r"(?:Got|Given) value: (.*)", message)
+    if needs := re.match(r"argument (\S+): expected one argument", message):
+        return f"{needs[1]} needs a value"
+    if needed := re.match(r"the following arguments are required: (.*)", message):
+        return f"{needed[1]} must be given"
+    if not keys or not values:
+        return " ".join(message.split())
+    expected: list[str] = []
+    for kind in re.findall(r"Expected an? (?:<class '([\w.]+)'>|typing\.(Literal\[.*?\]))(?=\. Got|$)", message, re.M):
+        name = kind[0].rpartition(".")[2].replace("NoneType", "null")
+        expected.append(name or f"one of {kind[1][8:-1]}")
+    hint = ""
+    if literal := re.search(r"typing\.Literal\[(.*?)\]", message):
+        choices = re.findall(r"'([^']*)'", literal[1])
+        hint = h if (h := nearest(values[-1], choices)).startswith("; did") else ""
+    wanted = " or ".join(dict.fromkeys(expected)) or "of another type"
+    return f"{keys[-1]} must be {wanted}, got {values[-1].strip()!r}{hint}"
 
 
 def short_names(config: Config) -> Config:
@@ -241,62 +289,9 @@ def short_names(config: Config) -> Config:
             path = value["class_path"]
             name = path.rpartition(".")[2]
             try:
-                same = _imported(_resolve(key, name)) is _imported(path)
+                same = imported(resolve(key, name)) is imported(path)
             except UsageError:
                 same = False
             value = {"class_path": name if same else path, "init_args": value["init_args"]}
         short[key] = value
     return short
-
-
-@dataclass
-class Parts:
-    """What `anytime.training.fit` is called with."""
-
-    model: AnytimeModel
-    data: ImageData
-    objective: Objective
-    optimizer: Callable[..., torch.optim.Optimizer]
-    schedule: Schedule
-    settings: Settings
-
-
-def build(config: Config) -> Parts:
-    """Builds all parts of a training from a resolved configuration, after seeding; reads the data.
-
-    Raises:
-        UsageError: An argument out of range.
-        ValueError, FileNotFoundError, OSError: Data that are missing or damaged.
-    """
-
-    def create(section: str, **more: Any) -> Any:
-        return _imported(config[section]["class_path"])(**config[section]["init_args"], **more)
-
-    try:
-        settings = Settings(**{field.name: config[field.name] for field in fields(Settings) if field.name in config})
-        objective, schedule = create("objective"), create("schedule")
-        data = create("data", seed=settings.seed)
-        optimizer = functools.partial(_imported(config["optimizer"]["class_path"]), **config["optimizer"]["init_args"])
-        optimizer([torch.nn.Parameter(torch.zeros(1))])  # refuses bad values now and not after reading the data
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-    L.seed_everything(settings.seed, workers=True, verbose=False)
-    data.setup("fit")
-    path = short_names({"model": config["model"]})["model"]["class_path"]
-    valid = _parameters(config["model"]["class_path"])
-    channels = {"in_channels": data.input_size[0]} if valid is None or "in_channels" in valid else {}
-    classes = data.levels if data.levels else data.num_classes
-    try:
-        model = registry.create_model(path, classes, **channels, **config["model"]["init_args"])
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-    if settings.normalize:
-        model.set_normalization(data.mean, data.std)
-    model.metadata = {
-        "data": type(data).__name__,
-        "input_size": list(data.input_size),
-        "class_names": list(data.class_names),
-        "recipe": short_names(config),
-        "settings": asdict(settings),
-    }
-    return Parts(model, data, objective, optimizer, schedule, settings)

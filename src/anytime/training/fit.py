@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from anytime.data import ImageData
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
-from anytime.training.callbacks import Progress, SaveOnInterrupt, SetEpoch
+from anytime.training.callbacks import Checkpoints, Progress, Reproducible
+from anytime.training.checkpoints import WholeFiles, read_checkpoint
+from anytime.training.logs import loggers
 from anytime.training.module import AnytimeModule
 from anytime.training.schedules import Schedule
 
@@ -38,7 +39,7 @@ class Settings:
         accelerator: "auto", "cpu", "gpu", ...
         devices: Devices per node; under `torchrun` the number of processes per node.
         num_nodes: Number of nodes.
-        strategy: Lightning's strategy, e.g. "auto", "ddp", "fsdp".
+        strategy: Lightning's strategy, e.g. "auto" or "ddp".
         gradient_clip: Largest norm of the gradient, or none.
         validate_every: Epochs between looks at the validation images.
         progress: Shows a progress bar.
@@ -63,25 +64,26 @@ class Settings:
         for name in ("epochs", "num_nodes", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in 0..{2**32 - 1}, got {self.seed!r}")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip must be above 0, got {self.gradient_clip!r}")
 
 
-def _loggers(run: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(run, name="", version="metrics")]
-    try:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(run, name="", version="tensorboard"))
-    except ModuleNotFoundError:
-        pass  # TensorBoard is not installed
-    return loggers
-
-
-def _processes(settings: Settings) -> tuple[int | str, int]:
-    """Devices per node and nodes: under `torchrun` those it has started, unless the settings say otherwise."""
+def hardware_arguments(settings: Settings) -> dict[str, Any]:
+    """What of the settings decides where and how Lightning computes; under `torchrun` on the processes it has started."""
+    devices, num_nodes = settings.devices, settings.num_nodes
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
-    if settings.devices != "auto" or local is None or world is None:
-        return settings.devices, settings.num_nodes
-    return int(local), int(world) // int(local)
+    if devices == "auto" and local is not None and world is not None:
+        devices, num_nodes = int(local), int(world) // int(local)
+    return {
+        "accelerator": settings.accelerator,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "strategy": settings.strategy,
+        "precision": settings.precision,
+        "deterministic": settings.deterministic,
+    }
 
 
 def fit(
@@ -102,40 +104,45 @@ def fit(
     `resume` training goes on from it; order of images and augmentation are functions of seed, epoch and image, so with
     `settings.deterministic` the weights are the same, bit for bit, as without the interruption.
 
+    Args:
+        model: Trained in place, in eval mode afterwards.
+        data: Training and validation images.
+        objective: What to minimise.
+        optimizer: Called with parameter groups.
+        schedule: Of the learning rate.
+        settings: How to train.
+        run: The run directory.
+        resume: Go on from its checkpoint.
+        callbacks: Further Lightning callbacks.
+
     Raises:
         NonFiniteLoss: The loss became NaN or infinite; the last checkpoint is from before.
         Interrupted: Ctrl-C; a checkpoint has been written.
-        FileNotFoundError: `resume`, and there is no checkpoint.
+        FileNotFoundError, ValueError: `resume`, and there is no checkpoint or it is damaged.
+        OSError: The disk is full; the checkpoint before is as it was.
     """
     run = Path(run)
     checkpoint = run / CHECKPOINT
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
+    start = read_checkpoint(checkpoint)["global_step"] if resume else 0
     module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last)
-    saver = ModelCheckpoint(checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False)
-    shown: list[Callback] = [Progress()] if settings.progress else []
-    devices, num_nodes = _processes(settings)
+    shown = [Progress()] if settings.progress else []
     trainer = L.Trainer(
+        **hardware_arguments(settings),
         default_root_dir=run,
         max_epochs=settings.epochs,
-        accelerator=settings.accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=settings.strategy,
-        precision=settings.precision,
         gradient_clip_val=settings.gradient_clip,
-        deterministic=settings.deterministic,
         use_distributed_sampler=False,
         check_val_every_n_epoch=settings.validate_every,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        logger=_loggers(run),
+        logger=loggers(run, start),
         log_every_n_steps=10,
         limit_val_batches=1.0 if data.val_dataloader() else 0,
-        callbacks=[SetEpoch(), saver, SaveOnInterrupt(str(checkpoint)), *shown, *callbacks],
+        plugins=[WholeFiles()],
+        callbacks=[Reproducible(settings.seed), Checkpoints(checkpoint), *shown, *callbacks],
     )
-    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resume else None, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resume else None)
     model.eval()
     if trainer.is_global_zero:
         model.save(run)

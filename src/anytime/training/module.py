@@ -19,7 +19,7 @@ CHECK_EVERY = 50  # steps between looks at the loss on an accelerator, where eac
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss or a weight became NaN or infinite."""
 
 
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -65,9 +65,15 @@ class AnytimeModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(decay_groups(self))
-        total = self.trainer.estimated_stepping_batches
-        scheduler = LambdaLR(optimizer, lambda step: self._schedule(min(step / total, 1.0)))
+        scheduler = LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _factor(self, step: int) -> float:
+        """The schedule at a step. The number of steps is not known at step 0, when Lightning has not seen the loader yet."""
+        if not step:
+            return self._schedule(0.0)
+        assert self.trainer.max_epochs is not None
+        return self._schedule(min(step / (self.trainer.num_training_batches * self.trainer.max_epochs), 1.0))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
@@ -79,17 +85,26 @@ class AnytimeModule(L.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
+        """Checkpoints are written after this, so none is written of a training that has failed."""
         self._check(self._last_loss)
+        for name, parameter in self.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteLoss(f"{name} is not finite after step {self.global_step} ({self._epoch})")
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
-            raise NonFiniteLoss(f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch})")
+            raise NonFiniteLoss(f"the loss is {loss.item()} at step {self.global_step} ({self._epoch})")
+
+    @property
+    def _epoch(self) -> str:
+        return f"epoch {self.current_epoch + 1} of {self.trainer.max_epochs}"
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, target = batch
         logits = self.model(images.contiguous(memory_format=self._memory_format)).float()
         loss = self.objective(logits, target)
-        right = (logits.argmax(2) == target).float().mean(1)
+        first = target[:, 0] if target.ndim == 2 else target  # of several label levels
+        right = (logits[..., : self.model.levels[0]].argmax(2) == first).float().mean(1)
         values = {"val/loss": loss, "val/accuracy": right[-1]}
         values |= {f"val/accuracy_{t}": value for t, value in enumerate(right, 1)}
         self.log_dict(values, batch_size=len(images), sync_dist=True)

@@ -13,18 +13,13 @@ import torch
 import yaml
 
 from anytime.cost import hardware
+from anytime.trace import written_whole
 from anytime.training.config import Config, UsageError, resolve_recipe, short_names
 from anytime.version import __version__
 
 FORMAT = 1
 CONFIG = "config.yaml"
 STATE = "run.json"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -> None:
@@ -38,16 +33,23 @@ def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -
             raise UsageError(f"{path} exists; give another --run, --resume {path} to go on, or --overwrite to replace it")
         if not (path / STATE).is_file():
             raise UsageError(f"{path} is not a run directory ({STATE} is missing), so it is not overwritten")
-        if not dry:
-            shutil.rmtree(path)
     if dry:
         return
-    path.mkdir(parents=True, exist_ok=True)
-    _write(path / CONFIG, yaml.safe_dump(short_names(config), sort_keys=False, allow_unicode=True))
-    set_state(path, "started")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # so that no kill leaves half a run directory
+    part.mkdir()
+    try:
+        text = yaml.safe_dump(short_names(config), sort_keys=False, allow_unicode=True)
+        (part / CONFIG).write_text(text, encoding="utf-8")
+        set_state(part, "started")
+        if path.exists():
+            shutil.rmtree(path)
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
-def set_state(path: Path, state: str, **more: Any) -> None:
+def set_state(path: Path, state: str) -> None:
     """Notes where the run stands (`started`, `interrupted`, `failed`, `finished`), when and on what machine."""
     entry = {
         "format": FORMAT,
@@ -56,20 +58,21 @@ def set_state(path: Path, state: str, **more: Any) -> None:
         "state": state,
         "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **more,
     }
-    _write(path / STATE, json.dumps(entry, indent=2) + "\n")
+    with written_whole(path / STATE) as part:
+        part.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 
 
 def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     """Configuration (resolved) and state of a run directory.
 
     Raises:
-        FileNotFoundError: There is no such directory, or it is only half written.
+        UsageError: There is no such directory.
+        FileNotFoundError: It is only half written.
         ValueError: A file is damaged, or of another version.
     """
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no run directory {path}")
+        raise UsageError(f"there is no run directory {path}")
     for name in (STATE, CONFIG):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is not a run directory, or only half written: {name} is missing")
@@ -77,7 +80,7 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise ValueError(f"{path} has format {found!r}, this version of anytime ({__version__}) reads format {FORMAT}")

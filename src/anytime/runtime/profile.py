@@ -1,0 +1,217 @@
+"""How long each step takes on this machine, with its tail: what deadlines are planned by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anytime.cost import hardware, step_macs
+from anytime.model import AnytimeModel, eval_mode
+
+FORMAT = 1
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+
+
+class Latency(NamedTuple):
+    """Seconds of one thing measured `n` times: quantiles (each the smallest measured value not below it), and the longest."""
+
+    n: int
+    p50: float
+    p90: float
+    p99: float
+    p999: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """The quantiles of measured seconds."""
+        ranked = sorted(seconds)
+        return cls(len(ranked), *(ranked[max(math.ceil(q * len(ranked)) - 1, 0)] for q in QUANTILES.values()))
+
+    def at(self, quantile: str) -> float:
+        """Seconds at a quantile named in `QUANTILES`."""
+        if quantile not in QUANTILES:
+            raise ValueError(f"quantile must be one of {', '.join(QUANTILES)}, got {quantile!r}")
+        return getattr(self, quantile)
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """Latencies at one batch size.
+
+    Attributes:
+        steps: Of each step of the stream alone, length T.
+        reached: From the start of the stream until answer t, length T (not the sum of quantiles).
+        contract: Of answer t alone, `model(x, step=t)`, length T.
+    """
+
+    steps: tuple[Latency, ...]
+    reached: tuple[Latency, ...]
+    contract: tuple[Latency, ...]
+
+
+def architecture(model: AnytimeModel) -> str:
+    """A digest of what a model computes, whatever its weights: class, steps, names and shapes of its tensors."""
+    shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
+    text = json.dumps([type(model).__qualname__, model.num_steps, model.config.get("arguments"), shapes], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(model: AnytimeModel, compiled: bool = False) -> dict[str, Any]:
+    """What latencies depend on besides the input: device, cores, threads, library, precision, compilation."""
+    reference = next(model.parameters())
+    return {
+        "hardware": hardware(reference.device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": str(reference.dtype).removeprefix("torch."),
+        "compiled": compiled,
+    }
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Latencies of a model's steps on one machine, by batch size.
+
+    Attributes:
+        model: Digest of the architecture, see `architecture`.
+        input_size: (channels, height, width).
+        fingerprint: Where and how it was measured.
+        batches: By batch size.
+        macs: Cumulative MACs of the stream per image, length T.
+        contract_macs: MACs of each answer alone, length T.
+    """
+
+    model: str
+    input_size: tuple[int, int, int]
+    fingerprint: dict[str, Any]
+    batches: dict[int, BatchProfile]
+    macs: tuple[int, ...]
+    contract_macs: tuple[int, ...]
+
+    def at(self, batch_size: int) -> BatchProfile:
+        """The latencies of the smallest measured batch size that is not below `batch_size`.
+
+        Raises:
+            ValueError: Only smaller batches were measured.
+        """
+        fitting = [size for size in self.batches if size >= batch_size]
+        if not fitting:
+            raise ValueError(f"the profile knows batches up to {max(self.batches)}, got {batch_size}; profile larger ones")
+        return self.batches[min(fitting)]
+
+    def check(self, model: AnytimeModel, compiled: bool = False, foreign: bool = False) -> None:
+        """Refuses a profile of another model, or (unless `foreign`) of other hardware, threads, library or precision.
+
+        Raises:
+            ValueError: Says what differs.
+        """
+        if self.model != architecture(model):
+            raise ValueError(f"the profile is of another model (architecture {self.model}, this one is {architecture(model)})")
+        here = fingerprint(model, compiled)
+        differing = [
+            f"{key} {self.fingerprint.get(key)!r}, here {here[key]!r}"
+            for key in here
+            if self.fingerprint.get(key) != here[key]
+        ]
+        if differing and not foreign:
+            raise ValueError(
+                f"the profile was measured elsewhere ({'; '.join(differing)}); measure again, or pass foreign=True"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes JSON, whole or not at all."""
+        path = Path(path)
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: Damaged, or of another version; names the file.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data.pop("format") != FORMAT:
+                raise ValueError(f"this version of anytime reads format {FORMAT}")
+            batches = {
+                int(size): BatchProfile(**{key: tuple(Latency(*row) for row in rows) for key, rows in batch.items()})
+                for size, batch in data.pop("batches").items()
+            }
+            tuples: dict[str, Any] = {key: tuple(data.pop(key)) for key in ("input_size", "macs", "contract_macs")}
+            return cls(batches=batches, **tuples, **data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is no profile of this version: {error}") from error
+
+
+def profile(
+    model: AnytimeModel,
+    example: Tensor | Sequence[int],
+    batch_sizes: Sequence[int] = (1,),
+    repeats: int = 200,
+    warmup: int = 10,
+    compiled: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Profile:
+    """Measures every step of the stream and every contract answer, as the run-time will run them.
+
+    Args:
+        model: On its device, in its precision; compile its `step` before and say `compiled=True`.
+        example: Images `[B, C, H, W]`, or their (channels, height, width).
+        batch_sizes: What to measure.
+        repeats: Streams per batch size; 1,000 or more for a p99.9 that is not the maximum.
+        warmup: Streams before the measurement.
+        compiled: Noted in the fingerprint.
+        clock: Returns seconds; replaced in tests.
+    """
+    size: tuple[int, int, int] = tuple(example.shape[1:] if isinstance(example, Tensor) else example)  # type: ignore[assignment]
+    if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"repeats and batch_sizes must be at least 1, got {repeats!r} and {batch_sizes!r}")
+    reference = next(model.parameters())
+    batches = {}
+    with torch.inference_mode(), eval_mode(model):
+        for batch_size in sorted(set(batch_sizes)):
+            x = torch.rand(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(reference)
+            batches[batch_size] = _measure(model, x, repeats, warmup, clock)
+    macs, contract_macs = (tuple(step_macs(model, size, contract=contract)) for contract in (False, True))
+    return Profile(architecture(model), size, fingerprint(model, compiled), batches, macs, contract_macs)
+
+
+def _measure(model: AnytimeModel, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float]) -> BatchProfile:
+    def now() -> float:
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return clock()
+
+    steps: list[list[float]] = [[] for _ in range(model.num_steps)]
+    reached: list[list[float]] = [[] for _ in steps]
+    contract: list[list[float]] = [[] for _ in steps]
+    for repeat in range(warmup + repeats):
+        start = before = now()
+        for t, _ in enumerate(model.stream(x)):
+            after = now()
+            if repeat >= warmup:
+                steps[t].append(after - before)
+                reached[t].append(after - start)
+            before = after
+        for t, alone in enumerate(contract):
+            before = now()
+            model(x, step=t + 1)
+            if repeat >= warmup:
+                alone.append(now() - before)
+    return BatchProfile(*(tuple(map(Latency.of, rows)) for rows in (steps, reached, contract)))

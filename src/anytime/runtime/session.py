@@ -1,0 +1,91 @@
+"""A computation in the background whose best answer so far can be read at any time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any
+
+from anytime.runtime.execution import Answer
+
+
+class Session:
+    """One run of a model in the background: `best()` never waits for it, `interrupt()` takes effect within one step.
+
+    An exception in a step ends the run: `wait` and leaving the `with` block raise it, `best()` gives the last good answer.
+
+    Example:
+        >>> with predictor.session(x) as session:
+        ...     session.wait(0.004)
+        ...     session.best().label
+    """
+
+    def __init__(self, threads: Executor, answers: Callable[[], Iterator[Answer]], prior: Answer) -> None:
+        self._best = prior  # replaced as a whole: readers need no lock
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+        self._closed = False
+        threads.submit(self._run, answers)
+
+    def _run(self, answers: Callable[[], Iterator[Answer]]) -> None:
+        try:
+            for answer in answers():
+                interrupted = self._stop.is_set() and not answer.reason
+                self._best = replace(answer, reason="interrupted") if interrupted else answer
+                if interrupted:
+                    break
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._done.set()
+
+    def best(self) -> Answer:
+        """The best answer so far, at once; the prior before the first step. Also after the session is closed."""
+        return self._best
+
+    @property
+    def done(self) -> bool:
+        """Whether the computation has ended: complete, stopped, interrupted or failed."""
+        return self._done.is_set()
+
+    def wait(self, seconds: float | None = None) -> Answer:
+        """Waits for the end, at most `seconds`; returns the best answer then.
+
+        Raises:
+            ValueError: Seconds below zero or NaN, or a session that is closed.
+            Exception: What went wrong in a step.
+        """
+        if self._closed:
+            raise ValueError("this session is closed; best() still gives its last answer")
+        if seconds is not None and not seconds >= 0:
+            raise ValueError(f"seconds must be at least 0, got {seconds!r}")
+        self._done.wait(seconds)
+        self._raise()
+        return self._best
+
+    def interrupt(self) -> Answer:
+        """Asks the computation to end after the step it is in, and returns the best answer so far without waiting."""
+        self._stop.set()
+        return self._best
+
+    def close(self) -> None:
+        """Interrupts and waits for the step in progress; any number of times."""
+        self._stop.set()
+        self._done.wait()
+        self._closed = True
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.close()
+        if error is None:
+            self._raise()

@@ -1,0 +1,95 @@
+"""The help of `anytime train`, made from signatures and docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from anytime.training.config import SECTIONS, build_parser, imported, known_names, named_classes, resolve
+
+TRAIN = """\
+usage: anytime train --model NAME --data NAME [option VALUE ...]
+       anytime train --config RECIPE [option VALUE ...]
+       anytime train --resume RUN
+
+Trains a model on a data set and writes a run directory: the model, checkpoints, metrics, and config.yaml, itself a recipe.
+Flags override recipes. NAME may be the import path of a class of your own, package.module.Class.
+
+examples:
+  anytime train --model anytimenet --data digits --epochs 20
+  anytime train --config recipes/anytimenet_cifar10.yaml --data.root ~/data --epochs 5 --run runs/short
+  anytime train --model anytimenet --data cifar10 --data.classes '[cat, dog]' --optimizer adamw --optimizer.lr 0.001
+  anytime train --resume runs/short
+  torchrun --nproc-per-node 2 -m -- anytime train --model anytimenet --data digits --run runs/two
+
+what:
+  --model NAME          see `anytime models`
+  --data NAME           see `anytime datasets`
+  --objective NAME      {objectives} (default: weighted)
+  --optimizer NAME      a class of torch.optim (default: SGD, lr 0.1, Nesterov momentum 0.9, weight decay 5e-4)
+  --schedule NAME       of the learning rate: {schedules} (default: one_cycle)
+  --model.ARGUMENT VALUE, --data.ARGUMENT VALUE, ...: any constructor argument of these
+  --model.help NAME, --data.help NAME, ...: the arguments of one
+
+where:
+  --config RECIPE       a YAML recipe; may be given several times, later ones override
+  --run DIR             where to write (default: runs/MODEL_DATA)
+  --overwrite           replace the run directory if it exists
+  --resume RUN          go on with an interrupted run, from its last checkpoint
+
+how:
+"""
+
+
+def _lines(parser: ArgumentParser, section: str = "") -> str:
+    """One entry for each argument of a section, or of none: flag, choices, default, what it is."""
+    entries = []
+    for action in parser._actions:
+        name = action.dest.partition(".")
+        if name[2] if not section else name[0] != section or not name[2]:
+            continue
+        if action.dest == "help" or action.dest.endswith(".help"):
+            continue
+        described = re.sub(r"\s*\(default: ([^()]|\([^)]*\))*\)", "", " ".join((action.help or "").split()).replace("%%", "%"))
+        text = textwrap.shorten(described, 400, placeholder=" ...")
+        metavar = str(action.metavar or "")
+        choices = f"{metavar[1:-1].replace(',', ', ')}; " if metavar.startswith("{") else ""
+        default = action.default if isinstance(action.default, str) else json.dumps(action.default, default=str)
+        given = "required" if action.required else f"default: {default}"
+        body = textwrap.wrap(f"{text} ({choices}{given})", 94)
+        flag = f"  --{action.dest}"
+        lead = [f"{flag:<24}{body[0]}"] if len(flag) < 23 else [flag, f"{'':<24}{body[0]}"]
+        entries += [*lead, *(f"{'':<24}{line}" for line in body[1:])]
+    return "\n".join(entries)
+
+
+def class_help(section: str, name: str) -> str:
+    """What a class is and which arguments it takes; `UsageError` with the nearest name for an unknown one."""
+    path = resolve(section, name)
+    doc = inspect.cleandoc(imported(path).__doc__ or "")
+    about = re.split(r"\n(?:Args|Attributes|Raises|Example|Returns):|\n\.\. ", doc)[0].strip()
+    arguments = _lines(build_parser({section: path}), section)
+    return f"{path.rpartition('.')[2]}: {about}\n\n{arguments or '  takes no arguments'}"
+
+
+def help_wanted(flags: Sequence[str]) -> str | None:
+    """The text that `--help` or `--model.help NAME` among `flags` asks for; None if they ask for none."""
+    for place, flag in enumerate(flags):
+        section, dot, name = flag.removeprefix("--").partition(".help")
+        if dot and section in SECTIONS and name[:1] in ("", "="):
+            name = name[1:] or next(iter(flags[place + 1 : place + 2]), "")
+            if name and not name.startswith("-"):
+                return class_help(section, name)
+            return f"--{section} takes: {', '.join(known_names(section))}; or the import path of your own class"
+    if not {"-h", "--help"} & set(flags):
+        return None
+    schedules = ", ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in known_names("schedule"))
+    objectives = ", ".join(name.lower() for name in known_names("objective"))
+    text = TRAIN.format(objectives=objectives, schedules=schedules) + _lines(build_parser({}))
+    named, _ = named_classes([flag for flag in flags if flag not in ("-h", "--help")])
+    return "\n\n".join([text, *(f"--{section} {class_help(section, path)}" for section, path in named.items())])

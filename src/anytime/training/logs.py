@@ -1,0 +1,43 @@
+"""Where metrics go: always a CSV file, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+METRICS = Path("metrics", "metrics.csv")
+
+
+def loggers(run: Path, step: int) -> list[Logger]:
+    """The loggers of a training that starts at `step`: rows from before stay, those that it will write again go."""
+    rows = _take_rows(run / METRICS, step) or []
+    table = CSVLogger(run, name=None, version=METRICS.parent.name, flush_logs_every_n_steps=1)
+    for row in rows:
+        table.experiment.log_metrics(row, int(row["step"]))
+    table.save()
+    if find_spec("tensorboard") is None:
+        return [table]
+    return [table, TensorBoardLogger(run, name=None, version="tensorboard", purge_step=step or None)]
+
+
+@rank_zero_only
+def _take_rows(path: Path, step: int) -> list[dict[str, float]]:
+    """Removes a table that Lightning would not go on with, and returns its rows from before `step`."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    path.unlink()
+    rows = []
+    for row in table:
+        try:
+            numbers = {key: float(value) for key, value in row.items() if value}
+        except (TypeError, ValueError):  # the last line of a run that was killed
+            continue
+        if numbers.get("step", step) < step:
+            rows.append(numbers)
+    return rows

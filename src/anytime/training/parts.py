@@ -1,0 +1,76 @@
+"""From a resolved configuration to the parts of a training: model, data, objective, optimizer, schedule, settings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from anytime import registry
+from anytime.data import ImageData
+from anytime.model import AnytimeModel
+from anytime.objectives import Objective
+from anytime.training.config import Config, UsageError, imported, short_names
+from anytime.training.fit import Settings, hardware_arguments
+from anytime.training.module import decay_groups
+from anytime.training.schedules import Schedule
+
+
+@dataclass
+class Parts:
+    """What `anytime.training.fit` is called with."""
+
+    model: AnytimeModel
+    data: ImageData
+    objective: Objective
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Schedule
+    settings: Settings
+
+
+def build(config: Config) -> Parts:
+    """Builds all parts of a training from a resolved configuration, after seeding; reads the data.
+
+    Raises:
+        UsageError: An argument out of range, or hardware that is not there.
+        ValueError, FileNotFoundError, OSError: Data that are missing or damaged.
+    """
+
+    def create(section: str, **more: Any) -> Any:
+        return imported(config[section]["class_path"])(**config[section]["init_args"], **more)
+
+    try:
+        settings = Settings(**{field.name: config[field.name] for field in fields(Settings) if field.name in config})
+        L.Trainer(**hardware_arguments(settings), logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        objective, schedule, data = create("objective"), create("schedule"), create("data", seed=settings.seed)
+        optimizer = functools.partial(imported(config["optimizer"]["class_path"]), **config["optimizer"]["init_args"])
+        optimizer(decay_groups(nn.Linear(1, 1)))  # refuses bad values now and not after reading the data
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise UsageError(str(error)) from error
+    L.seed_everything(settings.seed, workers=True, verbose=False)
+    data.setup("fit")
+    path = short_names({"model": config["model"]})["model"]["class_path"]
+    takes = inspect.signature(imported(config["model"]["class_path"])).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    channels = {"in_channels": data.input_size[0]} if open_ended or "in_channels" in takes else {}
+    classes = data.levels if data.levels else data.num_classes
+    try:
+        model = registry.create_model(path, classes, **channels, **config["model"]["init_args"])
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    if settings.normalize:
+        model.set_normalization(data.mean, data.std)
+    model.metadata = {
+        "data": type(data).__name__,
+        "input_size": list(data.input_size),
+        "class_names": list(data.class_names),
+        "recipe": short_names(config),
+    }
+    return Parts(model, data, objective, optimizer, schedule, settings)

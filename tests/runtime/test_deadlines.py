@@ -1,0 +1,168 @@
+"""The best answer by a deadline, by a clock that only the steps move."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anytime.runtime.predictor import Predictor, parse_seconds
+from anytime.stopping import Confidence
+
+X = torch.full((1, 3, 2, 2), 0.5)
+TICKS = st.integers(1, 40).map(lambda ticks: ticks / 1024)  # sums of these are exact, and so is every comparison
+SECONDS = st.lists(TICKS, min_size=1, max_size=6)
+COMMON = settings(max_examples=60, deadline=None)
+
+
+@given(SECONDS, st.integers(1, 200).map(lambda ticks: ticks / 1024), TICKS | st.just(0.0))
+@COMMON
+def test_deepest_step_that_fits_and_none_that_does_not(timed_case: Callable, seconds, deadline, guard) -> None:
+    clock, model, profile = timed_case(seconds)
+    answer = Predictor(model, profile, guard=guard, clock=clock)(X, deadline)
+    spent, deepest = 0.0, 0
+    for duration in seconds:
+        if spent + duration + guard > deadline:
+            break
+        spent, deepest = spent + duration, deepest + 1
+    assert [step for step, _ in model.started] == list(range(1, deepest + 1))
+    assert answer.step == (deepest or -1)
+    assert not answer.missed
+    assert answer.reason == ("complete" if deepest == len(seconds) else "deadline")
+
+
+@given(SECONDS)
+@COMMON
+def test_without_deadline_all_steps_run(timed_case: Callable, seconds) -> None:
+    clock, model, profile = timed_case(seconds)
+    answer = Predictor(model, profile, clock=clock)(X)
+    assert (answer.step, answer.reason, answer.deadline) == (len(seconds), "complete", None)
+    assert answer.elapsed == pytest.approx(sum(seconds))
+    assert answer.macs.tolist() == [10 * len(seconds)]
+
+
+def test_without_profile_a_step_starts_while_time_is_left(timed_case: Callable) -> None:
+    clock, model, _ = timed_case([0.01, 0.01, 0.01])
+    answer = Predictor(model, clock=clock)(X, 0.015)
+    assert (answer.step, answer.missed, answer.reason) == (2, True, "deadline")
+
+
+def test_no_time_for_any_step_gives_the_prior(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01, 0.01])
+    prior = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1])
+    answer = Predictor(model, profile, prior=prior, clock=clock)(X, 0.005)
+    assert (answer.step, answer.reason, model.started) == (-1, "deadline", [])
+    assert torch.equal(answer.probabilities, prior[None])
+    assert not answer.missed
+
+
+def test_until_is_an_absolute_time(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01, 0.01, 0.01])
+    predictor = Predictor(model, profile, clock=clock)
+    assert predictor(X, until=clock.now + 0.025).step == 2
+    with pytest.raises(ValueError, match=r"until=99.0 has passed"):
+        predictor(X, until=99.0)
+    with pytest.raises(ValueError, match="not both"):
+        predictor(X, 0.1, until=200.0)
+
+
+def test_contract_runs_the_deepest_answer_that_fits_alone(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01, 0.01, 0.01], contract=[0.01, 0.012, 0.03])
+    predictor = Predictor(model, profile, clock=clock)
+    answer = predictor(X, 0.025, contract=True)
+    assert (answer.step, answer.reason) == (2, "deadline")
+    assert predictor(X, 0.005, contract=True).step == -1
+    assert predictor(X, contract=True).reason == "complete"
+    with pytest.raises(ValueError, match="contract=True plans by a profile"):
+        Predictor(model, clock=clock)(X, 0.1, contract=True)
+
+
+def test_a_machine_slower_than_its_profile_is_noticed(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01] * 4, factor=0.25)
+    predictor = Predictor(model, profile, clock=clock)
+    assert predictor(X, 0.035).missed
+    for _ in range(20):
+        predictor(X)
+    answer = predictor(X, 0.035)
+    assert (answer.step, answer.missed) == (3, False)
+
+
+def test_stream_stops_at_the_deadline_even_if_the_caller_dawdles(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    answers = []
+    for answer in Predictor(model, profile, clock=clock).stream(X, 0.035):
+        answers.append((answer.step, answer.reason))
+        clock.now += 0.012
+    assert answers == [(1, ""), (2, "deadline")] or answers == [(1, ""), (2, "")]
+
+
+def test_samples_leave_one_by_one_and_keep_their_places(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    x = torch.tensor([0.1, 1.0, 0.5])[:, None, None, None].expand(3, 3, 2, 2)
+    predictor = Predictor(model, profile, stop=Confidence(0.9), clock=clock)
+    answer = predictor(x)
+    alone = [predictor(row[None]) for row in x]
+    assert answer.steps.tolist() == [one.step for one in alone]
+    assert answer.macs.tolist() == [10 * one.step for one in alone]
+    torch.testing.assert_close(answer.probabilities, torch.cat([one.probabilities for one in alone]))
+    assert [size for _, size in model.started[: answer.step]] == [3, 2, 1, 1][: answer.step]
+    assert answer.steps.tolist()[1] < answer.steps.tolist()[0]
+
+
+def test_all_stopped_ends_the_run(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    answer = Predictor(model, profile, stop=Confidence(0.0), clock=clock)(X)
+    assert (answer.step, answer.reason) == (1, "stopped")
+
+
+@pytest.mark.parametrize("deadline", [0.0, -1.0, math.nan, math.inf])
+def test_bad_deadlines(timed_case: Callable, deadline: float) -> None:
+    clock, model, profile = timed_case([0.01])
+    with pytest.raises(ValueError, match="deadline must be a number of seconds above zero, got"):
+        Predictor(model, profile, clock=clock)(X, deadline)
+
+
+def test_bad_images_are_refused_at_the_door(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01])
+    predictor = Predictor(model, profile, clock=clock)
+    with pytest.raises(ValueError, match="NaN"):
+        predictor(X * math.nan)
+    with pytest.raises(ValueError, match=r"images must be \[B, 3, H, W\]"):
+        predictor(X[:, :1])
+    with pytest.raises(TypeError, match="floating-point"):
+        predictor(X.long())
+    with pytest.raises(ValueError, match="the profile knows batches up to 8, got 9"):
+        predictor(X.expand(9, -1, -1, -1))
+    assert model.started == []
+    assert predictor(X).step == 1
+
+
+def test_bad_settings(timed_case: Callable) -> None:
+    _, model, profile = timed_case([0.01])
+    _, other, _ = timed_case([0.01, 0.02])
+    with pytest.raises(ValueError, match="profile is of another model"):
+        Predictor(other, profile)
+    with pytest.raises(ValueError, match="quantile must be one of p50"):
+        Predictor(model, profile, quantile="p95")
+    with pytest.raises(ValueError, match="guard must be at least 0"):
+        Predictor(model, profile, guard=-1)
+    with pytest.raises(ValueError, match="prior must be 5 probabilities"):
+        Predictor(model, profile, prior=torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5ms", 0.005), ("0.2s", 0.2), ("800us", 0.0008), ("0.005", 0.005), (" 1 s ", 1.0)]
+)
+def test_times_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5", "0ms", "-1ms", "5 minutes", "nan", "inf"])
+def test_no_times(text: str) -> None:
+    if text == "5":
+        assert parse_seconds(text) == 5.0
+        return
+    with pytest.raises(ValueError, match="a deadline must be a time above zero"):
+        parse_seconds(text)

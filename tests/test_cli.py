@@ -1,0 +1,244 @@
+"""Every command as a user types it: what it prints, what it leaves, and how it refuses."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from anytime.cli import COMMANDS, main
+
+TINY = [
+    *("--model", "anytimenet", "--model.blocks", "[1,2,1]", "--model.scheme", "[[1,1,1],[0,1,0]]", "--model.width", "4"),
+    *("--data", "digits", "--data.limit", "128", "--epochs", "1", "--progress", "false"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run that was trained under bf16 autocast and evaluated."""
+    run = tmp_path_factory.mktemp("cli") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run.parent)
+        assert main(["train", *TINY, "--precision", "bf16-mixed", "--run", str(run)]) == 0
+        assert main(["evaluate", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch) -> str:
+    """A copy of it, in the current folder."""
+    shutil.copytree(trained, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    return "tiny"
+
+
+@pytest.fixture
+def images(run) -> list[str]:
+    """A grey, a wide colour and a palette image with transparency, none of the model's size."""
+    Image.linear_gradient("L").resize((20, 30)).save("grey.png")
+    Image.new("RGB", (200, 30), (200, 10, 90)).save("wide.jpg")
+    Image.new("RGBA", (8, 8), (200, 10, 90, 0)).quantize().save("palette.gif")
+    return ["grey.png", "wide.jpg", "palette.gif"]
+
+
+def refused(capsys, arguments: list[str], code: int) -> str:
+    """The one line on stderr of a command that fails with `code`."""
+    capsys.readouterr()
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"anytime {arguments[0]}: error: ")
+    return err
+
+
+def test_help(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(f"  {name} " in text for name in COMMANDS)
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"usage: anytime {name}")
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"anytime \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+def test_help_of_train_and_of_one_class(capsys):
+    assert main(["train", "--model.help", "anytimenet"]) == 0
+    assert "--model.width" in capsys.readouterr().out
+    assert "did you mean 'Adam'" in refused(capsys, ["train", "--optimizer.help", "adamm"], 2)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("trian", "did you mean 'train'"), ("bogus", "valid: demo, train")])
+def test_unknown_command(capsys, name, hint):
+    assert main([name]) == 2
+    assert capsys.readouterr().err.startswith(f"anytime: unknown command {name!r}; {hint}")
+
+
+def test_evaluate(run, capsys):
+    shutil.rmtree("tiny/figures")
+    assert main(["evaluate", run]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"step +MACs .* accuracy +confidence", out)
+    assert "average error AE" in out
+    assert "timeliness" in out
+    assert "error at share of MACs: 0.25: " in out
+    numbers = json.loads(Path("tiny/metrics-test.json").read_text())
+    assert [step["step"] for step in numbers["steps"]] == [1, 2]
+    figures = {path.stem for path in Path("tiny/figures").glob("*.png")}
+    assert figures == {"steps", "speed_accuracy", "calibration", "per_class"}
+    report = Path("tiny/report.html").read_text()
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", report)
+    assert not re.search(r"url\((?!data:)|@import", report)
+
+
+def test_evaluate_elsewhere_and_the_validation_images(run, capsys):
+    assert main(["evaluate", run, "--part", "validation", "--out", "else/where"]) == 0
+    assert Path("else/where/trace-validation.safetensors").is_file()
+    assert not Path("tiny/trace-validation.safetensors").exists()
+
+
+def test_compare(run, capsys):
+    shutil.copytree(run, "other")
+    assert main(["compare", run, "other", "--out", "figures/both.pdf"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^tiny ", out, re.MULTILINE)
+    assert re.search(r"^other ", out, re.MULTILINE)
+    assert Path("figures/both.pdf").stat().st_size > 1000
+    Path("other/trace-test.safetensors").unlink()
+    assert "run `anytime evaluate other`" in refused(capsys, ["compare", run, "other"], 1)
+
+
+def test_predict(run, images, capsys):
+    assert main(["predict", run, *images, "--top", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [f"{image} (no deadline)" for image in images]
+    steps = [line for line in lines if line.startswith(" ")]
+    pattern = r"  step [12]/2 +[\d.]+ k MACs +[\d.]+ ms  \d \(\d+%\), \d \(\d+%\), \d \(\d+%\)"
+    assert len(steps) == 6
+    assert all(re.fullmatch(pattern, step) for step in steps)
+
+
+def test_predict_under_deadlines(run, images, capsys):
+    assert main(["predict", run, images[0], "--deadline", "0.001us"]) == 0
+    out = capsys.readouterr().out
+    assert "step 1/2" in out
+    assert "(after the deadline)" in out
+    assert "step 2/2" not in out
+    assert main(["predict", run, images[0], "--deadline", "100s"]) == 0
+    assert "step 2/2" in capsys.readouterr().out
+
+
+def test_damaged_image_is_found_before_any_answer_is_printed(run, images, capsys):
+    Path("bad.png").write_bytes(Path("grey.png").read_bytes()[:40])
+    assert "bad.png is damaged" in refused(capsys, ["predict", run, *images, "bad.png"], 1)
+    assert "missing.png" in refused(capsys, ["predict", run, "missing.png", *images], 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--deadline", "5xs"], "a deadline must be a time above zero like 5ms, 0.2s or 800us, got '5xs'"),
+        (["--deadline", "0"], "got '0'"),
+        (["--deadline=-5ms"], "got '-5ms'"),
+        (["--deadline", "nan"], "got 'nan'"),
+        (["--top", "0"], "--top must be at least 1, got 0"),
+        (["--top", "x"], "invalid int value: 'x'"),
+        (["--device", "abacus"], "device 'abacus' is not available here"),
+        (["--deadlin", "5ms"], "unknown argument --deadlin; did you mean '--deadline'"),
+    ],
+)
+def test_predict_refuses(run, images, capsys, options, message):
+    assert message in refused(capsys, ["predict", run, images[0], *options], 2)
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["compare"], ["predict"]])
+def test_unknown_run(run, capsys, command):
+    Path("runs").mkdir()
+    shutil.copytree(run, "runs/mine")
+    image = ["x.png"] if command == ["predict"] else []
+    message = refused(capsys, [*command, "runs/mime", *image], 2)
+    assert "no run directory and no pretrained model 'runs/mime'; did you mean 'runs/mine'?" in message
+
+
+def test_run_that_is_not_finished(run, capsys):
+    Path("tiny/config.json").unlink()
+    assert "go on with `anytime train --resume tiny`" in refused(capsys, ["evaluate", run], 1)
+    Path("empty").mkdir()
+    assert "empty holds no trained model" in refused(capsys, ["predict", "empty", "x.png"], 1)
+
+
+def test_damaged_run(run, capsys):
+    weights = Path("tiny/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    message = refused(capsys, ["evaluate", run], 1)
+    assert "model.safetensors is damaged" in message
+    config = json.loads(Path("tiny/config.json").read_text())
+    Path("tiny/config.json").write_text(json.dumps(config | {"format": 99}))
+    assert "has format 99" in refused(capsys, ["evaluate", run], 1)
+
+
+def test_trace_that_is_damaged(run, capsys):
+    trace = Path("tiny/trace-test.safetensors")
+    trace.write_bytes(trace.read_bytes()[:-100])
+    assert "trace-test.safetensors" in refused(capsys, ["compare", run], 1)
+
+
+def test_wrong_options(run, capsys):
+    assert "invalid choice: 'train'" in refused(capsys, ["evaluate", run, "--part", "train"], 2)
+    assert "arguments are required: RUN" in refused(capsys, ["evaluate"], 2)
+    assert "device 'abacus'" in refused(capsys, ["evaluate", run, "--device", "abacus"], 2)
+    assert "did you mean 'anytimenet'" in refused(capsys, ["models", "anytimenett"], 2)
+    assert "--epochs must be at least 1, got 0" in refused(capsys, ["demo", "--epochs", "0"], 2)
+    assert "epochs must be int, got 'x'" in refused(capsys, ["train", *TINY, "--epochs", "x"], 2)
+    assert "did you mean 'width'" in refused(capsys, ["train", *TINY, "--model.widht", "3"], 2)
+    assert "--config: expected one argument" in refused(capsys, ["train", *TINY, "--config"], 2)
+
+
+def test_missing_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    message = refused(capsys, ["train", "--model", "anytimenet", "--data", "cifar10", "--data.root", "nowhere"], 1)
+    assert "there is no folder nowhere" in message
+    assert "--data.download true" in message
+    assert not Path("runs").exists()
+
+
+def test_models(capsys):
+    assert main(["models"]) == 0
+    assert "anytimenet_baseline" in capsys.readouterr().out
+    assert main(["models", "anytimenet"]) == 0
+    out = capsys.readouterr().out
+    assert "755,802 parameters, 7 steps" in out
+    assert "--model.width" in out
+    assert "132.6 M" in out
+
+
+def test_datasets(tmp_path, capsys):
+    assert main(["datasets", "--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^Digits +1,437 +360 +10 +1x8x8 +yes", out, re.MULTILINE)
+    assert re.search(r"^CIFAR10 .* no ", out, re.MULTILINE)
+    assert f"looked in {tmp_path}" in out
+
+
+def test_interrupt_and_unexpected_errors(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "models", interrupted)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "\nanytime models: interrupted\n"
+    monkeypatch.setitem(COMMANDS, "models", lambda _: {}["bug"])
+    with pytest.raises(KeyError):
+        main(["models"])
+
+
+def test_traceback_on_request(run, monkeypatch):
+    monkeypatch.setenv("ANYTIME_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError, match=r"x\.png"):
+        main(["predict", run, "x.png"])

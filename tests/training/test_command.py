@@ -1,0 +1,216 @@
+"""`anytime train` as a user calls it; what is killed, interrupted or fails."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from anytime.cli import main
+from anytime.training.checkpoints import read_checkpoint
+from anytime.training.command import default_run
+from anytime.training.config import parse
+
+CHECKPOINT = "checkpoints/last.ckpt"
+
+
+def state(run: Path) -> str:
+    return json.loads((run / "run.json").read_text())["state"]
+
+
+def same(run: Path, other: Path) -> bool:
+    left, right = load_file(run / "model.safetensors"), load_file(other / "model.safetensors")
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def start():
+    """Starts `anytime` in a process of its own, which does not outlive the test."""
+    processes = []
+
+    def started(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "anytime", *arguments]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(path: Path, process: subprocess.Popen, newer_than: float = 0.0) -> None:
+    for _ in range(30_000):  # five minutes, for a busy machine
+        if path.exists() and path.stat().st_mtime > newer_than:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise TimeoutError(path)
+
+
+def test_run_directory_and_training_again_from_its_configuration(tiny, capsys):
+    assert main(["train", *tiny]) == 0
+    run = Path("runs/anytimenet_Digits")
+    out, err = capsys.readouterr()
+    assert out == f"wrote {run}\nnext: anytime evaluate {run}\n"
+    assert err == ""
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    expected = {"config.yaml", "run.json", "config.json", "model.safetensors", CHECKPOINT, "metrics/metrics.csv"}
+    assert {name for name in names if not name.startswith("tensorboard")} == expected
+    assert state(run) == "finished"
+    assert main(["train", "--config", str(run / "config.yaml"), "--run", "again"]) == 0
+    assert same(run, Path("again"))
+    assert yaml.safe_load((run / "config.yaml").read_text()) == yaml.safe_load(Path("again/config.yaml").read_text())
+
+
+def test_recipe_with_overrides(tiny):
+    Path("recipe.yaml").write_text("model: anytimenet\ndata: digits\nepochs: 50\nprogress: true\n")
+    assert main(["train", "--config", "recipe.yaml", "--run", "a", *tiny[1:4], *tiny[5:]]) == 0
+    assert json.loads(Path("a/config.json").read_text())["metadata"]["recipe"]["epochs"] == 3
+
+
+def test_own_model_in_the_current_folder(tiny, own_net, monkeypatch):
+    own = Path("own_net.py").read_text()
+    Path("work").mkdir()
+    monkeypatch.chdir("work")
+    Path("net_of_mine.py").write_text(own)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", os.getcwd())])
+    rest = [flag for flag in tiny if not flag.startswith("--model")]
+    assert main(["train", "--model", "net_of_mine.Net", "--model.width", "8", *rest]) == 0
+    assert main(["evaluate", "runs/Net_Digits"]) == 0
+
+
+def test_default_run_is_named_by_model_and_data():
+    assert default_run(parse(["--model", "anytimenet", "--data", "cifar10"])) == Path("runs/anytimenet_CIFAR10")
+    assert (
+        default_run(parse(["--model", "anytime.models.anytimenet.AnytimeNet", "--data", "digits"])).name == "AnytimeNet_Digits"
+    )
+
+
+def test_existing_run(tiny, capsys):
+    Path("run").mkdir()
+    Path("run/precious").touch()
+    assert main(["train", *tiny, "--run", "run"]) == 2
+    assert "run exists; give another --run" in capsys.readouterr().err
+    assert main(["train", *tiny, "--run", "run", "--overwrite"]) == 2
+    assert "run is not a run directory" in capsys.readouterr().err
+    assert Path("run/precious").exists()
+    assert main(["train", *tiny, "--run", "mine", "--epochs", "1"]) == 0
+    before = Path("mine/run.json").stat().st_mtime_ns
+    assert main(["train", *tiny, "--run", "mine", "--overwrite", "--data.classes", "nothing"]) == 1
+    assert "no class matches 'nothing'" in capsys.readouterr().err
+    assert Path("mine/run.json").stat().st_mtime_ns == before  # nothing is lost by a wrong command
+    assert main(["train", *tiny, "--run", "mine", "--overwrite"]) == 0
+    assert main(["train", "--resume", "mine"]) == 2
+    assert "mine is finished" in capsys.readouterr().err
+    assert main(["train", "--resume", "mine", "--epochs", "9"]) == 2
+    assert "--resume mine goes on with the run as it was" in capsys.readouterr().err
+
+
+def test_resume_of_what_cannot_be_resumed(tiny, capsys):
+    assert main(["train", "--resume", "nowhere"]) == 2
+    assert "there is no run directory nowhere" in capsys.readouterr().err
+    Path("half").mkdir()
+    Path("half/config.yaml").write_text("model: anytimenet")
+    assert main(["train", "--resume", "half"]) == 1
+    assert "half is not a run directory, or only half written: run.json is missing" in capsys.readouterr().err
+
+
+def test_run_without_a_checkpoint_starts_anew(tiny):
+    assert main(["train", *tiny, "--run", "whole"]) == 0
+    for name in ("config.yaml", "run.json"):
+        Path("early").mkdir(exist_ok=True)
+        text = Path("whole", name).read_text().replace("finished", "started")
+        Path("early", name).write_text(text)
+    assert main(["train", "--resume", "early"]) == 0
+    assert same(Path("whole"), Path("early"))
+
+
+def test_nan(tiny, capsys):
+    assert main(["train", *tiny, "--optimizer.lr", "1e30", "--run", "run", "--schedule", "constant"]) == 1
+    err = capsys.readouterr().err
+    assert "is nan at step" in err or "is inf at step" in err
+    assert "there is no checkpoint yet; a smaller --optimizer.lr may help" in err
+    assert err.count("\n") == 1
+    assert state(Path("run")) == "failed"
+
+
+def test_full_disk(tiny, capsys, monkeypatch):
+    assert main(["train", *tiny, "--run", "whole"]) == 0
+    fsync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr("anytime.training.checkpoints.os.fsync", full)
+    assert main(["train", *tiny, "--run", "run"]) == 1
+    assert capsys.readouterr().err == (
+        "anytime train: error: No space left on device: run/checkpoints/last.ckpt; "
+        "the last good checkpoint is run/checkpoints/last.ckpt; anytime train --resume run\n"
+    )
+    assert state(Path("run")) == "failed"
+    assert main(["train", "--resume", "run"]) == 0
+    assert same(Path("whole"), Path("run"))
+
+
+def test_errors_that_nobody_expected_keep_their_traceback(tiny, monkeypatch):
+    monkeypatch.setattr("anytime.training.command.fit", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", *tiny, "--run", "run"])
+    assert state(Path("run")) == "failed"
+
+
+def test_interrupted_command_ends_with_130_and_goes_on(tiny, start):
+    """One real Ctrl-C in mid-epoch, then kill -9 at another moment, then to the end: weights as without."""
+    tiny = [*tiny, "--data.batch_size", "2", "--epochs", "6"]
+    assert main(["train", *tiny, "--run", "whole"]) == 0
+    run = Path("run")
+    process = start("train", *tiny, "--run", "run")
+    wait_for(run / CHECKPOINT, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert err == "anytime train: error: interrupted; a checkpoint is written: anytime train --resume run\n"
+    assert state(run) == "interrupted"
+    first = read_checkpoint(run / CHECKPOINT)["global_step"]
+
+    process = start("train", "--resume", "run")
+    wait_for(run / CHECKPOINT, process, newer_than=(run / CHECKPOINT).stat().st_mtime)
+    process.kill()
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    assert read_checkpoint(run / CHECKPOINT)["global_step"] > first
+
+    assert main(["train", "--resume", "run"]) == 0
+    assert same(Path("whole"), run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.2, 0.4])
+def test_killed_at_any_moment(tiny, start, seconds):
+    tiny = [*tiny, "--data.batch_size", "2", "--epochs", "6"]
+    assert main(["train", *tiny, "--run", "whole"]) == 0
+    process = start("train", *tiny, "--run", "run")
+    wait_for(Path("run/run.json"), process)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate(timeout=300)
+    if state(Path("run")) != "finished":
+        assert main(["train", "--resume", "run"]) == 0
+    assert same(Path("whole"), Path("run"))

@@ -1,0 +1,260 @@
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from anytime.training.config import SECTIONS, UsageError, parse, read_recipe, resolve, resolve_recipe, short_names
+from anytime.training.help import class_help, help_wanted
+from anytime.training.parts import build
+
+BASE = ["--model", "anytimenet", "--data", "digits"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    def write(text: str, name: str = "recipe.yaml") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_defaults():
+    config = parse(BASE)
+    assert config["model"]["class_path"] == "anytime.models.anytimenet.anytimenet"
+    assert config["model"]["init_args"]["scheme"] == [1, 4, 3]
+    assert config["optimizer"] == {
+        "class_path": "torch.optim.SGD",
+        "init_args": config["optimizer"]["init_args"] | {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+    }
+    assert config["epochs"] == 10
+    assert list(config)[:5] == list(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "path"),
+    [
+        ("model", "anytimenet_baseline", "anytime.models.anytimenet.anytimenet_baseline"),
+        ("model", "anytime.models.anytimenet.AnytimeNet", "anytime.models.anytimenet.AnytimeNet"),
+        ("data", "fashion-mnist", "anytime.data.FashionMNIST"),
+        ("objective", "weighted", "anytime.objectives.Weighted"),
+        ("optimizer", "adamw", "torch.optim.AdamW"),
+        ("optimizer", "torch.optim.Adam", "torch.optim.Adam"),
+        ("schedule", "one_cycle", "anytime.training.schedules.OneCycle"),
+        ("schedule", "OneCycle", "anytime.training.schedules.OneCycle"),
+    ],
+)
+def test_names(section, name, path):
+    assert resolve(section, name) == path
+
+
+def test_every_constructor_argument_can_be_set():
+    config = parse(
+        [
+            *BASE,
+            *("--model.blocks", "[2,1,2]", "--model.scheme=[[1,1,1],[1,0,1]]", "--model.statistics", "shared"),
+            *("--data.classes", '["1","7"]', "--data.augment", "none", "--data.validation", "100"),
+            *("--objective.weights", "[1, 2]", "--schedule", "steps", "--schedule.milestones", "[0.3]"),
+            *("--optimizer.lr", "1e-3", "--optimizer.nesterov", "false", "--gradient_clip", "1", "--devices", "2"),
+        ]
+    )
+    assert config["model"]["init_args"]["scheme"] == [[1, 1, 1], [1, 0, 1]]
+    assert config["model"]["init_args"]["statistics"] == "shared"
+    assert config["data"]["init_args"]["classes"] == ["1", "7"]
+    assert config["objective"]["init_args"]["weights"] == [1.0, 2.0]
+    assert config["schedule"]["init_args"] == {"milestones": [0.3], "gamma": 0.1}
+    assert config["optimizer"]["init_args"]["lr"] == 1e-3
+    assert config["optimizer"]["init_args"]["momentum"] == 0.9
+    assert (config["gradient_clip"], config["devices"]) == (1.0, 2)
+
+
+def test_another_class_starts_from_its_own_defaults():
+    optimizer = parse([*BASE, "--optimizer", "adamw"])["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.AdamW"
+    assert optimizer["init_args"]["lr"] == 1e-3
+    assert parse([*BASE, "--schedule", "constant"])["schedule"]["init_args"] == {}
+
+
+def test_recipes_then_flags(recipe):
+    first = recipe("model: {class_path: anytimenet, init_args: {width: 8, eps: 0.01}}\ndata: digits\nepochs: 3", "a.yaml")
+    second = recipe("model: {class_path: anytimenet, init_args: {width: 4}}\nseed: 5", "b.yaml")
+    config = parse(["--epochs", "7", "--model.eps", "0.1"], [first, second])
+    assert (config["epochs"], config["seed"]) == (7, 5)
+    assert (config["model"]["init_args"]["width"], config["model"]["init_args"]["eps"]) == (4, 0.1)
+    other = parse(["--model", "anytimenet_baseline"], [first])
+    assert other["model"]["init_args"]["width"] == 16
+
+
+def test_configuration_written_down_is_a_recipe_for_the_same(recipe):
+    config = parse(
+        [*BASE, "--model.width", "4", "--data.classes", '["1","7"]', "--optimizer", "adam", "--schedule", "constant"]
+    )
+    short = short_names(config)
+    assert short["model"]["class_path"] == "anytimenet"
+    assert (short["data"]["class_path"], short["optimizer"]["class_path"]) == ("Digits", "Adam")
+    assert parse([], [recipe(yaml.safe_dump(short))]) == config
+
+
+def test_own_classes(tmp_path, monkeypatch):
+    (tmp_path / "own_parts.py").write_text(
+        "from anytime.data import Digits\n"
+        "from anytime.models.anytimenet import AnytimeNet\n"
+        "from anytime.objectives import Weighted\n"
+        "from anytime.training import Schedule\n"
+        "import torch\n"
+        "class Net(AnytimeNet):\n"
+        "    def __init__(self, num_classes, in_channels=3, depth: int = 1):\n"
+        "        super().__init__(num_classes, in_channels, (depth,) * 3, (depth,), 4)\n"
+        "class Data(Digits):\n"
+        "    def __init__(self, only: int = 3, **kwargs):\n"
+        "        super().__init__(classes=[str(i) for i in range(only)], **kwargs)\n"
+        "class Loss(Weighted):\n"
+        "    def __init__(self, factor: float):\n"
+        "        super().__init__()\n"
+        "        self.factor = factor\n"
+        "class Half(Schedule):\n"
+        "    def __call__(self, progress):\n"
+        "        return 0.5\n"
+        "class Slow(torch.optim.SGD):\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    classes = {"model": "Net", "data": "Data", "objective": "Loss", "schedule": "Half", "optimizer": "Slow"}
+    parts = [f"--{section}=own_parts.{name}" for section, name in classes.items()]
+    more = ["--model.depth=2", "--data.only=4", "--data.limit=50", "--objective.factor=2"]
+    built = build(parse([*parts, *more]))
+    assert built.model.num_classes == 4
+    assert built.model.config["arguments"]["depth"] == 2
+    assert built.data.limit == 50
+    assert built.objective.factor == 2.0
+    assert built.schedule(0.3) == 0.5
+    assert built.model.metadata["recipe"]["model"]["class_path"] == "own_parts.Net"
+    with pytest.raises(UsageError, match=r"objective\.factor must be given"):
+        parse(parts)
+    assert "--data.only" in class_help("data", "own_parts.Data")
+    assert "(required)" in class_help("objective", "own_parts.Loss")
+
+
+def test_build_takes_classes_channels_and_normalization_from_the_data():
+    torch.manual_seed(7)
+    flags = [*BASE, "--model.blocks", "[1,1,1]", "--model.scheme", "[1]", "--model.width", "4", "--data.classes", '["1","7"]']
+    model = build(parse(flags)).model
+    assert (model.num_classes, model.in_channels) == (2, 1)
+    assert 0.2 < model.mean.item() < 0.4
+    assert model.metadata["class_names"] == ["1", "7"]
+    assert torch.equal(model.state_dict()["mean"], build(parse(flags)).model.mean)
+    identity = build(parse([*flags, "--normalize", "false"])).model
+    assert (identity.mean.item(), identity.std.item()) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "say which model: --model NAME"),
+        (["--model", "anytimenet"], "say which data: --data NAME"),
+        (["--model"], r"--model needs a name: anytimenet, .*import path"),
+        (["--model", "anytimenett", "--data", "digits"], "unknown model 'anytimenett'; did you mean 'anytimenet'"),
+        (["--model", "anytimenet", "--data", "digit"], "no data set 'digit'; the nearest name is 'Digits'"),
+        (["--model", "nowhere.Net", "--data", "digits"], "'nowhere.Net' cannot be imported: No module named 'nowhere'"),
+        (["--model", "torch.nn.Linear", "--data", "digits"], "'torch.nn.Linear' is neither a subclass of AnytimeModel"),
+        ([*BASE, "--objective", "weigted"], "unknown objective 'weigted'; did you mean 'Weighted'"),
+        ([*BASE, "--optimizer", "adamm"], "unknown optimizer 'adamm'; did you mean 'Adam'"),
+        ([*BASE, "--optimizer", "torch.nn.Linear"], r"'torch.nn.Linear' is no subclass of torch\.optim"),
+        ([*BASE, "--optimizer", "torch.optim.Nope"], "'torch.optim.Nope' cannot be imported"),
+        ([*BASE, "--schedule", "cosin"], "unknown schedule 'cosin'; did you mean 'Cosine'"),
+        ([*BASE, "--epoch", "3"], "unknown option --epoch; did you mean '--epochs'"),
+        ([*BASE, "--overwrit"], "unknown option --overwrit; did you mean '--overwrite'"),
+        ([*BASE, "--model.widht", "3"], r"anytimenet has no argument model\.widht; did you mean 'width'"),
+        ([*BASE, "--schedule", "constant", "--schedule.peak", "1"], r"Constant has no argument schedule\.peak; it takes none"),
+        ([*BASE, "--model.num_classes", "3"], r"model\.num_classes is given by the data set"),
+        ([*BASE, "--data.seed", "3"], r"data\.seed follows --seed"),
+        ([*BASE, "--epochs", "x"], "epochs must be int, got 'x'"),
+        ([*BASE, "--epochs", "1.5"], "epochs must be int, got '1.5'"),
+        ([*BASE, "--epochs"], "--epochs needs a value"),
+        ([*BASE, "--deterministic", "yess"], "deterministic must be bool, got 'yess'"),
+        ([*BASE, "--model.width", "abc"], r"model\.width must be int, got 'abc'"),
+        ([*BASE, "--optimizer.lr", "x"], r"optimizer\.lr must be float, got 'x'"),
+        ([*BASE, "--gradient_clip", "x"], "gradient_clip must be float or null, got 'x'"),
+        ([*BASE, "--precision", "bf16"], "precision must be one of '32-true', .*, got 'bf16'; did you mean 'bf16-true'"),
+        ([*BASE, "--data.augment", "flop"], r"data\.augment must be one of 'standard', .*, got 'flop'; did you mean 'flip'"),
+        ([*BASE, "stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_wrong_flags(flags, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        parse(flags)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a", "must be a mapping like 'model: anytimenet', got list"),
+        ("", "must be a mapping .* got NoneType"),
+        ("model: [", "is not valid YAML"),
+        ("epoch: 3", "unknown key 'epoch'; did you mean 'epochs'"),
+        ("model: anytimenett", "unknown model 'anytimenett'; did you mean 'anytimenet'"),
+        ("model: {init_args: {}}", "model must be a name, or a mapping with class_path"),
+        ("model: {class_path: anytimenet, args: {}}", r"unknown key model\.args"),
+        ("model: {class_path: anytimenet, init_args: 3}", r"model\.init_args must be a mapping, got 3"),
+        ("model: {class_path: anytimenet, init_args: {widht: 3}}", r"has no argument model\.widht; did you mean 'width'"),
+    ],
+)
+def test_wrong_recipes(recipe, text, message):
+    path = recipe(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_recipe(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_recipe_that_is_missing_or_of_the_wrong_type(recipe):
+    with pytest.raises(UsageError, match=r"recipe nowhere\.yaml cannot be read: No such file"):
+        parse([], ["nowhere.yaml"])
+    with pytest.raises(UsageError, match="epochs must be int, got 'many'"):
+        parse([], [recipe("model: anytimenet\ndata: digits\nepochs: many")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--seed", "-3"], "seed must lie in .*, got -3"),
+        (["--schedule.peak", "3"], r"peak must lie in \(0, 1\).*got peak=3"),
+        (["--objective.weights", "const"], "unknown weights 'const'; did you mean 'constant'"),
+        (["--optimizer.lr", "-1"], "Invalid learning rate: -1"),
+        (["--optimizer", "lbfgs"], "LBFGS doesn't support per-parameter options"),
+        (["--data.limit", "0"], "limit must be at least 1, got 0"),
+        (["--model.scheme", "[1,2]"], r"\[1, 2\]"),
+        (["--strategy", "dpp"], "strategy='dpp'"),
+        (["--accelerator", "abacus"], "accelerator='abacus'"),
+    ],
+)
+def test_values_out_of_range(flags, message):
+    with pytest.raises(UsageError, match=message):
+        build(parse([*BASE, *flags]))
+
+
+def test_resolve_recipe_leaves_the_rest():
+    assert resolve_recipe({"model": "anytimenet", "epochs": 3}) == {
+        "model": {"class_path": "anytime.models.anytimenet.anytimenet", "init_args": {}},
+        "epochs": 3,
+    }
+
+
+def test_help():
+    text = help_wanted(["--help"])
+    assert "--epochs" in text
+    assert "examples:" in text
+    assert max(map(len, text.splitlines())) <= 127
+    assert "--model.width" not in text
+    assert "--model.width" in help_wanted([*BASE, "-h"])
+    model = help_wanted(["--model.help", "anytimenet"])
+    assert "Channels of the first section. (default: 16)" in model
+    assert help_wanted(["--model.help=anytimenet"]) == model
+    assert "OneCycle" in help_wanted(["--schedule.help"])
+    assert "takes no arguments" in help_wanted(["--schedule.help", "constant"])
+    assert help_wanted(BASE) is None
+    with pytest.raises(UsageError, match="did you mean 'Adam'"):
+        help_wanted(["--optimizer.help", "adamm"])

@@ -1,0 +1,63 @@
+"""Two processes under torchrun, gloo on the CPU, against one process with the same global batch."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anytime import load
+from anytime.cli import main
+
+pytestmark = pytest.mark.slow
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "-m", "--", "anytime", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def losses(run: str) -> tuple[list[float], list[float]]:
+    with Path(run, "metrics/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return tuple([float(row[key]) for row in rows if row[key]] for key in ("val/loss", "val/accuracy"))
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("without batch norm", 1e-4), ("anytimenet", 0.3)])
+def test_two_processes_give_the_losses_of_one(tiny, own_net, tmp_path, monkeypatch, kind, tolerance):
+    monkeypatch.chdir(tmp_path)
+    if kind == "without batch norm":
+        tiny = [f"--model={own_net}", *(flag for flag in tiny if not flag.startswith("--model"))]
+    flags = [*tiny, "--data.augment", "crop", "--optimizer.lr", "0.02"]
+    assert main(["train", *flags, "--run", "one"]) == 0
+    result = torchrun("train", *flags, "--data.batch_size", "16", "--run", "two")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "wrote two\nnext: anytime evaluate two\n"
+    (one, one_accuracy), (two, two_accuracy) = losses("one"), losses("two")
+    assert len(one) == 3
+    assert two == pytest.approx(one, abs=tolerance)
+    assert two_accuracy == pytest.approx(one_accuracy, abs=1e-6 if tolerance < 1e-3 else 0.2)
+    assert load("two").num_steps == 2
+    assert not list(Path("two").rglob("*.part"))
+
+
+def test_wrong_usage_is_told_under_torchrun(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = torchrun("train", *tiny, "--model.widht", "3")
+    assert result.returncode != 0
+    assert "anytimenet has no argument model.widht; did you mean 'width'?" in result.stderr
+    assert not Path("runs").exists()

@@ -1,0 +1,243 @@
+import csv
+import errno
+import importlib.util
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anytime import load
+from anytime.training import NonFiniteLoss, Settings, fit
+from anytime.training.callbacks import Interrupted
+from anytime.training.checkpoints import read_checkpoint
+from anytime.training.config import parse
+from anytime.training.parts import build
+
+STEPS, STEPS_PER_EPOCH = 9, 3
+
+
+def trained(flags: list[str], run: Path, resume: bool = False, **more) -> L.Trainer:
+    parts = build(parse(flags))
+    return fit(
+        parts.model, parts.data, parts.objective, parts.optimizer, parts.schedule, parts.settings, run, resume=resume, **more
+    )
+
+
+def assert_same(run: Path, other: Path) -> None:
+    left, right = load_file(run / "model.safetensors"), load_file(other / "model.safetensors")
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics/metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+class Interrupt(L.Callback):
+    """Ctrl-C in the middle of step number `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Copies(L.Callback):
+    """Copies the run directory at many moments: what would be there after a kill -9 at that moment."""
+
+    def __init__(self, run: Path, to: Path) -> None:
+        self.run, self.to = run, to
+
+    def _copy(self, trainer, moment: str) -> None:
+        shutil.copytree(self.run, self.to / f"{trainer.global_step}-{moment}")
+
+    def on_train_start(self, trainer, *_):
+        self._copy(trainer, "train_start")
+
+    def on_train_batch_end(self, trainer, *_):
+        self._copy(trainer, "batch_end")
+
+    def on_validation_end(self, trainer, *_):
+        self._copy(trainer, "validation_end")
+
+    def on_train_epoch_end(self, trainer, *_):
+        self._copy(trainer, "epoch_end")
+
+    def on_train_end(self, trainer, *_):
+        self._copy(trainer, "train_end")
+
+
+@pytest.fixture
+def flags(tiny: list[str], own_net: str) -> list[str]:
+    """A model with dropout, so that chance must be restored, and augmentation."""
+    rest = [flag for flag in tiny if not flag.startswith("--model")]
+    return [f"--model={own_net}", "--model.dropout=0.2", *rest]
+
+
+def test_interrupted_at_any_step_and_resumed_the_weights_are_the_same(flags, tmp_path):
+    trained(flags, tmp_path / "whole")
+    for step in range(1, STEPS):
+        run = tmp_path / f"interrupted{step}"
+        with pytest.raises(Interrupted):
+            trained(flags, run, callbacks=[Interrupt(step)])
+        checkpoint = read_checkpoint(run / "checkpoints/last.ckpt")
+        assert checkpoint["global_step"] == step
+        assert not (run / "model.safetensors").exists()
+        assert trained(flags, run, resume=True).global_step == STEPS
+        assert_same(run, tmp_path / "whole")
+        assert [row["step"] for row in rows(run)] == [row["step"] for row in rows(tmp_path / "whole")], step
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tiny, tmp_path):
+    trained(tiny, tmp_path / "whole", callbacks=[Copies(tmp_path / "whole", tmp_path / "killed")])
+    copies = sorted((tmp_path / "killed").iterdir())
+    assert len(copies) == 1 + STEPS + 3 * 2 + 1
+    for run in copies:
+        trained(tiny, run, resume=(run / "checkpoints/last.ckpt").exists())
+        assert_same(run, tmp_path / "whole")
+        assert [float(r["val/accuracy"]) for r in rows(run) if r["val/accuracy"]] == [
+            float(r["val/accuracy"]) for r in rows(tmp_path / "whole") if r["val/accuracy"]
+        ]
+
+
+def test_interrupted_in_the_last_step_the_training_is_complete(flags, tmp_path):
+    assert trained(flags, tmp_path, callbacks=[Interrupt(STEPS)]).global_step == STEPS
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_interrupted_twice(flags, tmp_path):
+    trained(flags, tmp_path / "whole")
+    for step, resume in ((2, False), (5, True)):
+        with pytest.raises(Interrupted):
+            trained(flags, tmp_path / "run", resume=resume, callbacks=[Interrupt(step)])
+    trained(flags, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_checkpoint_holds_no_pickled_code_and_knows_the_position_of_the_loader(tiny, tmp_path):
+    with pytest.raises(Interrupted):
+        trained(tiny, tmp_path, callbacks=[Interrupt(5)])
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"epoch": 1, "batch": 2}]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_resume_without_or_with_a_damaged_checkpoint(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        trained(tiny, tmp_path, resume=True)
+    trained(tiny, tmp_path)
+    path = tmp_path / "checkpoints/last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
+        trained(tiny, tmp_path, resume=True)
+
+
+def test_seed_decides_the_weights(tiny, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trained([*tiny, "--seed", str(seed)], tmp_path / name)
+    assert_same(tmp_path / "a", tmp_path / "b")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "c"))
+    assert not any(torch.equal(one[key], other[key]) for key in one if key.endswith("conv.weight"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--precision bf16-mixed", "--precision 64-true", "--precision bf16-true", "--channels_last true", "--gradient_clip 0.1"],
+)
+def test_options_of_the_training_leave_a_float32_model(tiny, tmp_path, option):
+    trained([*tiny, "--epochs", "1", *option.split()], tmp_path)
+    model = load(tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model(torch.rand(2, 1, 8, 8)).isfinite().all()
+
+
+@pytest.mark.slow
+def test_compiled(tiny, tmp_path):
+    trained([*tiny, "--compile", "true"], tmp_path)
+    assert load(tmp_path)(torch.rand(2, 1, 8, 8)).shape == (2, 2, 10)
+
+
+def test_metrics_are_written_to_csv_always_and_to_tensorboard_if_installed(tiny, tmp_path):
+    trained(tiny, tmp_path)
+    accuracies = [row["val/accuracy_2"] for row in rows(tmp_path) if row["val/accuracy_2"]]
+    assert len(accuracies) == 3
+    assert all(0 <= float(accuracy) <= 1 for accuracy in accuracies)
+    installed = importlib.util.find_spec("tensorboard") is not None
+    assert (tmp_path / "tensorboard").exists() == installed
+
+
+def test_line_of_a_killed_run_that_was_written_half_is_no_obstacle(tiny, tmp_path):
+    with pytest.raises(Interrupted):
+        trained(tiny, tmp_path, callbacks=[Interrupt(5)])
+    with (tmp_path / "metrics/metrics.csv").open("a") as file:
+        file.write("0.5,nonsen")
+    trained(tiny, tmp_path, resume=True)
+    assert [row["epoch"] for row in rows(tmp_path) if row["val/loss"]] == ["0.0", "1", "2"]
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
+    class Spoil(L.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            if trainer.global_step == 5:
+                next(module.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLoss, match=r"the loss is nan at step 5 \(epoch 2 of 3\)"):
+        trained(tiny, tmp_path, callbacks=[Spoil()])
+    checkpoint = read_checkpoint(tmp_path / "checkpoints/last.ckpt")
+    assert checkpoint["global_step"] == 3
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+
+
+def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(tiny, tmp_path):
+    class Spoil(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step == 6:
+                next(module.parameters()).data.fill_(float("inf"))
+
+    with pytest.raises(NonFiniteLoss, match="not finite after step 6"):
+        trained(tiny, tmp_path, callbacks=[Spoil()])
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == 3
+
+
+def test_full_disk_leaves_the_checkpoint_before(tiny, tmp_path, monkeypatch):
+    saved, fsync = [], os.fsync
+
+    def full(descriptor: int) -> None:
+        saved.append(descriptor)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr("anytime.training.checkpoints.os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        trained(tiny, tmp_path)
+    assert caught.value.filename == str(tmp_path / "checkpoints/last.ckpt")
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == STEPS_PER_EPOCH
+    assert not list(tmp_path.rglob("*.part"))
+    trained(tiny, tmp_path, resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["metadata"]["recipe"]["epochs"] == 3
+
+
+def test_no_validation_images(tiny, tmp_path):
+    trained([*tiny, "--data.validation", "0"], tmp_path)
+    assert set(rows(tmp_path)[0]) == {"epoch", "step", "train/loss_epoch"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"seed": -1}, {"seed": 2**32}, {"validate_every": 0}, {"gradient_clip": 0.0}, {"num_nodes": 0}]
+)
+def test_wrong_settings_are_repeated(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+        Settings(**wrong)

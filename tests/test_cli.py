@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import anytime
 from anytime.cli import COMMANDS, main
 
 TINY = [
@@ -127,9 +129,8 @@ def test_predict(run, images, capsys):
 def test_predict_under_deadlines(run, images, capsys):
     assert main(["predict", run, images[0], "--deadline", "0.001us"]) == 0
     out = capsys.readouterr().out
-    assert "step 1/2" in out
-    assert "(after the deadline)" in out
-    assert "step 2/2" not in out
+    assert "no step fits: the first takes about" in out
+    assert "step 1/2" not in out
     assert main(["predict", run, images[0], "--deadline", "100s"]) == 0
     assert "step 2/2" in capsys.readouterr().out
 
@@ -242,3 +243,26 @@ def test_traceback_on_request(run, monkeypatch):
     monkeypatch.setenv("ANYTIME_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError, match=r"x\.png"):
         main(["predict", run, "x.png"])
+
+
+def test_profile_is_what_a_predictor_plans_by(run, capsys):
+    assert main(["profile", run, "--batch", "1,3", "--repeats", "5", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "batch 1, " in out
+    assert "batch 3, " in out
+    assert out.count("p999 ms") == 2
+    model = anytime.load(run)
+    measured = anytime.Profile.load(Path(run) / "profile.json")
+    assert anytime.Predictor(model, measured, combine="product")(torch.rand(3, 1, 8, 8)).step == model.num_steps
+    assert "--batch must be numbers like 1,8,32, got '1,x'" in refused(capsys, ["profile", run, "--batch", "1,x"], 2)
+    assert "--repeats and --threads must be at least 1" in refused(capsys, ["profile", run, "--repeats", "0"], 2)
+
+
+def test_predict_with_rule_and_combiner(run, images, capsys):
+    assert main(["predict", run, images[0], "--stop", "confidence=0.0", "--combine", "product"]) == 0
+    out = capsys.readouterr().out
+    assert "step 1/2" in out
+    assert "step 2/2" not in out
+    assert "did you mean 'confidence'" in refused(capsys, ["predict", run, images[0], "--stop", "confidenc=0.5"], 2)
+    assert "--stop confidence needs a value" in refused(capsys, ["predict", run, images[0], "--stop", "confidence"], 2)
+    assert "did you mean 'product'" in refused(capsys, ["predict", run, images[0], "--combine", "produkt"], 2)

@@ -172,8 +172,10 @@ def _rule(text: str) -> Rule:
     from anytime import stopping
 
     name, equals, value = text.partition("=")
-    if name not in stopping.Rule.kinds or not equals:
-        return stopping.rule(name)
+    if name not in stopping.Rule.kinds:
+        return stopping.rule(name)  # says which name is nearest
+    if not equals:
+        raise ValueError(f"--stop {name} needs a value: --stop {name}=VALUE")
     argument = fields(stopping.Rule.kinds[name])[0].name
     return stopping.rule(name, **{argument: float(value) if "." in value else int(value)})
 

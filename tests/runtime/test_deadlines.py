@@ -166,3 +166,15 @@ def test_no_times(text: str) -> None:
         return
     with pytest.raises(ValueError, match="a deadline must be a time above zero"):
         parse_seconds(text)
+
+
+def test_a_slow_spell_is_forgotten_even_if_it_allowed_no_step(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01])
+    predictor = Predictor(model, profile, clock=clock)
+    model.seconds[0] = 0.05
+    for _ in range(20):
+        predictor(X)
+    model.seconds[0] = 0.01
+    steps = [predictor(X, 0.02).step for _ in range(60)]
+    assert steps[0] == -1
+    assert steps[-1] == 1

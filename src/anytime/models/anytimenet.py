@@ -174,7 +174,7 @@ class AnytimeNet(AnytimeModel):
         return sum(run is not None and run.first <= block < run.last for run in runs)
 
     def _out(self, h: Tensor, row: int) -> Tensor:
-        return self.head(F.relu_(self.norm(h, row)).mean((2, 3)))
+        return self.head(F.adaptive_avg_pool2d(F.relu_(self.norm(h, row)), 1).flatten(1))
 
     def _run(self, section: int, run: Run, h: Tensor) -> Tensor:
         for block, row in zip(range(run.first, run.last), run.rows, strict=True):

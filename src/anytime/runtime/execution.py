@@ -61,8 +61,8 @@ class Answer:
 class Execution:
     """Runs the stream of one batch; after each `advance()` the answer so far is in `probabilities` and `steps`.
 
-    `alive` is the number of samples in the batch. Samples that the rule stops leave it (`anytime.select_samples` on the state),
-    so later steps run on fewer; their answers keep their places. Call it inside `torch.inference_mode()`, from one thread.
+    `alive` is the number of samples in the batch. Samples that the rule stops leave it (`select_samples` on the state), so
+    later steps run on fewer; their answers keep their places. Call it inside `torch.inference_mode()`, from one thread.
     """
 
     def __init__(self, model: AnytimeModel, x: Tensor, combiner: Combiner, rule: Rule | None, macs: Sequence[int]) -> None:

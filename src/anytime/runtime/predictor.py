@@ -97,6 +97,9 @@ class Predictor:
             raise ValueError(f"prior must be {classes} probabilities that sum to 1, got {list(prior.shape)}")
         self.model, self.profile = model.eval(), profile
         self._combiner = named_combiner(combine) if isinstance(combine, str) else combine
+        self._combiner.start(model.num_steps)  # refuses now what was fitted to another number of steps, or never
+        if stop is not None:
+            stop.start(model.num_steps)
         self._rule = stop
         self._quantile, self._guard, self._clock = quantile, guard, clock
         self._prior = prior if prior is not None else torch.full((classes,), 1 / classes)
@@ -209,15 +212,22 @@ class Predictor:
         return self._inflation * self.profile.at(run.alive).steps[run.step].at(self._quantile)
 
     def _fits(self, run: Execution, start: float, budget: float | None) -> bool:
-        return budget is None or self._clock() - start + self._seconds(run) + self._guard <= budget
+        if budget is None:
+            return True
+        left, seconds = budget - self._guard - (self._clock() - start), self._seconds(run)
+        if seconds > left >= seconds / self._inflation:
+            self._follow(1.0)  # refused for the drift alone: without trying, nothing would show that it is over
+        return seconds <= left
 
     def _notice_drift(self, run: Execution, seconds: float, alive: int) -> None:
         """Follows how much slower than profiled the machine is now."""
         if self.profile is not None:
             usual = self.profile.at(alive).steps[run.step - 1].p50
-            ratio = min(seconds / usual, _LARGEST_RATIO) if usual > 0 else 1.0
-            self._ratio += _SMOOTHING * (ratio - self._ratio)
-            self._inflation = max(1.0, self._ratio)
+            self._follow(min(seconds / usual, _LARGEST_RATIO) if usual > 0 else 1.0)
+
+    def _follow(self, ratio: float) -> None:
+        self._ratio += _SMOOTHING * (ratio - self._ratio)
+        self._inflation = max(1.0, self._ratio)
 
     def _contract(self, x: Tensor, start: float, budget: float | None) -> Answer:
         if self.profile is None:

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from anytime import plots
 from anytime.analysis.summary import summary
 from anytime.data import ImageData, create_data
+from anytime.files import written_whole
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.report import Section, write_report
-from anytime.trace import Trace, record, written_whole
+from anytime.trace import Trace, record
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from anytime.files import written_whole
 from anytime.registry import create_model
 
 State = Any  # a pytree of tensors with the batch in dimension 0, and of plain numbers
@@ -198,9 +199,8 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         for name, data in ((WEIGHTS, weights), (CONFIG, text.encode())):
-            part = save_directory / f"{name}.part"
-            part.write_bytes(data)
-            os.replace(part, save_directory / name)
+            with written_whole(save_directory / name) as part:
+                part.write_bytes(data)
 
     @classmethod
     def _from_pretrained(

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from anytime.analysis.summary import STEP_COLUMNS, summary
 from anytime.analysis.tables import Column, is_text, macs_text, used
-from anytime.trace import Trace, written_whole
+from anytime.files import written_whole
+from anytime.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs, step_seconds
+from anytime.files import written_whole
 from anytime.model import AnytimeModel, eval_mode
 
 _FORMAT = "anytime-trace"
@@ -243,19 +242,6 @@ def record(
         class_names=tuple(class_names or model.metadata.get("class_names") or map(str, range(classes))),
         meta=facts | dict(meta or {}),
     )
-
-
-@contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` to write to: it takes the place of `path` at the end, or vanishes after an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _describe(tensor: Tensor) -> str:

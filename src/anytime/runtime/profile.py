@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anytime.cost import hardware, step_macs
+from anytime.files import written_whole
 from anytime.model import AnytimeModel, eval_mode
 
 FORMAT = 1
@@ -132,10 +133,8 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON, whole or not at all."""
-        path = Path(path)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        with written_whole(path) as part:
+            part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:

@@ -7,8 +7,10 @@ import logging
 import warnings
 from pathlib import Path
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from anytime.allocator import keep_freed_memory
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import Config, UsageError, short_names
 from anytime.training.fit import CHECKPOINT, fit
@@ -36,7 +38,7 @@ def start_training(config: Config, run: Path | None = None, overwrite: bool = Fa
 
     Everything that can be wrong with the configuration or the data is found before the directory is touched.
     """
-    _quiet()
+    _prepare()
     run = run or default_run(config)
     if is_main_process():
         create_run(run, config, overwrite, dry=True)
@@ -48,7 +50,7 @@ def start_training(config: Config, run: Path | None = None, overwrite: bool = Fa
 
 def resume_training(run: Path) -> Path:
     """Goes on from the last checkpoint of a run; one that had not got to its first checkpoint starts anew."""
-    _quiet()
+    _prepare()
     config, state = read_run(run)
     if state["state"] == "finished":
         raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
@@ -104,8 +106,10 @@ def _note(run: Path, state: str) -> None:
             set_state(run, state)
 
 
-def _quiet() -> None:
-    """Lightning's advice is not about our users' commands."""
+def _prepare() -> None:
+    """Silences Lightning's advice, which is not about our users' commands; keeps freed memory where the CPU computes."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     for name in ("lightning.pytorch", "lightning.fabric", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

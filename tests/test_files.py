@@ -1,0 +1,32 @@
+"""Files are written whole or not at all, and memory is kept where glibc is."""
+
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+from anytime.allocator import keep_freed_memory
+from anytime.files import written_whole
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    with written_whole(path) as part:
+        part.write_text("old")
+
+    def fail() -> None:
+        with written_whole(path) as part:
+            part.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_memory_is_kept_where_glibc_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False

@@ -245,6 +245,15 @@ def test_traceback_on_request(run, monkeypatch):
         main(["predict", run, "x.png"])
 
 
+@pytest.fixture
+def threads():
+    """`--threads` counts for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_profile_is_what_a_predictor_plans_by(run, capsys):
     assert main(["profile", run, "--batch", "1,3", "--repeats", "5", "--threads", "1"]) == 0
     out = capsys.readouterr().out

@@ -193,14 +193,14 @@ def _predict(
 
     names = model.metadata.get("class_names") or [str(k) for k in range(model.num_classes)]
     measured = profile(model, images[0][1][None], repeats=50)
-    predictor = Predictor(model, measured, combine, stop, quantile="p90")
+    predictor = Predictor(model, measured, combine, stop, quantile="p50")
     device = next(model.parameters()).device
     given = "no deadline" if deadline is None else f"deadline {ms_text(deadline)} ms"
     for path, image in images:
         print(f"{path} ({given})")
         for answer in predictor.stream(image[None].to(device), deadline):
             if answer.step < 1:
-                print(f"  no step fits: the first takes about {ms_text(measured.at(1).steps[0].p90)} ms here")
+                print(f"  no step fits: the first takes about {ms_text(measured.at(1).steps[0].p50)} ms here")
                 continue
             best = answer.probabilities[0].topk(min(top, answer.probabilities.shape[1]))
             pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)

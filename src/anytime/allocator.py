@@ -11,8 +11,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory for the next use, instead of giving large buffers back to the system on every call.
 
-    At batch 128 on a CPU, page faults otherwise cost up to a third of the time and make timings untrustworthy. Memory use
-    stays at its peak. Same as the environment variables `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`, `MALLOC_MMAP_THRESHOLD_`.
+    At large batches on a CPU, page faults otherwise cost time and make timings untrustworthy. Memory use stays at its peak.
+    Same as the environment variables `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`, `MALLOC_MMAP_THRESHOLD_`.
 
     Returns:
         Whether it was done; False where the C library is not glibc.

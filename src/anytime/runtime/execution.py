@@ -25,7 +25,7 @@ class Answer:
         steps: Step of each sample's answer, int64 `[B]`: 1..T, or -1 for a prior that no step has improved on.
         elapsed: Seconds from the call to this answer.
         deadline: Seconds from the call that were given; None for none.
-        macs: Multiply-adds spent on each sample, int64 `[B]`.
+        macs: Multiply-adds spent on each sample, int64 `[B]`; 0 if the predictor has no profile, which knows them.
         reason: Why there is no later answer: `"complete"`, `"deadline"`, `"stopped"` (by the rule), `"interrupted"`;
             `""` while a later one may come.
     """

@@ -1,3 +1,5 @@
+import numpy as np
+import pytest
 import torch
 from torch.nn import functional
 
@@ -47,6 +49,28 @@ def test_crops_are_windows_of_the_padded_image():
         assert len(here) == 1
         places.update(here)
     assert len(places) == 25
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_crops_of_the_mirrored_image(dtype):
+    batch, keys = images(100).to(dtype)[..., :5], hashing.keys(torch.arange(100), 0)
+    crops = random_crop(batch, keys, 3, "reflect")
+    assert crops.dtype == dtype
+    padded = np.pad(batch.numpy(), [(0, 0), (0, 0), (3, 3), (3, 3)], "reflect")
+    # The places are those of the black padding.
+    rows, columns = hashing.below(keys, 7, 1).tolist(), hashing.below(keys, 7, 2).tolist()
+    for image, crop, y, x in zip(padded, crops.numpy(), rows, columns, strict=True):
+        assert np.array_equal(image[:, y : y + 6, x : x + 5], crop)
+    assert torch.equal(crop_and_flip(3, False, "reflect")(batch, keys), crops)
+    assert torch.equal(random_crop(batch, keys, 3), random_crop(batch, keys, 3, "zeros"))
+
+
+def test_wrong_padding():
+    batch, keys = images(2), hashing.keys(torch.arange(2), 0)
+    with pytest.raises(ValueError, match="padding_mode must be 'zeros' or 'reflect', got 'mirror'"):
+        random_crop(batch, keys, 2, "mirror")
+    with pytest.raises(ValueError, match="padding must be below the image size, 6, to be mirrored, got 6"):
+        random_crop(batch, keys, 6, "reflect")
 
 
 def test_half_of_the_images_are_mirrored():

@@ -14,9 +14,11 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from anytime.data.augment import crop_and_flip
+from anytime.data.augment import Padding, chain, crop_and_flip
 from anytime.data.batches import Batches, Loader
 from anytime.data.files import check_labels
+from anytime.data.noise import Name as Noise
+from anytime.data.noise import create_noise
 from anytime.data.splits import choose_classes, hold_out, spread
 from anytime.data.stream import Files, StreamedBatches
 
@@ -82,6 +84,9 @@ class ImageData(LightningDataModule, ABC):
         augment: of training images: `"standard"` is what is usual for the data set, the rest is explicit. `crop` is a
             random crop after padding with black by an eighth of the image size (of large streamed images a random
             resized crop), `flip` mirrors half of the images left to right.
+        crop_padding: `"zeros"` pads with black, `"reflect"` mirrors the image (sets in memory).
+        noise: put on every training image after that, see `anytime.data.noise` (sets in memory); what is removed shows the
+            mean colour.
         seed: of the order and augmentation of training images.
         workers: processes that read streamed images; images in memory need none.
         limit: train on this many images only, stratified by class.
@@ -123,6 +128,8 @@ class ImageData(LightningDataModule, ABC):
         seed: int = 0,
         workers: int = 0,
         limit: int | None = None,
+        crop_padding: Padding = "zeros",
+        noise: Noise | None = None,
     ) -> None:
         super().__init__()
         if augment not in get_args(Augment):
@@ -131,11 +138,17 @@ class ImageData(LightningDataModule, ABC):
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if crop_padding not in get_args(Padding):
+            raise ValueError(f"crop_padding must be one of {get_args(Padding)}, got {crop_padding!r}")
+        if noise is not None and noise not in get_args(Noise):
+            raise ValueError(f"noise must be one of {get_args(Noise)}, got {noise!r}")
         self.root = Path(root).expanduser() if root is not None else default_root()
         self.download, self.classes = download, classes
         self.validation, self.split_seed, self.limit = validation, split_seed, limit
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.augment = self.standard_augment if augment == "standard" else augment
+        self.crop_padding: Padding = crop_padding
+        self.noise = noise
         self.seed, self.workers = seed, workers
         self.levels: tuple[int, ...] = ()
         self.class_names: list[str]
@@ -291,9 +304,17 @@ class ImageData(LightningDataModule, ABC):
         place: dict[str, Any] = {"shuffle": train, "seed": self.seed, "rank": rank, "world_size": world_size}
         images = part.images
         if isinstance(images, Files):
+            if self.noise is not None or self.crop_padding != "zeros":
+                raise ValueError(
+                    f"{type(self).__name__} is read image by image: noise and crop_padding are for sets in memory, "
+                    f"got {self.noise!r} and {self.crop_padding!r}"
+                )
             place |= {"crop": crop, "flip": flip, "workers": self.workers, "device": device}
             return StreamedBatches(images, part.targets, size, self.input_size, **place)
-        augment = crop_and_flip(max(1, self.input_size[-1] // 8) if crop else 0, flip)
+        parts = [crop_and_flip(max(1, self.input_size[-1] // 8) if crop else 0, flip, self.crop_padding)]
+        if train and self.noise is not None:
+            parts.append(create_noise(self.noise, self.mean))
+        augment = chain(parts)
         return Batches(images.to(device), part.targets.to(device), size, augment=augment, **place)
 
     @cached_property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,6 +50,35 @@ class StepBatchNorm2d(nn.Module):
             self.momentum,
             self.eps,
         )
+
+    def over_time(self, x: Tensor, rows: Sequence[int], copies: int = 1) -> Tensor:
+        """Batch norm of n time steps that lie one after the other in the batch: `[n * B, C, H, W]` to the same.
+
+        Each time step is normalised by its own statistics: in training of its B images alone, in evaluation of its row.
+
+        Args:
+            x: n groups of B images.
+            rows: The row of each group, length n.
+            copies: Each image stands for this many equal ones; only the unbiased running variance knows the difference.
+        """
+        rows = [min(row, self.rows - 1) for row in rows]
+        if copies > 1 and self.training:
+            return self._of_copies(x, rows[0], copies)
+        if len(rows) == 1 or (not self.training and len(set(rows)) == 1):
+            return self(x, rows[0])
+        return torch.cat([self(part, row) for part, row in zip(x.chunk(len(rows)), rows, strict=True)])
+
+    def _of_copies(self, x: Tensor, row: int, copies: int) -> Tensor:
+        with torch.no_grad():
+            exact = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
+            var, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
+            size = copies * x.numel() // x.shape[1]
+            # .data: as in batch_norm itself, the update is no change that other uses, waiting for their backward, mind.
+            self.running_mean.data[row].lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.data[row].lerp_((var * (size / (size - 1))).to(self.running_var), self.momentum)
+        alone = x.numel() == x.shape[1]  # one value per channel, which batch norm refuses: two equal ones instead
+        x = torch.cat([x, x]) if alone else x
+        return F.batch_norm(x, None, None, self.weight, self.bias, True, self.momentum, self.eps)[: 1 if alone else None]
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, rows={self.rows}, eps={self.eps}, momentum={self.momentum}"

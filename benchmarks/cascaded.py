@@ -1,0 +1,159 @@
+"""Cascaded ResNet-18: the exact schedules against a plain simulation that runs every block at every step.
+
+Ratios from one run: a training step (forward, TD(0), backward) and the inference of all answers, against the simulation and
+against one pass of the ordinary ResNet-18. Activation memory is what autograd keeps for the backward pass.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {  # glibc gives large buffers back to the system on every call otherwise; read when torch starts
+    "MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}  # fmt: skip
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import harness
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytime import create_model
+from anytime.allocator import keep_freed_memory
+from anytime.models.residual import ResidualNet
+from anytime.objectives import TDLambda
+
+
+class Simulation(nn.Module):
+    """The network of `model` as the published code runs it: at every step t = 0..T-1 the stem and all blocks, whose residuals
+    wait in queues for one step; batch norm has statistics of every step. Shares the parameters of `model`."""
+
+    def __init__(self, model: ResidualNet) -> None:
+        super().__init__()
+        self.model = model
+        for name, module in model.named_modules():
+            if hasattr(module, "running_mean"):
+                shape = (model.num_steps, module.running_mean.shape[1])
+                rows = torch.arange(model.num_steps).clamp(max=len(module.running_mean) - 1)
+                for kind in ("mean", "var"):
+                    values = getattr(module, f"running_{kind}")[rows].clone()
+                    assert values.shape == shape
+                    self.register_buffer(f"{name}.{kind}".replace(".", "_"), values)
+        self.names = {module: name.replace(".", "_") for name, module in model.named_modules()}
+
+    def _norm(self, norm: nn.Module, x: Tensor, time: int) -> Tensor:
+        name = self.names[norm]
+        mean, var = getattr(self, f"{name}_mean")[time], getattr(self, f"{name}_var")[time]
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, self.training, 0.1, norm.eps)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, _, pool = self.model.stem
+        blocks: list[Any] = list(self.model.blocks)
+        queues: list[Tensor] = []
+        answers = []
+        for time in range(self.model.num_steps):
+            waiting = [pool(F.relu(self._norm(norm, conv(self.model.normalize(x)), time)))]
+            z = queues[0] if queues else torch.zeros_like(waiting[0])
+            for k, block in enumerate(blocks, 1):
+                r = self._norm(block.norms[0], block.convs[0](z), time)
+                r = self._norm(block.norms[1], block.convs[1](F.relu(r)), time)
+                waiting.append(r)
+                z = F.relu((queues[k] if queues else torch.zeros_like(r)) + block.shortcut(z))
+            answers.append(self.model.heads[0](z.mean((2, 3))))
+            queues = waiting
+        return torch.stack(answers)
+
+
+def kept_bytes(run: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass of what `run` computes, without parameters."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run()
+    total = sum(kept.values())
+    del out
+    return total
+
+
+def measure(batch_size: int, precision: str, options: Any) -> dict[str, Any]:
+    """Ratios and seconds for one batch size and precision."""
+    torch.manual_seed(0)
+    arguments = {"pool": options.pool, "width": options.width}
+    model = create_model("cascaded_resnet18", clock="published", **arguments).to(
+        options.device, memory_format=torch.channels_last
+    )
+    plain = create_model("cascaded_resnet18", kernel="instant", **arguments).to(
+        options.device, memory_format=torch.channels_last
+    )
+    simulation = Simulation(model).to(options.device)
+    x = torch.rand(batch_size, 3, 32, 32, device=options.device).contiguous(memory_format=torch.channels_last)
+    target = torch.randint(10, (batch_size,), device=options.device)
+    objective = TDLambda(0.0)
+    networks: dict[str, nn.Module] = {"exact": model, "simulation": simulation, "plain": plain}
+    runs = {name: torch.compile(network) if options.compile else network for name, network in networks.items()}
+
+    def context() -> Any:
+        return torch.autocast(torch.device(options.device).type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def forward(name: str) -> Tensor:
+        with context():
+            return objective(runs[name](x).float(), target)
+
+    def train(name: str) -> None:
+        networks[name].train()
+        forward(name).backward()
+        for parameter in networks[name].parameters():
+            parameter.grad = None
+
+    def infer(name: str) -> None:
+        networks[name].eval()
+        with torch.no_grad(), context():
+            runs[name](x)
+
+    results: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+    for kind, function in (("training", train), ("inference", infer)):
+        seconds = harness.time_in_turns({name: lambda n=name, f=function: f(n) for name in runs}, options.repeats, 2)  # type: ignore[misc]
+        results[kind] = {
+            "milliseconds": {name: 1000 * sorted(times)[len(times) // 2] for name, times in seconds.items()},
+            "simulation/exact": harness.ratio(seconds, "simulation", "exact"),
+            "exact/plain": harness.ratio(seconds, "exact", "plain"),
+        }
+    for network in networks.values():
+        network.train()
+    results["activation_megabytes"] = {name: kept_bytes(lambda n=name: forward(n)) / 1e6 for name in runs}  # type: ignore[misc]
+    return results
+
+
+def main() -> None:
+    parser = harness.parser(__doc__ or "")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--no-pool", dest="pool", action="store_false", help="without max-pooling after the stem")
+    parser.add_argument("--compile", action="store_true", help="all three through torch.compile")
+    parser.set_defaults(repeats=10)
+    options = parser.parse_args()
+    keep_freed_memory()
+    rows = []
+    for batch_size in options.batch_sizes:
+        for precision in options.precisions:
+            row = measure(batch_size, precision, options)
+            rows.append(row)
+            print(f"batch {batch_size}, {precision}: " + ", ".join(
+                f"{kind}: simulation/exact {row[kind]['simulation/exact']['median']:.2f}, "
+                f"exact/plain {row[kind]['exact/plain']['median']:.2f}" for kind in ("training", "inference")
+            ) + ", activations {exact:.0f} MB of {simulation:.0f} MB".format(**row["activation_megabytes"]))  # fmt: skip
+    facts = {"width": options.width, "pool": options.pool, "compile": options.compile, "steps": 9, "repeats": options.repeats}
+    harness.write(options.out, harness.environment(options.device) | facts | {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,18 @@ from anytime.testing import check_anytime_model
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "anytimenet": {"blocks": (3, 2, 3), "scheme": ((1, 1, 1), (2, 0, 0), (0, 0, 2), (0, 1, 0)), "width": 4},
     "anytimenet_baseline": {"blocks": (2, 1, 2), "width": 4},
+    "ann": {"units": 2, "width": 3, "period": 2},
+    "ann_densenet169": {"growth": 2},
+    "ann_densenet201": {"growth": 2, "period": 49},
+    "ann_resnet50": {"width": 2},
+    "ann_resnet101": {"width": 2, "period": 11},
+    "ann_resnet152": {"width": 2, "period": 25},
+    "cascaded_resnet18": {"width": 6},
+    "cascaded_resnet34": {"width": 6},
+    "cascaded_resnet50": {"width": 8},
+    "serial_resnet18": {"width": 4},
+    "serial_resnet34": {"width": 4},
+    "serial_resnet50": {"width": 4},
 }
 
 

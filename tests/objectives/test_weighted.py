@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from anytime.objectives import Weighted, step_losses, weighting
+from anytime.objectives import Optimal, SDNRamp, Weighted, step_losses, weighting
+from anytime.training.config import UsageError, parse
+from anytime.training.parts import imported
 
 
 def example(steps: int, batch: int = 4, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +100,12 @@ def test_nothing_to_learn_and_nothing_to_save() -> None:
         ({"weights": []}, r"not all 0, got \[\]"),
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
         ({"label_smoothing": -0.1}, r"label_smoothing must lie in \[0, 1\), got -0.1"),
+        ({"label_smoothing": 0.1, "loss": "a.b"}, "label_smoothing=0.1 belongs to cross-entropy, not to loss='a.b'"),
+        ({"loss": "anytime.nowhere"}, "loss 'anytime.nowhere' cannot be imported"),
+        ({"loss": "nowhere"}, "loss 'nowhere' cannot be imported"),
+        ({"loss": "math.pi"}, "loss 'math.pi' is a float, not a function"),
+        ({"normalize": "all"}, "normalize must be 'none', 'sum' or 'last', got 'all'"),
+        ({"weights": [1.0, 0.0], "normalize": "last"}, r"normalize='last' needs a last weight above 0, got \[1.0, 0.0\]"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -105,3 +116,95 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_wrong_number_of_weights() -> None:
     with pytest.raises(ValueError, match=r"2 weights for 3 answers: \[1.0, 2.0\]"):
         Weighted([1.0, 2.0])(*example(3))
+
+
+@pytest.mark.parametrize(("normalize", "scale"), [("none", 1.0), ("sum", 50.0), ("last", 25.0)])
+def test_normalisation_of_the_sieve(normalize: Any, scale: float) -> None:
+    logits, target = example(15)
+    expected = Weighted([weight / scale for weight in weighting.sieve(15)])(logits, target)
+    torch.testing.assert_close(Weighted("sieve", normalize=normalize)(logits, target), expected, rtol=1e-12, atol=0)
+
+
+def last_two_classes(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return logits[..., -2:].square().mean((1, 2)) + target.sum()
+
+
+def test_another_loss_than_cross_entropy() -> None:
+    logits, target = example(3)
+    expected = sum(w * loss for w, loss in zip((0.5, 1, 2), last_two_classes(logits, target), strict=True))
+    torch.testing.assert_close(Weighted((0.5, 1, 2), loss=last_two_classes)(logits, target), expected)
+    torch.testing.assert_close(Optimal(2, loss=last_two_classes)(logits, target), last_two_classes(logits, target)[1])
+    named = Weighted("sieve", loss="anytime.objectives.step_losses")(logits, target)
+    assert torch.equal(named, Weighted("sieve")(logits, target))
+    with pytest.raises(ValueError, match=r"loss must return \[3\], one number for each answer, got \[3, 4\]"):
+        Weighted(loss=lambda logits, target: logits.mean(2))(logits, target)
+
+
+def test_optimal_is_one_hot() -> None:
+    logits, target = example(5)
+    for exit in range(1, 6):
+        expected = Weighted(weighting.one_hot(5, exit))(logits, target)
+        torch.testing.assert_close(Optimal(exit)(logits, target), expected, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match=r"exit must lie in 1\.\.5, got 6"):
+        Optimal(6)(logits, target)
+    with pytest.raises(ValueError, match="exit must be at least 1, got 0"):
+        Optimal(0)
+
+
+def test_ramp_counts_training_steps() -> None:
+    logits, target = example(4)
+    ramp = SDNRamp(epochs=3, epoch_steps=2, largest=(0.2, 0.3, 1.0))
+    for step in range(8):
+        epoch = min(1 + step // 2, 3)
+        expected = Weighted(weighting.sdn_ramp(4, epoch, 3, (0.2, 0.3, 1.0)))(logits, target)
+        for training in (False, True):
+            torch.testing.assert_close(ramp.train(training)(logits, target), expected, rtol=1e-12, atol=0)
+        resumed = SDNRamp(3, 2, (0.2, 0.3, 1.0))
+        resumed.load_state_dict(ramp.state_dict())
+        assert resumed.steps == step + 1
+    with pytest.raises(ValueError, match="epochs and epoch_steps must be at least 1, got 3 and 0"):
+        SDNRamp(3, 0)
+
+
+BASE = ["--model", "anytimenet", "--data", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--objective.weights", "sieve", "--objective.normalize", "last"], Weighted("sieve", normalize="last")),
+        (["--objective.weights", "exponential:0.5"], Weighted("exponential:0.5")),
+        (["--objective.weights", "[0.5, 1, 2]"], Weighted([0.5, 1.0, 2.0])),
+        (["--objective", "optimal", "--objective.exit", "2"], Optimal(2)),
+        (["--objective", "sdn_ramp", "--objective.epochs=4", "--objective.epoch_steps=7"], SDNRamp(4, 7)),
+    ],
+)
+def test_on_the_command_line(flags: list[str], expected: Any) -> None:
+    config = parse([*BASE, *flags])["objective"]
+    objective = imported(config["class_path"])(**config["init_args"])
+    assert type(objective) is type(expected)
+    logits, target = example(3)
+    assert torch.equal(objective(logits, target), expected(logits, target))
+
+
+def test_optimal_needs_an_exit() -> None:
+    with pytest.raises(UsageError, match=r"objective\.exit must be given"):
+        parse([*BASE, "--objective", "optimal"])
+
+
+ONE_OF_TWO = """
+import sys, torch
+from anytime.objectives.weighted import process_mean
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+mean = process_mean(torch.tensor([1.0 + rank, 4.0 * rank], requires_grad=True))
+assert mean.tolist() == [1.5, 2.0] and not mean.requires_grad, mean
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_mean_over_two_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ONE_OF_TWO]
+    both = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")]) for rank in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]

@@ -153,7 +153,7 @@ def test_build_takes_classes_channels_and_normalization_from_the_data():
     [
         ([], "say which model: --model NAME"),
         (["--model", "anytimenet"], "say which data: --data NAME"),
-        (["--model"], r"--model needs a name: anytimenet, .*import path"),
+        (["--model"], r"--model needs a name: .*anytimenet, .*import path"),
         (["--model", "anytimenett", "--data", "digits"], "unknown model 'anytimenett'; did you mean 'anytimenet'"),
         (["--model", "anytimenet", "--data", "digit"], "no data set 'digit'; the nearest name is 'Digits'"),
         (["--model", "nowhere.Net", "--data", "digits"], "'nowhere.Net' cannot be imported: No module named 'nowhere'"),

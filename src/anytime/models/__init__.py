@@ -1,5 +1,9 @@
 """Model families, one file each; importing this package registers all of them."""
 
+from anytime.models import ann as ann
+from anytime.models import ann_imagenet as ann_imagenet
 from anytime.models import anytimenet as anytimenet
+from anytime.models import cascaded as cascaded
+from anytime.models import serial as serial
 
-__all__ = ["anytimenet"]
+__all__ = ["ann", "ann_imagenet", "anytimenet", "cascaded", "serial"]

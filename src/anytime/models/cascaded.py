@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ class CascadedResNet(ResidualNet):
         """The time from which the input of block 1..K+1 is constant, if the image is."""
         return block * self.kernel.memory
 
-    # -- step by step --------------------------------------------------------------------------------------------------
+    # Step by step
 
     def initial_state(self, x: Tensor) -> CascadeState:
         self.check_input(x)
@@ -148,24 +148,28 @@ class CascadedResNet(ResidualNet):
             z, stem_line = self.arrival.arrive(stem, stem_line)
         else:
             z = state.inputs[0]
-        inputs, residuals, lines, shortcuts = [z], [], [], []
+        inputs, residuals = [z], []
+        lines: list[Line] = []
+        shortcuts: list[Tensor | None] = []
         for k, block in enumerate(self.blocks, 1):
-            settled, line, shortcut = self._settled(k), (), None
+            settled = self._settled(k)
+            line: Line = ()
+            shortcut: Tensor | None = None
             if state.inputs:
                 line, shortcut = state.lines[k - 1], state.shortcuts[k - 1]
             if age > self._settled(k + 1):
                 z, r = state.inputs[k], state.residuals[k - 1]
             else:
                 if self.late and not state.inputs:  # the first to arrive is what the block gave before it had an input
-                    r = block.empty(z, len(z)).expand(len(z), -1, -1, -1)  # type: ignore[operator]
+                    r = block.empty(z, len(z)).expand(len(z), -1, -1, -1)
                     line = (r,) * (self.kernel.lag - 1)
                 elif (before if self.late else age) <= settled:
-                    r = block.residual(state.inputs[k - 1] if self.late else z, (time - self.late,))  # type: ignore[operator]
+                    r = block.residual(state.inputs[k - 1] if self.late else z, (time - self.late,))
                 else:
                     r = state.residuals[k - 1]
                 out, line = self.branch_kernel.arrive(r, line)
                 if shortcut is None or age <= settled:
-                    shortcut = block.shortcut(z)  # type: ignore[operator]
+                    shortcut = block.shortcut(z)
                 z = F.relu(out + shortcut)
             inputs.append(z)
             residuals.append(r)
@@ -175,7 +179,7 @@ class CascadedResNet(ResidualNet):
             time + 1, age, images, stem, stem_line, tuple(inputs), tuple(residuals), tuple(lines), tuple(shortcuts)
         )
 
-    # -- layer by layer ------------------------------------------------------------------------------------------------
+    # Layer by layer
 
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
         """All answers `[T, B, K]`, or with `step` = 1..T that answer alone, `[B, K]`, at its contract cost.
@@ -211,7 +215,7 @@ class CascadedResNet(ResidualNet):
                 tops = list(self._smoothed(arrived, frames > 1, end, batch))[skip:]
             else:
                 tops = self._delayed(arrived, frames > 1, start, end, batch)
-        features = [x.new_zeros(batch, self._top)] * dark + [pooled(top) for top in tops]  # type: ignore[arg-type]
+        features = [x.new_zeros(batch, self._top)] * dark + [pooled(top) for top in tops]
         return self.read(torch.stack(features), skip)
 
     def _delayed(self, stem: Tensor, moving: bool, start: int, end: int, batch: int) -> list[Tensor]:
@@ -241,12 +245,12 @@ class CascadedResNet(ResidualNet):
             times = range(at(max(low[k] - memory, lag), k), at(high[k] - lag, k) + 1)  # at which the residual is wanted
             part = z[(times.start - low[k - 1]) * batch : (times.stop - low[k - 1]) * batch]
             part = z if len(part) == len(z) else part  # not a slice, whose gradient would be a second large map
-            r = block.residual(part, times).split(batch) if times else ()  # type: ignore[operator]
-            empty = block.empty(z, batch) if max(low[k] - memory, 0) < lag else None  # type: ignore[operator]
+            r = block.residual(part, times).split(batch) if times else ()
+            empty: Any = block.empty(z, batch) if max(low[k] - memory, 0) < lag else None
             if self.training and self.first < lag and times.stop - 1 < at(end, k):
                 with torch.no_grad():  # the published code learns the statistics of this residual, which comes too late
-                    block.residual(z[-batch:], (at(end, k),))  # type: ignore[operator]
-            s = block.shortcut(z).split(batch)  # type: ignore[operator]
+                    block.residual(z[-batch:], (at(end, k),))
+            s = block.shortcut(z).split(batch)
             parts = []
             for time in range(low[k], high[k] + 1):
                 earlier = range(time - lag, max(time - memory, 0) - 1, -1)
@@ -270,8 +274,8 @@ class CascadedResNet(ResidualNet):
             else:
                 z = torch.cat([(1 - alpha ** (time + 1)) * stem for time in times])
             for k, block in enumerate(self.blocks, 1):
-                r, lines[k] = self._scan(block.residual(z, times), len(times), lines[k])  # type: ignore[operator]
-                z = F.relu_(r + block.shortcut(z))  # type: ignore[operator]
+                r, lines[k] = self._scan(block.residual(z, times), len(times), lines[k])
+                z = F.relu_(r + block.shortcut(z))
             yield from z.split(batch)
 
     def _scan(self, r: Tensor, steps: int, line: Line) -> tuple[Tensor, Line]:

@@ -46,8 +46,8 @@ class Block(nn.Module):
         outputs = 4 * width if bottleneck else width
         shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
         shapes = shapes if bottleneck else [(inputs, width, 3, stride), (width, width, 3, 1)]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, size, s, size // 2, bias=False) for i, o, size, s in shapes)
-        self.norms = nn.ModuleList(StepBatchNorm2d(o, rows) for _, o, _, _ in shapes)
+        self.convs: Any = nn.ModuleList(nn.Conv2d(i, o, size, s, size // 2, bias=False) for i, o, size, s in shapes)
+        self.norms: Any = nn.ModuleList(StepBatchNorm2d(o, rows) for _, o, _, _ in shapes)
         same = inputs == outputs and stride == 1
         self.projection = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -56,8 +56,8 @@ class Block(nn.Module):
         return self._rest(self.convs[0](z), rows, 1)
 
     def _rest(self, z: Tensor, rows: Sequence[int], copies: int) -> Tensor:
-        z = self.norms[0].over_time(z, rows, copies)  # type: ignore[operator]
-        for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):  # type: ignore[arg-type]
+        z = self.norms[0].over_time(z, rows, copies)
+        for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
             z = norm.over_time(conv(F.relu_(z)), rows, copies)
         return z
 
@@ -124,16 +124,17 @@ class ResidualNet(AnytimeModel):
         self.num_steps = num_steps
         bottleneck = depth >= 50
         self.stem = Stem(in_channels, width, layout, layout == "imagenet" if pool is None else pool)
-        blocks, channels = [], width
+        blocks: list[Block] = []
+        channels = width
         for stage, count in enumerate(STAGES[depth]):
             for i in range(count):
                 stride = 2 if stage and not i else 1
                 blocks.append(Block(channels, width * 2**stage, stride, rows(len(blocks) + 1), bottleneck))
                 channels = width * 2**stage * (4 if bottleneck else 1)
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: Any = nn.ModuleList(blocks)  # of Block, which a ModuleList does not say
         self._top = channels
         answers = num_steps if heads == "separate" else 1
-        self.heads = nn.ModuleList(nn.Linear(channels, self.num_classes) for _ in range(answers))
+        self.heads: Any = nn.ModuleList(nn.Linear(channels, self.num_classes) for _ in range(answers))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -151,8 +152,8 @@ class ResidualNet(AnytimeModel):
         if first + steps > len(self.heads):
             raise ValueError(f"{len(self.heads)} separate heads answer {len(self.heads)} times, not {first + steps}")
         heads = list(self.heads)[first : first + steps]
-        weights = torch.stack([head.weight for head in heads])  # type: ignore[arg-type]
-        bias = torch.stack([head.bias for head in heads])  # type: ignore[arg-type]
+        weights = torch.stack([head.weight for head in heads])
+        bias = torch.stack([head.bias for head in heads])
         return features @ weights.mT + bias[:, None]
 
     def stream(self, x: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:

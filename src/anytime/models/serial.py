@@ -92,14 +92,14 @@ class SerialResNet(ResidualNet):
         answer = time - self.first
         if time == 0:
             return self.read(a.new_zeros(1, len(a), self._top), answer)[0], state._replace(time=1)
-        a = self.stem(a) if time == 1 else F.relu(self.blocks[time - 2].residual(a, (1,)) + s)  # type: ignore[operator]
+        a = self.stem(a) if time == 1 else F.relu(self.blocks[time - 2].residual(a, (1,)) + s)
         if time <= len(self.blocks):
             block = self.blocks[time - 1]
-            s = block.shortcut(a)  # type: ignore[operator]
-            stale = F.relu(self._stale(block, stale, a) + s) if self.stale else None  # type: ignore[arg-type]
+            s = block.shortcut(a)
+            stale = F.relu(self._stale(block, stale, a) + s) if self.stale else None
             v = stale if stale is not None else F.relu(s)
             for later in self.blocks[time:]:
-                v = _carry(later, v)  # type: ignore[arg-type]
+                v = _carry(later, v)
         else:
             v = a
         return self.read(pooled(v)[None], answer)[0], SerialState(time + 1, a, s, stale)
@@ -127,20 +127,20 @@ class SerialResNet(ResidualNet):
         carried: list[Tensor] = []  # what answers wanted of earlier times have come to
         for k, block in enumerate(self.blocks, 1):
             if k >= wanted.stop:
-                carried = [_carry(block, v) for v in carried]  # type: ignore[arg-type]
+                carried = [_carry(block, v) for v in carried]
                 continue
             if block.projection is None:
                 s = a
             else:
-                *passed, s = block.shortcut(torch.cat([*carried, a])).split(len(x))  # type: ignore[operator]
+                *passed, s = block.shortcut(torch.cat([*carried, a])).split(len(x))
                 carried = [F.relu(v) for v in passed]
             if not self.stale:
                 carried += [F.relu(s)] if k in wanted else []
-                a = F.relu(block.residual(a, (1,)) + s) if k + 1 < wanted.stop else a  # type: ignore[operator]
+                a = F.relu(block.residual(a, (1,)) + s) if k + 1 < wanted.stop else a
                 continue
-            late = F.relu(self._stale(block, stale, a) + s)  # type: ignore[arg-type]
+            late = F.relu(self._stale(block, stale, a) + s)
             carried += [late] if k in wanted else []
-            a = F.relu(block.residual(a, (1,)) + s) if k + 1 < wanted.stop else a  # type: ignore[operator]
+            a = F.relu(block.residual(a, (1,)) + s) if k + 1 < wanted.stop else a
             stale = late
         if len(self.blocks) + 1 in wanted:
             carried.append(a)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.objectives.weighting import SCHEMES
-from anytime.registry import nearest
+from anytime.objectives.weighting import Normalization, find_scheme, normalized, sdn_ramp
+
+StepLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [T, B, ...], target) -> [T]
 
 
 def step_losses(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -23,39 +26,173 @@ def step_losses(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) ->
     return each.view(steps, batch).mean(1)
 
 
+def process_mean(losses: Tensor) -> Tensor:
+    """The losses without gradient, averaged over all processes of a distributed training, so that each learns the same."""
+    losses = losses.detach().clone()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(losses)
+        losses /= torch.distributed.get_world_size()
+    return losses
+
+
 class Objective(nn.Module):
-    """`objective(logits [T, B, K], target) -> loss`. A module, so that what it learns is saved in checkpoints."""
+    """`objective(logits [T, B, K], target) -> loss`. A module, so that what it learns is saved in checkpoints.
+
+    An objective that learns or counts does so in train mode alone; validation, in eval mode, leaves it as it is.
+    """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class Weighted(Objective):
-    """L = sum_t w_t CE(logits_t, target): every answer is trained, with fixed weights (Kim 2020, eq. 3).
+class StepObjective(Objective):
+    """An objective made of one loss l_t for each answer.
 
     Args:
-        weights: Name of a scheme in `anytime.objectives.weighting`, or one weight per answer.
+        label_smoothing: Share of the target spread over all classes, in [0, 1); of cross-entropy.
+        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+
+    Raises:
+        ValueError: Label smoothing out of range or with a loss of one's own; a loss that cannot be imported, or does not
+            return one number for each answer.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, loss: str | StepLoss | None = None) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing!r}")
+        if label_smoothing and loss is not None:
+            raise ValueError(f"label_smoothing={label_smoothing!r} belongs to cross-entropy, not to loss={loss!r}")
+        self.label_smoothing = label_smoothing
+        self.loss = _imported(loss) if isinstance(loss, str) else loss
+
+    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """One loss per answer, `[T]`, in float32 or better."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.loss is None:
+            return step_losses(logits, target, self.label_smoothing)
+        losses = self.loss(logits, target)
+        if losses.shape != logits.shape[:1]:
+            raise ValueError(f"loss must return [{len(logits)}], one number for each answer, got {list(losses.shape)}")
+        return losses
+
+
+def _imported(path: str) -> StepLoss:
+    module, _, attribute = path.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"loss {path!r} cannot be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"loss {path!r} is a {type(function).__name__}, not a function (logits, target) -> [T]")
+    return function
+
+
+class Weighted(StepObjective):
+    """L = sum_t w_t CE(logits_t, target): every answer is trained, with fixed weights (Kim 2020, eq. 3; Hu 2017, eq. 2).
+
+    Args:
+        weights: A scheme of `anytime.objectives.weighting`, such as "sieve" or "exponential:2", or one weight per answer.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        normalize: Scale of the weights: "none" as they are, "sum" to 1, or "last" weight 1.
+        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
 
     Raises:
         ValueError: Unknown scheme, weights that are negative or all zero, or (when called) not one for each answer.
     """
 
-    def __init__(self, weights: str | Sequence[float] = "inverse_square", label_smoothing: float = 0.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        weights: str | Sequence[float] = "inverse_square",
+        label_smoothing: float = 0.0,
+        normalize: Normalization = "none",
+        loss: str | StepLoss | None = None,
+    ) -> None:
+        super().__init__(label_smoothing, loss)
+        if normalize not in ("none", "sum", "last"):
+            raise ValueError(f"normalize must be 'none', 'sum' or 'last', got {normalize!r}")
+        self.weights, self.normalize = weights, normalize
         if isinstance(weights, str):
-            if weights not in SCHEMES:
-                raise ValueError(f"unknown weights {weights!r}{nearest(weights, SCHEMES)}")
-        elif not weights or min(weights) < 0 or max(weights) == 0:
-            raise ValueError(f"weights must be at least 0 and not all 0, got {weights!r}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing!r}")
-        self.weights, self.label_smoothing = weights, label_smoothing
+            find_scheme(weights)  # refuses a bad name, or bad weights, now and not in training
+        else:
+            normalized(weights, normalize)
+
+    def step_weights(self, losses: Tensor) -> Tensor:
+        """The fixed weights `[T]` of losses `[T]`, in their dtype and on their device."""
+        weights = find_scheme(self.weights)(len(losses)) if isinstance(self.weights, str) else list(self.weights)
+        if len(weights) != len(losses):
+            raise ValueError(f"{len(weights)} weights for {len(losses)} answers: {weights}")
+        return losses.new_tensor(normalized(weights, self.normalize))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        steps = logits.shape[0]
-        weights = SCHEMES[self.weights](steps) if isinstance(self.weights, str) else list(self.weights)
-        if len(weights) != steps:
-            raise ValueError(f"{len(weights)} weights for {steps} answers: {weights}")
-        losses = step_losses(logits, target, self.label_smoothing)
-        return torch.dot(losses, losses.new_tensor(weights))
+        losses = self.losses(logits, target)
+        return torch.dot(losses, self.step_weights(losses))
+
+
+class Optimal(StepObjective):
+    """L = CE(logits_e, target): the network is trained for answer e alone, the best that it can be there (Hu 2017: OPT).
+
+    Args:
+        exit: e, the answer to train, from 1.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+
+    Raises:
+        ValueError: An exit below 1 or (when called) above the number of answers.
+    """
+
+    def __init__(self, exit: int, label_smoothing: float = 0.0, loss: str | StepLoss | None = None) -> None:
+        super().__init__(label_smoothing, loss)
+        if exit < 1:
+            raise ValueError(f"exit must be at least 1, got {exit!r}")
+        self.exit = exit
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.exit > len(logits):
+            raise ValueError(f"exit must lie in 1..{len(logits)}, got {self.exit!r}")
+        return self.losses(logits[self.exit - 1 : self.exit], target)[0]
+
+
+class SDNRamp(StepObjective):
+    """L = CE(logits_T) + sum_{t<T} min(tau_t, 0.01 + tau_t epoch / epochs) CE(logits_t): early answers come in slowly.
+
+    The epoch, 1 in the first, is counted in training steps (calls in train mode). After the last epoch weights stay.
+
+    Args:
+        epochs: Epochs of the whole training.
+        epoch_steps: Training steps of one epoch, e.g. 391 for 50,000 images in batches of 128.
+        largest: tau of the T - 1 early answers; default 0.15, 0.3, ..., 0.9, for up to 6 of them.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+
+    Raises:
+        ValueError: Epochs or steps below 1, or (when called) not one tau for each early answer.
+
+    Source: Kaya, Hong, Dumitras, ICML 2019 (shallow-deep networks), and its published code.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        epoch_steps: int,
+        largest: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        loss: str | StepLoss | None = None,
+    ) -> None:
+        super().__init__(label_smoothing, loss)
+        if epochs < 1 or epoch_steps < 1:
+            raise ValueError(f"epochs and epoch_steps must be at least 1, got {epochs!r} and {epoch_steps!r}")
+        self.epochs, self.epoch_steps, self.largest = epochs, epoch_steps, largest
+        self.steps = 0
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        losses = self.losses(logits, target)
+        epoch = min(1 + self.steps // self.epoch_steps, self.epochs)
+        self.steps += self.training
+        return torch.dot(losses, losses.new_tensor(sdn_ramp(len(losses), epoch, self.epochs, self.largest)))

@@ -1,6 +1,21 @@
-"""How much each answer counts in the loss: plain functions of the number of answers, one weight each."""
+"""How much each answer counts in the loss: plain functions of the number of answers, one weight each.
+
+Since learning rates are fixed the scale matters, and published codes are not consistent in it; each function says its own,
+and `normalized` makes them alike. In a recipe or on the command line a scheme is its name, with the base of an exponential
+after a colon: `sieve`, `exponential:0.5`.
+"""
 
 from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from anytime.registry import nearest
+
+Normalization = Literal["none", "sum", "last"]
+SDN_LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 
 
 def _check(n: int) -> None:
@@ -31,4 +46,131 @@ def inverse_square(n: int) -> list[float]:
     return [1.0 / (n - t + 1) ** 2 for t in range(1, n + 1)]
 
 
-SCHEMES = {scheme.__name__: scheme for scheme in (constant, final_only, inverse_square)}
+def linear(n: int) -> list[float]:
+    """w_t from 1/4 at the first answer to 1 at the last, in equal steps (published code of Hu 2017, where they sum to log2 n).
+
+    Example:
+        >>> linear(4)
+        [0.25, 0.5, 0.75, 1.0]
+    """
+    _check(n)
+    return [1 - 0.75 * (n - t) / (n - 1) for t in range(1, n)] + [1.0]
+
+
+def half_end(n: int) -> list[float]:
+    """w_n = 1 and w_t = 1 / (n - 1) before: the last answer has half of all weight (Hu 2017, section 4.3).
+
+    Example:
+        >>> half_end(5)
+        [0.25, 0.25, 0.25, 0.25, 1.0]
+    """
+    _check(n)
+    return [1.0 / (n - 1) for _ in range(n - 1)] + [1.0]
+
+
+def sieve(n: int) -> list[float]:
+    """w_t = 1 + nu2(n - t) for t < n, nu2(m) = how often 2 divides m, and w_n = their sum (Hu 2017, section 3.2).
+
+    Halves, quarters, eighths of the depth, counted from the end, weigh more; the last answer has half of all weight.
+
+    Example:
+        >>> sieve(9)
+        [4.0, 1.0, 2.0, 1.0, 3.0, 1.0, 2.0, 1.0, 15.0]
+    """
+    _check(n)
+    early = [float((m & -m).bit_length()) for m in range(n - 1, 0, -1)]  # m & -m is the largest power of 2 that divides m
+    return [*early, sum(early) or 1.0]
+
+
+def exponential(n: int, base: float) -> list[float]:
+    """w_t proportional to base^t, the largest 1 (Hu 2017: expb2, expb0.5).
+
+    Args:
+        n: Number of answers.
+        base: Above 1 favours late answers, below 1 early ones.
+
+    Example:
+        >>> exponential(3, 2), exponential(3, 0.5)
+        ([0.25, 0.5, 1.0], [1.0, 0.5, 0.25])
+    """
+    _check(n)
+    if not 0 < base < math.inf:
+        raise ValueError(f"base must be above 0 and finite, got {base!r}")
+    return [base ** (t - n if base >= 1 else t - 1) for t in range(1, n + 1)]
+
+
+def one_hot(n: int, exit: int) -> list[float]:
+    """w_t = 1 for t = exit, all others 0: the network is trained for one of its answers alone (Hu 2017: OPT).
+
+    Args:
+        n: Number of answers.
+        exit: 1..n.
+    """
+    _check(n)
+    if not 1 <= exit <= n:
+        raise ValueError(f"exit must lie in 1..{n}, got {exit!r}")
+    return [float(t == exit) for t in range(1, n + 1)]
+
+
+def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = None) -> list[float]:
+    """w_t = min(tau_t, 0.01 + tau_t epoch / epochs) for t < n, and w_n = 1 (Kaya, Hong, Dumitras 2019: SDN training).
+
+    Args:
+        n: Number of answers.
+        epoch: 1 in the first epoch.
+        epochs: Epochs of the whole training.
+        largest: tau, the weights of the n - 1 early answers at the end; default 0.15, 0.3, ..., 0.9, for up to 6 of them.
+
+    Example:
+        >>> sdn_ramp(3, epoch=50, epochs=100)
+        [0.085, 0.16, 1.0]
+    """
+    _check(n)
+    if not 0 <= epoch <= epochs or epochs < 1:
+        raise ValueError(f"epoch must lie in 0..epochs and epochs be at least 1, got {epoch!r} of {epochs!r}")
+    if largest is None:
+        largest = SDN_LARGEST[: n - 1]
+    if len(largest) != n - 1:
+        raise ValueError(f"largest needs {n - 1} values, one for each answer before the last, got {list(largest)}")
+    if not all(0 <= tau < math.inf for tau in largest):
+        raise ValueError(f"largest must be at least 0 and finite, got {list(largest)}")
+    return [min(tau, 0.01 + epoch * (tau / epochs)) for tau in largest] + [1.0]
+
+
+def normalized(weights: Sequence[float], how: Normalization) -> list[float]:
+    """The weights as they are ("none"), with sum 1 ("sum"), or with 1 for the last answer ("last").
+
+    Raises:
+        ValueError: Weights that are negative, infinite, NaN or all zero; "last" where the last is zero.
+    """
+    weights = [float(weight) for weight in weights]
+    if not weights or not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
+        raise ValueError(f"weights must be at least 0 and not all 0, got {weights}")
+    scale = {"none": 1.0, "sum": sum(weights), "last": weights[-1]}[how]
+    if scale == 0:
+        raise ValueError(f"normalize='last' needs a last weight above 0, got {weights}")
+    return [weight / scale for weight in weights]
+
+
+SCHEMES: dict[str, Callable[[int], list[float]]] = {
+    scheme.__name__: scheme for scheme in (constant, final_only, inverse_square, linear, half_end, sieve)
+}
+
+
+def find_scheme(name: str) -> Callable[[int], list[float]]:
+    """The function of n behind `sieve`, `exponential:0.5` and so on.
+
+    Raises:
+        ValueError: No such scheme, an argument too many, missing, or not a number above 0.
+    """
+    word, colon, argument = name.partition(":")
+    if word in SCHEMES and not colon:
+        return SCHEMES[word]
+    if word != "exponential":
+        raise ValueError(f"unknown weights {name!r}{nearest(name, [*SCHEMES, 'exponential:BASE'])}")
+    try:
+        base = float(argument)
+        exponential(1, base)
+    except ValueError:
+        raise ValueError(f"weights are exponential:BASE with a number above 0, e.g. exponential:2, got {name!r}") from None
+    return functools.partial(exponential, base=base)

@@ -1,0 +1,90 @@
+"""AdaLoss: each answer weighs the inverse of its own recent loss (Hu, Dey, Hebert, Bagnell, AAAI 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytime.objectives.weighted import StepLoss, StepObjective, process_mean
+
+TINY = 1e-12  # keeps quotients of losses finite
+
+
+class AdaLoss(StepObjective):
+    """L = sum_t w_t l_t with w_t proportional to 1 / m_t, m_t the running average of l_t: the geometric mean of losses falls.
+
+    m <- momentum m + (1 - momentum) l in every training step, from the first loss on. Every `update_every` steps, in this
+    order: w = 1 / m + 1e-8; w <- w / max w; w_T <- w_T + final_extra; w <- w / max w; w <- (1 - gamma) w + gamma. Until then
+    every weight is 1. So each lies in [gamma, 1] and the largest is 1. In eval mode weights are used and not changed.
+
+    Args:
+        gamma: Smallest weight, in [0, 1].
+        momentum: Of the running average, in [0, 1).
+        final_extra: Added to the weight of the last answer, where the largest is 1; at least 0 (1 in the code's scripts).
+        update_every: Training steps between changes of the weights, at least 1.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+
+    Attributes:
+        weights: w `[T]`; None before the first call.
+
+    Raises:
+        ValueError: An argument out of range, or (when called) another number of answers than before.
+
+    Source: the authors' published code; the gradient is that of sum_t log E l_t.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 0.07,
+        momentum: float = 0.9,
+        final_extra: float = 0.0,
+        update_every: int = 100,
+        label_smoothing: float = 0.0,
+        loss: str | StepLoss | None = None,
+    ) -> None:
+        super().__init__(label_smoothing, loss)
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
+        if not 0 <= final_extra < float("inf"):
+            raise ValueError(f"final_extra must be at least 0 and finite, got {final_extra!r}")
+        if update_every < 1:
+            raise ValueError(f"update_every must be at least 1 step, got {update_every!r}")
+        self.gamma, self.momentum = gamma, momentum
+        self.final_extra, self.update_every = final_extra, update_every
+        self.steps = 0  # training steps so far
+        self.means: Tensor | None = None
+        self.weights: Tensor | None = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "means": self.means, "weights": self.weights}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.steps, self.means, self.weights = state["steps"], state["means"], state["weights"]
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        losses = self.losses(logits, target)
+        weights = torch.ones_like(losses) if self.weights is None else self.weights.to(losses.detach())
+        if len(weights) != len(losses):
+            raise ValueError(f"this objective has learned from {len(weights)} answers, got {len(losses)}")
+        self.weights = weights
+        loss = torch.dot(losses, weights)
+        if self.training:
+            self._learn(process_mean(losses))
+        return loss
+
+    def _learn(self, losses: Tensor) -> None:
+        if self.means is None:
+            self.means = losses
+        else:
+            self.means = self.momentum * self.means.to(losses) + (1 - self.momentum) * losses
+        self.steps += 1
+        if self.steps % self.update_every == 0:
+            w = 1 / self.means.clamp(min=TINY) + 1e-8
+            w = w / w.max()
+            w[-1] += self.final_extra
+            self.weights = (1 - self.gamma) * (w / w.max()) + self.gamma

@@ -1,0 +1,278 @@
+"""Objectives that amplify another answer in every training step (Hu, Dey, Bagnell, Hebert 2017: AANN and its rivals)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from anytime.objectives.weighted import StepLoss, Weighted, process_mean
+from anytime.objectives.weighting import Normalization
+
+TINY = 1e-12  # keeps quotients of losses finite
+
+
+class Alternating(Weighted):
+    """L = sum_t B_t l_t + tau (sum_t B_t) l_j: in every training step one answer j is amplified; B are fixed weights.
+
+    j is drawn from `probabilities`, in the first step it is the last answer. The draw is a function of the seed and the number
+    of training steps, so that a resumed training draws what it would have drawn. In eval mode L is the expected loss,
+    p_j instead of a draw, and nothing is counted or learned. A subclass says `distribution`, and what it learns.
+
+    Args:
+        weights: B, a scheme of `anytime.objectives.weighting` or one weight per answer.
+        tau: How much is added, as a share of the sum of all B.
+        seed: Of the draws.
+        normalize: Scale of B: "none" as they are, "sum" to 1, or "last" weight 1.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+
+    Attributes:
+        probabilities: `[T]`, of the next draw; None before the first call.
+        amplified: j from 1, of the last training step, as a tensor; None before it.
+
+    Raises:
+        ValueError: A tau that is negative or not finite, wrong weights.
+
+    Source: Hu et al. 2017, sections 3.2, 4.4 and appendix D.
+    """
+
+    def __init__(
+        self,
+        weights: str | Sequence[float] = "sieve",
+        tau: float = 0.5,
+        seed: int = 0,
+        normalize: Normalization = "none",
+        label_smoothing: float = 0.0,
+        loss: str | StepLoss | None = None,
+    ) -> None:
+        super().__init__(weights, label_smoothing, normalize, loss)
+        if not 0 <= tau < float("inf"):
+            raise ValueError(f"tau must be at least 0 and finite, got {tau!r}")
+        self.tau, self.seed = tau, seed
+        self.steps = 0  # training steps so far
+        self.values: Tensor | None = None  # what has been learned, [T]
+        self.probabilities: Tensor | None = None
+        self.amplified: Tensor | None = None
+
+    def distribution(self, weights: Tensor) -> Tensor:
+        """Probabilities `[T]` of the next draw; `weights` are B."""
+        raise NotImplementedError
+
+    def learn(self, losses: Tensor, chosen: Tensor, weights: Tensor) -> None:
+        """Learns from the losses `[T]` of a step in which one answer was amplified, `chosen` (`[T]`, one-hot)."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "values": self.values}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.steps, self.values = state["steps"], state["values"]
+        self.probabilities = None
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        losses = self.losses(logits, target)
+        weights = self.step_weights(losses)
+        if self.values is not None:
+            if len(self.values) != len(losses):
+                raise ValueError(f"this objective has learned from {len(self.values)} answers, got {len(losses)}")
+            self.values = self.values.to(losses)
+        if self.probabilities is None or self.probabilities.shape != losses.shape:
+            self.probabilities = self.distribution(weights)
+        extra = self.probabilities.to(losses)
+        if self.training:
+            extra = self._draw(extra)
+        loss = torch.dot(losses, weights + self.tau * weights.sum() * extra)
+        if self.training:
+            with torch.no_grad():
+                self.learn(losses, extra, weights)
+                self.probabilities = self.distribution(weights)
+            self.amplified = extra.argmax() + 1
+            self.steps += 1
+        return loss
+
+    def _draw(self, probabilities: Tensor) -> Tensor:
+        """One-hot `[T]`; without looking at values on an accelerator, which would wait for it."""
+        answers = torch.arange(len(probabilities), device=probabilities.device)
+        if self.steps == 0:
+            chosen = answers[-1]
+        else:
+            uniform = random.Random(f"{self.seed} {self.steps}").random()
+            up_to = (probabilities * (answers <= answers[:, None])).sum(1)  # cumsum is not deterministic on CUDA
+            chosen = (up_to <= uniform * up_to[-1]).sum().clamp(max=len(answers) - 1)
+        return (answers == chosen).to(probabilities)
+
+
+class AANN(Alternating):
+    """p_t = B_t / sum B: every answer is amplified as often as its fixed weight says, with the sieve the last half the time.
+
+    In expectation this is the fixed weighting, 1 + tau times as large; only single steps differ.
+    """
+
+    def distribution(self, weights: Tensor) -> Tensor:
+        return weights / weights.sum()
+
+
+class Milestone(Alternating):
+    """p = 1/8 for the answers at 1/4, 1/2, 3/4 and the end, the others share 1/2; uniform for fewer than 8 answers.
+
+    The milestones are the indices T/4, T/2, 3T/4 (rounded down) and T - 1, counted from 0.
+    """
+
+    def distribution(self, weights: Tensor) -> Tensor:
+        steps = len(weights)
+        if steps < 8:
+            return torch.full_like(weights, 1 / steps)
+        p = torch.full_like(weights, 0.5 / (steps - 4))
+        p[[steps // 4, steps // 2, 3 * steps // 4, steps - 1]] = 0.125
+        return p
+
+
+def rewards(losses: Tensor, eta: float) -> Tensor:
+    """r_t = 1 - l_{t+1} / l_t for t < T, r_T = eta max_{t<T} r_t (eq. 4): how far an answer lags behind the next; `[T]`.
+
+    A single answer gets 0.
+    """
+    early = 1 - losses[1:] / losses[:-1].clamp(min=TINY)
+    last = eta * early.max() if len(early) else losses.new_zeros(())
+    return torch.cat([early, last[None]])
+
+
+class Learned(Alternating):
+    """p = (1 - gamma) v + gamma / T: v is learned from the rewards r_t = 1 - l_{t+1} / l_t, r_T = eta max_{t<T} r_t.
+
+    Args:
+        gamma: Share of the draws made uniformly at random.
+        eta: Reward of the last answer, as a share of the largest reward before it.
+        warmup: Training steps before anything is learned; the published code waits for one epoch, 391 steps on CIFAR.
+
+    Raises:
+        ValueError: gamma or eta outside [0, 1], gamma 0 where nothing would be learned, a negative warmup.
+    """
+
+    def __init__(
+        self,
+        weights: str | Sequence[float] = "sieve",
+        tau: float = 0.5,
+        gamma: float = 0.3,
+        eta: float = 0.8,
+        warmup: int = 391,
+        seed: int = 0,
+        normalize: Normalization = "none",
+        label_smoothing: float = 0.0,
+        loss: str | StepLoss | None = None,
+    ) -> None:
+        super().__init__(weights, tau, seed, normalize, label_smoothing, loss)
+        self._check_gamma(gamma)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {eta!r}")
+        if warmup < 0:
+            raise ValueError(f"warmup must be at least 0 steps, got {warmup!r}")
+        self.gamma, self.eta, self.warmup = gamma, eta, warmup
+
+    def _check_gamma(self, gamma: float) -> None:
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma must lie in (0, 1], got {gamma!r}")
+
+    def distribution(self, weights: Tensor) -> Tensor:
+        uniform = torch.full_like(weights, 1 / len(weights))
+        if self.values is None:
+            return uniform
+        return torch.lerp(self.simplex(self.values), uniform, self.gamma)
+
+    def simplex(self, values: Tensor) -> Tensor:
+        """v from what has been learned; sums to 1."""
+        return values
+
+    def learn(self, losses: Tensor, chosen: Tensor, weights: Tensor) -> None:
+        if self.steps >= max(self.warmup, 1):  # the first step was no draw
+            before = self.values if self.values is not None else self.start(weights)
+            p = self.distribution(weights)
+            self.values = self.update(before, rewards(process_mean(losses), self.eta), chosen / p)
+
+    def start(self, weights: Tensor) -> Tensor:
+        """`values` before anything is learned."""
+        return torch.full_like(weights, 1 / len(weights))
+
+    def update(self, values: Tensor, rewards: Tensor, chosen: Tensor) -> Tensor:
+        """`values` after a step; `chosen` is 1 / p_j for the amplified answer j and 0 for the others."""
+        raise NotImplementedError
+
+    def _exponentiated(self, values: Tensor, gains: Tensor) -> Tensor:
+        """v_t exp(gain_t), normalised, and mixed with a thousandth of gamma of the uniform distribution."""
+        v = torch.softmax(values.log() + gains, 0)
+        return torch.lerp(v, torch.full_like(v, 1 / len(v)), 0.001 * self.gamma)
+
+
+class EXP3(Learned):
+    """v_j <- v_j exp(gamma r_j / (T p_j)) for the amplified answer j, normalised; p = (1 - gamma) v + gamma / T.
+
+    The bandit learner of Auer et al. 2002 (paper, appendix D.3), with rewards r_t = 1 - l_{t+1} / l_t, r_T = eta max r.
+    """
+
+    def update(self, values: Tensor, rewards: Tensor, chosen: Tensor) -> Tensor:
+        return self._exponentiated(values, self.gamma * rewards * chosen / len(values))
+
+
+class RWM(Learned):
+    """v_t <- v_t exp(gamma r_t / 2) for all answers, normalised; p = (1 - gamma) v + gamma / T.
+
+    Random weighted majority (Littlestone, Warmuth 1994; paper, appendix D.3), with rewards r_t = 1 - l_{t+1} / l_t,
+    r_T = eta max r. The factor 1/2 is the published code's.
+    """
+
+    def update(self, values: Tensor, rewards: Tensor, chosen: Tensor) -> Tensor:
+        return self._exponentiated(values, 0.5 * self.gamma * rewards)
+
+
+class AVGL(Learned):
+    """p_t proportional to max(0, a_t), a <- m a + (1 - m) r, an exponential average of the rewards; uniform if all are 0.
+
+    Rewards are r_t = 1 - l_{t+1} / l_t, r_T = eta max r (paper, appendix D.3). The published code has a <- max(0, m a + r)
+    from a = 1 / T instead, with gamma = 0.3: `rule="code"`.
+
+    Args:
+        gamma: Share of the draws made uniformly at random; none in the paper.
+        momentum: m, in [0, 1).
+        rule: Average as in the "paper" or in the published "code".
+    """
+
+    def __init__(
+        self,
+        weights: str | Sequence[float] = "sieve",
+        tau: float = 0.5,
+        gamma: float = 0.0,
+        eta: float = 0.8,
+        momentum: float = 0.9,
+        rule: Literal["paper", "code"] = "paper",
+        warmup: int = 391,
+        seed: int = 0,
+        normalize: Normalization = "none",
+        label_smoothing: float = 0.0,
+        loss: str | StepLoss | None = None,
+    ) -> None:
+        super().__init__(weights, tau, gamma, eta, warmup, seed, normalize, label_smoothing, loss)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
+        if rule not in ("paper", "code"):
+            raise ValueError(f"rule must be 'paper' or 'code', got {rule!r}")
+        self.momentum, self.rule = momentum, rule
+
+    def _check_gamma(self, gamma: float) -> None:
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
+
+    def start(self, weights: Tensor) -> Tensor:
+        return super().start(weights) if self.rule == "code" else torch.zeros_like(weights)
+
+    def simplex(self, values: Tensor) -> Tensor:
+        positive = values.clamp(min=0)
+        total = positive.sum()
+        return torch.where(total > 0, positive / total.clamp(min=TINY), 1 / len(values))
+
+    def update(self, values: Tensor, rewards: Tensor, chosen: Tensor) -> Tensor:
+        if self.rule == "code":
+            return (self.momentum * values + rewards).clamp(min=0)
+        return self.momentum * values + (1 - self.momentum) * rewards

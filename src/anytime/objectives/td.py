@@ -1,0 +1,276 @@
+"""TD(lambda): every answer learns to predict later answers and, at the end, the truth (Iuzzolino et al., NeurIPS 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anytime.objectives.weighted import Objective, step_losses
+from anytime.registry import nearest
+
+
+def _check_lam(lam: float) -> None:
+    if not 0 <= lam <= 1:
+        raise ValueError(f"lam must lie in [0, 1], got {lam!r}")
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """float32 of what autocast left in half precision; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.no_grad()
+def td_targets(predictions: Tensor, truth: Tensor, lam: float) -> Tensor:
+    """y_t = (1 - lam) sum_{i=1..T-t} lam^(i-1) p_{t+i} + lam^(T-t) y_true for t = 1..T (eq. 2), with 0^0 = 1.
+
+    Made by the recursion y_T = y_true, y_t = (1 - lam) p_{t+1} + lam y_{t+1}. With lam = 0 the target is the next prediction,
+    with lam = 1 the truth. No gradient flows through targets.
+
+    Args:
+        predictions: p `[T, B, ...]`; the first is nobody's target.
+        truth: y_true `[B, ...]`, of the same kind and type as a prediction.
+        lam: in [0, 1].
+
+    Returns:
+        `[T, B, ...]`; for lam = 1 a view of `truth`.
+
+    Raises:
+        ValueError: lam outside [0, 1], or a truth of another shape than the predictions.
+    """
+    _check_lam(lam)
+    if predictions.shape[1:] != truth.shape:
+        raise ValueError(f"the truth must be {list(predictions.shape[1:])}, as a prediction, got {list(truth.shape)}")
+    if lam == 1:
+        return truth.expand_as(predictions)
+    if lam == 0:
+        return torch.cat([predictions[1:], truth[None]])
+    targets = torch.empty_like(predictions)
+    targets[-1] = truth
+    for t in range(len(targets) - 2, -1, -1):
+        torch.lerp(predictions[t + 1], targets[t + 1], lam, out=targets[t])
+    return targets
+
+
+class Outputs:
+    """What answers are: how predictions, targets and losses are made of them. Subclass it for other kinds of answers."""
+
+    def predict(self, answers: Tensor) -> Tensor:
+        """The predictions p `[T, B, ...]` that answers `[T, B, ...]` stand for."""
+        raise NotImplementedError
+
+    def truth(self, answers: Tensor, target: Any) -> Tensor:
+        """y_true `[B, ...]`, shaped and typed as one prediction; refuses a target that does not fit the answers."""
+        raise NotImplementedError
+
+    def losses(self, answers: Tensor, targets: Tensor, target: Any) -> Tensor:
+        """The loss of each answer, `[T]`, from answers and TD targets `[T, B, ...]`; `target` as the objective got it."""
+        raise NotImplementedError
+
+    def true_losses(self, answers: Tensor, target: Any) -> Tensor:
+        """`losses` where every TD target is the truth."""
+        return self.losses(answers, self.truth(answers, target).expand_as(answers), target)
+
+
+class Classification(Outputs):
+    """p = softmax(a), y_true = one-hot label, loss_t = mean over the batch of -sum_c y_tc log p_tc.
+
+    Answers are logits a `[T, B, K]`, the target is labels `[B]`. The logarithm is a log-softmax, exact for any logits.
+    """
+
+    def predict(self, answers: Tensor) -> Tensor:
+        return answers.softmax(-1)
+
+    def truth(self, answers: Tensor, target: Tensor) -> Tensor:
+        batch, classes = answers.shape[-2:]
+        if target.shape != (batch,):
+            raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
+        return F.one_hot(target, classes).to(answers.dtype)
+
+    def losses(self, answers: Tensor, targets: Tensor, target: Tensor) -> Tensor:
+        return -(targets * answers.log_softmax(-1)).sum(-1).mean(1)
+
+    def true_losses(self, answers: Tensor, target: Tensor) -> Tensor:
+        return step_losses(answers, target)
+
+
+class HeatMaps(Outputs):
+    """p = a, loss_t = mean over joints j of 1/2 mean over images and pixels of (w_bj (a_t - y_t))^2.
+
+    Answers are raw heat-maps a `[T, B, J, H, W]`, and raw they are targets of earlier answers (the published code took a
+    softmax there, and only there). The target is the true heat-maps `[B, J, H, W]`, or a pair of these and weights w
+    `[B, J]`, e.g. 0 for joints that nobody can see.
+    """
+
+    def predict(self, answers: Tensor) -> Tensor:
+        return answers
+
+    def truth(self, answers: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        maps, weights = (target, None) if isinstance(target, Tensor) else target
+        if answers.ndim != 5 or maps.shape != answers.shape[1:]:
+            raise ValueError(f"true heat-maps must be [B, J, H, W] = {list(answers.shape[1:])}, got {list(maps.shape)}")
+        if weights is not None and weights.shape != maps.shape[:2]:
+            raise ValueError(f"weights must be [B, J] = {list(maps.shape[:2])}, got {list(weights.shape)}")
+        return maps.to(answers.dtype)
+
+    def losses(self, answers: Tensor, targets: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        error = answers - targets
+        if not isinstance(target, Tensor):
+            error = error * target[1].to(error.dtype)[:, :, None, None]
+        return 0.5 * error.square().flatten(1).mean(1)
+
+
+OUTPUTS: dict[str, type[Outputs]] = {"classification": Classification, "heat_maps": HeatMaps}
+
+
+class TDLambda(Objective):
+    """L = sum_{t=1..T} H(y_t, p_t), y_t = (1 - lam) p_{t+1} + lam y_{t+1}, y_T = y_true; the targets y are constants.
+
+    H is the cross-entropy, averaged over the batch, and p_t the softmax of answer t; `outputs` makes it something else. lam
+    says how far ahead an answer has to look: 0 (default) to the next answer, 1 to the truth, which is the plain sum of the
+    cross-entropies of all answers. The gradient of L with respect to the logits of answer t is (p_t - y_t) / B. The loss is
+    computed in float32 or better, whatever autocast does. Source: Iuzzolino, Mozer, Bengio 2021, eq. 2 and the text below it.
+
+    Args:
+        lam: in [0, 1].
+        reduction: `"sum"` of the answers' losses as in the paper, or their `"mean"`, whose size does not grow with T.
+        skip: number of first answers left out of the loss; 1 for the published clock, whose first answer sees no image yet.
+            Targets only look ahead, so those of the other answers stay the same.
+        outputs: what answers are: `"classification"`, `"heat_maps"`, or an object of a class of one's own.
+
+    Raises:
+        ValueError: lam outside [0, 1], another reduction, unknown outputs, skip negative or (when called) as large as T.
+    """
+
+    def __init__(
+        self,
+        lam: float = 0.0,
+        reduction: Literal["sum", "mean"] = "sum",
+        skip: int = 0,
+        outputs: str | Outputs = "classification",
+    ) -> None:
+        super().__init__()
+        _check_lam(lam)
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        if skip < 0:
+            raise ValueError(f"skip must be at least 0, got {skip!r}")
+        if isinstance(outputs, str):
+            if outputs not in OUTPUTS:
+                raise ValueError(f"unknown outputs {outputs!r}{nearest(outputs, OUTPUTS)}")
+            outputs = OUTPUTS[outputs]()
+        elif not isinstance(outputs, Outputs):
+            raise ValueError(f"outputs must be one of {', '.join(OUTPUTS)}, or an Outputs object, got {outputs!r}")
+        self.lam, self.reduction, self.skip, self.outputs = lam, reduction, skip, outputs
+
+    def forward(self, logits: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        if self.skip >= len(logits):
+            raise ValueError(f"skip must be below the number of answers, {len(logits)}, got {self.skip}")
+        answers = _full_precision(logits[self.skip :])
+        if self.lam == 1:
+            losses = self.outputs.true_losses(answers, target)
+        else:
+            with torch.no_grad():
+                truth = self.outputs.truth(answers, target)
+                targets = td_targets(self.outputs.predict(answers), truth, self.lam)
+            losses = self.outputs.losses(answers, targets, target)
+        return losses.sum() if self.reduction == "sum" else losses.mean()
+
+
+class IncrementalTD:
+    """The gradient of `TDLambda(lam)` for classification, added up answer by answer while the network still runs.
+
+    With p_{T+1} = y_true and delta_k = p_{k+1} - p_k the gradient is -1/B sum_k e_k^T delta_k, where e_k = lam e_{k-1} +
+    da_k/dw is the eligibility trace of the logits a_k `[B, K]` (Sutton 1988). Each term is added to `.grad` as soon as
+    p_{k+1} is known; no answer waits for the end of the sequence, whose length need not be known. It is exactly the
+    gradient of the batch form (reduction "sum") as long as no weight changes before `finish`.
+
+    Cost, with P parameters: for lam > 0 the trace holds B K P numbers and each `observe` is a backward pass of B K vectors
+    at once, so this is for small networks and few classes. For lam = 0 there is no trace: the graph of the last answer
+    waits for the next one, and each `observe` is one ordinary backward pass. Where the state leads from answer to answer
+    undetached, each pass goes back to the first step and autograd holds the graphs of all steps: T (T + 1) / 2 steps of
+    backward instead of T, so the batch form is cheaper. Where the state is detached between steps (gradients through one
+    step only) each pass is one step, and memory does not grow with T.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> td = IncrementalTD(model.parameters(), lam=0.5)
+        >>> for x in torch.randn(4, 8, 3):
+        ...     td.observe(model(x))
+        >>> td.finish(torch.zeros(8, dtype=torch.int64))
+        >>> model.weight.grad.shape
+        torch.Size([2, 3])
+
+    Args:
+        parameters: whose `.grad` is added to.
+        lam: in [0, 1].
+
+    Raises:
+        ValueError: lam outside [0, 1]; from `observe`, logits without a graph or of another shape than before; from `finish`,
+            no answer observed, or labels that do not fit.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lam: float = 0.0) -> None:
+        _check_lam(lam)
+        self.lam = lam
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._prediction: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._trace: list[Tensor | None] = [None] * len(self._parameters)
+
+    def observe(self, logits: Tensor) -> None:
+        """Takes the next answer's logits `[B, K]` with their graph, and adds the term of the answer before."""
+        if not logits.requires_grad:
+            raise ValueError("logits carry no graph: compute them from the parameters, with gradients enabled")
+        prediction = _full_precision(logits.detach()).softmax(-1)
+        if self._prediction is not None:
+            if prediction.shape != self._prediction.shape:
+                raise ValueError(f"logits must be {list(self._prediction.shape)} as before, got {list(prediction.shape)}")
+            self._add(prediction)
+        self._prediction = prediction
+        if self.lam == 0:
+            self._logits = logits
+        else:
+            self._extend_trace(logits)
+
+    def finish(self, target: Tensor) -> None:
+        """Adds the last term, from the labels `[B]`; the next `observe` begins another sequence."""
+        if self._prediction is None:
+            raise ValueError("finish comes after at least one observe")
+        self._add(Classification().truth(self._prediction, target))
+        self._prediction = self._logits = None
+        self._trace = [None] * len(self._parameters)
+
+    def _extend_trace(self, logits: Tensor) -> None:
+        """e <- lam e + da/dw, `[B K, *shape]` for each parameter."""
+        rows = torch.eye(logits.numel(), dtype=logits.dtype, device=logits.device).view(-1, *logits.shape)
+        jacobians = torch.autograd.grad(
+            logits, self._parameters, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+        for i, (trace, jacobian) in enumerate(zip(self._trace, jacobians, strict=True)):
+            if trace is None or jacobian is None:
+                self._trace[i] = jacobian if trace is None else self.lam * trace
+            else:  # not in place: Jacobians of different parameters may share memory
+                self._trace[i] = torch.add(jacobian, trace, alpha=self.lam)
+
+    def _add(self, following: Tensor) -> None:
+        """Adds -1/B e^T (following - prediction) to the gradients."""
+        assert self._prediction is not None
+        terms: Sequence[Tensor | None]
+        error = (self._prediction - following) / len(following)
+        if self._logits is not None:
+            seed = error.to(self._logits.dtype)
+            terms = torch.autograd.grad(self._logits, self._parameters, seed, retain_graph=True, allow_unused=True)
+        else:
+            terms = [None if trace is None else self._contract(error, trace) for trace in self._trace]
+        for parameter, term in zip(self._parameters, terms, strict=True):
+            if term is not None:
+                parameter.grad = term.clone() if parameter.grad is None else parameter.grad.add_(term)
+
+    @staticmethod
+    def _contract(error: Tensor, trace: Tensor) -> Tensor:
+        with torch.autocast(trace.device.type, enabled=False):  # which would multiply in half precision
+            return torch.tensordot(error.flatten().to(trace.dtype), trace, 1)

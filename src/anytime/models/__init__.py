@@ -4,6 +4,8 @@ from anytime.models import ann as ann
 from anytime.models import ann_imagenet as ann_imagenet
 from anytime.models import anytimenet as anytimenet
 from anytime.models import cascaded as cascaded
+from anytime.models import isresnext as isresnext
+from anytime.models import resnext as resnext
 from anytime.models import serial as serial
 
-__all__ = ["ann", "ann_imagenet", "anytimenet", "cascaded", "serial"]
+__all__ = ["ann", "ann_imagenet", "anytimenet", "cascaded", "isresnext", "resnext", "serial"]

@@ -9,7 +9,6 @@ glibc's allocator kept from giving memory back, in float32, channels_last, eval 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import harness
@@ -24,26 +23,10 @@ BARS = {128: 1.25, 1: 1.4}  # stream / baseline, at most; and at least 2.5x fast
 SIZE = (3, 32, 32)
 
 
-def compile_steps(model: AnytimeModel) -> list[Callable[[Any], Any]]:
-    """Every step as a graph of its own.
-
-    A function per step, each with its own code object: `torch.compile` keeps graphs per code object, and would try the guards
-    of all steps before it finds the right one. Guards on modules are left out, since nothing changes them here.
-    """
-
-    def step(state: Any) -> Any:
-        return model.step(state)
-
-    options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    names = [f"step_{t}" for t in range(1, model.num_steps + 1)]
-    own = [FunctionType(step.__code__.replace(co_name=n), step.__globals__, n, None, step.__closure__) for n in names]
-    return [torch.compile(function, options=options) for function in own]
-
-
 def candidates(model: AnytimeModel, baseline: AnytimeModel, x: Tensor, compiled: bool) -> dict[str, Callable[[], Any]]:
     """The three things that are timed."""
     wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
-    steps = compile_steps(model) if compiled else [model.step] * model.num_steps
+    steps = harness.compile_steps(model.step, model.num_steps) if compiled else [model.step] * model.num_steps
     alone = [wrap(lambda x, t=t: model(x, step=t)) for t in range(1, model.num_steps + 1)]
     whole = wrap(lambda x: baseline(x)[0])
 

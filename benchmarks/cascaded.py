@@ -6,12 +6,6 @@ against one pass of the ordinary ResNet-18. Activation memory is what autograd k
 
 from __future__ import annotations
 
-import os
-
-os.environ |= {  # glibc gives large buffers back to the system on every call otherwise; read when torch starts
-    "MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296",
-}  # fmt: skip
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any

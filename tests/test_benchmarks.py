@@ -53,3 +53,20 @@ def test_anytimenet_candidates_answer_alike(load_benchmark) -> None:
         timed = {name: function() for name, function in benchmark.candidates(model, baseline, x, compiled=False).items()}
     torch.testing.assert_close(torch.stack(timed["stream"]), torch.stack(timed["scratch"]), rtol=0, atol=1e-10)
     torch.testing.assert_close(timed["baseline"], baseline(x)[0])
+
+
+def test_cascaded_simulation_is_the_same_network(load_benchmark) -> None:
+    benchmark = load_benchmark("cascaded")
+    model = create_model("cascaded_resnet18", width=4, clock="published").double().train()
+    simulation = benchmark.Simulation(model).train()
+    x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(simulation(x), model(x), rtol=0, atol=1e-10)
+    exact, plain = (benchmark.kept_bytes(lambda n=network: n(x)) for network in (model, simulation))
+    assert exact < 0.6 * plain
+
+
+def test_heads_one_by_one_answer_alike(load_benchmark) -> None:
+    benchmark = load_benchmark("ann")
+    model = create_model("ann", units=1, width=4).double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(benchmark.OneByOne(model)(x), model(x), rtol=0, atol=1e-10)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
+from anytime.models.layers import pooled
 from anytime.registry import register_model
 
 Regime = Literal["joint", "no_grad", "midfeat"]
@@ -131,7 +132,7 @@ class AnytimeChain(AnytimeModel):
         return h
 
     def _pool(self, h: Tensor, exit: int) -> Tensor:
-        return F.relu(self.norms[exit](h)).mean((2, 3))
+        return pooled(F.relu(self.norms[exit](h)))
 
     def _head(self, h: Tensor, exit: int) -> Tensor:
         group, place = self._head_of[exit]

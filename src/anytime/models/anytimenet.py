@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
-from anytime.models.layers import StepBatchNorm2d, add_shortcut
+from anytime.models.layers import StepBatchNorm2d, add_shortcut, pooled
 from anytime.registry import register_model
 
 Scheme = Sequence[int] | Sequence[Sequence[int]]
@@ -174,7 +174,7 @@ class AnytimeNet(AnytimeModel):
         return sum(run is not None and run.first <= block < run.last for run in runs)
 
     def _out(self, h: Tensor, row: int) -> Tensor:
-        return self.head(F.adaptive_avg_pool2d(F.relu_(self.norm(h, row)), 1).flatten(1))
+        return self.head(pooled(F.relu_(self.norm(h, row))))
 
     def _run(self, section: int, run: Run, h: Tensor) -> Tensor:
         for block, row in zip(range(run.first, run.last), run.rows, strict=True):

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anytime.models.kernels import Kernels, Line, Smoothing, make_kernel
-from anytime.models.residual import STAGES, Clock, Heads, Layout, ResidualNet, Statistics, pooled
+from anytime.models.layers import pooled
+from anytime.models.residual import STAGES, Clock, Heads, Layout, ResidualNet, Statistics
 from anytime.registry import register_model
 
 CHUNK = 64  # images that a block sees at once under smoothing, whose time steps are many

@@ -177,11 +177,6 @@ class ResidualNet(AnytimeModel):
         raise NotImplementedError
 
 
-def pooled(features: Tensor) -> Tensor:
-    """Global average pooling, `[B, C, H, W]` to `[B, C]`."""
-    return F.adaptive_avg_pool2d(features, 1).flatten(1)
-
-
 def _convert(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Makes the state dict of a relative fit: statistics by their rows, a shared head copied to separate ones."""
     own = model.state_dict()

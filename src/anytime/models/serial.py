@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime.models.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet, pooled
+from anytime.models.layers import pooled
+from anytime.models.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet
 from anytime.registry import register_model
 
 Form = Literal["paper", "published"]

@@ -26,20 +26,22 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "cascaded_resnet18": {"width": 6},
     "cascaded_resnet34": {"width": 6},
     "cascaded_resnet50": {"width": 8},
+    "eann": {"members": tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": n}} for n in (1, 2))},
     "iresnext": {"blocks": (1, 2), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
     "iresnext29": {"blocks": (1, 1, 1), "width": 8, "steps": 2, "cardinality": 2, "batch_norm": "shared"},
     "isresnext": {"blocks": (1, 2, 1), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
     "isresnext_cub": {"blocks": (2, 1), "width": 8, "steps": 2, "cardinality": 4},
     "isresnext_imagenet": {"blocks": (1, 1), "width": 12, "steps": 3, "cardinality": 3},
-    "serial_resnet18": {"width": 4},
-    "serial_resnet34": {"width": 4},
-    "serial_resnet50": {"width": 4},
+    "serial_resnet18": {"width": 8},
+    "serial_resnet34": {"width": 8},
+    "serial_resnet50": {"width": 8},
 }
 
 
 @pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize("input_size", [(3, 8, 8), (1, 9, 12)], ids=["rgb", "grey"])
 def test_registered_models(name: str, input_size: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)  # in a narrow network that is unlucky all ReLUs of a layer are 0, so that its input does not change
     model = create_model(name, num_classes=7, in_channels=input_size[0], **ARGUMENTS.get(name, {}))
     check_anytime_model(model, input_size)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
+from anytime.parser import Parser
 from anytime.registry import nearest
 
 if TYPE_CHECKING:
@@ -20,29 +20,6 @@ if TYPE_CHECKING:
     from anytime.trace import Trace
 
 RUN_HELP = "a run directory, or the name of a pretrained model (see `anytime models`)"
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are one line, and an unknown option gets the nearest valid one."""
-
-    def __init__(self, command: str, description: str, examples: str = "") -> None:
-        super().__init__(
-            prog=f"anytime {command}",
-            description=description,
-            epilog=examples and f"examples:\n{examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        options, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            valid = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            self.error(f"unknown argument {unknown[0]}{nearest(unknown[0], valid)}")
-        return options
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -312,6 +289,20 @@ def demo(arguments: Sequence[str]) -> int:
     return 0
 
 
+def study(arguments: Sequence[str]) -> int:
+    """Make tables and figures of a paper again, the paper's numbers beside ours."""
+    from anytime.studies.command import study as run_study
+
+    return run_study(arguments)
+
+
+def exits(arguments: Sequence[str]) -> int:
+    """List the places where a backbone can be cut into stages, with their cost."""
+    from anytime.exits import exits_command
+
+    return exits_command(arguments)
+
+
 def _check_trained(parser: Parser, name: str) -> None:
     from anytime.pretrained import list_pretrained
 
@@ -331,7 +322,7 @@ def _check_device(parser: Parser, name: str) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (demo, train, evaluate, compare, predict, profile, models, datasets)
+    command.__name__: command for command in (demo, train, evaluate, compare, predict, profile, exits, study, models, datasets)
 }
 
 

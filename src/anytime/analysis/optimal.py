@@ -1,0 +1,213 @@
+"""Against OPT, the networks trained for one exit each: relative increase of the error, OPT+, and "better in k of n runs".
+
+Hu, Dey, Bagnell, Hebert, 2017, sections 4.1 to 4.6. Errors are shares (or per cent, as long as all are), costs MACs or units.
+The average error over exits and timeliness are in `anytime.analysis.curves`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anytime.analysis.curves import MILESTONES, Cost, answers, costs, error
+from anytime.trace import Trace
+
+
+@dataclass(frozen=True)
+class Exits:
+    """The error after each exit, and what was spent until then.
+
+    Attributes:
+        errors: At least one.
+        costs: Cumulative, growing, as many as errors.
+
+    Raises:
+        ValueError: Lengths that differ, costs that do not grow.
+    """
+
+    errors: tuple[float, ...]
+    costs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "errors", tuple(map(float, self.errors)))
+        object.__setattr__(self, "costs", tuple(map(float, self.costs)))
+        if not self.errors or len(self.errors) != len(self.costs):
+            raise ValueError(f"an error and a cost for each exit, got {len(self.errors)} errors and {len(self.costs)} costs")
+        if not all(before < after for before, after in zip((0.0, *self.costs), self.costs, strict=False)):
+            raise ValueError(f"costs must be above 0 and grow from exit to exit, got {list(self.costs)}")
+
+    @classmethod
+    def of(cls, trace: Trace, cost: Cost = "macs") -> Exits:
+        """The exits of one network: error and cost of every step of a trace.
+
+        Raises:
+            ValueError: Contract costs that do not grow with the step.
+        """
+        return cls(tuple(error(trace).tolist()), tuple(costs(trace, cost).tolist()))
+
+    @classmethod
+    def of_family(cls, traces: Mapping[int, Trace], cost: Cost = "contract") -> Exits:
+        """OPT: for each exit the network that was trained for it alone.
+
+        Args:
+            traces: Exit (1..T, as in `--objective optimal --objective.exit i`) to the trace of its network.
+            cost: Default: of that one answer alone, since no other counts.
+
+        Raises:
+            ValueError: An exit that the trace does not have.
+        """
+        for exit, trace in traces.items():
+            if not 1 <= exit <= trace.num_steps:
+                raise ValueError(f"exits must lie in 1..{trace.num_steps}, the steps of the trace, got {exit!r}")
+        ordered = sorted(traces.items())
+        return cls(
+            tuple(float(error(trace)[exit - 1]) for exit, trace in ordered),
+            tuple(float(costs(trace, cost)[exit - 1]) for exit, trace in ordered),
+        )
+
+    def held(self, spent: Sequence[float]) -> list[float]:
+        """Error of the last exit with cost <= each of `spent`; nan before the first exit."""
+        exits = [bisect_right(self.costs, budget * (1 + 1e-12)) for budget in spent]
+        return [self.errors[exit - 1] if exit else math.nan for exit in exits]
+
+    def at(self, fractions: Sequence[float] = MILESTONES, total: float | None = None) -> list[float]:
+        """Error of the last exit with cost <= fraction * total.
+
+        Args:
+            fractions: Default: the four milestones.
+            total: Default: the cost of the last exit. OPT+ goes by the total of the deepest network.
+        """
+        total = self.costs[-1] if total is None else total
+        return self.held([fraction * total for fraction in fractions])
+
+    def step_curve(self, total: float | None = None) -> tuple[list[float], list[float]]:
+        """The corners (cost, error) of the error held over the cost, which drops at each new answer (Fig. 3 of the paper).
+
+        Args:
+            total: Where the curve ends; default: at the last exit.
+
+        Example:
+            >>> Exits((0.5, 0.25), (10, 30)).step_curve(total=40)
+            ([10.0, 30.0, 30.0, 40.0], [0.5, 0.5, 0.25, 0.25])
+        """
+        end = self.costs[-1] if total is None else float(total)
+        if end < self.costs[-1]:
+            raise ValueError(f"total must be at least the cost of the last exit, {self.costs[-1]:g}, got {total!r}")
+        x, y = [self.costs[0]], [self.errors[0]]
+        for cost, new in zip(self.costs[1:], self.errors[1:], strict=True):
+            x += [cost, cost]
+            y += [y[-1], new]
+        return ([*x, end], [*y, y[-1]]) if end > x[-1] else (x, y)
+
+
+def opt_plus(networks: Sequence[Exits]) -> Exits:
+    """OPT+: the smallest error of any network that costs no more: e(c) = min {e_i : c_i <= c} (section 4.6).
+
+    Args:
+        networks: The OPT of several networks, costs in one unit.
+
+    Returns:
+        Only the exits where the error falls. Its milestones are shares of the deepest network: `opt_plus(all).at(total=...)`.
+
+    Example:
+        >>> opt_plus([Exits((0.4, 0.2), (1, 4)), Exits((0.3, 0.25), (2, 6))])
+        Exits(errors=(0.4, 0.3, 0.2), costs=(1.0, 2.0, 4.0))
+    """
+    if not networks:
+        raise ValueError("networks must be at least one, got none")
+    points = sorted((cost, err) for exits in networks for err, cost in zip(exits.errors, exits.costs, strict=True))
+    best: list[tuple[float, float]] = []
+    for cost, err in points:
+        if not best or err < best[-1][1]:
+            best.append((cost, err))
+    return Exits(tuple(err for _, err in best), tuple(cost for cost, _ in best))
+
+
+def relative_increase(errors: Sequence[float], optimal: Sequence[float]) -> list[float]:
+    """(e_i - opt_i) / opt_i, one by one, e.g. at the milestones; 0 is as good as OPT (Table 2b of the paper, in per cent).
+
+    Args:
+        errors: Of an anytime network, e.g. `exits.at()`.
+        optimal: Of OPT at the same places.
+
+    Raises:
+        ValueError: Lengths that differ, an optimal error that is not above 0.
+    """
+    if len(errors) != len(optimal) or not all(best > 0 for best in optimal):
+        raise ValueError(f"optimal must hold {len(errors)} errors above 0, got {list(optimal)}")
+    return [(err - best) / best for err, best in zip(errors, optimal, strict=True)]
+
+
+def better_in(wins: int, runs: int) -> float:
+    """P(X >= k), X binomial(n, 1/2): how likely k wins in n runs are if neither method is better; exact, one-sided.
+
+    (The paper's test puts a relative deviation into Hoeffding's additive bound and so finds far too much significant.)
+
+    Args:
+        wins: k, runs in which the method had the smaller error.
+        runs: n.
+
+    Example:
+        >>> round(better_in(26, 39), 3)
+        0.027
+    """
+    if not 0 <= wins <= runs or runs < 1:
+        raise ValueError(f"wins must lie in 0..runs and runs be at least 1, got {wins!r} of {runs!r}")
+    return sum(math.comb(runs, k) for k in range(wins, runs + 1)) / 2**runs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """In how many of n paired runs a method has the smaller error.
+
+    Attributes:
+        better: Runs with a smaller error.
+        tied: Runs with the same.
+        runs: n.
+    """
+
+    better: int
+    tied: int
+    runs: int
+
+    @property
+    def share(self) -> float:
+        """(better + tied / 2) / n, as in Tables 2 and 5 of the paper."""
+        return (self.better + self.tied / 2) / self.runs
+
+    @property
+    def p_value(self) -> float:
+        """`better_in(better, n)`: a tie is no win."""
+        return better_in(self.better, self.runs)
+
+
+def compare(errors: Sequence[float], others: Sequence[float]) -> Comparison:
+    """Counts the runs in which a method beats another.
+
+    Args:
+        errors: Of the method, one per run.
+        others: Of the other method in the same runs (model, data set, seed).
+
+    Raises:
+        ValueError: Lengths that differ, no runs, or an error that is NaN.
+    """
+    pairs = list(zip(errors, others, strict=False))
+    if not pairs or len(errors) != len(others) or any(math.isnan(value) for pair in pairs for value in pair):
+        raise ValueError(f"two errors per run, none NaN; got {list(errors)} and {list(others)}")
+    better, tied = sum(mine < other for mine, other in pairs), sum(mine == other for mine, other in pairs)
+    return Comparison(better, tied, len(pairs))
+
+
+def cross_entropy(trace: Trace) -> Tensor:
+    """-mean_n log softmax(z_n)_label, in nats, float64 `[T]`.
+
+    Of a trace of training images it is the final training loss of each exit (Fig. 2d of the paper).
+    """
+    labels = trace.labels.expand_as(answers(trace))
+    losses = [torch.nn.functional.cross_entropy(z.double(), k) for z, k in zip(trace.logits, labels, strict=True)]
+    return torch.stack(losses)

@@ -1,0 +1,230 @@
+"""Tracing: networks written in many ways, the branches that are found in them, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import VisionTransformer
+
+from anytime.model import select_samples
+from anytime.models.delays import add_delays
+
+TAPS = (0.5, 0.0, 0.5)
+
+
+def images(*size: int) -> Tensor:
+    return torch.rand(*size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
+class Parts(nn.Module):
+    """What these networks share: three linear layers on flat images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.relu = nn.ReLU(inplace=True)
+
+
+class InPlace(Parts):
+    """Every reader of a tensor sees what was written into it before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x.flatten(1))
+        self.relu(h)
+        r = self.b(h)
+        r *= 0.5
+        F.relu(r, True)
+        r.add_(1).mul_(h)
+        h = h + r
+        torch.sigmoid_(h)
+        g = self.c(h)
+        g -= 1
+        return h.add(g)
+
+
+class Sum(Parts):
+    """x + f(x) + g(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return x + self.b(self.relu(self.a(x))) + self.c(x)
+
+
+class BatchSecond(Parts):
+    """Its branch puts the batch into dimension 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        x = x + self.b(torch.relu(self.a(torch.stack([x, -x]))))[1:].squeeze(0)
+        return x + self.c(x).view(len_of(x), -1)
+
+
+def len_of(x: Tensor) -> int:
+    return x.size(0)
+
+
+class Dropping(Parts):
+    """What it does depends on its mode, not on that of a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return x + F.dropout(self.b(self.a(x)), 0.5, self.training)
+
+
+class Deciding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[-1] < 3 else -x
+
+
+class Branching(Parts):
+    """torch.fx cannot look into its branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.way = nn.Sequential(nn.Linear(12, 12), Deciding())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return x + self.way(x)
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for p in network.parameters():
+        nn.init.normal_(p)
+    return network.double()
+
+
+@pytest.mark.parametrize(
+    ("kind", "branches", "named", "leaves"),
+    [
+        (InPlace, ["b", "c"], True, ()),
+        (Sum, ["b", "c"], True, ()),
+        (Sum, ["b", "c"], False, ()),
+        (BatchSecond, ["b", "c"], False, ()),
+        (Branching, ["way"], True, ["way.1"]),
+    ],
+)
+def test_ways_of_writing(simulate: Any, kind: Any, branches: list[str], named: bool, leaves: Sequence[str]) -> None:
+    network, chosen = randomised(kind()).eval(), branches if named else None
+    x = images(3, 3, 2, 2)
+    instant = add_delays(copy.deepcopy(network), chosen, "instant", num_classes=12, leaves=leaves).eval()
+    assert torch.equal(instant(x)[0], network(x))
+    model = add_delays(copy.deepcopy(network), chosen, TAPS, num_classes=12, leaves=leaves).eval()
+    expected = torch.stack(simulate(network, branches, TAPS, [x] * model.num_steps))
+    assert largest(model(x), expected) < 1e-10
+    state, answers = model.initial_state(x), []
+    for _ in range(model.num_steps):
+        logits, state = model.step(state)
+        answers.append(logits[:2])
+        state = select_samples(state, torch.arange(2))
+    assert largest(torch.stack(answers), expected[:, :2]) < 1e-10
+
+
+class Gated(Parts):
+    """A highway layer: two ways that share their gate are no x + f(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        gate = torch.sigmoid(self.a(x))
+        return gate * self.b(x) + (1 - gate) * x
+
+
+class Equal(Parts):
+    """Neither of two ways is the shorter, and a sum without parameters learns nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x.flatten(1)) + self.b(x.flatten(1))
+        return x + 0.1 * torch.relu(x)
+
+
+class Joined(Parts):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return torch.cat([x, self.a(x)], 1)
+
+
+def test_branches_that_are_found() -> None:
+    assert add_delays(Sum(), num_classes=12).branches == ("b", "c")
+    assert add_delays(BatchSecond(), num_classes=12).branches == ("squeeze", "view")
+    assert add_delays(InPlace(), num_classes=12).branches == ("mul_", "sub")
+    for network in (Gated(), Equal(), Joined()):
+        with pytest.raises(
+            ValueError, match=r"no skip connection .* in (Gated|Equal|Joined); name the modules .* instance 'a'"
+        ):
+            add_delays(network, num_classes=5)
+
+
+def test_the_mode_decides_at_every_call() -> None:
+    network = randomised(Dropping()).train()
+    model = add_delays(network, num_classes=12)
+    x = images(4, 3, 2, 2)
+    assert model.training
+    assert network.training
+    assert (model(x)[1] - model(x)[1]).abs().max() > 0.1
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    assert largest(model(x)[1], network(x)) < 1e-12
+
+
+def vit() -> VisionTransformer:
+    return VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=12)
+
+
+class Dictionary(Parts):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = x.flatten(1)
+        return {"out": x + self.a(x)}
+
+
+class KeepsBatchSecond(Parts):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1).unsqueeze(1).transpose(0, 1)
+        return (x + self.a(x)).transpose(0, 1).squeeze(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "message"),
+    [
+        (Sum, {"branches": ["reloo"]}, r"branches names 'reloo', but the network has no such module; did you mean 'relu'\?"),
+        (Sum, {"leaves": ["layer"]}, "leaves names 'layer', but the network has no such module; valid: a, b, c, relu"),
+        (Sum, {"branches": []}, "no skip connection"),
+        (Sum, {"num_steps": 0}, r"num_steps must lie in 1..2, for then the answer has settled, got 0"),
+        (Sum, {"num_steps": 3}, r"num_steps must lie in 1..2, for then the answer has settled, got 3"),
+        (Sum, {"kernel": "ews", "num_steps": -1}, "num_steps must lie in 1..inf, .* got -1"),
+        (Sum, {"alpha": 1}, r"alpha must lie in \[0, 1\), got 1"),
+        (Sum, {"kernel": "slow"}, "kernel must be .*, got 'slow'"),
+        (Branching, {"branches": ["way.0"], "leaves": ["way"]}, "branches names 'way.0', but this module does not run"),
+        (Branching, {}, r"Branching cannot be traced by torch.fx: TraceError: .*name the module in `leaves`"),
+        (Dictionary, {}, r"must give one tensor, but it gives \{'out': add\}"),
+    ],
+)
+def test_networks_that_cannot_be_delayed(network: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        add_delays(network(), num_classes=5, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "message"),
+    [
+        (Joined, 2, "the network gives 24 logits, expected a tensor"),
+        (KeepsBatchSecond, 2, r"gives \[1, 1009, 12\] for 1009 images: .* must have the batch in dimension 0"),
+        (vit, 24, r"the network cannot run on images \[3, 24, 24\]: Wrong image height! Expected 16"),
+    ],
+)
+def test_images_that_do_not_fit(network: Any, size: int, message: str) -> None:
+    model = add_delays(network(), ["a"] if network is Joined else None, num_classes=12)
+    for call in (model, model.stream, model.initial_state):
+        with pytest.raises(ValueError, match=message):
+            call(torch.rand(2, 3, size, size))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from anytime.model import AnytimeModel, eval_mode
 
 
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """A FLOP counter that sees attention, too: torch's fused inference kernel would hide it."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def _flops(function: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         function()
     return counter.get_total_flops()
 

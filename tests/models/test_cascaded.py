@@ -120,7 +120,7 @@ def test_a_disturbance_costs_only_what_it_changes() -> None:
         counts.append(len(runs))
     expected = simulate(model, [*seen, a], OSD)[0][1:]
     assert max((x - y).abs().max() for x, y in zip(answers, expected, strict=True)) < 1e-12
-    assert counts == [8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
+    assert counts == [0, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
 
 
 def test_published_clock_is_one_step_early() -> None:
@@ -213,9 +213,11 @@ def test_contract_of_variants(arguments) -> None:
     check_anytime_model(create_model("cascaded_resnet18", num_classes=3, width=6, **arguments), (3, 16, 12), batch_size=2)
 
 
-@pytest.mark.parametrize("arguments", [{"form": "published"}, {"heads": "separate", "clock": "published"}], ids=str)
-def test_contract_of_serial_variants(arguments) -> None:
-    check_anytime_model(create_model("serial_resnet18", num_classes=3, width=6, **arguments), (3, 16, 12), batch_size=2)
+@pytest.mark.parametrize("more", [{}, {"heads": "separate", "clock": "published"}], ids=str)
+def test_contract_of_serial_variants(more) -> None:
+    check_anytime_model(
+        create_model("serial_resnet18", num_classes=3, width=6, form="published", **more), (3, 16, 12), batch_size=2
+    )
 
 
 def test_parameters_and_work() -> None:
@@ -291,11 +293,10 @@ def test_smoothing_settles_at_the_serial_answer() -> None:
     x = torch.rand(8, 3, 13, 18, dtype=torch.float64)
     smooth = convert(cascaded, kernel="ews", num_steps=120).double().eval()
     off = (smooth(x) - cascaded(x)[-1]).norm(dim=(1, 2)) / cascaded(x)[-1].norm()
-    assert off[119] < 0.01 < off[20]
+    assert off[119] < off[20] / 100 < off[0] / 100
     own = make(kernel="ews", statistics="per_step", num_steps=6)
     own.load_state_dict(smooth.state_dict())
     calibrate(own, [x, 1 - x])
-    assert not own.training or own.training
     first, second = own.blocks[3].norms[0].running_mean[:2]
     assert (first - second).abs().max() > 1e-6
 

@@ -3,6 +3,7 @@
 from anytime.models import ann as ann
 from anytime.models import ann_imagenet as ann_imagenet
 from anytime.models import anytimenet as anytimenet
+from anytime.models import attach as attach
 from anytime.models import cascaded as cascaded
 from anytime.models import delays as delays
 from anytime.models import densenet as densenet
@@ -11,4 +12,16 @@ from anytime.models import isresnext as isresnext
 from anytime.models import resnext as resnext
 from anytime.models import serial as serial
 
-__all__ = ["ann", "ann_imagenet", "anytimenet", "cascaded", "delays", "densenet", "eann", "isresnext", "resnext", "serial"]
+__all__ = [
+    "ann",
+    "ann_imagenet",
+    "anytimenet",
+    "attach",
+    "cascaded",
+    "delays",
+    "densenet",
+    "eann",
+    "isresnext",
+    "resnext",
+    "serial",
+]

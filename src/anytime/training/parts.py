@@ -59,13 +59,17 @@ def build(config: Config) -> Parts:
     path = short_names({"model": config["model"]})["model"]["class_path"]
     takes = inspect.signature(imported(config["model"]["class_path"])).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    channels = {"in_channels": data.input_size[0]} if open_ended or "in_channels" in takes else {}
+    size: dict[str, Any] = {"in_channels": data.input_size[0]} if open_ended or "in_channels" in takes else {}
+    given = config["model"]["init_args"]
+    if "input_size" in takes and given.get("input_size") is None:
+        size["input_size"] = data.input_size
     classes = data.levels if data.levels else data.num_classes
     try:
-        model = registry.create_model(path, classes, **channels, **config["model"]["init_args"])
+        model = registry.create_model(path, classes, **given | size)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    if settings.normalize:
+    own = bool(model.mean.any() or (model.std != 1).any())  # of a backbone with a configuration of its own
+    if settings.normalize and not own:
         model.set_normalization(data.mean, data.std)
     model.metadata = {
         "data": type(data).__name__,

@@ -1,0 +1,166 @@
+"""Heads that answer from a backbone's features: one class per kind, the fitting one chosen by the feature's shape.
+
+Every head is built as `Head(shape, num_classes)`, the shape without the batch: an image (C, H, W), tokens (N, C) or a vector
+(C,). A user's own class, named by import path, is built in the same way.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytime.registry import nearest
+
+Shape = tuple[int, ...]
+GRID_WEIGHTS = 2**18  # of one head: reading more would cost as much time as a layer when one image is answered
+
+
+def _require(shape: Shape, kinds: Sequence[int], head: str, wanted: str) -> None:
+    if len(shape) not in kinds:
+        raise ValueError(f"a {head} head reads {wanted}, but the features have the shape {shape} (without the batch)")
+
+
+class LinearHead(nn.Module):
+    """logits = W mean(h) + b, with the mean over all positions of an image `[B, C, H, W]` or all tokens `[B, N, C]`."""
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape[-1] if len(shape) == 2 else shape[0], num_classes)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`[B, C, H, W]`, `[B, N, C]` or `[B, C]` to logits `[B, K]`."""
+        return self.linear(h.mean((2, 3)) if h.ndim == 4 else h.mean(1) if h.ndim == 3 else h)
+
+
+class MixedHead(nn.Module):
+    """logits = W p + b, p = a max(h) + (1 - a) mean(h) over the cells of a g x g grid, a learned.
+
+    g is 4, or 2 or 1 where 4 x 4 cells would need more than 2^18 weights. Where the cells are single pixels there is nothing
+    to mix. The paper pools with kernels of size // 4, which is the same where 4 divides the size; here the grid is the same
+    for all image sizes. a starts at 1/2 (the paper's code: uniformly in [0, 1]).
+
+    Source: Kaya, Hong, Dumitras, ICML 2019 (shallow-deep networks), section 4.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        _require(shape, (3,), "mixed", "images (C, H, W)")
+        channels, height, width = shape
+        side = next(side for side in (4, 2, 1) if side == 1 or side**2 * channels * num_classes <= GRID_WEIGHTS)
+        self.grid = (min(side, height), min(side, width))
+        self.mix = nn.Parameter(torch.full((1,), 0.5)) if self.grid != (height, width) else None
+        self.linear = nn.Linear(channels * self.grid[0] * self.grid[1], num_classes)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`[B, C, H, W]` to logits `[B, K]`."""
+        pooled = F.adaptive_avg_pool2d(h, self.grid)
+        if self.mix is not None:
+            pooled = torch.lerp(pooled, F.adaptive_max_pool2d(h, self.grid), self.mix)
+        return self.linear(pooled.flatten(1))
+
+
+class ConvHead(nn.Module):
+    """logits = W mean(g(g(h))) + b with g = relu(bn(conv3x3, stride 2)) to `width` channels: stronger, and the dearest.
+
+    Source: Huang et al., ICLR 2018 (MSDNet), appendix A; their 2 x 2 pooling and linear layer are a global mean here.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int, width: int = 128) -> None:
+        super().__init__()
+        _require(shape, (3,), "conv", "images (C, H, W)")
+        layers: list[nn.Module] = []
+        for channels in (shape[0], width):
+            layers += [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`[B, C, H, W]` to logits `[B, K]`."""
+        return self.linear(self.layers(h).mean((2, 3)))
+
+
+class TokenHead(nn.Module):
+    """logits = W mean(norm(h)) + b, layer norm over the channels of each token, the mean over all tokens.
+
+    The pixels of an image `[B, C, H, W]` are tokens, too.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        _require(shape, (2, 3), "token", "tokens (N, C) or images (C, H, W)")
+        channels = shape[1] if len(shape) == 2 else shape[0]
+        self.norm = nn.LayerNorm(channels)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`[B, N, C]` or `[B, C, H, W]` to logits `[B, K]`."""
+        tokens = h.flatten(2).transpose(1, 2) if h.ndim == 4 else h
+        return self.linear(self.norm(tokens).mean(1))
+
+
+class ClassTokenHead(nn.Module):
+    """logits = W norm(h_0) + b, h_0 the first token: the class token of ViT and DeiT."""
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        _require(shape, (2,), "class_token", "tokens (N, C)")
+        self.norm = nn.LayerNorm(shape[1])
+        self.linear = nn.Linear(shape[1], num_classes)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`[B, N, C]` to logits `[B, K]`."""
+        return self.linear(self.norm(h[:, 0]))
+
+
+HEADS: dict[str, type[nn.Module]] = {
+    "linear": LinearHead,
+    "mixed": MixedHead,
+    "conv": ConvHead,
+    "token": TokenHead,
+    "class_token": ClassTokenHead,
+}
+Head = str | Callable[[Shape, int], nn.Module]
+
+
+def find_module_class(path: str, what: str) -> type[nn.Module]:
+    """The subclass of nn.Module at an import path; nothing else can be called by name, which may come from any file.
+
+    Raises:
+        ValueError: The path leads nowhere, or to something else.
+    """
+    module_name, _, attribute = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{what} {path!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"{what} {path!r} is no subclass of torch.nn.Module")
+    return found
+
+
+def build_head(head: Head, shape: Shape, num_classes: int, channels_last: bool = False) -> nn.Module:
+    """A head for features of a shape.
+
+    Args:
+        head: A name of `HEADS`, the import path of a user's class, a class or function; or "auto": mixed for images, token for
+            tokens and for the channels-last images of Swin-like transformers, linear for vectors.
+        shape: Of the features as the head gets them, without the batch: (C, H, W), (N, C) or (C,).
+        num_classes: K of the logits.
+        channels_last: Whether the backbone keeps these images as (H, W, C), which only "auto" asks for.
+
+    Raises:
+        ValueError: Unknown name, or a head that does not read features of this shape.
+    """
+    if not isinstance(head, str):
+        return head(shape, num_classes)
+    if head == "auto":
+        head = "token" if channels_last else ("linear", "token", "mixed")[len(shape) - 1]
+    if "." in head:
+        return find_module_class(head, "head")(shape, num_classes)
+    if head not in HEADS:
+        raise ValueError(f"unknown head {head!r}{nearest(head, ['auto', *HEADS])}")
+    return HEADS[head](shape, num_classes)

@@ -1,0 +1,303 @@
+"""Which trainings start, go on or are skipped; with a trainer that only writes what the real one would leave."""
+
+import json
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from anytime.studies import Run, TrainingStopped, find_recipe, run_all, standing
+from anytime.studies.apart import log_end, train_apart
+from anytime.studies.runner import trace_path
+from anytime.studies.study import Item, Result, Study, facts, find_study, plain
+from anytime.trace import Trace
+from anytime.training.config import UsageError, parse
+from anytime.training.rundir import create_run, set_state
+
+TRACE = Trace(torch.zeros(2, 3, 2), torch.tensor([0, 1, 0]), torch.tensor([1, 2]), None, None, ("a", "b"))
+RECIPE = {"model": {"class_path": "anytimenet", "init_args": {"width": 4}}, "data": "digits", "epochs": 2}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture
+def run(recipe):
+    return lambda name="a", *flags, seed=0: Run(name, recipe, flags, seed, {name: None})
+
+
+class Trainer:
+    """Leaves a run directory in the state it is told, and notes what it was asked for."""
+
+    def __init__(self, state: str = "finished", code: int = 0) -> None:
+        self.state, self.code = state, code
+        self.asked: list[list[str]] = []
+
+    def __call__(self, arguments, log: Path) -> int:
+        self.asked.append(list(arguments))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("step 1\nstep 2\n")
+        flags = list(arguments)
+        if flags[0] == "--resume":
+            path = Path(flags[1])
+        else:
+            assert flags[0] == "--config"
+            path = Path(flags.pop(flags.index("--run") + 1))
+            flags.remove("--run")
+            create_run(path, parse(flags[2:], [flags[1]]), overwrite=False)
+        set_state(path, self.state)
+        return self.code
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def __call__(self, path: Path, views) -> None:
+        self.asked.append((path.name, list(views)))
+        for name in views:
+            TRACE.save(trace_path(path, name))
+
+
+def test_what_is_missing_is_trained_and_recorded_once(run, tmp_path):
+    runs, train, recorder, said = [run("a"), run("b", "--model.width=8", seed=3)], Trainer(), Recorder(), []
+    folder = tmp_path / "runs"
+    traces = run_all(runs, folder, train, recorder, said.append)
+    assert [asked[2:] for asked in train.asked] == [
+        ["--seed=0", "--run", str(folder / "a")],
+        ["--model.width=8", "--seed=3", "--run", str(folder / "b")],
+    ]
+    assert recorder.asked == [("a", ["a"]), ("b", ["b"])]
+    assert {name: list(traces[name]) for name in traces} == {"a": [0], "b": [3]}
+    assert len(traces) == 2
+    assert torch.equal(traces["b"][3].logits, TRACE.logits)
+    assert said[0] == f"[1/2] a: start, see {folder / 'logs' / 'a.log'}"
+    assert said[1].startswith("[1/2] a: trained in ")
+    assert "; 1 to train, about " in said[1]
+    assert said[-1].endswith("; 0 to train")
+
+    again, recorder, said = Trainer(), Recorder(), []
+    assert list(run_all(runs, folder, again, recorder, said.append)) == ["a", "b"]
+    assert again.asked == []
+    assert recorder.asked == []
+    assert said == ["[1/2] a: finished before; 0 to train", "[2/2] b: finished before; 0 to train"]
+
+
+@pytest.mark.parametrize("state", ["started", "interrupted", "failed"])
+def test_what_is_half_done_is_resumed(run, tmp_path, state):
+    with pytest.raises(TrainingStopped, match=r"training a ended with exit code 130, see .*a\.log") as stopped:
+        run_all([run("a"), run("b")], tmp_path, Trainer(state, 130), Recorder(), lambda _: None)
+    assert log_end(stopped.value.log, 1) == ["step 2"]
+    assert standing(run("a"), tmp_path) == "resume"
+    assert standing(run("b"), tmp_path) == "start"
+    train = Trainer()
+    run_all([run("a"), run("b")], tmp_path, train, Recorder(), lambda _: None)
+    assert train.asked[0] == ["--resume", str(tmp_path / "a")]
+    assert train.asked[1][0] == "--config"
+
+
+def test_a_recording_that_was_interrupted_is_made_up_for(run, tmp_path):
+    def interrupted(path, views):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([run()], tmp_path, Trainer(), interrupted, lambda _: None)
+    train, recorder = Trainer(), Recorder()
+    run_all([run()], tmp_path, train, recorder, lambda _: None)
+    assert train.asked == []
+    assert recorder.asked == [("a", ["a"])]
+
+
+def test_runs_of_one_name_count_once(run, tmp_path):
+    train = Trainer()
+    run_all([run(), run()], tmp_path, train, Recorder(), lambda _: None)
+    assert len(train.asked) == 1
+
+
+def test_another_configuration_is_refused_before_anything_is_trained(run, tmp_path):
+    run_all([run("b")], tmp_path, Trainer(), Recorder(), lambda _: None)
+    train = Trainer()
+    message = r"b holds a training with epochs 2 \(wanted 3\), model.width 4 \(wanted 8\); give another --runs, or remove it"
+    with pytest.raises(UsageError, match=message):
+        run_all([run("a"), run("b", "--epochs=3", "--model.width", "8")], tmp_path, train, Recorder(), lambda _: None)
+    with pytest.raises(UsageError, match="seed 0"):
+        standing(run("b", seed=1), tmp_path)
+    with pytest.raises(UsageError, match=r"has no argument model\.widht"):
+        standing(run("new", "--model.widht=2"), tmp_path)
+    assert train.asked == []
+
+
+def test_where_data_lie_and_what_is_shown_make_no_other_training(run, tmp_path):
+    run_all([run()], tmp_path, Trainer(), Recorder(), lambda _: None)
+    assert standing(run("a", "--data.root=elsewhere", "--progress=false"), tmp_path) == "finished"
+
+
+def test_arguments_that_came_later_count_by_their_defaults(run, tmp_path):
+    run_all([run()], tmp_path, Trainer(), Recorder(), lambda _: None)
+    path = tmp_path / "a" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["data"]["init_args"]["limit"], config["gradient_clip"]
+    path.write_text(yaml.safe_dump(config))
+    assert standing(run(), tmp_path) == "finished"
+
+
+def test_a_folder_that_is_no_run_directory_is_left_alone(run, tmp_path):
+    (tmp_path / "a").mkdir()
+    assert standing(run(), tmp_path) == "start"  # nothing in it yet
+    (tmp_path / "a" / "thesis.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
+        standing(run(), tmp_path)
+
+
+def test_each_network_of_a_run_has_a_trace_of_its_own(tmp_path):
+    assert trace_path(tmp_path, "CascadedTD").name == "trace-test-cascadedtd.safetensors"  # not that of `anytime evaluate`
+    assert trace_path(tmp_path, "SerialTD(0)-MultiHead").name == "trace-test-serialtd_0_multihead.safetensors"
+
+
+def test_find_recipe():
+    assert find_recipe("anytimenet_cifar10.yaml").is_file()
+    with pytest.raises(FileNotFoundError, match=r"no recipe nothing\.yaml"):
+        find_recipe("nothing.yaml")
+
+
+# -- a training in a process of its own ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Puts a small program in the place of Python with `anytime`."""
+
+    def put(text: str) -> None:
+        path = tmp_path / "program"
+        path.write_text(f"#!{sys.executable}\nimport signal, sys, time\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr("anytime.studies.apart.sys.executable", str(path))
+
+    return put
+
+
+def test_output_goes_to_the_log_and_the_exit_code_comes_back(program, tmp_path):
+    program("print(sys.argv[1:], flush=True); print('1/2\\r2/2', file=sys.stderr); sys.exit(3)")
+    log = tmp_path / "logs" / "a.log"
+    assert train_apart(["--epochs", "2"], log) == 3
+    assert train_apart(["--resume", "a"], log) == 3  # appends
+    first, second = ("['-m', 'anytime', 'train', '--epochs', '2']", "['-m', 'anytime', 'train', '--resume', 'a']")
+    assert log_end(log) == [first, "2/2", second, "2/2"]
+    assert log_end(log, 1) == ["2/2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_passed_on_and_waited_for(program, tmp_path, number):
+    program(
+        "def end(*_):\n    time.sleep(0.2); print('checkpoint', flush=True); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, end); print('ready', flush=True); time.sleep(60)"
+    )
+    log = tmp_path / "a.log"
+
+    def interrupt() -> None:
+        while not (log.is_file() and log.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        train_apart([], log)
+    thread.join()
+    assert log.read_text() == "ready\ncheckpoint\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind")
+def test_two_processes_do_not_train_the_same_run(program, tmp_path):
+    program("print('ready', flush=True); time.sleep(60)")
+    log = tmp_path / "a.log"
+    with log.open("ab") as file:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(TrainingStopped, match=r"another process is at work on this training: it writes .*a\.log"):
+            train_apart([], log)
+
+
+# -- studies ---------------------------------------------------------------------------------------------------------------
+
+
+def test_find_study():
+    found = find_study("iuzzolino2021")
+    assert isinstance(found, Study)
+    assert all(isinstance(item, Item) for item in found.items.values())
+    with pytest.raises(ValueError, match="did you mean 'iuzzolino2021'"):
+        find_study("iuzzolino")
+
+
+def test_results_are_plain_json(tmp_path):
+    numbers = {1: torch.tensor([0.123456789, 1.0]), "none": float("nan"), "far": float("inf"), "rows": [{"a": (1, 2)}, [], {}]}
+    written = Result(numbers, "text").write(tmp_path / "new" / "figure_4_0.5")
+    assert [path.name for path in written] == ["figure_4_0.5.json"]
+    expected = {"1": [0.123457, 1.0], "none": None, "far": None, "rows": [{"a": [1, 2]}, [], {}]}
+    assert json.loads(written[0].read_text()) == expected == plain(numbers)
+    assert '"1": [0.123457, 1.0],\n' in written[0].read_text()
+
+
+def test_facts_hold_what_a_number_must_carry():
+    recipe = {
+        "model": "m",
+        "epochs": 7,
+        "seed": 0,
+        "progress": False,
+        "data": {"class_path": "D", "init_args": {"root": "/x"}},
+    }
+    meta = {"dataset": "D", "part": "test", "recipe": recipe, "trained_on": "GPU", "hardware": "CPU"}
+    traces = {
+        seed: Trace(
+            TRACE.logits, TRACE.labels, TRACE.macs, None, None, ("a", "b"), meta={**meta, "date": f"2026-01-0{seed}T1"}
+        )
+        for seed in (2, 5)
+    }
+    assert facts(traces) == {
+        "dataset": "D",
+        "part": "test",
+        "images": 3,
+        "seeds": [2, 5],
+        "epochs": 7,
+        "trained_on": ["GPU"],
+        "measured_on": ["CPU"],
+        "date": "2026-01-05",
+        "recipe": {"model": "m", "epochs": 7, "data": {"class_path": "D", "init_args": {}}},
+    }
+
+
+@pytest.mark.slow
+def test_a_real_training_is_interrupted_and_goes_on(recipe, tmp_path):
+    """One Ctrl-C in mid-training; the weights at the end are those of a training without it."""
+    flags = ("--model.blocks=[1,2,1]", "--model.scheme=[[1,1,1],[0,1,0]]", "--data.limit=96", "--data.batch_size=2")
+    flags += ("--epochs=6", "--deterministic=true")
+    whole, cut = (Run(name, recipe, flags, 0, {name: None}) for name in ("whole", "cut"))
+    run_all([whole], tmp_path, say=lambda _: None)
+
+    def interrupt() -> None:
+        while not (tmp_path / "cut" / "checkpoints" / "last.ckpt").is_file():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([whole, cut], tmp_path, say=lambda _: None)
+    thread.join()
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["state"] == "interrupted"
+    traces = run_all([whole, cut], tmp_path, say=lambda _: None)
+    assert torch.equal(traces["whole"][0].logits, traces["cut"][0].logits)
+    assert traces["cut"][0].meta["trained_on"]

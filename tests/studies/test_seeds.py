@@ -1,0 +1,97 @@
+"""Speed-accuracy curves and standard errors, computed by hand."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anytime.analysis.curves import max_probability
+from anytime.studies.seeds import THRESHOLDS, difference, mean_curve, speed_accuracy, standard_error
+from anytime.trace import Trace
+
+
+@pytest.fixture
+def trace() -> Trace:
+    """Two samples of two classes at three steps: one is sure and right at once, the other at step 3, and wrong before."""
+    right = torch.tensor([[0.9, 0.4], [0.9, 0.3], [0.95, 0.8]])
+    return Trace(
+        logits=torch.stack([right, 1 - right], dim=2).log(),
+        labels=torch.tensor([0, 0]),
+        macs=torch.tensor([10, 30, 60]),
+        contract_macs=None,
+        seconds=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
+        class_names=("a", "b"),
+    )
+
+
+def test_thresholds_are_those_of_the_paper_and_one_that_never_stops():
+    assert len(THRESHOLDS) == 101
+    assert THRESHOLDS[0] == 0
+    assert THRESHOLDS[99] == 1
+    assert THRESHOLDS[100] == math.inf
+    steps = {round(b - a, 12) for a, b in itertools.pairwise(THRESHOLDS[:100])}
+    assert steps == {round(1 / 99, 12)}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_each_sample_stops_at_its_first_confident_step(trace, first):
+    # largest probabilities: 0.9, 0.9, 0.95 and 0.6, 0.7, 0.8; the second is wrong at steps 1 and 2
+    curve = speed_accuracy(trace, first, [0.0, 0.65, 0.75, 0.85, 0.92, math.inf])
+    steps = torch.tensor([(0, 0), (0, 1), (0, 2), (0, 2), (2, 2), (2, 2)], dtype=torch.float64)
+    assert curve.time.tolist() == (first + steps.mean(1)).tolist()
+    assert curve.accuracy.tolist() == [0.5, 0.5, 1, 1, 1, 1]
+    assert curve.macs.tolist() == [10, 20, 35, 35, 60, 60]
+    assert curve.seconds.tolist() == [1, 1.5, 2, 2, 3, 3]
+
+
+def test_a_confidence_that_equals_the_threshold_stops(trace):
+    confident = float(max_probability(trace)[0, 0])
+    assert speed_accuracy(trace, 1, [confident]).time.tolist() == [2]  # one sample at 1, the other never: at 3
+    assert speed_accuracy(trace, 1, [math.nextafter(confident, 1)]).time.tolist() == [3]
+
+
+def test_accuracy_at_a_mean_stop_time_lies_on_the_line_between_thresholds(trace):
+    curve = speed_accuracy(trace, 1, [0.0, 0.65, 0.75, 0.92])  # times 1, 1.5, 2, 3; accuracies 0.5, 0.5, 1, 1
+    assert curve.at([1, 1.25, 1.75, 2, 3]) == [0.5, 0.5, 0.75, 1, 1]
+    assert all(map(math.isnan, curve.at([0.99, 3.01])))
+
+
+def test_the_mean_over_seeds_is_taken_at_equal_thresholds(trace):
+    late = Trace(trace.logits.flip(1) - 1, trace.labels, 3 * trace.macs, None, None, trace.class_names)
+    late.logits[:, 0] = 0  # never sure, a tie that counts as right
+    curves = [speed_accuracy(t, 1, [0.0, 0.75]) for t in (trace, late)]
+    mean = mean_curve(curves)
+    assert mean.time.tolist() == [1, (2 + 2) / 2]
+    assert mean.macs.tolist() == [(10 + 30) / 2, (35 + 105) / 2]
+    assert mean.accuracy.tolist() == [(0.5 + 1) / 2, 1]
+    assert mean.seconds is None
+    assert mean_curve(curves[:1]).seconds.tolist() == [1, 2]
+
+
+def test_standard_error_without_differences_between_seeds():
+    # seed means 2, 5, 8, grand mean 5; without them: (4, 6), (5, 5), (3, 7), each with variance 1
+    assert standard_error([[1, 3], [5, 5], [6, 10]]) == pytest.approx([math.sqrt(1 / 3), math.sqrt(1 / 3)], rel=1e-12)
+    assert standard_error([[1, 3], [11, 13], [6, 8]]) == [0, 0]
+    assert all(map(math.isnan, standard_error([[1, 3]])))
+    with pytest.raises(ValueError, match=r"values must be \[seeds, conditions\], got \[0\]"):
+        standard_error([])
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 1)] * 3), min_size=2, max_size=5), st.lists(st.floats(-1, 1), min_size=5, max_size=5))
+def test_standard_error_does_not_see_what_a_seed_does_to_all_alike(values, shifts):
+    shifted = [[x + shift for x in row] for row, shift in zip(values, shifts, strict=False)]
+    assert standard_error(shifted) == pytest.approx(standard_error(values), abs=1e-12)
+
+
+def test_difference():
+    gain, error = difference([0.5, 0.7, 0.9], [0.4, 0.4, 0.4])
+    assert gain == pytest.approx(0.3, rel=1e-12)
+    assert error == pytest.approx(0.2 / math.sqrt(3), rel=1e-12)
+    gain, error = difference([0.5], [0.25])
+    assert gain == 0.25
+    assert math.isnan(error)
+    with pytest.raises(ValueError, match="same seeds on both sides, got 2 and 1"):
+        difference([0.1, 0.2], [0.1])

@@ -1,6 +1,6 @@
 """A network of your own becomes an anytime network: exits on its stages, its weights its own, an answer at a deadline.
 
-    python examples/your_own_backbone.py
+python examples/your_own_backbone.py
 """
 
 import torch

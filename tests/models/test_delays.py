@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer, resnet18
 
-from anytime.cost import step_macs
+from anytime.cost import counting, step_macs
 from anytime.models.delays import DelayedNetwork, add_delays
 from anytime.testing import _randomise, check_anytime_model
 
@@ -186,7 +185,7 @@ def test_cost_is_that_of_what_is_needed(name: str) -> None:
     """The settled answer alone costs what the network costs; the first no branch at all."""
     network, branches, size, _, _ = NETWORKS[name]
     network = make(name).float()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counting() as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, size, size))
     model = add_delays(network, branches, num_classes=5)
     stream, alone = (step_macs(model, (3, size, size), contract) for contract in (False, True))

@@ -24,19 +24,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "ann_resnet101": {"width": 2, "period": 11},
     "ann_resnet152": {"width": 2, "period": 25},
     "attach": {"backbone": "torchvision:shufflenet_v2_x0_5", "exits": 3, "head": "linear"},
+    **{f"{kind}_resnet{depth}": {"width": 8} for kind in ("cascaded", "serial") for depth in (18, 34, 50)},
     "cascaded_densenet": {"layers": (2, 1, 2), "growth": 8},
-    "cascaded_resnet18": {"width": 8},
-    "cascaded_resnet34": {"width": 8},
-    "cascaded_resnet50": {"width": 8},
     "eann": {"members": tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": n}} for n in (1, 2))},
     "iresnext": {"blocks": (1, 2), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
     "iresnext29": {"blocks": (1, 1, 1), "width": 8, "steps": 2, "cardinality": 2, "batch_norm": "shared"},
     "isresnext": {"blocks": (1, 2, 1), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
     "isresnext_cub": {"blocks": (2, 1), "width": 8, "steps": 2, "cardinality": 4},
     "isresnext_imagenet": {"blocks": (1, 1), "width": 12, "steps": 3, "cardinality": 3},
-    "serial_resnet18": {"width": 8},
-    "serial_resnet34": {"width": 8},
-    "serial_resnet50": {"width": 8},
 }
 
 

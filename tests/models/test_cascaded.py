@@ -332,6 +332,8 @@ def test_bad_frames_and_steps() -> None:
         list(model.stream(iter(frames)))
     with pytest.raises(ValueError, match=r"a frame has shape \[2, 3, 9, 7\], the first had \[2, 3, 9, 8\]"):
         list(model.stream([frames[0], frames[1, ..., :7]]))
+    with pytest.raises(ValueError, match="a SerialResNet answers to one image"):
+        list(make("serial_resnet18").eval().stream(iter(frames)))
     with pytest.raises(ValueError, match="there are no frames"):
         model(frames[:0])
 

@@ -173,8 +173,10 @@ class ResidualNet(AnytimeModel):
             yield logits
 
     def observe(self, state: Any, x: Tensor) -> Any:
-        """The state in which the image has changed to `x` `[B, C, H, W]` before the next step."""
-        raise NotImplementedError
+        """The state in which the image has changed to `x` `[B, C, H, W]` before the next step: of cascaded networks alone."""
+        raise ValueError(
+            f"a {type(self).__name__} answers to one image: its blocks run once each, and cannot follow new frames"
+        )
 
 
 def _convert(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -48,7 +48,8 @@ class SerialResNet(ResidualNet):
         layout: The stem.
         pool: Max-pooling after the stem.
         form: `"paper"` or `"published"`.
-        clock: `"asymptotic"`: t = 1..T. `"published"`: t = 0..T-1; the first answer knows no image.
+        clock: `"asymptotic"`: t = 1..T. `"published"`: t = 0..T-1; the first answer knows no image, and in the paper's form
+            the last block never runs.
 
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 3 (SerialTD, SerialCE).
     """

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anytime.data.files import check_labels, read_pickle, read_records, reading
 from anytime.data.module import ImageData, Part
+from anytime.data.taxonomy import LabelLevels
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -26,6 +27,22 @@ aquatic_mammals fish flowers food_containers fruit_and_vegetables household_elec
 insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes
 large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
 vehicles_1 vehicles_2""".split()  # noqa: SIM905
+
+CIFAR100_SUPERCLASS = tuple(
+    map(
+        int,
+        """
+4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10
+16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13
+""".split(),  # noqa: SIM905
+    )
+)
+"""The coarse label of each fine one."""
+
+
+def cifar100_levels() -> LabelLevels:
+    """CIFAR-100's own two label levels: 100 classes, 5 in each of 20 superclasses."""
+    return LabelLevels((tuple(CIFAR100_FINE), tuple(CIFAR100_COARSE)), (tuple(range(100)), CIFAR100_SUPERCLASS))
 
 
 class _CIFAR(ImageData):

@@ -21,6 +21,7 @@ from anytime.data.noise import Name as Noise
 from anytime.data.noise import create_noise
 from anytime.data.splits import choose_classes, hold_out, spread
 from anytime.data.stream import Files, StreamedBatches
+from anytime.data.taxonomy import LabelLevels, read_taxonomy
 
 Choice = Literal["none", "crop", "flip", "crop+flip"]
 Augment = Literal["standard", "none", "crop", "flip", "crop+flip"]
@@ -90,6 +91,9 @@ class ImageData(LightningDataModule, ABC):
         seed: of the order and augmentation of training images.
         workers: processes that read streamed images; images in memory need none.
         limit: train on this many images only, stratified by class.
+        taxonomy: file with a tree of which the classes are the leaves: targets become `[N, D]`, fine to coarse. For what it
+            may hold see `anytime.data.taxonomy.read_taxonomy`: CSV, paths, or WordNet's `data.noun`.
+        label_levels: D, of a taxonomy; default: as many as tell something apart.
 
     Attributes:
         input_size: (channels, height, width).
@@ -130,6 +134,8 @@ class ImageData(LightningDataModule, ABC):
         limit: int | None = None,
         crop_padding: Padding = "zeros",
         noise: Noise | None = None,
+        taxonomy: str | None = None,
+        label_levels: int | None = None,
     ) -> None:
         super().__init__()
         if augment not in get_args(Augment):
@@ -142,7 +148,10 @@ class ImageData(LightningDataModule, ABC):
             raise ValueError(f"crop_padding must be one of {get_args(Padding)}, got {crop_padding!r}")
         if noise is not None and noise not in get_args(Noise):
             raise ValueError(f"noise must be one of {get_args(Noise)}, got {noise!r}")
+        if label_levels is not None and (taxonomy is None or label_levels < 2):
+            raise ValueError(f"label_levels is at least 2, of a taxonomy, got {label_levels!r} with taxonomy={taxonomy!r}")
         self.root = Path(root).expanduser() if root is not None else default_root()
+        self.taxonomy, self.label_levels = taxonomy, label_levels
         self.download, self.classes = download, classes
         self.validation, self.split_seed, self.limit = validation, split_seed, limit
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -154,6 +163,7 @@ class ImageData(LightningDataModule, ABC):
         self.class_names: list[str]
         self.num_classes: int
         self._names: list[list[str]] = []
+        self._coarser: LabelLevels | None = None
         self._kept: list[Tensor] = []
         self._parts: dict[str, Part] = {}
 
@@ -255,7 +265,13 @@ class ImageData(LightningDataModule, ABC):
 
     def _choose(self) -> None:
         """Finds the class names, and which original labels of each level are used."""
-        names = self._names = self.read_names()
+        names = self.read_names()
+        if self.taxonomy is not None:
+            if len(names) > 1:
+                raise ValueError(f"these labels have {len(names)} levels of their own, leave out taxonomy={self.taxonomy!r}")
+            self._coarser = read_taxonomy(self.taxonomy, names[0]).levels(names[0], self.label_levels)
+            names = [list(level) for level in self._coarser.names]
+        self._names = names
         kept = [torch.arange(len(level)) for level in names]
         if self.classes is not None:
             kept[0] = torch.tensor(choose_classes(names[0], self.classes))
@@ -274,6 +290,9 @@ class ImageData(LightningDataModule, ABC):
             return None
         if isinstance(part.images, Tensor) and part.images.shape[1:] != self.input_size:
             raise ValueError(f"{part.source}: images are {list(part.images.shape[1:])}, not {list(self.input_size)}")
+        if self._coarser is not None:
+            check_labels(part.labels, len(self._names[0]), part.source)
+            part = replace(part, targets=self._coarser.targets(part.targets))
         for names, labels in zip(self._names, part.levels, strict=True):
             check_labels(labels, len(names), part.source)
         return part

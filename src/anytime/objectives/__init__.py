@@ -3,6 +3,8 @@
 from anytime.objectives import weighting
 from anytime.objectives.adaptive import AdaLoss
 from anytime.objectives.alternating import AANN, AVGL, EXP3, RWM, Milestone
+from anytime.objectives.distillation import SelfDistillation
+from anytime.objectives.hierarchical import Hierarchical
 from anytime.objectives.td import Classification, HeatMaps, IncrementalTD, Outputs, TDLambda, td_targets
 from anytime.objectives.weighted import Objective, Optimal, SDNRamp, Weighted, step_losses
 
@@ -14,12 +16,14 @@ __all__ = [
     "AdaLoss",
     "Classification",
     "HeatMaps",
+    "Hierarchical",
     "IncrementalTD",
     "Milestone",
     "Objective",
     "Optimal",
     "Outputs",
     "SDNRamp",
+    "SelfDistillation",
     "TDLambda",
     "Weighted",
     "step_losses",

@@ -1,0 +1,70 @@
+"""Objectives by which early answers learn from the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anytime.objectives.weighted import StepLoss, Weighted
+from anytime.objectives.weighting import Normalization
+
+
+class SelfDistillation(Weighted):
+    """L = sum_t w_t l_t, l_T = CE_T and before it l_t = (1 - alpha) CE_t + alpha tau^2 KL(p_T || p_t).
+
+    p = softmax(logits / tau). The last answer teaches and gets no gradient from the others; tau^2 keeps the gradient's scale.
+    KL is a sum over classes and a mean over the batch.
+
+    Args:
+        alpha: Share of the teacher, in [0, 1]; 0 is `Weighted`.
+        temperature: tau, above 0.
+        weights: w, a scheme of `anytime.objectives.weighting` or one weight per answer.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        normalize: Scale of the weights: "none" as they are, "sum" to 1, or "last" weight 1.
+        loss: Another loss than cross-entropy: a function `(logits [T, B, K], target) -> [T]`, or its import path.
+
+    Raises:
+        ValueError: alpha or temperature out of range, wrong weights.
+
+    Source: Li et al., ICCV 2019 (one-for-all knowledge distillation), whose published code takes KL's mean over classes, too,
+    so that alpha weighs K times less there; Phuong, Lampert, ICCV 2019.
+
+    Example:
+        >>> logits = torch.zeros(2, 3, 4)  # answers that agree have nothing to learn from each other
+        >>> objective = SelfDistillation(alpha=1.0)
+        >>> objective.losses(logits, torch.zeros(3, dtype=torch.long))[0].item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        temperature: float = 1.0,
+        weights: str | Sequence[float] = "constant",
+        label_smoothing: float = 0.0,
+        normalize: Normalization = "none",
+        loss: str | StepLoss | None = None,
+    ) -> None:
+        super().__init__(weights, label_smoothing, normalize, loss)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be above 0 and finite, got {temperature!r}")
+        self.alpha, self.temperature = alpha, temperature
+
+    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """One loss per answer, `[T]`, in float32 or better."""
+        losses = super().losses(logits, target)
+        if not self.alpha:
+            return losses
+        early = (1 - self.alpha) * losses[:-1] + self.alpha * self.temperature**2 * self._divergences(logits)
+        return torch.cat([early, losses[-1:]])
+
+    def _divergences(self, logits: Tensor) -> Tensor:
+        """KL(p_T || p_t) of the answers t < T, `[T - 1]`; p_T has no gradient."""
+        log_p = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature).log_softmax(-1)
+        teacher = log_p[-1].detach().expand_as(log_p[:-1])
+        return F.kl_div(log_p[:-1], teacher, reduction="none", log_target=True).sum(-1).mean(1)

@@ -1,0 +1,81 @@
+"""The loss of several label levels: every answer is trained to name the class, and what it is a kind of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anytime.objectives.weighted import Weighted, step_losses
+from anytime.objectives.weighting import Normalization, normalized
+
+
+class Hierarchical(Weighted):
+    """L = sum_t w_t sum_d v_d CE(logits_{t,d}, y_d) over answers t = 1..T and label levels d = 1..D, fine to coarse.
+
+    Logits `[T, B, K_1 + ... + K_D]` hold the levels side by side, targets are `[B, D]`; one level with labels `[B]` is
+    `Weighted`. All weights are 1 in the paper. Source: Lee, Shin 2018, eq. 2.
+
+    Args:
+        weights: w, a scheme of `anytime.objectives.weighting` or one weight per answer.
+        level_weights: v, one weight per level; default all 1.
+        label_smoothing: Share of the target spread over all classes of a level, in [0, 1).
+        normalize: Scale of w: "none" as it is, "sum" to 1, or "last" weight 1.
+        levels: K_1, ..., K_D; `anytime train` takes them from the data set.
+
+    Raises:
+        ValueError: Weights that are negative or all zero, or not one for each level; (when called) logits or labels that do
+            not fit the levels, or several label levels of unknown sizes.
+
+    Example:
+        >>> objective = Hierarchical(levels=(4, 2))
+        >>> logits, target = torch.zeros(3, 5, 6), torch.zeros(5, 2, dtype=torch.long)
+        >>> bool(objective(logits, target).isclose(3 * torch.tensor(4.0 * 2.0).log()))
+        True
+    """
+
+    def __init__(
+        self,
+        weights: str | Sequence[float] = "constant",
+        level_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        normalize: Normalization = "none",
+        levels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(weights, label_smoothing, normalize)
+        self.level_weights = None if level_weights is None else normalized(level_weights, "none")
+        self.levels: tuple[int, ...] | None = None
+        if levels is not None:
+            self.set_levels(levels)
+
+    def set_levels(self, levels: Sequence[int]) -> None:
+        """Says how many classes each label level has.
+
+        Raises:
+            ValueError: No level, an empty one, other ones than were given before, or not one weight for each.
+        """
+        sizes = tuple(levels)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"levels must be at least 1 class each, got {levels!r}")
+        if self.levels not in (None, sizes):
+            raise ValueError(f"levels are {self.levels} for this objective, but the data set has {sizes}; leave them out")
+        if self.level_weights is not None and len(self.level_weights) != len(sizes):
+            raise ValueError(f"level_weights needs one weight for each of {len(sizes)} levels, got {self.level_weights}")
+        self.levels = sizes
+
+    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """sum_d v_d CE(logits_{t,d}, y_d), one loss per answer, `[T]`."""
+        columns = target[:, None] if target.ndim == 1 else target
+        sizes = (logits.shape[-1],) if self.levels is None and columns.shape[1] == 1 else self.levels
+        if sizes is None:
+            raise ValueError(f"labels have {columns.shape[1]} levels: say how many classes each has, Hierarchical(levels=...)")
+        if logits.shape[-1] != sum(sizes) or columns.shape[1] != len(sizes):
+            wanted = f"{sum(sizes)} logits and {len(sizes)} labels an image"
+            raise ValueError(f"levels {sizes} need {wanted}, got {logits.shape[-1]} and {columns.shape[1]}")
+        weights = self.level_weights or [1.0] * len(sizes)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = logits.new_zeros(len(logits))
+        for part, label, weight in zip(logits.split(sizes, -1), columns.T, weights, strict=True):
+            total = total + weight * step_losses(part, label, self.label_smoothing)
+        return total

@@ -1,0 +1,70 @@
+"""Self-distillation from the last answer: the formula by hand, who learns from whom, the edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anytime.objectives import SelfDistillation, Weighted, step_losses
+
+TARGET = torch.tensor([0, 2, 1])
+
+
+def logits(steps: int = 4) -> Tensor:
+    return torch.randn(steps, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+
+
+def test_by_hand() -> None:
+    """Two classes, tau = 2: teacher (3/4, 1/4) from logits (2 ln 3, 0), student (1/2, 1/2) from (0, 0)."""
+    answers = torch.tensor([[[0.0, 0.0]], [[2 * math.log(3), 0.0]]], dtype=torch.float64)
+    divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    early = 0.7 * math.log(2) + 0.3 * 4 * divergence
+    last = math.log(1 + 1 / 9)
+    objective = SelfDistillation(alpha=0.3, temperature=2.0)
+    target = torch.tensor([0])
+    assert objective.losses(answers, target).tolist() == pytest.approx([early, last], abs=1e-15)
+    assert objective(answers, target).item() == pytest.approx(early + last, abs=1e-15)
+    weighted = SelfDistillation(alpha=0.3, temperature=2.0, weights=[2.0, 3.0])
+    assert weighted(answers, target).item() == pytest.approx(2 * early + 3 * last, abs=1e-14)
+
+
+@given(st.floats(0.01, 1), st.floats(0.2, 10))
+def test_the_gradient_of_an_early_answer(alpha: float, tau: float) -> None:
+    """d/dz of (1 - a) CE + a tau^2 KL(p || softmax(z / tau)) is (1 - a) (q - y) + a tau (softmax(z / tau) - p)."""
+    z = logits()
+    (found,) = torch.autograd.grad(SelfDistillation(alpha, tau)(z, TARGET), z)
+    z = z.detach()
+    wrong = z.softmax(-1) - torch.nn.functional.one_hot(TARGET, 5)
+    soft = (z / tau).softmax(-1)
+    expected = (1 - alpha) * wrong + alpha * tau * (soft - soft[-1])
+    expected[-1] = wrong[-1]  # the teacher learns from the labels alone
+    assert torch.allclose(found, expected / 3, atol=1e-12, rtol=0)
+
+
+def test_edges() -> None:
+    z = logits()
+    assert torch.equal(SelfDistillation(0.0, weights="sieve")(z, TARGET), Weighted("sieve")(z, TARGET))
+    assert torch.equal(SelfDistillation(0.7).losses(z[:1], TARGET), step_losses(z[:1], TARGET))  # one answer has no teacher
+    alike = z[-1:].expand(4, 3, 5)
+    assert torch.allclose(SelfDistillation(1.0).losses(alike, TARGET)[:-1], torch.zeros(3, dtype=torch.float64), atol=1e-15)
+    assert SelfDistillation().losses(z.half(), TARGET).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"alpha": -0.1}, r"alpha must lie in \[0, 1\], got -0.1"),
+        ({"alpha": 1.1}, r"alpha must lie in \[0, 1\], got 1.1"),
+        ({"temperature": 0}, "temperature must be above 0 and finite, got 0"),
+        ({"temperature": math.inf}, "temperature must be above 0 and finite, got inf"),
+        ({"weights": "constnt"}, "did you mean 'constant'"),
+    ],
+)
+def test_wrong_arguments(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SelfDistillation(**wrong)

@@ -1,10 +1,18 @@
-"""Requests under deadlines by the real clock: AnytimeNet on CIFAR-10 test images against the plain network.
+"""Requests under deadlines by the real clock, on CIFAR-10 test images at batch 1.
 
     python benchmarks/deadlines.py [--requests 2000] [--load] [--out results/benchmarks/deadlines.json]
+    python benchmarks/deadlines.py --network RUN --plain RUN --separate RUN:STEP RUN:STEP RUN:STEP
 
-For each deadline of a sweep, every request is one image at batch 1. A request is a miss if its answer comes after the
-deadline, or if there is none but the prior; a miss counts as wrong. Overshoot is how far after the deadline the answer came.
-The plain network is the last answer from scratch (BASELINE's graph with these weights): one answer, which cannot be stopped.
+For each deadline of a sweep, every request is one image. A request is a miss if its answer comes after the deadline, or if
+there is none but the prior; a miss counts as wrong. Overshoot is how far after the deadline the answer came.
+
+* interruptible: `Predictor` on the anytime network; contract: the same, the deepest answer that fits planned and run alone.
+* plain: one answer that cannot be stopped (default: the last answer of the same network, computed alone).
+* separate: networks trained each for one answer, RUN or RUN:STEP for the answer that a network with several was trained for.
+  Where the deadline is known, the largest whose quantile fits is run.
+* Where it is not known, the area under accuracy over deadlines (uniform over the sweep, exact from the times at which answers
+  came): the stream's best answer so far, against each separate network alone and all of them one after the other.
+
 `--load` keeps one core busy meanwhile, `--quantile` says which quantile of a step's time must fit.
 """
 
@@ -13,18 +21,38 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import harness
 import torch
+from torch import Tensor
 
 import anytime
 from anytime.allocator import keep_freed_memory
 from anytime.data import create_data
 from anytime.runtime import Predictor, Profile, profile
+from anytime.runtime.profile import Latency
 
 SIZE = (3, 32, 32)
 BAR = 0.005  # miss rate, idle, for every deadline above the first step's p99
+Request = list[tuple[float, bool]]  # its answers: seconds from the call, and whether it is right
+
+
+class Single(NamedTuple):
+    """A network that gives one answer."""
+
+    name: str
+    model: anytime.AnytimeModel
+    step: int
+
+    def serve(self, image: Tensor, label: int) -> tuple[float, bool]:
+        """Seconds and correctness of its answer."""
+        start = time.monotonic()
+        answer = int(self.model(image, step=self.step).argmax())
+        return time.monotonic() - start, answer == label
 
 
 def burn(stop: Any) -> None:
@@ -33,11 +61,18 @@ def burn(stop: Any) -> None:
         sum(range(10_000))
 
 
-def serve(predictor: Predictor, images: torch.Tensor, labels: torch.Tensor, deadline: float) -> dict[str, Any]:
+def single(text: str) -> Single:
+    """RUN, or RUN:STEP."""
+    name, _, step = text.rpartition(":") if text.rpartition(":")[2].isdigit() else (text, "", "")
+    model = anytime.load(name).eval()
+    return Single(f"{Path(name).name}:{step}" if step else Path(name).name, model, int(step or model.num_steps))
+
+
+def serve(predictor: Predictor, images: Tensor, labels: Tensor, deadline: float, contract: bool) -> dict[str, Any]:
     """Answers every image within the deadline, one after the other."""
     steps, overshoot, right, misses = [], [], 0, 0
     for image, label in zip(images.split(1), labels.tolist(), strict=True):
-        answer = predictor(image, deadline)
+        answer = predictor(image, deadline, contract=contract)
         missed = answer.missed or answer.step < 1
         misses += missed
         right += not missed and int(answer.label) == label
@@ -45,21 +80,53 @@ def serve(predictor: Predictor, images: torch.Tensor, labels: torch.Tensor, dead
         overshoot.append(max(answer.elapsed - deadline, 0.0))
     ranked = sorted(overshoot)
     return {
-        "deadline": deadline, "miss_rate": misses / len(images), "accuracy": right / len(images),
-        "mean_step": statistics.mean(steps), "overshoot_p50": ranked[len(ranked) // 2],
-        "overshoot_p99": ranked[int(0.99 * len(ranked))], "overshoot_max": ranked[-1],
+        "miss_rate": misses / len(images), "accuracy": right / len(images), "mean_step": statistics.mean(steps),
+        "overshoot_p50": ranked[len(ranked) // 2], "overshoot_p99": ranked[int(0.99 * len(ranked))],
+        "overshoot_max": ranked[-1],
     }  # fmt: skip
 
 
-def plain(model: anytime.AnytimeModel, images: torch.Tensor, labels: torch.Tensor) -> list[tuple[float, bool]]:
-    """Seconds and correctness of the plain network's one answer to every image."""
-    results = []
+def streamed(predictor: Predictor, images: Tensor, labels: Tensor) -> list[Request]:
+    """When the answers of the stream came, and which were right."""
+    requests = []
+    for image, label in zip(images.split(1), labels.tolist(), strict=True):
+        requests.append([(answer.elapsed, int(answer.label) == label) for answer in predictor.stream(image)])
+    return requests
+
+
+def alone(network: Single, images: Tensor, labels: Tensor) -> list[Request]:
+    """The same of a network with one answer."""
     with torch.inference_mode():
-        for image, label in zip(images.split(1), labels.tolist(), strict=True):
-            start = time.monotonic()
-            answer = int(model(image, step=model.num_steps).argmax())
-            results.append((time.monotonic() - start, answer == label))
-    return results
+        for image in images[:20].split(1):
+            network.serve(image, 0)
+        return [[network.serve(image, label)] for image, label in zip(images.split(1), labels.tolist(), strict=True)]
+
+
+def in_sequence(networks: Sequence[list[Request]]) -> list[Request]:
+    """Networks that are run one after the other on each image: the best that separate ones can do without a deadline."""
+    requests = []
+    for answers in zip(*networks, strict=True):
+        at, request = 0.0, []
+        for ((seconds, right),) in answers:
+            at += seconds
+            request.append((at, right))
+        requests.append(request)
+    return requests
+
+
+def met(requests: Sequence[Request], deadline: float) -> tuple[float, float]:
+    """Miss rate and accuracy if all answers are kept that came until the deadline, which nothing knew."""
+    latest = [[right for seconds, right in request if seconds <= deadline][-1:] for request in requests]
+    return sum(not each for each in latest) / len(latest), sum(each == [True] for each in latest) / len(latest)
+
+
+def area(requests: Sequence[Request], shortest: float, longest: float) -> float:
+    """E[accuracy(D)], D uniform in shortest..longest, exact."""
+    total = 0.0
+    for request in requests:
+        edges = [min(max(seconds, shortest), longest) for seconds, _ in request] + [longest]
+        total += sum(right * (end - start) for (_, right), (start, end) in zip(request, pairwise(edges), strict=True))
+    return total / len(requests) / (longest - shortest)
 
 
 def sweep(measured: Profile, points: int = 10) -> list[float]:
@@ -75,9 +142,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000, help="requests per deadline")
     parser.add_argument("--load", action="store_true", help="keep one core busy")
     parser.add_argument("--quantile", default="p99", help="of a step's seconds")
+    parser.add_argument("--network", default="anytimenet_cifar10", help="the anytime network: a name or run directory")
+    parser.add_argument("--plain", type=single, help="a network with one answer, RUN or RUN:STEP")
+    parser.add_argument("--separate", type=single, nargs="+", default=[], help="separately trained networks, small to large")
     options = parser.parse_args()
     keep_freed_memory()
-    model = anytime.load("anytimenet_cifar10")
+    model = anytime.load(options.network)
+    plain = options.plain or Single("last answer alone", model.eval(), model.num_steps)
     data = create_data("cifar10")
     data.setup("test")
     images, labels = (torch.cat(parts)[: options.requests] for parts in zip(*data.test_dataloader(), strict=True))
@@ -87,30 +158,44 @@ def main() -> None:
     if options.load:
         burner.start()
     predictor = Predictor(model, measured, quantile=options.quantile)
-    once = plain(model, images, labels)
+    stream = streamed(predictor, images, labels)
+    once = alone(plain, images, labels)
+    separate = {network.name: alone(network, images, labels) for network in options.separate}
+    fits = {name: Latency.of([request[0][0] for request in each]).at(options.quantile) for name, each in separate.items()}
     rows = []
     for deadline in sweep(measured):
-        row = serve(predictor, images, labels, deadline)
-        row["plain_miss_rate"] = sum(seconds > deadline for seconds, _ in once) / len(once)
-        row["plain_accuracy"] = sum(right and seconds <= deadline for seconds, right in once) / len(once)
+        row: dict[str, Any] = {"deadline": deadline, "interruptible": serve(predictor, images, labels, deadline, False)}
+        row["contract"] = serve(predictor, images, labels, deadline, True)
+        row["plain"] = dict(zip(("miss_rate", "accuracy"), met(once, deadline), strict=True))
+        if fitting := [name for name, seconds in fits.items() if seconds <= deadline]:
+            row["separate"] = dict(zip(("miss_rate", "accuracy"), met(separate[fitting[-1]], deadline), strict=True))
+            row["separate"]["network"] = fitting[-1]
         rows.append(row)
+        own = row["interruptible"]
         print(
-            f"deadline {1e3 * deadline:6.2f} ms  misses {row['miss_rate']:6.2%} (bar {BAR:.1%})  "
-            f"accuracy {row['accuracy']:6.2%} at mean step {row['mean_step']:.2f}   "
-            f"plain: misses {row['plain_miss_rate']:7.2%}  accuracy {row['plain_accuracy']:6.2%}   "
-            f"overshoot max {1e3 * row['overshoot_max']:.2f} ms",
+            f"deadline {1e3 * deadline:6.2f} ms  misses {own['miss_rate']:6.2%} (bar {BAR:.1%})  accuracy "
+            f"{own['accuracy']:6.2%} at mean step {own['mean_step']:.2f}  overshoot max {1e3 * own['overshoot_max']:.2f} ms   "
+            + "   ".join(
+                f"{key}: {row[key]['accuracy']:6.2%}, misses {row[key]['miss_rate']:6.2%}"
+                for key in ("contract", "plain", "separate")
+                if key in row
+            ),
             flush=True,
         )
     stop.set()
+    low, high = rows[0]["deadline"], rows[-1]["deadline"]
+    rivals = {plain.name: once, **separate}
+    if separate:
+        rivals["one after the other"] = in_sequence([*separate.values()])
+    areas = {"stream": area(stream, low, high)} | {name: area(each, low, high) for name, each in rivals.items()}
+    print("area under accuracy, deadline unknown: " + ", ".join(f"{name} {value:.2%}" for name, value in areas.items()))
     longest = max(step.p999 for step in measured.at(1).steps)
     print(f"longest step's p99.9: {1e3 * longest:.2f} ms")
     facts = {
-        "requests": options.requests,
-        "load": options.load,
-        "quantile": options.quantile,
-        "longest_step_p999": longest,
+        "network": Path(options.network).name, "plain": plain.name, "separate": fits, "areas": areas,
+        "requests": options.requests, "load": options.load, "quantile": options.quantile, "longest_step_p999": longest,
         "dataset": "CIFAR10 test",
-    }
+    }  # fmt: skip
     harness.write(options.out, {"rows": rows, **facts, **harness.environment("cpu")})
 
 

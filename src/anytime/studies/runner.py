@@ -112,6 +112,10 @@ class StoredTraces(Mapping[str, Mapping[int, Trace]]):
     def __getitem__(self, name: str) -> Mapping[int, Trace]:
         return {seed: Trace.load(path) for seed, path in self._paths[name].items()}
 
+    def folders(self, name: str) -> dict[int, Path]:
+        """The run directories of a network by seed."""
+        return {seed: path.parent for seed, path in self._paths[name].items()}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
 

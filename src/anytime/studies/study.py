@@ -18,7 +18,7 @@ from anytime.registry import nearest
 from anytime.studies.runner import Run, Traces
 from anytime.trace import Trace
 
-NAMES = ("iuzzolino2021",)
+NAMES = ("hu2017", "iuzzolino2021", "lee2018")
 """The studies, each a module of this package with a `STUDY`."""
 
 

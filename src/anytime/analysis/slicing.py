@@ -1,0 +1,98 @@
+"""What thin sub-networks are judged by: costs saved at equal error, error at equal cost, and how much each branch weighs."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from anytime.analysis.curves import Cost, costs, error
+from anytime.models.resnext import SlicedModel
+from anytime.trace import Trace
+
+
+def branch_l1_norms(model: SlicedModel) -> Tensor:
+    """n_{l,i} = sum |w|, w the weights of branch i in the last convolution of block l; float64 `[L, C]`.
+
+    Where sub-networks are trained jointly, branches of low index are in all of them, and their norms are larger.
+
+    Source: Lee, Shin 2018, Fig. 3b.
+    """
+    rows = []
+    for block in model.blocks:
+        conv2, conv3 = block.conv2, block.conv3
+        assert isinstance(conv2, nn.Conv2d)
+        assert isinstance(conv3, nn.Conv2d)
+        groups, branches = conv3.groups, conv2.groups
+        weight = conv3.weight.detach().double().abs()
+        rows.append(weight.reshape(groups, len(weight) // groups, branches // groups, -1).sum((1, 3)).flatten())
+    return torch.stack(rows)
+
+
+def cost_at_error(trace: Trace, wanted: Tensor, cost: Cost = "contract") -> Tensor:
+    """The lowest cost at which the line through the points (cost_t, error_t) has an error, for each of `wanted`, float64.
+
+    Linear between neighbouring costs, as a line in a figure; nan for an error that it never has.
+
+    Args:
+        trace: The answers.
+        wanted: Errors, shares.
+        cost: Which cost; "contract" if the budget is known before, as the paper counts, or "macs" (interruptible), "seconds".
+
+    Raises:
+        ValueError: An unknown cost, or one that the trace does not hold.
+    """
+    points, found = _line(trace, cost), []
+    for value in wanted.double().tolist():
+        hits = [c for c, e in points if e == value]
+        for (c0, e0), (c1, e1) in pairwise(points):
+            if min(e0, e1) < value < max(e0, e1):
+                hits.append(c0 + (c1 - c0) * (e0 - value) / (e0 - e1))
+        found.append(min(hits, default=math.nan))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def error_at_equal_cost(trace: Trace, wanted: Tensor, cost: Cost = "contract") -> Tensor:
+    """The error of the line through the points (cost_t, error_t) at each cost of `wanted`, float64; nan outside its costs.
+
+    Linear between neighbouring costs, as a line in a figure. (`curves.error_at_cost` says what can be had for a budget.)
+
+    Args:
+        trace: The answers.
+        wanted: Costs, in the unit of `cost`.
+        cost: As in `cost_at_error`.
+    """
+    spent, errors = zip(*_line(trace, cost), strict=True)
+    return torch.from_numpy(numpy.interp(wanted.double().numpy(), spent, errors, left=math.nan, right=math.nan))
+
+
+def macs_saved(trace: Trace, reference: Trace, cost: Cost = "contract") -> Tensor:
+    """s_t = 1 - cost_t / C(error_t): the share of cost that each answer saves at equal error, float64 `[T]`.
+
+    C is `cost_at_error` of the reference. Negative where the answer costs more; nan where the reference has no equal error.
+
+    Source: Lee, Shin 2018, section 4.2 ("up to 56.0 % smaller FLOPs" is the largest s_t).
+    """
+    return 1 - costs(trace, cost).double() / cost_at_error(reference, error(trace), cost)
+
+
+def relative_error_saved(trace: Trace, reference: Trace, cost: Cost = "contract") -> Tensor:
+    """r_t = 1 - error_t / E(cost_t): how much smaller each error is than that of `reference` at equal cost, float64 `[T]`.
+
+    E is `error_at_equal_cost` of the reference. Negative where the error is larger; nan where the reference's costs do not
+    reach, or neither makes errors.
+
+    Source: Lee, Shin 2018, section 4.2 ("10.7 % relatively smaller errors" is r_T).
+    """
+    return 1 - error(trace) / error_at_equal_cost(reference, costs(trace, cost), cost)
+
+
+def _line(trace: Trace, cost: Cost) -> list[tuple[float, float]]:
+    """(cost, error) by rising cost; of several answers at one cost the best. Contract costs need not rise with the step."""
+    best: dict[float, float] = {}
+    for spent, wrong in zip(costs(trace, cost).tolist(), error(trace).tolist(), strict=True):
+        best[float(spent)] = min(wrong, best.get(float(spent), math.inf))
+    return sorted(best.items())

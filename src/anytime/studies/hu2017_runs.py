@@ -1,0 +1,254 @@
+"""The trainings behind the tables and figures of Hu et al. 2017: which networks there are at each scale, and their flags."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from anytime.allocator import keep_freed_memory
+from anytime.analysis.curves import MILESTONES
+from anytime.cost import step_macs
+from anytime.model import AnytimeModel
+from anytime.registry import create_model
+from anytime.studies.runner import Run, StoredTraces, Traces, View, find_recipe
+
+Which = Literal["milestones", "every", "last"]
+
+
+class Base(NamedTuple):
+    """A network of 3n units of width c, 2c and 4c with an exit after every s-th."""
+
+    units: int
+    width: int
+    period: int = 1
+
+    def __str__(self) -> str:
+        return f"n={self.units} c={self.width}" + (f" s={self.period}" if self.period > 1 else "")
+
+    @property
+    def exits(self) -> list[int]:
+        """The units with an exit, from 1."""
+        depth = 3 * self.units
+        return list(range((depth - 1) % self.period + 1, depth + 1, self.period))
+
+
+class Network(NamedTuple):
+    """A base network and how it is trained; `exit` (from 1) is the one that OPT trains."""
+
+    method: str
+    base: Base
+    exit: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its traces."""
+        return f"{self.method}{'' if self.exit is None else f' {self.exit}'} {self.base}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is trained at a scale.
+
+    Args:
+        recipes: By data set the recipe and flags over it.
+        chosen: The network on which weight schemes are compared (table 1, figure 2), and flags of its trainings.
+        schemes: By data set, what is compared there.
+        optimal: By data set, for which of its exits OPT is trained.
+        models: Of tables 2, 5 and 6.
+        shown: Those of table 3.
+        periods: By n, the periods of table 4 and figure 3; `period_width` is their c.
+        members: Of EANN.
+        sampled: The network of figure 4.
+        warmup: Training steps before EXP3, RWM and AVGL learn.
+    """
+
+    recipes: Mapping[str, tuple[str, tuple[str, ...]]]
+    chosen: Base
+    chosen_flags: tuple[str, ...]
+    schemes: Mapping[str, tuple[str, ...]]
+    optimal: Mapping[str, Which]
+    models: tuple[Base, ...]
+    shown: tuple[Base, ...]
+    periods: Mapping[int, tuple[int, ...]]
+    period_width: int
+    members: tuple[Base, ...]
+    sampled: Base
+    warmup: int
+
+
+SCHEMES = ("constant", "sieve", "AdaLoss", "linear", "expb2", "half-end", "expb0.5", "AANN", "midfeat", "no-grad")
+"""What table 1 compares, and AANN and AdaLoss; the most telling first."""
+STRATEGIES = ("AANN", "milestone", "EXP3", "RWM", "AVGL")
+
+_OWN_SCALE = ("--objective=Weighted", "--objective.normalize=none")
+FLAGS: dict[str, tuple[str, ...]] = {  # the largest weight of every scheme is 1
+    "sieve": ("--objective.weights=sieve", "--objective.normalize=last"),
+    "constant": (*_OWN_SCALE, "--objective.weights=constant"),
+    "linear": (*_OWN_SCALE, "--objective.weights=linear"),
+    "half-end": (*_OWN_SCALE, "--objective.weights=half_end"),
+    "expb2": (*_OWN_SCALE, "--objective.weights=exponential:2"),
+    "expb0.5": (*_OWN_SCALE, "--objective.weights=exponential:0.5"),
+    "no-grad": (*_OWN_SCALE, "--objective.weights=constant", "--model.regime=no_grad"),
+    "AdaLoss": ("--objective=AdaLoss",),
+    "AANN": ("--objective=AANN", "--objective.normalize=last"),
+    "milestone": ("--objective=Milestone", "--objective.normalize=last"),
+    "EXP3": ("--objective=EXP3", "--objective.normalize=last"),
+    "RWM": ("--objective=RWM", "--objective.normalize=last"),
+    "AVGL": ("--objective=AVGL", "--objective.normalize=last"),
+    "optimal": ("--objective=Optimal",),
+}
+
+_CIFAR100 = ("--data=CIFAR100", "--data.validation=0", "--data.batch_size=128")
+_SVHN = ("--data=SVHN", "--data.validation=0", "--data.batch_size=64", "--data.extra=true", "--epochs=60")
+_SVHN_STEPS = ("--schedule.milestones=[0.25,0.5,0.75]",)  # of the published code, as the 60 epochs; the paper does not say
+_MODELS = (
+    *(Base(7, 16), Base(7, 32), Base(9, 16), Base(9, 32), Base(9, 64), Base(9, 128), Base(13, 16), Base(13, 32)),
+    *(Base(13, 64), Base(17, 16), Base(17, 32), Base(25, 16, 3), Base(25, 32, 3)),
+)
+
+SCALES: dict[str, Scale] = {
+    "cpu": Scale(
+        recipes={"cifar10": ("hu2017_cifar10_cpu.yaml", ()), "cifar100": ("hu2017_cifar10_cpu.yaml", _CIFAR100)},
+        chosen=Base(3, 16),
+        chosen_flags=(),
+        schemes={"cifar10": SCHEMES, "cifar100": ("constant", "sieve")},
+        optimal={"cifar10": "milestones", "cifar100": "last"},
+        models=(Base(3, 16),),
+        shown=(Base(3, 16),),
+        periods={3: (1, 2, 3, 4)},
+        period_width=16,
+        members=(Base(1, 16), Base(3, 16)),
+        sampled=Base(3, 16),
+        warmup=100,  # the published code waits for 1 epoch of 300
+    ),
+    "full": Scale(
+        recipes={
+            "cifar10": ("hu2017_cifar10.yaml", ()),
+            "cifar100": ("hu2017_cifar10.yaml", _CIFAR100),
+            "svhn": ("hu2017_cifar10.yaml", _SVHN + _SVHN_STEPS),
+        },
+        chosen=Base(5, 16),
+        chosen_flags=("--data.validation=5000",),
+        schemes={"cifar10": SCHEMES, "cifar100": SCHEMES, "svhn": SCHEMES},
+        optimal={"cifar10": "every", "cifar100": "every", "svhn": "every"},
+        models=_MODELS,
+        shown=tuple(base for base in _MODELS if base.units > 7 and base != Base(25, 16, 3)),
+        periods={7: (1, 2, 3, 5), 9: (1, 2, 3, 5, 7), 13: (1, 2, 3, 4, 5, 8, 10)},
+        period_width=16,
+        members=(Base(1, 32), Base(3, 32), Base(7, 32), Base(13, 32), Base(25, 32, 3)),
+        sampled=Base(7, 32),
+        warmup=391,
+    ),
+}
+
+
+@functools.cache
+def milestone_exits(base: Base) -> tuple[int, ...]:
+    """The exits (from 1) at 1/4, 1/2, 3/4 and all of the cost: the last with cost <= that share of the total, 0 for none."""
+    with torch.device("meta"):
+        model = create_model("ann", 10, **base._asdict())
+    macs = step_macs(model, (3, 32, 32))
+    return tuple(sum(cost <= share * macs[-1] * (1 + 1e-12) for cost in macs) for share in MILESTONES)
+
+
+def last_optimal(base: Base) -> Network:
+    """OPT of the last exit."""
+    return Network("optimal", base, len(base.exits))
+
+
+def family(base: Base, which: Which = "milestones") -> list[Network]:
+    """OPT: a network for each exit at a milestone of cost, for every exit, or for the last; the last exit first."""
+    last = len(base.exits)
+    exits = milestone_exits(base) if which == "milestones" else range(1 if which == "every" else last, last + 1)
+    return [Network("optimal", base, exit) for exit in sorted({*exits} - {0}, reverse=True)]
+
+
+def midfeat(model: AnytimeModel) -> AnytimeModel:
+    """Heads fitted to the features of a trained network, each to its own, by the recipe of that network; the last one stays.
+
+    Source: Hu et al. 2017, section 4.2.
+    """
+    from anytime.training.callbacks import Interrupted
+    from anytime.training.config import resolve_recipe
+    from anytime.training.fit import fit
+    from anytime.training.parts import build
+
+    recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
+    recipe["model"]["init_args"]["regime"] = "midfeat"
+    recipe |= resolve_recipe({"objective": {"class_path": "Weighted", "init_args": {"weights": "constant"}}})
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    parts = build(recipe)
+    parts.model.load_state_dict(model.state_dict())
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fit(
+                parts.model,
+                parts.data,
+                parts.objective,
+                parts.optimizer,
+                parts.schedule,
+                parts.settings,
+                folder,
+            )
+        except Interrupted as error:  # a matter of minutes, which is not resumed
+            raise KeyboardInterrupt from error
+    with torch.no_grad():
+        fitted, trained = parts.model.get_submodule("heads")[-1], model.get_submodule("heads")[-1]  # type: ignore[index]
+        fitted.weight[-1] = trained.weight[-1]
+        classes = trained.weight.shape[1]
+        fitted.bias[-classes:] = trained.bias[-classes:]
+    return parts.model
+
+
+def runs_of(networks: Sequence[Network], data: str, scale: Scale, at: str, seeds: Sequence[int]) -> list[Run]:
+    """One training for each network and seed; midfeat is made of the training of OPT's last exit.
+
+    Args:
+        networks: Several of the same name count once.
+        data: Data set.
+        scale: One of `SCALES`, named `at`.
+        at: Goes into the names of the runs.
+        seeds: Of all of them.
+    """
+    file, given = scale.recipes[data]
+    recipe = find_recipe(file)
+    trained = [last_optimal(net.base) if net.method == "midfeat" else net for net in networks]
+    runs = []
+    for seed in seeds:
+        for net in dict.fromkeys(trained):
+            views: dict[str, View | None] = {net.name: None}
+            if net == last_optimal(scale.chosen) and "midfeat" in scale.schemes[data]:
+                views[Network("midfeat", net.base).name] = midfeat
+            slug = net.name.lower().replace(" ", "_").replace("=", "").replace("-", "").replace(".", "")
+            flags = (*given, *_flags(net, scale, seed))
+            runs.append(Run(f"{data}_{at}_{slug}_seed{seed}", recipe, flags, seed, views))
+    return runs
+
+
+def _flags(net: Network, scale: Scale, seed: int) -> tuple[str, ...]:
+    base = tuple(f"--model.{key}={value}" for key, value in net.base._asdict().items())
+    more: list[str] = list(scale.chosen_flags) if net.base == scale.chosen else []
+    if net.exit is not None:
+        more.append(f"--objective.exit={net.exit}")
+    if net.method in STRATEGIES:
+        more.append(f"--objective.seed={seed}")
+    if net.method in ("EXP3", "RWM", "AVGL"):
+        more.append(f"--objective.warmup={scale.warmup}")
+    return (*base, *FLAGS[net.method], *more)
+
+
+def run_folders(traces: Traces, net: Network) -> dict[int, Path]:
+    """The run directories of a network by seed; none for traces that are not stored."""
+    return traces.folders(net.name) if isinstance(traces, StoredTraces) else {}
+
+
+Networks = Callable[[Scale, str], Sequence[Network]]
+"""`(scale, data)` to what a table or figure needs, in the order in which it is trained."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 import anytime
 from anytime.cli import COMMANDS, main
+from anytime.levels import LevelChoice
 
 TINY = [
     *("--model", "anytimenet", "--model.blocks", "[1,2,1]", "--model.scheme", "[[1,1,1],[0,1,0]]", "--model.width", "4"),
@@ -121,7 +122,7 @@ def test_predict(run, images, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [f"{image} (no deadline)" for image in images]
     steps = [line for line in lines if line.startswith(" ")]
-    pattern = r"  step [12]/2 +[\d.]+ k MACs +[\d.]+ ms  \d \(\d+%\), \d \(\d+%\), \d \(\d+%\)"
+    pattern = r"  step [12]/2 +[\d.]+ k MACs +[\d.]+ ms  \d \(\d+ %\), \d \(\d+ %\), \d \(\d+ %\)"
     assert len(steps) == 6
     assert all(re.fullmatch(pattern, step) for step in steps)
 
@@ -272,6 +273,125 @@ def test_predict_with_rule_and_combiner(run, images, capsys):
     out = capsys.readouterr().out
     assert "step 1/2" in out
     assert "step 2/2" not in out
-    assert "did you mean 'confidence'" in refused(capsys, ["predict", run, images[0], "--stop", "confidenc=0.5"], 2)
-    assert "--stop confidence needs a value" in refused(capsys, ["predict", run, images[0], "--stop", "confidence"], 2)
-    assert "did you mean 'product'" in refused(capsys, ["predict", run, images[0], "--combine", "produkt"], 2)
+    assert main(["predict", run, images[0], "--combine", "mixture"]) == 0
+    for options, message in {
+        ("--stop", "confidenc=0.5"): "did you mean 'confidence'",
+        ("--stop", "confidence=high"): "--stop confidence=VALUE needs a number, got 'high'",
+        ("--stop", "confidence"): "'confidence' was never fitted to this model (no rules are saved with this model)",
+        ("--combine", "produkt"): "did you mean 'product'",
+        ("--combine", "temperature"): "temperatures are fitted on a validation trace",
+    }.items():
+        assert message in refused(capsys, ["predict", run, images[0], *options], 2)
+
+
+def test_fit_and_predict_by_name(run, images, capsys):
+    assert main(["fit", run, "--stop", "confidence", "--budget", "80%", "--combine", "temperature"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"answers +images +n +accuracy +lost by stopping +mean MACs +% of all +mean ms", out)
+    assert re.search(r"with the rule +test \(held out\) +\d+ ", out)
+    assert "test images that stop at step: 1: " in out
+    assert "anytime predict tiny IMAGE --stop confidence" in out
+    assert Path("tiny/trace-validation.safetensors").is_file()
+    fitted = anytime.stopping.kept(anytime.load(run))["confidence"]
+    assert fitted.combine.kind == "temperature"
+    assert main(["predict", run, images[0], "--stop", "confidence"]) == 0
+    assert "fitted to the answers of Temperature" in refused(
+        capsys, ["predict", run, images[0], "--stop", "confidence", "--combine", "product"], 2
+    )
+    assert main(["fit", run, "--stop", "confidence", "--max-loss", "0.0001", "--sure", "0.9", "--name", "safe"]) == 0
+    assert "no threshold keeps that loss for sure with " in capsys.readouterr().out
+    assert main(["fit", run, "--combine", "temperature", "--out", "elsewhere"]) == 0
+    assert list(anytime.stopping.kept(anytime.load(run))) == ["confidence", "safe"]
+    assert list(anytime.stopping.kept(anytime.load("elsewhere"))) == ["confidence", "safe", "temperature"]
+    assert main(["predict", "elsewhere", images[0], "--combine", "temperature"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say which rule to fit: --stop confidence, budgeted, value, learned"),
+        (["--stop", "confidence"], "--stop confidence needs --budget or --max-loss, one of them"),
+        (["--stop", "confidence", "--budget", "50%", "--max-loss", "0.1"], "one of them"),
+        (["--stop", "value", "--budget", "50%"], "--stop value needs --price"),
+        (["--stop", "confidence", "--max-loss", "2"], "--max-loss must lie between 0 and 1, got 2"),
+        (["--stop", "confidence", "--budget", "50%", "--sure", "0.9"], "give --max-loss, too"),
+        (["--stop", "learned", "--price", "-1"], "--price must be at least 0, got -1"),
+        (["--stop", "patience"], "invalid choice: 'patience'"),
+    ],
+)
+def test_fit_refuses(run, capsys, options, message):
+    assert message in refused(capsys, ["fit", run, *options], 2)
+
+
+@pytest.fixture
+def frames(run) -> str:
+    """Folders of images named like classes: three of a 0, one of a 7."""
+    for name in ("0/a.png", "0/b.png", "0/c.png", "7/a.png"):
+        Path("stream", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").resize((8, 8)).save(Path("stream", name))
+    Path("stream/.hidden").mkdir()
+    return "stream"
+
+
+def test_camera(run, frames, capsys, monkeypatch):
+    from anytime.camera import list_frames
+
+    files, labels = list_frames(Path(frames), [str(k) for k in range(10)])
+    assert [path.parent.name for path in files] == ["0", "7", "0", "0"]
+    assert labels == [0, 7, 0, 0]
+    assert main(["predict", run, frames, "--camera-like", "--fps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 frames at 2 per second: ")
+    assert re.search(r"^4 frames at 2 per second: \d missed, mean step .*, accuracy \d+\.\d%$", out, re.MULTILINE)
+    assert re.search(r"answered by +frames +share +accuracy +mean ms", out)
+    assert "\x1b" not in out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(["predict", run, f"{frames}/0", "--camera-like", "--fps", "4"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\x1b\[\d+F\x1b\[J3 frames at 4 per second", out)
+    assert "accuracy" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["stream"], 2, "stream is a folder: name its images, or add --camera-like"),
+        (["grey.png", "--camera-like"], 2, "--camera-like needs one folder of images, got grey.png"),
+        (["grey.png", "--fps", "5"], 2, "--fps 5 is the rate of --camera-like"),
+        (["stream", "--camera-like", "--fps", "0"], 2, "--fps must be a number of frames per second above zero, got 0"),
+        (["stream", "--camera-like", "--deadline", "5ms"], 2, "give --fps in place of --deadline"),
+        (["empty", "--camera-like"], 1, "there are no images in empty"),
+        (["other", "--camera-like"], 1, "the folder other/cat is no class of the model"),
+    ],
+)
+@pytest.mark.usefixtures("frames", "images")
+def test_camera_refuses(run, capsys, arguments, code, message):
+    Path("empty").mkdir()
+    Path("other/cat").mkdir(parents=True)
+    assert message in refused(capsys, ["predict", run, *arguments], code)
+
+
+def test_predict_answers_at_the_label_level_that_was_chosen(run, images, capsys):
+    model = anytime.create_model("anytimenet", (4, 2), in_channels=1, blocks=(1, 2, 1), scheme=((1, 1, 1), (0, 1, 0)), width=4)
+    model.metadata |= {"class_names": ["robin", "wren", "carp", "eel", "bird", "fish"], "input_size": [1, 8, 8]}
+    LevelChoice((4, 2), (1, 0), 0.9, (0.95, 0.9)).keep(model)
+    model.save("levels")
+    assert main(["predict", "levels", images[0], "--combine", "product"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert re.search(r" (bird|fish) \(\d+ %\)$", first)
+    assert re.search(r" (robin|wren|carp|eel) \(\d+ %\)$", second)
+
+
+@pytest.mark.usefixtures("threads")
+def test_profile_of_compiled_steps(run, capsys, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function.__name__) or function)
+    assert main(["profile", run, "--compile", "--batch", "2", "--repeats", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("batch 2, compiled, ")
+    assert "compile=True) plans by it" in out
+    assert compiled == ["step_1_of_2", "step_2_of_2"]
+    measured = anytime.Profile.load("tiny/profile.json")
+    with pytest.raises(ValueError, match="not of eager steps"):
+        anytime.Predictor(anytime.load(run), measured)
+    assert anytime.Predictor(anytime.load(run), measured, compile=True)(torch.rand(1, 1, 8, 8)).step == 2

@@ -8,18 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anytime.arguments import RUN_HELP, check_device, check_trained
 from anytime.parser import Parser
 from anytime.registry import nearest
 
 if TYPE_CHECKING:
-    import torch
-
-    from anytime.combine import Combiner
-    from anytime.model import AnytimeModel
-    from anytime.stopping import Rule
     from anytime.trace import Trace
-
-RUN_HELP = "a run directory, or the name of a pretrained model (see `anytime models`)"
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -62,8 +56,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
     parser.add_argument("--out", type=Path, help="where to write (default: the run directory, or runs/NAME)")
     options = parser.parse_args(arguments)
-    _check_trained(parser, options.run)
-    _check_device(parser, options.device)
+    check_trained(parser, options.run)
+    check_device(parser, options.device)
     from anytime.analysis.summary import STEP_COLUMNS
     from anytime.analysis.tables import format_table
     from anytime.evaluation import evaluate_run
@@ -92,7 +86,7 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/compare.png"), help="the figure (default: runs/compare.png)")
     options = parser.parse_args(arguments)
     for run in options.runs:
-        _check_trained(parser, run)
+        check_trained(parser, run)
     from anytime import plots
     from anytime.analysis.summary import COMPARISON_COLUMNS, comparison
     from anytime.analysis.tables import format_table
@@ -108,135 +102,23 @@ def compare(arguments: Sequence[str]) -> int:
 
 def predict(arguments: Sequence[str]) -> int:
     """Answer images with a trained model, showing the answer as it improves."""
-    parser = Parser(
-        "predict",
-        "Answer images with a trained model; the answer is shown as it improves, until the deadline.",
-        "  anytime predict anytimenet_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png --top 3",
-    )
-    parser.add_argument("model", metavar="RUN|NAME", help=RUN_HELP)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    parser.add_argument("--deadline", metavar="TIME", help="time for each image, e.g. 5ms, 0.2s, 800us (default: none)")
-    parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
-    parser.add_argument("--top", type=int, default=1, help="classes to show per answer (default: 1)")
-    parser.add_argument("--combine", default="last", help="how answers are made of steps: last, caching or product")
-    parser.add_argument("--stop", metavar="RULE=VALUE", help="stop early, e.g. confidence=0.9, margin=0.5, patience=3")
-    options = parser.parse_args(arguments)
-    if options.top < 1:
-        parser.error(f"--top must be at least 1, got {options.top}")
-    from anytime.combine import combiner
-    from anytime.runtime import parse_seconds
+    from anytime.predicting import predict_command
 
-    try:
-        deadline = parse_seconds(options.deadline) if options.deadline else None
-        combine, stop = combiner(options.combine), _rule(options.stop) if options.stop else None
-    except (ValueError, TypeError) as error:
-        parser.error(str(error))
-    _check_trained(parser, options.model)
-    _check_device(parser, options.device)
-    from anytime.data import read_image
-    from anytime.pretrained import load
-
-    model = load(options.model).to(options.device)
-    size = tuple(model.metadata.get("input_size") or (model.in_channels, 32, 32))
-    images = [(path, read_image(path, size)) for path in options.images]  # all at the door: one may be damaged
-    _predict(model, images, deadline, options.top, combine, stop)
-    return 0
-
-
-def _rule(text: str) -> Rule:
-    from dataclasses import fields
-
-    from anytime import stopping
-
-    name, equals, value = text.partition("=")
-    if name not in stopping.Rule.kinds:
-        return stopping.rule(name)  # says which name is nearest
-    if not equals:
-        raise ValueError(f"--stop {name} needs a value: --stop {name}=VALUE")
-    argument = fields(stopping.Rule.kinds[name])[0].name
-    return stopping.rule(name, **{argument: float(value) if "." in value else int(value)})
-
-
-def _predict(
-    model: AnytimeModel,
-    images: list[tuple[Path, torch.Tensor]],
-    deadline: float | None,
-    top: int,
-    combine: Combiner,
-    stop: Rule | None,
-) -> None:
-    from anytime.analysis.tables import macs_text, ms_text
-    from anytime.runtime import Predictor, profile
-
-    names = model.metadata.get("class_names") or [str(k) for k in range(model.num_classes)]
-    measured = profile(model, images[0][1][None], repeats=50)
-    predictor = Predictor(model, measured, combine, stop, quantile="p50")
-    device = next(model.parameters()).device
-    given = "no deadline" if deadline is None else f"deadline {ms_text(deadline)} ms"
-    for path, image in images:
-        print(f"{path} ({given})")
-        for answer in predictor.stream(image[None].to(device), deadline):
-            if answer.step < 1:
-                print(f"  no step fits: the first takes about {ms_text(measured.at(1).steps[0].p50)} ms here")
-                continue
-            best = answer.probabilities[0].topk(min(top, answer.probabilities.shape[1]))
-            pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            said = ", ".join(f"{names[k]} ({p:.0%})" for p, k in pairs)
-            cost = f"{macs_text(int(answer.macs[0])):>8} MACs {ms_text(answer.elapsed):>6} ms"
-            missed = "  (after the deadline)" if answer.missed else ""
-            print(f"  step {answer.step}/{model.num_steps}  {cost}  {said}{missed}", flush=True)
+    return predict_command(arguments)
 
 
 def profile(arguments: Sequence[str]) -> int:
     """Measure how long each step of a trained model takes on this machine, with its tail."""
-    parser = Parser(
-        "profile",
-        "Measure every step of a trained model on this machine: what anytime.Predictor plans deadlines by.",
-        "  anytime profile anytimenet_cifar10\n  anytime profile runs/demo --batch 1,8,32 --threads 1 --repeats 1000",
-    )
-    parser.add_argument("model", metavar="RUN|NAME", help=RUN_HELP)
-    parser.add_argument("--batch", default="1", metavar="N,N", help="batch sizes (default: 1)")
-    parser.add_argument("--threads", type=int, help="threads to compute with (default: torch's)")
-    parser.add_argument("--repeats", type=int, default=1000, help="streams to time (default: 1000)")
-    parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
-    parser.add_argument("--out", type=Path, help="the JSON file (default: profile.json in the run directory or runs/NAME)")
-    options = parser.parse_args(arguments)
-    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
-        parser.error(f"--repeats and --threads must be at least 1, got {options.repeats} and {options.threads}")
-    sizes = options.batch.split(",")
-    if not all(size.isdigit() and int(size) > 0 for size in sizes):
-        parser.error(f"--batch must be numbers like 1,8,32, got {options.batch!r}")
-    _check_trained(parser, options.model)
-    _check_device(parser, options.device)
-    import torch
+    from anytime.profiling import profile_command
 
-    from anytime.analysis.tables import Column, format_table, macs_text, ms_text
-    from anytime.evaluation import output_folder
-    from anytime.pretrained import load
-    from anytime.runtime import profile as measure
+    return profile_command(arguments)
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    model = load(options.model).to(options.device)
-    size = model.metadata.get("input_size") or (model.in_channels, 32, 32)
-    measured = measure(model, size, [int(size) for size in sizes], options.repeats)
-    columns = [Column(key, f"{key} ms", ms_text) for key in ("p50", "p90", "p99", "p999", "max")]
-    columns = [
-        Column("step", "step"),
-        Column("macs", "MACs", macs_text),
-        *columns,
-        Column("reached", "answer at p99", ms_text),
-    ]
-    for batch, latencies in measured.batches.items():
-        print(f"batch {batch}, {measured.fingerprint['hardware']}, n = {options.repeats}: each step alone, and its answer")
-        steps = zip(measured.macs, latencies.steps, latencies.reached, strict=True)
-        rows = [{"step": t, "macs": m, "reached": r.p99, **s._asdict()} for t, (m, s, r) in enumerate(steps, 1)]
-        print(format_table(rows, columns))
-    out = options.out or output_folder(options.model) / "profile.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    measured.save(out)
-    print(f"wrote {out}; Predictor(model, anytime.Profile.load({str(out)!r})) plans by it")
-    return 0
+
+def fit(arguments: Sequence[str]) -> int:
+    """Fit a stopping rule to a budget, or to a loss of accuracy that it keeps below; save it with the model."""
+    from anytime.fitting import fit_command
+
+    return fit_command(arguments)
 
 
 def models(arguments: Sequence[str]) -> int:
@@ -303,26 +185,9 @@ def exits(arguments: Sequence[str]) -> int:
     return exits_command(arguments)
 
 
-def _check_trained(parser: Parser, name: str) -> None:
-    from anytime.pretrained import list_pretrained
-
-    if not Path(name).is_dir() and name not in list_pretrained():
-        valid = [*list_pretrained(), *(str(path.parent) for path in sorted(Path().glob("runs/*/run.json")))]
-        hint = nearest(name, valid) if valid else ""
-        parser.error(f"there is no run directory and no pretrained model {name!r}{hint}")
-
-
-def _check_device(parser: Parser, name: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f"device {name!r} is not available here: {str(error).splitlines()[0]}")
-
-
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (demo, train, evaluate, compare, predict, profile, exits, study, models, datasets)
+    command.__name__: command
+    for command in (demo, train, evaluate, compare, fit, predict, profile, exits, study, models, datasets)
 }
 
 

@@ -8,16 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from anytime.model import AnytimeModel, eval_mode
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """A FLOP counter that sees attention, too: torch's fused inference kernel would hide it."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, for it imports Triton, which the run-time does not need
+
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import anytime
 from anytime import Predictor, create_model
-from anytime.combine import Product
-from anytime.stopping import MacBudget
+from anytime.combine import Mixture, Product, combiner
+from anytime.stopping import Confidence, MacBudget
 
 X = torch.rand(2, 3, 8, 8)
 
@@ -36,10 +37,86 @@ def test_answers_are_combined() -> None:
         torch.testing.assert_close(answer.probabilities, expected[t])
 
 
-def test_first_level_of_several() -> None:
-    answer = Predictor(tiny(num_classes=(4, 2)))(X)
-    assert answer.probabilities.shape == (2, 4)
-    torch.testing.assert_close(answer.probabilities.sum(1), torch.ones(2))
+@pytest.mark.parametrize("combine", ["last", "caching", "product"])
+def test_every_label_level_has_its_answer(combine: str) -> None:
+    model = tiny(num_classes=(4, 2))
+    predictor = Predictor(model, combine=combine)
+    fine, coarse = (combiner(combine)(logits) for logits in model.eval()(X).detach().split((4, 2), 2))
+    for t, answer in enumerate(predictor.stream(X)):
+        assert answer.probabilities is answer.levels[0]
+        torch.testing.assert_close(answer.levels, (fine[t], coarse[t]))
+
+
+def test_levels_where_samples_leave_and_in_contract_answers() -> None:
+    model = tiny(num_classes=(4, 2)).eval()
+    rule = Confidence(float(model(X).detach()[0, :, :4].softmax(1).amax(1).max()))  # one leaves after the first step
+    answer = Predictor(model, stop=rule)(X)
+    assert sorted(answer.steps.tolist())[0] == 1
+    logits = torch.stack([model(X)[step - 1, n] for n, step in enumerate(answer.steps.tolist())]).detach()
+    torch.testing.assert_close(answer.levels, tuple(part.softmax(1) for part in logits.split((4, 2), 1)))
+    planned = Predictor(model, anytime.profile(model, (3, 8, 8), batch_sizes=(2,), repeats=1))(X, contract=True)
+    torch.testing.assert_close(planned.levels, Predictor(model)(X).levels)
+
+
+def test_priors_of_levels(timed_case: Callable) -> None:
+    model = tiny(num_classes=(4, 2))
+    first = Predictor(model).session(X).best
+    assert [level.shape for level in first().levels] == [(2, 4), (2, 2)]
+    given = torch.tensor([0.7, 0.1, 0.1, 0.1, 0.9, 0.1])
+    with Predictor(model, prior=given).session(X) as session:
+        session.interrupt()
+    with pytest.raises(ValueError, match=r"prior must be 6 probabilities that sum to 1 in each of the levels \(4, 2\)"):
+        Predictor(model, prior=given[:4])
+    clock, timed, profile = timed_case([0.01])
+    predictor = Predictor(timed, profile, clock=clock)
+    before = predictor(torch.rand(1, 3, 2, 2))
+    after = predictor(torch.rand(1, 3, 2, 2), 0.001, prior=before)
+    assert (after.step, after.macs.tolist()) == (-1, [0])
+    assert torch.equal(after.probabilities, before.probabilities)
+    with pytest.raises(ValueError, match=r"prior must be an answer about as many images, \[\[2, 5\]\], got \[\[1, 5\]\]"):
+        predictor(torch.rand(2, 3, 2, 2), prior=before)
+
+
+def test_images_that_are_not_the_models_are_refused_by_every_door(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01])
+    predictor = Predictor(model, profile, clock=clock)
+    x = torch.rand(1, 3, 2, 2)
+    doors = (predictor, predictor.stream, predictor.session, lambda x: predictor(x, contract=True))
+    bad = {
+        "the images are torch.float64, the model torch.float32": x.double(),
+        "the images are on meta, the model on cpu": x.to("meta"),
+        "the images are 3x4x4, the profile is of 3x2x2": torch.rand(1, 3, 4, 4),
+        "got list": [[1.0]],
+        "NaN or infinite": x / 0,
+        "the batch is empty": x[:0],
+    }
+    for message, images in bad.items():
+        for door in doors:
+            with pytest.raises((ValueError, TypeError), match=message):
+                door(images)
+    assert model.started == []
+    assert predictor(x).step == 1
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_until_is_a_number(timed_case: Callable, wrong: float) -> None:
+    clock, model, profile = timed_case([0.01])
+    with pytest.raises(ValueError, match="until must be a time of the clock in seconds, got"):
+        Predictor(model, profile, clock=clock)(torch.rand(1, 3, 2, 2), until=wrong)
+
+
+def test_depth_is_a_number_of_steps() -> None:
+    with pytest.raises(ValueError, match="depth must be at least 1 step, got 0"):
+        Predictor(tiny(), depth=0)
+
+
+def test_the_mixture_weighs_by_the_profiles_macs(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01, 0.01])
+    x = torch.rand(1, 3, 2, 2)
+    expected = Mixture([10, 20])(model(x))[-1]
+    torch.testing.assert_close(Predictor(model, profile, "mixture", clock=clock)(x).probabilities, expected.detach())
+    with pytest.raises(ValueError, match="'mixture' weighs the steps by their MACs"):
+        Predictor(model, combine="mixture")
 
 
 def test_a_rule_that_counts_macs_needs_a_profile(timed_case: Callable) -> None:
@@ -52,6 +129,7 @@ def test_a_rule_that_counts_macs_needs_a_profile(timed_case: Callable) -> None:
 
 def test_import_is_light() -> None:
     heavy = {"lightning", "matplotlib", "torchvision", "sklearn", "jsonargparse", "scipy", "timm", "torchmetrics"}
+    heavy |= {"torch._dynamo", "triton"}
     code = f"import sys, anytime, anytime.runtime; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout == "[]\n"

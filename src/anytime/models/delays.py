@@ -291,15 +291,15 @@ class DelayedNetwork(AnytimeModel):
         """What each delay gives to normalised images before anything has arrived: zeros, which take no memory."""
         key = (x.shape[1:], x.dtype, self.training)
         if key not in self._shapes:
+            rehearse = torch.compiler.disable(self._rehearse)  # here, for the compiler takes a second to import
             with ThreadPoolExecutor(1) as pool:  # a thread is free of this one's modes, such as the counting of FLOPs
-                self._shapes[key] = pool.submit(self._rehearse, x.shape[1:], x.dtype, self.training).result()
+                self._shapes[key] = pool.submit(rehearse, x.shape[1:], x.dtype, self.training).result()
         plan = self._plans[self.training, False]
         if not plan.dark:
             return {}
         shapes = zip(plan.delays, self._shapes[key], strict=True)
         return {i: x.new_zeros((), dtype=dtype).expand(batch, *shape) for i, (shape, dtype) in shapes}
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _rehearse(self, size: torch.Size, dtype: torch.dtype, training: bool) -> list[tuple[torch.Size, torch.dtype]]:
         """The shapes and types of what the delays give to images of a size, found by a run of a copy without data."""

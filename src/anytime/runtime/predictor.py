@@ -6,20 +6,22 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from anytime.combine import Combiner
-from anytime.combine import combiner as named_combiner
 from anytime.model import AnytimeModel
 from anytime.runtime.execution import PRIOR, Answer, Execution
 from anytime.runtime.profile import Profile
+from anytime.runtime.readout import Arrival, send
 from anytime.runtime.session import Session
-from anytime.stopping import Rule
+from anytime.runtime.steps import CompiledSteps, Steps
+from anytime.stopping import Rule, resolve
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _SESSIONS = 64  # threads at most
@@ -39,6 +41,19 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A step that was started: its answer on the way, and what the answer is about."""
+
+    arrival: Arrival
+    number: int
+    steps: Tensor
+    macs: Tensor
+    alive: int
+    at: float
+    seconds: float
+
+
 class Predictor:
     """The best answer by a deadline.
 
@@ -50,21 +65,28 @@ class Predictor:
     measured to profiled seconds. Where not even the first step fits, the answer is the prior (`steps` = -1). Contract use
     (`contract=True`): the budget is known before, so the deepest answer whose quantile fits is planned and computed alone.
 
+    On CUDA, steps are started before the answer of the one before has arrived, `depth` at a time; the deadline then gets the
+    newest answer that is there. A stopping rule has to see an answer before the next step: with one, the depth is 1.
+
     Any number of threads may use one predictor: each call has its own state.
 
     Args:
         model: An anytime model; put into eval mode.
         profile: `anytime.profile(model, example)`. Without one, a step is started as long as time is left.
-        combine: How answers are made of the steps so far: a name (`"last"`, `"caching"`, `"product"`) or a combiner.
-        stop: A stopping rule besides the deadline; None for none.
+        combine: How answers are made of the steps so far: a name (`"last"`, `"caching"`, `"product"`, `"mixture"`, or one
+            saved with the model), or a combiner. None: what a saved rule was fitted to, and else the last answer.
+        stop: A stopping rule besides the deadline, or the name of one saved with the model (`anytime fit`); None for none.
         quantile: Which of the profile's quantiles must fit: "p50", "p90", "p99", "p999" or "max".
         guard: Seconds kept free before the deadline.
-        prior: Probabilities `[K]` for when there is no time for any step; default uniform.
+        prior: Probabilities `[K]` for when there is no time for any step, of all label levels side by side; default uniform.
+        compile: Runs steps that are compiled and warmed here, for the profile's batch sizes; the profile must be of such.
+        depth: Steps under way at a time on CUDA.
         foreign: Accepts a profile measured on other hardware.
         clock: Returns seconds; replaced in tests.
 
     Raises:
-        ValueError: A profile of another model or machine, unknown names, a prior of the wrong length.
+        ValueError: A profile of another model or machine, unknown names, rules that were never fitted, a prior of the wrong
+            length.
 
     Example:
         >>> predictor = anytime.Predictor(model, anytime.profile(model, (3, 32, 32)), combine="product")
@@ -76,39 +98,55 @@ class Predictor:
         self,
         model: AnytimeModel,
         profile: Profile | None = None,
-        combine: str | Combiner = "last",
-        stop: Rule | None = None,
+        combine: str | Combiner | None = None,
+        stop: str | Rule | None = None,
         *,
         quantile: str = "p99",
         guard: float = 0.0,
         prior: Tensor | None = None,
+        compile: bool = False,
+        depth: int = 2,
         foreign: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if profile is not None:
-            profile.check(model, foreign=foreign)
+            profile.check(model, compiled=compile, foreign=foreign)
             next(iter(profile.batches.values())).steps[0].at(quantile)
+        elif compile:
+            raise ValueError(
+                "compile=True compiles for the image and batch sizes of a profile: give Predictor one, "
+                "anytime.profile(model, example, compile=True)"
+            )
         if not guard >= 0:
             raise ValueError(f"guard must be at least 0 seconds, got {guard!r}")
-        classes = model.levels[0]
-        if profile is None and stop is not None and stop.needs:
-            raise ValueError(f"the rule {stop!r} needs {' and '.join(sorted(stop.needs))}: give Predictor a profile")
-        if prior is not None and (prior.shape != (classes,) or not torch.isclose(prior.sum(), torch.tensor(1.0), atol=1e-3)):
-            raise ValueError(f"prior must be {classes} probabilities that sum to 1, got {list(prior.shape)}")
-        self.model, self.profile = model.eval(), profile
-        self._combiner = named_combiner(combine) if isinstance(combine, str) else combine
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1 step, got {depth!r}")
+        rule, self._combiner = resolve(model, stop, combine, None if profile is None else profile.macs)
+        if profile is None and rule is not None and rule.needs:
+            raise ValueError(f"the rule {rule!r} needs {' and '.join(sorted(rule.needs))}: give Predictor a profile")
         self._combiner.start(model.num_steps)  # refuses now what was fitted to another number of steps, or never
-        if stop is not None:
-            stop.start(model.num_steps)
-        self._rule = stop
-        self._quantile, self._guard, self._clock = quantile, guard, clock
-        self._prior = prior if prior is not None else torch.full((classes,), 1 / classes)
+        if rule is not None:
+            rule.start(model.num_steps)
+        self.model, self.profile = model.eval(), profile
+        self._rule = rule
+        self._quantile, self._guard, self.clock = quantile, guard, clock
+        self._prior = _prior_levels(model.levels, prior)
+        on_cuda = next(model.parameters()).is_cuda
+        self._depth = depth if on_cuda and rule is None else 1
+        self._send = send
+        self._run = CompiledSteps(model, profile.input_size, [*profile.batches]) if profile and compile else Steps(model)
         self._ratio = self._inflation = 1.0
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     def __call__(
-        self, x: Tensor, deadline: float | None = None, *, until: float | None = None, contract: bool = False
+        self,
+        x: Tensor,
+        deadline: float | None = None,
+        *,
+        until: float | None = None,
+        contract: bool = False,
+        prior: Answer | None = None,
     ) -> Answer:
         """The best answer about images `[B, C, H, W]` by the deadline.
 
@@ -117,40 +155,49 @@ class Predictor:
             deadline: Seconds from now; None for no deadline.
             until: An absolute time of the clock (`time.monotonic()`) in place of `deadline`.
             contract: Plan the deepest answer that fits and compute it alone; needs a profile.
+            prior: The answer for when there is no time for any step, such as that about the last frame.
 
         Raises:
             ValueError: A deadline that is no positive number, a time that has passed; images of the wrong shape or with NaN.
-            TypeError: Images that are not floating-point, or on another device.
+            TypeError: Images that are not floating-point, of another precision or on another device.
         """
-        start = self._clock()
+        start = self.clock()
         budget = self._budget(start, deadline, until)
+        self._check(x)
         if contract:
-            return self._contract(x, start, budget)
-        for answer in self._answers(x, start, budget):
+            return self._contract(x, start, budget, prior)
+        for answer in self._answers(x, start, budget, prior):
             last = answer
-        return last
+        return last if last.reason else replace(last, reason="deadline")
 
-    def stream(self, x: Tensor, deadline: float | None = None, *, until: float | None = None) -> Iterator[Answer]:
+    def stream(
+        self, x: Tensor, deadline: float | None = None, *, until: float | None = None, prior: Answer | None = None
+    ) -> Iterator[Answer]:
         """The answers one by one, computed as they are asked for; the last one says in `reason` why it is the last.
 
-        Time goes on between the answers: the deadline counts from this call.
+        Time goes on between the answers: the deadline counts from this call. If it passes in between, no other answer comes.
         """
-        start = self._clock()
-        return self._answers(x, start, self._budget(start, deadline, until))
-
-    def session(self, x: Tensor) -> Session:
-        """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
-        start = self._clock()
+        start = self.clock()
+        budget = self._budget(start, deadline, until)
         self._check(x)
+        return self._answers(x, start, budget, prior)
+
+    def session(self, x: Tensor, prior: Answer | None = None) -> Session:
+        """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
+        start = self.clock()
+        self._check(x)
+        first = self._prior_answer(x, start, None, prior)
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(_SESSIONS, thread_name_prefix="anytime")
-        return Session(self._threads, lambda: self._answers(x, start, None), self._prior_answer(x, start, None))
+        return Session(self._threads, lambda: self._answers(x, start, None, prior), first)
 
     def _budget(self, start: float, deadline: float | None, until: float | None) -> float | None:
         if until is not None:
             if deadline is not None:
                 raise ValueError("give deadline or until, not both")
+            if not math.isfinite(until):
+                raise ValueError(f"until must be a time of the clock in seconds, got {until!r}")
             deadline = until - start
             if not deadline > 0:
                 raise ValueError(f"until={until!r} has passed: the clock is at {start!r}")
@@ -161,49 +208,69 @@ class Predictor:
     def _check(self, x: Tensor) -> None:
         """Refuses at the door what would fail in the middle of a stream."""
         self.model.check_input(x)
-        device = next(self.model.parameters()).device
-        if x.device != device:
-            raise TypeError(f"the images are on {x.device}, the model on {device}")
+        reference = next(self.model.parameters())
+        if x.device != reference.device:
+            raise TypeError(f"the images are on {x.device}, the model on {reference.device}")
+        if x.dtype != reference.dtype:
+            raise TypeError(f"the images are {x.dtype}, the model {reference.dtype}; convert them: x.to({reference.dtype})")
         if not torch.isfinite(x).all():
             raise ValueError("the images hold NaN or infinite pixels")
         if self.profile is not None:
             self.profile.at(len(x))
+            if tuple(x.shape[1:]) != tuple(self.profile.input_size):
+                found, known = ("x".join(map(str, size)) for size in (x.shape[1:], self.profile.input_size))
+                raise ValueError(f"the images are {found}, the profile is of {known}; resize them, or profile that size")
 
-    def _prior_answer(self, x: Tensor, start: float, budget: float | None) -> Answer:
+    def _prior_answer(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         batch = len(x)
         nothing = torch.zeros(batch, dtype=torch.int64)
-        prior = self._prior.expand(batch, -1)
-        return Answer(prior, nothing + PRIOR, self._clock() - start, budget, nothing)
+        levels = tuple(level.expand(batch, -1) for level in self._prior)
+        if prior is not None:
+            found, wanted = ([list(level.shape) for level in given] for given in (prior.levels, levels))
+            if found != wanted:
+                raise ValueError(f"prior must be an answer about as many images, {wanted}, got {found}")
+            levels = prior.levels
+        return Answer(levels, nothing + PRIOR, self.clock() - start, budget, nothing)
 
-    def _answers(self, x: Tensor, start: float, budget: float | None) -> Iterator[Answer]:
+    def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer]:
         with torch.inference_mode():
-            self._check(x)
+            answer = self._prior_answer(x, start, budget, prior)
             macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
-            run = Execution(self.model, x, self._combiner, self._rule, macs)
-        answer = self._prior_answer(x, start, budget)
+            run = Execution(self._run, x, self._combiner, self._rule, macs)
+        end = None if budget is None else start + budget - self._guard
+        under_way: deque[_Launched] = deque()
+        last = start
         while True:
-            reason = (
-                "stopped" if run.stopped else "complete" if run.done else "" if self._fits(run, start, budget) else "deadline"
-            )
-            if reason and answer.step == PRIOR:
-                yield replace(answer, reason=reason)
-            if reason:
+            while len(under_way) < self._depth and not run.done and self._fits(run, end, under_way):
+                under_way.append(self._launch(run))
+            if not under_way:
+                if answer.step == PRIOR:
+                    yield replace(answer, reason="deadline")
                 return
-            before, alive = self._clock(), run.alive
-            with torch.inference_mode():
-                answer = run.advance(answer)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            after = self._clock()
-            self._notice_drift(run, after - before, alive)
-            if not run.done:
+            step = under_way.popleft()
+            if not step.arrival.wait(self.clock, end):
+                self._notice_drift(step, self.clock() - max(step.at, last))
+                if answer.step == PRIOR:
+                    yield replace(answer, elapsed=self.clock() - start, reason="deadline")
+                return
+            after = self.clock()
+            self._notice_drift(step, after - max(step.at, last))
+            last = after
+            if not under_way and not run.done:
                 run.judge(after - start + self._seconds(run))
-            late = not run.done and not self._fits(run, start, budget)
-            reason = "stopped" if run.stopped else "complete" if run.done else "deadline" if late else ""
-            answer = replace(answer, elapsed=after - start, reason=reason)
+            over = not under_way and (run.done or not self._fits(run, end, under_way))
+            reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if over else ""
+            levels = step.arrival.value.split(self.model.levels, 1) if len(self.model.levels) > 1 else (step.arrival.value,)
+            answer = Answer(levels, step.steps, after - start, budget, step.macs, reason)
             yield answer
             if reason:
                 return
+
+    def _launch(self, run: Execution) -> _Launched:
+        at, alive, seconds = self.clock(), run.alive, self._seconds(run)
+        with torch.inference_mode():
+            arrival = self._send(run.advance())
+        return _Launched(arrival, run.step, run.steps, run.macs, alive, at, seconds)
 
     def _seconds(self, run: Execution) -> float:
         """What the next step may take."""
@@ -211,41 +278,54 @@ class Predictor:
             return 0.0
         return self._inflation * self.profile.at(run.alive).steps[run.step].at(self._quantile)
 
-    def _fits(self, run: Execution, start: float, budget: float | None) -> bool:
-        if budget is None:
+    def _fits(self, run: Execution, end: float | None, under_way: Sequence[_Launched] = ()) -> bool:
+        """Whether the next step may be started, to be done by `end` after those under way."""
+        if end is None:
             return True
-        left, seconds = budget - self._guard - (self._clock() - start), self._seconds(run)
+        seconds = self._seconds(run) + sum(step.seconds for step in under_way)
+        left = end - self.clock()
         if seconds > left >= seconds / self._inflation:
             self._follow(1.0)  # refused for the drift alone: without trying, nothing would show that it is over
         return seconds <= left
 
-    def _notice_drift(self, run: Execution, seconds: float, alive: int) -> None:
+    def _notice_drift(self, step: _Launched, seconds: float) -> None:
         """Follows how much slower than profiled the machine is now."""
         if self.profile is not None:
-            usual = self.profile.at(alive).steps[run.step - 1].p50
+            usual = self.profile.at(step.alive).steps[step.number - 1].p50
             self._follow(min(seconds / usual, _LARGEST_RATIO) if usual > 0 else 1.0)
 
     def _follow(self, ratio: float) -> None:
         self._ratio += _SMOOTHING * (ratio - self._ratio)
         self._inflation = max(1.0, self._ratio)
 
-    def _contract(self, x: Tensor, start: float, budget: float | None) -> Answer:
+    def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         if self.profile is None:
             raise ValueError("contract=True plans by a profile; give Predictor one: anytime.profile(model, example)")
         with torch.inference_mode():
-            self._check(x)
-            answer = self._prior_answer(x, start, budget)
-            left = math.inf if budget is None else budget - (self._clock() - start) - self._guard
+            answer = self._prior_answer(x, start, budget, prior)
+            left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
             latencies = self.profile.at(len(x)).contract
             fitting = [t for t, seconds in enumerate(latencies, 1) if self._inflation * seconds.at(self._quantile) <= left]
             if not fitting:
                 return replace(answer, reason="deadline")
-            step = max(fitting)
-            probabilities, _ = self._combiner.update(
-                self._combiner.start(self.model.num_steps), self.model(x, step=step)[:, : self.model.levels[0]].float(), step
-            )
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        steps, macs = torch.full((len(x),), step), torch.full((len(x),), self.profile.contract_macs[step - 1])
-        reason = "complete" if step == self.model.num_steps else "deadline"
-        return Answer(probabilities, steps, self._clock() - start, budget, macs, reason)
+            step, steps = max(fitting), self.model.num_steps
+            parts = self.model(x, step=step).float().split(self.model.levels, 1)
+            said = [self._combiner.update(self._combiner.start(steps), logits, step)[0] for logits in parts]
+            arrivals = [self._send(probabilities) for probabilities in said]
+        for arrival in arrivals:
+            arrival.wait(self.clock, None)
+        levels = tuple(arrival.value for arrival in arrivals)
+        spent = torch.full((len(x),), self.profile.contract_macs[step - 1])
+        reason = "complete" if step == steps else "deadline"
+        return Answer(levels, torch.full((len(x),), step), self.clock() - start, budget, spent, reason)
+
+
+def _prior_levels(sizes: Sequence[int], prior: Tensor | None) -> tuple[Tensor, ...]:
+    """The prior `[K_d]` of each label level."""
+    if prior is None:
+        return tuple(torch.full((size,), 1 / size) for size in sizes)
+    levels = prior.split(list(sizes)) if prior.shape == (sum(sizes),) else ()
+    if not levels or not all(torch.isclose(level.sum(), torch.tensor(1.0), atol=1e-3) for level in levels):
+        each = f" in each of the levels {tuple(sizes)}" if len(sizes) > 1 else ""
+        raise ValueError(f"prior must be {sum(sizes)} probabilities that sum to 1{each}, got {list(prior.shape)}")
+    return levels

@@ -18,6 +18,7 @@ from torch import Tensor
 from anytime.cost import hardware, step_macs
 from anytime.files import written_whole
 from anytime.model import AnytimeModel, eval_mode
+from anytime.runtime.steps import CompiledSteps, Steps
 
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
@@ -113,13 +114,19 @@ class Profile:
         return self.batches[min(fitting)]
 
     def check(self, model: AnytimeModel, compiled: bool = False, foreign: bool = False) -> None:
-        """Refuses a profile of another model, or (unless `foreign`) of other hardware, threads, library or precision.
+        """Refuses a profile of another model or way of running, or (unless `foreign`) of other hardware, threads, ...
 
         Raises:
             ValueError: Says what differs.
         """
         if self.model != architecture(model):
             raise ValueError(f"the profile is of another model (architecture {self.model}, this one is {architecture(model)})")
+        if self.fingerprint.get("compiled") != compiled:
+            asked, wanted = ("compiled", "True") if compiled else ("eager", "False")
+            raise ValueError(
+                f"the profile is not of {asked} steps, which this predictor runs (compile={compiled}): "
+                f"measure them, anytime.profile(model, example, compile={wanted}), or give Predictor compile={not compiled}"
+            )
         here = fingerprint(model, compiled)
         differing = [
             f"{key} {self.fingerprint.get(key)!r}, here {here[key]!r}"
@@ -164,34 +171,38 @@ def profile(
     batch_sizes: Sequence[int] = (1,),
     repeats: int = 200,
     warmup: int = 10,
-    compiled: bool = False,
+    compile: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
     """Measures every step of the stream and every contract answer, as the run-time will run them.
 
     Args:
-        model: On its device, in its precision; compile its `step` before and say `compiled=True`.
+        model: On its device, in its precision.
         example: Images `[B, C, H, W]`, or their (channels, height, width).
         batch_sizes: What to measure.
         repeats: Streams per batch size; 1,000 or more for a p99.9 that is not the maximum.
         warmup: Streams before the measurement.
-        compiled: Noted in the fingerprint.
+        compile: Compiles each step first (some seconds each), as `Predictor(..., compile=True)` will; contract answers run
+            as they are.
         clock: Returns seconds; replaced in tests.
     """
     size: tuple[int, int, int] = tuple(example.shape[1:] if isinstance(example, Tensor) else example)  # type: ignore[assignment]
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"repeats and batch_sizes must be at least 1, got {repeats!r} and {batch_sizes!r}")
     reference = next(model.parameters())
+    run = CompiledSteps(model, size, batch_sizes) if compile else Steps(model)
     batches = {}
     with torch.inference_mode(), eval_mode(model):
         for batch_size in sorted(set(batch_sizes)):
             x = torch.rand(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(reference)
-            batches[batch_size] = _measure(model, x, repeats, warmup, clock)
+            batches[batch_size] = _measure(run, x, repeats, warmup, clock)
     macs, contract_macs = (tuple(step_macs(model, size, contract=contract)) for contract in (False, True))
-    return Profile(architecture(model), size, fingerprint(model, compiled), batches, macs, contract_macs)
+    return Profile(architecture(model), size, fingerprint(model, compile), batches, macs, contract_macs)
 
 
-def _measure(model: AnytimeModel, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float]) -> BatchProfile:
+def _measure(run: Steps, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float]) -> BatchProfile:
+    model = run.model
+
     def now() -> float:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
@@ -202,7 +213,9 @@ def _measure(model: AnytimeModel, x: Tensor, repeats: int, warmup: int, clock: C
     contract: list[list[float]] = [[] for _ in steps]
     for repeat in range(warmup + repeats):
         start = before = now()
-        for t, _ in enumerate(model.stream(x)):
+        state = model.initial_state(x)
+        for t in range(model.num_steps):
+            _, state = run(t + 1, state, len(x))
             after = now()
             if repeat >= warmup:
                 steps[t].append(after - before)

@@ -12,7 +12,7 @@ from anytime.stopping.choose import (
     ratio_for,
     share_thresholds,
 )
-from anytime.stopping.guarantee import CANDIDATES, certified, conformal
+from anytime.stopping.guarantee import CANDIDATES, certified, conformal, mean_loss
 from anytime.stopping.learned import Recurrent, learned_stop
 from anytime.stopping.rules import (
     AllOf,
@@ -29,6 +29,7 @@ from anytime.stopping.rules import (
     SelectionLatency,
     rule,
 )
+from anytime.stopping.saved import Fitted, keep, kept, resolve
 from anytime.stopping.value import value_of_computation
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ConfidenceBands",
     "Deadline",
     "Entropy",
+    "Fitted",
     "MacBudget",
     "Margin",
     "Never",
@@ -55,9 +57,13 @@ __all__ = [
     "certified",
     "conformal",
     "exit_shares",
+    "keep",
+    "kept",
     "learned_stop",
+    "mean_loss",
     "measure",
     "ratio_for",
+    "resolve",
     "rule",
     "share_thresholds",
     "value_of_computation",

@@ -89,6 +89,17 @@ def conformal(
     return answers.outcome(chosen)
 
 
+def mean_loss(trace: Trace, rule: Rule, combiner: Combiner | None = None) -> float:
+    """The mean of L on a trace: the share of samples that the last step has right, but not the step where they stop.
+
+    Args:
+        trace: The answers, best those of samples that the rule was not chosen on.
+        rule: Any rule.
+        combiner: Makes the answers of several steps' outputs; default `Last()`.
+    """
+    return float(_losses(Answers.of(trace, combiner), rule).double().mean())
+
+
 def _losses(answers: Answers, rule: Rule) -> Tensor:
     """Whether each sample is right at the last step but not where it stops, bool `[N]`."""
     steps = rule.stops(answers.trace, answers.probabilities)

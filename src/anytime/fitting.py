@@ -1,0 +1,268 @@
+"""What `anytime fit` does: a stopping rule fitted on validation images, measured on test images, saved with the model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from anytime.arguments import RUN_HELP, check_device, check_trained
+from anytime.parser import Parser
+
+if TYPE_CHECKING:
+    from anytime.combine import Combiner
+    from anytime.model import AnytimeModel
+    from anytime.stopping import Fitted, Outcome
+    from anytime.trace import Trace
+
+METHODS = ("confidence", "budgeted", "value", "learned")
+_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def fit_command(arguments: Sequence[str]) -> int:
+    """Fit a stopping rule to a budget, or to a loss of accuracy that it keeps below; save it with the model."""
+    parser = Parser(
+        "fit",
+        "Fit a stopping rule on the validation images, measure it on the test images, and save it with the model, where\n"
+        "`anytime predict --stop NAME` and anytime.Predictor(model, stop=NAME) find it.",
+        "  anytime fit runs/demo --stop confidence --budget 50%\n"
+        "  anytime fit runs/demo --stop confidence --max-loss 0.01 --sure 0.95 --name safe\n"
+        "  anytime fit runs/demo --stop value --price 0.05 --combine product\n"
+        "  anytime fit runs/demo --combine temperature",
+    )
+    parser.add_argument("run", metavar="RUN|NAME", help=RUN_HELP)
+    parser.add_argument(
+        "--stop",
+        choices=METHODS,
+        help="confidence: max softmax, a threshold per step; budgeted: the same by MSDNet's exit shares; value: monitoring of "
+        "the confidence by dynamic programming; learned: a small recurrent network. Default: none, only --combine is fitted",
+    )
+    parser.add_argument("--budget", metavar="COST", help="mean cost per image: 50%% of all steps' MACs, 40M MACs, or 2ms")
+    parser.add_argument("--max-loss", type=float, metavar="SHARE", help="loss of accuracy against all steps, e.g. 0.01")
+    parser.add_argument(
+        "--sure",
+        type=float,
+        metavar="P",
+        help="the probability with which --max-loss is kept (default: it is kept on average)",
+    )
+    parser.add_argument(
+        "--price", type=float, metavar="SHARE", help="accuracy that the MACs of all steps are worth, e.g. 0.05"
+    )
+    parser.add_argument("--combine", default="last", help="last, caching, product, mixture or temperature (default: last)")
+    parser.add_argument("--name", help="what to save it as (default: the rule's, or else the combiner's)")
+    parser.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")
+    parser.add_argument("--device", default="cpu", help="where to record missing traces, e.g. cuda (default: cpu)")
+    parser.add_argument("--out", type=Path, help="where to save the model (default: the run directory, or runs/NAME)")
+    options = parser.parse_args(arguments)
+    _check_goal(parser, options)
+    check_trained(parser, options.run)
+    check_device(parser, options.device)
+    from anytime.evaluation import output_folder
+    from anytime.pretrained import load
+    from anytime.stopping import keep
+
+    model = load(options.run)
+    folder = output_folder(options.run)
+    validation, test = (find_trace(model, folder, part, options.root, options.device) for part in ("validation", "test"))
+    try:
+        goal = Goal.of(options.stop, options.budget, options.max_loss, options.sure, options.price, validation)
+    except ValueError as error:
+        parser.error(str(error))
+    fitted = fit_rule(validation, test, options.combine, goal)
+    name = options.name or options.stop or options.combine
+    keep(model, name, fitted)
+    out = options.out or folder
+    model.save(out)
+    _show(fitted, validation, test)
+    use = f"--stop {name}" if options.stop else f"--combine {name}"
+    print(f"saved {name!r} in {out}; use it: anytime predict {out} IMAGE {use}")
+    return 0
+
+
+def _check_goal(parser: Parser, options: Any) -> None:
+    """Each method has its own way to say what is wanted."""
+    given = [name for name in ("budget", "max_loss", "price") if getattr(options, name) is not None]
+    takes = {"confidence": ["budget", "max_loss"], "budgeted": ["budget"], "value": ["price"], "learned": ["price"]}
+    wanted = takes.get(options.stop, [])
+    words = " or ".join(f"--{name.replace('_', '-')}" for name in wanted)
+    if options.stop is None and (given or options.combine in ("last", "caching", "product")):
+        parser.error(
+            f"say which rule to fit: --stop {', '.join(METHODS)}; without one, --combine temperature or mixture is kept"
+        )
+    if options.stop and (len(given) != 1 or given[0] not in wanted):
+        parser.error(f"--stop {options.stop} needs {words}" + (", one of them" if len(wanted) > 1 else ""))
+    if options.sure is not None and given != ["max_loss"]:
+        parser.error("--sure is the probability with which --max-loss is kept: give --max-loss, too")
+    for name in ("max_loss", "sure"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < 1:
+            parser.error(f"--{name.replace('_', '-')} must lie between 0 and 1, got {value:g}")
+    if options.price is not None and not 0 <= options.price < math.inf:
+        parser.error(f"--price must be at least 0, got {options.price:g}")
+
+
+class Goal(NamedTuple):
+    """What is fitted and to what: `cost` is "macs" or "seconds", `price` is accuracy per MAC."""
+
+    method: str | None
+    budget: float | None = None
+    cost: Any = "macs"
+    max_loss: float | None = None
+    sure: float | None = None
+    price: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        method: str | None,
+        budget: str | None,
+        max_loss: float | None,
+        sure: float | None,
+        price: float | None,
+        trace: Trace,
+    ) -> Goal:
+        """From what was typed.
+
+        Raises:
+            ValueError: A budget that is no cost, or less than the first step's; seconds for what counts MACs.
+        """
+        whole = float(trace.macs[-1])
+        amount, cost = (None, "macs") if budget is None else parse_budget(budget, whole)
+        if cost == "seconds" and method == "budgeted":
+            raise ValueError(f"budgeted batch classification counts MACs: give --budget 50% or 40M, got {budget!r}")
+        if amount is not None:
+            from anytime.analysis.curves import costs
+
+            first = float(costs(trace, cost)[0])  # type: ignore[arg-type]
+            if amount < first:
+                least = f"{first / whole:.1%} of all MACs" if cost == "macs" else f"{first * 1e3:.3g}ms"
+                raise ValueError(f"--budget must be at least what the first step costs, {least}, got {budget!r}")
+        return cls(method, amount, cost, max_loss, sure, None if price is None else price / whole)
+
+
+def parse_budget(text: str, whole: float) -> tuple[float, str]:
+    """A mean cost from `"50%"` (of `whole` MACs), `"40M"` (MACs) or `"2ms"`: the amount, and "macs" or "seconds".
+
+    Raises:
+        ValueError: Neither of them.
+    """
+    from anytime.runtime import parse_seconds
+
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kMGT])\s*", text)
+    if match:
+        amount = float(match[1])
+        return (amount / 100 * whole if match[2] == "%" else amount * _COUNTS[match[2]]), "macs"
+    if re.search(r"[0-9]\s*(s|ms|us)\s*$", text):
+        return parse_seconds(text), "seconds"
+    raise ValueError(f"--budget must be a mean cost like 50%, 40M (MACs) or 2ms, got {text!r}")
+
+
+def find_trace(model: AnytimeModel, folder: Path, part: str, root: Path | None = None, device: str = "cpu") -> Trace:
+    """The stored trace of a part of the model's data; recorded and stored first if there is none.
+
+    Raises:
+        ValueError: The trace is of another model; there are no validation images.
+    """
+    from anytime.evaluation import trained_on
+    from anytime.trace import Trace, record
+
+    path = folder / f"trace-{part}.safetensors"
+    if path.is_file():
+        trace = Trace.load(path)
+        if trace.num_steps != model.num_steps or trace.num_classes != model.num_classes:
+            raise ValueError(f"{path} is of another model; delete it, and it is recorded again")
+    else:
+        data = trained_on(model, root)
+        data.setup("test" if part == "test" else "fit")
+        loader = data.test_dataloader() if part == "test" else data.val_dataloader()
+        if isinstance(loader, list):
+            raise ValueError("the model was trained with validation=0: there are no images to fit a rule on")
+        meta = {"dataset": type(data).__name__, "part": part, "recipe": model.metadata["recipe"]}
+        trace = record(model, loader, device=device, input_size=data.input_size, meta=meta)
+        model.cpu()
+        trace.save(path)
+    return trace.level(0) if trace.levels else trace
+
+
+def fit_rule(validation: Trace, test: Trace, combine: str, goal: Goal) -> Fitted:
+    """Fits the combiner, and the rule to its answers, on `validation`; the facts say what they give on `test`.
+
+    A guarantee must not be calibrated on what the combiner was fitted to: then each gets half of the images.
+    """
+    from anytime.combine import combiner, fit_temperatures
+    from anytime.stopping import Fitted, Never, mean_loss, measure
+
+    calibration = validation
+    if combine == "temperature":
+        first = validation
+        if goal.max_loss is not None:
+            first, calibration = (_every_other(validation, start) for start in (0, 1))
+        combined: Combiner = fit_temperatures(first)
+    else:
+        combined = combiner(combine, validation.macs.tolist())
+    rule = Never() if goal.method is None else _chosen(calibration, goal, combined).rule
+    found = measure(rule, test, combined)
+    facts = {
+        **{key: value for key, value in goal._asdict().items() if value is not None},
+        "dataset": validation.meta.get("dataset"),
+        "fitted_on": calibration.num_samples,
+        "measured_on": test.num_samples,
+        "test_accuracy": found.accuracy,
+        "test_macs": found.macs,
+        "test_loss": mean_loss(test, rule, combined),
+    }
+    return Fitted(rule, combined, facts)
+
+
+def _chosen(trace: Trace, goal: Goal, combined: Combiner) -> Outcome:
+    from anytime import stopping
+
+    if goal.max_loss is not None and goal.sure is not None:
+        return stopping.certified(trace, goal.max_loss, 1 - goal.sure, combiner=combined)
+    if goal.max_loss is not None:
+        return stopping.conformal(trace, goal.max_loss, combiner=combined)
+    if goal.price is not None:
+        choose = stopping.learned_stop if goal.method == "learned" else stopping.value_of_computation
+        return choose(trace, goal.price, combiner=combined)
+    assert goal.budget is not None
+    if goal.method == "budgeted":
+        return stopping.budgeted(trace, stopping.ratio_for(trace.macs, goal.budget), combined)
+    return stopping.best_thresholds(trace, goal.budget, goal.cost, combined)
+
+
+def _every_other(trace: Trace, start: int) -> Trace:
+    part = slice(start, None, 2)
+    features = None if trace.features is None else trace.features[:, part]
+    return replace(trace, logits=trace.logits[:, part], labels=trace.labels[part], features=features)
+
+
+def _show(fitted: Fitted, validation: Trace, test: Trace) -> None:
+    from anytime.analysis.tables import Column, format_table, macs_text, ms_text
+    from anytime.stopping import Never, mean_loss, measure
+
+    whole, rows = float(test.macs[-1]), []
+    shown = {"all steps": Never()} | ({} if fitted.stop == Never() else {"with the rule": fitted.stop})
+    for title, rule in shown.items():
+        for part, trace in (("validation", validation), ("test (held out)", test)):
+            found = measure(rule, trace, fitted.combine)
+            lost = None if rule == Never() else mean_loss(trace, rule, fitted.combine)
+            rows.append({"answers": title, "images": part, "n": trace.num_samples, "lost": lost} | vars(found))
+    columns = [
+        Column("answers", "answers"),
+        Column("images", "images"),
+        Column("n", "n"),
+        Column("accuracy", "accuracy", ".2%"),
+        Column("lost", "lost by stopping", ".2%"),
+        Column("macs", "mean MACs", macs_text),
+        Column("macs", "% of all", lambda macs: f"{macs / whole:.1%}"),
+        Column("seconds", "mean ms", ms_text),
+    ]
+    print(format_table(rows, columns))
+    if fitted.stop != Never():
+        shares = measure(fitted.stop, test, fitted.combine).shares
+        print("test images that stop at step: " + ", ".join(f"{t}: {share:.1%}" for t, share in enumerate(shares, 1)))
+    elif fitted.facts.get("max_loss") is not None:
+        print(f"no threshold keeps that loss for sure with {fitted.facts['fitted_on']} images, so all steps run")

@@ -1,0 +1,73 @@
+"""Frames at a fixed rate: each is answered until the next one comes, starting from the last frame's answer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from anytime.runtime.execution import PRIOR, Answer
+from anytime.runtime.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What became of one frame.
+
+    Attributes:
+        number: 0, 1, ...
+        answer: What the predictor said; the last frame's answer with step -1 where there was no time for any step.
+        held: The answer in hand when the next frame came: `answer`, or if that came late, the one before; None if there was
+            none before.
+    """
+
+    number: int
+    answer: Answer
+    held: Answer | None
+
+    @property
+    def missed(self) -> bool:
+        """Whether no step's answer to this frame was there in time."""
+        return self.answer.missed or self.answer.step == PRIOR
+
+
+def frames(
+    predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Frame]:
+    """Answers frame n, which comes at n / fps, until (n + 1) / fps; both count from the moment the first image is there.
+
+    A frame that is over before its turn comes is dropped: its answer is the last frame's.
+
+    Args:
+        predictor: Its clock is the camera's.
+        images: One image `[C, H, W]` per frame, on the model's device.
+        fps: Frames per second, above zero.
+        sleep: Waits some seconds; replaced in tests.
+
+    Raises:
+        ValueError: Frames per second that are not above zero.
+    """
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a number of frames per second above zero, got {fps!r}")
+    return _frames(predictor, images, fps, sleep)
+
+
+def _frames(predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: Callable[[float], None]) -> Iterator[Frame]:
+    start, last = math.nan, None
+    for number, image in enumerate(images):
+        start = start if number else predictor.clock()
+        due, end = start + number / fps, start + (number + 1) / fps
+        if (early := due - predictor.clock()) > 0:
+            sleep(early)
+        if last is not None and predictor.clock() >= end:
+            nothing = torch.zeros_like(last.steps)
+            answer = replace(last, steps=nothing + PRIOR, macs=nothing, elapsed=0.0, deadline=1 / fps, reason="deadline")
+        else:
+            answer = predictor(image[None], until=end, prior=last)
+        held = last if answer.missed else answer
+        last = answer
+        yield Frame(number, answer, held)

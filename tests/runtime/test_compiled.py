@@ -1,0 +1,112 @@
+"""Compiled steps: each once per batch size, warmed, right in every thread; profiles know which steps they are of."""
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import torch
+
+import anytime
+from anytime import Predictor
+from anytime.runtime import profile
+from anytime.runtime.steps import CompiledSteps
+from anytime.stopping import Confidence
+
+SIZE = (3, 8, 8)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch) -> list[str]:
+    """In place of the compiler: functions as they are; the list says what was given to it."""
+    given: list[str] = []
+
+    def stand_in(function, dynamic):
+        assert dynamic is False
+        given.append(function.__code__.co_name)
+        return function
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    return given
+
+
+def tiny():
+    torch.manual_seed(0)
+    model = anytime.create_model("anytimenet", blocks=(2, 2, 1), scheme=((1, 1, 1), (1, 0, 0), (0, 1, 0)), width=4)
+    return model.double().eval()
+
+
+def test_every_step_is_compiled_once_for_every_batch_size(uncompiled: list[str]) -> None:
+    model = tiny()
+    CompiledSteps(model, SIZE, (4, 1, 4))
+    assert uncompiled == [f"step_{t}_of_{size}" for size in (1, 4) for t in range(1, model.num_steps + 1)]
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_batches_between_the_compiled_sizes_are_filled_up(monkeypatch) -> None:
+    model, x = tiny(), torch.rand(5, *SIZE, dtype=torch.float64)
+    measured = profile(model, SIZE, (1, 2, 8), repeats=1, warmup=0, compile=True)
+    given: list[int] = []
+    call = CompiledSteps.__call__
+
+    def noted(self, step, state, size):
+        given.append(size)
+        return call(self, step, state, size)
+
+    monkeypatch.setattr(CompiledSteps, "__call__", noted)
+    confidence = model(x).detach().softmax(2).amax(2)
+    rule = Confidence([float(step.sort().values[1]) for step in confidence])  # most leave at each step
+    got = Predictor(model, measured, stop=rule, compile=True)(x)
+    eager = Predictor(model, stop=rule)(x)
+    assert torch.equal(got.steps, eager.steps)
+    assert len(set(got.steps.tolist())) > 1
+    torch.testing.assert_close(got.probabilities, eager.probabilities, rtol=0, atol=1e-6)
+    alive = [int((eager.steps >= step).sum()) for step in range(1, eager.step + 1)]
+    assert given == [next(size for size in (1, 2, 8) if size >= left) for left in alive]
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_profiles_of_compiled_and_eager_steps_are_kept_apart(timed_case: Callable) -> None:
+    _, model, eager = timed_case([0.01, 0.02])
+    compiled = dataclasses.replace(eager, fingerprint={**eager.fingerprint, "compiled": True})
+    assert Predictor(model, compiled, compile=True)(torch.full((1, 3, 2, 2), 0.5)).step == 2
+    with pytest.raises(ValueError, match=r"not of eager steps.* give Predictor compile=True"):
+        Predictor(model, compiled)
+    with pytest.raises(ValueError, match=r"not of compiled steps.*profile\(model, example, compile=True\)"):
+        Predictor(model, eager, compile=True, foreign=True)
+    with pytest.raises(ValueError, match="compile=True compiles for the image and batch sizes of a profile"):
+        Predictor(model, compile=True)
+    assert profile(model, (3, 2, 2), repeats=1, compile=True).fingerprint["compiled"] is True
+
+
+def answers_of_threads(backend: str, monkeypatch) -> None:
+    """No request waits for the compiler, in any thread, at any batch size; answers are those of eager steps."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    model = tiny()
+    measured = profile(model, SIZE, (1, 4), repeats=2, compile=True)
+    confidence = model(torch.rand(64, *SIZE, dtype=torch.float64)).detach().softmax(2).amax(2)
+    rule = Confidence(float(confidence[:-1].median()))
+    predictor, eager = Predictor(model, measured, stop=rule, compile=True), Predictor(model, stop=rule)
+    images = [torch.rand(1 + n % 4, *SIZE, dtype=torch.float64) for n in range(8)]
+    expected = [eager(x) for x in images]
+
+    def one(x: torch.Tensor):
+        with predictor.session(x) as session:
+            return session.wait(60)
+
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(predictor(images[3]).steps, expected[3].steps)
+        with ThreadPoolExecutor(8) as threads:
+            for got, want in zip(threads.map(one, images), expected, strict=True):
+                assert torch.equal(got.steps, want.steps)
+                torch.testing.assert_close(got.probabilities, want.probabilities, rtol=0, atol=1e-6)
+
+
+def test_nothing_is_compiled_after_the_warm_up(monkeypatch) -> None:
+    answers_of_threads("eager", monkeypatch)
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_after_the_warm_up_of_the_real_compiler(monkeypatch) -> None:
+    answers_of_threads("inductor", monkeypatch)

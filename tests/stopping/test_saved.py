@@ -1,0 +1,129 @@
+"""Rules that are saved with the model they were fitted to."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import anytime
+from anytime import Predictor
+from anytime.combine import Caching, Last, Mixture, Product, Temperature
+from anytime.stopping import (
+    AllOf,
+    Confidence,
+    Fitted,
+    MacBudget,
+    Never,
+    Patience,
+    best_thresholds,
+    conformal,
+    keep,
+    kept,
+    mean_loss,
+    measure,
+    resolve,
+    value_of_computation,
+)
+
+X = torch.rand(3, 3, 8, 8)
+
+
+def tiny():
+    torch.manual_seed(0)
+    return anytime.create_model("anytimenet", blocks=(2, 2, 1), scheme=((1, 1, 1), (1, 0, 0), (0, 1, 0)), width=4).eval()
+
+
+RULES = [
+    Fitted(Confidence([0.123456789, float("inf"), 0.0]), Product([0.1, 0.2, 0.3]), {"budget": 12.5}),
+    Fitted(AllOf((Patience(2), MacBudget(5e6))), Mixture([1, 2, 3])),
+    Fitted(Never(), Temperature([0.5, 1.5, 2.5], Caching())),
+]
+
+
+@pytest.mark.parametrize("fitted", RULES)
+def test_a_rule_comes_back_exactly_with_the_model(fitted: Fitted, tmp_path: Path) -> None:
+    model = tiny()
+    keep(model, "mine", fitted)
+    keep(model, "other", Fitted(Confidence(0.5)))
+    model.save(tmp_path)
+    json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)  # infinity is no JSON
+    again = kept(anytime.load(tmp_path))
+    assert list(again) == ["mine", "other"]
+    assert again["mine"] == fitted
+    assert again["other"] == Fitted(Confidence(0.5), Last())
+
+
+def test_fitted_on_a_trace_used_by_name(make_trace, tmp_path: Path) -> None:
+    model, trace = tiny(), make_trace(300, steps=3, classes=10)
+    for name, found in {
+        "half": best_thresholds(trace, 0.5 * float(trace.macs[-1]), combiner=Product()),
+        "safe": conformal(trace, 0.05, combiner=Product()),
+        "worth": value_of_computation(trace, 1e-4, combiner=Product()),
+    }.items():
+        keep(model, name, Fitted(found.rule, Product()))
+    model.save(tmp_path)
+    loaded = anytime.load(tmp_path)
+    for name, fitted in kept(model).items():
+        got, want = Predictor(loaded, stop=name)(X), Predictor(model, stop=fitted.stop, combine="product")(X)
+        assert torch.equal(got.steps, want.steps)
+        assert torch.equal(got.probabilities, want.probabilities)
+
+
+def test_the_combiner_belongs_to_the_rule() -> None:
+    model = tiny()
+    keep(model, "warm", Fitted(Confidence(0.5), Temperature([2.0, 2.0, 2.0])))
+    rule, combine = resolve(model, "warm")
+    assert (rule, combine) == (Confidence(0.5), Temperature([2.0, 2.0, 2.0]))
+    assert resolve(model, "warm", "warm") == (rule, combine)
+    assert resolve(model, None, "warm") == (None, combine)
+    assert resolve(model) == (None, Last())
+    assert resolve(model, None, "mixture", [1, 2, 3]) == (None, Mixture([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"fitted to the answers of Temperature\(.*, not of Product\(.*leave combine out"):
+        Predictor(model, stop="warm", combine="product")
+
+
+def test_names_of_simple_combiners_mean_what_they_say() -> None:
+    model = tiny()
+    keep(model, "last", Fitted(Never(), Caching()))
+    assert resolve(model, None, "last") == (None, Last())
+
+
+def test_a_rule_that_was_never_fitted_gets_a_sentence() -> None:
+    model = tiny()
+    with pytest.raises(ValueError, match=r"'confidence' was never fitted to this model \(no rules are saved.*`anytime fit`"):
+        Predictor(model, stop="confidence")
+    with pytest.raises(ValueError, match="did you mean 'confidence'"):
+        Predictor(model, stop="confidenc")
+    with pytest.raises(ValueError, match="threshold of 'confidence' was never fitted"):
+        Predictor(model, stop=Confidence())
+    with pytest.raises(ValueError, match="threshold of 'confidence' was never fitted"):
+        keep(model, "no", Fitted(Confidence()))
+    with pytest.raises(ValueError, match="temperatures are fitted on a validation trace"):
+        Predictor(model, combine="temperature")
+    with pytest.raises(ValueError, match="fitted to 2 steps, the model has 3"):
+        Predictor(model, stop=Confidence([0.5, 0.5]))
+    with pytest.raises(ValueError, match="fitted to 2 steps, the model has 3"):
+        keep(model, "no", Fitted(Confidence([0.5, 0.5])))
+    keep(model, "half", Fitted(Confidence(0.5)))
+    with pytest.raises(ValueError, match=r"'margin' was never fitted to this model \(saved with this model: half\)"):
+        Predictor(model, stop="margin")
+    with pytest.raises(ValueError, match="unknown rule 'halv'; did you mean 'half'"):
+        Predictor(model, stop="halv")
+
+
+@pytest.mark.parametrize("damage", [{"stop": {"kind": "evil"}}, {"stop": 3}, {}, {"stop": {"kind": "confidence", "x": 1}}, 5])
+def test_damage_is_named(damage) -> None:
+    model = tiny()
+    model.metadata["fitted"] = {"half": damage}
+    with pytest.raises(ValueError, match="the rule 'half' that was saved with the model is damaged"):
+        Predictor(model, stop="half")
+    assert Predictor(model).model is model
+
+
+def test_mean_loss_by_hand(from_probabilities) -> None:
+    right, wrong = [0.1, 0.9], [0.9, 0.1]
+    trace = from_probabilities([[wrong, right, right, wrong], [right, right, wrong, wrong]], labels=[1] * 4, macs=[1, 2])
+    assert mean_loss(trace, Confidence(0.5)) == 0.25  # the first sample alone: the third got better by stopping
+    assert mean_loss(trace, Never()) == 0
+    assert measure(Confidence(0.5), trace).accuracy == 0.5

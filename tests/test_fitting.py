@@ -1,0 +1,90 @@
+"""`anytime fit`: what is asked for in words, and what is fitted for it."""
+
+import pytest
+import torch
+
+from anytime.combine import Last, Temperature
+from anytime.fitting import Goal, fit_rule, parse_budget
+from anytime.stopping import Never, certified, mean_loss, measure
+from anytime.trace import Trace
+
+
+def make(seed: int, samples: int = 600) -> Trace:
+    """Logits that grow towards the label; MACs 100 200 300, as many microseconds."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (samples,), generator=generator)
+    logits = torch.randn(3, samples, 4, generator=generator)
+    logits[:, torch.arange(samples), labels] += torch.rand(samples, generator=generator) * torch.tensor([[2.0], [4.0], [6.0]])
+    macs = torch.tensor([100, 200, 300])
+    return Trace(logits, labels, macs, None, macs.double() / 1e6, tuple("abcd"), meta={"dataset": "made"})
+
+
+VALIDATION, TEST = make(0), make(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        *[("50%", (150.0, "macs")), ("40M", (4e7, "macs")), ("1.2 G", (1.2e9, "macs")), (".5k", (500.0, "macs"))],
+        *[("2ms", (0.002, "seconds")), ("800us", (0.0008, "seconds")), ("0.5s", (0.5, "seconds"))],
+    ],
+)
+def test_budgets_as_people_write_them(text: str, wanted: tuple) -> None:
+    assert parse_budget(text, 300.0) == (pytest.approx(wanted[0]), wanted[1])
+
+
+@pytest.mark.parametrize("text", ["", "50", "half", "-5%", "nan%", "5 m"])
+def test_no_budgets(text: str) -> None:
+    with pytest.raises(ValueError, match="--budget must be a mean cost like 50%, 40M"):
+        parse_budget(text, 300.0)
+
+
+def test_goals_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"at least what the first step costs, 33.3% of all MACs, got '20%'"):
+        Goal.of("confidence", "20%", None, None, None, VALIDATION)
+    with pytest.raises(ValueError, match=r"at least what the first step costs, 0.1ms, got '50us'"):
+        Goal.of("confidence", "50us", None, None, None, VALIDATION)
+    with pytest.raises(ValueError, match=r"counts MACs: give --budget 50% or 40M, got '2ms'"):
+        Goal.of("budgeted", "2ms", None, None, None, VALIDATION)
+
+
+@pytest.mark.parametrize("method", ["confidence", "budgeted"])
+@pytest.mark.parametrize("combine", ["last", "product", "mixture", "temperature"])
+def test_a_budget_is_kept_on_validation_and_measured_on_test(method: str, combine: str) -> None:
+    fitted = fit_rule(VALIDATION, TEST, combine, Goal.of(method, "60%", None, None, None, VALIDATION))
+    spared = 300 * 3 / 600 if method == "budgeted" else 1e-6  # its shares are whole numbers of images, rounded down
+    assert measure(fitted.stop, VALIDATION, fitted.combine).macs <= 180 + spared
+    found = measure(fitted.stop, TEST, fitted.combine)
+    assert fitted.facts["test_accuracy"] == found.accuracy
+    assert fitted.facts["test_macs"] == found.macs == pytest.approx(180, rel=0.1)
+    assert fitted.facts["test_loss"] == mean_loss(TEST, fitted.stop, fitted.combine)
+    assert fitted.combine.kind == combine
+
+
+def test_seconds_are_a_budget_too() -> None:
+    fitted = fit_rule(VALIDATION, TEST, "last", Goal.of("confidence", "0.18ms", None, None, None, VALIDATION))
+    assert fitted.stop == fit_rule(VALIDATION, TEST, "last", Goal.of("confidence", "60%", None, None, None, VALIDATION)).stop
+
+
+def test_a_guarantee_is_calibrated_on_images_that_the_temperatures_never_saw() -> None:
+    goal = Goal.of("confidence", None, 0.05, 0.9, None, VALIDATION)
+    assert fit_rule(VALIDATION, TEST, "last", goal).stop == certified(VALIDATION, 0.05, 1 - 0.9, combiner=Last()).rule
+    fitted = fit_rule(VALIDATION, TEST, "temperature", goal)
+    assert fitted.facts["fitted_on"] == 300
+    assert isinstance(fitted.combine, Temperature)
+    assert mean_loss(TEST, fitted.stop, fitted.combine) < 0.08
+    assert fit_rule(VALIDATION, TEST, "last", goal._replace(sure=None)).stop != Never()
+
+
+def test_prices() -> None:
+    free = fit_rule(VALIDATION, TEST, "last", Goal.of("value", None, None, None, 0.0, VALIDATION))
+    dear = fit_rule(VALIDATION, TEST, "last", Goal.of("value", None, None, None, 5.0, VALIDATION))
+    assert free.facts["test_macs"] > 200
+    assert dear.facts["test_macs"] == 100
+    assert dear.facts["price"] == 5.0 / 300
+
+
+def test_without_a_rule_the_combiner_alone_is_fitted() -> None:
+    fitted = fit_rule(VALIDATION, TEST, "temperature", Goal.of(None, None, None, None, None, VALIDATION))
+    assert fitted.stop == Never()
+    assert fitted.combine == Temperature(fitted.combine.temperatures)

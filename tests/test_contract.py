@@ -24,6 +24,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "ann_resnet101": {"width": 2, "period": 11},
     "ann_resnet152": {"width": 2, "period": 25},
     "attach": {"backbone": "torchvision:shufflenet_v2_x0_5", "exits": 3, "head": "linear"},
+    "boosted": {"base": "anytimenet", "arguments": {"blocks": (1, 2), "scheme": ((1, 1), (0, 1)), "width": 4}},
     **{f"{kind}_resnet{depth}": {"width": 8} for kind in ("cascaded", "serial") for depth in (18, 34, 50)},
     "cascaded_densenet": {"layers": (2, 1, 2), "growth": 8},
     "eann": {"members": tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": n}} for n in (1, 2))},

@@ -2,11 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from anytime.data import Digits
+from anytime.model import AnytimeModel
+from anytime.models.attach import AttachedExits
+from anytime.objectives import Weighted
+from anytime.registry import create_model
+from anytime.training import OneCycle, Regime, Settings, fit
 
 NET = """
 from torch import nn
@@ -75,3 +84,95 @@ def restored_determinism() -> None:
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = (
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.Dropout(0.3),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.drop(torch.relu(h + self.norm(self.conv(h))))
+
+
+class Plain(nn.Module):
+    """A backbone with batch norm and dropout."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 4, 3, padding=1)
+        self.blocks = nn.Sequential(Block(4), Block(4), Block(4))
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def _exits(**arguments: Any) -> AttachedExits:
+    torch.manual_seed(0)
+    given: Any = {"backbone": f"{__name__}.Plain", "exits": ("stem", "blocks.1"), "input_size": (1, 8, 8)}
+    model = create_model("attach", 10, in_channels=1, **given, **arguments)
+    assert isinstance(model, AttachedExits)
+    return model
+
+
+def _digits(**arguments: Any) -> Digits:
+    data = Digits(limit=96, batch_size=32, **arguments)
+    data.setup("fit")
+    return data
+
+
+def _train(model: AnytimeModel, regime: Regime, run: Path, *, epochs: int = 2, data: Any = None, **more: Any) -> L.Trainer:
+    objective = more.pop("objective", None) or Weighted("constant")
+    schedule = more.pop("schedule", None) or OneCycle()
+    settings = Settings(epochs=epochs, progress=False, deterministic=True, accelerator="cpu", **more.pop("settings", {}))
+    optimizer = lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=1e-3)  # noqa: E731
+    return fit(model, data or _digits(), objective, optimizer, schedule, settings, run, regime=regime, **more)
+
+
+class Each(L.Callback):
+    """Calls a function before every training step."""
+
+    def __init__(self, function: Callable[[L.LightningModule, Any], None]) -> None:
+        self.function = function
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.function(pl_module, batch)
+
+
+@pytest.fixture
+def exits() -> Callable[..., AttachedExits]:
+    """`exits(**arguments)`: three exits on `Plain`, always of the same weights."""
+    return _exits
+
+
+@pytest.fixture
+def digits() -> Callable[..., Digits]:
+    """`digits(**arguments)`: 96 digits in 3 batches."""
+    return _digits
+
+
+@pytest.fixture
+def train() -> Callable[..., L.Trainer]:
+    """`train(model, regime, run, ...)`: deterministic training on 96 digits, by SGD at rate 0.05."""
+    return _train
+
+
+@pytest.fixture
+def each() -> type[Each]:
+    return Each
+
+
+@pytest.fixture
+def watch() -> Callable[[nn.Module], Callable[[], set[str]]]:
+    """`changed = watch(model)`; later, `changed()` are the names of weights and statistics that have changed."""
+
+    def watched(model: nn.Module) -> Callable[[], set[str]]:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        return lambda: {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+    return watched

@@ -29,7 +29,7 @@ def test_defaults():
         "init_args": config["optimizer"]["init_args"] | {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
     }
     assert config["epochs"] == 10
-    assert list(config)[:5] == list(SECTIONS)
+    assert list(config)[: len(SECTIONS)] == list(SECTIONS)
 
 
 @pytest.mark.parametrize(
@@ -258,3 +258,13 @@ def test_help():
     assert help_wanted(BASE) is None
     with pytest.raises(UsageError, match="did you mean 'Adam'"):
         help_wanted(["--optimizer.help", "adamm"])
+
+
+def test_objective_is_told_the_label_levels(tmp_path: Path) -> None:
+    tree = tmp_path / "tree.csv"
+    tree.write_text("".join(f"{digit},{'even' if digit % 2 == 0 else 'odd'}\n" for digit in range(10)))
+    flags = ["--model=ann", "--model.units=1", "--model.width=4", "--data=digits", f"--data.taxonomy={tree}"]
+    built = build(parse([*flags, "--objective=Hierarchical"]))
+    assert built.model.levels == (10, 2) == built.objective.levels
+    with pytest.raises(UsageError, match=r"levels are \(10, 3\) for this objective, but the data set has \(10, 2\)"):
+        build(parse([*flags, "--objective=Hierarchical", "--objective.levels=[10,3]"]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anytime.model import AnytimeModel
 from anytime.models.backbones import build_backbone, replace_classifier
+from anytime.models.boosted import BoostedState, add_to, added_up, check_shrink
 from anytime.models.cuts import Cut, Spread, choose_cuts, example, find_cuts, layouts, survey
 from anytime.models.heads import Head, build_head
 from anytime.models.tracing import Stage, preserved, split
@@ -45,6 +46,7 @@ class AttachedExits(AnytimeModel):
 
     Attributes:
         exits: The names of the cuts.
+        measured: Arguments that a clock has settled here, as they are to be given to build the model again.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class AttachedExits(AnytimeModel):
         self.heads = nn.ModuleList(heads)
         self.stages, self.cuts, self.size = tuple(stages), tuple(cuts), size
         self.exits = tuple(cut.name for cut in cuts)
+        self.measured: dict[str, Any] = {}
 
-    def initial_state(self, x: Tensor) -> AttachedState:
+    def initial_state(self, x: Tensor) -> Any:
         self.check_input(x)
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             raise ValueError(
@@ -73,7 +76,7 @@ class AttachedExits(AnytimeModel):
             )
         return AttachedState(0, self.normalize(x))
 
-    def step(self, state: AttachedState) -> tuple[Tensor, AttachedState]:
+    def step(self, state: Any) -> tuple[Tensor, Any]:
         if state.step >= self.num_steps:
             raise ValueError(f"all {self.num_steps} steps are done")
         h = self.stages[state.step](self.backbone, state.features)
@@ -98,7 +101,10 @@ class AttachedExits(AnytimeModel):
 
         With a frozen backbone in eval mode they are the same in every epoch: `head_answers` trains from them alone.
         """
-        h, features = self.initial_state(x).features, []
+        return self._features(self.initial_state(x).features)
+
+    def _features(self, h: Tensor) -> list[Tensor]:
+        features = []
         for t, stage in enumerate(self.stages):
             h = stage(self.backbone, h)
             features.append(self._read(t, h))
@@ -119,6 +125,30 @@ class AttachedExits(AnytimeModel):
             settled = {"exits": self.exits, "first": None, "pretrained": False}
             value = {**value, "arguments": {**value["arguments"], **settled}}
         self._config = value
+
+
+class AdditiveExits(AttachedExits):
+    """logits_t = head_t(h_t) + shrink logits_{t-1}: exits whose answers add up, see `anytime.models.boosted.Boosted`."""
+
+    shrink = 1.0
+
+    def initial_state(self, x: Tensor) -> BoostedState:
+        return BoostedState(super().initial_state(x), None)
+
+    def step(self, state: BoostedState) -> tuple[Tensor, BoostedState]:
+        output, inner = super().step(state.inner)
+        total = add_to(state.total, output, self.shrink, self.training)
+        return total, BoostedState(inner, total)
+
+    def answer(self, x: Tensor, step: int) -> Tensor:
+        """The stages and heads up to `step`: an answer is a sum."""
+        return AnytimeModel.answer(self, x, step)
+
+    def trunk_features(self, x: Tensor) -> list[Tensor]:
+        return self._features(super().initial_state(x).features)
+
+    def head_answers(self, features: Sequence[Tensor]) -> Tensor:
+        return added_up(super().head_answers(features), self.shrink, self.training)
 
 
 def _check_same(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> None:
@@ -174,6 +204,8 @@ def attach_exits(
     stages: Sequence[Stage] | None = None,
     classifier: str | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    additive: bool = False,
+    shrink: float = 1.0,
 ) -> AttachedExits:
     """Makes any classifier answer after each of several stages; the last answer is its own.
 
@@ -198,6 +230,8 @@ def attach_exits(
             after the other are its forward.
         classifier: Name of the layer that makes the logits, if it is to be replaced and not found.
         clock: Returns seconds; replaced in tests.
+        additive: Each answer adds to the one before (BoostNet).
+        shrink: How much of the answer before stays, in (0, 1]. Only with `additive`.
 
     Raises:
         ValueError: A network that cannot be traced, names that are no places to cut, doubled or out of order, more exits than
@@ -213,12 +247,16 @@ def attach_exits(
         if stages is not None or not isinstance(head, str):
             raise ValueError(f"stages, and heads other than by name, need a network and not its name {backbone!r}")
         arguments = {"spread": spread, "first": first, "head": head, "input_size": tuple(input_size), "classifier": classifier}
+        arguments |= {"additive": additive, "shrink": shrink}
         exits = exits if isinstance(exits, int) else tuple(exits)
         classes: Any = num_classes
         model = create_model("attach", classes, in_channels=input_size[0], backbone=backbone, exits=exits, **arguments)
         assert isinstance(model, AttachedExits)
         return model
     network = backbone if isinstance(backbone, nn.Module) else nn.Sequential(*backbone)
+    check_shrink(shrink)
+    if shrink != 1 and not additive:
+        raise ValueError(f"shrink={shrink} needs additive=True: other answers stand alone")
     if not isinstance(exits, int) and first is not None:
         raise ValueError(f"first={first} needs a number of exits, but exits={list(exits)} says where they are")
     total = _count(num_classes)
@@ -238,7 +276,13 @@ def attach_exits(
         build_head(head, (cut.shape[2], *cut.shape[:2]) if cut.channels_last else cut.shape, total, cut.channels_last).to(x)
         for cut in cuts
     ]
-    return AttachedExits(network, stages, cuts, heads, num_classes, x.shape[1], size)
+    kind = AdditiveExits if additive else AttachedExits
+    model = kind(network, stages, cuts, heads, num_classes, x.shape[1], size)
+    if isinstance(model, AdditiveExits):
+        model.shrink = shrink
+    if isinstance(exits, int) and spread == "latency":
+        model.measured = {"exits": list(model.exits), "first": None}
+    return model
 
 
 def _count(num_classes: int | Sequence[int]) -> int:
@@ -285,6 +329,8 @@ def attach(
     input_size: tuple[int, int, int] | None = None,
     classifier: str | None = None,
     options: dict[str, Any] | None = None,
+    additive: bool = False,
+    shrink: float = 1.0,
 ) -> AttachedExits:
     """Any torchvision or timm classifier with exits: the trunk is cut into stages, each followed by a small head.
 
@@ -301,12 +347,15 @@ def attach(
         input_size: (channels, height, width) to count and measure with; default (in_channels, 224, 224).
         classifier: Name of the layer that makes the logits, if it is to be replaced and not found.
         options: Further arguments of the backbone, e.g. {"drop_path_rate": 0.1}.
+        additive: Each answer adds to the one before it, which gets no gradient of it (BoostNet).
+        shrink: How much of the answer before stays, in (0, 1]; only with additive.
     """
     size = (in_channels, 224, 224) if input_size is None else tuple(input_size)
     if len(size) != 3 or size[0] != in_channels:
         raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
     network, mean, std = build_backbone(backbone, _count(num_classes), size, pretrained, reset, classifier, options)
-    model = attach_exits(network, exits, num_classes, spread, first, head, size, classifier=classifier)
+    added: Any = {"additive": additive, "shrink": shrink}
+    model = attach_exits(network, exits, num_classes, spread, first, head, size, classifier=classifier, **added)
     if mean is not None and std is not None:
         model.set_normalization(mean, std)
     return model

@@ -59,7 +59,7 @@ class MixedHead(nn.Module):
         """`[B, C, H, W]` to logits `[B, K]`."""
         pooled = F.adaptive_avg_pool2d(h, self.grid)
         if self.mix is not None:
-            pooled = torch.lerp(pooled, F.adaptive_max_pool2d(h, self.grid), self.mix)
+            pooled = torch.lerp(pooled, F.adaptive_max_pool2d(h, self.grid), self.mix.to(pooled))  # autocast mixes dtypes
         return self.linear(pooled.flatten(1))
 
 

@@ -44,6 +44,9 @@ class Objective(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def set_levels(self, levels: Sequence[int]) -> None:
+        """Told before a training how many classes each label level of the data has; for objectives that must know."""
+
 
 class StepObjective(Objective):
     """An objective made of one loss l_t for each answer.

@@ -2,6 +2,23 @@
 
 from anytime.training.fit import Settings, fit
 from anytime.training.module import AnytimeModule, NonFiniteLoss
+from anytime.training.regimes import GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich
 from anytime.training.schedules import Constant, Cosine, OneCycle, Schedule, Steps
 
-__all__ = ["AnytimeModule", "Constant", "Cosine", "NonFiniteLoss", "OneCycle", "Schedule", "Settings", "Steps", "fit"]
+__all__ = [
+    "AnytimeModule",
+    "Constant",
+    "Cosine",
+    "GradientRescaling",
+    "HeadsOnly",
+    "Joint",
+    "Mixed",
+    "NonFiniteLoss",
+    "OneCycle",
+    "Regime",
+    "Sandwich",
+    "Schedule",
+    "Settings",
+    "Steps",
+    "fit",
+]

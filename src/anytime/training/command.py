@@ -44,7 +44,7 @@ def start_training(config: Config, run: Path | None = None, overwrite: bool = Fa
         create_run(run, config, overwrite, dry=True)
     parts = build(config)
     if is_main_process():
-        create_run(run, config, overwrite)
+        create_run(run, parts.config, overwrite)
     return _train(run, parts, resume=False)
 
 
@@ -73,6 +73,7 @@ def _train(run: Path, parts: Parts, resume: bool) -> Path:
             parts.settings,
             run,
             resume=resume,
+            regime=parts.regime,
         )
     except Interrupted as error:
         _note(run, "interrupted")

@@ -23,8 +23,9 @@ import anytime.models  # registers the models
 from anytime import objectives, registry
 from anytime.objectives import Objective
 from anytime.registry import nearest
-from anytime.training import schedules
+from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
+from anytime.training.regimes import Regime
 from anytime.training.schedules import Schedule
 
 Config = dict[str, Any]
@@ -35,12 +36,14 @@ SKIPPED: dict[str, dict[str, str]] = {  # arguments that are not the user's to g
     "objective": {},
     "optimizer": {"params": "are the model's parameters"},
     "schedule": {},
+    "regime": {},
 }
 SECTIONS = tuple(SKIPPED)
 _FOUND_IN: dict[str, tuple[ModuleType, type]] = {
     "objective": (objectives, Objective),
     "optimizer": (torch.optim, torch.optim.Optimizer),
     "schedule": (schedules, Schedule),
+    "regime": (regimes, Regime),
 }
 DEFAULTS: Config = {
     "objective": {"class_path": "anytime.objectives.Weighted", "init_args": {}},
@@ -49,6 +52,7 @@ DEFAULTS: Config = {
         "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
     },
     "schedule": {"class_path": "anytime.training.schedules.OneCycle", "init_args": {}},
+    "regime": {"class_path": "anytime.training.regimes.Joint", "init_args": {}},
 }
 COMMAND_OPTIONS = ("config", "run", "overwrite", "resume")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from anytime.training.callbacks import Checkpoints, Progress, Reproducible
 from anytime.training.checkpoints import WholeFiles, read_checkpoint
 from anytime.training.logs import loggers
 from anytime.training.module import AnytimeModule
+from anytime.training.regimes import Joint, Regime
 from anytime.training.schedules import Schedule
 
 CHECKPOINT = "checkpoints/last.ckpt"
@@ -70,17 +72,23 @@ class Settings:
             raise ValueError(f"gradient_clip must be above 0, got {self.gradient_clip!r}")
 
 
-def hardware_arguments(settings: Settings) -> dict[str, Any]:
-    """What of the settings decides where and how Lightning computes; under `torchrun` on the processes it has started."""
+def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, Any]:
+    """What of the settings decides where and how Lightning computes; under `torchrun` on the processes it has started.
+
+    With `partial` some steps leave parameters without a gradient, for which several processes must look out.
+    """
     devices, num_nodes = settings.devices, settings.num_nodes
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     if devices == "auto" and local is not None and world is not None:
         devices, num_nodes = int(local), int(world) // int(local)
+    strategy = settings.strategy
+    if partial and strategy in ("auto", "ddp") and (num_nodes > 1 or devices not in ("auto", 1, "1")):
+        strategy = "ddp_find_unused_parameters_true"
     return {
         "accelerator": settings.accelerator,
         "devices": devices,
         "num_nodes": num_nodes,
-        "strategy": settings.strategy,
+        "strategy": strategy,
         "precision": settings.precision,
         "deterministic": settings.deterministic,
     }
@@ -97,6 +105,7 @@ def fit(
     *,
     resume: bool = False,
     callbacks: Iterable[Callback] = (),
+    regime: Regime | None = None,
 ) -> L.Trainer:
     """Trains `model` in place; checkpoints and metrics go to the directory `run`, the finished model too.
 
@@ -114,20 +123,24 @@ def fit(
         run: The run directory.
         resume: Go on from its checkpoint.
         callbacks: Further Lightning callbacks.
+        regime: What a training step computes; joint training by default.
 
     Raises:
         NonFiniteLoss: The loss became NaN or infinite; the last checkpoint is from before.
         Interrupted: Ctrl-C; a checkpoint has been written.
         FileNotFoundError, ValueError: `resume`, and there is no checkpoint or it is damaged.
+        ValueError: The regime cannot train this model.
         OSError: The disk is full; the checkpoint before is as it was.
     """
     run = Path(run)
     checkpoint = run / CHECKPOINT
     start = read_checkpoint(checkpoint)["global_step"] if resume else 0
-    module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last)
+    regime = Joint() if regime is None else regime
+    regime.check(model, settings.epochs)
+    module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last, regime)
     shown = [Progress()] if settings.progress else []
     trainer = L.Trainer(
-        **hardware_arguments(settings),
+        **hardware_arguments(settings, regime.partial),
         default_root_dir=run,
         max_epochs=settings.epochs,
         gradient_clip_val=settings.gradient_clip,
@@ -142,7 +155,12 @@ def fit(
         plugins=[WholeFiles()],
         callbacks=[Reproducible(settings.seed), Checkpoints(checkpoint), *shown, *callbacks],
     )
-    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resume else None)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")  # a frozen trunk
+            trainer.fit(module, datamodule=regime.data(module, data), ckpt_path=str(checkpoint) if resume else None)
+    finally:
+        regime.release(model)
     model.eval()
     if trainer.is_global_zero:
         model.save(run)

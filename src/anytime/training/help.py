@@ -24,6 +24,7 @@ examples:
   anytime train --model anytimenet --data digits --epochs 20
   anytime train --config recipes/anytimenet_cifar10.yaml --data.root ~/data --epochs 5 --run runs/short
   anytime train --model anytimenet --data cifar10 --data.classes '[cat, dog]' --optimizer adamw --optimizer.lr 0.001
+  anytime train --model attach --model.pretrained net.safetensors --data cifar10 --regime heads_only --regime.cache float16
   anytime train --resume runs/short
   torchrun --nproc-per-node 2 -m -- anytime train --model anytimenet --data digits --run runs/two
 
@@ -32,7 +33,8 @@ what:
   --data NAME           see `anytime datasets`
   --objective NAME      {objectives} (default: weighted)
   --optimizer NAME      a class of torch.optim (default: SGD, lr 0.1, Nesterov momentum 0.9, weight decay 5e-4)
-  --schedule NAME       of the learning rate: {schedules} (default: one_cycle)
+  --schedule NAME       {schedules} (default: one_cycle)
+  --regime NAME         {regimes} (default: joint)
   --model.ARGUMENT VALUE, --data.ARGUMENT VALUE, ...: any constructor argument of these
   --model.help NAME, --data.help NAME, ...: the arguments of one
 
@@ -88,8 +90,17 @@ def help_wanted(flags: Sequence[str]) -> str | None:
             return f"--{section} takes: {', '.join(known_names(section))}; or the import path of your own class"
     if not {"-h", "--help"} & set(flags):
         return None
-    schedules = ", ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in known_names("schedule"))
     objectives = ", ".join(name.lower() for name in known_names("objective"))
-    text = TRAIN.format(objectives=objectives, schedules=schedules) + _lines(build_parser({}))
+    schedules, regimes = (
+        ", ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in known_names(section))
+        for section in ("schedule", "regime")
+    )
+    lists = {
+        "objectives": objectives,
+        "schedules": f"of the learning rate: {schedules}",
+        "regimes": f"what is trained: {regimes}",
+    }
+    wrapped = {key: f"\n{'':<24}".join(textwrap.wrap(text, 80)) for key, text in lists.items()}
+    text = TRAIN.format(**wrapped) + _lines(build_parser({}))
     named, _ = named_classes([flag for flag in flags if flag not in ("-h", "--help")])
     return "\n\n".join([text, *(f"--{section} {class_help(section, path)}" for section, path in named.items())])

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
+from anytime.training.regimes import Joint, Regime
 from anytime.training.schedules import Schedule
 
 CHECK_EVERY = 50  # steps between looks at the loss on an accelerator, where each look waits for the device
@@ -32,7 +33,7 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 class AnytimeModule(L.LightningModule):
-    """Minimises `objective(model(images), target)`; logs the accuracy of every step on validation images.
+    """Minimises `objective(model(images), target)`, or what the regime says; logs every step's accuracy on validation images.
 
     Args:
         model: Trained in place.
@@ -41,6 +42,7 @@ class AnytimeModule(L.LightningModule):
         schedule: Factor of the learning rate over the progress of training; applied at every step.
         compile: Runs the model through `torch.compile`.
         channels_last: Keeps images and weights in channels-last memory format.
+        regime: What a training step computes; joint training by default.
     """
 
     def __init__(
@@ -51,17 +53,26 @@ class AnytimeModule(L.LightningModule):
         schedule: Schedule,
         compile: bool = False,
         channels_last: bool = False,
+        regime: Regime | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
+        self.regime = Joint() if regime is None else regime
+        self.regime.prepare(model)
         self._optimizer, self._schedule = optimizer, schedule
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             model.to(memory_format=torch.channels_last)
-        self._compiled = [torch.compile(model) if compile else model]  # in a list: not a second submodule
+        answers = self.regime.forward(model)
+        self._compiled = [torch.compile(answers) if compile else answers]  # in a list: not a second submodule
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self._compiled[0](images.contiguous(memory_format=self._memory_format)).float()
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images in the memory format of the training."""
+        return images.contiguous(memory_format=self._memory_format)
+
+    def forward(self, images: Any, **how: Any) -> Tensor:
+        """Answers as the regime computes them, in float32: from images, or from what its loader gives out instead."""
+        return self._compiled[0](self.laid_out(images) if isinstance(images, Tensor) else images, **how).float()
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(decay_groups(self))
@@ -73,16 +84,32 @@ class AnytimeModule(L.LightningModule):
         if not step:
             return self._schedule(0.0)
         assert self.trainer.max_epochs is not None
-        return self._schedule(min(step / (self.trainer.num_training_batches * self.trainer.max_epochs), 1.0))
+        start: float = 0
+        for epochs in self.regime.phases(self.trainer.max_epochs):
+            steps = self.trainer.num_training_batches * epochs
+            if step < start + steps:
+                return self._schedule((step - start) / steps)
+            start += steps
+        return self._schedule(1.0)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.regime.before_step(self)
+
+    def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
-        loss = self.objective(self(images), target)
+        loss = self.regime.loss(self, images, target)
         if self.device.type == "cpu" or self.global_step % CHECK_EVERY == 0:
             self._check(loss)
         self._last_loss = loss.detach()
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))
+        self._log_probabilities()
         return loss
+
+    def _log_probabilities(self) -> None:
+        """Of an objective that amplifies answers at random, how likely each is the next: where the step is logged at all."""
+        probabilities = getattr(self.objective, "probabilities", None)
+        if probabilities is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_dict({f"train/probability_{t}": p for t, p in enumerate(probabilities.tolist(), 1)})
 
     def on_train_epoch_end(self) -> None:
         """Checkpoints are written after this, so none is written of a training that has failed."""
@@ -101,7 +128,7 @@ class AnytimeModule(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, target = batch
-        logits = self.model(images.contiguous(memory_format=self._memory_format)).float()
+        logits = self.model(self.laid_out(images)).float()
         loss = self.objective(logits, target)
         first = target[:, 0] if target.ndim == 2 else target  # of several label levels
         right = (logits[..., : self.model.levels[0]].argmax(2) == first).float().mean(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import lightning as L
@@ -20,12 +20,17 @@ from anytime.objectives import Objective
 from anytime.training.config import Config, UsageError, imported, short_names
 from anytime.training.fit import Settings, hardware_arguments
 from anytime.training.module import decay_groups
+from anytime.training.regimes import Joint, Regime
 from anytime.training.schedules import Schedule
 
 
 @dataclass
 class Parts:
-    """What `anytime.training.fit` is called with."""
+    """What `anytime.training.fit` is called with.
+
+    Attributes:
+        config: The configuration that these were built from, with what was measured on the way.
+    """
 
     model: AnytimeModel
     data: ImageData
@@ -33,6 +38,8 @@ class Parts:
     optimizer: Callable[..., torch.optim.Optimizer]
     schedule: Schedule
     settings: Settings
+    regime: Regime = field(default_factory=Joint)
+    config: Config = field(default_factory=dict)
 
 
 def build(config: Config) -> Parts:
@@ -51,6 +58,7 @@ def build(config: Config) -> Parts:
         L.Trainer(**hardware_arguments(settings), logger=False, enable_checkpointing=False, enable_progress_bar=False)
         objective, schedule, data = create("objective"), create("schedule"), create("data", seed=settings.seed)
         optimizer = functools.partial(imported(config["optimizer"]["class_path"]), **config["optimizer"]["init_args"])
+        regime = create("regime") if "regime" in config else Joint()  # runs from before regimes were written without
         optimizer(decay_groups(nn.Linear(1, 1)))  # refuses bad values now and not after reading the data
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise UsageError(str(error)) from error
@@ -65,9 +73,13 @@ def build(config: Config) -> Parts:
         size["input_size"] = data.input_size
     classes = data.levels if data.levels else data.num_classes
     try:
+        objective.set_levels(data.levels or (data.num_classes,))
         model = registry.create_model(path, classes, **given | size)
+        regime.check(model, settings.epochs)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+    measured = {key: value for key, value in getattr(model, "measured", {}).items() if key in given}
+    config = config | {"model": config["model"] | {"init_args": given | measured}}  # a resumed training must not measure again
     own = bool(model.mean.any() or (model.std != 1).any())  # of a backbone with a configuration of its own
     if settings.normalize and not own:
         model.set_normalization(data.mean, data.std)
@@ -77,4 +89,4 @@ def build(config: Config) -> Parts:
         "class_names": list(data.class_names),
         "recipe": short_names(config),
     }
-    return Parts(model, data, objective, optimizer, schedule, settings)
+    return Parts(model, data, objective, optimizer, schedule, settings, regime, config)

@@ -1,0 +1,108 @@
+"""Additive answers: each step corrects the sum of the ones before (BoostNet)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anytime.model import AnytimeModel, State
+from anytime.registry import create_model, register_model
+
+
+def check_shrink(shrink: float) -> None:
+    """Refuses a factor outside (0, 1]."""
+    if not 0 < shrink <= 1:
+        raise ValueError(f"shrink must lie in (0, 1], got {shrink!r}")
+
+
+def add_to(total: Tensor | None, output: Tensor, shrink: float, training: bool) -> Tensor:
+    """F_t = shrink F_{t-1} + f_t `[B, K]`; in training F_{t-1} gets no gradient."""
+    if total is None:
+        return output
+    return output + shrink * (total.detach() if training else total)
+
+
+def added_up(outputs: Tensor, shrink: float, training: bool) -> Tensor:
+    """All F_t `[T, B, K]` from all f_t."""
+    answers: list[Tensor] = []
+    for output in outputs:
+        answers.append(add_to(answers[-1] if answers else None, output, shrink, training))
+    return torch.stack(answers)
+
+
+class BoostedState(NamedTuple):
+    """`inner` is the state of the model inside, `total` the answer so far `[B, K]`; None before the first step."""
+
+    inner: State
+    total: Tensor | None
+
+
+class Boosted(AnytimeModel):
+    """F_t = f_t + shrink F_{t-1}, f_t the answers of any model: in training step t learns what the ones before leave wrong.
+
+    The sum before has no gradient in training (with its own loss it has its own), in evaluation it is an ordinary sum. Answer
+    t alone needs all f up to it, so its contract cost is that of the stream.
+
+    Args:
+        model: Gives f_t. Its normalisation moves to this one: its own buffers mean and std become the identity.
+        shrink: How much of the answer before stays, in (0, 1].
+
+    Raises:
+        ValueError: `shrink` outside (0, 1].
+
+    Source: Yu, Li, Hua, Shi, AAAI 2023 (boosted dynamic neural networks). There heads are trained with rescaled gradients, too
+    (`GradientRescaling`), and some networks of the published code have shrink = 0.5.
+    """
+
+    def __init__(self, model: AnytimeModel, shrink: float = 1.0) -> None:
+        check_shrink(shrink)
+        super().__init__(model.levels, model.in_channels)
+        self.num_steps, self.shrink = model.num_steps, shrink
+        self.mean.copy_(model.mean)
+        self.std.copy_(model.std)
+        model.set_normalization([0.0] * model.in_channels, [1.0] * model.in_channels)
+        self.model = model
+
+    def initial_state(self, x: Tensor) -> BoostedState:
+        self.check_input(x)
+        return BoostedState(self.model.initial_state(self.normalize(x)), None)
+
+    def step(self, state: BoostedState) -> tuple[Tensor, BoostedState]:
+        output, inner = self.model.step(state.inner)
+        total = add_to(state.total, output, self.shrink, self.training)
+        return total, BoostedState(inner, total)
+
+    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
+        if step is not None:
+            return super().forward(x, step)
+        self.check_input(x)
+        return added_up(self.model(self.normalize(x)), self.shrink, self.training)
+
+
+@register_model
+def boosted(
+    num_classes: int | tuple[int, ...] = 10,
+    in_channels: int = 3,
+    base: str = "anytimenet",
+    arguments: dict[str, Any] | None = None,
+    shrink: float = 1.0,
+) -> Boosted:
+    """Any model with additive answers (BoostNet): each step adds to the sum of the ones before.
+
+    For `attach` its own argument `additive` does the same, under the backbone's own names.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        base: Name or import path of the model whose answers are added up.
+        arguments: Its arguments, e.g. {"width": 8}.
+        shrink: How much of the answer before stays, in (0, 1].
+    """
+    return Boosted(create_model(base, _levels(num_classes), in_channels=in_channels, **(arguments or {})), shrink)
+
+
+def _levels(num_classes: int | Sequence[int]) -> Any:
+    return num_classes if isinstance(num_classes, int) else tuple(num_classes)

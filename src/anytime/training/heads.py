@@ -1,0 +1,79 @@
+"""Which parts of a model are its heads, and how all the rest is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from anytime.model import AnytimeModel
+
+NAMES = ("head", "heads")
+
+
+def find_heads(model: AnytimeModel) -> dict[str, nn.Module]:
+    """The parts of a model that only answers depend on, by name.
+
+    They are what the model's attribute `head_names` lists; without it, what is called `head` or `heads` in the model itself
+    and in the models that it is made of.
+
+    Raises:
+        ValueError: There are none, or none with parameters.
+
+    Example:
+        >>> from anytime import create_model
+        >>> list(find_heads(create_model("anytimenet", width=4)))
+        ['head']
+    """
+    names = getattr(model, "head_names", None)
+    if names is None:
+        inner = [f"{name}." if name else "" for name, part in model.named_modules() if isinstance(part, AnytimeModel)]
+        known = dict(model.named_modules())
+        names = [f"{prefix}{name}" for prefix in inner for name in NAMES if f"{prefix}{name}" in known]
+    try:
+        heads = {name: model.get_submodule(name) for name in names}
+    except AttributeError as error:
+        raise ValueError(f"{type(model).__name__}.head_names is {tuple(names)}, but {error}") from error
+    if not any(True for head in heads.values() for _ in head.parameters()):
+        found = f"those found ({', '.join(heads)}) have no parameters" if heads else "it has no part called head or heads"
+        raise ValueError(
+            f"the heads of {type(model).__name__} are not known: {found}; give it more than one answer, or name them by an "
+            "attribute of the class, head_names = ('classifier',)"
+        )
+    return heads
+
+
+def freeze_trunk(model: AnytimeModel) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """Puts all but the heads into eval mode, without gradients; heads, and what contains them, into train mode.
+
+    Returns:
+        The modules of the trunk, and its parameters that had gradients before.
+    """
+    heads = find_heads(model)
+    trained = {id(p) for head in heads.values() for p in head.parameters()}
+    frozen = [p for p in model.parameters() if id(p) not in trained and p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    model.train()
+    trunk = []
+    for name, module in model.named_modules():
+        contains = any(f"{head}.".startswith(f"{name}.") for head in heads) or not name
+        inside = any(f"{name}.".startswith(f"{head}.") for head in heads)
+        if not contains and not inside:
+            module.training = False
+            trunk.append(module)
+    return trunk, frozen
+
+
+def require_frozen(trunk: Sequence[nn.Module]) -> None:
+    """Refuses a trunk of which a part is in train mode.
+
+    Raises:
+        ValueError: Its batch statistics would drift and its dropout would be on, so that its features would change.
+    """
+    moving = [module for module in trunk if module.training]
+    if moving:
+        raise ValueError(
+            f"the trunk is frozen, but {len(moving)} of its modules are in train mode (first: {type(moving[0]).__name__}), so "
+            "that batch-norm statistics drift and dropout is on; leave it in eval mode"
+        )

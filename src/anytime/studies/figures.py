@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -72,4 +73,46 @@ def speed_accuracy(
             handles.append(Line2D([], [], color=GREY, **_PAPER))
             labels.append("the paper's")
         figure.legend(handles, labels, loc="outside upper left", ncols=5)
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line with markers at its points.
+
+    Args:
+        name: In the legend.
+        x: Of the points.
+        y: Of the points.
+        colour: Of the line.
+        dashed: Trained alone.
+        published: The paper's: crosses without a line.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    dashed: bool = False
+    published: bool = False
+
+
+def error_lines(panels: Mapping[str, Sequence[Line]], title: str) -> Figure:
+    """Errors in one panel for each label of the x-axis; where the label names MACs, in thousands and millions."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.6 + 3.7 * len(panels), 3.4), layout="constrained")
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (label, lines) in zip(grid, panels.items(), strict=True):
+            for line in lines:
+                style = "none" if line.published else DASHES if line.dashed else "-"
+                marker = "x" if line.published else "o"
+                axes.plot(line.x, line.y, label=line.name, color=line.colour, linestyle=style, marker=marker)
+            axes.set_xlabel(label)
+            axes.set_xlim(left=0)
+            if "MACs" in label:
+                axes.xaxis.set_major_formatter(EngFormatter())
+        grid[0].set(ylabel="error", title=title)
+        grid[0].yaxis.set_major_formatter(PercentFormatter(1))
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2 * len(panels))
     return figure

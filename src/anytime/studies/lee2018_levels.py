@@ -10,7 +10,7 @@ import torch
 from anytime.analysis.tables import Column, format_table, macs_text
 from anytime.analysis.taxonomy import highest_target, level_accuracies, level_errors
 from anytime.plots import COLOURS
-from anytime.studies.lee2018_figures import Line, error_lines
+from anytime.studies.figures import Line, error_lines
 from anytime.studies.lee2018_results import COST_LABELS, costs_of, headed, told
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result

@@ -16,7 +16,8 @@ from anytime.analysis.curves import Cost, costs, error
 from anytime.analysis.slicing import macs_saved, relative_error_saved
 from anytime.analysis.tables import Column, format_table, macs_text
 from anytime.plots import BLUE, GREEN, GREY, RED
-from anytime.studies.lee2018_figures import Line, error_lines, norm_lines
+from anytime.studies.figures import Line, error_lines
+from anytime.studies.lee2018_figures import norm_lines
 from anytime.studies.runner import Traces
 from anytime.studies.seeds import difference
 from anytime.studies.study import Result, facts

@@ -18,7 +18,7 @@ from anytime.registry import nearest
 from anytime.studies.runner import Run, Traces
 from anytime.trace import Trace
 
-NAMES = ("hu2017", "iuzzolino2021", "lee2018")
+NAMES = ("hu2017", "iuzzolino2021", "lee2018", "backbones")
 """The studies, each a module of this package with a `STUDY`."""
 
 

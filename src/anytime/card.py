@@ -36,9 +36,10 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
     errors = numbers["error_at_cost"]["macs"]
     milestones = ", ".join(f"{share}: {'–' if value is None else f'{value:.2%}'}" for share, value in errors.items())
     channels, height, width = meta["input_size"]
+    answers = "1 answer" if model.num_steps == 1 else f"{model.num_steps} answers"
     parts = [
         f"# {name}",
-        f"{meta['model']}, {meta['parameters']:,} parameters, {model.num_steps} answers for images of {channels} channels "
+        f"{meta['model']}, {meta['parameters']:,} parameters, {answers} for images of {channels} channels "
         f"and {height}x{width} pixels in [0, 1]; classes: {', '.join(model.metadata.get('class_names', []))}.",
         f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which training and "
         f"tuning never saw; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over the "

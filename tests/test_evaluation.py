@@ -44,6 +44,9 @@ def test_validation_images_are_those_of_the_training(run, tmp_path):
     labels = torch.cat([labels for _, labels in data.val_dataloader()])
     assert torch.equal(Trace.load(result.trace).labels, labels)
     assert result.trace.parent == tmp_path / "out"
+    assert result.report == tmp_path / "out/report-validation.html"  # beside that of the test images
+    assert (tmp_path / "out/figures/validation/steps.png").is_file()
+    assert result.trace.stat().st_mode == result.metrics.stat().st_mode
 
 
 def test_no_validation_images(run):

@@ -48,11 +48,12 @@ def evaluate(arguments: Sequence[str]) -> int:
         "evaluate",
         "Record what a trained model says at every step about the test images (the trace); print and save metrics, figures\n"
         "and report.html in the run directory.",
-        "  anytime evaluate runs/demo\n  anytime evaluate anytimenet_cifar10 --root ~/data",
+        "  anytime evaluate runs/demo\n  anytime evaluate anytimenet_cifar10 --root ~/data --download",
     )
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="which images (default: test)")
     parser.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")
+    parser.add_argument("--download", action="store_true", help="download the data if they are missing")
     parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
     parser.add_argument("--out", type=Path, help="where to write (default: the run directory, or runs/NAME)")
     options = parser.parse_args(arguments)
@@ -62,7 +63,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from anytime.analysis.tables import format_table
     from anytime.evaluation import evaluate_run
 
-    result = evaluate_run(options.run, options.part, options.root, options.device, options.out)
+    result = evaluate_run(options.run, options.part, options.root, options.device, options.out, download=options.download)
     numbers = result.numbers
     print(format_table(numbers["steps"], STEP_COLUMNS))
     errors = numbers["error_at_cost"]["macs"]

@@ -37,12 +37,13 @@ def output_folder(run: str | os.PathLike[str]) -> Path:
     return Path(run) if Path(run).is_dir() else Path("runs") / os.fspath(run)
 
 
-def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None) -> ImageData:
+def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None, download: bool = False) -> ImageData:
     """The data set a model was trained on, with the recipe's arguments.
 
     Args:
         model: Trained by `anytime train`, which notes its recipe in `model.metadata`.
         root: Folder of the data in place of the recipe's.
+        download: Downloads what is missing there.
 
     Raises:
         ValueError: The model does not say what it was trained on.
@@ -52,6 +53,7 @@ def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None) 
         raise ValueError("this model does not say what it was trained on (no recipe in its config.json)")
     arguments = dict(recipe["data"].get("init_args", {}))
     arguments["root"] = root if root is not None else arguments.get("root")
+    arguments["download"] = download or arguments.get("download", False)
     data = create_data(recipe["data"]["class_path"], **arguments)
     if data.root is not None and root is None and not data.root.is_dir():
         data = create_data(recipe["data"]["class_path"], **{**arguments, "root": None})
@@ -65,6 +67,7 @@ def evaluate_run(
     device: str | torch.device = "cpu",
     out: Path | None = None,
     progress: bool = True,
+    download: bool = False,
 ) -> Evaluation:
     """Records the trace of a trained model on the test or validation images, and writes all that follows from it.
 
@@ -75,9 +78,11 @@ def evaluate_run(
         device: Where to run.
         out: Folder for the results; default: the run directory, or `runs/NAME`.
         progress: Shows a progress bar.
+        download: Downloads data that are missing.
     """
     model = load(run)
-    data = trained_on(model, root)
+    data = trained_on(model, root, download)
+    data.prepare_data()
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
     if isinstance(loader, list):
@@ -91,9 +96,8 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
     """Writes trace, metrics, figures and report of `part` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     level = trace.level(0) if trace.labels.ndim == 2 else trace
-    result = Evaluation(
-        summary(level), folder / f"trace-{part}.safetensors", folder / f"metrics-{part}.json", folder / "report.html"
-    )
+    report = "report.html" if part == "test" else f"report-{part}.html"
+    result = Evaluation(summary(level), folder / f"trace-{part}.safetensors", folder / f"metrics-{part}.json", folder / report)
     trace.save(result.trace)
     with written_whole(result.metrics) as whole:
         whole.write_text(json.dumps(result.numbers, indent=2) + "\n", encoding="utf-8")
@@ -112,9 +116,10 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
             plots.per_class(level),
         ),
     }
-    (folder / "figures").mkdir(exist_ok=True)
+    drawn = folder / "figures" if part == "test" else folder / "figures" / part
+    drawn.mkdir(parents=True, exist_ok=True)
     for name, (_, figure) in figures.items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
+        figure.savefig(drawn / f"{name}.png", dpi=150)
     title = f"{trace.meta.get('model', 'model')} on {trace.meta.get('dataset', 'data')} ({part} images)"
     write_report(result.report, title, level, dict(figures.values()), sections)
     return result

@@ -54,6 +54,7 @@ def fit_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--combine", default="last", help="last, caching, product, mixture or temperature (default: last)")
     parser.add_argument("--name", help="what to save it as (default: the rule's, or else the combiner's)")
     parser.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")
+    parser.add_argument("--download", action="store_true", help="download the data if they are missing")
     parser.add_argument("--device", default="cpu", help="where to record missing traces, e.g. cuda (default: cpu)")
     parser.add_argument("--out", type=Path, help="where to save the model (default: the run directory, or runs/NAME)")
     options = parser.parse_args(arguments)
@@ -66,7 +67,8 @@ def fit_command(arguments: Sequence[str]) -> int:
 
     model = load(options.run)
     folder = output_folder(options.run)
-    validation, test = (find_trace(model, folder, part, options.root, options.device) for part in ("validation", "test"))
+    where = (options.root, options.device, options.download)
+    validation, test = (find_trace(model, folder, part, *where) for part in ("validation", "test"))
     try:
         goal = Goal.of(options.stop, options.budget, options.max_loss, options.sure, options.price, validation)
     except ValueError as error:
@@ -160,7 +162,9 @@ def parse_budget(text: str, whole: float) -> tuple[float, str]:
     raise ValueError(f"--budget must be a mean cost like 50%, 40M (MACs) or 2ms, got {text!r}")
 
 
-def find_trace(model: AnytimeModel, folder: Path, part: str, root: Path | None = None, device: str = "cpu") -> Trace:
+def find_trace(
+    model: AnytimeModel, folder: Path, part: str, root: Path | None = None, device: str = "cpu", download: bool = False
+) -> Trace:
     """The stored trace of a part of the model's data; recorded and stored first if there is none.
 
     Raises:
@@ -175,7 +179,8 @@ def find_trace(model: AnytimeModel, folder: Path, part: str, root: Path | None =
         if trace.num_steps != model.num_steps or trace.num_classes != model.num_classes:
             raise ValueError(f"{path} is of another model; delete it, and it is recorded again")
     else:
-        data = trained_on(model, root)
+        data = trained_on(model, root, download)
+        data.prepare_data()
         data.setup("test" if part == "test" else "fit")
         loader = data.test_dataloader() if part == "test" else data.val_dataloader()
         if isinstance(loader, list):

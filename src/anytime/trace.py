@@ -141,7 +141,10 @@ class Trace:
             raise ValueError(f"the meta of a trace must be JSON: {error}") from None
         metadata = {"format": _FORMAT, "version": str(_VERSION), "trace": header, "crc32": _crc32(header, tensors)}
         with written_whole(path) as part:
+            part.touch()
+            mode = part.stat().st_mode  # that of a new file of this user; safetensors gives its files to the user alone
             save_file(tensors, part, metadata=metadata)
+            part.chmod(mode)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:

@@ -224,3 +224,21 @@ def test_lightning_resumes_in_the_middle_of_an_epoch(tmp_path, save_after):
     whole = train(Recorder(path, save_after))
     assert [epoch for epoch, _, _ in whole] == [0] * 4 + [1] * 4
     assert train(Recorder(path), path) == whole[save_after:]
+
+
+class Damaged:
+    """Image number 2 cannot be read."""
+
+    def __call__(self, row: int) -> Image.Image:
+        if row == 2:
+            raise ValueError("row 2: not an image")
+        return Image.new("RGB", (8, 8))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_told_in_one_sentence_wherever_it_is_read(workers):
+    loader = StreamedBatches(Files(Damaged(), torch.arange(4)), torch.arange(4), 2, (3, 8, 8), workers=workers)
+    batches = iter(loader)
+    assert len(next(batches)[1]) == 2
+    with pytest.raises(ValueError, match=r"^row 2: not an image$"):
+        next(batches)

@@ -58,3 +58,13 @@ def test_missing_and_damaged_images_are_named(tmp_path):
             read_image(tmp_path / name, (3, 8, 8))
     with pytest.raises(ValueError, match=r"1 \(grey\) or 3 \(RGB\) channels, got \(2, 8, 8\)"):
         read_image(tmp_path / "whole.png", (2, 8, 8))
+
+
+def test_16_bits_are_scaled_and_32_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    expected = torch.from_numpy(ramp.astype(np.float32) / 65535)
+    assert (read_image(tmp_path / "deep.png", (1, 8, 8))[0] - expected).abs().max() <= 0.5 / 255 + 1e-6
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"float\.tiff.*32-bit numbers \(mode F\)"):
+        read_image(tmp_path / "float.tiff", (1, 8, 8))

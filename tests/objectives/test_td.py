@@ -330,6 +330,8 @@ def test_wrong_targets(lam: float) -> None:
     logits, labels = example()
     with pytest.raises(ValueError, match=r"labels must be \[5\], one per image, got \[5, 2\]; choose one level"):
         TDLambda(lam)(logits, torch.stack([labels, labels], 1))
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2, got 0\.\.3"):
+        TDLambda(lam)(logits, torch.tensor([0, 1, 2, 3, 0]))
     with pytest.raises(ValueError, match="skip must be below the number of answers, 4, got 4"):
         TDLambda(lam, skip=4)(logits, labels)
     answers, truth, weights = heat_maps()

@@ -20,6 +20,26 @@ from anytime.training.command import default_run
 from anytime.training.config import parse
 
 CHECKPOINT = "checkpoints/last.ckpt"
+LARGE = """
+from torch import nn
+
+from anytime import AnytimeModel
+
+
+class Large(AnytimeModel):
+    num_steps = 1
+
+    def __init__(self, num_classes=10, in_channels=1):
+        super().__init__(num_classes, in_channels)
+        self.head = nn.Linear(in_channels, num_classes)
+
+    def initial_state(self, x):
+        self.check_input(x, 16)
+        return x
+
+    def step(self, state):
+        return self.head(state.mean((2, 3))), state
+"""
 
 
 def state(run: Path) -> str:
@@ -104,12 +124,18 @@ def test_existing_run(tiny, capsys):
     Path("run").mkdir()
     Path("run/precious").touch()
     assert main(["train", *tiny, "--run", "run"]) == 2
-    assert "run exists; give another --run" in capsys.readouterr().err
-    assert main(["train", *tiny, "--run", "run", "--overwrite"]) == 2
-    assert "run is not a run directory" in capsys.readouterr().err
+    for flags in ([], ["--overwrite"]):
+        assert main(["train", *tiny, "--run", "run", *flags]) == 2
+        message = "run exists and is not a run directory (run.json is missing), so it is not overwritten; give another --run"
+        assert message in capsys.readouterr().err
     assert Path("run/precious").exists()
     assert main(["train", *tiny, "--run", "mine", "--epochs", "1"]) == 0
     before = Path("mine/run.json").stat().st_mtime_ns
+    assert main(["train", *tiny, "--run", "mine"]) == 2
+    assert "mine exists; give another --run, --resume mine to go on, or --overwrite" in capsys.readouterr().err
+    Path("large.py").write_text(LARGE)
+    assert main(["train", "--model=large.Large", "--data=digits", "--run", "mine", "--overwrite"]) == 2
+    assert "images must be at least 16x16 pixels, got 8x8" in capsys.readouterr().err
     assert main(["train", *tiny, "--run", "mine", "--overwrite", "--data.classes", "nothing"]) == 1
     assert "no class matches 'nothing'" in capsys.readouterr().err
     assert Path("mine/run.json").stat().st_mtime_ns == before  # nothing is lost by a wrong command
@@ -127,6 +153,25 @@ def test_resume_of_what_cannot_be_resumed(tiny, capsys):
     Path("half/config.yaml").write_text("model: anytimenet")
     assert main(["train", "--resume", "half"]) == 1
     assert "half is not a run directory, or only half written: run.json is missing" in capsys.readouterr().err
+    Path("half/run.json").write_text('{"format": 1}')
+    assert main(["train", "--resume", "half"]) == 1
+    assert "half/run.json is damaged: it does not say the state of the run" in capsys.readouterr().err
+    Path("half/run.json").write_text('{"format": 1, "state": "interrupted"}')
+    Path("half/config.yaml").write_text("model: anytimenet\nfoo: 1")
+    assert main(["train", "--resume", "half"]) == 1
+    assert "half/config.yaml is damaged: unknown key 'foo'" in capsys.readouterr().err
+
+
+def test_resume_with_a_checkpoint_of_another_model(tiny, capsys):
+    assert main(["train", *tiny, "--run", "run", "--epochs", "1"]) == 0
+    for name, old, new in (("config.yaml", "width: 4", "width: 8"), ("run.json", "finished", "interrupted")):
+        path = Path("run", name)
+        path.write_text(path.read_text().replace(old, new))
+    assert main(["train", "--resume", "run"]) == 1
+    assert capsys.readouterr().err == (
+        "anytime train: error: run/checkpoints/last.ckpt does not fit the configuration: it has [10, 16] for "
+        "model.head.weight, the model [10, 32]\n"
+    )
 
 
 def test_run_without_a_checkpoint_starts_anew(tiny):

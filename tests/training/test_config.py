@@ -178,7 +178,8 @@ def test_build_takes_classes_channels_and_normalization_from_the_data():
         ([*BASE, "--gradient_clip", "x"], "gradient_clip must be float or null, got 'x'"),
         ([*BASE, "--precision", "bf16"], "precision must be one of '32-true', .*, got 'bf16'; did you mean 'bf16-true'"),
         ([*BASE, "--data.augment", "flop"], r"data\.augment must be one of 'standard', .*, got 'flop'; did you mean 'flip'"),
-        ([*BASE, "stray"], "unrecognized arguments: stray"),
+        ([*BASE, "stray"], "unexpected 'stray': options begin with --"),
+        (["anytimenet", "digits"], "unexpected 'anytimenet': options begin with --"),
     ],
 )
 def test_wrong_flags(flags, message):

@@ -162,7 +162,15 @@ def open_image(path: str | PathLike[str], channels: int = 3) -> Image.Image:
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """The image as grey (`channels=1`) or RGB (`channels=3`), without transparency."""
+    """The image as grey (`channels=1`) or RGB (`channels=3`), 8 bits a channel, without transparency.
+
+    Raises:
+        ValueError: Pixels of 32 bits, whose range is not known.
+    """
+    if image.mode.startswith("I;16"):  # PIL would cut off what is above 255
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}), whose range is not known; save it with 8 or 16")
     if image.mode == "P":
         image = image.convert("RGBA")  # PIL warns where a palette with transparency goes to RGB directly
     return image.convert("L" if channels == 1 else "RGB")

@@ -144,6 +144,10 @@ class ImageData(LightningDataModule, ABC):
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if workers < 0:
+            raise ValueError(f"workers must be at least 0, got {workers}")
+        if not (0 <= validation < 1 or (validation >= 1 and validation == int(validation))):
+            raise ValueError(f"validation must be a share in [0, 1) or a number of images, got {validation}")
         if crop_padding not in get_args(Padding):
             raise ValueError(f"crop_padding must be one of {get_args(Padding)}, got {crop_padding!r}")
         if noise is not None and noise not in get_args(Noise):
@@ -194,10 +198,15 @@ class ImageData(LightningDataModule, ABC):
                 return path
         looked = f"looked in {self.root}" if self.root.is_dir() else f"there is no folder {self.root}"
         able = type(self).fetch is not ImageData.fetch
-        cure = "pass --data.download true (download=True), or put it there yourself" if able else "put it there"
+        cure = (
+            "download it (--data.download true; of evaluate and fit --download), or put it there yourself"
+            if able
+            else "put it there"
+        )
         raise FileNotFoundError(
             f"{self.title or type(self).__name__}: no {' or '.join(candidates)}; {looked}; {cure}, "
-            f"or name another folder by --data.root or ANYTIME_DATA" + (f" (source: {self.homepage})" if self.homepage else "")
+            f"or name another folder by --data.root (--root) or ANYTIME_DATA"
+            + (f" (source: {self.homepage})" if self.homepage else "")
         )
 
     @classmethod

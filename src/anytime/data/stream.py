@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from anytime.data.batches import Batch, Loader
@@ -35,18 +35,27 @@ class Files:
         return self.read(int(self.rows[index]))
 
 
-class _Prepared(Dataset[tuple[Tensor, Tensor]]):
-    """Items are (sample, key): the random transform of a sample is a function of its key."""
+class _Prepared(Dataset[tuple[Tensor, Tensor] | Exception]):
+    """Items are (sample, key): the random transform of a sample is a function of its key. A damaged image is an exception."""
 
     def __init__(self, files: Files, targets: Tensor, transform: Callable[[Any], Any]) -> None:
         self.files, self.targets, self.transform = files, targets, transform
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor] | Exception:
         index, key = item
-        image = self.files.open(index)
+        try:
+            image = self.files.open(index)
+        except (ValueError, OSError) as error:
+            return error  # raised by a worker, it would come with its whole traceback as its message
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key)
             return to_tensor(self.transform(image)), self.targets[index]
+
+
+def _batch(samples: list[Any]) -> Any:
+    """The samples as a batch; the exception if one of them is."""
+    damaged = [sample for sample in samples if isinstance(sample, Exception)]
+    return damaged[0] if damaged else default_collate(samples)
 
 
 class _Plan:
@@ -119,9 +128,13 @@ class StreamedBatches(Loader):
             self.images,
             batch_sampler=_Plan(batch, start, len(self)),
             num_workers=self.workers,
+            collate_fn=_batch,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # its own, so that loading leaves the global stream alone
         )
-        for images, targets in loader:
+        for found in loader:
+            if isinstance(found, Exception):
+                raise found
+            images, targets = found
             images = images.to(self.device, non_blocking=True)
             yield images.float().div_(255), targets.to(self.device, non_blocking=True)

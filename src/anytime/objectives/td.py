@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime.objectives.weighted import Objective, step_losses
+from anytime.objectives.weighted import Objective, check_range, step_losses
 from anytime.registry import nearest
 
 
@@ -88,6 +88,7 @@ class Classification(Outputs):
         batch, classes = answers.shape[-2:]
         if target.shape != (batch,):
             raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
+        check_range(target, classes)
         return F.one_hot(target, classes).to(answers.dtype)
 
     def losses(self, answers: Tensor, targets: Tensor, target: Tensor) -> Tensor:

@@ -15,11 +15,18 @@ from anytime.objectives.weighting import Normalization, find_scheme, normalized,
 StepLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [T, B, ...], target) -> [T]
 
 
+def check_range(target: Tensor, classes: int) -> None:
+    """Refuses labels outside 0..K-1 with a ValueError; on the CPU alone, elsewhere the look would wait for the device."""
+    if target.device.type == "cpu" and len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(target.min())}..{int(target.max())}")
+
+
 def step_losses(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of each answer, `[T]`, from logits `[T, B, K]` and labels `[B]` of one level."""
     steps, batch, classes = logits.shape
     if target.shape != (batch,):
         raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
+    check_range(target, classes)
     each = F.cross_entropy(
         logits.reshape(-1, classes), target.repeat(steps), reduction="none", label_smoothing=label_smoothing
     )

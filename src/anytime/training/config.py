@@ -240,6 +240,8 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     """
     base = functools.reduce(_layer, map(read_recipe, recipes), DEFAULTS)
     named, flags = named_classes(flags)
+    if flags and not flags[0].startswith("-"):
+        raise UsageError(f"unexpected {flags[0]!r}: options begin with --, e.g. --model {known_names('model')[0]}")
     base = _layer(base, {section: {"class_path": path, "init_args": {}} for section, path in named.items()})
     for section, command in {"model": "models", "data": "datasets"}.items():
         if section not in base:

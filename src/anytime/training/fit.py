@@ -134,10 +134,12 @@ def fit(
     """
     run = Path(run)
     checkpoint = run / CHECKPOINT
-    start = read_checkpoint(checkpoint)["global_step"] if resume else 0
+    saved = read_checkpoint(checkpoint) if resume else {"global_step": 0}
     regime = Joint() if regime is None else regime
     regime.check(model, settings.epochs)
     module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last, regime)
+    if resume:
+        _check_fits(saved["state_dict"], module, checkpoint)
     shown = [Progress()] if settings.progress else []
     trainer = L.Trainer(
         **hardware_arguments(settings, regime.partial),
@@ -149,7 +151,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        logger=loggers(run, start),
+        logger=loggers(run, saved["global_step"]),
         log_every_n_steps=10,
         limit_val_batches=1.0 if data.val_dataloader() else 0,
         plugins=[WholeFiles()],
@@ -165,3 +167,15 @@ def fit(
     if trainer.is_global_zero:
         model.save(run)
     return trainer
+
+
+def _check_fits(saved: dict[str, Any], module: AnytimeModule, path: Path) -> None:
+    """Refuses, with a ValueError, the weights of another model."""
+    found, wanted = (
+        {name: list(value.shape) for name, value in state.items() if hasattr(value, "shape")}
+        for state in (saved, module.state_dict())
+    )
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            has, needs = (f"{shapes[name]}" if name in shapes else "nothing" for shapes in (found, wanted))
+            raise ValueError(f"{path} does not fit the configuration: it has {has} for {name}, the model {needs}")

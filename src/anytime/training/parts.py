@@ -15,7 +15,7 @@ from torch import nn
 
 from anytime import registry
 from anytime.data import ImageData
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, eval_mode
 from anytime.objectives import Objective
 from anytime.training.config import Config, UsageError, imported, short_names
 from anytime.training.fit import Settings, hardware_arguments
@@ -76,7 +76,9 @@ def build(config: Config) -> Parts:
         objective.set_levels(data.levels or (data.num_classes,))
         model = registry.create_model(path, classes, **given | size)
         regime.check(model, settings.epochs)
-    except (ValueError, TypeError) as error:
+        with torch.no_grad(), eval_mode(model):
+            model.step(model.initial_state(torch.zeros(1, *data.input_size)))  # refuses a wrong image size here
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     measured = {key: value for key, value in getattr(model, "measured", {}).items() if key in given}
     config = config | {"model": config["model"] | {"init_args": given | measured}}  # a resumed training must not measure again

@@ -29,10 +29,11 @@ def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -
         UsageError: It exists and `overwrite` is not set, or what is there is not a run directory.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not (path / STATE).is_file():
+            not_one = f"{path} exists and is not a run directory ({STATE} is missing), so it is not overwritten"
+            raise UsageError(f"{not_one}; give another --run")
         if not overwrite:
             raise UsageError(f"{path} exists; give another --run, --resume {path} to go on, or --overwrite to replace it")
-        if not (path / STATE).is_file():
-            raise UsageError(f"{path} is not a run directory ({STATE} is missing), so it is not overwritten")
     if dry:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,11 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise ValueError(f"{path} has format {found!r}, this version of anytime ({__version__}) reads format {FORMAT}")
+    if not isinstance(state.get("state"), str):
+        raise ValueError(f"{path / STATE} is damaged: it does not say the state of the run")
     if not isinstance(config, dict):
         raise ValueError(f"{path / CONFIG} is damaged: expected a mapping")
-    return resolve_recipe(config), state
+    try:
+        return resolve_recipe(config), state
+    except UsageError as error:
+        raise ValueError(f"{path / CONFIG} is damaged: {error}") from error

@@ -17,7 +17,6 @@ import torch
 import anytime
 from anytime.data import create_data
 from anytime.objectives import Weighted
-from anytime.studies.small_networks import ResNet20
 from anytime.training import HeadsOnly, OneCycle, Settings, fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,6 +24,7 @@ parser.add_argument("--data", default="digits", help="data set (default: digits,
 parser.add_argument("--epochs", type=int, default=5, help="of the network, and of its heads (default: 5)")
 options = parser.parse_args()
 
+NETWORK = "anytime.studies.small_networks.ResNet20"  # any classifier, by its import path, so that a run can build it again
 data = create_data(options.data, batch_size=128)
 data.setup()
 settings = Settings(epochs=options.epochs, channels_last=True, progress=False)
@@ -42,12 +42,12 @@ def train(model: anytime.AnytimeModel, **more: HeadsOnly) -> anytime.Trace:
     return anytime.record(model, data.test_dataloader(), input_size=data.input_size, progress=False)
 
 
-network = ResNet20(data.num_classes, data.input_size[0])
-plain = anytime.attach_exits(network, exits=1, num_classes=data.num_classes, input_size=data.input_size)
+plain = anytime.attach_exits(NETWORK, exits=1, num_classes=data.num_classes, input_size=data.input_size)
 plain.set_normalization(data.mean, data.std)
 before = train(plain)
 
-model = anytime.attach_exits(network, exits=4, num_classes=data.num_classes, input_size=data.input_size)
+model = anytime.attach_exits(NETWORK, exits=4, num_classes=data.num_classes, input_size=data.input_size)
+model.backbone.load_state_dict(plain.backbone.state_dict())
 model.set_normalization(data.mean, data.std)
 after = train(model, regime=HeadsOnly())
 

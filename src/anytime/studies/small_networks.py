@@ -56,6 +56,6 @@ class SmallMobileNet(MobileNetV2):
             [6, 96, 1, 1],
         ]  # expansion, width, blocks, stride
         super().__init__(num_classes, width, blocks, dropout=0.0)
-        first = self.features[0][0]  # type: ignore[index]
-        self.features[0][0] = nn.Conv2d(in_channels, first.out_channels, 3, 1, 1, bias=False)  # type: ignore[index]
-        nn.init.kaiming_normal_(self.features[0][0].weight, mode="fan_out")  # type: ignore[index]
+        first = self.features[0][0]
+        self.features[0][0] = nn.Conv2d(in_channels, first.out_channels, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(self.features[0][0].weight, mode="fan_out")

@@ -134,7 +134,7 @@ def fit(
     """
     run = Path(run)
     checkpoint = run / CHECKPOINT
-    saved = read_checkpoint(checkpoint) if resume else {"global_step": 0}
+    saved: dict[str, Any] = read_checkpoint(checkpoint) if resume else {"global_step": 0}
     regime = Joint() if regime is None else regime
     regime.check(model, settings.epochs)
     module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last, regime)

@@ -36,6 +36,9 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
     errors = numbers["error_at_cost"]["macs"]
     milestones = ", ".join(f"{share}: {'–' if value is None else f'{value:.2%}'}" for share, value in errors.items())
     channels, height, width = meta["input_size"]
+    measured = any(row["seconds"] is not None for row in numbers["steps"])
+    where = f"; ms are medians at batch 1 on {meta['hardware']}, torch {meta['torch']}, float32, eager"
+    timed = where if measured else ""
     answers = "1 answer" if model.num_steps == 1 else f"{model.num_steps} answers"
     parts = [
         f"# {name}",
@@ -43,9 +46,8 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
         f"and {height}x{width} pixels in [0, 1]; classes: {', '.join(model.metadata.get('class_names', []))}.",
         f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which training and "
         f"tuning never saw; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over the "
-        f"stream (interruptible) or for that answer alone (contract); ms are medians at batch 1 on {meta['hardware']}, "
-        f"torch {meta['torch']}, float32, eager. Confidence is the mean max softmax, p(correct class) the measure of Kim "
-        "et al. (2020), eq. 5.",
+        f"stream (interruptible) or for that answer alone (contract){timed}. Confidence is the mean max softmax, "
+        "p(correct class) the measure of Kim et al. (2020), eq. 5.",
         markdown_table(numbers["steps"], columns),
         f"Average error over all steps {numbers['average_error']:.2%} (timeliness {numbers['timeliness']:.2%}); error at "
         f"share of the MACs: {milestones}; largest fall of accuracy from one step to the next: {numbers['largest_drop']:.2%}.",

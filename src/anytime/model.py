@@ -160,7 +160,7 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
         """As `save`; with `push_to_hub=True` the folder is uploaded, too (see `huggingface_hub.ModelHubMixin`)."""
-        self._require_config()  # before the old files are touched
+        self.check_saveable()  # before the old files are touched
         return super().save_pretrained(save_directory, **arguments)
 
     @classmethod
@@ -177,7 +177,8 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
             return read_model(pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, **arguments)
 
-    def _require_config(self) -> None:
+    def check_saveable(self) -> None:
+        """Refuses, with a ValueError, a model of which nothing says how to build it again."""
         if not self.config:
             raise ValueError(
                 f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
@@ -185,7 +186,7 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
             )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self._require_config()
+        self.check_saveable()
         tensors = {  # copies, since tied weights share memory, which safetensors refuses
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.state_dict().items()

@@ -215,7 +215,7 @@ def test_full_disk(tiny, capsys, monkeypatch):
 
 
 def test_errors_that_nobody_expected_keep_their_traceback(tiny, monkeypatch):
-    monkeypatch.setattr("anytime.training.command.fit", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("anytime.training.parts.fit", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", *tiny, "--run", "run"])
     assert state(Path("run")) == "failed"

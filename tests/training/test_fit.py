@@ -11,8 +11,9 @@ import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from anytime import load
+from anytime import attach_exits, load
 from anytime.training import NonFiniteLoss, Settings, fit
 from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
@@ -241,3 +242,11 @@ def test_wrong_settings_are_repeated(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name} must .*{value}"):
         Settings(**wrong)
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_the_training(tmp_path: Path) -> None:
+    parts = build(parse(["--model=ann", "--model.units=1", "--model.width=4", "--data=digits", "--epochs=1"]))
+    parts.model = attach_exits(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), exits=1, input_size=(1, 8, 8))
+    with pytest.raises(ValueError, match="built without create_model, so nothing says how to build it again"):
+        parts.fit(tmp_path / "run")
+    assert not (tmp_path / "run").exists()

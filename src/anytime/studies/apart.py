@@ -1,4 +1,7 @@
-"""One training in a process of its own: its memory is given back, its output is a file, and Ctrl-C ends it cleanly."""
+"""One training in a process of its own: its memory is given back, its output is a file, and Ctrl-C ends it cleanly.
+
+And small ones here, of which nothing is kept but the model.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,18 @@ import contextlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+import torch
+
+from anytime.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from anytime.training.parts import Parts
 
 
 class TrainingStopped(RuntimeError):
@@ -83,3 +94,20 @@ def _termination_is_interruption() -> Iterator[None]:
     finally:
         for number in changed:
             signal.signal(number, signal.SIG_DFL)
+
+
+def train_in_passing(parts: Parts) -> None:
+    """Trains `parts.model` here, in some minutes; no run directory is left, and an interrupted one starts anew.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    from anytime.training.callbacks import Interrupted
+
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            parts.fit(folder)
+        except Interrupted as error:
+            raise KeyboardInterrupt from error

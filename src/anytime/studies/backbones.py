@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from anytime.allocator import keep_freed_memory
 from anytime.analysis.curves import accuracy
 from anytime.analysis.tables import Column, format_table, macs_text, ms_text
 from anytime.model import AnytimeModel
 from anytime.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
+from anytime.studies.apart import train_in_passing
 from anytime.studies.figures import Line, error_lines
 from anytime.studies.runner import Run, Traces, View, find_recipe
 from anytime.studies.seeds import difference
@@ -22,7 +19,7 @@ from anytime.studies.study import Item, Result, Study, facts
 
 SOURCE = (
     "Training of exits on a backbone: heads only (Kaya et al. 2019), jointly, mixed (Kubaty et al. 2024), with gradients "
-    "rescaled and by self-distillation (Li et al. 2019), and BoostNet's additive answers (Yu et al. 2022)"
+    "rescaled and by self-distillation (Li et al. 2019), and BoostNet's additive answers (Yu et al. 2023)"
 )
 BACKBONES = {"resnet20": "ResNet20", "mobilenet": "SmallMobileNet"}
 EXITS = 4
@@ -41,34 +38,17 @@ COLOURS = {PLAIN: "#000000", HEADS_ONLY: GREY, JOINT: BLUE, MIXED: ORANGE, RESCA
 
 def heads_only(model: AnytimeModel) -> AnytimeModel:
     """Exits on a plain network that stays as it is: their heads are fitted to its features, kept in memory, by its recipe."""
-    from anytime.training.callbacks import Interrupted
     from anytime.training.config import resolve_recipe
-    from anytime.training.fit import fit
     from anytime.training.parts import build
 
     recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
     recipe["model"]["init_args"]["exits"] = EXITS
     regime = {"class_path": "HeadsOnly", "init_args": {"views": 2, "memory": 8.0}}
     recipe |= resolve_recipe({"regime": regime}) | {"compile": False}  # heads alone are a matter of seconds
-    if not torch.cuda.is_available():
-        keep_freed_memory()
     parts = build(recipe)
     new = {name: value for name, value in parts.model.state_dict().items() if name.startswith("heads.")}
     parts.model.load_state_dict(model.state_dict() | new)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            fit(
-                parts.model,
-                parts.data,
-                parts.objective,
-                parts.optimizer,
-                parts.schedule,
-                parts.settings,
-                folder,
-                regime=parts.regime,
-            )
-        except Interrupted as error:
-            raise KeyboardInterrupt from error
+    train_in_passing(parts)
     return parts.model
 
 

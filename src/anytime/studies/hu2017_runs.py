@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from anytime.allocator import keep_freed_memory
 from anytime.analysis.curves import MILESTONES
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel
 from anytime.registry import create_model
+from anytime.studies.apart import train_in_passing
 from anytime.studies.runner import Run, StoredTraces, Traces, View, find_recipe
 
 Which = Literal["milestones", "every", "last"]
@@ -175,31 +174,15 @@ def midfeat(model: AnytimeModel) -> AnytimeModel:
 
     Source: Hu et al. 2017, section 4.2.
     """
-    from anytime.training.callbacks import Interrupted
     from anytime.training.config import resolve_recipe
-    from anytime.training.fit import fit
     from anytime.training.parts import build
 
     recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
     recipe["model"]["init_args"]["regime"] = "midfeat"
     recipe |= resolve_recipe({"objective": {"class_path": "Weighted", "init_args": {"weights": "constant"}}})
-    if not torch.cuda.is_available():
-        keep_freed_memory()
     parts = build(recipe)
     parts.model.load_state_dict(model.state_dict())
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            fit(
-                parts.model,
-                parts.data,
-                parts.objective,
-                parts.optimizer,
-                parts.schedule,
-                parts.settings,
-                folder,
-            )
-        except Interrupted as error:  # a matter of minutes, which is not resumed
-            raise KeyboardInterrupt from error
+    train_in_passing(parts)
     with torch.no_grad():
         fitted, trained = parts.model.get_submodule("heads")[-1], model.get_submodule("heads")[-1]  # type: ignore[index]
         fitted.weight[-1] = trained.weight[-1]

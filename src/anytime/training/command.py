@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from anytime.allocator import keep_freed_memory
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import Config, UsageError, short_names
-from anytime.training.fit import CHECKPOINT, fit
+from anytime.training.fit import CHECKPOINT
 from anytime.training.module import NonFiniteLoss
 from anytime.training.parts import Parts, build
 from anytime.training.rundir import create_run, read_run, set_state
@@ -64,17 +64,7 @@ def is_main_process() -> bool:
 
 def _train(run: Path, parts: Parts, resume: bool) -> Path:
     try:
-        fit(
-            parts.model,
-            parts.data,
-            parts.objective,
-            parts.optimizer,
-            parts.schedule,
-            parts.settings,
-            run,
-            resume=resume,
-            regime=parts.regime,
-        )
+        parts.fit(run, resume)
     except Interrupted as error:
         _note(run, "interrupted")
         raise Stopped(f"interrupted; a checkpoint is written: anytime train --resume {run}", 130) from error

@@ -129,9 +129,10 @@ def fit(
         NonFiniteLoss: The loss became NaN or infinite; the last checkpoint is from before.
         Interrupted: Ctrl-C; a checkpoint has been written.
         FileNotFoundError, ValueError: `resume`, and there is no checkpoint or it is damaged.
-        ValueError: The regime cannot train this model.
+        ValueError: The regime cannot train this model, or it could not be saved afterwards.
         OSError: The disk is full; the checkpoint before is as it was.
     """
+    model.check_saveable()
     run = Path(run)
     checkpoint = run / CHECKPOINT
     saved: dict[str, Any] = read_checkpoint(checkpoint) if resume else {"global_step": 0}

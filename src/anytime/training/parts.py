@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -18,7 +19,7 @@ from anytime.data import ImageData
 from anytime.model import AnytimeModel, eval_mode
 from anytime.objectives import Objective
 from anytime.training.config import Config, UsageError, imported, short_names
-from anytime.training.fit import Settings, hardware_arguments
+from anytime.training.fit import Settings, fit, hardware_arguments
 from anytime.training.module import decay_groups
 from anytime.training.regimes import Joint, Regime
 from anytime.training.schedules import Schedule
@@ -40,6 +41,20 @@ class Parts:
     settings: Settings
     regime: Regime = field(default_factory=Joint)
     config: Config = field(default_factory=dict)
+
+    def fit(self, run: str | os.PathLike[str], resume: bool = False) -> None:
+        """Trains the model into the directory `run`, see `anytime.training.fit`."""
+        fit(
+            self.model,
+            self.data,
+            self.objective,
+            self.optimizer,
+            self.schedule,
+            self.settings,
+            run,
+            resume=resume,
+            regime=self.regime,
+        )
 
 
 def build(config: Config) -> Parts:

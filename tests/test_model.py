@@ -277,7 +277,9 @@ def test_push_to_hub_uploads_three_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert model.push_to_hub("someone/anytimenet") == "https://hub/someone/anytimenet/commit/1"
     assert calls["repo_id"] == "someone/anytimenet"
     assert calls["files"] == ["README.md", CONFIG, WEIGHTS]
-    assert "model_hub_mixin" in calls["card"]
+    assert calls["card"].startswith("---\nlibrary_name: anytime\n")
+    assert "# anytimenet, " in calls["card"]
+    assert f"{model.num_steps} answers" in calls["card"]
     assert all(torch.equal(calls["model"].state_dict()[name], t) for name, t in model.state_dict().items())
 
 

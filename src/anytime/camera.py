@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def show_frames(
     predictor = Predictor(model, profile(model, size, repeats=200), combine, stop)
     board = Board(model.num_steps, fps, labels)
     live, drawn, seen = sys.stdout.isatty(), 0, 0.0
-    for frame in frames(predictor, (image.to(device) for image in _read_ahead(files, size)), fps):
+    read = partial(read_image, input_size=size, margin=model.metadata.get("margin", 1.0))
+    for frame in frames(predictor, (image.to(device) for image in _read_ahead(files, read)), fps):
         board.add(frame)
         if live and (now := time.monotonic()) - seen >= _REDRAW:
             text, seen = board.text(), now
@@ -91,11 +93,11 @@ def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _read_ahead(files: Sequence[Path], size: tuple[int, int, int]) -> Iterator[Tensor]:
+def _read_ahead(files: Sequence[Path], read: Callable[[Path], Tensor]) -> Iterator[Tensor]:
     with ThreadPoolExecutor(1) as reader:
         waiting: deque[Future[Tensor]] = deque()
         for path in files:
-            waiting.append(reader.submit(read_image, path, size))
+            waiting.append(reader.submit(read, path))
             if len(waiting) >= _AHEAD:
                 yield waiting.popleft().result()
         while waiting:

@@ -53,8 +53,31 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
         f"share of the MACs: {milestones}; largest fall of accuracy from one step to the next: {numbers['largest_drop']:.2%}.",
         notes,
         f"Trained on {trained_on}." if trained_on else "",
-        f"Recipe (`anytime train --config`):\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False).strip()}\n```"
-        if recipe
-        else "",
+        _recipe_text(recipe),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def hub_card(model: AnytimeModel) -> str:
+    """The card of a model of which no measurements are at hand, as Markdown under the hub's heading."""
+    meta = model.metadata
+    built = f"{model.config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_steps} answers"
+    names = ", ".join(meta.get("class_names", []))
+    size = meta.get("input_size")
+    parts = [
+        "---\nlibrary_name: anytime\npipeline_tag: image-classification\ntags: [anytime, early-exit]\n---",
+        f"# {built}",
+        "A network that holds an answer after each of its steps, and answers better the longer it may compute.",
+        '```python\nimport anytime\n\nmodel = anytime.AnytimeModel.from_pretrained("OWNER/NAME")\n'
+        "for logits in model.stream(images):  # RGB in [0, 1]\n    ...\n```",
+        f"Images: {'x'.join(map(str, size))}, in [0, 1]." if size else "",
+        f"Classes: {names}." if names else "",
+        f"Measured: {meta['result']}" if meta.get("result") else "",
+        _recipe_text(meta.get("recipe", {})),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _recipe_text(recipe: Mapping[str, Any]) -> str:
+    text = yaml.safe_dump(dict(recipe), sort_keys=False).strip()
+    return f"Recipe (`anytime train --config`):\n\n```yaml\n{text}\n```" if recipe else ""

@@ -89,6 +89,10 @@ def compare(arguments: Sequence[str]) -> int:
     for run in options.runs:
         check_trained(parser, run)
     from anytime import plots
+
+    kinds = plots.file_kinds()
+    if options.out.suffix.removeprefix(".") not in kinds:
+        parser.error(f"--out needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(options.out)!r}")
     from anytime.analysis.summary import COMPARISON_COLUMNS, comparison
     from anytime.analysis.tables import format_table
     from anytime.evaluation import stored_traces
@@ -132,10 +136,16 @@ def models(arguments: Sequence[str]) -> int:
     parser.add_argument("name", nargs="?", help="describe this model: its arguments, parameters and steps")
     options = parser.parse_args(arguments)
     from anytime.listing import describe_model, list_all_models, list_models, list_pretrained
+    from anytime.registry import find_factory
 
     known = [*list_models(), *list_pretrained()]
-    if options.name and options.name not in known and "." not in options.name:
-        parser.error(f"unknown model {options.name!r}{nearest(options.name, known)}")
+    if options.name and options.name not in known:
+        if "." not in options.name:
+            parser.error(f"unknown model {options.name!r}{nearest(options.name, known)}")
+        try:
+            find_factory(options.name)
+        except ValueError as error:
+            parser.error(str(error))
     print(describe_model(options.name) if options.name else list_all_models())
     return 0
 

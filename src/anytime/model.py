@@ -13,7 +13,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -176,6 +176,12 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
                 raise TypeError(f"a local folder takes no further arguments, got {', '.join(arguments)}")
             return read_model(pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, **arguments)
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """What the hub shows beside the files: the network, its data and its recipe."""
+        from anytime.card import hub_card  # here, for that module imports this one
+
+        return ModelCard(hub_card(self))
 
     def check_saveable(self) -> None:
         """Refuses, with a ValueError, a model of which nothing says how to build it again."""

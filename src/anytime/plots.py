@@ -237,6 +237,11 @@ def growing_answer(
     return figure
 
 
+def file_kinds() -> list[str]:
+    """Endings of the files that a figure can be saved as, without the dot."""
+    return sorted(Figure().canvas.get_supported_filetypes())
+
+
 def _holds(trace: Trace, cost: curves.Cost) -> bool:
     return cost != "seconds" or trace.seconds is not None
 

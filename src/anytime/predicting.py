@@ -87,7 +87,8 @@ def predict_command(arguments: Sequence[str]) -> int:
         return 0
     from anytime.data import read_image
 
-    images = [(path, read_image(path, size)) for path in options.images]  # all at the door: one may be damaged
+    margin = model.metadata.get("margin", 1.0)
+    images = [(path, read_image(path, size, margin)) for path in options.images]  # all at the door: one may be damaged
     _predict(model, images, deadline, options.top, combine, rule)
     return 0
 

@@ -3,10 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from anytime.data import read_image
+from anytime.data import ImageFolder, read_image
+from anytime.data.stream import StreamedBatches
 
 
 def save(path, mode="RGB", size=(40, 20)):
+    path.parent.mkdir(exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 4), dtype=np.uint8)
     Image.fromarray(pixels, "RGBA").convert(mode).save(path)
     return path
@@ -34,6 +36,19 @@ def test_the_centre_is_cut_out(tmp_path):
     image.paste((255, 255, 255), (10, 0, 30, 20))
     image.save(tmp_path / "image.png")
     assert read_image(tmp_path / "image.png", (3, 20, 20)).min() == 1
+
+
+def test_with_a_margin_the_view_is_that_of_streamed_test_images(tmp_path):
+    path = save(tmp_path / "cat/image.png", size=(90, 70))
+    save(tmp_path / "cat/other.png")
+    data = ImageFolder(root=tmp_path, size=21, validation=0, test=1)
+    data.setup()
+    seen = [image for loader in (data.test_dataloader(),) for images, _ in loader for image in images]
+    trained = StreamedBatches(data.train_dataloader().images.files, torch.zeros(1), 1, (3, 21, 21))
+    seen += [image for images, _ in trained for image in images]
+    own = read_image(path, (3, 21, 21), data.margin)
+    assert data.margin == 8 / 7
+    assert any(torch.equal(own, image) for image in seen)
 
 
 def test_the_noted_orientation_is_respected(tmp_path):

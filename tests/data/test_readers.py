@@ -353,6 +353,17 @@ def test_folders_for_parts(tmp_path):
     ]
 
 
+def test_a_class_without_images_and_one_that_only_tests_know_are_found_before_training(tmp_path):
+    write_folder(tmp_path / "train")
+    (tmp_path / "train" / "mouse").mkdir()
+    with pytest.raises(ValueError, match=r"train/mouse has no images"):
+        ImageFolder(root=tmp_path, size=16).setup("fit")
+    (tmp_path / "train" / "mouse").rmdir()
+    save(tmp_path / "test/horse/0.png", (0, 0, 1))
+    with pytest.raises(ValueError, match="'horse' is none of the 2 classes"):
+        ImageFolder(root=tmp_path, size=16).setup("fit")
+
+
 def test_folders_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="needs root"):
         ImageFolder()

@@ -208,6 +208,13 @@ def test_clear_errors(make_trace):
     for wrong in (-0.1, math.nan, [], [0.5, -1]):
         with pytest.raises(ValueError, match="must be at least 0, one or one per step"):
             Confidence(wrong)
+    for wrong in (2, [0.5, 80]):
+        with pytest.raises(ValueError, match="are shares of 1, or infinity to never stop; got"):
+            Confidence(wrong)
+        with pytest.raises(ValueError, match="are shares of 1"):
+            Margin(wrong)
+    assert Entropy(2).threshold == 2  # nats
+    assert Confidence(math.inf).threshold == math.inf
     for wrong in (0, 1.5):
         with pytest.raises(ValueError, match="times must be a whole number"):
             Patience(wrong)

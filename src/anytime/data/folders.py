@@ -12,7 +12,7 @@ from torchvision.datasets.folder import make_dataset
 from anytime.data.files import IMAGE_SUFFIXES, download_archives, open_image, read_lines, reading
 from anytime.data.module import ImageData, Part
 from anytime.data.splits import hold_out
-from anytime.data.stream import Files
+from anytime.data.stream import MARGIN, Files
 
 
 class _Paths:
@@ -42,19 +42,26 @@ def class_folders(folder: Path) -> list[str]:
     return names
 
 
-def read_class_folders(folder: Path, names: Sequence[str]) -> Part:
+def check_class_folders(folder: Path, names: Sequence[str]) -> None:
+    """Refuses, with a ValueError, folders inside `folder` that are none of `names`."""
+    if unknown := sorted(set(class_folders(folder)) - set(names)):
+        raise ValueError(f"{folder}: {unknown[0]!r} is none of the {len(names)} classes of the training images")
+
+
+def read_class_folders(folder: Path, names: Sequence[str], every: bool = False) -> Part:
     """All image files of the folders `names` inside `folder`; labels are places in `names`.
 
     Raises:
-        ValueError: if there are other folders.
+        ValueError: if there are other folders; with `every`, if one of them has no images.
     """
-    if unknown := sorted(set(class_folders(folder)) - set(names)):
-        raise ValueError(f"{folder}: {unknown[0]!r} is none of the {len(names)} classes of the training images")
+    check_class_folders(folder, names)
     numbers = {name: number for number, name in enumerate(names)}
     found = make_dataset(str(folder), numbers, extensions=tuple(IMAGE_SUFFIXES), allow_empty=True)
     if not found:
         raise FileNotFoundError(f"no images in the folders of {folder}")
     paths, labels = zip(*found, strict=True)
+    if every and (empty := sorted(set(numbers.values()) - set(labels))):
+        raise ValueError(f"{folder / names[empty[0]]} has no images; add some, or remove the folder")
     return files_part(paths, labels, folder)
 
 
@@ -67,6 +74,7 @@ class StreamedData(ImageData):
     """
 
     input_size = (3, 224, 224)
+    margin = MARGIN
 
     def __init__(self, size: int = 224, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -197,12 +205,14 @@ class ImageFolder(StreamedData):
         if self._train == self.root:
             if part == "validation":
                 return None
-            whole = read_class_folders(self.root, names)
+            whole = read_class_folders(self.root, names, every=True)
             train, test = hold_out(whole.targets, self.test, self.split_seed)
             return whole[train if part == "train" else test]
         folders = {name: self.root / name for name in ("val", "test") if (self.root / name).is_dir()}
         if part == "train":
-            return read_class_folders(self._train, names)
+            for folder in folders.values():  # now, and not after hours of training
+                check_class_folders(folder, names)
+            return read_class_folders(self._train, names, every=True)
         if part == "validation":
             return read_class_folders(folders["val"], names) if len(folders) == 2 else None
         return read_class_folders(folders.get("test") or self.find("test", "val"), names)

@@ -10,6 +10,12 @@ from torch import Tensor
 from anytime.data import hashing
 
 
+class UnknownClass(ValueError):
+    """Classes were asked for that the data set does not have."""
+
+    exit_code = 2
+
+
 def spread(labels: Tensor, seed: int) -> Tensor:
     """Orders samples so that every beginning of the order is stratified.
 
@@ -79,19 +85,19 @@ def choose_classes(names: Sequence[str], wanted: str | Sequence[str | int]) -> l
         wanted: a name, a pattern with `*`, `?` or `[...]`, or a list of these; case does not matter.
 
     Raises:
-        ValueError: if one of them matches no class; the message has the nearest names.
+        UnknownClass: if one of them matches no class; the message has the nearest names.
     """
     folded = [name.casefold() for name in names]
     chosen: set[int] = set()
     patterns = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
     if not patterns:
-        raise ValueError("classes is an empty list; leave it out to use all classes")
+        raise UnknownClass("classes is an empty list; leave it out to use all classes")
     for pattern in patterns:
         key = pattern.casefold()
         matches = [i for i, name in enumerate(folded) if name == key or fnmatchcase(name, key)]
         if not matches:
             near = difflib.get_close_matches(key.strip("*?"), folded, n=3, cutoff=0.5)
             nearest = [names[folded.index(name)] for name in near] or list(names[:3])
-            raise ValueError(f"no class matches {pattern!r}; nearest of the {len(names)} names: {nearest}")
+            raise UnknownClass(f"no class matches {pattern!r}; nearest of the {len(names)} names: {nearest}")
         chosen.update(matches)
     return sorted(chosen)

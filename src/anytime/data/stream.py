@@ -71,9 +71,13 @@ class _Plan:
         return map(self.batch, range(self.start, self.stop))
 
 
-def resize_and_crop(height: int, width: int) -> v2.Transform:
-    """The usual view for testing: shorter side resized to 8/7 of the wanted size (256 for 224), centre cut out."""
-    return v2.Compose([v2.Resize(round(max(height, width) * 8 / 7)), v2.CenterCrop((height, width))])
+MARGIN = 8 / 7
+"""The usual one: 256 pixels for 224."""
+
+
+def resize_and_crop(height: int, width: int, margin: float = MARGIN) -> v2.Transform:
+    """The view for testing: the shorter side resized to `margin` times the longer wanted one, the centre cut out."""
+    return v2.Compose([v2.Resize(round(max(height, width) * margin)), v2.CenterCrop((height, width))])
 
 
 class StreamedBatches(Loader):

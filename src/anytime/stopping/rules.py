@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from anytime.model import State
 from anytime.trace import Trace
 
 Verdict = tuple[Tensor, State]
+_ROUNDED_ONE = 1 + 1e-4  # a sum of weighted float32 probabilities may be a little more than 1
 
 
 class Rule(Saved):
@@ -102,6 +103,8 @@ class _Threshold(Rule):
     """A rule on one number per sample, with one threshold or one per step; None until they are fitted."""
 
     threshold: float | Sequence[float] | None = None
+    largest: ClassVar[float] = math.inf
+    """Above it a threshold, but infinity, is a mistake."""
 
     def __post_init__(self) -> None:
         if self.threshold is None:
@@ -111,6 +114,8 @@ class _Threshold(Rule):
         numbers = tuple(float(value) for value in values)
         if not numbers or not all(number >= 0 for number in numbers):
             raise ValueError(f"thresholds of {self.kind!r} must be at least 0, one or one per step, got {given!r}")
+        if wrong := [number for number in numbers if self.largest < number < math.inf]:
+            raise ValueError(f"thresholds of {self.kind!r} are shares of 1, or infinity to never stop; got {wrong[0]:g}")
         object.__setattr__(self, "threshold", numbers[0] if values == (given,) else numbers)
 
     @property
@@ -137,6 +142,8 @@ class Confidence(_Threshold, kind="confidence"):
         threshold: θ, or θ_t for t = 1..T (the last is not read); infinity never stops.
     """
 
+    largest = _ROUNDED_ONE
+
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
         return probabilities.amax(1) >= self._at(step), None
 
@@ -148,6 +155,8 @@ class Margin(_Threshold, kind="margin"):
     Args:
         threshold: θ, or θ_t for t = 1..T (the last is not read); infinity never stops.
     """
+
+    largest = _ROUNDED_ONE
 
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
         first, second = probabilities.topk(2, 1).values.unbind(1)

@@ -103,6 +103,7 @@ def build(config: Config) -> Parts:
     model.metadata = {
         "data": type(data).__name__,
         "input_size": list(data.input_size),
+        "margin": data.margin,
         "class_names": list(data.class_names),
         "recipe": short_names(config),
     }

@@ -65,6 +65,15 @@ def test_weights_lie_between_gamma_and_one(losses: list[float], gamma: float, ex
     assert objective.weights.min().item() >= gamma - 1e-6
 
 
+@pytest.mark.parametrize(("how", "scale"), [("none", 1.0), ("sum", 7.0), ("last", 4.0)])
+def test_the_scale_of_the_weights_is_that_of_the_loss_alone(how: Any, scale: float) -> None:
+    objective = AdaLoss(normalize=how, loss=given_losses).eval()
+    objective.weights = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    expected = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64) / scale
+    torch.testing.assert_close(weights_of(objective, torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64)), expected)
+    assert objective.weights.tolist() == [1, 2, 4]
+
+
 def test_evaluation_uses_weights_and_changes_nothing() -> None:
     objective = AdaLoss(update_every=1, loss=given_losses)
     weights_of(objective, torch.tensor([2.0, 1.0]))
@@ -124,6 +133,7 @@ def test_on_the_command_line() -> None:
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\], got 1.1"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ({"final_extra": -1.0}, "final_extra must be at least 0 and finite, got -1.0"),
+        ({"normalize": "all"}, "normalize must be 'none', 'sum' or 'last', got 'all'"),
         ({"update_every": 0}, "update_every must be at least 1 step, got 0"),
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
     ],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anytime.objectives.weighted import StepLoss, StepObjective, process_mean
+from anytime.objectives.weighting import Normalization, check_normalization
 
 TINY = 1e-12  # keeps quotients of losses finite
 
@@ -26,6 +27,7 @@ class AdaLoss(StepObjective):
         update_every: Training steps between changes of the weights, at least 1.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+        normalize: Scale of w in the loss: "none" as it is, "sum" to 1, or "last" weight 1.
 
     Attributes:
         weights: w `[T]`; None before the first call.
@@ -44,8 +46,10 @@ class AdaLoss(StepObjective):
         update_every: int = 100,
         label_smoothing: float = 0.0,
         loss: str | StepLoss | None = None,
+        normalize: Normalization = "none",
     ) -> None:
         super().__init__(label_smoothing, loss)
+        check_normalization(normalize)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
         if not 0 <= momentum < 1:
@@ -56,6 +60,7 @@ class AdaLoss(StepObjective):
             raise ValueError(f"update_every must be at least 1 step, got {update_every!r}")
         self.gamma, self.momentum = gamma, momentum
         self.final_extra, self.update_every = final_extra, update_every
+        self.normalize: Normalization = normalize
         self.steps = 0  # training steps so far
         self.means: Tensor | None = None
         self.weights: Tensor | None = None
@@ -72,7 +77,8 @@ class AdaLoss(StepObjective):
         if len(weights) != len(losses):
             raise ValueError(f"this objective has learned from {len(weights)} answers, got {len(losses)}")
         self.weights = weights
-        loss = torch.dot(losses, weights)
+        scale = {"none": torch.ones(()), "sum": weights.sum(), "last": weights[-1]}[self.normalize]
+        loss = torch.dot(losses, weights / scale.to(weights))
         if self.training:
             self._learn(process_mean(losses))
         return loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.objectives.weighting import Normalization, find_scheme, normalized, sdn_ramp
+from anytime.objectives.weighting import Normalization, check_normalization, find_scheme, normalized, sdn_ramp
 
 StepLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [T, B, ...], target) -> [T]
 
@@ -119,8 +119,7 @@ class Weighted(StepObjective):
         loss: str | StepLoss | None = None,
     ) -> None:
         super().__init__(label_smoothing, loss)
-        if normalize not in ("none", "sum", "last"):
-            raise ValueError(f"normalize must be 'none', 'sum' or 'last', got {normalize!r}")
+        check_normalization(normalize)
         self.weights, self.normalize = weights, normalize
         if isinstance(weights, str):
             find_scheme(weights)  # refuses a bad name, or bad weights, now and not in training

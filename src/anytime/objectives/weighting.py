@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from anytime.registry import nearest
 
@@ -135,6 +135,12 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
     if not all(0 <= tau < math.inf for tau in largest):
         raise ValueError(f"largest must be at least 0 and finite, got {list(largest)}")
     return [min(tau, 0.01 + epoch * (tau / epochs)) for tau in largest] + [1.0]
+
+
+def check_normalization(how: str) -> None:
+    """Refuses, with a ValueError, what is no `Normalization`."""
+    if how not in get_args(Normalization):
+        raise ValueError(f"normalize must be 'none', 'sum' or 'last', got {how!r}")
 
 
 def normalized(weights: Sequence[float], how: Normalization) -> list[float]:

@@ -66,6 +66,7 @@ class Scale:
         members: Of EANN.
         sampled: The network of figure 4.
         warmup: Training steps before EXP3, RWM and AVGL learn.
+        normalize: By method, the scale of its weights.
     """
 
     recipes: Mapping[str, tuple[str, tuple[str, ...]]]
@@ -80,29 +81,31 @@ class Scale:
     members: tuple[Base, ...]
     sampled: Base
     warmup: int
+    normalize: Mapping[str, str]
 
 
 SCHEMES = ("constant", "sieve", "AdaLoss", "linear", "expb2", "half-end", "expb0.5", "AANN", "midfeat", "no-grad")
 """What table 1 compares, and AANN and AdaLoss; the most telling first."""
 STRATEGIES = ("AANN", "milestone", "EXP3", "RWM", "AVGL")
 
-_OWN_SCALE = ("--objective=Weighted", "--objective.normalize=none")
-FLAGS: dict[str, tuple[str, ...]] = {  # the largest weight of every scheme is 1
-    "sieve": ("--objective.weights=sieve", "--objective.normalize=last"),
-    "constant": (*_OWN_SCALE, "--objective.weights=constant"),
-    "linear": (*_OWN_SCALE, "--objective.weights=linear"),
-    "half-end": (*_OWN_SCALE, "--objective.weights=half_end"),
-    "expb2": (*_OWN_SCALE, "--objective.weights=exponential:2"),
-    "expb0.5": (*_OWN_SCALE, "--objective.weights=exponential:0.5"),
-    "no-grad": (*_OWN_SCALE, "--objective.weights=constant", "--model.regime=no_grad"),
+FLAGS: dict[str, tuple[str, ...]] = {
+    "sieve": ("--objective=Weighted", "--objective.weights=sieve"),
+    "constant": ("--objective=Weighted", "--objective.weights=constant"),
+    "linear": ("--objective=Weighted", "--objective.weights=linear"),
+    "half-end": ("--objective=Weighted", "--objective.weights=half_end"),
+    "expb2": ("--objective=Weighted", "--objective.weights=exponential:2"),
+    "expb0.5": ("--objective=Weighted", "--objective.weights=exponential:0.5"),
+    "no-grad": ("--objective=Weighted", "--objective.weights=constant", "--model.regime=no_grad"),
     "AdaLoss": ("--objective=AdaLoss",),
-    "AANN": ("--objective=AANN", "--objective.normalize=last"),
-    "milestone": ("--objective=Milestone", "--objective.normalize=last"),
-    "EXP3": ("--objective=EXP3", "--objective.normalize=last"),
-    "RWM": ("--objective=RWM", "--objective.normalize=last"),
-    "AVGL": ("--objective=AVGL", "--objective.normalize=last"),
+    "AANN": ("--objective=AANN",),
+    "milestone": ("--objective=Milestone",),
+    "EXP3": ("--objective=EXP3",),
+    "RWM": ("--objective=RWM",),
+    "AVGL": ("--objective=AVGL",),
     "optimal": ("--objective=Optimal",),
 }
+_LARGEST_ONE = dict.fromkeys(FLAGS, "none") | dict.fromkeys(("sieve", *STRATEGIES), "last")
+_SUM_ONE = dict.fromkeys(FLAGS, "sum") | {"no-grad": "none"}  # of its losses no two meet in a weight
 
 _CIFAR100 = ("--data=CIFAR100", "--data.validation=0", "--data.batch_size=128")
 _SVHN = ("--data=SVHN", "--data.validation=0", "--data.batch_size=64", "--data.extra=true", "--epochs=60")
@@ -126,6 +129,7 @@ SCALES: dict[str, Scale] = {
         members=(Base(1, 16), Base(3, 16)),
         sampled=Base(3, 16),
         warmup=100,  # the published code waits for 1 epoch of 300
+        normalize=_SUM_ONE,  # as in the paper's text; with weights of 1 each, constant's loss was NaN in its third epoch
     ),
     "full": Scale(
         recipes={
@@ -144,6 +148,7 @@ SCALES: dict[str, Scale] = {
         members=(Base(1, 32), Base(3, 32), Base(7, 32), Base(13, 32), Base(25, 32, 3)),
         sampled=Base(7, 32),
         warmup=391,
+        normalize=_LARGEST_ONE,  # nearest to the published code, whose scales differ from scheme to scheme
     ),
 }
 
@@ -225,6 +230,8 @@ def _flags(net: Network, scale: Scale, seed: int) -> tuple[str, ...]:
         more.append(f"--objective.seed={seed}")
     if net.method in ("EXP3", "RWM", "AVGL"):
         more.append(f"--objective.warmup={scale.warmup}")
+    if net.method != "optimal":
+        more.append(f"--objective.normalize={scale.normalize[net.method]}")
     return (*base, *FLAGS[net.method], *more)
 
 

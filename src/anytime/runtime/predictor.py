@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
 from anytime.runtime.execution import PRIOR, Answer, Execution
+from anytime.runtime.lazy import Held, LazyExecution, check_lazy_exits
 from anytime.runtime.profile import Profile
-from anytime.runtime.readout import Arrival, send
+from anytime.runtime.readout import Arrival, mark, send
 from anytime.runtime.session import Session
 from anytime.runtime.steps import CompiledSteps, Steps
 from anytime.stopping import Rule, resolve
@@ -65,6 +67,9 @@ class Predictor:
     measured to profiled seconds. Where not even the first step fits, the answer is the prior (`steps` = -1). Contract use
     (`contract=True`): the budget is known before, so the deepest answer whose quantile fits is planned and computed alone.
 
+    With `lazy_exits`, for models that have the two halves of a step (`advance` and `read`: all of `ann`), the steps of a
+    call leave out their heads, and the head of the answer given back is run alone: MACs are those of the contract answer.
+
     On CUDA, steps are started before the answer of the one before has arrived, `depth` at a time; the deadline then gets the
     newest answer that is there. A stopping rule has to see an answer before the next step: with one, the depth is 1.
 
@@ -80,7 +85,8 @@ class Predictor:
         guard: Seconds kept free before the deadline.
         prior: Probabilities `[K]` for when there is no time for any step, of all label levels side by side; default uniform.
         compile: Runs steps that are compiled and warmed here, for the profile's batch sizes; the profile must be of such.
-        depth: Steps under way at a time on CUDA.
+        depth: Steps under way at a time on CUDA; 1 with lazy exits.
+        lazy_exits: Runs heads only for answers that are asked for; without a rule, and with `combine="last"`.
         foreign: Accepts a profile measured on other hardware.
         clock: Returns seconds; replaced in tests.
 
@@ -106,6 +112,7 @@ class Predictor:
         prior: Tensor | None = None,
         compile: bool = False,
         depth: int = 2,
+        lazy_exits: bool = False,
         foreign: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -127,6 +134,8 @@ class Predictor:
         self._combiner.start(model.num_steps)  # refuses now what was fitted to another number of steps, or never
         if rule is not None:
             rule.start(model.num_steps)
+        if lazy_exits:
+            check_lazy_exits(model, rule, self._combiner)
         self.model, self.profile = model.eval(), profile
         self._rule = rule
         self._quantile, self._guard, self.clock = quantile, guard, clock
@@ -134,7 +143,11 @@ class Predictor:
         on_cuda = next(model.parameters()).is_cuda
         self._depth = depth if on_cuda and rule is None else 1
         self._send = send
-        self._run = CompiledSteps(model, profile.input_size, [*profile.batches]) if profile and compile else Steps(model)
+        self._run = (
+            CompiledSteps(model, profile.input_size, [*profile.batches], lazy_exits)
+            if profile and compile
+            else Steps(model, lazy_exits)
+        )
         self._ratio = self._inflation = 1.0
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -166,9 +179,11 @@ class Predictor:
         self._check(x)
         if contract:
             return self._contract(x, start, budget, prior)
-        for answer in self._answers(x, start, budget, prior):
+        for answer in self._computed(x, start, budget, prior):
             last = answer
-        return last if last.reason else replace(last, reason="deadline")
+        if not last.reason:
+            last = replace(last, reason="deadline")
+        return last.read() if isinstance(last, Held) else last
 
     def stream(
         self, x: Tensor, deadline: float | None = None, *, until: float | None = None, prior: Answer | None = None
@@ -180,7 +195,7 @@ class Predictor:
         start = self.clock()
         budget = self._budget(start, deadline, until)
         self._check(x)
-        return self._answers(x, start, budget, prior)
+        return (answer.read() if isinstance(answer, Held) else answer for answer in self._computed(x, start, budget, prior))
 
     def session(self, x: Tensor, prior: Answer | None = None) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
@@ -190,7 +205,7 @@ class Predictor:
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(_SESSIONS, thread_name_prefix="anytime")
-        return Session(self._threads, lambda: self._answers(x, start, None, prior), first)
+        return Session(self._threads, lambda: self._computed(x, start, None, prior), first)
 
     def _budget(self, start: float, deadline: float | None, until: float | None) -> float | None:
         if until is not None:
@@ -232,6 +247,49 @@ class Predictor:
             levels = prior.levels
         return Answer(levels, nothing + PRIOR, self.clock() - start, budget, nothing)
 
+    def _computed(
+        self, x: Tensor, start: float, budget: float | None, prior: Answer | None
+    ) -> Iterator[Answer] | Iterator[Held | Answer]:
+        answers = self._held if self._run.lazy else self._answers
+        return answers(x, start, budget, prior)
+
+    def _held(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer | Held]:
+        """As `_answers`, but answers are not computed until somebody reads them."""
+        with torch.inference_mode():
+            first = self._prior_answer(x, start, budget, prior)
+            run = LazyExecution(self._run, x)
+        end = None if budget is None else start + budget - self._guard
+        fits = self._fits(run, end)
+        if not fits:
+            yield replace(first, reason="deadline")
+        while fits:
+            at = self.clock()
+            with torch.inference_mode():
+                read = run.advance()
+                done = mark(x.device).wait(self.clock, end)
+            self._notice_drift(run.alive, run.step, self.clock() - at)
+            if not done:
+                if run.step == 1:
+                    yield replace(first, elapsed=self.clock() - start, reason="deadline")
+                return
+            fits = not run.done and self._fits(run, end)
+            compute = partial(self._read, read, run.step, start, budget)
+            yield Held(compute, run.step, "" if fits else "complete" if run.done else "deadline")
+
+    def _read(self, logits: Callable[[], Tensor], step: int, start: float, budget: float | None, reason: str) -> Answer:
+        """The answer of one step alone, which knows of no other."""
+        with torch.inference_mode():
+            parts = logits().float().split(self.model.levels, 1)
+            said = [self._combiner.update(self._combiner.start(self.model.num_steps), part, step)[0] for part in parts]
+            arrivals = [self._send(probabilities) for probabilities in said]
+        for arrival in arrivals:
+            arrival.wait(self.clock, None)
+        levels = tuple(arrival.value for arrival in arrivals)
+        cost = self.profile.contract_macs[step - 1] if self.profile is not None else 0
+        batch = len(levels[0])
+        spent = torch.full((batch,), cost)
+        return Answer(levels, torch.full((batch,), step), self.clock() - start, budget, spent, reason)
+
     def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer]:
         with torch.inference_mode():
             answer = self._prior_answer(x, start, budget, prior)
@@ -249,12 +307,12 @@ class Predictor:
                 return
             step = under_way.popleft()
             if not step.arrival.wait(self.clock, end):
-                self._notice_drift(step, self.clock() - max(step.at, last))
+                self._notice_drift(step.alive, step.number, self.clock() - max(step.at, last))
                 if answer.step == PRIOR:
                     yield replace(answer, elapsed=self.clock() - start, reason="deadline")
                 return
             after = self.clock()
-            self._notice_drift(step, after - max(step.at, last))
+            self._notice_drift(step.alive, step.number, after - max(step.at, last))
             last = after
             if not under_way and not run.done:
                 run.judge(after - start + self._seconds(run))
@@ -272,13 +330,13 @@ class Predictor:
             arrival = self._send(run.advance())
         return _Launched(arrival, run.step, run.steps, run.macs, alive, at, seconds)
 
-    def _seconds(self, run: Execution) -> float:
+    def _seconds(self, run: Execution | LazyExecution) -> float:
         """What the next step may take."""
         if self.profile is None:
             return 0.0
         return self._inflation * self.profile.at(run.alive).steps[run.step].at(self._quantile)
 
-    def _fits(self, run: Execution, end: float | None, under_way: Sequence[_Launched] = ()) -> bool:
+    def _fits(self, run: Execution | LazyExecution, end: float | None, under_way: Sequence[_Launched] = ()) -> bool:
         """Whether the next step may be started, to be done by `end` after those under way."""
         if end is None:
             return True
@@ -288,10 +346,10 @@ class Predictor:
             self._follow(1.0)  # refused for the drift alone: without trying, nothing would show that it is over
         return seconds <= left
 
-    def _notice_drift(self, step: _Launched, seconds: float) -> None:
+    def _notice_drift(self, alive: int, number: int, seconds: float) -> None:
         """Follows how much slower than profiled the machine is now."""
         if self.profile is not None:
-            usual = self.profile.at(step.alive).steps[step.number - 1].p50
+            usual = self.profile.at(alive).steps[number - 1].p50
             self._follow(min(seconds / usual, _LARGEST_RATIO) if usual > 0 else 1.0)
 
     def _follow(self, ratio: float) -> None:
@@ -308,16 +366,9 @@ class Predictor:
             fitting = [t for t, seconds in enumerate(latencies, 1) if self._inflation * seconds.at(self._quantile) <= left]
             if not fitting:
                 return replace(answer, reason="deadline")
-            step, steps = max(fitting), self.model.num_steps
-            parts = self.model(x, step=step).float().split(self.model.levels, 1)
-            said = [self._combiner.update(self._combiner.start(steps), logits, step)[0] for logits in parts]
-            arrivals = [self._send(probabilities) for probabilities in said]
-        for arrival in arrivals:
-            arrival.wait(self.clock, None)
-        levels = tuple(arrival.value for arrival in arrivals)
-        spent = torch.full((len(x),), self.profile.contract_macs[step - 1])
-        reason = "complete" if step == steps else "deadline"
-        return Answer(levels, torch.full((len(x),), step), self.clock() - start, budget, spent, reason)
+        step = max(fitting)
+        reason = "complete" if step == self.model.num_steps else "deadline"
+        return self._read(lambda: self.model(x, step=step), step, start, budget, reason)
 
 
 def _prior_levels(sizes: Sequence[int], prior: Tensor | None) -> tuple[Tensor, ...]:

@@ -48,6 +48,16 @@ class Pinned:
         return True
 
 
+def mark(device: torch.device) -> Arrival:
+    """Arrives when all that was started on the device so far is done."""
+    if device.type != "cuda":
+        return Arrived(torch.empty(0))
+    with torch.cuda.device(device):
+        event = torch.cuda.Event()
+        event.record()
+    return Pinned(torch.empty(0), event)
+
+
 def send(value: Tensor) -> Arrival:
     """Starts the way of a tensor to the host: without waiting on CUDA, at once elsewhere."""
     if not value.is_cuda:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from anytime.runtime.execution import Answer
+from anytime.runtime.lazy import Held
 
 
 class Session:
@@ -22,15 +23,15 @@ class Session:
         ...     session.best().label
     """
 
-    def __init__(self, threads: Executor, answers: Callable[[], Iterator[Answer]], prior: Answer) -> None:
-        self._best = prior  # replaced as a whole: readers need no lock
+    def __init__(self, threads: Executor, answers: Callable[[], Iterator[Answer | Held]], prior: Answer) -> None:
+        self._best: Answer | Held = prior  # replaced as a whole: readers need no lock
         self._stop = threading.Event()
         self._done = threading.Event()
         self._error: BaseException | None = None
         self._closed = False
         threads.submit(self._run, answers)
 
-    def _run(self, answers: Callable[[], Iterator[Answer]]) -> None:
+    def _run(self, answers: Callable[[], Iterator[Answer | Held]]) -> None:
         try:
             for answer in answers():
                 interrupted = self._stop.is_set() and not answer.reason
@@ -43,8 +44,12 @@ class Session:
             self._done.set()
 
     def best(self) -> Answer:
-        """The best answer so far, at once; the prior before the first step. Also after the session is closed."""
-        return self._best
+        """The best answer so far, at once; the prior before the first step. Also after the session is closed.
+
+        With lazy exits this runs the head of that answer, in the thread that asks.
+        """
+        best = self._best
+        return best.read() if isinstance(best, Held) else best
 
     @property
     def done(self) -> bool:
@@ -64,12 +69,12 @@ class Session:
             raise ValueError(f"seconds must be at least 0, got {seconds!r}")
         self._done.wait(seconds)
         self._raise()
-        return self._best
+        return self.best()
 
     def interrupt(self) -> Answer:
         """Asks the computation to end after the step it is in, and returns the best answer so far without waiting."""
         self._stop.set()
-        return self._best
+        return self.best()
 
     def close(self) -> None:
         """Interrupts and waits for the step in progress; any number of times."""

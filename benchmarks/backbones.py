@@ -1,13 +1,16 @@
 """A backbone with exits against the backbone alone, and against the library `earlyon`, at 224x224 and batch 1.
 
     pip install earlyon
-    python benchmarks/backbones.py [--repeats 50] [--exits 4] [--compiled] [--out results/benchmarks/backbones.json]
+    python benchmarks/backbones.py [--repeats 50] [--exits 4] [--head linear] [--compiled] [--out backbones.json]
 
 All answers of a stream, by `model.step`, against one pass of the plain network in the same memory format; the time to the
-first answer; and heads-only training from stored features against joint training. `earlyon` 0.3 (forward hooks that raise an
-exception to stop) gets the same network, cut at the same layers, with the same heads; it reads each exit's confidence as a
-number, so for the comparison our steps do so too. Its exits are opened and closed by their thresholds. Weights are random: no
-time depends on them. With --compiled each step is compiled, and so is the plain network; `earlyon` refuses to be.
+first answer; and heads-only training from stored features against joint training. Images are in [0, 1], and each candidate
+normalises them as ours does. Heads are a mean over the positions and a linear layer, `earlyon`'s own kind; `--head mixed`
+are those that `attach_exits` chooses by itself here, five small operations in place of two. `earlyon` 0.3 (forward hooks that
+raise an exception to stop) gets the same network, cut at the same layers, with the same heads; it reads each exit's
+confidence as a number, so for the comparison our steps do so too. Its exits are opened and closed by their thresholds.
+Weights are random: no time depends on them. With --compiled each step is compiled, and so is the plain network; `earlyon`
+refuses to be.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def peer(model: AttachedExits, x: Tensor) -> dict[str, Callable[[], Any]]:
 
     def run(stop: int) -> Any:
         wrapper.config.confidence_thresholds = [0.0 if t == stop else 1.0 for t in range(1, last)]
-        return wrapper(x)
+        return wrapper(model.normalize(x))
 
     for stop in range(1, last + 1):
         if (taken := run(stop).exit_taken) != (stop - 1 if stop < last else -1):
@@ -65,13 +68,17 @@ def peer(model: AttachedExits, x: Tensor) -> dict[str, Callable[[], Any]]:
     return {f"earlyon_{stop}": functools.partial(run, stop) for stop in range(1, last + 1)}
 
 
-def inference(name: str, exits: int, repeats: int, compiled: bool) -> dict[str, Any]:
+def inference(name: str, exits: int, head: str, repeats: int, compiled: bool) -> dict[str, Any]:
     """Times of one backbone, in turns, and their ratios."""
-    model = anytime.attach_exits(name, exits, CLASSES, input_size=SIZE).eval().to(memory_format=torch.channels_last)
+    model = anytime.attach_exits(name, exits, CLASSES, input_size=SIZE, head=head).eval().to(memory_format=torch.channels_last)
     x = torch.rand(1, *SIZE).contiguous(memory_format=torch.channels_last)
     backbone: nn.Module = model.backbone
     calls = harness.compile_steps(model.step, exits) if compiled else [model.step] * exits
-    once = torch.compile(backbone) if compiled else backbone
+
+    def whole(x: Tensor) -> Tensor:
+        return backbone(model.normalize(x))
+
+    once = torch.compile(whole) if compiled else whole
     functions = {"plain": lambda: once(x), "full": streamed(model, x, exits, False, calls)}
     functions |= {f"answer_{t}": streamed(model, x, t, True, calls) for t in range(1, exits + 1)}
     functions |= {} if compiled else peer(model, x)
@@ -80,7 +87,7 @@ def inference(name: str, exits: int, repeats: int, compiled: bool) -> dict[str, 
     macs = anytime.step_macs(model, SIZE)
     own = anytime.step_macs(model, SIZE, contract=True)[-1]
     row: dict[str, Any] = {
-        "backbone": name, "exits": model.exits, "mode": "compiled" if compiled else "eager", "macs": macs,
+        "backbone": name, "exits": model.exits, "head": head, "mode": "compiled" if compiled else "eager", "macs": macs,
         "heads_macs": macs[-1] - own, "full_to_plain": harness.ratio(seconds, "full", "plain"),
         "full_to_first": harness.ratio(seconds, f"answer_{exits}", "answer_1"),
         "milliseconds": {key: sorted(values)[len(values) // 2] * 1e3 for key, values in seconds.items()},
@@ -125,12 +132,13 @@ def main() -> None:
     """Prints one line per backbone and one for training, and writes them as JSON."""
     parser = harness.parser(__doc__ or "")
     parser.add_argument("--exits", type=int, default=4, help="answers, the network's own included")
+    parser.add_argument("--head", default="linear", help="of the exits: linear (default), mixed, ...")
     parser.add_argument("--compiled", action="store_true", help="compile the steps and the plain network")
     options = parser.parse_args()
     keep_freed_memory()
     rows = []
     for name in BACKBONES:
-        row = inference(name, options.exits, options.repeats, options.compiled)
+        row = inference(name, options.exits, options.head, options.repeats, options.compiled)
         rows.append(row)
         full, first = row["full_to_plain"], row["full_to_first"]
         print(

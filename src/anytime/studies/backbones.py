@@ -30,21 +30,26 @@ FLAGS: dict[str, tuple[str, ...]] = {
     JOINT: (),
     MIXED: ("--regime=Mixed", "--regime.backbone_epochs=4"),
     RESCALED: ("--regime=GradientRescaling",),
-    DISTILLED: ("--objective=SelfDistillation",),
+    DISTILLED: ("--objective=SelfDistillation", "--objective.normalize=sum"),
     BOOSTED: ("--regime=GradientRescaling", "--model.additive=true"),
 }
 COLOURS = {PLAIN: "#000000", HEADS_ONLY: GREY, JOINT: BLUE, MIXED: ORANGE, RESCALED: GREEN, DISTILLED: PURPLE, BOOSTED: RED}
 
 
 def heads_only(model: AnytimeModel) -> AnytimeModel:
-    """Exits on a plain network that stays as it is: their heads are fitted to its features, kept in memory, by its recipe."""
+    """Exits on a plain network that stays as it is: their heads are fitted to its features, kept in memory.
+
+    By the network's recipe, but with Adam and a rate of 0.001, as Kaya et al. (2019) fit heads alone.
+    """
     from anytime.training.config import resolve_recipe
     from anytime.training.parts import build
 
     recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
     recipe["model"]["init_args"]["exits"] = EXITS
     regime = {"class_path": "HeadsOnly", "init_args": {"views": 2, "memory": 8.0}}
-    recipe |= resolve_recipe({"regime": regime}) | {"compile": False}  # heads alone are a matter of seconds
+    optimizer = {"class_path": "Adam", "init_args": {"lr": 0.001}}
+    recipe |= resolve_recipe({"regime": regime, "optimizer": optimizer})
+    recipe["compile"] = False  # heads alone are a matter of seconds
     parts = build(recipe)
     new = {name: value for name, value in parts.model.state_dict().items() if name.startswith("heads.")}
     parts.model.load_state_dict(model.state_dict() | new)

@@ -321,6 +321,9 @@ def test_fit_and_predict_by_name(run, images, capsys):
         (["--stop", "confidence", "--budget", "50%", "--sure", "0.9"], "give --max-loss, too"),
         (["--stop", "learned", "--price", "-1"], "--price must be at least 0, got -1"),
         (["--stop", "patience"], "invalid choice: 'patience'"),
+        (["--levels", "0.9"], "--levels is for models with several label levels, tiny has one of 10 classes"),
+        (["--levels", "1.1"], "--levels must be an accuracy above 0 and at most 1, got 1.1"),
+        (["--levels", "0.9", "--combine", "product"], "leave out --stop and its options, --combine and --name"),
     ],
 )
 def test_fit_refuses(run, capsys, options, message):
@@ -375,9 +378,37 @@ def test_camera_refuses(run, capsys, arguments, code, message):
     assert message in refused(capsys, ["predict", run, *arguments], code)
 
 
-def test_predict_answers_at_the_label_level_that_was_chosen(run, images, capsys):
+@pytest.fixture
+def leveled(run) -> str:
+    """A model of two label levels, and the traces of one whose first answer knows the coarse level only, its second both."""
     model = anytime.create_model("anytimenet", (4, 2), in_channels=1, blocks=(1, 2, 1), scheme=((1, 1, 1), (0, 1, 0)), width=4)
     model.metadata |= {"class_names": ["robin", "wren", "carp", "eel", "bird", "fish"], "input_size": [1, 8, 8]}
+    model.save("leveled")
+    fine = torch.arange(40) % 4
+    labels = torch.stack([fine, fine // 2], 1)
+    known = torch.cat([torch.eye(4)[fine], torch.eye(2)[fine // 2]], 1)
+    logits = torch.stack([torch.cat([known[:, :4].roll(1, 1), known[:, 4:]], 1), known])
+    macs = torch.tensor([100, 200])
+    names = tuple(model.metadata["class_names"])
+    for part in ("validation", "test"):
+        trace = anytime.Trace(logits, labels, macs, None, None, names, meta={"levels": [4, 2], "part": part})
+        trace.save(f"leveled/trace-{part}.safetensors")
+    return "leveled"
+
+
+def test_fit_levels(leveled, images, capsys):
+    assert main(["fit", leveled, "--levels", "0.95"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"1 +2 +100.00% +100.00%\n +2 +4 +100.00% +100.00%\nsaved in leveled", out)
+    assert LevelChoice.kept(anytime.load(leveled)) == LevelChoice((4, 2), (1, 0), 0.95, (1.0, 1.0))
+    assert main(["predict", leveled, images[0]]) == 0
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert re.search(r" (bird|fish) \(\d+ %\)$", first)
+    assert re.search(r" (robin|wren|carp|eel) \(\d+ %\)$", second)
+
+
+def test_predict_answers_at_the_label_level_that_was_chosen(leveled, images, capsys):
+    model = anytime.load(leveled)
     LevelChoice((4, 2), (1, 0), 0.9, (0.95, 0.9)).keep(model)
     model.save("levels")
     assert main(["predict", "levels", images[0], "--combine", "product"]) == 0

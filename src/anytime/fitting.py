@@ -31,7 +31,8 @@ def fit_command(arguments: Sequence[str]) -> int:
         "  anytime fit runs/demo --stop confidence --budget 50%\n"
         "  anytime fit runs/demo --stop confidence --max-loss 0.01 --sure 0.95 --name safe\n"
         "  anytime fit runs/demo --stop value --price 0.05 --combine product\n"
-        "  anytime fit runs/demo --combine temperature",
+        "  anytime fit runs/demo --combine temperature\n"
+        "  anytime fit runs/birds --levels 0.9",
     )
     parser.add_argument("run", metavar="RUN|NAME", help=RUN_HELP)
     parser.add_argument(
@@ -52,6 +53,12 @@ def fit_command(arguments: Sequence[str]) -> int:
         "--price", type=float, metavar="SHARE", help="accuracy that the MACs of all steps are worth, e.g. 0.05"
     )
     parser.add_argument("--combine", default="last", help="last, caching, product, mixture or temperature (default: last)")
+    parser.add_argument(
+        "--levels",
+        type=float,
+        metavar="ACCURACY",
+        help="of a model with several label levels: each step answers at the finest level that is right so often, e.g. 0.9",
+    )
     parser.add_argument("--name", help="what to save it as (default: the rule's, or else the combiner's)")
     parser.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")
     parser.add_argument("--download", action="store_true", help="download the data if they are missing")
@@ -68,7 +75,16 @@ def fit_command(arguments: Sequence[str]) -> int:
     model = load(options.run)
     folder = output_folder(options.run)
     where = (options.root, options.device, options.download)
-    validation, test = (find_trace(model, folder, part, *where) for part in ("validation", "test"))
+    if options.levels is not None and len(model.levels) < 2:
+        parser.error(f"--levels is for models with several label levels, {options.run} has one of {model.levels[0]} classes")
+    traces = [find_trace(model, folder, part, *where) for part in ("validation", "test")]
+    out = options.out or folder
+    if options.levels is not None:
+        _fit_levels(model, traces[0], traces[1], options.levels)
+        model.save(out)
+        print(f"saved in {out}; use it: anytime predict {out} IMAGE")
+        return 0
+    validation, test = (trace.level(0) if trace.levels else trace for trace in traces)
     try:
         goal = Goal.of(options.stop, options.budget, options.max_loss, options.sure, options.price, validation)
     except ValueError as error:
@@ -76,7 +92,6 @@ def fit_command(arguments: Sequence[str]) -> int:
     fitted = fit_rule(validation, test, options.combine, goal)
     name = options.name or options.stop or options.combine
     keep(model, name, fitted)
-    out = options.out or folder
     model.save(out)
     _show(fitted, validation, test)
     use = f"--stop {name}" if options.stop else f"--combine {name}"
@@ -86,6 +101,13 @@ def fit_command(arguments: Sequence[str]) -> int:
 
 def _check_goal(parser: Parser, options: Any) -> None:
     """Each method has its own way to say what is wanted."""
+    if options.levels is not None:
+        other = ["stop", "budget", "max_loss", "sure", "price", "name"]
+        if options.combine != "last" or any(getattr(options, name) is not None for name in other):
+            parser.error("--levels is chosen by itself: leave out --stop and its options, --combine and --name")
+        if not 0 < options.levels <= 1:
+            parser.error(f"--levels must be an accuracy above 0 and at most 1, got {options.levels:g}")
+        return
     given = [name for name in ("budget", "max_loss", "price") if getattr(options, name) is not None]
     takes = {"confidence": ["budget", "max_loss"], "budgeted": ["budget"], "value": ["price"], "learned": ["price"]}
     wanted = takes.get(options.stop, [])
@@ -189,7 +211,28 @@ def find_trace(
         trace = record(model, loader, device=device, input_size=data.input_size, meta=meta)
         model.cpu()
         trace.save(path)
-    return trace.level(0) if trace.levels else trace
+    return trace
+
+
+def _fit_levels(model: AnytimeModel, validation: Trace, test: Trace, target: float) -> None:
+    """Chooses a label level for each step on `validation`, shows what it gives on `test`, and lets the model know it."""
+    from anytime.analysis.tables import Column, format_table
+    from anytime.analysis.taxonomy import choose_levels, chosen_accuracy
+
+    choice = choose_levels(validation, target)
+    held_out = chosen_accuracy(test, choice).tolist()
+    rows = [
+        {"step": step, "classes": choice.sizes[level], "validation": found, "test": reached}
+        for step, (level, found, reached) in enumerate(zip(choice.steps, choice.accuracy, held_out, strict=True), 1)
+    ]
+    columns = [
+        Column("step", "step"),
+        Column("classes", "answers one of"),
+        Column("validation", "accuracy (validation)", ".2%"),
+        Column("test", "accuracy (test, held out)", ".2%"),
+    ]
+    print(format_table(rows, columns))
+    choice.keep(model)
 
 
 def fit_rule(validation: Trace, test: Trace, combine: str, goal: Goal) -> Fitted:

@@ -103,6 +103,7 @@ def train_in_passing(parts: Parts) -> None:
         KeyboardInterrupt: Ctrl-C.
     """
     from anytime.training.callbacks import Interrupted
+    from anytime.training.module import NonFiniteLoss
 
     if not torch.cuda.is_available():
         keep_freed_memory()
@@ -111,3 +112,5 @@ def train_in_passing(parts: Parts) -> None:
             parts.fit(folder)
         except Interrupted as error:
             raise KeyboardInterrupt from error
+        except NonFiniteLoss as error:
+            raise ValueError(f"a training in passing failed: {error}") from error

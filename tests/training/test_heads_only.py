@@ -60,6 +60,9 @@ def test_heads_are_found_by_convention_or_as_the_model_names_them(exits: Any) ->
     assert list(find_heads(Chain())) == ["head"]
     assert list(find_heads(NamedHeads())) == ["layers.2", "head"]
     assert list(find_heads(create_model("boosted", base="anytimenet", arguments={"width": 4}))) == ["model.head"]
+    assert list(find_heads(create_model("cascaded_densenet", layers=(1, 1), growth=2))) == ["network.head"]
+    assert list(find_heads(create_model("ann", units=1, width=2))) == ["heads"]  # its norms are identities
+    assert list(find_heads(create_model("ann_densenet169"))) == ["norms", "heads"]
     members = tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": n}} for n in (1, 2))
     assert len(find_heads(create_model("eann", members=members))) == 2
     with pytest.raises(ValueError, match=r"heads of Headless are not known: it has no part.*head_names = \('classifier',\)"):

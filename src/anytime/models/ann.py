@@ -79,6 +79,8 @@ class AnytimeChain(AnytimeModel):
         ValueError: A period that is below 1 or above L, an unknown regime.
     """
 
+    head_names = ("norms", "heads")
+
     def __init__(
         self,
         num_classes: int | Sequence[int],

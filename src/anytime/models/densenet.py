@@ -98,6 +98,8 @@ class CascadedDenseNet(DelayedNetwork):
     Source: the code published with Iuzzolino, Mozer, Bengio, NeurIPS 2021, where it does not run; the paper has no results.
     """
 
+    head_names = ("network.head",)
+
     def __init__(
         self,
         num_classes: int | Sequence[int] = 10,

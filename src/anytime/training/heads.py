@@ -14,8 +14,9 @@ NAMES = ("head", "heads")
 def find_heads(model: AnytimeModel) -> dict[str, nn.Module]:
     """The parts of a model that only answers depend on, by name.
 
-    They are what the model's attribute `head_names` lists; without it, what is called `head` or `heads` in the model itself
-    and in the models that it is made of.
+    They are what the model's attribute `head_names` lists, such as the norms of exits beside their layers; without it, what is
+    called `head` or `heads` in the model itself, and the heads of the models that it is made of. Parts without parameters
+    are left out.
 
     Raises:
         ValueError: There are none, or none with parameters.
@@ -27,20 +28,22 @@ def find_heads(model: AnytimeModel) -> dict[str, nn.Module]:
     """
     names = getattr(model, "head_names", None)
     if names is None:
-        inner = [f"{name}." if name else "" for name, part in model.named_modules() if isinstance(part, AnytimeModel)]
         known = dict(model.named_modules())
-        names = [f"{prefix}{name}" for prefix in inner for name in NAMES if f"{prefix}{name}" in known]
+        inner = [(f"{name}." if name else "", part) for name, part in known.items() if isinstance(part, AnytimeModel)]
+        called = [f"{prefix}{name}" for prefix, part in inner for name in getattr(part, "head_names", NAMES)]
+        names = [name for name in called if name in known]
     try:
         heads = {name: model.get_submodule(name) for name in names}
     except AttributeError as error:
         raise ValueError(f"{type(model).__name__}.head_names is {tuple(names)}, but {error}") from error
-    if not any(True for head in heads.values() for _ in head.parameters()):
+    trained = {name: head for name, head in heads.items() if next(head.parameters(), None) is not None}
+    if not trained:
         found = f"those found ({', '.join(heads)}) have no parameters" if heads else "it has no part called head or heads"
         raise ValueError(
             f"the heads of {type(model).__name__} are not known: {found}; give it more than one answer, or name them by an "
             "attribute of the class, head_names = ('classifier',)"
         )
-    return heads
+    return trained
 
 
 def freeze_trunk(model: AnytimeModel) -> tuple[list[nn.Module], list[nn.Parameter]]:

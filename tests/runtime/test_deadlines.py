@@ -89,6 +89,17 @@ def test_a_machine_slower_than_its_profile_is_noticed(timed_case: Callable) -> N
     assert (answer.step, answer.missed) == (3, False)
 
 
+def test_one_step_that_was_held_up_spoils_nothing(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01])
+    predictor = Predictor(model, profile, clock=clock)
+    model.seconds[0] = 1.0
+    assert predictor(X, 0.011).missed
+    model.seconds[0] = 0.01
+    for _ in range(5):
+        answer = predictor(X, 0.011)
+        assert (answer.step, answer.missed) == (1, False)
+
+
 def test_stream_stops_at_the_deadline_even_if_the_caller_dawdles(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01] * 4)
     answers = []

@@ -27,7 +27,8 @@ from anytime.stopping import Rule, resolve
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _SESSIONS = 64  # threads at most
-_SMOOTHING, _LARGEST_RATIO = 0.1, 10.0  # of the running ratio of measured to profiled seconds
+_SMOOTHING = 0.1  # of the running ratio of measured to profiled seconds
+_LARGEST_JUMP = 1.5  # over it: one step that was interrupted by something else is no slower machine
 
 
 def parse_seconds(text: str) -> float:
@@ -350,10 +351,10 @@ class Predictor:
         """Follows how much slower than profiled the machine is now."""
         if self.profile is not None:
             usual = self.profile.at(alive).steps[number - 1].p50
-            self._follow(min(seconds / usual, _LARGEST_RATIO) if usual > 0 else 1.0)
+            self._follow(seconds / usual if usual > 0 else 1.0)
 
     def _follow(self, ratio: float) -> None:
-        self._ratio += _SMOOTHING * (ratio - self._ratio)
+        self._ratio += _SMOOTHING * (min(ratio, _LARGEST_JUMP * self._ratio) - self._ratio)
         self._inflation = max(1.0, self._ratio)
 
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:

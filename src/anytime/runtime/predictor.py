@@ -27,8 +27,7 @@ from anytime.stopping import Rule, resolve
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _SESSIONS = 64  # threads at most
-_SMOOTHING = 0.1  # of the running ratio of measured to profiled seconds
-_LARGEST_JUMP = 1.5  # over it: one step that was interrupted by something else is no slower machine
+_SMOOTHING, _LARGEST = 0.1, 0.2  # of the running ratio, and how far from it a step counts: some are held up by others
 
 
 def parse_seconds(text: str) -> float:
@@ -354,7 +353,7 @@ class Predictor:
             self._follow(seconds / usual if usual > 0 else 1.0)
 
     def _follow(self, ratio: float) -> None:
-        self._ratio += _SMOOTHING * (min(ratio, _LARGEST_JUMP * self._ratio) - self._ratio)
+        self._ratio *= 1 + _SMOOTHING * max(-_LARGEST, min(_LARGEST, ratio / self._ratio - 1))
         self._inflation = max(1.0, self._ratio)
 
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:

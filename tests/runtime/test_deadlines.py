@@ -100,6 +100,19 @@ def test_one_step_that_was_held_up_spoils_nothing(timed_case: Callable) -> None:
         assert (answer.step, answer.missed) == (1, False)
 
 
+def test_contract_answers_follow_the_machine_and_forget_a_slow_spell(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01, 0.01], contract=[0.01, 0.02])
+    predictor = Predictor(model, profile, clock=clock)
+    model.seconds = [0.03, 0.03]
+    for _ in range(60):
+        answer = predictor(X, 0.065, contract=True)
+    assert (answer.step, answer.missed) == (2, False)
+    assert predictor(X, 0.025, contract=True).step == -1
+    model.seconds = [0.01, 0.01]
+    steps = [predictor(X, 0.025, contract=True).step for _ in range(80)]
+    assert (steps[0], steps[-1]) == (-1, 2)
+
+
 def test_rare_slow_steps_are_the_quantiles_business_not_a_slower_machine(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01])
     predictor = Predictor(model, profile, clock=clock)

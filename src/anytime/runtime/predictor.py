@@ -28,6 +28,7 @@ from anytime.stopping import Rule, resolve
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _SESSIONS = 64  # threads at most
 _SMOOTHING, _LARGEST = 0.1, 0.2  # of the running ratio, and how far from it a step counts: some are held up by others
+_LEAST = 0.5  # of the ratio: a machine that was faster than profiled is soon seen to be so no longer
 
 
 def parse_seconds(text: str) -> float:
@@ -48,12 +49,11 @@ class _Launched:
     """A step that was started: its answer on the way, and what the answer is about."""
 
     arrival: Arrival
-    number: int
     steps: Tensor
     macs: Tensor
-    alive: int
     at: float
     seconds: float
+    usual: float
 
 
 class Predictor:
@@ -263,11 +263,11 @@ class Predictor:
         if not fits:
             yield replace(first, reason="deadline")
         while fits:
-            at = self.clock()
+            at, usual = self.clock(), self._usual(run)
             with torch.inference_mode():
                 read = run.advance()
                 done = mark(x.device).wait(self.clock, end)
-            self._notice_drift(run.alive, run.step, self.clock() - at)
+            self._notice_drift(usual, self.clock() - at)
             if not done:
                 if run.step == 1:
                     yield replace(first, elapsed=self.clock() - start, reason="deadline")
@@ -307,12 +307,12 @@ class Predictor:
                 return
             step = under_way.popleft()
             if not step.arrival.wait(self.clock, end):
-                self._notice_drift(step.alive, step.number, self.clock() - max(step.at, last))
+                self._notice_drift(step.usual, self.clock() - max(step.at, last))
                 if answer.step == PRIOR:
                     yield replace(answer, elapsed=self.clock() - start, reason="deadline")
                 return
             after = self.clock()
-            self._notice_drift(step.alive, step.number, after - max(step.at, last))
+            self._notice_drift(step.usual, after - max(step.at, last))
             last = after
             if not under_way and not run.done:
                 run.judge(after - start + self._seconds(run))
@@ -325,16 +325,20 @@ class Predictor:
                 return
 
     def _launch(self, run: Execution) -> _Launched:
-        at, alive, seconds = self.clock(), run.alive, self._seconds(run)
+        at, seconds, usual = self.clock(), self._seconds(run), self._usual(run)
         with torch.inference_mode():
             arrival = self._send(run.advance())
-        return _Launched(arrival, run.step, run.steps, run.macs, alive, at, seconds)
+        return _Launched(arrival, run.steps, run.macs, at, seconds, usual)
 
     def _seconds(self, run: Execution | LazyExecution) -> float:
         """What the next step may take."""
         if self.profile is None:
             return 0.0
         return self._inflation * self.profile.at(run.alive).steps[run.step].at(self._quantile)
+
+    def _usual(self, run: Execution | LazyExecution) -> float:
+        """What the next step took in half of all cases when it was profiled; 0 if nobody knows."""
+        return 0.0 if self.profile is None else self.profile.at(run.alive).steps[run.step].p50
 
     def _fits(self, run: Execution | LazyExecution, end: float | None, under_way: Sequence[_Launched] = ()) -> bool:
         """Whether the next step may be started, to be done by `end` after those under way."""
@@ -346,14 +350,14 @@ class Predictor:
             self._follow(1.0)  # refused for the drift alone: without trying, nothing would show that it is over
         return seconds <= left
 
-    def _notice_drift(self, alive: int, number: int, seconds: float) -> None:
+    def _notice_drift(self, usual: float, seconds: float) -> None:
         """Follows how much slower than profiled the machine is now."""
-        if self.profile is not None:
-            usual = self.profile.at(alive).steps[number - 1].p50
-            self._follow(seconds / usual if usual > 0 else 1.0)
+        if usual > 0:
+            self._follow(seconds / usual)
 
     def _follow(self, ratio: float) -> None:
-        self._ratio *= 1 + _SMOOTHING * max(-_LARGEST, min(_LARGEST, ratio / self._ratio - 1))
+        change = max(-_LARGEST, min(_LARGEST, ratio / self._ratio - 1))
+        self._ratio = max(_LEAST, self._ratio * (1 + _SMOOTHING * change))
         self._inflation = max(1.0, self._ratio)
 
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
@@ -363,12 +367,17 @@ class Predictor:
             answer = self._prior_answer(x, start, budget, prior)
             left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
             latencies = self.profile.at(len(x)).contract
-            fitting = [t for t, seconds in enumerate(latencies, 1) if self._inflation * seconds.at(self._quantile) <= left]
+            needed = [seconds.at(self._quantile) for seconds in latencies]
+            fitting = [t for t, seconds in enumerate(needed, 1) if self._inflation * seconds <= left]
             if not fitting:
+                if min(needed) <= left:
+                    self._follow(1.0)  # as in `_fits`
                 return replace(answer, reason="deadline")
-        step = max(fitting)
+        step, at = max(fitting), self.clock()
         reason = "complete" if step == self.model.num_steps else "deadline"
-        return self._read(lambda: self.model(x, step=step), step, start, budget, reason)
+        answer = self._read(lambda: self.model(x, step=step), step, start, budget, reason)
+        self._notice_drift(latencies[step - 1].p50, self.clock() - at)
+        return answer
 
 
 def _prior_levels(sizes: Sequence[int], prior: Tensor | None) -> tuple[Tensor, ...]:

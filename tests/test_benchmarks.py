@@ -70,3 +70,11 @@ def test_heads_one_by_one_answer_alike(load_benchmark) -> None:
     model = create_model("ann", units=1, width=4).double().eval()
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(benchmark.OneByOne(model)(x), model(x), rtol=0, atol=1e-10)
+
+
+def test_the_overhead_is_counted_over_steps_that_do_nothing(load_benchmark) -> None:
+    overhead = load_benchmark("overhead")
+    found = overhead.per_step(classes=3, repeats=2)
+    assert list(found) == ["last answer", "deadline", "product", "rule", "session, polled"]
+    assert overhead.Nothing(3)(torch.rand(1, 3, 8, 8)).shape == (overhead.STEPS, 1, 3)
+    assert set(overhead.session_start(2)) == {"returned", "first_step"}

@@ -258,6 +258,7 @@ def test_precisions(exits: Any, digits: Any, train: Any, regime: Regime, precisi
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed:UserWarning")  # kept features, heads under autocast
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("regime", [Joint(), HeadsOnly(), Mixed(1), GradientRescaling()], ids=lambda r: type(r).__name__)
 def test_compiled(exits: Any, train: Any, watch: Any, regime: Regime, precision: Any, tmp_path: Path) -> None:

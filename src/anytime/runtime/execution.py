@@ -77,8 +77,8 @@ class Execution:
         self._sizes, self._last = run.model.levels, run.model.num_steps
         self.batch = self.alive = len(x)
         self._size = run.size(len(x))
-        filler = self._size - len(x)
-        self._state = run.model.initial_state(torch.cat([x, x[:1].expand(filler, -1, -1, -1)]) if filler else x)
+        self._x = x
+        self._state: Any = None
         self._combined: list[Any] = [combiner.start(self._last) for _ in self._sizes]
         self._ruling: Any = rule.start(self._last) if rule is not None else None
         self._fresh: Tensor  # first level of the samples still in the batch
@@ -96,6 +96,8 @@ class Execution:
 
     def advance(self) -> Tensor:
         """Runs one more step; the probabilities after it on the device, all levels side by side, `[B, sum_d K_d]`."""
+        if self.step == 0:
+            self._state = self._run.start(self._x, self._size)
         logits, self._state = self._run(self.step + 1, self._state, self._size)
         self.step += 1
         logits = (logits if self.alive == self._size else logits[: self.alive]).float()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from anytime.combine import Combiner, Last, Temperature
@@ -44,8 +43,8 @@ class LazyExecution:
         self._run, self._last = run, run.model.num_steps
         self.alive = len(x)
         self._size = run.size(len(x))
-        filler = x[:1].expand(self._size - len(x), -1, -1, -1)
-        self._state: State = run.model.initial_state(torch.cat([x, filler]) if len(filler) else x)
+        self._x = x
+        self._state: State = None
         self.step = 0
 
     @property
@@ -55,6 +54,8 @@ class LazyExecution:
 
     def advance(self) -> Callable[[], Tensor]:
         """Runs the next step without its head; what runs the head then, giving logits `[B, K]`."""
+        if self.step == 0:
+            self._state = self._run.start(self._x, self._size)
         _, self._state = self._run(self.step + 1, self._state, self._size)
         self.step += 1
         step, state = self.step, self._state

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
+from anytime.runtime.drift import Drift
 from anytime.runtime.execution import PRIOR, Answer, Execution
 from anytime.runtime.lazy import Held, LazyExecution, check_lazy_exits
 from anytime.runtime.profile import Profile
@@ -27,8 +28,6 @@ from anytime.stopping import Rule, resolve
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _SESSIONS = 64  # threads at most
-_SMOOTHING, _LARGEST = 0.1, 0.2  # of the running ratio, and how far from it a step counts: some are held up by others
-_LEAST = 0.5  # of the ratio: a machine that was faster than profiled is soon seen to be so no longer
 
 
 def parse_seconds(text: str) -> float:
@@ -63,9 +62,10 @@ class Predictor:
 
         now + inflation * q_t + guard <= deadline,
 
-    q_t being the profile's quantile of that step's seconds at this batch size, and inflation >= 1 the running ratio of
-    measured to profiled seconds. Where not even the first step fits, the answer is the prior (`steps` = -1). Contract use
-    (`contract=True`): the budget is known before, so the deepest answer whose quantile fits is planned and computed alone.
+    q_t being the profile's quantile of that step's seconds at this batch size, and inflation >= 1 how much slower than
+    profiled the machine is now (`Drift`). Where not even the first step fits, the answer is the prior (`steps` = -1).
+    Contract use (`contract=True`): the budget is known before, so the deepest answer whose quantile fits is planned and
+    computed alone.
 
     With `lazy_exits`, for models that have the two halves of a step (`advance` and `read`: all of `ann`), the steps of a
     call leave out their heads, and the head of the answer given back is run alone: MACs are those of the contract answer.
@@ -148,7 +148,8 @@ class Predictor:
             if profile and compile
             else Steps(model, lazy_exits)
         )
-        self._ratio = self._inflation = 1.0
+        self._drift = Drift()
+        self._plans: dict[int, tuple[list[float], list[float]]] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -255,22 +256,23 @@ class Predictor:
 
     def _held(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer | Held]:
         """As `_answers`, but answers are not computed until somebody reads them."""
-        with torch.inference_mode():
-            first = self._prior_answer(x, start, budget, prior)
-            run = LazyExecution(self._run, x)
+        nothing = partial(self._prior_answer, x, start, budget, prior)
+        if prior is not None:
+            nothing()  # refuses one about other images
+        run = LazyExecution(self._run, x)
         end = None if budget is None else start + budget - self._guard
         fits = self._fits(run, end)
         if not fits:
-            yield replace(first, reason="deadline")
+            yield replace(nothing(), reason="deadline")
         while fits:
             at, usual = self.clock(), self._usual(run)
             with torch.inference_mode():
                 read = run.advance()
                 done = mark(x.device).wait(self.clock, end)
-            self._notice_drift(usual, self.clock() - at)
+            self._drift.notice(usual, self.clock() - at)
             if not done:
                 if run.step == 1:
-                    yield replace(first, elapsed=self.clock() - start, reason="deadline")
+                    yield replace(nothing(), reason="deadline")
                 return
             fits = not run.done and self._fits(run, end)
             compute = partial(self._read, read, run.step, start, budget)
@@ -291,38 +293,35 @@ class Predictor:
         return Answer(levels, torch.full((batch,), step), self.clock() - start, budget, spent, reason)
 
     def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer]:
-        with torch.inference_mode():
-            answer = self._prior_answer(x, start, budget, prior)
-            macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
-            run = Execution(self._run, x, self._combiner, self._rule, macs)
+        nothing = partial(self._prior_answer, x, start, budget, prior)
+        if prior is not None:
+            nothing()  # refuses one about other images
+        macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
+        run = Execution(self._run, x, self._combiner, self._rule, macs)
         end = None if budget is None else start + budget - self._guard
         under_way: deque[_Launched] = deque()
-        last = start
-        while True:
-            while len(under_way) < self._depth and not run.done and self._fits(run, end, under_way):
+        last, answered, fits = start, False, self._fits(run, end)
+        if not fits:
+            yield replace(nothing(), reason="deadline")
+        while fits or under_way:
+            while fits and len(under_way) < self._depth:
                 under_way.append(self._launch(run))
-            if not under_way:
-                if answer.step == PRIOR:
-                    yield replace(answer, reason="deadline")
-                return
+                fits = len(under_way) < self._depth and not run.done and self._fits(run, end, under_way)
             step = under_way.popleft()
-            if not step.arrival.wait(self.clock, end):
-                self._notice_drift(step.usual, self.clock() - max(step.at, last))
-                if answer.step == PRIOR:
-                    yield replace(answer, elapsed=self.clock() - start, reason="deadline")
+            there, after = step.arrival.wait(self.clock, end), self.clock()
+            self._drift.notice(step.usual, after - max(step.at, last))
+            if not there:
+                if not answered:
+                    yield replace(nothing(), reason="deadline")
                 return
-            after = self.clock()
-            self._notice_drift(step.usual, after - max(step.at, last))
-            last = after
+            last, answered = after, True
             if not under_way and not run.done:
                 run.judge(after - start + self._seconds(run))
-            over = not under_way and (run.done or not self._fits(run, end, under_way))
+            fits = not run.done and self._fits(run, end, under_way)
+            over = not fits and not under_way
             reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if over else ""
             levels = step.arrival.value.split(self.model.levels, 1) if len(self.model.levels) > 1 else (step.arrival.value,)
-            answer = Answer(levels, step.steps, after - start, budget, step.macs, reason)
-            yield answer
-            if reason:
-                return
+            yield Answer(levels, step.steps, after - start, budget, step.macs, reason)
 
     def _launch(self, run: Execution) -> _Launched:
         at, seconds, usual = self.clock(), self._seconds(run), self._usual(run)
@@ -332,13 +331,19 @@ class Predictor:
 
     def _seconds(self, run: Execution | LazyExecution) -> float:
         """What the next step may take."""
-        if self.profile is None:
-            return 0.0
-        return self._inflation * self.profile.at(run.alive).steps[run.step].at(self._quantile)
+        return 0.0 if self.profile is None else self._drift.inflation * self._plan(run.alive)[0][run.step]
 
     def _usual(self, run: Execution | LazyExecution) -> float:
         """What the next step took in half of all cases when it was profiled; 0 if nobody knows."""
-        return 0.0 if self.profile is None else self.profile.at(run.alive).steps[run.step].p50
+        return 0.0 if self.profile is None else self._plan(run.alive)[1][run.step]
+
+    def _plan(self, batch: int) -> tuple[list[float], list[float]]:
+        """The quantile and the median of each step's seconds at a batch size."""
+        if batch not in self._plans:
+            assert self.profile is not None
+            steps = self.profile.at(batch).steps
+            self._plans[batch] = [step.at(self._quantile) for step in steps], [step.p50 for step in steps]
+        return self._plans[batch]
 
     def _fits(self, run: Execution | LazyExecution, end: float | None, under_way: Sequence[_Launched] = ()) -> bool:
         """Whether the next step may be started, to be done by `end` after those under way."""
@@ -346,19 +351,9 @@ class Predictor:
             return True
         seconds = self._seconds(run) + sum(step.seconds for step in under_way)
         left = end - self.clock()
-        if seconds > left >= seconds / self._inflation:
-            self._follow(1.0)  # refused for the drift alone: without trying, nothing would show that it is over
+        if seconds > left >= seconds / self._drift.inflation:
+            self._drift.forget()
         return seconds <= left
-
-    def _notice_drift(self, usual: float, seconds: float) -> None:
-        """Follows how much slower than profiled the machine is now."""
-        if usual > 0:
-            self._follow(seconds / usual)
-
-    def _follow(self, ratio: float) -> None:
-        change = max(-_LARGEST, min(_LARGEST, ratio / self._ratio - 1))
-        self._ratio = max(_LEAST, self._ratio * (1 + _SMOOTHING * change))
-        self._inflation = max(1.0, self._ratio)
 
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         if self.profile is None:
@@ -368,15 +363,15 @@ class Predictor:
             left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
             latencies = self.profile.at(len(x)).contract
             needed = [seconds.at(self._quantile) for seconds in latencies]
-            fitting = [t for t, seconds in enumerate(needed, 1) if self._inflation * seconds <= left]
+            fitting = [t for t, seconds in enumerate(needed, 1) if self._drift.inflation * seconds <= left]
             if not fitting:
                 if min(needed) <= left:
-                    self._follow(1.0)  # as in `_fits`
+                    self._drift.forget()
                 return replace(answer, reason="deadline")
         step, at = max(fitting), self.clock()
         reason = "complete" if step == self.model.num_steps else "deadline"
         answer = self._read(lambda: self.model(x, step=step), step, start, budget, reason)
-        self._notice_drift(latencies[step - 1].p50, self.clock() - at)
+        self._drift.notice(latencies[step - 1].p50, self.clock() - at)
         return answer
 
 

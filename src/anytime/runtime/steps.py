@@ -40,6 +40,11 @@ class Steps:
         """The batch size at which `batch` samples are run: the smallest possible one that is not below."""
         return batch
 
+    def start(self, x: Tensor, size: int) -> State:
+        """The state before step 1, as part of it, of a batch that is filled up to `size` samples by copies of the first."""
+        filler = size - len(x)
+        return self.model.initial_state(torch.cat([x, x[:1].expand(filler, -1, -1, -1)]) if filler else x)
+
     def __call__(self, step: int, state: State, size: int) -> tuple[Any, State]:
         """Step 1..T on a state of `size` samples."""
         return (None, self._halves.advance(state)) if self.lazy else self.model.step(state)

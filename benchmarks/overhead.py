@@ -58,8 +58,9 @@ def polled(predictor: Predictor, x: Tensor) -> Callable[[], None]:
             stop = threading.Event()
 
             def poll() -> None:
-                while not stop.wait(100e-6):
+                while not stop.is_set():
                     session.best()
+                    time.sleep(100e-6)
 
             reader = threading.Thread(target=poll)
             reader.start()

@@ -136,7 +136,7 @@ def test_existing_run(tiny, capsys):
     Path("large.py").write_text(LARGE)
     assert main(["train", "--model=large.Large", "--data=digits", "--run", "mine", "--overwrite"]) == 2
     assert "images must be at least 16x16 pixels, got 8x8" in capsys.readouterr().err
-    assert main(["train", *tiny, "--run", "mine", "--overwrite", "--data.classes", "nothing"]) == 1
+    assert main(["train", *tiny, "--run", "mine", "--overwrite", "--data.classes", "nothing"]) == 2
     assert "no class matches 'nothing'" in capsys.readouterr().err
     assert Path("mine/run.json").stat().st_mtime_ns == before  # nothing is lost by a wrong command
     assert main(["train", *tiny, "--run", "mine", "--overwrite"]) == 0

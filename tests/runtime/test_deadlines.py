@@ -130,6 +130,16 @@ def test_stream_stops_at_the_deadline_even_if_the_caller_dawdles(timed_case: Cal
     assert answers == [(1, ""), (2, "deadline")] or answers == [(1, ""), (2, "")]
 
 
+def test_no_step_is_started_that_cannot_finish_after_the_caller_dawdled(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    answers = []
+    for answer in Predictor(model, profile, clock=clock).stream(X, 0.05):  # at 10 and 32 ms; a third would come at 54
+        answers.append((answer.step, answer.missed))
+        clock.now += 0.012
+    assert answers == [(1, False), (2, False)]
+    assert [step for step, _ in model.started] == [1, 2]
+
+
 def test_samples_leave_one_by_one_and_keep_their_places(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01] * 4)
     x = torch.tensor([0.1, 1.0, 0.5])[:, None, None, None].expand(3, 3, 2, 2)

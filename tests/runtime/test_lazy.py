@@ -137,6 +137,13 @@ def test_compiled_halves(monkeypatch) -> None:
     torch.testing.assert_close(answer.probabilities, model(X).detach()[-1].float().softmax(1))
 
 
+def test_no_step_is_started_that_cannot_finish_after_the_caller_dawdled(halves: Callable) -> None:
+    clock, model, profile = halves([0.01] * 4)
+    for _ in Predictor(model, profile, lazy_exits=True, clock=clock).stream(torch.full((1, 3, 2, 2), 0.5), 0.05):
+        clock.now += 0.012
+    assert [step for step, _ in model.started] == [1, 2]
+
+
 def test_what_needs_every_answer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model with advance\(state\) and read\(state\).*AnytimeNet has none"):
         Predictor(anytime.create_model("anytimenet", width=4), lazy_exits=True)

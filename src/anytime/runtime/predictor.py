@@ -277,6 +277,7 @@ class Predictor:
             fits = not run.done and self._fits(run, end)
             compute = partial(self._read, read, run.step, start, budget)
             yield Held(compute, run.step, "" if fits else "complete" if run.done else "deadline")
+            fits = fits and self._fits(run, end)  # who asked may have taken their time
 
     def _read(self, logits: Callable[[], Tensor], step: int, start: float, budget: float | None, reason: str) -> Answer:
         """The answer of one step alone, which knows of no other."""
@@ -322,6 +323,7 @@ class Predictor:
             reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if over else ""
             levels = step.arrival.value.split(self.model.levels, 1) if len(self.model.levels) > 1 else (step.arrival.value,)
             yield Answer(levels, step.steps, after - start, budget, step.macs, reason)
+            fits = fits and self._fits(run, end, under_way)  # who asked may have taken their time
 
     def _launch(self, run: Execution) -> _Launched:
         at, seconds, usual = self.clock(), self._seconds(run), self._usual(run)

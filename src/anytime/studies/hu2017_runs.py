@@ -66,7 +66,6 @@ class Scale:
         members: Of EANN.
         sampled: The network of figure 4.
         warmup: Training steps before EXP3, RWM and AVGL learn.
-        normalize: By method, the scale of its weights.
     """
 
     recipes: Mapping[str, tuple[str, tuple[str, ...]]]
@@ -81,7 +80,6 @@ class Scale:
     members: tuple[Base, ...]
     sampled: Base
     warmup: int
-    normalize: Mapping[str, str]
 
 
 SCHEMES = ("constant", "sieve", "AdaLoss", "linear", "expb2", "half-end", "expb0.5", "AANN", "midfeat", "no-grad")
@@ -104,8 +102,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "AVGL": ("--objective=AVGL",),
     "optimal": ("--objective=Optimal",),
 }
-_LARGEST_ONE = dict.fromkeys(FLAGS, "none") | dict.fromkeys(("sieve", *STRATEGIES), "last")
-_SUM_ONE = dict.fromkeys(FLAGS, "sum") | {"no-grad": "none"}  # of its losses no two meet in a weight
+NORMALIZE = dict.fromkeys(FLAGS, "none") | dict.fromkeys(("sieve", *STRATEGIES), "last")
+"""The largest weight is 1 in every scheme: nearest to the published code, whose scales differ from scheme to scheme."""
 
 _CIFAR100 = ("--data=CIFAR100", "--data.validation=0", "--data.batch_size=128")
 _SVHN = ("--data=SVHN", "--data.validation=0", "--data.batch_size=64", "--data.extra=true", "--epochs=60")
@@ -129,7 +127,6 @@ SCALES: dict[str, Scale] = {
         members=(Base(1, 16), Base(3, 16)),
         sampled=Base(3, 16),
         warmup=100,  # the published code waits for 1 epoch of 300
-        normalize=_SUM_ONE,  # as in the paper's text; with weights of 1 each, constant's loss was NaN in its third epoch
     ),
     "full": Scale(
         recipes={
@@ -148,7 +145,6 @@ SCALES: dict[str, Scale] = {
         members=(Base(1, 32), Base(3, 32), Base(7, 32), Base(13, 32), Base(25, 32, 3)),
         sampled=Base(7, 32),
         warmup=391,
-        normalize=_LARGEST_ONE,  # nearest to the published code, whose scales differ from scheme to scheme
     ),
 }
 
@@ -231,7 +227,7 @@ def _flags(net: Network, scale: Scale, seed: int) -> tuple[str, ...]:
     if net.method in ("EXP3", "RWM", "AVGL"):
         more.append(f"--objective.warmup={scale.warmup}")
     if net.method != "optimal":
-        more.append(f"--objective.normalize={scale.normalize[net.method]}")
+        more.append(f"--objective.normalize={NORMALIZE[net.method]}")
     return (*base, *FLAGS[net.method], *more)
 
 

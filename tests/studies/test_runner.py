@@ -94,6 +94,23 @@ def test_what_is_missing_is_trained_and_recorded_once(run, tmp_path):
     assert said == ["[1/2] a: finished before; 0 to train", "[2/2] b: finished before; 0 to train"]
 
 
+def test_a_training_that_fails_in_its_course_does_not_hinder_the_others(run, tmp_path):
+    said: list[str] = []
+
+    class FirstFails(Trainer):
+        def __call__(self, arguments, log):
+            self.state, self.code = ("failed", 1) if log.stem == "a" else ("finished", 0)
+            return super().__call__(arguments, log)
+
+    train, recorder = FirstFails(), Recorder()
+    with pytest.raises(TrainingStopped, match=r"training a ended with exit code 1, see .*a\.log"):
+        run_all([run("a"), run("b")], tmp_path, train, recorder, said.append)
+    assert len(train.asked) == 2
+    assert recorder.asked == [("b", ["b"])]
+    assert f"[1/2] a: failed with exit code 1, see {tmp_path / 'logs' / 'a.log'}; 1 to train" in said
+    assert standing(run("a"), tmp_path) == "resume"
+
+
 @pytest.mark.parametrize("state", ["started", "interrupted", "failed"])
 def test_what_is_half_done_is_resumed(run, tmp_path, state):
     with pytest.raises(TrainingStopped, match=r"training a ended with exit code 130, see .*a\.log") as stopped:

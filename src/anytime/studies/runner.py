@@ -153,8 +153,9 @@ def run_all(
 ) -> Traces:
     """Trains what is missing, one run after the other, and returns the traces of all.
 
-    A finished training of the very same configuration is skipped, an unfinished one resumed. After an interruption or a
-    failure the same call goes on where this one stopped.
+    A finished training of the very same configuration is skipped, an unfinished one resumed. After an interruption the same
+    call goes on where this one stopped. A training that failed in its course, say by a loss that is not finite, does not
+    hinder the others: its failure is raised after them.
 
     Args:
         runs: Several of the same name count once.
@@ -164,7 +165,7 @@ def run_all(
         say: Called with each line of progress.
 
     Raises:
-        TrainingStopped: A training failed, or another process is at work on it.
+        TrainingStopped: Trainings failed (tells of the first), or another process is at work on one.
         UsageError, FileNotFoundError, ValueError: As `standing`, before anything is trained.
     """
     runs = list({run.name: run for run in runs}.values())
@@ -172,6 +173,7 @@ def run_all(
     left = sum(stand != "finished" for stand in todo.values())
     seconds: list[float] = []
     paths: dict[str, dict[int, Path]] = {}
+    failed: list[TrainingStopped] = []
     for number, run in enumerate(runs, 1):
         path, log = folder / run.name, folder / "logs" / f"{run.name}.log"
         head = f"[{number}/{len(runs)}] {run.name}"
@@ -181,7 +183,12 @@ def run_all(
             say(f"{head}: {stand}, see {log}")
             begin = time.monotonic()
             if code := train(run.arguments(folder, stand), log):
-                raise TrainingStopped(f"the training {run.name} ended with exit code {code}, see {log}", log)
+                failed.append(TrainingStopped(f"the training {run.name} ended with exit code {code}, see {log}", log))
+                if code != 1 or not path.is_dir() or read_run(path)[1]["state"] != "failed":
+                    raise failed[-1]
+                left -= 1
+                say(f"{head}: failed with exit code {code}, see {log}; {left} to train")
+                continue
             seconds.append(time.monotonic() - begin)
             left -= 1
             done = f"trained in {_time(seconds[-1])}"
@@ -192,6 +199,8 @@ def run_all(
             paths.setdefault(name, {})[run.seed] = file
         rest = f", about {_time(left * sum(seconds) / len(seconds))}" if seconds and left else ""
         say(f"{head}: {done}; {left} to train{rest}")
+    if failed:
+        raise failed[0]
     return StoredTraces(paths)
 
 

@@ -1,0 +1,68 @@
+"""A small trained run that commands work on, and how they refuse."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from anytime.cli import main
+
+TINY = [
+    *("--model", "anytimenet", "--model.blocks", "[1,2,1]", "--model.scheme", "[[1,1,1],[0,1,0]]", "--model.width", "4"),
+    *("--data", "digits", "--data.limit", "128", "--epochs", "1", "--progress", "false"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run that was trained under bf16 autocast and evaluated."""
+    run = tmp_path_factory.mktemp("cli") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run.parent)
+        assert main(["train", *TINY, "--precision", "bf16-mixed", "--run", str(run)]) == 0
+        assert main(["evaluate", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch) -> str:
+    """A copy of it, in the current folder."""
+    shutil.copytree(trained, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    return "tiny"
+
+
+@pytest.fixture
+def images(run) -> list[str]:
+    """A grey, a wide colour and a palette image with transparency, none of the model's size."""
+    Image.linear_gradient("L").resize((20, 30)).save("grey.png")
+    Image.new("RGB", (200, 30), (200, 10, 90)).save("wide.jpg")
+    Image.new("RGBA", (8, 8), (200, 10, 90, 0)).quantize().save("palette.gif")
+    return ["grey.png", "wide.jpg", "palette.gif"]
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[[list[str], int], str]:
+    """`(arguments, code)` to the one line on stderr of a command that fails with `code`."""
+
+    def line(arguments: list[str], code: int) -> str:
+        capsys.readouterr()
+        assert main(arguments) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith(f"anytime {arguments[0]}: error: ")
+        return err
+
+    return line
+
+
+@pytest.fixture
+def threads():
+    """`--threads` counts for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

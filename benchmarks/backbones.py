@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import anytime
 from anytime.allocator import keep_freed_memory
-from anytime.models.attach import AttachedExits
+from anytime.models.attached import AttachedExits
 
 BACKBONES = ("torchvision:resnet18", "torchvision:mobilenet_v3_large")
 SIZE, CLASSES = (3, 224, 224), 10

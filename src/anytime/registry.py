@@ -76,7 +76,8 @@ def import_path(name: str) -> str:
 def create_model(name: str, num_classes: int = 10, **arguments: Any) -> AnytimeModel:
     """Builds a model by registered name or by import path of a user's own class (or function marked `register_model`).
 
-    The name and all arguments (defaults included) are kept in `model.config`, so that a saved model can be built again.
+    The name and all arguments (defaults included) are kept in `model.config`, so that a saved model can be built again. What
+    a model has in `settled` takes the place of what was given, such as the names of exits of which a number was asked for.
 
     Args:
         name: A name of `list_models()`, or `package.module.Class`.
@@ -104,6 +105,8 @@ def create_model(name: str, num_classes: int = 10, **arguments: Any) -> AnytimeM
     kept = {key: value for key, value in bound.arguments.items() if key not in variable}
     model.config = {
         "model": name,
-        "arguments": kept | {k: v for key in variable for k, v in bound.arguments[key].items()},
+        "arguments": kept
+        | {k: v for key in variable for k, v in bound.arguments[key].items()}
+        | getattr(model, "settled", {}),
     }
     return model

@@ -17,7 +17,8 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel, read_model
-from anytime.models.attach import AttachedExits, attach, attach_exits
+from anytime.models.attach import attach, attach_exits
+from anytime.models.attached import AttachedExits
 from anytime.models.heads import MixedHead, TokenHead
 from anytime.registry import create_model
 from anytime.testing import check_anytime_model
@@ -300,7 +301,10 @@ def own(**arguments: Any) -> AttachedExits:
         ({"backbone": "torchvision:resnet19"}, "torchvision has no classifier 'resnet19'; did you mean 'resnet1.*'"),
         ({"backbone": "os.system"}, "backbone 'os.system' is no subclass of torch.nn.Module"),
         ({"backbone": "no.such.Net"}, "backbone 'no.such.Net' cannot be imported"),
-        ({"options": {"depth": 3}}, r"cannot be built with {'depth': 3}: .*unexpected keyword argument 'depth'"),
+        (
+            {"options": {"depth": 3}},
+            r"cannot be built for \(3, 8, 8\) images with {'depth': 3}: .*unexpected keyword argument 'depth'",
+        ),
         ({"options": {"checkpoint_path": "x", "weights": "y"}}, "options cannot hold checkpoint_path, weights"),
         ({"head": "conf"}, "unknown head 'conf'; did you mean 'conv'"),
         ({"head": "class_token"}, r"a class_token head reads tokens \(N, C\), but the features have the shape \(6, 8, 8\)"),

@@ -13,8 +13,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from anytime.models.attach import AttachedExits, attach, attach_exits
-from anytime.models.backbones import build_backbone, find_classifier
+from anytime.models.attach import attach, attach_exits
+from anytime.models.attached import AttachedExits
+from anytime.models.backbones import build_backbone, find_classifiers
 from anytime.models.heads import LinearHead
 from anytime.registry import create_model
 
@@ -64,7 +65,10 @@ def test_classifier_is_replaced_where_the_class_count_differs(network: nn.Module
     named = place if place == "1.0" else None
     attach_exits(network, 1, 5, input_size=size, classifier=named)
     assert network.get_submodule(place) is old
-    model = attach_exits(network.eval(), 1, (4, 3), input_size=size, classifier=named)
+    with pytest.raises(ValueError, match=r"gives 5 classes, but num_classes=\(4, 3\); reset=True starts a new classifier"):
+        attach_exits(network, 1, (4, 3), input_size=size, classifier=named)
+    assert network.get_submodule(place) is old
+    model = attach_exits(network.eval(), 1, (4, 3), input_size=size, classifier=named, reset=True)
     new = network.get_submodule(place)
     assert isinstance(new, nn.Linear)
     assert (new.out_features, new.training, model.levels, model.num_classes) == (7, False, (4, 3), 7)
@@ -74,14 +78,14 @@ def test_classifier_is_replaced_where_the_class_count_differs(network: nn.Module
 def test_classifier_that_is_not_found() -> None:
     layers = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     with pytest.raises(ValueError, match=r"no linear layer in any of fc, classifier, head, heads .* name it: classifier='1'"):
-        attach_exits(layers, 1, 7, input_size=SIZE)
+        attach_exits(layers, 1, 7, input_size=SIZE, reset=True)
     with pytest.raises(ValueError, match=r"no linear layer in 'last'"):
-        find_classifier(layers, "last")
+        find_classifiers(layers, "last")
     with pytest.raises(ValueError, match="has no linear layer at all"):
-        find_classifier(nn.Flatten())
+        find_classifiers(nn.Flatten())
     two = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Linear(5, 5))
-    with pytest.raises(ValueError, match=r"for num_classes=7, Sequential fails \(.*classifier='...'"):
-        attach_exits(two, 1, 7, input_size=SIZE, classifier="1")
+    with pytest.raises(ValueError, match=r"for num_classes=7, Sequential: Sequential fails on .*classifier='...'"):
+        attach_exits(two, 1, 7, input_size=SIZE, classifier="1", reset=True)
 
 
 def test_weights_from_a_file(tmp_path: Path) -> None:
@@ -137,9 +141,9 @@ def test_named_backbones_keep_their_normalisation_and_take_grey_images() -> None
 def test_timm_backbones() -> None:
     pytest.importorskip("timm")
     vit = build_backbone("timm:deit_tiny_patch16_224", 5, (3, 32, 32), options={"depth": 2})
-    model = attach_exits(vit.network, exits=["blocks.0"], num_classes=7, input_size=(3, 32, 32), head="class_token")
+    model = attach_exits(vit.network, exits=["blocks.0"], num_classes=5, input_size=(3, 32, 32), head="class_token")
     assert model.cuts[0].shape == (5, 192)  # 2 x 2 patches and the class token
-    assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 2, 7)
+    assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 2, 5)
     assert vit.mean == (0.485, 0.456, 0.406)
     with pytest.raises(ValueError, match="timm has no model 'resnet5000'"):
         build_backbone("timm:resnet5000", 5)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel
-from anytime.models.attach import AttachedExits, attach_exits
+from anytime.models.attach import attach_exits
+from anytime.models.attached import AttachedExits
 from anytime.models.boosted import Boosted
 from anytime.registry import create_model
 from anytime.testing import check_anytime_model

@@ -267,7 +267,7 @@ def test_where_the_channels_are() -> None:
         (["layer"], r"cannot be cut at 'layer': it has no such layer; did you mean 'layers'\?"),
         (["layers.1.conv"], r"at 'layers.1.conv' \(more than .*nearest: 'layers.0' before it, 'layers' after it"),
         (["stem.0"], r"nearest: 'stem' after it"),
-        (["fc"], r"nearest: 'layers' before it$"),
+        (["fc"], r"nearest: 'dropout' before it$"),  # a function between the layers
         (["layers.1", "layers"], "the same place twice: 'layers.1' and 'layers'"),
         (["layers.1", "stem"], "in the order of the network, but 'layers.1' comes after 'stem'"),
     ],

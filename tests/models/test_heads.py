@@ -66,7 +66,11 @@ def test_the_fitting_head_is_chosen() -> None:
     chosen = {shape: type(build_head("auto", shape, 5)) for shape in ((6, 4, 4), (7, 6), (6,))}
     assert chosen == {(6, 4, 4): MixedHead, (7, 6): TokenHead, (6,): LinearHead}
     assert type(build_head("auto", (6, 4, 4), 5, channels_last=True)) is TokenHead
-    assert type(build_head(f"{OwnHead.__module__}.OwnHead", (6, 4, 4), 5)) is OwnHead
+    assert type(build_head(f"{OwnHead.__module__}.OwnHead", (6,), 5)) is OwnHead
+    with pytest.raises(ValueError, match=r"OwnHead' must be built as .* for shape \(6, 4, 4\) and 5 classes it fails: "):
+        build_head(OwnHead, (6, 4, 4), 5)
+    with pytest.raises(ValueError, match=r"'<lambda>' must give logits \[2, 5\] for two features of \(6,\), got \[2, 6\]"):
+        build_head(lambda shape, classes: nn.Linear(6, 6), (6,), 5)
     for kind in HEADS.values():
         shape = (7, 6) if kind in (TokenHead, ClassTokenHead) else (6, 4, 4)
         assert kind(shape, 5)(torch.rand(2, *shape)).shape == (2, 5)  # type: ignore[call-arg]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from anytime.model import AnytimeModel
-from anytime.models.backbones import build_backbone, replace_classifier
-from anytime.models.boosted import BoostedState, add_to, added_up, check_shrink
-from anytime.models.cuts import Cut, Spread, choose_cuts, example, find_cuts, layouts, survey
+from anytime.models.attached import AdditiveExits, AttachedExits
+from anytime.models.backbones import build_backbone, find_classifiers, replace_classifier
+from anytime.models.boosted import check_shrink
+from anytime.models.cuts import Cut, Spread, Survey, choose_cuts, example, find_cuts, layouts, survey
 from anytime.models.heads import Head, build_head
 from anytime.models.tracing import Stage, preserved, split
 from anytime.registry import create_model, register_model
@@ -20,152 +22,21 @@ from anytime.registry import create_model, register_model
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
 
 
-class AttachedState(NamedTuple):
-    """`features` is the tensor at the last cut (before the first step: the normalised images, after the last: the logits)."""
-
-    step: int
-    features: Tensor
-
-
-class AttachedExits(AnytimeModel):
-    """h_t = stage_t(h_{t-1}), logits_t = head_t(h_t); the last stage ends with the backbone's own logits.
-
-    The stages are the backbone's forward, cut once where one tensor is all that the rest needs; they hold no weights. All
-    weights are `backbone`'s, under their own names in the state dict (`backbone.layer1.0...`), and those of the `heads`.
-    `backbone` is the network as it was: it can be loaded, trained, frozen, put into eval mode and taken out again by itself.
-    Built by `attach_exits` or `create_model("attach")`.
-
-    Args:
-        backbone: Normalised images `[B, C, H, W]` to logits `[B, K]`.
-        stages: Functions `f(backbone, h) -> h`, T of them; one after the other they are the backbone.
-        cuts: The places between the stages, T - 1 of them.
-        heads: One for each cut.
-        num_classes: K, or the sizes of several label levels.
-        in_channels: C.
-        size: The only (height, width) that the stages are valid for, if the backbone's forward asked for it.
-
-    Attributes:
-        exits: The names of the cuts.
-        measured: Arguments that a clock has settled here, as they are to be given to build the model again.
-    """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        stages: Sequence[Stage],
-        cuts: Sequence[Cut],
-        heads: Sequence[nn.Module],
-        num_classes: int | Sequence[int] = 10,
-        in_channels: int = 3,
-        size: tuple[int, int] | None = None,
-    ) -> None:
-        super().__init__(num_classes, in_channels)
-        self.num_steps = len(stages)
-        self.backbone = backbone
-        self.heads = nn.ModuleList(heads)
-        self.stages, self.cuts, self.size = tuple(stages), tuple(cuts), size
-        self.exits = tuple(cut.name for cut in cuts)
-        self.measured: dict[str, Any] = {}
-
-    def initial_state(self, x: Tensor) -> Any:
-        self.check_input(x)
-        if self.size is not None and tuple(x.shape[2:]) != self.size:
-            raise ValueError(
-                f"this network was cut for images of {self.size[0]}x{self.size[1]} pixels, got {x.shape[2]}x{x.shape[3]}; "
-                "build it with input_size=(channels, height, width)"
-            )
-        return AttachedState(0, self.normalize(x))
-
-    def step(self, state: Any) -> tuple[Tensor, Any]:
-        if state.step >= self.num_steps:
-            raise ValueError(f"all {self.num_steps} steps are done")
-        h = self.stages[state.step](self.backbone, state.features)
-        return self._answer(state.step, self._read(state.step, h)), AttachedState(state.step + 1, h)
-
-    def _read(self, t: int, h: Tensor) -> Tensor:
-        """What the head of step t reads: images with the channels in front."""
-        return h.permute(0, 3, 1, 2) if t < len(self.cuts) and self.cuts[t].channels_last else h
-
-    def _answer(self, t: int, h: Tensor) -> Tensor:
-        return self.heads[t](h) if t < len(self.cuts) else h
-
-    def answer(self, x: Tensor, step: int) -> Tensor:
-        """The stages up to `step`, without the heads before."""
-        h = self.initial_state(x).features
-        for stage in self.stages[:step]:
-            h = stage(self.backbone, h)
-        return self._answer(step - 1, self._read(step - 1, h))
-
-    def trunk_features(self, x: Tensor) -> list[Tensor]:
-        """What the heads read, T - 1 tensors with the batch in front, and last the backbone's own logits; no head runs.
-
-        With a frozen backbone in eval mode they are the same in every epoch: `head_answers` trains from them alone.
-        """
-        return self._features(self.initial_state(x).features)
-
-    def _features(self, h: Tensor) -> list[Tensor]:
-        features = []
-        for t, stage in enumerate(self.stages):
-            h = stage(self.backbone, h)
-            features.append(self._read(t, h))
-        return features
-
-    def head_answers(self, features: Sequence[Tensor]) -> Tensor:
-        """All answers `[T, B, K]` from `trunk_features`."""
-        return torch.stack([self._answer(t, h) for t, h in enumerate(features)])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What builds the model again: exits by name (a number was settled here, perhaps by a clock), weights from no file."""
-        return self._config
-
-    @config.setter
-    def config(self, value: dict[str, Any]) -> None:
-        if value:
-            settled = {"exits": self.exits, "first": None, "pretrained": False}
-            value = {**value, "arguments": {**value["arguments"], **settled}}
-        self._config = value
-
-
-class AdditiveExits(AttachedExits):
-    """logits_t = head_t(h_t) + shrink logits_{t-1}: exits whose answers add up, see `anytime.models.boosted.Boosted`."""
-
-    shrink = 1.0
-
-    def initial_state(self, x: Tensor) -> BoostedState:
-        return BoostedState(super().initial_state(x), None)
-
-    def step(self, state: BoostedState) -> tuple[Tensor, BoostedState]:
-        output, inner = super().step(state.inner)
-        total = add_to(state.total, output, self.shrink, self.training)
-        return total, BoostedState(inner, total)
-
-    def answer(self, x: Tensor, step: int) -> Tensor:
-        """The stages and heads up to `step`: an answer is a sum."""
-        return AnytimeModel.answer(self, x, step)
-
-    def trunk_features(self, x: Tensor) -> list[Tensor]:
-        return self._features(super().initial_state(x).features)
-
-    def head_answers(self, features: Sequence[Tensor]) -> Tensor:
-        return added_up(super().head_answers(features), self.shrink, self.training)
-
-
 def _check_same(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> None:
-    """The stages give what the backbone gives, in eval mode and, with the same random numbers, in train mode."""
-    for training in (False, True):
+    """The stages give what the backbone gives: in eval mode, for one image, in train mode with the same random numbers."""
+    for training, batch in ((False, x), (False, x[:1]), (True, x)):
         answers = []
-        for run in (lambda: backbone(x.clone()), lambda: _composed(backbone, stages, x.clone())):
+        for run in (lambda h: backbone(h), lambda h: _composed(backbone, stages, h)):
             with preserved(backbone):
                 backbone.train(training)
                 torch.manual_seed(0)
-                answers.append(run())
+                answers.append(run(batch.clone()))
         expected, found = answers
         difference = ((expected - found).abs().max() / expected.abs().max().clamp(min=1)).item()
         if not difference <= TOLERANCE.get(x.dtype, 1e-2):
-            mode = "train" if training else "eval"
+            mode = ("train" if training else "eval") + (" mode" if len(batch) > 1 else " mode, for one image,")
             raise ValueError(
-                f"the stages do not give what {type(backbone).__name__} gives: in {mode} mode they differ by {difference:.1e}"
+                f"the stages do not give what {type(backbone).__name__} gives: in {mode} they differ by {difference:.1e}"
             )
 
 
@@ -195,8 +66,8 @@ def _given_cuts(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> list
 
 def attach_exits(
     backbone: str | nn.Module | Sequence[nn.Module],
-    exits: int | Sequence[str] = 4,
-    num_classes: int | Sequence[int] = 10,
+    exits: int | str | Sequence[str] = 4,
+    num_classes: int | Sequence[int] | None = None,
     spread: Spread = "macs",
     first: float | None = None,
     head: Head = "auto",
@@ -206,11 +77,14 @@ def attach_exits(
     clock: Callable[[], float] = time.perf_counter,
     additive: bool = False,
     shrink: float = 1.0,
+    reset: bool = False,
+    pretrained: bool | str | Path = False,
+    options: dict[str, Any] | None = None,
 ) -> AttachedExits:
     """Makes any classifier answer after each of several stages; the last answer is its own.
 
     The network is traced and cut here, once. It is then checked that the stages give what it gives, in eval and in train mode
-    (two runs each on two small random images; modes, running statistics and random numbers stay as they were). Images in
+    (on two random images, and on one; modes, running statistics and random numbers stay as they were). Images in
     [0, 1] are normalised by the buffers mean and std: identity (see `set_normalization`), for a name those of its own
     configuration.
 
@@ -218,8 +92,9 @@ def attach_exits(
         backbone: A network from images `[B, C, H, W]` to logits `[B, K]`, which is kept, and changed only if its classifier
             must be; a list of modules that run one after the other; or a name, "timm:resnet50" or "torchvision:resnet18".
         exits: n answers, the network's own included, n - 1 of them from heads at even shares of the cost; or the names of the
-            layers after which heads sit, to which the network's own answer is added. `anytime exits` lists the places.
-        num_classes: K, or the sizes of several label levels. If the backbone has another number, its classifier is replaced.
+            layers after which heads sit, to which the network's own answer is added. `anytime exits` lists the places. With
+            `stages` it is not asked.
+        num_classes: K, or the sizes of several label levels; default: the network's own. A name needs it.
         spread: Even shares of "macs", or of "latency" measured here on the network's device: the longest step bounds how late
             an interruption takes effect.
         first: Share of the whole cost at the first exit; the others are even between it and 1. Only with a number of exits.
@@ -232,10 +107,14 @@ def attach_exits(
         clock: Returns seconds; replaced in tests.
         additive: Each answer adds to the one before (BoostNet).
         shrink: How much of the answer before stays, in (0, 1]. Only with `additive`.
+        reset: Give the network a new classifier if it has another number of classes. It then belongs to the heads.
+        pretrained: For a name: a file with the backbone's weights; True: those that its library downloads.
+        options: For a name: further arguments of the backbone.
 
     Raises:
         ValueError: A network that cannot be traced, names that are no places to cut, doubled or out of order, more exits than
-            places, a classifier that is not found, stages that are not the network.
+            places, another number of classes without `reset`, a classifier that is not found, heads that do not give K
+            logits, stages that are not the network.
 
     Example:
         >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
@@ -243,46 +122,79 @@ def attach_exits(
         >>> model(torch.rand(2, 3, 8, 8)).shape
         torch.Size([2, 2, 10])
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("a model is to be built outside of torch.inference_mode(), or its weights could never be trained")
+    exits = (exits,) if isinstance(exits, str) else exits
     if isinstance(backbone, str):
         if stages is not None or not isinstance(head, str):
             raise ValueError(f"stages, and heads other than by name, need a network and not its name {backbone!r}")
-        arguments = {"spread": spread, "first": first, "head": head, "input_size": tuple(input_size), "classifier": classifier}
-        arguments |= {"additive": additive, "shrink": shrink}
+        if num_classes is None:
+            raise ValueError(f"{backbone!r} is a name, which needs num_classes")
+        arguments: dict[str, Any] = {"spread": spread, "first": first, "head": head, "input_size": tuple(input_size)}
+        arguments |= {"classifier": classifier} | {
+            "additive": additive,
+            "shrink": shrink,
+            "reset": reset,
+            "pretrained": pretrained,
+            "options": options,
+        }
         exits = exits if isinstance(exits, int) else tuple(exits)
         classes: Any = num_classes
         model = create_model("attach", classes, in_channels=input_size[0], backbone=backbone, exits=exits, **arguments)
         assert isinstance(model, AttachedExits)
         return model
-    network = backbone if isinstance(backbone, nn.Module) else nn.Sequential(*backbone)
+    if pretrained is not False or options:
+        raise ValueError("pretrained and options are for a backbone that is given by its name; this one is a network already")
+    network = _one_network(backbone)
     check_shrink(shrink)
     if shrink != 1 and not additive:
         raise ValueError(f"shrink={shrink} needs additive=True: other answers stand alone")
     if not isinstance(exits, int) and first is not None:
         raise ValueError(f"first={first} needs a number of exits, but exits={list(exits)} says where they are")
-    total = _count(num_classes)
+    if stages is not None and not isinstance(exits, int):
+        raise ValueError(f"stages are cut already, so exits={list(exits)} cannot be asked for")
     x = example(network, input_size, 2)
-    _fit_classifier(network, x, total, classifier)
-    size = None
+    classes = _fit_classifier(network, x, num_classes, classifier, reset)
+    new = find_classifiers(network, classifier) if reset else ()
+    size, tail = None, None
     if stages is not None:
         cuts = _given_cuts(network, stages, x[:1])
     else:
         found = survey(network, input_size, isinstance(exits, int) and spread == "latency", clock)
         places = choose_cuts(found, exits, spread, first) if isinstance(exits, int) else find_cuts(network, found, exits)
-        cuts = [found.cuts[place] for place in places]
-        stages = split(found.network, [found.nodes[place] for place in places])
+        cuts, nodes = [found.cuts[place] for place in places], [found.nodes[place] for place in places]
+        stages, tail = split(found.network, nodes), _tail(found, nodes, new)
         size = (x.shape[2], x.shape[3]) if found.network.fixed_size else None
     _check_same(network, stages, x)
-    heads = [
-        build_head(head, (cut.shape[2], *cut.shape[:2]) if cut.channels_last else cut.shape, total, cut.channels_last).to(x)
-        for cut in cuts
-    ]
+    total = _count(classes)
+    heads = [build_head(head, cut.read, total, cut.channels_last).to(x) for cut in cuts]
     kind = AdditiveExits if additive else AttachedExits
-    model = kind(network, stages, cuts, heads, num_classes, x.shape[1], size)
+    model = kind(network, stages, cuts, heads, classes, x.shape[1], size, new, tail)
     if isinstance(model, AdditiveExits):
         model.shrink = shrink
     if isinstance(exits, int) and spread == "latency":
         model.measured = {"exits": list(model.exits), "first": None}
     return model
+
+
+def _one_network(backbone: nn.Module | Sequence[nn.Module]) -> nn.Module:
+    if isinstance(backbone, nn.Module) and not isinstance(backbone, nn.ModuleList):
+        return backbone
+    layers = list(backbone)
+    if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in layers})) or "nothing"
+        raise ValueError(f"backbone must be a network, its name or a list of modules; the list holds {kinds}")
+    return nn.Sequential(*layers)
+
+
+def _tail(found: Survey, cuts: Sequence[fx.Node], classifiers: Sequence[str]) -> tuple[Stage, Stage] | None:
+    """What comes before a classifier since the last cut, and what it and the rest do; None if they cannot be parted."""
+    network = found.network
+    for before, node in pairwise(network.chain):
+        inside = node.op == "call_module" and all(f"{name}.".startswith(f"{node.target}.") for name in classifiers)
+        if classifiers and inside:
+            return tuple(split(network, [*cuts, before])[-2:])  # type: ignore[return-value]
+    return None
 
 
 def _count(num_classes: int | Sequence[int]) -> int:
@@ -292,27 +204,45 @@ def _count(num_classes: int | Sequence[int]) -> int:
     return sum(levels)
 
 
-def _fit_classifier(network: nn.Module, x: Tensor, classes: int, name: str | None) -> None:
+def _fit_classifier(
+    network: nn.Module, x: Tensor, wanted: int | Sequence[int] | None, name: str | None, reset: bool
+) -> int | Sequence[int]:
+    """The classes of the network, which gets a new classifier if it must have others and may."""
+
     def outputs() -> int:
-        with preserved(network):
-            logits = network.eval()(x[:1])
+        try:
+            with preserved(network):
+                logits = network.eval()(x[:1])
+        except (RuntimeError, AssertionError) as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{type(network).__name__} fails on images of {tuple(x.shape[1:])}: {text}") from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"{type(network).__name__} must return logits [B, K], got {shape}")
         return logits.shape[1]
 
-    if outputs() == classes:
-        return
+    own = outputs()
+    if wanted is None:
+        return own
+    classes = _count(wanted)
+    if own == classes:
+        return wanted
+    if not reset:
+        raise ValueError(
+            f"{type(network).__name__} gives {own} classes, but num_classes={wanted}; reset=True starts a new classifier and "
+            "keeps the rest"
+        )
     replace_classifier(network, classes, name)
     try:
         found = f"gives {outputs()} classes"
-    except RuntimeError as error:
-        found = f"fails ({str(error).splitlines()[0]})"
+    except ValueError as error:
+        found = str(error)
     if found != f"gives {classes} classes":
         raise ValueError(
-            f"with its classifier replaced by one for num_classes={classes}, {type(network).__name__} {found}; "
+            f"with its classifier replaced by one for num_classes={classes}, {type(network).__name__}: {found}; "
             "name the layer that makes its logits: classifier='...'"
         )
+    return wanted
 
 
 @register_model
@@ -331,6 +261,8 @@ def attach(
     options: dict[str, Any] | None = None,
     additive: bool = False,
     shrink: float = 1.0,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> AttachedExits:
     """Any torchvision or timm classifier with exits: the trunk is cut into stages, each followed by a small head.
 
@@ -343,19 +275,29 @@ def attach(
         first: Share of the whole cost at the first exit, e.g. 0.15.
         head: "auto", "linear", "mixed", "conv", "token", "class_token" or the import path of a class.
         pretrained: A file with the backbone's weights; true: those that its library downloads.
-        reset: Accept weights of another class count, with a new classifier.
+        reset: Accept weights of another class count, with a new classifier, which then belongs to the heads.
         input_size: (channels, height, width) to count and measure with; default (in_channels, 224, 224).
         classifier: Name of the layer that makes the logits, if it is to be replaced and not found.
         options: Further arguments of the backbone, e.g. {"drop_path_rate": 0.1}.
         additive: Each answer adds to the one before it, which gets no gradient of it (BoostNet).
         shrink: How much of the answer before stays, in (0, 1]; only with additive.
+        mean: Of each channel, subtracted from images in [0, 1]; default: what is stored with the weights or known of this
+            backbone, else the data's in training.
+        std: What they are then divided by.
     """
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std belong together, got mean={mean} and std={std}")
     size = (in_channels, 224, 224) if input_size is None else tuple(input_size)
     if len(size) != 3 or size[0] != in_channels:
         raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
-    network, mean, std = build_backbone(backbone, _count(num_classes), size, pretrained, reset, classifier, options)
-    added: Any = {"additive": additive, "shrink": shrink}
-    model = attach_exits(network, exits, num_classes, spread, first, head, size, classifier=classifier, **added)
-    if mean is not None and std is not None:
-        model.set_normalization(mean, std)
+    found = build_backbone(backbone, _count(num_classes), size, pretrained, reset, classifier, options)
+    if pretrained is False:  # nothing is lost with a classifier that was never trained
+        _fit_classifier(found.network, example(found.network, size, 1), num_classes, classifier, reset=True)
+    added: Any = {"additive": additive, "shrink": shrink, "classifier": classifier, "reset": reset}
+    model = attach_exits(found.network, exits, num_classes, spread, first, head, size, **added)
+    subtracted, divisor = (found.mean, found.std) if mean is None else (mean, std)
+    if subtracted is not None and divisor is not None:
+        model.set_normalization(subtracted, divisor)
+        model.own_normalization = True
+    model.settled = {"exits": model.exits, "first": None, "pretrained": False}
     return model

@@ -43,7 +43,7 @@ def _torchvision(name: str, size: Sequence[int], classes: int | None, options: d
     given = {"weights": weights} if classes is None else {"num_classes": classes}
     network = models.get_model(name, **given, **options)
     transforms = weights.transforms()
-    network = _with_channels(network, size[0])
+    network = _with_channels(network, size[0], trained=classes is None)
     return Backbone(network, transforms.mean, transforms.std) if size[0] == 3 else Backbone(network, None, None)
 
 
@@ -82,8 +82,9 @@ def _build(name: str, size: Sequence[int], classes: int | None, options: dict[st
         raise ValueError(f"backbone must be 'torchvision:NAME', 'timm:NAME' or the import path of a class, got {name!r}")
     try:
         return builders[library](rest, size, classes, options) if colon else _own(name, size, classes, options)
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be built with {options}: {error}") from error
+    except (TypeError, AssertionError, RuntimeError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} cannot be built for {(*size,)} images with {options}: {text}") from error
 
 
 def build_backbone(
@@ -118,22 +119,34 @@ def build_backbone(
         return _build(name, input_size, num_classes, options)
     if pretrained is True:
         backbone = _build(name, input_size, None, options)
-        layer = backbone.network.get_submodule(find_classifier(backbone.network, classifier))
+        layer = backbone.network.get_submodule(find_classifiers(backbone.network, classifier)[-1])
         _check_classes(f"the weights of {name}", _classes(layer.weight), num_classes, reset)
         return backbone
-    weights = read_weights(pretrained)
+    weights, mean, std = read_weights(pretrained)
     backbone = _build(name, input_size, num_classes, options)
-    key = f"{find_classifier(backbone.network, classifier)}.weight"
-    classes = _classes(weights[key]) if key in weights else num_classes
-    _check_classes(str(pretrained), classes, num_classes, reset)
-    if classes != num_classes:
+    error = _load(backbone.network, weights)
+    if error is not None:  # only then the classifier must be known: perhaps it is all that does not fit
+        key = f"{find_classifiers(backbone.network, classifier)[-1]}.weight"
+        classes = _classes(weights[key]) if key in weights else num_classes
+        _check_classes(str(pretrained), classes, num_classes, reset)
         backbone = _build(name, input_size, classes, options)
-    try:
-        backbone.network.load_state_dict(weights)
-    except RuntimeError as error:
-        first = " ".join("".join(str(error).splitlines()[1:2]).split())
-        raise ValueError(f"{pretrained} does not fit {name}: {first}") from error
-    return backbone
+        error = _load(backbone.network, weights)
+    if error is not None:
+        raise ValueError(f"{pretrained} does not fit {name}: {error}")
+    return backbone if mean is None else Backbone(backbone.network, mean, std)
+
+
+def _load(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
+    """Loads weights, all or none; returns what does not fit."""
+    own = {key: value.shape for key, value in network.state_dict().items()}
+    other = [key for key in own if key in weights and weights[key].shape != own[key]]
+    if own.keys() == weights.keys() and not other:
+        network.load_state_dict(weights)
+        return None
+    if other:
+        return f"size mismatch for {other[0]}: {[*weights[other[0]].shape]}, wanted {[*own[other[0]]]}"
+    missing = [key for key in own if key not in weights]
+    return f"missing key {missing[0]}" if missing else f"unexpected key {next(key for key in weights if key not in own)}"
 
 
 def _classes(weight: Any) -> int:
@@ -147,10 +160,18 @@ def _check_classes(what: str, found: int, num_classes: int, reset: bool) -> None
         )
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+class Weights(NamedTuple):
+    """A backbone's state dict, and the normalisation that is stored beside it (None: none)."""
+
+    tensors: dict[str, Tensor]
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+def read_weights(path: str | os.PathLike[str]) -> Weights:
     """A state dict from a file (safetensors, or torch's format read without executing pickled code).
 
-    The dict may lie under "state_dict" or "model". Of a model with exits only the backbone is taken.
+    The dict may lie under "state_dict" or "model". Of a model with exits only the backbone is taken, and its normalisation.
 
     Raises:
         FileNotFoundError: No such file.
@@ -170,11 +191,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path} holds no state dict")
     inner = {key.removeprefix("backbone."): value for key, value in found.items() if key.startswith("backbone.")}
-    return inner or found
+    others = {key for key in found if not key.startswith(("backbone.", "heads."))}
+    if not inner or others != {"mean", "std"}:  # no model with exits: perhaps a network with a part called backbone
+        return Weights(found)
+    return Weights(inner, found["mean"].tolist(), found["std"].tolist())
 
 
-def find_classifier(backbone: nn.Module, name: str | None = None) -> str:
-    """The name of the layer that makes the logits: the last linear layer (or convolution) of the backbone's classifier.
+def find_classifiers(backbone: nn.Module, name: str | None = None) -> list[str]:
+    """The names of the layers that make the logits: the last linear layer (or convolution) of the backbone's classifier.
+
+    There are several where timm says so: the two of a distilled DeiT.
 
     Args:
         backbone: The network; timm's say themselves what their classifier is, of others `fc`, `classifier`, `head` and `heads`
@@ -188,7 +214,8 @@ def find_classifier(backbone: nn.Module, name: str | None = None) -> str:
     asked: Any = getattr(backbone, "get_classifier", None)
     if name is None and asked is not None:
         own = asked()
-        found = [key for key, layer in layers.items() if layer is own]
+        several = tuple(own) if isinstance(own, tuple | list) else (own,)
+        found = [key for key, layer in layers.items() if any(layer is classifier for classifier in several)]
     else:
         places = CLASSIFIERS if name is None else (name,)
         found = [key for key in layers if any(f"{key}.".startswith(f"{place}.") for place in places)]
@@ -200,16 +227,16 @@ def find_classifier(backbone: nn.Module, name: str | None = None) -> str:
             if layers
             else f"{type(backbone).__name__} has no linear layer at all"
         )
-    return found[-1]
+    return found if name is None and asked is not None else found[-1:]
 
 
 def replace_classifier(backbone: nn.Module, num_classes: int, name: str | None = None) -> None:
-    """Gives a backbone a new classifier, in place: timm's by `reset_classifier`, others' by `find_classifier`."""
+    """Gives a backbone a new classifier, in place: timm's by `reset_classifier`, others' by `find_classifiers`."""
     reset: Any = getattr(backbone, "reset_classifier", None)
-    if name is None and reset is not None:
+    if reset is not None and (name is None or name in find_classifiers(backbone)):
         reset(num_classes)
         return
-    place = find_classifier(backbone, name)
+    (place,) = find_classifiers(backbone, name)
     old = backbone.get_submodule(place)
     new: nn.Module
     if isinstance(old, nn.Linear):
@@ -220,14 +247,23 @@ def replace_classifier(backbone: nn.Module, num_classes: int, name: str | None =
     _put(backbone, place, new.to(old.weight))
 
 
-def _with_channels(network: nn.Module, channels: int) -> nn.Module:
-    """The network with a new first convolution, if the old one reads another number of channels."""
+def _with_channels(network: nn.Module, channels: int, trained: bool = False) -> nn.Module:
+    """The network with a new first convolution, if the old one reads another number of channels.
+
+    If it is trained, the new weights are the old ones' sum over the channels, shared out evenly (as timm does for one).
+    """
     place = next((name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)), None)
     if place is not None:
         old = network.get_submodule(place)
         assert isinstance(old, nn.Conv2d)
         if old.in_channels != channels:
-            _put(network, place, _convolution(old, channels, old.out_channels).to(old.weight))
+            new = _convolution(old, channels, old.out_channels).to(old.weight)
+            if trained and old.groups == 1:
+                with torch.no_grad():  # of grey images the same answer, of others the mean of what the old weights say
+                    new.weight.copy_(old.weight.sum(1, keepdim=True).expand_as(new.weight) / channels)
+                    if old.bias is not None and new.bias is not None:
+                        new.bias.copy_(old.bias)
+            _put(network, place, new)
     return network
 
 

@@ -60,7 +60,9 @@ class Boosted(AnytimeModel):
     def __init__(self, model: AnytimeModel, shrink: float = 1.0) -> None:
         check_shrink(shrink)
         super().__init__(model.levels, model.in_channels)
+        self.settled: dict[str, Any] = {}
         self.num_steps, self.shrink = model.num_steps, shrink
+        self.own_normalization = getattr(model, "own_normalization", False)
         self.mean.copy_(model.mean)
         self.std.copy_(model.std)
         model.set_normalization([0.0] * model.in_channels, [1.0] * model.in_channels)
@@ -101,7 +103,11 @@ def boosted(
         arguments: Its arguments, e.g. {"width": 8}.
         shrink: How much of the answer before stays, in (0, 1].
     """
-    return Boosted(create_model(base, _levels(num_classes), in_channels=in_channels, **(arguments or {})), shrink)
+    model = create_model(base, _levels(num_classes), in_channels=in_channels, **(arguments or {}))
+    added = Boosted(model, shrink)
+    ours = ("num_classes", "in_channels")
+    added.settled = {"arguments": {key: value for key, value in model.config["arguments"].items() if key not in ours}}
+    return added
 
 
 def _levels(num_classes: int | Sequence[int]) -> Any:

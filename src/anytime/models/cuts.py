@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -44,6 +44,11 @@ class Cut:
     seconds: float | None = None
     aliases: tuple[str, ...] = ()
 
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The shape as heads get it: the channels of images in front."""
+        return (self.shape[2], *self.shape[:2]) if self.channels_last else self.shape
+
 
 class Survey(NamedTuple):
     """A network, the places where it can be cut in order, and what the whole costs (`end`, named "output")."""
@@ -67,17 +72,22 @@ def example(backbone: nn.Module, input_size: Sequence[int], batch: int) -> Tenso
     return x.to(reference)
 
 
-def _channels_last(module: nn.Module) -> bool | None:
-    """Where a layer expects the channels; None if it does not tell."""
-    if isinstance(module, nn.Conv2d | _BatchNorm | nn.GroupNorm):
-        return False
+def _reads(module: nn.Module) -> tuple[bool, int] | None:
+    """Whether a layer expects the channels last, and how many; None if it does not tell."""
+    if isinstance(module, nn.Conv2d):
+        return False, module.in_channels
+    if isinstance(module, _BatchNorm):
+        return False, module.num_features
+    if isinstance(module, nn.GroupNorm):
+        return False, module.num_channels
     if isinstance(module, nn.LayerNorm | nn.Linear):
-        return not type(module).__name__.endswith("2d")  # timm's and torchvision's LayerNorm2d norm (C, H, W) over C
+        width = module.in_features if isinstance(module, nn.Linear) else module.normalized_shape[-1]
+        return not type(module).__name__.endswith("2d"), width  # timm's and torchvision's LayerNorm2d norm (C, H, W) over C
     return None
 
 
 class Layouts:
-    """Learns from the first layer that reads a tensor where its channels are."""
+    """Learns where the channels of a tensor are from the first layer after it that reads so many channels."""
 
     def __init__(self) -> None:
         self.found: dict[int, bool] = {}
@@ -88,14 +98,19 @@ class Layouts:
         self.seen.append(h)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        last = len(self.seen) - 1
-        if self.seen and last not in self.found and args and args[0] is self.seen[last]:
-            kind = _channels_last(module)
-            if kind is not None:
-                self.found[last] = kind
+        told = _reads(module)
+        if told is None:
+            return
+        last, width = told
+        for index in reversed(range(len(self.seen))):
+            h = self.seen[index]
+            if index in self.found or not isinstance(h, Tensor) or h.ndim != 4:
+                break  # earlier ones are settled, or never will be
+            if h.shape[3 if last else 1] == width:
+                self.found[index] = last
 
     def of(self, index: int) -> bool:
-        """Of a tensor that is not read directly: as the one before, if that has the same shape."""
+        """Of a tensor whose reader did not tell: as the one before, if that has the same shape."""
         h = self.seen[index]
         if h.ndim != 4 or index in self.found:
             return h.ndim == 4 and self.found[index]
@@ -142,7 +157,10 @@ def _untouched(backbone: nn.Module, network: Network, x: Tensor) -> set[fx.Node]
 def _seconds(
     backbone: nn.Module, network: Network, x: Tensor, clock: Callable[[], float], repeats: int
 ) -> dict[fx.Node, float]:
-    """Median seconds from the start until each place of the chain, after one run that does not count."""
+    """Seconds from the start until each place of the chain, the sum of the parts' medians, after one run that does not count.
+
+    Of parts and not of the whole: a run that is held up once is late at all places that follow.
+    """
     rows: list[dict[fx.Node, float]] = []
 
     def show(node: fx.Node, value: Any) -> None:
@@ -153,8 +171,8 @@ def _seconds(
     for _ in range(repeats + 1):
         rows.append({})
         _Walk(backbone, network, show).run(x)
-    start = network.chain[0]
-    return {node: statistics.median(row[node] - row[start] for row in rows[1:]) for node in network.chain}
+    parts = [statistics.median(row[node] - row[before] for row in rows[1:]) for before, node in pairwise(network.chain)]
+    return dict(zip(network.chain, accumulate(parts, initial=0.0), strict=True))
 
 
 def survey(
@@ -230,7 +248,7 @@ def find_cuts(backbone: nn.Module, found: Survey, exits: Sequence[str]) -> list[
     known = {name: i for i, cut in enumerate(found.cuts) for name in cut.aliases}
     for name in exits:
         if name not in known:
-            raise ValueError(f"the network cannot be cut at {name!r}{_neighbours(backbone, found.cuts, name, known)}")
+            raise ValueError(f"the network cannot be cut at {name!r}{_neighbours(backbone, found, name, known)}")
     places = [known[name] for name in exits]
     for (before, first), (after, second) in pairwise(zip(exits, places, strict=True)):
         if first == second:
@@ -240,18 +258,18 @@ def find_cuts(backbone: nn.Module, found: Survey, exits: Sequence[str]) -> list[
     return places
 
 
-def _neighbours(backbone: nn.Module, cuts: Sequence[Cut], name: str, known: dict[str, int]) -> str:
-    """The places before and after a layer that is none itself."""
-    modules = [module for module, _ in backbone.named_modules()]
-    if name not in modules:
+def _neighbours(backbone: nn.Module, found: Survey, name: str, known: dict[str, int]) -> str:
+    """The places before and after a layer that is none itself, in the order in which the network runs."""
+    if name not in dict(backbone.named_modules()):
         return f": it has no such layer{nearest(name, known)}"
-    place = modules.index(name)
-    ends: dict[str, int] = {}  # where each place ends in the order in which the layers were made
-    for cut in cuts:
-        inside = [i for i, module in enumerate(modules) if f"{module}.".startswith(f"{cut.name}.")]
-        ends |= {cut.name: inside[-1]} if inside else {}
-    before = [f"{cut!r} before it" for cut, end in ends.items() if end < place][-1:]
-    after = [f"{cut!r} after it" for cut, end in ends.items() if end >= place][:1]
+    order = {node: i for i, node in enumerate(found.network.graph.nodes)}
+    targets = {i: f"{node.target}." for node, i in order.items() if node.op == "call_module"}
+    runs = [i for i, target in targets.items() if target.startswith(f"{name}.") or f"{name}.".startswith(target)]
+    if not runs:
+        return f": its forward does not call it{nearest(name, known)}"
+    places = [(order[node], cut.name) for node, cut in zip(found.nodes, found.cuts, strict=True)]
+    before = [f"{cut!r} before it" for i, cut in places if i < runs[0]][-1:]
+    after = [f"{cut!r} after it" for i, cut in places if i >= runs[-1]][:1]
     why = "more than its output is needed later, or it is overwritten, or nothing is left to compute"
     return f" ({why}); nearest: {', '.join(before + after)}"
 

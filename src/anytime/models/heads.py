@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anytime.model import eval_mode
 from anytime.registry import nearest
 
 Shape = tuple[int, ...]
@@ -153,14 +154,26 @@ def build_head(head: Head, shape: Shape, num_classes: int, channels_last: bool =
         channels_last: Whether the backbone keeps these images as (H, W, C), which only "auto" asks for.
 
     Raises:
-        ValueError: Unknown name, or a head that does not read features of this shape.
+        ValueError: Unknown name, a head that does not read features of this shape, or does not give K logits.
     """
-    if not isinstance(head, str):
-        return head(shape, num_classes)
-    if head == "auto":
-        head = "token" if channels_last else ("linear", "token", "mixed")[len(shape) - 1]
-    if "." in head:
-        return find_module_class(head, "head")(shape, num_classes)
-    if head not in HEADS:
-        raise ValueError(f"unknown head {head!r}{nearest(head, ['auto', *HEADS])}")
-    return HEADS[head](shape, num_classes)
+    if isinstance(head, str):
+        name = ("token" if channels_last else ("linear", "token", "mixed")[len(shape) - 1]) if head == "auto" else head
+        if "." not in name and name not in HEADS:
+            raise ValueError(f"unknown head {head!r}{nearest(head, ['auto', *HEADS])}")
+        build: Callable[[Shape, int], nn.Module] = HEADS[name] if name in HEADS else find_module_class(name, "head")
+    else:
+        name, build = getattr(head, "__name__", type(head).__name__), head
+    if build in HEADS.values():
+        return build(shape, num_classes)
+    try:
+        built = build(shape, num_classes)
+        with torch.no_grad(), eval_mode(built):
+            found = tuple(built(torch.zeros(2, *shape)).shape)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"head {name!r} must be built as Head(shape, num_classes) and answer [B, *shape] by logits [B, K]; "
+            f"for shape {shape} and {num_classes} classes it fails: {' '.join(str(error).split())}"
+        ) from error
+    if found != (2, num_classes):
+        raise ValueError(f"head {name!r} must give logits [2, {num_classes}] for two features of {shape}, got {[*found]}")
+    return built

@@ -42,6 +42,11 @@ class _Mode:
         return self.value
 
 
+def _contexts() -> tuple[bool, ...]:
+    """Whether gradients are kept, and autocast."""
+    return (torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")))
+
+
 class _UndecidedError(Exception):
     """The network asks for the truth of a traced value."""
 
@@ -58,6 +63,12 @@ class _Tracer(fx.Tracer):
     def __init__(self, answers: Sequence[bool]) -> None:
         super().__init__(autowrap_modules=(math,))
         self.answers = iter(answers)
+        self.contexts = _contexts()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _contexts() != self.contexts:  # a graph holds calls, and not the contexts around them
+            raise TraceError("it changes in forward whether gradients are kept, or autocast; a module of its own may do so")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -117,7 +128,8 @@ def _once(module: nn.Module, training: bool, answers: Sequence[bool]) -> fx.Grap
     mode = module.training
     module.__dict__["training"] = _Mode(training)
     try:
-        return _Tracer(answers).trace(module)
+        with torch.enable_grad():
+            return _Tracer(answers).trace(module)
     finally:
         module.training = mode
 

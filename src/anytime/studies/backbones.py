@@ -50,7 +50,7 @@ def heads_only(model: AnytimeModel) -> AnytimeModel:
     optimizer = {"class_path": "Adam", "init_args": {"lr": 0.001}}
     recipe |= resolve_recipe({"regime": regime, "optimizer": optimizer})
     recipe["compile"] = False  # heads alone are a matter of seconds
-    parts = build(recipe)
+    parts = build(recipe, filled_later=True)
     new = {name: value for name, value in parts.model.state_dict().items() if name.startswith("heads.")}
     parts.model.load_state_dict(model.state_dict() | new)
     train_in_passing(parts)

@@ -54,7 +54,8 @@ def resume_training(run: Path) -> Path:
     config, state = read_run(run)
     if state["state"] == "finished":
         raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
-    return _train(run, build(config), resume=(run / CHECKPOINT).is_file())
+    begun = (run / CHECKPOINT).is_file()
+    return _train(run, build(config, filled_later=begun), resume=begun)
 
 
 def is_main_process() -> bool:

@@ -32,6 +32,11 @@ class Trunk(Protocol):
         """All answers `[T, B, K]`."""
 
 
+def keeps_features(model: object) -> bool:
+    """Whether heads of a model can be trained from features alone: not if a new classifier lies within its trunk."""
+    return isinstance(model, Trunk) and getattr(model, "keeps_features", True)
+
+
 class FeatureBatches(Loader):
     """Batches of features, in the order in which `like` gives out the images.
 

@@ -47,7 +47,7 @@ def find_heads(model: AnytimeModel) -> dict[str, nn.Module]:
 
 
 def freeze_trunk(model: AnytimeModel) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Puts all but the heads into eval mode, without gradients; heads, and what contains them, into train mode.
+    """Puts all but the heads into eval mode, without gradients; heads, and the models that contain them, into train mode.
 
     Returns:
         The modules of the trunk, and its parameters that had gradients before.
@@ -60,7 +60,7 @@ def freeze_trunk(model: AnytimeModel) -> tuple[list[nn.Module], list[nn.Paramete
     model.train()
     trunk = []
     for name, module in model.named_modules():
-        contains = any(f"{head}.".startswith(f"{name}.") for head in heads) or not name
+        contains = isinstance(module, AnytimeModel) and (not name or any(head.startswith(f"{name}.") for head in heads))
         inside = any(f"{name}.".startswith(f"{head}.") for head in heads)
         if not contains and not inside:
             module.training = False

@@ -21,7 +21,7 @@ from anytime.objectives import Objective
 from anytime.training.config import Config, UsageError, imported, short_names
 from anytime.training.fit import Settings, fit, hardware_arguments
 from anytime.training.module import decay_groups
-from anytime.training.regimes import Joint, Regime
+from anytime.training.regimes import HeadsOnly, Joint, Regime
 from anytime.training.schedules import Schedule
 
 
@@ -57,8 +57,12 @@ class Parts:
         )
 
 
-def build(config: Config) -> Parts:
+def build(config: Config, filled_later: bool = False) -> Parts:
     """Builds all parts of a training from a resolved configuration, after seeding; reads the data.
+
+    Args:
+        config: The configuration.
+        filled_later: Whether all weights will come from elsewhere, such as a checkpoint: then no file of weights is read.
 
     Raises:
         UsageError: An argument out of range, or hardware that is not there.
@@ -86,8 +90,16 @@ def build(config: Config) -> Parts:
     given = config["model"]["init_args"]
     if "input_size" in takes and given.get("input_size") is None:
         size["input_size"] = data.input_size
+    if "pretrained" in takes and filled_later:
+        size["pretrained"] = False
     classes = data.levels if data.levels else data.num_classes
     try:
+        untrained = "pretrained" in takes and not given.get("pretrained") and not filled_later
+        if untrained and isinstance(regime, HeadsOnly):
+            raise ValueError(
+                "heads_only trains heads on a trained network, but this one has no weights: give them by "
+                "--model.pretrained FILE (or true: those that its library downloads)"
+            )
         objective.set_levels(data.levels or (data.num_classes,))
         model = registry.create_model(path, classes, **given | size)
         regime.check(model, settings.epochs)
@@ -97,7 +109,7 @@ def build(config: Config) -> Parts:
         raise UsageError(str(error)) from error
     measured = {key: value for key, value in getattr(model, "measured", {}).items() if key in given}
     config = config | {"model": config["model"] | {"init_args": given | measured}}  # a resumed training must not measure again
-    own = bool(model.mean.any() or (model.std != 1).any())  # of a backbone with a configuration of its own
+    own = getattr(model, "own_normalization", False)  # of a backbone's trained weights, or of a configuration of its own
     if settings.normalize and not own:
         model.set_normalization(data.mean, data.std)
     model.metadata = {

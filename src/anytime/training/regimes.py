@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from anytime.data import ImageData
 from anytime.model import AnytimeModel, State, map_state
 from anytime.objectives.weighted import Objective, StepObjective, step_losses
-from anytime.training.features import CachedFeatures, Precision, Trunk
+from anytime.training.features import CachedFeatures, Precision, Trunk, keeps_features
 from anytime.training.heads import find_heads, freeze_trunk, require_frozen
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class HeadsOnly(Regime):
 
     def check(self, model: AnytimeModel, epochs: int) -> None:
         find_heads(model)
-        if self.cache not in ("auto", "none") and not isinstance(model, Trunk):
+        if self.cache not in ("auto", "none") and not keeps_features(model):
             raise ValueError(
                 f"cache={self.cache!r} needs a model with trunk_features and head_answers, which {type(model).__name__} "
                 "has not; use cache='none'"
@@ -119,13 +119,15 @@ class HeadsOnly(Regime):
         self._trunk, self._frozen = [], []
 
     def forward(self, model: AnytimeModel) -> Callable[..., Tensor]:
-        return functools.partial(_frozen_answers, model) if isinstance(model, Trunk) else model
+        return functools.partial(_frozen_answers, model) if keeps_features(model) else model
 
     def data(self, module: AnytimeModule, data: ImageData) -> L.LightningDataModule:
-        if self.cache == "none" or not isinstance(module.model, Trunk):
+        trunk = module.model
+        if self.cache == "none" or not keeps_features(trunk):
             return data
+        assert isinstance(trunk, Trunk)
         precision: Precision = "float16" if self.cache == "auto" else self.cache
-        return CachedFeatures(module, module.model, data, precision, self.views, self.memory, required=self.cache != "auto")
+        return CachedFeatures(module, trunk, data, precision, self.views, self.memory, required=self.cache != "auto")
 
     def loss(self, module: AnytimeModule, images: Any, target: Tensor) -> Tensor:
         require_frozen(self._trunk)

@@ -15,9 +15,11 @@ from anytime.models.attach import attach_exits
 from anytime.objectives import Weighted
 from anytime.registry import create_model
 from anytime.training import HeadsOnly
+from anytime.training.config import UsageError, parse
 from anytime.training.features import CachedFeatures
 from anytime.training.heads import find_heads
 from anytime.training.module import AnytimeModule
+from anytime.training.parts import build
 from anytime.training.schedules import Constant
 
 SIZE = (1, 8, 8)
@@ -172,3 +174,15 @@ def test_additive_exits_train_their_heads_alone(exits: Any, train: Any, watch: A
     changed, names = watch(model), set(model.state_dict())
     train(model, HeadsOnly("float32"), tmp_path)
     assert changed() == {name for name in names if name.startswith("heads.")}
+
+
+def test_weights_are_read_when_a_training_starts_and_not_when_it_goes_on(exits: Any, tmp_path: Path) -> None:
+    name = exits().config["arguments"]["backbone"]
+    flags = ["--model=attach", f"--model.backbone={name}", "--model.exits=2", "--data=digits", "--data.limit=96"]
+    with pytest.raises(UsageError, match="heads_only trains heads on a trained network, but this one has no weights"):
+        build(parse([*flags, "--regime=heads_only"]))
+    config = parse([*flags, "--regime=heads_only", f"--model.pretrained={tmp_path / 'gone.pt'}"])
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*gone\.pt"):
+        build(config)
+    parts = build(config, filled_later=True)
+    assert parts.model.metadata["recipe"]["model"]["init_args"]["pretrained"] == str(tmp_path / "gone.pt")

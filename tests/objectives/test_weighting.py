@@ -75,6 +75,7 @@ def test_sdn_ramp_is_the_papers() -> None:
     assert sdn_ramp(7, 94, 100)[0] == 0.151 - 0.001, "0.01 + 0.141 is above the largest"
     assert sdn_ramp(6, 100, 100) == [0.15, 0.3, 0.45, 0.6, 0.75, 1], "five classifiers on MobileNet"
     assert sdn_ramp(3, 1, 2, (0.2, 1.0)) == [0.11, 0.51, 1]
+    assert sdn_ramp(10, 100, 100) == pytest.approx([*(t / 10 for t in range(1, 10)), 1]), "more than the paper's 6"
 
 
 def test_normalized() -> None:
@@ -101,7 +102,7 @@ def test_names() -> None:
         (lambda: exponential(3, math.nan), "base must be above 0 and finite, got nan"),
         (lambda: one_hot(3, 4), r"exit must lie in 1\.\.3, got 4"),
         (lambda: one_hot(3, 0), r"exit must lie in 1\.\.3, got 0"),
-        (lambda: sdn_ramp(8, 1, 100), r"largest needs 7 values, one for each answer before the last, got \[0.15"),
+        (lambda: sdn_ramp(8, 1, 100, [0.15]), r"largest needs 7 values, one for each answer before the last, got \[0.15"),
         (lambda: sdn_ramp(3, 1, 100, [0.1]), r"largest needs 2 values, .*, got \[0.1\]"),
         (lambda: sdn_ramp(2, 1, 100, [-0.1]), r"largest must be at least 0 and finite, got \[-0.1\]"),
         (lambda: sdn_ramp(2, 3, 2), "epoch must lie in 0..epochs and epochs be at least 1, got 3 of 2"),

@@ -339,7 +339,7 @@ def test_table_1_and_figures_2_and_4_from_end_to_end_on_digits(tmp_path, monkeyp
         chosen=base,
         schemes={"cifar10": ("sieve", "AANN", "midfeat", "no-grad")},
         sampled=base,
-        warmup=2,
+        warmup={"cifar10": 2},
     )
     monkeypatch.setitem(SCALES, "cpu", small)
     trained: list[str] = []

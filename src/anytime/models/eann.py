@@ -56,11 +56,15 @@ def reported_exits(exits: Sequence[Sequence[int]], errors: Sequence[Sequence[flo
 
 
 class EANNState(NamedTuple):
-    """`images` are what every network starts from, `features` those of the running network's last exit."""
+    """`images` are what every network starts from, `features` those of the running network's last exit.
+
+    `held` are the features of the exit whose answer is reported, `answer` that answer if it has been read.
+    """
 
     step: int
     images: Tensor
     features: Tensor
+    held: Tensor
     answer: Tensor | None
 
 
@@ -141,17 +145,32 @@ class EANN(AnytimeModel):
     def initial_state(self, x: Tensor) -> EANNState:
         self.check_input(x, self._smallest)
         images = self.normalize(x)
-        return EANNState(0, images, images, None)
+        return EANNState(0, images, images, images, None)
 
-    def step(self, state: EANNState) -> tuple[Tensor, EANNState]:
+    def advance(self, state: EANNState) -> EANNState:
+        """The state one exit further, without its answer: units alone."""
         if state.step >= self.num_steps:
             raise ValueError(f"all {self.num_steps} steps are done")
         place, exit = self._places[state.step]
         member = self._member(place)
         after = member.advance(ChainState(exit, state.features) if exit else member.initial_state(state.images))
-        held = state.answer if self.sources[state.step] != (place, exit) else None
-        answer = member.read(after) if held is None else held
-        return answer, EANNState(state.step + 1, state.images, after.features, answer)
+        new = self.sources[state.step] == (place, exit)
+        held, answer = (after.features, None) if new else (state.held, state.answer)
+        return EANNState(state.step + 1, state.images, after.features, held, answer)
+
+    def read(self, state: EANNState) -> Tensor:
+        """The answer `[B, K]` of a state after at least one step: at most one head."""
+        if state.step < 1:
+            raise ValueError("there is no answer before the first step: advance first")
+        if state.answer is not None:
+            return state.answer
+        place, exit = self.sources[state.step - 1]
+        return self._member(place).read(ChainState(exit + 1, state.held))
+
+    def step(self, state: EANNState) -> tuple[Tensor, EANNState]:
+        after = self.advance(state)
+        answer = self.read(after)
+        return answer, after._replace(answer=answer)
 
     def answer(self, x: Tensor, step: int) -> Tensor:
         """The network that step `step` reports, up to the exit whose answer it is, and that exit's head."""
@@ -289,7 +308,8 @@ def combine(
     facts = [network.metadata for network in networks]
     _agree("num_classes", names, [network.levels for network in networks])
     _agree("in_channels", names, [network.in_channels for network in networks])
-    _agree("input_size", names, [fact.get("input_size") for fact in facts])
+    for what in ("input_size", "margin"):
+        _agree(what, names, [fact.get(what) for fact in facts])
     for k in range(networks[0].num_classes):
         _agree(f"the name of class {k}", names, [fact["class_names"][k] if "class_names" in fact else None for fact in facts])
     levels = networks[0].levels
@@ -305,7 +325,7 @@ def combine(
     for member, network in zip(model.members, networks, strict=True):
         member.load_state_dict(network.state_dict())
     for fact in facts:
-        model.metadata |= {key: fact[key] for key in ("data", "input_size", "class_names") if key in fact}
+        model.metadata |= {key: fact[key] for key in ("data", "input_size", "margin", "class_names") if key in fact}
     if "data" in facts[-1].get("recipe", {}):
         model.metadata["recipe"] = {"data": facts[-1]["recipe"]["data"]}
     model.metadata["members"] = [{"name": name, **fact} for name, fact in zip(names, facts, strict=True)]

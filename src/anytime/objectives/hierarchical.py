@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anytime.objectives.weighted import Weighted, step_losses
+from anytime.objectives.weighted import Weighted, level_losses
 from anytime.objectives.weighting import Normalization, normalized
 
 
@@ -45,7 +45,6 @@ class Hierarchical(Weighted):
     ) -> None:
         super().__init__(weights, label_smoothing, normalize)
         self.level_weights = None if level_weights is None else normalized(level_weights, "none")
-        self.levels: tuple[int, ...] | None = None
         if levels is not None:
             self.set_levels(levels)
 
@@ -66,16 +65,5 @@ class Hierarchical(Weighted):
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """sum_d v_d CE(logits_{t,d}, y_d), one loss per answer, `[T]`."""
-        columns = target[:, None] if target.ndim == 1 else target
-        sizes = (logits.shape[-1],) if self.levels is None and columns.shape[1] == 1 else self.levels
-        if sizes is None:
-            raise ValueError(f"labels have {columns.shape[1]} levels: say how many classes each has, Hierarchical(levels=...)")
-        if logits.shape[-1] != sum(sizes) or columns.shape[1] != len(sizes):
-            wanted = f"{sum(sizes)} logits and {len(sizes)} labels an image"
-            raise ValueError(f"levels {sizes} need {wanted}, got {logits.shape[-1]} and {columns.shape[1]}")
-        weights = self.level_weights or [1.0] * len(sizes)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = logits.new_zeros(len(logits))
-        for part, label, weight in zip(logits.split(sizes, -1), columns.T, weights, strict=True):
-            total = total + weight * step_losses(part, label, self.label_smoothing)
-        return total
+        return level_losses(logits, target, self.levels, self.level_weights, self.label_smoothing)

@@ -33,6 +33,40 @@ def step_losses(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) ->
     return each.view(steps, batch).mean(1)
 
 
+def level_losses(
+    logits: Tensor,
+    target: Tensor,
+    levels: Sequence[int] | None,
+    weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """sum_d v_d CE(logits_{t,d}, y_d), one loss per answer, `[T]`, over label levels d.
+
+    Args:
+        logits: `[T, B, K_1 + ... + K_D]`, the levels side by side.
+        target: `[B, D]`, or `[B]` of one level.
+        levels: K_1, ..., K_D; None: all logits are of one level.
+        weights: v, default all 1.
+        label_smoothing: Share of the target spread over all classes of a level.
+
+    Raises:
+        ValueError: Logits or labels that do not fit the levels, several label levels of unknown sizes.
+    """
+    columns = target[:, None] if target.ndim == 1 else target
+    sizes = (logits.shape[-1],) if levels is None and columns.shape[1] == 1 else levels
+    if sizes is None:
+        raise ValueError(f"labels have {columns.shape[1]} levels: say how many classes each has, Hierarchical(levels=...)")
+    if len(sizes) == 1 and target.ndim == 1:
+        return step_losses(logits, target, label_smoothing)
+    if logits.shape[-1] != sum(sizes) or columns.shape[1] != len(sizes):
+        wanted = f"{sum(sizes)} logits and {len(sizes)} labels an image"
+        raise ValueError(f"levels {tuple(sizes)} need {wanted}, got {logits.shape[-1]} and {columns.shape[1]}")
+    total = logits.new_zeros(len(logits))
+    for part, label, weight in zip(logits.split(tuple(sizes), -1), columns.T, weights or [1.0] * len(sizes), strict=True):
+        total = total + weight * step_losses(part, label, label_smoothing)
+    return total
+
+
 def process_mean(losses: Tensor) -> Tensor:
     """The losses without gradient, averaged over all processes of a distributed training, so that each learns the same."""
     losses = losses.detach().clone()
@@ -53,6 +87,9 @@ class Objective(nn.Module):
 
     def set_levels(self, levels: Sequence[int]) -> None:
         """Told before a training how many classes each label level of the data has; for objectives that must know."""
+
+    def check(self, steps: int) -> None:
+        """Refuses, before a training and with a ValueError, a model with this number of answers."""
 
 
 class StepObjective(Objective):
@@ -75,12 +112,16 @@ class StepObjective(Objective):
             raise ValueError(f"label_smoothing={label_smoothing!r} belongs to cross-entropy, not to loss={loss!r}")
         self.label_smoothing = label_smoothing
         self.loss = _imported(loss) if isinstance(loss, str) else loss
+        self.levels: tuple[int, ...] | None = None
+
+    def set_levels(self, levels: Sequence[int]) -> None:
+        self.levels = tuple(levels)
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """One loss per answer, `[T]`, in float32 or better."""
+        """One loss per answer, `[T]`, in float32 or better; of several label levels the sum of theirs."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.loss is None:
-            return step_losses(logits, target, self.label_smoothing)
+            return level_losses(logits, target, self.levels, label_smoothing=self.label_smoothing)
         losses = self.loss(logits, target)
         if losses.shape != logits.shape[:1]:
             raise ValueError(f"loss must return [{len(logits)}], one number for each answer, got {list(losses.shape)}")
@@ -133,6 +174,9 @@ class Weighted(StepObjective):
             raise ValueError(f"{len(weights)} weights for {len(losses)} answers: {weights}")
         return losses.new_tensor(normalized(weights, self.normalize))
 
+    def check(self, steps: int) -> None:
+        self.step_weights(torch.zeros(steps))
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         losses = self.losses(logits, target)
         return torch.dot(losses, self.step_weights(losses))
@@ -156,9 +200,12 @@ class Optimal(StepObjective):
             raise ValueError(f"exit must be at least 1, got {exit!r}")
         self.exit = exit
 
+    def check(self, steps: int) -> None:
+        if self.exit > steps:
+            raise ValueError(f"exit must lie in 1..{steps}, got {self.exit!r}")
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.exit > len(logits):
-            raise ValueError(f"exit must lie in 1..{len(logits)}, got {self.exit!r}")
+        self.check(len(logits))
         return self.losses(logits[self.exit - 1 : self.exit], target)[0]
 
 
@@ -170,7 +217,7 @@ class SDNRamp(StepObjective):
     Args:
         epochs: Epochs of the whole training.
         epoch_steps: Training steps of one epoch, e.g. 391 for 50,000 images in batches of 128.
-        largest: tau of the T - 1 early answers; default 0.15, 0.3, ..., 0.9, for up to 6 of them.
+        largest: tau of the T - 1 early answers; default 0.15, 0.3, ..., 0.9, of more than 6 even steps up to 0.9.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
 
@@ -199,6 +246,9 @@ class SDNRamp(StepObjective):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
+
+    def check(self, steps: int) -> None:
+        sdn_ramp(steps, 1, self.epochs, self.largest)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         losses = self.losses(logits, target)

@@ -119,7 +119,8 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
         n: Number of answers.
         epoch: 1 in the first epoch.
         epochs: Epochs of the whole training.
-        largest: tau, the weights of the n - 1 early answers at the end; default 0.15, 0.3, ..., 0.9, for up to 6 of them.
+        largest: tau, the weights of the n - 1 early answers at the end; default 0.15, 0.3, ..., 0.9 as in the
+            paper, whose networks have up to 6 of them; of more, even steps up to 0.9.
 
     Example:
         >>> sdn_ramp(3, epoch=50, epochs=100)
@@ -129,7 +130,8 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
     if not 0 <= epoch <= epochs or epochs < 1:
         raise ValueError(f"epoch must lie in 0..epochs and epochs be at least 1, got {epoch!r} of {epochs!r}")
     if largest is None:
-        largest = SDN_LARGEST[: n - 1]
+        early = n - 1
+        largest = SDN_LARGEST[:early] if early <= len(SDN_LARGEST) else [SDN_LARGEST[-1] * t / early for t in range(1, n)]
     if len(largest) != n - 1:
         raise ValueError(f"largest needs {n - 1} values, one for each answer before the last, got {list(largest)}")
     if not all(0 <= tau < math.inf for tau in largest):

@@ -48,6 +48,10 @@ def study(arguments: Sequence[str]) -> int:
     wanted = [f"{kind} {number}" for kind in KINDS for number in getattr(options, kind)] or list(found.items)
     folder = options.runs or Path("runs") / options.study
     needed = {name: found.items[name].runs(data, options.scale, seeds) for name in wanted}
+    given = {flag.partition("=")[0] for flag in flags if flag.startswith(("--model", "--objective"))}
+    for run in (run for item in needed.values() for run in item):
+        if taken := sorted(given.intersection(flag.partition("=")[0] for flag in run.flags)):
+            parser.error(f"{taken[0]} is what the study compares: its training {run.name} sets it")
     runs = [replace(run, flags=(*run.flags, *flags)) for item in needed.values() for run in item]
     runs.sort(key=lambda run: run.seed)  # so that the first seed of everything is there first
     if options.dry_run:

@@ -66,7 +66,8 @@ def amplified(scale: Scale, data: str) -> list[Network]:
 
 def shown(scale: Scale, data: str) -> list[Network]:
     """Of table 3."""
-    return [*_on(scale.shown, ("sieve", "AANN"), optimal=True), *_on(scale.members, ("AANN",), optimal=False)]
+    rivals = [net for base in strategies.rivals(scale) for net in family(base)]
+    return [*_on(scale.shown, ("sieve", "AANN"), optimal=True), *_on(scale.members, ("AANN",), optimal=False), *rivals]
 
 
 def sequence(scale: Scale, data: str) -> list[Network]:
@@ -130,6 +131,7 @@ STUDY = Study(
         "table 5": _item("strategies of amplification against ANN", all_strategies, strategies.table_5),
         "table 6": _item("every network under every strategy", everything, strategies.table_6),
         "figure 2": _item("errors and training losses over units (2a to d)", all_schemes, figures.figure_2),
+        "figure 2f": _item("the sieve's weights of 15 exits, without training", untrained, figures.figure_2f),
         "figure 2e": _item("EANN and OPT+ over the cost", sequence, figures.figure_2e),
         "figure 3": _item("error over cost by units per exit", periods, figures.figure_3),
         "figure 4": _item("probability of each exit over the training", sampled, figures.figure_4),

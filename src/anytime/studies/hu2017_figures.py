@@ -20,8 +20,10 @@ from anytime.analysis.optimal import Exits
 from anytime.data import create_data
 from anytime.files import written_whole
 from anytime.objectives import step_losses
+from anytime.objectives.weighting import normalized, sieve
 from anytime.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED, STYLE
 from anytime.pretrained import load
+from anytime.studies.hu2017_published import PAPER
 from anytime.studies.hu2017_runs import Base, Network, Scale, run_folders
 from anytime.studies.hu2017_strategies import eann_exits, opt_plus_exits, rivals
 from anytime.studies.hu2017_tables import head, mean, measure, measure_optimal, told
@@ -97,6 +99,19 @@ def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[Network
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=6)
     return Result(numbers, f"{len(errors)} networks, {len(losses)} of them with training losses\n\n{told(claims)}", figure)
+
+
+def figure_2f(traces: Traces, data: str, scale: Scale, networks: Sequence[Network]) -> Result:
+    """The sieve's weights of 15 exits, the last of which is 1."""
+    weights = normalized(sieve(15), "last")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 3), layout="constrained")
+        axes = figure.subplots()
+        axes.stem(range(1, 16), weights, basefmt=" ")
+        axes.set_xlabel("exit")
+        axes.set_ylabel("weight of its loss")
+    text = "\n".join(f"exit {exit:>2}: {weight:.4f}" for exit, weight in enumerate(weights, 1))
+    return Result({"paper": PAPER, "figure": "2f: the sieve's weights of 15 exits", "weights": weights}, text, figure)
 
 
 def _over_units(axes: Axes, units: Sequence[int], rows: Mapping[str, Sequence[float]], title: str) -> None:

@@ -65,7 +65,7 @@ class Scale:
         periods: By n, the periods of table 4 and figure 3; `period_width` is their c.
         members: Of EANN.
         sampled: The network of figure 4.
-        warmup: Training steps before EXP3, RWM and AVGL learn.
+        warmup: By data set, training steps before EXP3, RWM and AVGL learn.
     """
 
     recipes: Mapping[str, tuple[str, tuple[str, ...]]]
@@ -79,7 +79,7 @@ class Scale:
     period_width: int
     members: tuple[Base, ...]
     sampled: Base
-    warmup: int
+    warmup: Mapping[str, int]
 
 
 SCHEMES = ("constant", "sieve", "AdaLoss", "linear", "expb2", "half-end", "expb0.5", "AANN", "midfeat", "no-grad")
@@ -94,7 +94,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "expb2": ("--objective=Weighted", "--objective.weights=exponential:2"),
     "expb0.5": ("--objective=Weighted", "--objective.weights=exponential:0.5"),
     "no-grad": ("--objective=Weighted", "--objective.weights=constant", "--model.regime=no_grad"),
-    "AdaLoss": ("--objective=AdaLoss",),
+    "AdaLoss": ("--objective=AdaLoss", "--objective.final_extra=1"),  # as in the published scripts for ResNets
     "AANN": ("--objective=AANN",),
     "milestone": ("--objective=Milestone",),
     "EXP3": ("--objective=EXP3",),
@@ -126,7 +126,7 @@ SCALES: dict[str, Scale] = {
         period_width=16,
         members=(Base(1, 16), Base(3, 16)),
         sampled=Base(3, 16),
-        warmup=100,  # the published code waits for 1 epoch of 300
+        warmup={"cifar10": 100, "cifar100": 100},  # the published code waits for 1 epoch of 300
     ),
     "full": Scale(
         recipes={
@@ -144,7 +144,7 @@ SCALES: dict[str, Scale] = {
         period_width=16,
         members=(Base(1, 32), Base(3, 32), Base(7, 32), Base(13, 32), Base(25, 32, 3)),
         sampled=Base(7, 32),
-        warmup=391,
+        warmup={"cifar10": 391, "cifar100": 391, "svhn": 9443},  # one epoch: 50,000 / 128, 604,388 / 64
     ),
 }
 
@@ -181,7 +181,7 @@ def midfeat(model: AnytimeModel) -> AnytimeModel:
     recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
     recipe["model"]["init_args"]["regime"] = "midfeat"
     recipe |= resolve_recipe({"objective": {"class_path": "Weighted", "init_args": {"weights": "constant"}}})
-    parts = build(recipe)
+    parts = build(recipe, filled_later=True)
     parts.model.load_state_dict(model.state_dict())
     train_in_passing(parts)
     with torch.no_grad():
@@ -209,15 +209,15 @@ def runs_of(networks: Sequence[Network], data: str, scale: Scale, at: str, seeds
     for seed in seeds:
         for net in dict.fromkeys(trained):
             views: dict[str, View | None] = {net.name: None}
-            if net == last_optimal(scale.chosen) and "midfeat" in scale.schemes[data]:
+            if Network("midfeat", net.base) in networks and net == last_optimal(net.base):
                 views[Network("midfeat", net.base).name] = midfeat
             slug = net.name.lower().replace(" ", "_").replace("=", "").replace("-", "").replace(".", "")
-            flags = (*given, *_flags(net, scale, seed))
+            flags = (*given, *_flags(net, data, scale, seed))
             runs.append(Run(f"{data}_{at}_{slug}_seed{seed}", recipe, flags, seed, views))
     return runs
 
 
-def _flags(net: Network, scale: Scale, seed: int) -> tuple[str, ...]:
+def _flags(net: Network, data: str, scale: Scale, seed: int) -> tuple[str, ...]:
     base = tuple(f"--model.{key}={value}" for key, value in net.base._asdict().items())
     more: list[str] = list(scale.chosen_flags) if net.base == scale.chosen else []
     if net.exit is not None:
@@ -225,7 +225,7 @@ def _flags(net: Network, scale: Scale, seed: int) -> tuple[str, ...]:
     if net.method in STRATEGIES:
         more.append(f"--objective.seed={seed}")
     if net.method in ("EXP3", "RWM", "AVGL"):
-        more.append(f"--objective.warmup={scale.warmup}")
+        more.append(f"--objective.warmup={scale.warmup[data]}")
     if net.method != "optimal":
         more.append(f"--objective.normalize={NORMALIZE[net.method]}")
     return (*base, *FLAGS[net.method], *more)

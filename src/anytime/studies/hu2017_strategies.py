@@ -151,8 +151,8 @@ def opt_plus_exits(traces: Traces, bases: Sequence[Base], seed: int) -> tuple[Ex
 
 
 def rivals(scale: Scale) -> list[Base]:
-    """The networks of OPT+: those of EANN's width that are in table 3."""
-    return [base for base in scale.shown if base.width == scale.members[-1].width]
+    """The networks of OPT+: those of EANN's width (paper, section 4.6)."""
+    return [base for base in scale.models if base.width == scale.members[-1].width]
 
 
 def table_3(traces: Traces, data: str, scale: Scale, networks: Sequence[Network]) -> Result:

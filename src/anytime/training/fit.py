@@ -45,6 +45,7 @@ class Settings:
         gradient_clip: Largest norm of the gradient, or none.
         validate_every: Epochs between looks at the validation images.
         progress: Shows a progress bar.
+        weights: Weights to start from, of a run directory or pretrained name with the same network; default: random ones.
     """
 
     epochs: int = 10
@@ -61,6 +62,7 @@ class Settings:
     gradient_clip: float | None = None
     validate_every: int = 1
     progress: bool = True
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "num_nodes", "validate_every"):

@@ -18,6 +18,7 @@ from anytime import registry
 from anytime.data import ImageData
 from anytime.model import AnytimeModel, eval_mode
 from anytime.objectives import Objective
+from anytime.pretrained import load
 from anytime.training.config import Config, UsageError, imported, short_names
 from anytime.training.fit import Settings, fit, hardware_arguments
 from anytime.training.module import decay_groups
@@ -94,22 +95,28 @@ def build(config: Config, filled_later: bool = False) -> Parts:
         size["pretrained"] = False
     classes = data.levels if data.levels else data.num_classes
     try:
-        untrained = "pretrained" in takes and not given.get("pretrained") and not filled_later
-        if untrained and isinstance(regime, HeadsOnly):
+        random = not (given.get("pretrained") or settings.weights or filled_later)
+        if random and (given.get("regime") == "midfeat" or ("pretrained" in takes and isinstance(regime, HeadsOnly))):
+            named = "--model.pretrained FILE (or true: those that its library downloads)" if "pretrained" in takes else ""
+            given_by = " or ".join(filter(None, [named, "--weights RUN"]))
             raise ValueError(
-                "heads_only trains heads on a trained network, but this one has no weights: give them by "
-                "--model.pretrained FILE (or true: those that its library downloads)"
+                f"heads are to be trained on a trained network, but this one has no weights: give them by {given_by}"
             )
         objective.set_levels(data.levels or (data.num_classes,))
         model = registry.create_model(path, classes, **given | size)
         regime.check(model, settings.epochs)
+        objective.check(model.num_steps)
         with torch.no_grad(), eval_mode(model):
             model.step(model.initial_state(torch.zeros(1, *data.input_size)))  # refuses a wrong image size here
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     measured = {key: value for key, value in getattr(model, "measured", {}).items() if key in given}
     config = config | {"model": config["model"] | {"init_args": given | measured}}  # a resumed training must not measure again
-    own = getattr(model, "own_normalization", False)  # of a backbone's trained weights, or of a configuration of its own
+    if settings.weights is not None and not filled_later:
+        _fill(model, settings.weights)
+    own = settings.weights is not None or getattr(
+        model, "own_normalization", False
+    )  # of a backbone's trained weights, or of a configuration of its own
     if settings.normalize and not own:
         model.set_normalization(data.mean, data.std)
     model.metadata = {
@@ -120,3 +127,14 @@ def build(config: Config, filled_later: bool = False) -> Parts:
         "recipe": short_names(config),
     }
     return Parts(model, data, objective, optimizer, schedule, settings, regime, config)
+
+
+def _fill(model: AnytimeModel, name: str) -> None:
+    """Gives a model the weights, and the normalisation, of a trained one of the same parts."""
+    found, wanted = load(name).state_dict(), model.state_dict()
+    differ = [key for key in wanted if key not in found or found[key].shape != wanted[key].shape]
+    differ += [key for key in found if key not in wanted]
+    if differ:
+        shapes = [str([*state[differ[0]].shape]) if differ[0] in state else "not there" for state in (found, wanted)]
+        raise UsageError(f"the weights of {name} are those of another network: {differ[0]} is {shapes[0]}, here {shapes[1]}")
+    model.load_state_dict(found)

@@ -196,6 +196,11 @@ def test_equals_a_plain_loop_over_the_members(seed: int, rule: Any) -> None:
             finished = depth, answer
         torch.testing.assert_close(model(x), torch.stack(expected), rtol=0, atol=1e-12)
         torch.testing.assert_close(torch.stack(list(model.stream(x))), torch.stack(expected), rtol=0, atol=1e-12)
+        state = model.initial_state(x)
+        for answer in expected:  # lazy exits: a head runs when it is asked
+            state = model.advance(state)
+            assert state.answer is None
+            torch.testing.assert_close(model.read(state), answer, rtol=0, atol=1e-12)
         for t in range(1, model.num_steps + 1, 4):
             torch.testing.assert_close(model(x, step=t), expected[t - 1], rtol=0, atol=1e-12)
 
@@ -242,6 +247,7 @@ def run_directory(path: Path, seed: int = 0, metadata: dict[str, Any] | None = N
     model.metadata = {
         "data": "Digits",
         "input_size": [arguments.get("in_channels", 3), 8, 8],
+        "margin": 8 / 7,
         "class_names": ["ant", "bee"],
         "recipe": {"model": {}, "data": {"class_path": "anytime.data.Digits", "init_args": {"validation": 0.2}}},
     } | (metadata or {})
@@ -261,6 +267,7 @@ def test_combines_run_directories(tmp_path: Path) -> None:
             torch.testing.assert_close(answers[t], networks[member](x)[exit], rtol=0, atol=1e-12)
     assert combined.metadata["class_names"] == ["ant", "bee"]
     assert combined.metadata["input_size"] == [3, 8, 8]
+    assert combined.metadata["margin"] == 8 / 7
     assert [member["name"] for member in combined.metadata["members"]] == [str(run) for run in runs]
     assert type(trained_on(combined)).__name__ == "Digits"
     combined.float().save(tmp_path / "eann")

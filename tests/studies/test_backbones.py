@@ -25,7 +25,7 @@ def resnet20_macs() -> int:
 
 def mobilenet_macs() -> int:
     """Expansion, depthwise 3x3 and projection of 10 blocks, between a 3x3 stem and a 1x1 to 1,280 channels."""
-    macs, before, size = 32**2 * 9 * 3 * 16, 16, 32
+    macs, before, size = 16**2 * 9 * 3 * 16, 16, 16
     blocks = [(8, 1, 1), *[(16, 6, 1)] * 2, *zip([16] * 3 + [32] * 3, [6] * 6, [2, 1, 1] * 2, strict=True), (48, 6, 1)]
     for width, expansion, stride in blocks:
         inner, smaller = before * expansion, size // stride
@@ -55,6 +55,11 @@ def test_one_recipe_for_all():
         [f"resnet20: {PLAIN}", f"resnet20: {HEADS_ONLY}"],
         ["resnet20: joint"],
     ]
+    for name, epochs in (("resnet20", 8), ("mobilenet", 4)):
+        configs = {run.name: run.config() for run in STUDY.items[f"table {name}"].runs("cifar10", "cpu", [0])}
+        assert {config["epochs"] for config in configs.values()} == {epochs}
+        mixed = configs[f"cifar10_cpu_{name}_mixed_seed0"]
+        assert mixed["regime"]["init_args"]["backbone_epochs"] == epochs // 2
 
 
 def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):

@@ -327,6 +327,20 @@ def test_proposition_needs_no_training():
     assert numbers["paper_sequence"]["depths"] == [3, 9, 21, 39, 75]
 
 
+def test_what_the_study_compares_cannot_be_set(capsys):
+    for flag in ("--model.units=5", "--objective.exit=3"):
+        assert main(["study", "hu2017", "--table", "1b", "--dry-run", flag]) == 2
+        assert f"{flag.partition('=')[0]} is what the study compares: its training cifar10_cpu_" in capsys.readouterr().err
+    assert main(["study", "hu2017", "--table", "1a", "--seeds", "0", "--dry-run", "--model.first_relu=true"]) == 0
+
+
+def test_the_sieve_of_15_exits_is_drawn(tmp_path):
+    assert main(["study", "hu2017", "--figure", "2f", "--out", str(tmp_path)]) == 0
+    weights = json.loads((tmp_path / "figure_2f_cifar10_cpu.json").read_text())["weights"]
+    assert weights[-1] == 1
+    assert sorted(range(15), key=weights.__getitem__)[-2] == 6  # the middle exit comes next
+
+
 # -- from end to end -------------------------------------------------------------------------------------------------------
 
 

@@ -230,6 +230,20 @@ def test_recipe_that_is_missing_or_of_the_wrong_type(recipe):
         (["--model.scheme", "[1,2]"], r"\[1, 2\]"),
         (["--strategy", "dpp"], "strategy='dpp'"),
         (["--accelerator", "abacus"], "accelerator='abacus'"),
+        (["--objective.weights", "[1, 2]"], r"2 weights for 7 answers: \[1\.0, 2\.0\]"),
+        (["--objective", "optimal", "--objective.exit", "8"], r"exit must lie in 1\.\.7, got 8"),
+        (
+            [
+                *("--objective", "SDNRamp", "--objective.epochs", "2", "--objective.epoch_steps", "1"),
+                "--objective.largest",
+                "[0.1]",
+            ],
+            r"largest needs 6 values, .* got \[0\.1\]",
+        ),
+        (
+            ["--model", "ann", "--model.regime", "midfeat"],
+            "on a trained network, but this one has no weights.*by --weights RUN$",
+        ),
     ],
 )
 def test_values_out_of_range(flags, message):

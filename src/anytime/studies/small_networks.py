@@ -37,14 +37,14 @@ class ResNet20(nn.Sequential):
 
 
 class SmallMobileNet(MobileNetV2):
-    """MobileNetV2 with 10 inverted residual blocks, at 32, 16 and 8 pixels.
+    """MobileNetV2 with 10 inverted residual blocks, at 16, 8 and 4 pixels.
 
     Args:
         num_classes: K.
         in_channels: C.
         width: Factor of the usual widths.
 
-    Source: Sandler et al. 2018, table 2, with fewer blocks and strides.
+    Source: Sandler et al. 2018, table 2, with fewer blocks and strides; the first convolution has stride 2, as there.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: float = 0.5) -> None:
@@ -57,5 +57,5 @@ class SmallMobileNet(MobileNetV2):
         ]  # expansion, width, blocks, stride
         super().__init__(num_classes, width, blocks, dropout=0.0)
         first = self.features[0][0]
-        self.features[0][0] = nn.Conv2d(in_channels, first.out_channels, 3, 1, 1, bias=False)
+        self.features[0][0] = nn.Conv2d(in_channels, first.out_channels, 3, 2, 1, bias=False)
         nn.init.kaiming_normal_(self.features[0][0].weight, mode="fan_out")

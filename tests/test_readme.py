@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from anytime.cli import main
+from anytime.training.config import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +45,15 @@ def test_linked_files_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_commands_of_the_docs_are_understood() -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")]
+    commands = [line.split()[3:] for page in pages for line in page.splitlines() if line.startswith("$ anytime train ")]
+    assert len(commands) >= 4
+    for flags in commands:
+        place = flags.index("--run")
+        parse([*flags[:place], *flags[place + 2 :]])
+
+
 def test_console_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -61,6 +72,7 @@ def test_console_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     records[:, 0] %= 10
     for name in [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]:
         (folder / name).write_bytes(records.numpy().tobytes())
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), "resnet18.pt")
     commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ anytime ")]
     assert len(commands) >= 6
     for command in commands:

@@ -1,5 +1,6 @@
 """Frames at a fixed rate, by a clock that only steps and waiting move."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -66,6 +67,27 @@ def test_an_answer_that_came_late_is_not_in_hand(timed_case: Callable) -> None:
     assert seen[0].held is None
     assert seen[0].answer.step == 1
     assert seen[1].held is seen[0].answer
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_a_clock_that_jumps_past_the_end_of_a_frame_at_any_reading(timed_case: Callable, at: int) -> None:
+    """The machine is taken away for three frames: whatever was being read, a frame is missed and no error comes of it."""
+    clock, model, profile = timed_case([0.25])
+    readings = itertools.count(1)
+
+    def jumpy() -> float:
+        if next(readings) == at:
+            clock.now += 3.0
+        return clock.now
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    predictor = Predictor(model, profile, clock=jumpy)
+    seen = [frame.answer.step for frame in frames(predictor, FRAMES * 3, 1.0, sleep)]
+    assert len(seen) == 12
+    assert set(seen) <= {-1, 1}
+    assert seen[-1] == 1
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])

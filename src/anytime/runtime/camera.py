@@ -13,6 +13,8 @@ from torch import Tensor
 from anytime.runtime.execution import PRIOR, Answer
 from anytime.runtime.predictor import Predictor
 
+TINY = 1e-9  # seconds: a deadline for a first frame that is over already
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -63,11 +65,12 @@ def _frames(predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: C
         due, end = start + number / fps, start + (number + 1) / fps
         if (early := due - predictor.clock()) > 0:
             sleep(early)
-        if last is not None and predictor.clock() >= end:
+        left = end - predictor.clock()
+        if last is not None and left <= 0:
             nothing = torch.zeros_like(last.steps)
             answer = replace(last, steps=nothing + PRIOR, macs=nothing, elapsed=0.0, deadline=1 / fps, reason="deadline")
         else:
-            answer = predictor(image[None], until=end, prior=last)
+            answer = predictor(image[None], max(left, TINY), prior=last)  # not until: that may pass on the way to the call
         held = last if answer.missed else answer
         last = answer
         yield Frame(number, answer, held)

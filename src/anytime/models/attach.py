@@ -131,13 +131,8 @@ def attach_exits(
         if num_classes is None:
             raise ValueError(f"{backbone!r} is a name, which needs num_classes")
         arguments: dict[str, Any] = {"spread": spread, "first": first, "head": head, "input_size": tuple(input_size)}
-        arguments |= {"classifier": classifier} | {
-            "additive": additive,
-            "shrink": shrink,
-            "reset": reset,
-            "pretrained": pretrained,
-            "options": options,
-        }
+        arguments |= {"classifier": classifier, "additive": additive, "shrink": shrink}
+        arguments |= {"reset": reset, "pretrained": pretrained, "options": options}
         exits = exits if isinstance(exits, int) else tuple(exits)
         classes: Any = num_classes
         model = create_model("attach", classes, in_channels=input_size[0], backbone=backbone, exits=exits, **arguments)

@@ -114,10 +114,8 @@ def build(config: Config, filled_later: bool = False) -> Parts:
     config = config | {"model": config["model"] | {"init_args": given | measured}}  # a resumed training must not measure again
     if settings.weights is not None and not filled_later:
         _fill(model, settings.weights)
-    own = settings.weights is not None or getattr(
-        model, "own_normalization", False
-    )  # of a backbone's trained weights, or of a configuration of its own
-    if settings.normalize and not own:
+    own = getattr(model, "own_normalization", False)  # of a backbone's trained weights, or of a configuration of its own
+    if settings.normalize and not own and settings.weights is None:
         model.set_normalization(data.mean, data.std)
     model.metadata = {
         "data": type(data).__name__,

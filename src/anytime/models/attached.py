@@ -128,8 +128,8 @@ class AttachedExits(AnytimeModel):
         if not self.config:
             kind = type(self.backbone)
             raise ValueError(
-                "nothing says how to build these exits again: attach_exits was given a network, not a name; name its class, "
-                f"anytime.create_model('attach', backbone='{kind.__module__}.{kind.__qualname__}', pretrained='weights.pt', "
+                f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
+                f"name its class, anytime.create_model('attach', backbone='{kind.__module__}.{kind.__qualname__}', pretrained='weights.pt', "
                 "...), or call attach_exits in a function of your own that is marked @anytime.register_model and named to "
                 "create_model"
             )

@@ -48,10 +48,6 @@ def study(arguments: Sequence[str]) -> int:
     wanted = [f"{kind} {number}" for kind in KINDS for number in getattr(options, kind)] or list(found.items)
     folder = options.runs or Path("runs") / options.study
     needed = {name: found.items[name].runs(data, options.scale, seeds) for name in wanted}
-    given = {flag.partition("=")[0] for flag in flags if flag.startswith(("--model", "--objective"))}
-    for run in (run for item in needed.values() for run in item):
-        if taken := sorted(given.intersection(flag.partition("=")[0] for flag in run.flags)):
-            parser.error(f"{taken[0]} is what the study compares: its training {run.name} sets it")
     runs = [replace(run, flags=(*run.flags, *flags)) for item in needed.values() for run in item]
     runs.sort(key=lambda run: run.seed)  # so that the first seed of everything is there first
     if options.dry_run:
@@ -95,6 +91,8 @@ def _checked(parser: Parser, options: Any, flags: Sequence[str]) -> Study:
         name = flag.partition("=")[0]
         if name == "--seed":
             parser.error("give the seeds by --seeds")
+        if any(f"{name}.".startswith(f"--{key}.") for key in found.fixed):
+            parser.error(f"{name} cannot be set: it is what {options.study} compares")
         if name.startswith("--") and name[2:].partition(".")[0] not in top_level_keys():
             parser.error(f"unknown argument {name}{nearest(name, [*own, *(f'--{key}' for key in top_level_keys())])}")
     return found

@@ -138,4 +138,5 @@ STUDY = Study(
     },
     data={name: list(scale.recipes) for name, scale in SCALES.items()},
     seeds={"cpu": (0, 1, 2), "full": (0,)},
+    fixed=("model.units", "model.width", "model.period", "model.regime", "objective"),
 )

@@ -58,12 +58,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Study:
-    """A paper: its items by name ("figure 3", "table 1") and, by scale, the data sets and seeds; the first is the default."""
+    """A paper: its items by name ("figure 3", "table 1") and, by scale, the data sets and seeds; the first is the default.
+
+    `fixed` are flags that a user cannot set for all trainings, for they are what the study compares, or what it goes by.
+    """
 
     paper: str
     items: Mapping[str, Item]
     data: Mapping[str, Sequence[str]]
     seeds: Mapping[str, Sequence[int]]
+    fixed: Sequence[str] = ()
 
 
 def list_studies() -> list[str]:

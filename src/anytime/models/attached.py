@@ -128,10 +128,10 @@ class AttachedExits(AnytimeModel):
         if not self.config:
             kind = type(self.backbone)
             raise ValueError(
-                f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
-                f"name its class, anytime.create_model('attach', backbone='{kind.__module__}.{kind.__qualname__}', pretrained='weights.pt', "
-                "...), or call attach_exits in a function of your own that is marked @anytime.register_model and named to "
-                "create_model"
+                f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; name its "
+                f"class, anytime.create_model('attach', backbone='{kind.__module__}.{kind.__qualname__}', "
+                "pretrained='weights.pt', ...), or call attach_exits in a function of your own that is marked "
+                "@anytime.register_model and named to create_model"
             )
 
 

@@ -17,7 +17,6 @@ from anytime.registry import register_model
 
 Regime = Literal["joint", "no_grad", "midfeat"]
 Transition = Literal["conv", "unit"]
-FUSED = 2**14  # weights of a head that are rather multiplied in the kernel of its pooling than by a library call of its own
 
 
 class ExitHeads(nn.Module):
@@ -39,8 +38,6 @@ class ExitHeads(nn.Module):
         """Logits `[E, B, K]` from `[E, B, C]`, or with `exit` = 0..E-1 of that head alone, `[B, K]` from `[B, C]`."""
         bias = self.bias.view(self.weight.shape[:2])
         if exit is not None:
-            if torch.compiler.is_compiling() and not self.training and self.weight[exit].numel() <= FUSED:
-                return (self.weight[exit] * pooled[:, None]).sum(2) + bias[exit]  # one kernel with the pooling before it
             return F.linear(pooled, self.weight[exit], bias[exit])
         return torch.baddbmm(bias[:, None], pooled, self.weight.transpose(1, 2))
 

@@ -84,7 +84,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--blocks", type=int, default=5, help="blocks at each of three scales")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="minutes for each precision; I-ResNeXt's K passes, 20 minutes")
+    parser.add_argument("--only", choices=["inference", "training"], help="one half (default: both)")
     parser.set_defaults(repeats=10)
     options = parser.parse_args()
     keep_freed_memory()
@@ -99,12 +100,14 @@ def main() -> None:
         network.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     answers, steps = [], []
     for precision in options.precisions:
-        for batch in options.batch_sizes:
+        for batch in options.batch_sizes if options.only != "training" else ():
             row = inference(networks["isresnext"], batch, precision, options)
             answers.append(row)
             print(f"inference, batch {batch}, {precision}: stream / full {row['stream/full']['median']:.3f} "
                   f"(bar {BARS['stream/full']}), scratch / stream {row['scratch/stream']['median']:.2f} "
                   f"(bar {BARS['scratch/stream']})", flush=True)  # fmt: skip
+        if options.only == "inference":
+            continue
         row = training(networks, max(options.batch_sizes), precision, options)
         steps.append(row)
         sliced, passes = row["sliced/dense"]["median"], row["passes/sliced"]["median"]

@@ -27,6 +27,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "boosted": {"base": "anytimenet", "arguments": {"blocks": (1, 2), "scheme": ((1, 1), (0, 1)), "width": 4}},
     **{f"{kind}_resnet{depth}": {"width": 8} for kind in ("cascaded", "serial") for depth in (18, 34, 50)},
     "cascaded_densenet": {"layers": (2, 1, 2), "growth": 8},
+    "delayed": {
+        "backbone": "anytime.studies.lee2018_shallow.Backbone",
+        "options": {"blocks": (1, 2), "width": 8, "cardinality": 2},
+    },
     "eann": {"members": tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": n}} for n in (1, 2))},
     "iresnext": {"blocks": (1, 2), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
     "iresnext29": {"blocks": (1, 1, 1), "width": 8, "steps": 2, "cardinality": 2, "batch_norm": "shared"},

@@ -50,6 +50,19 @@ def test_weights_of_another_network_and_of_none(trained: str) -> None:
     assert all(torch.equal(value, parts.model.state_dict()[key]) for key, value in anytime.load(trained).state_dict().items())
 
 
+def test_weights_of_a_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    anytime.create_model("serial_resnet18", width=2, in_channels=1).save("serial")
+    flags = ["--data=digits", "--model.width=2", "--weights=serial"]
+    parts = build(parse(["--model=cascaded_resnet18", *flags]))
+    assert torch.equal(parts.model.state_dict()["heads.0.weight"], anytime.load("serial").state_dict()["heads.0.weight"])
+    anytime.create_model("cascaded_resnet18", width=2, in_channels=1, num_steps=3).save("short")
+    with pytest.raises(UsageError, match=r"the weights of short do not fit: .* settled network"):
+        build(parse(["--model=serial_resnet18", *flags[:2], "--weights=short"]))
+    with pytest.raises(UsageError, match=r"another network: stem.0.weight is \[2, 1, 3, 3\], here \[3, 1, 3, 3\]"):
+        build(parse(["--model=serial_resnet18", flags[0], "--model.width=3", "--weights=serial"]))
+
+
 def test_optimal_of_any_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text("model: ann\ndata: digits\nepochs: 1\nprogress: false\n")

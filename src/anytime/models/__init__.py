@@ -5,6 +5,7 @@ from anytime.models import ann_imagenet as ann_imagenet
 from anytime.models import anytimenet as anytimenet
 from anytime.models import attach as attach
 from anytime.models import cascaded as cascaded
+from anytime.models import delayed as delayed
 from anytime.models import delays as delays
 from anytime.models import densenet as densenet
 from anytime.models import eann as eann
@@ -18,6 +19,7 @@ __all__ = [
     "anytimenet",
     "attach",
     "cascaded",
+    "delayed",
     "delays",
     "densenet",
     "eann",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anytime.models.dynamics import Dynamics
 from anytime.models.kernels import Kernels, Line, Smoothing, make_kernel
 from anytime.models.layers import pooled
 from anytime.models.residual import STAGES, Clock, Heads, Layout, ResidualNet, Statistics
@@ -20,11 +21,12 @@ CHUNK = 64  # images that a block sees at once under smoothing, whose time steps
 
 class CascadeState(NamedTuple):
     """`time` is t of the next answer; `age` is the time of the last one, counted anew when the image changes; `images` have
-    not yet entered. For each block: its input z, its last residual, what is on its way, and its projected shortcut."""
+    not yet entered, each with the time at which its features arrive. For each block: its input z, its last residual, what is
+    on its way, and its projected shortcut."""
 
     time: int
     age: int
-    images: tuple[Tensor, ...]
+    images: tuple[tuple[int, Tensor], ...]
     stem: Tensor | None
     stem_line: Line
     inputs: tuple[Tensor, ...]
@@ -90,6 +92,8 @@ class CascadedResNet(ResidualNet):
         blocks = sum(STAGES.get(depth, ()))
         if num_steps is None:
             num_steps = 70 if memory == math.inf else int(memory) * (blocks + 1) + 1 - lag
+        if not isinstance(num_steps, int):
+            raise ValueError(f"num_steps must be a whole number, got {num_steps!r}")
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps!r}")
         if statistics not in (None, "per_step", "shared"):
@@ -104,18 +108,12 @@ class CascadedResNet(ResidualNet):
         def rows(block: int) -> int:
             return 1 if statistics == "shared" else int(min(block * memory, max(last, 0))) + 1
 
-        super().__init__(num_classes, in_channels, depth, num_steps, rows, heads, width, layout, pool)
+        dynamics = Dynamics.of(delay, statistics == "per_step", first)
+        super().__init__(num_classes, in_channels, depth, num_steps, rows, dynamics, heads, width, layout, pool)
         self.kernel, self.first = delay, first
         self.late = min(lag, 1)  # a branch is evaluated when its output arrives, if that is later than its input
         self.branch_kernel = delay.after(self.late)
         self.arrival = delay.after(lag)
-
-    def fit_rows(self, given: Tensor, rows: int) -> Tensor | None:
-        if isinstance(self.kernel, Smoothing):
-            return given[-1:].expand(rows, -1) if rows == 1 or len(given) == 1 else None
-        if len(given) <= 2:  # of a serial network, whose (last) statistics are those of the settled one
-            return given[-1:].expand(rows, -1)
-        return given[-1:] if rows == 1 else given[torch.arange(rows).clamp(max=len(given) - 1)]
 
     def _settled(self, block: int) -> float:
         """The time from which the input of block 1..K+1 is constant, if the image is."""
@@ -125,16 +123,19 @@ class CascadedResNet(ResidualNet):
 
     def initial_state(self, x: Tensor) -> CascadeState:
         self.check_input(x)
-        return CascadeState(self.first, -1, (self.normalize(x),), None, (), (), (), (), ())
+        return CascadeState(self.first, -1, ((self.kernel.lag, self.normalize(x)),), None, (), (), (), (), ())
 
     def observe(self, state: CascadeState, x: Tensor) -> CascadeState:
         self.check_input(x)
-        return state._replace(images=(*state.images, self.normalize(x)))
+        arrives = state.time + self.kernel.lag - self.first
+        waiting = tuple(image for image in state.images if image[0] < arrives)  # one that nothing has looked at is replaced
+        return state._replace(images=(*waiting, (arrives, self.normalize(x))))
 
     def step(self, state: CascadeState) -> tuple[Tensor, CascadeState]:
         answer = state.time - self.first
         if state.time < self.kernel.lag:  # of the published clock: nothing has arrived anywhere
-            empty = state.images[0].new_zeros(1, len(state.images[0]), self._top)
+            first = state.images[0][1]
+            empty = first.new_zeros(1, len(first), self._top)
             return self.read(empty, answer)[0], state._replace(time=state.time + 1)
         state = self._tick(state)
         return self.read(pooled(state.inputs[-1])[None], answer)[0], state
@@ -142,8 +143,8 @@ class CascadedResNet(ResidualNet):
     def _tick(self, state: CascadeState) -> CascadeState:
         time, before = state.time, state.age
         age, stem, stem_line, images = before + 1, state.stem, state.stem_line, state.images
-        if images:
-            age, stem, images = self.kernel.lag, self.stem(images[0]), images[1:]
+        if images and images[0][0] <= time:
+            age, stem, images = self.kernel.lag, self.stem(images[0][1]), images[1:]
         assert stem is not None
         if age <= self._settled(1):
             z, stem_line = self.arrival.arrive(stem, stem_line)
@@ -210,7 +211,7 @@ class CascadedResNet(ResidualNet):
         dark = max(min(lag, self.first + steps) - (self.first + skip), 0)  # answers before anything has arrived
         tops: list[Tensor] = []
         if end >= lag:
-            stem = self.stem(self.normalize(x))
+            stem = self.stem(self.normalize(x), frames)
             arrived = stem[: batch * (end - lag + 1)] if frames > 1 else stem
             if isinstance(self.kernel, Smoothing):
                 tops = list(self._smoothed(arrived, frames > 1, end, batch))[skip:]

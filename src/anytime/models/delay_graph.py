@@ -151,6 +151,8 @@ def trace(network: nn.Module, branches: Sequence[str] | None, leaves: Sequence[s
     """
     modules = {name: module for name, module in network.named_modules() if name}
     for what, names in (("branches", branches or ()), ("leaves", leaves)):
+        if isinstance(names, str):
+            raise ValueError(f"{what} must be a list of names of modules, got {names!r}")
         for name in names:
             if name not in modules:
                 raise ValueError(f"{what} names {name!r}, but the network has no such module{nearest(name, modules)}")

@@ -107,6 +107,8 @@ class DelayedNetwork(AnytimeModel):
         leaves: Sequence[str] = (),
     ) -> None:
         super().__init__(num_classes, in_channels)
+        self.settled: dict[str, Any] = {}
+        self.own_normalization = False
         self.kernel = make_kernel(kernel, alpha)
         self.arrival = self.kernel.after(self.kernel.lag)
         with eval_mode(network):
@@ -158,15 +160,15 @@ class DelayedNetwork(AnytimeModel):
 
     def stream(self, x: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
         """The answers `[B, K]`, one by one: T to an image batch, or one to each frame of an iterable of batches."""
-        return super().stream(x) if isinstance(x, Tensor) else self._watch(iter(x))
+        return super().stream(x) if isinstance(x, Tensor) and x.ndim != 5 else self._watch(iter(x))
 
     def _watch(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
         state, shape = None, None
         for frame in frames:
+            self.check_input(frame)
             if shape is not None and frame.shape != shape:
                 raise ValueError(f"a frame has shape {list(frame.shape)}, the first had {list(shape)}")
             shape = frame.shape
-            self.check_input(frame)
             if state is None:
                 state = self.initial_state(frame)._replace(moving=1)
             logits, state = self.step(state._replace(images=(self.normalize(frame),)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime.models.delays import DelayedNetwork
+from anytime.models.dynamics import KEY, Dynamics, convert_state
 from anytime.models.kernels import make_kernel
 from anytime.models.layers import StepBatchNorm2d
 from anytime.registry import register_model
@@ -63,18 +64,21 @@ class DenseNet(nn.Sequential):
             raise ValueError(f"growth must be at least 1 and reduction lie in (0, 1], got {growth!r} and {reduction!r}")
         super().__init__()
         channels, before = 2 * growth, 0
+        self.delays: dict[str, int] = {}  # of each batch norm: dense layers before it
         self.stem = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
         for block, count in enumerate(layers):
             if block:
                 kept = int(channels * reduction)
                 norm = StepBatchNorm2d(channels, rows(before))
                 conv = nn.Conv2d(channels, kept, 1, bias=False)
+                self.delays[f"transition{block}.0"] = before
                 self.add_module(f"transition{block}", nn.Sequential(norm, nn.ReLU(), conv, nn.AvgPool2d(2)))
                 channels = kept
             dense = [DenseLayer(channels + i * growth, growth, rows(before + i)) for i in range(count)]
             self.add_module(f"block{block}", nn.Sequential(*dense))
+            self.delays |= {f"block{block}.{i}.new.{norm}": before + i for i in range(count) for norm in (0, 3)}
             channels, before = channels + count * growth, before + count
-        self.norm = StepBatchNorm2d(channels, rows(before))
+        self.norm, self.delays["norm"] = StepBatchNorm2d(channels, rows(before)), before
         self.act, self.pool, self.flatten = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.head = nn.Linear(channels, num_classes)
         for module in self.modules():
@@ -121,18 +125,14 @@ class CascadedDenseNet(DelayedNetwork):
         network = DenseNet(classes, in_channels, layers, growth, reduction, rows)
         branches = [f"block{block}.{i}.new" for block, count in enumerate(layers) for i in range(count)]
         super().__init__(network, branches, kernel, alpha, num_steps, num_classes, in_channels)
-        self.register_load_state_dict_pre_hook(_fit_rows)
+        self.dynamics = Dynamics.of(self.kernel, 0 < memory < math.inf, self.first)
+        self.delays = {f"network.{name}": before for name, before in network.delays.items()}
+        self.register_buffer(KEY, self.dynamics.tensor())
+        self.register_load_state_dict_pre_hook(_fit)
 
 
-def _fit_rows(model: CascadedDenseNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Gives each norm the rows that it has: of the settled network where it has one, else the first, the last repeated."""
-    settled = model.kernel.memory in (0, math.inf)
-    for name, own in model.named_buffers():
-        given = state.get(prefix + name)
-        if given is not None and name.rpartition(".")[2].startswith("running_"):
-            given = given if given.ndim == 2 else given[None]  # of ordinary batch norm
-            rows = torch.arange(len(own)).clamp(max=len(given) - 1)
-            state[prefix + name] = given[-1:] if settled else given[rows]
+def _fit(model: CascadedDenseNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    convert_state(model, state, prefix, model.dynamics, model.delays)
 
 
 @register_model

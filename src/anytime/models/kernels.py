@@ -86,7 +86,7 @@ def make_kernel(kernel: Kernels, alpha: float = 0.9) -> Kernel:
 
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 2.
     """
-    if not 0 <= alpha < 1:
+    if not isinstance(alpha, int | float) or not 0 <= alpha < 1:
         raise ValueError(f"alpha must lie in [0, 1), got {alpha!r}")
     if isinstance(kernel, str):
         named: dict[str, Kernel] = {
@@ -97,9 +97,12 @@ def make_kernel(kernel: Kernels, alpha: float = 0.9) -> Kernel:
         if kernel not in named:
             raise ValueError(f"kernel must be 'instant', 'osd', 'ews' or a list of weights, got {kernel!r}")
         return named[kernel]
-    weights: list[Any] = list(kernel)
+    weights: list[Any] = list(kernel) if isinstance(kernel, list | tuple) else []
     if not weights or not all(isinstance(w, int | float) and math.isfinite(w) for w in weights) or not any(weights):
-        raise ValueError(f"the weights of a kernel must be finite numbers and not all 0, got {kernel!r}")
+        raise ValueError(
+            "kernel must be 'instant', 'osd', 'ews' or a list of weights; the weights of a kernel must be finite numbers and "
+            f"not all 0, got {kernel!r}"
+        )
     if abs(sum(weights) - 1) > 1e-6:
         warnings.warn(
             f"the weights of the kernel sum to {sum(weights):g}, not to 1: the answers do not settle at those of the "

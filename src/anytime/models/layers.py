@@ -26,6 +26,7 @@ class StepBatchNorm2d(nn.Module):
     def __init__(self, channels: int, rows: int = 1, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
+        self.updates: list[int] | None = None  # of each row so far, where running statistics are to be plain means
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -38,18 +39,17 @@ class StepBatchNorm2d(nn.Module):
         """Number of uses with running statistics of their own."""
         return self.running_mean.shape[0]
 
+    def _momentum(self, row: int) -> float:
+        if self.updates is None:
+            return self.momentum
+        self.updates[row] += 1
+        return 1 / self.updates[row]
+
     def forward(self, x: Tensor, row: int = 0) -> Tensor:
         row = min(row, self.rows - 1)
-        return F.batch_norm(
-            x,
-            self.running_mean[row],
-            self.running_var[row],
-            self.weight,
-            self.bias,
-            self.training,
-            self.momentum,
-            self.eps,
-        )
+        momentum = self._momentum(row) if self.training else 0.0
+        mean, var = self.running_mean[row], self.running_var[row]
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
 
     def over_time(self, x: Tensor, rows: Sequence[int], copies: int = 1) -> Tensor:
         """Batch norm of n time steps that lie one after the other in the batch: `[n * B, C, H, W]` to the same.
@@ -72,10 +72,10 @@ class StepBatchNorm2d(nn.Module):
         with torch.no_grad():
             exact = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
             var, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
-            size = copies * x.numel() // x.shape[1]
+            size, momentum = copies * x.numel() // x.shape[1], self._momentum(row)
             # .data: as in batch_norm itself, the update is no change that other uses, waiting for their backward, mind.
-            self.running_mean.data[row].lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.data[row].lerp_((var * (size / (size - 1))).to(self.running_var), self.momentum)
+            self.running_mean.data[row].lerp_(mean.to(self.running_mean), momentum)
+            self.running_var.data[row].lerp_((var * (size / (size - 1))).to(self.running_var), momentum)
         alone = x.numel() == x.shape[1]  # one value per channel, which batch norm refuses: two equal ones instead
         x = torch.cat([x, x]) if alone else x
         return F.batch_norm(x, None, None, self.weight, self.bias, True, self.momentum, self.eps)[: 1 if alone else None]

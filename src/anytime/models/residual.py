@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel, eval_mode
+from anytime.models.dynamics import KEY, Dynamics, convert_state
 from anytime.models.layers import StepBatchNorm2d
 from anytime.registry import create_model, find_factory
 
@@ -33,6 +34,12 @@ class Stem(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, 1) if pool else nn.Identity(),
         )
+
+    def forward(self, input: Tensor, steps: int = 1) -> Tensor:
+        """Of the images of `steps` time steps, one after the other in the batch: in training each has its own statistics."""
+        parts: list[Any] = list(self)
+        conv, norm, relu, pool = parts
+        return pool(relu(norm.over_time(conv(input), (0,) * steps)))
 
 
 class Block(nn.Module):
@@ -93,6 +100,7 @@ class ResidualNet(AnytimeModel):
         depth: 18, 34 (basic blocks) or 50 (bottlenecks).
         num_steps: T.
         rows: Rows of statistics of block k = 1..K.
+        dynamics: What these rows are of; kept in the state dict.
         heads: One read-out for all steps, or one for each.
         width: Channels of the first stage.
         layout: Stem for `"cifar"` and `"tinyimagenet"` (3x3) or `"imagenet"` (7x7, stride 2).
@@ -106,6 +114,7 @@ class ResidualNet(AnytimeModel):
         depth: int,
         num_steps: int,
         rows: Callable[[int], int],
+        dynamics: Dynamics,
         heads: Heads,
         width: int,
         layout: Layout,
@@ -138,11 +147,9 @@ class ResidualNet(AnytimeModel):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.dynamics = dynamics
+        self.register_buffer(KEY, dynamics.tensor())
         self.register_load_state_dict_pre_hook(_convert)
-
-    def fit_rows(self, given: Tensor, rows: int) -> Tensor | None:
-        """Running statistics `[rows, C]` of a block made of those of another network, or None where they do not fit."""
-        raise NotImplementedError
 
     def read(self, features: Tensor, first: int = 0) -> Tensor:
         """Logits `[n, B, K]` of the pooled top features `[n, B, C]` of the steps after the `first` ones."""
@@ -158,13 +165,14 @@ class ResidualNet(AnytimeModel):
 
     def stream(self, x: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
         """The answers `[B, K]`, one by one: T to an image batch, or one to each frame of an iterable of batches."""
-        if isinstance(x, Tensor):
+        if isinstance(x, Tensor) and x.ndim != 5:
             return super().stream(x)
         return self._watch(iter(x))
 
     def _watch(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
         state, shape = None, None
         for frame in frames:
+            self.check_input(frame)
             if shape is not None and frame.shape != shape:
                 raise ValueError(f"a frame has shape {list(frame.shape)}, the first had {list(shape)}")
             shape = frame.shape
@@ -181,21 +189,8 @@ class ResidualNet(AnytimeModel):
 
 def _convert(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Makes the state dict of a relative fit: statistics by their rows, a shared head copied to separate ones."""
-    own = model.state_dict()
-    for key in [name for name in state if name.endswith("num_batches_tracked")]:
-        del state[key]  # of ordinary batch norm
-    for key, value in own.items():
-        given = state.get(prefix + key)
-        if given is None or key.rpartition(".")[2] not in ("running_mean", "running_var"):
-            continue
-        given = given if given.ndim == 2 else given[None]
-        fitting = given if len(given) == len(value) else model.fit_rows(given, len(value))
-        if fitting is None:
-            raise ValueError(
-                f"{key} has statistics of {len(given)} uses, but {len(value)} are needed, which cannot be told from those; "
-                "load the weights with statistics='shared', or estimate new ones (anytime.models.residual.calibrate)"
-            )
-        state[prefix + key] = fitting
+    norms = {f"blocks.{k}.norms.{i}": k + 1 for k, block in enumerate(model.blocks) for i in range(len(block.norms))}
+    source = convert_state(model, state, prefix, model.dynamics, norms)
     given_heads = {name for name in state if name.startswith(f"{prefix}heads.") and name.endswith("weight")}
     if len(given_heads) == 1 < len(model.heads):
         for i in range(1, len(model.heads)):
@@ -204,6 +199,11 @@ def _convert(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) ->
     elif len(given_heads) not in (0, len(model.heads)):
         raise ValueError(
             f"{len(given_heads)} separate heads cannot become {len(model.heads)}: each answers at its own step alone"
+        )
+    elif len(given_heads) > 1 and not model.dynamics.shares_heads(source):
+        raise ValueError(
+            f"separate heads of {source.description} cannot answer to {model.dynamics.description}: each knows the features "
+            "of its own time alone"
         )
 
 
@@ -219,41 +219,56 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
         **changes: Arguments that differ, e.g. `kernel="ews"`.
 
     Raises:
-        ValueError: The weights do not fit: separate heads where a shared one is wanted, another width, missing statistics.
+        ValueError: The weights do not fit: separate heads where a shared one is wanted, another width, missing statistics;
+            `name` is no cascaded or serial residual network.
     """
+    model.check_saveable()
     name = name or model.config["model"]
     known = inspect.signature(find_factory(name)).parameters
     arguments = {k: v for k, v in model.config["arguments"].items() if k in known and k != "num_steps"}
     relative = create_model(name, **arguments | changes)
+    if not isinstance(relative, ResidualNet):
+        raise ValueError(f"{name!r} is no relative of {model.config['model']!r}: weights go between residual networks alone")
+    like = next(model.parameters())
+    relative.to(like.device, like.dtype)
     try:
         relative.load_state_dict(model.state_dict())
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"the weights of this {model.config['model']} do not fit: {reason}") from error
     relative.metadata = dict(model.metadata)
-    return relative.train(model.training)  # type: ignore[return-value]
+    return relative.train(model.training)
 
 
 @torch.no_grad()
 def calibrate(model: ResidualNet, batches: Iterable[Tensor]) -> None:
     """Estimates the running statistics anew: the mean, over batches of images, of those under the model's own dynamics.
 
+    A row that several time steps share gets the mean over these, too.
+
     Under smoothing the inputs of early steps are others than under the one-step delay of training; with
     `statistics="per_step"` every step gets its own. The weights stay as they are.
 
     Args:
         model: Its running statistics are replaced.
-        batches: Training images `[B, C, H, W]`, without labels; some thousand images are enough.
+        batches: Training images `[B, C, H, W]` in [0, 1], or pairs whose first they are, as data loaders give them; some
+            thousand images are enough.
+
+    Raises:
+        ValueError: No batches.
     """
     norms = [module for module in model.modules() if isinstance(module, StepBatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    seen = False
     with eval_mode(model):
         model.train()
         try:
-            for number, images in enumerate(batches, 1):
-                for norm in norms:
-                    norm.momentum = 1 / number
-                model(images)
+            for norm in norms:
+                norm.updates = [0] * norm.rows
+            for batch in batches:
+                model(batch[0] if isinstance(batch, tuple | list) else batch)
+                seen = True
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+            for norm in norms:
+                norm.updates = None
+    if not seen:
+        raise ValueError("calibrate needs at least one batch of images, got none")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anytime.models.dynamics import Dynamics
 from anytime.models.layers import pooled
 from anytime.models.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet
 from anytime.registry import register_model
@@ -77,11 +78,9 @@ class SerialResNet(ResidualNet):
             raise ValueError(f"num_steps of a serial network of {most - 1} blocks must lie in 1..{most}, got {num_steps!r}")
         self.first = 0 if clock == "published" else 1
         stale = form == "published"
-        super().__init__(num_classes, in_channels, depth, num_steps, lambda _: 1 + stale, heads, width, layout, pool)
+        dynamics = Dynamics(per_step=stale, first=self.first)
+        super().__init__(num_classes, in_channels, depth, num_steps, lambda _: 1 + stale, dynamics, heads, width, layout, pool)
         self.stale = stale
-
-    def fit_rows(self, given: Tensor, rows: int) -> Tensor | None:
-        return given[-rows:] if len(given) > rows else given.expand(rows, -1) if len(given) == 1 else None
 
     def initial_state(self, x: Tensor) -> SerialState:
         self.check_input(x)
@@ -115,6 +114,8 @@ class SerialResNet(ResidualNet):
 
         Block by block, with all shortcuts of a block in one batch.
         """
+        if x.ndim == 5:
+            self.observe(None, x)  # which says that it answers to one image
         return self._answers(x, 0, self.num_steps) if step is None else super().forward(x, step)
 
     def answer(self, x: Tensor, step: int) -> Tensor:

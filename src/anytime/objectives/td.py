@@ -14,7 +14,7 @@ from anytime.registry import nearest
 
 
 def _check_lam(lam: float) -> None:
-    if not 0 <= lam <= 1:
+    if isinstance(lam, bool) or not isinstance(lam, int | float) or not 0 <= lam <= 1:
         raise ValueError(f"lam must lie in [0, 1], got {lam!r}")
 
 
@@ -157,6 +157,8 @@ class TDLambda(Objective):
         _check_lam(lam)
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        if not isinstance(skip, int):
+            raise ValueError(f"skip must be a whole number, got {skip!r}")
         if skip < 0:
             raise ValueError(f"skip must be at least 0, got {skip!r}")
         if isinstance(outputs, str):
@@ -168,6 +170,8 @@ class TDLambda(Objective):
         self.lam, self.reduction, self.skip, self.outputs = lam, reduction, skip, outputs
 
     def forward(self, logits: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        if logits.ndim < 3:
+            raise ValueError(f"answers must be [T, B, ...], those of all steps, got {list(logits.shape)}")
         if self.skip >= len(logits):
             raise ValueError(f"skip must be below the number of answers, {len(logits)}, got {self.skip}")
         answers = _full_precision(logits[self.skip :])

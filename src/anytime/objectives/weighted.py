@@ -16,7 +16,10 @@ StepLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [T, B, ...], target) ->
 
 
 def check_range(target: Tensor, classes: int) -> None:
-    """Refuses labels outside 0..K-1 with a ValueError; on the CPU alone, elsewhere the look would wait for the device."""
+    """Refuses labels that are no whole numbers, or outside 0..K-1, with a ValueError; the latter on the CPU alone, for
+    elsewhere the look would wait for the device."""
+    if target.is_floating_point():
+        raise ValueError(f"labels must be whole numbers (torch.int64), got {target.dtype}")
     if target.device.type == "cpu" and len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(target.min())}..{int(target.max())}")
 

@@ -130,9 +130,15 @@ def build(config: Config, filled_later: bool = False) -> Parts:
 def _fill(model: AnytimeModel, name: str) -> None:
     """Gives a model the weights, and the normalisation, of a trained one of the same parts."""
     found, wanted = load(name).state_dict(), model.state_dict()
-    differ = [key for key in wanted if key not in found or found[key].shape != wanted[key].shape]
+    try:
+        model.load_state_dict(found)  # which relatives make fit: a cascaded network takes the weights of a serial one
+        return
+    except ValueError as error:
+        raise UsageError(f"the weights of {name} do not fit: {error}") from error
+    except RuntimeError:
+        pass
+    names = [name for name, _ in model.named_parameters()]
+    differ = [key for key in [*names, *wanted] if key not in found or found[key].shape != wanted[key].shape]
     differ += [key for key in found if key not in wanted]
-    if differ:
-        shapes = [str([*state[differ[0]].shape]) if differ[0] in state else "not there" for state in (found, wanted)]
-        raise UsageError(f"the weights of {name} are those of another network: {differ[0]} is {shapes[0]}, here {shapes[1]}")
-    model.load_state_dict(found)
+    shapes = [str([*state[differ[0]].shape]) if differ[0] in state else "not there" for state in (found, wanted)]
+    raise UsageError(f"the weights of {name} are those of another network: {differ[0]} is {shapes[0]}, here {shapes[1]}")

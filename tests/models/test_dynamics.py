@@ -1,0 +1,191 @@
+"""Statistics and heads know of which delays they are: what a relative cannot make use of is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anytime import create_model
+from anytime.models.residual import ResidualNet, calibrate, convert
+from anytime.testing import _randomise
+
+BOTH = (0.5, 0.5)  # a kernel whose blocks have as many rows as those of a one-step delay
+
+
+def make(name: str = "cascaded_resnet18", seed: int = 0, **arguments: Any) -> Any:
+    torch.manual_seed(seed)
+    arguments = {"num_classes": 5, "width": 4} | arguments
+    model = create_model(name, **{key: value for key, value in arguments.items() if value is not None})
+    with torch.no_grad():
+        return _randomise(model).double().eval()
+
+
+def images(*size: int) -> Tensor:
+    return torch.rand(*size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def first_norm(model: ResidualNet, block: int) -> Any:
+    return model.blocks[block].norms[0]
+
+
+def test_rows_of_another_kernel_are_never_taken_by_their_number() -> None:
+    source, x = make(), images(2, 3, 9, 8)
+    for kernel in (BOTH, (0.0, 0.3, 0.7), (0.0, 0.0, 1.0)):
+        other = convert(source, kernel=kernel)
+        for block in (0, 3, 7):
+            settled = first_norm(source, block).running_mean[-1]
+            assert all(torch.equal(row, settled) for row in first_norm(other, block).running_mean), kernel
+        assert (other(x)[-1] - source(x)[-1]).abs().max() < 1e-12
+    back = convert(convert(source, kernel=BOTH), kernel="osd")
+    assert torch.equal(first_norm(back, 3).running_mean[0], first_norm(source, 3).running_mean[-1])
+
+
+def test_dense_networks_do_the_same() -> None:
+    source, other = (make("cascaded_densenet", width=None, layers=(2, 1), growth=3, kernel=kernel) for kernel in ("osd", BOTH))
+    other.load_state_dict(source.state_dict())
+    settled = source.network.norm.running_mean[-1]
+    assert all(torch.equal(row, settled) for row in other.network.norm.running_mean)
+    x = images(2, 3, 8, 8)
+    assert (other(x)[-1] - source(x)[-1]).abs().max() < 1e-12
+
+
+def test_statistics_of_smoothing_fit_no_delay() -> None:
+    smooth = make(kernel="ews", statistics="per_step", num_steps=6)
+    for changes in ({"kernel": "osd"}, {"alpha": 0.8, "statistics": "per_step"}, {"statistics": "shared"}):
+        with pytest.raises(ValueError, match=r"statistics of 6 uses, .* smoothing \(alpha 0.9\).* settled network"):
+            convert(smooth, **{"num_steps": 6} | changes)
+    longer = convert(smooth, num_steps=8, statistics="per_step")
+    assert torch.equal(first_norm(longer, 2).running_mean[5], first_norm(longer, 2).running_mean[7])
+
+
+@pytest.mark.parametrize(("trained", "used"), [(2, 9), (3, 9), (9, 2), (9, 1), (1, 9)])
+def test_the_same_kernel_keeps_the_rows_of_its_times(trained: int, used: int) -> None:
+    source, x = make(num_steps=trained), images(2, 3, 9, 8)
+    other = make(seed=1, num_steps=used)
+    other.load_state_dict(source.state_dict())
+    both = min(trained, used)
+    assert (other(x)[:both] - source(x)[:both]).abs().max() < 1e-12
+
+
+def test_short_networks_have_no_settled_statistics() -> None:
+    short = make(num_steps=3)
+    for name, changes in (("serial_resnet18", {}), (None, {"kernel": "instant"}), (None, {"statistics": "shared"})):
+        with pytest.raises(ValueError, match="those of the settled network are not among them"):
+            convert(short, name, **changes)
+
+
+def test_separate_heads_belong_to_their_times() -> None:
+    published = make(heads="separate", clock="published")
+    for name, changes in (
+        ("cascaded_resnet18", {"clock": "asymptotic"}),
+        ("serial_resnet18", {"form": "published", "clock": "asymptotic"}),
+        ("cascaded_resnet18", {"kernel": BOTH, "num_steps": 9, "clock": "published"}),
+    ):
+        with pytest.raises(ValueError, match=r"separate heads of .* from t = 0 on cannot answer to"):
+            convert(published, name, **changes)
+    serial = convert(published, "serial_resnet18", form="published", clock="published")
+    x = images(2, 3, 9, 8)
+    assert (serial(x)[-1] - published(x)[-1]).abs().max() < 1e-12
+
+
+def test_files_without_a_word_hold_a_one_step_delay() -> None:
+    source = make()
+    state = source.state_dict()
+    del state["dynamics_text"]
+    same, other = make(seed=1), make(seed=1, kernel=BOTH)
+    same.load_state_dict(state)
+    x = images(2, 3, 9, 8)
+    assert torch.equal(same(x), source(x))
+    other.load_state_dict(state)
+    assert (other(x)[-1] - source(x)[-1]).abs().max() < 1e-12
+    short = make(num_steps=3).state_dict()
+    del short["dynamics_text"]
+    with pytest.raises(ValueError, match="do not say under which delays they were made"):
+        same.load_state_dict(short)
+
+
+def test_precision_changes_nothing_that_is_stated() -> None:
+    source = make(kernel=(0.0, 0.3, 0.7)).bfloat16()
+    again = make(seed=1, kernel=(0.0, 0.3, 0.7)).bfloat16()
+    again.load_state_dict(source.state_dict())
+    assert torch.equal(first_norm(again, 2).running_var, first_norm(source, 2).running_var)
+    assert convert(source, kernel="instant").heads[0].weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kernel", ["osd", "ews"])
+@pytest.mark.parametrize("statistics", ["shared", "per_step"])
+def test_calibration_is_the_mean_over_batches_and_steps(kernel: str, statistics: str) -> None:
+    """Two batches: halfway between what each alone gives, in whatever order."""
+    model = make(kernel=kernel, statistics=statistics, num_steps=5)
+    a, b = images(4, 3, 9, 8), 0.2 * images(4, 3, 9, 8).flip(0) + 0.7
+    found = []
+    for batches in ([a], [b], [a, (b, torch.zeros(4))]):
+        calibrate(model, batches)
+        found.append([buffer.clone() for name, buffer in model.named_buffers() if "running" in name])
+    for one, other, both in zip(*found, strict=True):
+        assert (both - (one + other) / 2).abs().max() < 1e-10
+    assert model.stem[1].updates is None
+    with pytest.raises(ValueError, match="at least one batch"):
+        calibrate(model, [])
+
+
+@pytest.mark.parametrize("kernel", ["osd", "ews", (0.0, 0.3, 0.7)])
+def test_moving_images_are_normalised_each_by_its_own_in_training(kernel: Any) -> None:
+    model = make(kernel=kernel).train()
+    frames = images(7, 4, 3, 9, 8) * torch.linspace(0.1, 1, 7, dtype=torch.float64)[:, None, None, None, None]
+    states = []
+    for answer in (lambda: model(frames), lambda: torch.stack(list(model.stream(iter(frames))))):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        states.append((answer(), model.stem[1].running_mean.clone()))
+        model.load_state_dict(before)
+    assert (states[0][0] - states[1][0]).abs().max() < 1e-10
+    assert (states[0][1] - states[1][1]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("clock", ["asymptotic", "published"])
+def test_images_that_change_now_and_then(clock: str) -> None:
+    """`observe` only when the image changes is `stream` over all frames, whatever the clock."""
+    model = make(clock=clock)
+    a, b = images(2, 2, 3, 9, 8)
+    frames = [a] * 6 + [b] * 6 + [a] * 3
+    expected = list(model.stream(iter(frames)))
+    state = model.initial_state(a)
+    for time, frame in enumerate(frames):
+        if time and frame is not frames[time - 1]:
+            state = model.observe(model.observe(state, 1 - frame), frame)  # of two before one step, the later counts
+        logits, state = model.step(state)
+        assert (logits - expected[time]).abs().max() < 1e-12, time
+
+
+def test_frames_in_one_tensor() -> None:
+    model, frames = make(), images(4, 2, 3, 9, 8)
+    assert (torch.stack(list(model.stream(frames))) - model(frames)).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="a SerialResNet answers to one image"):
+        make("serial_resnet18")(frames)
+    with pytest.raises(TypeError, match="images must be a floating-point tensor in \\[0, 1\\], got str"):
+        list(model.stream([frames[0], "a"]))
+
+
+def test_relatives_alone_are_converted() -> None:
+    with pytest.raises(ValueError, match="'ann' is no relative of 'cascaded_resnet18'"):
+        convert(make(), "ann")
+    from anytime.models.cascaded import CascadedResNet
+
+    with pytest.raises(ValueError, match="built without create_model"):
+        convert(CascadedResNet(width=4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alpha": "0.5"}, r"alpha must lie in \[0, 1\), got '0.5'"),
+        ({"kernel": 0.5}, "kernel must be 'instant', 'osd', 'ews' or a list of weights; .* got 0.5"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number, got 2.5"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model("cascaded_resnet18", width=4, **arguments)

@@ -108,7 +108,7 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
         """All answers `[T, B, K]`, or with `step` = 1..T that answer alone, `[B, K]`, at its contract cost."""
         if step is not None:
-            if not 1 <= step <= self.num_steps:
+            if not isinstance(step, int) or not 1 <= step <= self.num_steps:
                 raise ValueError(f"step must lie in 1..{self.num_steps}, got {step!r}")
             return self.answer(x, step)
         state, answers = self.initial_state(x), []

@@ -83,6 +83,11 @@ def test_other_errors(tmp_path: Path) -> None:
             tree.levels(CLASSES, number)
     with pytest.raises(ValueError, match=r"'gul' is missing; did you mean 'gull'\?"):
         tree.levels(["gul"])
+    with pytest.raises(ValueError, match="'owl' is the name of several classes"):
+        tree.levels([*CLASSES, "owl"])
+    for name in ("#1", "a > 1"):
+        with pytest.raises(ValueError, match=f"a file of labels cannot hold '{name}'"):
+            Taxonomy({name: "bird", "owl": "bird", "bird": None}).save(tmp_path / "tree.csv")
 
 
 @settings(deadline=None, max_examples=50)

@@ -294,6 +294,23 @@ def test_several_label_levels() -> None:
     assert model.levels == (4, 2, 1)
 
 
+def test_a_classifier_for_each_label_level() -> None:
+    """Spec C.6: K D heads g_{k,d}, each with batch norm of its own; logits side by side, fine to coarse."""
+    torch.manual_seed(0)
+    model = isresnext((5, 2), **TINY).double().eval()
+    x = images(2, 3, 8, 8)
+    with torch.no_grad():
+        before = model(x)
+        for head in model.heads:
+            head[1][0].bias += 1.0  # of the coarse level's own batch norm
+    after = model(x)
+    assert torch.equal(after[..., :5], before[..., :5])
+    assert ((after[..., 5:] - before[..., 5:]).abs() > 1e-6).any(-1).all()
+    assert (model.subnetwork(2)(x) - after[1]).abs().max() < 1e-12
+    parts = [sum(p.numel() for p in isresnext(classes, **TINY).heads.parameters()) for classes in (5, 2)]
+    assert sum(p.numel() for p in model.heads.parameters()) == sum(parts)
+
+
 def test_contract() -> None:
     check_anytime_model(isresnext(3, **TINY), (3, 8, 8))
 
@@ -315,7 +332,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 
 def test_wrong_steps() -> None:
     model = tiny()
-    for step in (0, 4, -1):
+    for step in (0, 4, -1, 1.5):
         with pytest.raises(ValueError, match=rf"step must lie in 1\.\.3, got {step}"):
             model(images(1, 3, 8, 8), step=step)
         with pytest.raises(ValueError, match=rf"step must lie in 1\.\.3, got {step}"):

@@ -332,6 +332,8 @@ def test_contract(arguments: dict[str, Any]) -> None:
         ({"steps": 3}, r"steps \(K\) must divide cardinality \(C\), got steps=3 and cardinality=8"),
         ({"steps": 16}, r"steps \(K\) must divide cardinality \(C\), got steps=16 and cardinality=8"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": "3"}, "steps must be a whole number, got '3'"),
+        ({"blocks": 3}, "blocks must be a list, one number for each scale, got 3"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"cardinality": -8}, "cardinality must be at least 1, got -8"),
         ({"bottleneck": 0}, "bottleneck must be at least 1, got 0"),

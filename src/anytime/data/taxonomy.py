@@ -99,11 +99,14 @@ class Taxonomy:
             number: D, the number of levels; default: as many as tell something apart.
 
         Raises:
-            ValueError: A class that the tree lacks or that is no leaf, a leaf that is no class, a wrong number.
+            ValueError: A class that the tree lacks or that is no leaf, a leaf that is no class, two classes of one name, a
+                wrong number.
 
         Source: Lee, Shin 2018, section 3.3 and appendix A.
         """
         leaves = [name for name in self.parents if name not in self.children]
+        if double := sorted({name for name in classes if list(classes).count(name) > 1}):
+            raise ValueError(f"{self.source}: {double[0]!r} is the name of several classes, which a tree cannot tell apart")
         for name in classes:
             if name not in self.parents:
                 raise ValueError(f"{self.source}: class {name!r} is missing{_near(name, leaves)}")
@@ -130,7 +133,14 @@ class Taxonomy:
         return LabelLevels(tuple(names[:number]), tuple(table[:number]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a CSV file that `read_taxonomy` reads: each leaf with all labels above it."""
+        """Writes a CSV file that `read_taxonomy` reads: each leaf with all labels above it.
+
+        Raises:
+            ValueError: A label that begins with `#` or holds ` > `, which mean something else in such a file.
+        """
+        for name in self.parents:
+            if name.startswith("#") or " > " in name:
+                raise ValueError(f"a file of labels cannot hold {name!r}: '#' begins a comment, ' > ' a path")
         with open(path, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(self.path(name) for name in self.parents if name not in self.children)
 

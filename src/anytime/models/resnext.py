@@ -109,6 +109,13 @@ def classifier(channels: int, classes: int) -> nn.Sequential:
     )
 
 
+class LevelClassifiers(nn.ModuleList):
+    """g_{k,d}: a classifier of its own for each label level; their logits side by side."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.cat([classify(h) for classify in self], 1)
+
+
 def plain_conv(weight: Tensor, groups: int = 1, stride: int = 1, padding: int = 0) -> nn.Conv2d:
     """A convolution without bias with a copy of `weight`."""
     out, inputs, kernel = weight.shape[0], weight.shape[1] * groups, weight.shape[2]
@@ -157,8 +164,8 @@ class SlicedModel(AnytimeModel):
     """What I-ResNeXt and IS-ResNeXt share: K nested thin sub-networks of one ResNeXt, each with a classifier of its own.
 
     Blocks BN-ReLU-1x1, BN-ReLU-3x3 (C groups), BN-ReLU-1x1, plus identity; no block has a stride. Scale s = 0, 1, ... has
-    W 2^s channels and C branches of width B 2^s. Depth 3 L + 2 for L blocks. The classifier of a sub-network serves all label
-    levels, side by side.
+    W 2^s channels and C branches of width B 2^s. Depth 3 L + 2 for L blocks. Each sub-network has a classifier for each
+    label level.
 
     Source: Lee, Shin 2018, sections 2.2 and 3, appendix B.
     """
@@ -177,12 +184,13 @@ class SlicedModel(AnytimeModel):
         layout: Layout,
     ) -> None:
         super().__init__(num_classes, in_channels)
-        blocks = tuple(blocks)
+        if isinstance(blocks, int):
+            raise ValueError(f"blocks must be a list, one number for each scale, got {blocks}")
         if not blocks or min(blocks) < 1:
             raise ValueError(f"blocks must be at least 1 at every scale, got {blocks}")
         for name, n in {"width": width, "steps": steps, "cardinality": cardinality, "bottleneck": bottleneck}.items():
-            if n < 1:
-                raise ValueError(f"{name} must be at least 1, got {n!r}")
+            if not isinstance(n, int) or n < 1:
+                raise ValueError(f"{name} must be {'at least 1' if isinstance(n, int) else 'a whole number'}, got {n!r}")
         if cardinality % steps:
             raise ValueError(f"steps (K) must divide cardinality (C), got steps={steps} and cardinality={cardinality}")
         if layout not in ("cifar", "imagenet"):
@@ -196,7 +204,8 @@ class SlicedModel(AnytimeModel):
     def _build(self, blocks: Sequence[int], block: Callable[[int], nn.Module], heads: Sequence[int]) -> None:
         """Makes the blocks, `block(2 ** s)` at scale s, and classifiers of these widths; He's initialisation (fan-in)."""
         self.blocks = nn.ModuleList(block(2**s) for s, n in enumerate(blocks) for _ in range(n))
-        self.heads = nn.ModuleList(classifier(channels, self.num_classes) for channels in heads)
+        levels = [[classifier(channels, classes) for classes in self.levels] for channels in heads]
+        self.heads = nn.ModuleList(own[0] if len(own) == 1 else LevelClassifiers(own) for own in levels)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -206,7 +215,7 @@ class SlicedModel(AnytimeModel):
         raise NotImplementedError
 
     def _check_step(self, step: int, name: str = "step") -> None:
-        if not 1 <= step <= self.num_steps:
+        if not isinstance(step, int) or not 1 <= step <= self.num_steps:
             raise ValueError(f"{name} must lie in 1..{self.num_steps}, got {step!r}")
 
     def step(self, state: Any) -> tuple[Tensor, State]:

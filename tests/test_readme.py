@@ -45,6 +45,15 @@ def test_linked_files_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
+@pytest.mark.parametrize("page", ["cascaded", "slicing"])  # the others' code needs trained runs
+def test_python_of_the_docs_runs(page: str) -> None:
+    names: dict[str, object] = {}
+    for code in re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    ):
+        exec(compile(code, f"{page}.md", "exec"), names)
+
+
 def test_commands_of_the_docs_are_understood() -> None:
     pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")]
     commands = [line.split()[3:] for page in pages for line in page.splitlines() if line.startswith("$ anytime train ")]

@@ -61,13 +61,17 @@ def test_all_trainings_have_one_recipe_but_for_the_model(scale):
     names = {run.name: run for run in runs}
     configs = {name: short_names(run.config()) for name, run in names.items()}
     first = next(iter(configs.values()))
+    (sandwich,) = (name for name in configs if "sandwich" in name)
+    assert configs[sandwich].pop("regime")["init_args"]["samples"] == (1 if scale == "cpu" else 2)
     for config in configs.values():
-        assert {k: v for k, v in config.items() if k != "model"} == {k: v for k, v in first.items() if k != "model"}
+        same = first.keys() - {"model", *first.keys() - config.keys()}
+        assert {key: config[key] for key in same} == {key: first[key] for key in same}
+    assert all("regime" in config for name, config in configs.items() if name != sandwich)
     assert first["objective"]["init_args"]["weights"] == "constant"
     own = other["data"]["init_args"].keys() - first["data"]["init_args"].keys()
     assert own == {"labels"}
     assert other["data"]["init_args"] == first["data"]["init_args"] | {"labels": "fine"}
-    assert len(names) == (7 if scale == "cpu" else 2 + 7 + 7 + 1 + 1 + 2)
+    assert len(names) == (8 if scale == "cpu" else 2 + 7 + 7 + 1 + 1 + 3)
     assert all(names[run.name] == run and names[run.name].views == run.views for run in runs)
 
 
@@ -77,7 +81,7 @@ def test_the_published_setting():
     assert recipe["schedule"]["init_args"] == {"milestones": [0.5, 0.75], "gamma": 0.1}
     assert recipe["optimizer"]["init_args"] == {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0001}
     assert recipe["data"]["init_args"] == {"validation": 0.1, "batch_size": 64}
-    deep, sparse = (run.config()["model"] for run in STUDY.items["figure 4"].runs("cifar10", "full", [0]))
+    deep, sparse, _ = (run.config()["model"] for run in STUDY.items["figure 4"].runs("cifar10", "full", [0]))
     shape = {key: deep["init_args"][key] for key in ("blocks", "width", "steps", "cardinality", "batch_norm")}
     assert shape == {"blocks": [7, 7, 7], "width": 64, "steps": 8, "cardinality": 8, "batch_norm": "independent"}
     shape = {key: sparse["init_args"][key] for key in ("blocks", "width", "steps", "cardinality")}
@@ -213,7 +217,10 @@ def test_figure_4_by_hand():
     """Alone the inclusive ones are better, 4 to 5 % at 20; in the stream the sparse ones, which cost what the last costs."""
     sparse = trace([30, 20, 12], [10, 20, 40])
     object.__setattr__(sparse, "macs", torch.tensor([10, 20, 40]))
+    sandwich = trace([27, 16, 10], [10, 20, 40])
+    sandwich.meta["recipe"] = {"regime": {"init_args": {"samples": 1}}}
     traces = {"I-ResNeXt": {0: trace([28, 15, 10], [10, 20, 40], [[1.0]])}, "IS-ResNeXt": {0: sparse}}
+    traces["I-ResNeXt, sandwich"] = {0: sandwich}
     result = figure_4(traces, "cifar100")
     said = claims(result)
     alone = said["at equal MACs alone, IS-ResNeXt makes slightly more errors than I-ResNeXt"]
@@ -223,6 +230,9 @@ def test_figure_4_by_hand():
     assert stream["relative_error_saved_by_IS"] == pytest.approx([1 - 30 / 28, 1 - 20 / 21.5, 1 - 12 / 13.75])
     assert stream["shows"] is False
     assert said["each sub-network of IS-ResNeXt makes fewer errors than the thinner one"]["shows"] is True
+    cheaper = said["by the sandwich recipe no sub-network of I-ResNeXt makes more errors than by K passes"]
+    assert (cheaper["shows"], cheaper["training_macs_of_K_passes"]) == (False, 1.0)
+    assert cheaper["more_errors"] == pytest.approx([-0.01, 0.01, 0])
     assert "branch_l1_norms" not in result.numbers["networks"]["I-ResNeXt"]["arguments"]
     assert result.numbers["published"]["against MSDNet, relatively"]["MACs saved, up to"] == 0.487
     deeper = figure_4(traces | {"I-ResNeXt-65": {0: trace([25, 15, 9], [20, 30, 60])}}, "cifar10")
@@ -285,6 +295,7 @@ def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
         thin=(1,),
         shallow=(2,),
         sparse=("--model.blocks=[1,1]", "--model.width=8", "--model.steps=2", "--model.cardinality=2"),
+        samples=0,
         deep=False,
         levels=("hierarchical_cifar100.yaml", ()),
     )
@@ -292,7 +303,7 @@ def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
     arguments = ["lee2018", "--seeds", "0", "--data=cifar10", "--epochs=1", "--data.limit=64"]
     arguments += ["--precision=32-true", "--progress=false"]
     assert command.study(arguments) == 0
-    assert len(trained) == 7
+    assert len(trained) == 8
     folder = tmp_path / "results/lee2018"
     for figure in ("3a", "3b", "3c", "4"):
         numbers = json.loads((folder / f"figure_{figure}_cifar10_cpu.json").read_text())

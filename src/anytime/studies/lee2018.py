@@ -16,6 +16,7 @@ from anytime.studies.lee2018_results import (
     INCLUSIVE,
     PAPER,
     PLAIN,
+    SANDWICH,
     SHALLOW,
     SHARED,
     SPARSE,
@@ -43,6 +44,7 @@ class Scale:
         thin: Sub-networks that are trained alone, too, besides the full one.
         shallow: Numbers of blocks whose sub-networks are trained alone, too.
         sparse: Flags of IS-ResNeXt.
+        samples: Random sub-networks in each step of the sandwich recipe, besides the thinnest and the full one.
         deep: Whether the I-ResNeXt of figure 4 is another one, that of the recipe.
         levels: Recipe and flags of figure 5, which needs CIFAR-100's two label levels.
     """
@@ -55,6 +57,7 @@ class Scale:
     thin: tuple[int, ...]
     shallow: tuple[int, ...]
     sparse: tuple[str, ...]
+    samples: int
     deep: bool
     levels: tuple[str, tuple[str, ...]]
 
@@ -75,6 +78,7 @@ SCALES = {
         thin=(1,),
         shallow=(2,),
         sparse=("--model.blocks=[2,2,2]", "--model.width=48", "--model.steps=4", "--model.cardinality=8"),
+        samples=1,
         deep=False,
         levels=("hierarchical_cifar100.yaml", ()),
     ),
@@ -87,6 +91,7 @@ SCALES = {
         thin=tuple(range(1, 8)),
         shallow=tuple(range(2, 9)),
         sparse=(),
+        samples=2,
         deep=True,
         levels=(
             "lee2018_cifar10.yaml",
@@ -135,6 +140,8 @@ def _flags(scale: Scale, name: str) -> tuple[str, ...]:
     for count in scale.shallow:
         kept = json.dumps(_first(scale.blocks, count))
         more[shallow_alone(count)] = ("--model.steps=1", f"--model.blocks={kept}")
+    if name == SANDWICH:
+        return (*(() if scale.deep else scale.ablation), "--regime=Sandwich", f"--regime.samples={scale.samples}")
     return () if name == DEEP else (*scale.ablation, *more[name])
 
 
@@ -175,8 +182,8 @@ def figure_3c_runs(data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
 
 
 def figure_4_runs(data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
-    """Both architectures."""
-    return _runs([DEEP if SCALES[scale].deep else INCLUSIVE, SPARSE], data, scale, seeds)
+    """Both architectures, and the first by the sandwich recipe, too."""
+    return _runs([DEEP if SCALES[scale].deep else INCLUSIVE, SPARSE, SANDWICH], data, scale, seeds)
 
 
 def figure_5_runs(data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
@@ -194,7 +201,9 @@ STUDY = Study(
         "figure 3a": Item("errors with independent and with shared batch norm", figure_3a_runs, figure_3a),
         "figure 3b": Item("l1 norms of the branches", figure_3b_runs, figure_3b),
         "figure 3c": Item("thin and shallow sub-networks, trained jointly and alone", figure_3c_runs, figure_3c),
-        "figure 4": Item("errors of I-ResNeXt and IS-ResNeXt over MACs", figure_4_runs, figure_4),
+        "figure 4": Item(
+            "errors of I-ResNeXt (also by the sandwich recipe) and IS-ResNeXt over MACs", figure_4_runs, figure_4
+        ),
         "figure 5": Item("errors of IS-ResNeXt on fine and coarse labels (of CIFAR-100)", figure_5_runs, figure_5),
     },
     data={scale: list(here.data) for scale, here in SCALES.items()},

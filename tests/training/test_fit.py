@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from anytime import attach_exits, load
+from anytime import attach_exits, create_model, load
 from anytime.training import NonFiniteLoss, Settings, fit
 from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
 from anytime.training.config import parse
+from anytime.training.module import compile_blocks
 from anytime.training.parts import build
 
 STEPS, STEPS_PER_EPOCH = 9, 3
@@ -164,9 +165,24 @@ def test_options_of_the_training_leave_a_float32_model(tiny, tmp_path, option):
 
 
 @pytest.mark.slow
-def test_compiled(tiny, tmp_path):
-    trained([*tiny, "--compile", "true"], tmp_path)
+@pytest.mark.parametrize("how", ["true", "blocks"])
+def test_compiled(tiny, tmp_path, how):
+    trained([*tiny, "--compile", how], tmp_path)
     assert load(tmp_path)(torch.rand(2, 1, 8, 8)).shape == (2, 2, 10)
+
+
+def test_blocks_to_compile(monkeypatch):
+    """The blocks of lists, not their layers, nor what stands alone."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
+    model = create_model("iresnext", blocks=(1, 2), width=4, steps=2, cardinality=2, bottleneck=1)
+    compile_blocks(model)
+    assert compiled == list(model.blocks)
+    compiled.clear()
+    compile_blocks(torch.nn.Sequential(torch.nn.Sequential(model), torch.nn.ReLU()))
+    assert compiled == [model]
+    with pytest.raises(ValueError, match="Linear has no list of blocks to compile"):
+        compile_blocks(torch.nn.Linear(2, 2))
 
 
 def test_metrics_are_written_to_csv_always_and_to_tensorboard_if_installed(tiny, tmp_path):

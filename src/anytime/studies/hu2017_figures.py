@@ -14,6 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
+from tqdm.auto import tqdm
 
 from anytime.analysis.inflation import expected_inflation
 from anytime.analysis.optimal import Exits
@@ -43,11 +44,12 @@ def training_losses(run: Path) -> list[float]:
     data = create_data(recipe["class_path"], **recipe["init_args"] | {"augment": "none"})
     data.setup("fit")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     total, images = torch.zeros(model.num_steps, dtype=torch.float64), 0
     with torch.inference_mode():
-        for batch, target in data.train_dataloader():
-            losses = step_losses(model(batch.to(device)).float(), target.to(device))
+        for batch, target in tqdm(data.train_dataloader(), desc=f"training losses of {run.name}", unit="batch", leave=False):
+            batch = batch.to(device, memory_format=torch.channels_last)
+            losses = step_losses(model(batch).float(), target.to(device))
             total += len(target) * losses.double().cpu()
             images += len(target)
     with written_whole(run / LOSSES) as part:

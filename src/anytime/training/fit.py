@@ -36,7 +36,8 @@ class Settings:
         deterministic: Only deterministic algorithms: the same seed gives bit-identical weights on the same machine.
         precision: Lightning's names, e.g. "32-true" or "bf16-mixed".
         channels_last: Channels-last memory format, faster on most devices for convolutions.
-        compile: Runs the model through `torch.compile` (a minute of compilation, then faster steps).
+        compile: Runs the model through `torch.compile` (a minute of compilation, then faster steps); "blocks": each block of
+            the network by itself, for deep networks and several passes, which in one graph take much longer to compile.
         normalize: Sets the model's mean and standard deviation from the training images; false leaves the identity.
         accelerator: "auto", "cpu", "gpu", ...
         devices: Devices per node; under `torchrun` the number of processes per node.
@@ -53,7 +54,7 @@ class Settings:
     deterministic: bool = False
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | Literal["blocks"] = False
     normalize: bool = True
     accelerator: str = "auto"
     devices: int | str = "auto"

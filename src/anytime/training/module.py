@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from anytime.objectives import Objective
 from anytime.training.regimes import Joint, Regime
 from anytime.training.schedules import Schedule
 
+SHAPES = 64  # graphs that one kind of block may have: shapes, passes, train and eval mode
 CHECK_EVERY = 50  # steps between looks at the loss on an accelerator, where each look waits for the device
 
 
@@ -32,6 +33,35 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles each block in the model's lists of modules by itself, in place.
+
+    Blocks of one kind and shape share a graph, so the time it takes grows with the number of their shapes, not with depth or
+    with the number of passes through the network.
+
+    Raises:
+        ValueError: The model has no list of modules (`torch.nn.ModuleList`, `torch.nn.Sequential`).
+    """
+    blocks: list[nn.Module] = []
+
+    def find(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(module, nn.ModuleList | nn.Sequential) and not isinstance(child, nn.ModuleList | nn.Sequential):
+                if any(True for _ in child.children()):  # a layer alone gains nothing
+                    blocks.append(child)
+            else:
+                find(child)
+
+    find(model)
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no list of blocks to compile; compile the whole model: compile=True")
+    from torch._dynamo import config  # here, for the compiler takes a second to import
+
+    config.recompile_limit = max(config.recompile_limit, SHAPES)
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
 class AnytimeModule(L.LightningModule):
     """Minimises `objective(model(images), target)`, or what the regime says; logs every step's accuracy on validation images.
 
@@ -40,7 +70,7 @@ class AnytimeModule(L.LightningModule):
         objective: From logits `[T, B, K]` and labels to a loss.
         optimizer: Called with parameter groups, e.g. `functools.partial(torch.optim.SGD, lr=0.1)`.
         schedule: Factor of the learning rate over the progress of training; applied at every step.
-        compile: Runs the model through `torch.compile`.
+        compile: Runs the model through `torch.compile`; `"blocks"`: see `compile_blocks`.
         channels_last: Keeps images and weights in channels-last memory format.
         regime: What a training step computes; joint training by default.
     """
@@ -51,7 +81,7 @@ class AnytimeModule(L.LightningModule):
         objective: Objective,
         optimizer: Callable[[Iterable[Any]], Optimizer],
         schedule: Schedule,
-        compile: bool = False,
+        compile: bool | Literal["blocks"] = False,
         channels_last: bool = False,
         regime: Regime | None = None,
     ) -> None:
@@ -64,7 +94,9 @@ class AnytimeModule(L.LightningModule):
         if channels_last:
             model.to(memory_format=torch.channels_last)
         answers = self.regime.forward(model)
-        self._compiled = [torch.compile(answers) if compile else answers]  # in a list: not a second submodule
+        if compile == "blocks":
+            compile_blocks(model)
+        self._compiled = [torch.compile(answers) if compile is True else answers]  # in a list: not a second submodule
 
     def laid_out(self, images: Tensor) -> Tensor:
         """Images in the memory format of the training."""

@@ -133,12 +133,12 @@ def convert_state(
         given = given if given.ndim == 2 else given[None]
         fitting = target.rows(given, len(own), delays[layer], source) if layer in delays else given
         if fitting is None:
-            has_settled = source.memory is not None and len(given) > delays[layer] * source.memory
+            unsettled = source.memory is None or target.memory is not None or not target.per_step
             hint = "load the weights with statistics='shared' and estimate new ones (anytime.models.residual.calibrate)"
             raise ValueError(
                 f"{name} has statistics of {len(given)} uses, but {len(own)} are needed, which cannot be told from those: "
                 f"they are of {source.description}, these of {target.description}; "
-                f"{hint if has_settled else 'those of the settled network are not among them'}"
+                f"{'those of the settled network are not among them' if unsettled else hint}"
             )
         state[prefix + name] = fitting
     state[prefix + KEY] = buffers[KEY]

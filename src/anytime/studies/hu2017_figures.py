@@ -13,7 +13,7 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from tqdm.auto import tqdm
 
 from anytime.analysis.inflation import expected_inflation
@@ -89,13 +89,15 @@ def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[Network
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11 if losses else 7.6, 3.6), layout="constrained")
         panels = figure.subplots(1, 3 if losses else 2)
-        _over_units(panels[0], base.exits, errors, f"{base}, {numbers['dataset']}")
-        _over_units(panels[1], [base.exits[i] for i in last], {k: [v[i] for i in last] for k, v in errors.items()}, "the end")
+        names = list(errors)  # whose colours are the same in all panels
+        end = {name: [row[i] for i in last] for name, row in errors.items()}
+        _over_units(panels[0], base.exits, errors, names, f"{base}, {numbers['dataset']}")
+        _over_units(panels[1], [base.exits[i] for i in last], end, names, "the end")
         for panel in panels[:2]:
             panel.set_ylabel("test error")
             panel.yaxis.set_major_formatter(PercentFormatter(1))
         if losses:
-            _over_units(panels[2], base.exits, losses, "training images")
+            _over_units(panels[2], base.exits, losses, names, "training images")
             panels[2].set_ylabel("cross-entropy (nats)")
             panels[2].set_yscale("log")
         handles, labels = panels[0].get_legend_handles_labels()
@@ -116,8 +118,12 @@ def figure_2f(traces: Traces, data: str, scale: Scale, networks: Sequence[Networ
     return Result({"paper": PAPER, "figure": "2f: the sieve's weights of 15 exits", "weights": weights}, text, figure)
 
 
-def _over_units(axes: Axes, units: Sequence[int], rows: Mapping[str, Sequence[float]], title: str) -> None:
-    for index, (name, row) in enumerate(rows.items()):
+def _over_units(
+    axes: Axes, units: Sequence[int], rows: Mapping[str, Sequence[float]], names: Sequence[str], title: str
+) -> None:
+    """Draws rows over units, each in the colour of its name's place among `names`."""
+    for name, row in rows.items():
+        index = names.index(name)
         look: dict[str, Any] = {"linestyle": DASHES} if index >= len(COLOURS) else {}
         colour = "#000000" if name == "optimal" else COLOURS[index % len(COLOURS)]
         known = [(unit, value) for unit, value in zip(units, row, strict=True) if not math.isnan(value)]
@@ -125,6 +131,7 @@ def _over_units(axes: Axes, units: Sequence[int], rows: Mapping[str, Sequence[fl
             look = {"linestyle": "none", "marker": "*", "markersize": 9}
         axes.plot(*zip(*known, strict=True), color=colour, label=name, **look)
     axes.set(xlabel="units", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def figure_2e(traces: Traces, data: str, scale: Scale, networks: Sequence[Network]) -> Result:

@@ -301,7 +301,7 @@ def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setitem(SCALES, "cpu", tiny)
     arguments = ["lee2018", "--seeds", "0", "--data=cifar10", "--epochs=1", "--data.limit=64"]
-    arguments += ["--precision=32-true", "--progress=false"]
+    arguments += ["--precision=32-true", "--compile=false", "--progress=false"]
     assert command.study(arguments) == 0
     assert len(trained) == 8
     folder = tmp_path / "results/lee2018"

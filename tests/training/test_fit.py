@@ -165,6 +165,7 @@ def test_options_of_the_training_leave_a_float32_model(tiny, tmp_path, option):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by the compiler, of a block's input
 @pytest.mark.parametrize("how", ["true", "blocks"])
 def test_compiled(tiny, tmp_path, how):
     trained([*tiny, "--compile", how], tmp_path)

@@ -5,11 +5,12 @@ One set of weights, two schedules of the same sums. `forward` runs every layer o
 convolution as a dense one with zeros above the diagonal: 2K/(K+1) times the multiply-adds of that layer, but one large call in
 place of K. `step`, `stream` and `answer` run the blocks on and below the diagonal alone.
 
-Measured (`benchmarks/slicing.py`, K = 6, W = 96, C = 18, L = 15, 2 cores of an Intel Xeon with AMX, float32): at batch 64 a stream
-takes 0.99 times the full network and 3.0 times less than the K from scratch, a training step 1.06 times the dense network of the
-same widths. At batch 1, 2.11 times the full network, compiled 1.76. There, with 3 blocks, each of these gained less than 10 % or
-nothing: 1x1 convolutions as matrix products over a channels-first cache, the same with the 3x3 in channels-last, caches written in
-place. A third of the time are the grouped 3x3 convolutions, at a cost per call that hardly depends on their size.
+Measured (`benchmarks/slicing.py`, K = 6, W = 96, C = 18, L = 15, 2 cores of an Intel Xeon with AMX, float32): at batch 64 a
+stream takes 0.99 times the full network and 3.0 times less than the K from scratch, a training step 1.06 times the dense
+network of the same widths. At batch 1, 2.11 times the full network, compiled 1.76. There, with 3 blocks, each of these made
+the stream less than 10 % faster: 1x1 convolutions as matrix products over a channels-first cache, the same with the 3x3 in
+channels-last, caches written in place. A third of the time are the grouped 3x3 convolutions, at a cost per call that hardly
+depends on their size.
 """
 
 from __future__ import annotations

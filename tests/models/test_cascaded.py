@@ -341,3 +341,18 @@ def test_bad_frames_and_steps() -> None:
 def test_a_kernel_that_does_not_sum_to_1_warns() -> None:
     with pytest.warns(UserWarning, match=r"sum to 0.75, not to 1: .* got \(0.5, 0.25\)"):
         create_model("cascaded_resnet18", kernel=(0.5, 0.25), width=2)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_memory_format_stays_what_it_is(layout: torch.memory_format) -> None:
+    """Else every block's first convolution would copy its input into its weights' format."""
+    model = create_model("cascaded_resnet18", **SMALL).eval().to(memory_format=layout)  # type: ignore[call-overload]
+    kept: list[bool] = []
+    for block in model.blocks:
+        block.convs[0].register_forward_pre_hook(lambda _, given: kept.append(given[0].is_contiguous(memory_format=layout)))
+    x = torch.rand(2, 3, 32, 32).contiguous(memory_format=layout)
+    with torch.inference_mode():
+        model(x)
+        list(model.stream(x))
+    assert len(kept) == 8 + 36
+    assert all(kept)

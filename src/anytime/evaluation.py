@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from anytime import plots
 from anytime.analysis.summary import summary
 from anytime.data import ImageData, create_data
+from anytime.data.batches import Loader
 from anytime.files import written_whole
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
@@ -60,6 +61,19 @@ def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None, 
     return data
 
 
+def images_of(data: ImageData, part: str) -> Loader:
+    """Batches of the test (`part="test"`) or validation images of a data set.
+
+    Raises:
+        ValueError: No images are held out for validation.
+    """
+    data.setup("test" if part == "test" else "fit")
+    loader = data.test_dataloader() if part == "test" else data.val_dataloader()
+    if isinstance(loader, list):
+        raise ValueError(f"{data.title or type(data).__name__} was trained with validation=0: there are no validation images")
+    return loader
+
+
 def evaluate_run(
     run: str | os.PathLike[str],
     part: str = "test",
@@ -83,10 +97,7 @@ def evaluate_run(
     model = load(run)
     data = trained_on(model, root, download)
     data.prepare_data()
-    data.setup("test" if part == "test" else "fit")
-    loader = data.test_dataloader() if part == "test" else data.val_dataloader()
-    if isinstance(loader, list):
-        raise ValueError(f"{data.title or type(data).__name__} was trained with validation=0: there are no validation images")
+    loader = images_of(data, part)
     meta = {"dataset": type(data).__name__, "part": part, "recipe": model.metadata["recipe"]}
     trace = record(model, loader, device=device, input_size=data.input_size, progress=progress, meta=meta)
     return write_results(trace, out or output_folder(run), part)

@@ -16,6 +16,7 @@ from anytime.studies import command, find_recipe, lee2018, run_all
 from anytime.studies.lee2018 import SCALES, STUDY, with_norms
 from anytime.studies.lee2018_levels import figure_5
 from anytime.studies.lee2018_results import figure_3a, figure_3b, figure_3c, figure_4
+from anytime.studies.runner import on_validation
 from anytime.studies.study import plain
 from anytime.trace import Trace
 from anytime.training.config import read_recipe, short_names
@@ -250,6 +251,10 @@ def test_the_trainings_of_figure_5():
         assert config["objective"]["class_path"] == "Hierarchical"
         assert config["objective"]["init_args"]["weights"] == "constant"
         assert config["optimizer"]["init_args"]["weight_decay"] == 0.0001
+        assert list(run.views.items()) == [
+            ("IS-ResNeXt, label levels", None),
+            ("IS-ResNeXt, label levels, on validation", on_validation),
+        ]
     assert STUDY.items["figure 5"].runs("cifar10", "cpu", [0]) == []
 
 
@@ -261,8 +266,8 @@ def test_figure_5_by_hand():
     logits = torch.cat([fine, coarse[..., :2]], 3)
     facts = {"labels": torch.zeros(4, 2, dtype=torch.int64), "class_names": tuple("abcde")}
     meta = {**by_hand.meta, "levels": [3, 2]}
-    traces = {"IS-ResNeXt, label levels": {s: replace(by_hand, logits=logits[s], meta=meta, **facts) for s in range(2)}}
-    result = figure_5(traces, "cifar100")
+    test = {s: replace(by_hand, logits=logits[s], meta=meta, **facts) for s in range(2)}
+    result = figure_5({"IS-ResNeXt, label levels": test, "IS-ResNeXt, label levels, on validation": test}, "cifar100")
     assert result.numbers["error"]["3 classes"].tolist() == [0.75, 0.5, 0.125]
     assert result.numbers["error"]["2 classes"].tolist() == [0.5, 0.25, 0.0]
     said = claims(result)
@@ -270,7 +275,13 @@ def test_figure_5_by_hand():
     worst = said["a label level chosen for each sub-network raises the worst accuracy of any"]
     assert worst["worst_accuracy"] == {"class alone": 0.25, "level chosen": 0.5}
     assert worst["paper"]["worst_accuracy"] == {"class alone": 0.312, "level chosen": 0.475}
+    assert worst["levels_chosen"] == {0: (1, 0, 0), 1: (1, 0, 0)}
     assert len(result.figure.axes[0].lines) == 2
+    other = {s: replace(trace, logits=trace.logits[[2, 1, 0]]) for s, trace in test.items()}  # its steps the other way round
+    result = figure_5({"IS-ResNeXt, label levels": test, "IS-ResNeXt, label levels, on validation": other}, "cifar100")
+    worst = claims(result)["a label level chosen for each sub-network raises the worst accuracy of any"]
+    assert worst["levels_chosen"] == {0: (0, 0, 1), 1: (0, 0, 1)}
+    assert (worst["shows"], worst["worst_accuracy"]["level chosen"]) == (False, 0.25)
     assert figure_5({}, "cifar10").text == "cifar10 has one label level, figure 5 needs several: --data cifar100"
 
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 
+from anytime import create_model
+from anytime.data import create_data
 from anytime.studies import Run, TrainingStopped, find_recipe, run_all, standing
 from anytime.studies.apart import log_end, train_apart
-from anytime.studies.runner import trace_path
+from anytime.studies.runner import on_validation, record_views, trace_path
 from anytime.studies.study import Item, Result, Study, facts, find_study, plain
 from anytime.trace import Trace
 from anytime.training.config import UsageError, parse
@@ -180,6 +182,23 @@ def test_a_folder_that_is_no_run_directory_is_left_alone(run, tmp_path):
 def test_each_network_of_a_run_has_a_trace_of_its_own(tmp_path):
     assert trace_path(tmp_path, "CascadedTD").name == "trace-test-cascadedtd.safetensors"  # not that of `anytime evaluate`
     assert trace_path(tmp_path, "SerialTD(0)-MultiHead").name == "trace-test-serialtd_0_multihead.safetensors"
+
+
+def test_a_view_may_ask_about_validation_images(tmp_path):
+    path = tmp_path / "run"
+    config = parse(["--model=anytimenet", "--model.width=4", "--data=digits", "--data.classes=['1','7']"], [])
+    create_run(path, config, overwrite=False)
+    model = create_model("anytimenet", 2, in_channels=1, width=4)
+    model.metadata = {"class_names": ["1", "7"], "recipe": config}
+    model.save(path)
+    record_views(path, {"A": None, "A, on validation": on_validation})
+    data = create_data("digits", classes=["1", "7"], validation=config["data"]["init_args"]["validation"])
+    data.setup()
+    loaders = {"test": data.test_dataloader(), "validation": data.val_dataloader()}
+    for (part, loader), view, name in zip(loaders.items(), (None, on_validation), ("A", "A, on validation"), strict=True):
+        trace = Trace.load(trace_path(path, name, view))
+        assert torch.equal(trace.labels, torch.cat([labels for _, labels in loader]))
+        assert trace.meta["part"] == part
 
 
 def test_find_recipe():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from anytime.analysis.slicing import branch_l1_norms
 from anytime.model import AnytimeModel
 from anytime.models.resnext import SlicedModel
-from anytime.studies.lee2018_levels import HIERARCHICAL, figure_5
+from anytime.studies.lee2018_levels import HIERARCHICAL, VALIDATION, figure_5
 from anytime.studies.lee2018_results import (
     DEEP,
     INCLUSIVE,
@@ -27,7 +27,7 @@ from anytime.studies.lee2018_results import (
     shallow_alone,
     thin_alone,
 )
-from anytime.studies.runner import Run, View, find_recipe
+from anytime.studies.runner import Run, View, find_recipe, on_validation
 from anytime.studies.study import Item, Study
 
 
@@ -191,7 +191,7 @@ def figure_5_runs(data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
     if data != "cifar100":
         return []
     file, flags = SCALES[scale].levels
-    recipe, views = find_recipe(file), {HIERARCHICAL: None}
+    recipe, views = find_recipe(file), {HIERARCHICAL: None, VALIDATION: on_validation}
     return [Run(f"{data}_{scale}_is_resnext_label_levels_seed{seed}", recipe, flags, seed, views) for seed in seeds]
 
 

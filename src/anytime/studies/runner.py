@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from anytime.evaluation import trained_on
+from anytime.evaluation import images_of, trained_on
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.studies.apart import TrainingStopped, train_apart
@@ -23,6 +23,12 @@ Standing = Literal["start", "resume", "finished"]
 Traces = Mapping[str, Mapping[int, Trace]]
 """What the networks of a study said: by name, then by seed."""
 View = Callable[[AnytimeModel], AnytimeModel]
+
+
+def on_validation(model: AnytimeModel) -> AnytimeModel:
+    """The view that is the model as it is, asked about the validation images: for what a figure has to choose."""
+    return model
+
 
 _WHERE = ("progress", "data.root", "data.download", "data.workers")  # change where and how a training runs, not what comes out
 
@@ -123,25 +129,32 @@ class StoredTraces(Mapping[str, Mapping[int, Trace]]):
         return len(self._paths)
 
 
-def trace_path(path: Path, name: str) -> Path:
+def trace_path(path: Path, name: str, view: View | None = None) -> Path:
     """Where in a run directory the answers of a network are, beside those that `anytime evaluate` keeps."""
     slug = re.sub(r"\W+", "_", name.lower()).strip("_")
-    return path / f"trace-test-{slug}.safetensors"
+    return path / f"trace-{_part(view)}-{slug}.safetensors"
+
+
+def _part(view: View | None) -> Literal["test", "validation"]:
+    return "validation" if view is on_validation else "test"
 
 
 def record_views(path: Path, views: Mapping[str, View | None]) -> None:
-    """Records what networks made of a finished run say about the test images, and stores it in the run directory."""
+    """Records what networks made of a finished run say about the test images, and stores it in the run directory.
+
+    Those of the view `on_validation` are about the validation images.
+    """
     model = load(path)
     data = trained_on(model)
-    data.setup("test")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = {"dataset": type(data).__name__, "part": "test", "recipe": model.metadata["recipe"]}
+    facts = {"dataset": type(data).__name__, "recipe": model.metadata["recipe"]}
     facts["trained_on"] = read_run(path)[1]["hardware"]
     for name, view in views.items():
         network = (model if view is None else view(model)).eval()
-        meta = facts | {"model_arguments": network.config["arguments"]}
-        trace = record(network, data.test_dataloader(), device=device, input_size=data.input_size, meta=meta)
-        trace.save(trace_path(path, name))
+        part = _part(view)
+        meta = facts | {"part": part, "model_arguments": network.config["arguments"]}
+        trace = record(network, images_of(data, part), device=device, input_size=data.input_size, meta=meta)
+        trace.save(trace_path(path, name, view))
 
 
 def run_all(
@@ -192,7 +205,7 @@ def run_all(
             seconds.append(time.monotonic() - begin)
             left -= 1
             done = f"trained in {_time(seconds[-1])}"
-        stored = {name: trace_path(path, name) for name in run.views}
+        stored = {name: trace_path(path, name, view) for name, view in run.views.items()}
         if missing := {name: view for name, view in run.views.items() if not stored[name].is_file()}:
             recorder(path, missing)
         for name, file in stored.items():

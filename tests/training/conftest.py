@@ -112,6 +112,33 @@ class Plain(nn.Module):
         return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class Chain(AnytimeModel):
+    """h_t = tanh(layer_t(h_{t-1})), logits_t = head(h_t), one head for all; every layer is used once."""
+
+    num_steps = 3
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__(num_classes, in_channels)
+        self.stem = nn.Linear(64 * in_channels, 6)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.head = nn.Linear(6, num_classes)
+
+    def initial_state(self, x: Tensor) -> Any:
+        self.check_input(x)
+        return {"h": self.stem(self.normalize(x).flatten(1)), "step": 0}
+
+    def step(self, state: Any) -> tuple[Tensor, Any]:
+        h = torch.tanh(self.layers[state["step"]](state["h"]))
+        return self.head(h), {"h": h, "step": state["step"] + 1}
+
+
+def _chain(**attributes: Any) -> Chain:
+    model = Chain()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return model
+
+
 def _exits(**arguments: Any) -> AttachedExits:
     torch.manual_seed(0)
     given: Any = {"backbone": f"{__name__}.Plain", "exits": ("stem", "blocks.1"), "input_size": (1, 8, 8)}
@@ -148,6 +175,12 @@ class Each(L.Callback):
 def exits() -> Callable[..., AttachedExits]:
     """`exits(**arguments)`: three exits on `Plain`, always of the same weights."""
     return _exits
+
+
+@pytest.fixture
+def chain() -> Callable[..., Chain]:
+    """`chain(**attributes)`: three layers and one head."""
+    return _chain
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from anytime.model import AnytimeModel
 from anytime.models.attach import attach_exits
 from anytime.objectives import Weighted
 from anytime.registry import create_model
@@ -25,56 +24,26 @@ from anytime.training.schedules import Constant
 SIZE = (1, 8, 8)
 
 
-class Chain(AnytimeModel):
-    """Three layers and a head."""
-
-    num_steps = 3
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
-        super().__init__(num_classes, in_channels)
-        self.stem = nn.Linear(64 * in_channels, 6)
-        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
-        self.head = nn.Linear(6, num_classes)
-
-    def initial_state(self, x: Tensor) -> Any:
-        self.check_input(x)
-        return {"h": self.stem(self.normalize(x).flatten(1)), "step": 0}
-
-    def step(self, state: Any) -> tuple[Tensor, Any]:
-        h = torch.tanh(self.layers[state["step"]](state["h"]))
-        return self.head(h), {"h": h, "step": state["step"] + 1}
-
-
-class NamedHeads(Chain):
-    head_names = ("layers.2", "head")
-
-
-class Headless(Chain):
-    head_names = ()
-
-
 # Heads
 
 
-def test_heads_are_found_by_convention_or_as_the_model_names_them(exits: Any) -> None:
+def test_heads_are_found_by_convention_or_as_the_model_names_them(exits: Any, chain: Any) -> None:
     plain = exits().backbone
     assert list(find_heads(exits())) == ["heads"]
-    assert list(find_heads(Chain())) == ["head"]
-    assert list(find_heads(NamedHeads())) == ["layers.2", "head"]
+    assert list(find_heads(chain())) == ["head"]
+    assert list(find_heads(chain(head_names=("layers.2", "head")))) == ["layers.2", "head"]
     assert list(find_heads(create_model("boosted", base="anytimenet", arguments={"width": 4}))) == ["model.head"]
     assert list(find_heads(create_model("cascaded_densenet", layers=(1, 1), growth=2))) == ["network.head"]
     assert list(find_heads(create_model("ann", units=1, width=2))) == ["heads"]  # its norms are identities
     assert list(find_heads(create_model("ann_densenet169"))) == ["norms", "heads"]
     members = tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": n}} for n in (1, 2))
     assert len(find_heads(create_model("eann", members=members))) == 2
-    with pytest.raises(ValueError, match=r"heads of Headless are not known: it has no part.*head_names = \('classifier',\)"):
-        find_heads(Headless())
+    with pytest.raises(ValueError, match=r"heads of Chain are not known: it has no part.*head_names = \('classifier',\)"):
+        find_heads(chain(head_names=()))
     with pytest.raises(ValueError, match=r"those found \(heads\) have no parameters; give it more than one answer"):
         find_heads(attach_exits(plain, 1, 10, input_size=SIZE))
-    wrong = Chain()
-    wrong.head_names = ("fc",)  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"Chain.head_names is \('fc',\), but .*fc"):
-        find_heads(wrong)
+        find_heads(chain(head_names=("fc",)))
 
 
 # Heads only

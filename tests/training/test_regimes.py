@@ -32,30 +32,6 @@ from anytime.training.schedules import Constant, OneCycle
 SIZE = (1, 8, 8)
 
 
-class Chain(AnytimeModel):
-    """h_t = tanh(layer_t(h_{t-1})), logits_t = head(h_t), one head for all; every layer is used once."""
-
-    num_steps = 3
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
-        super().__init__(num_classes, in_channels)
-        self.stem = nn.Linear(64 * in_channels, 6)
-        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
-        self.head = nn.Linear(6, num_classes)
-
-    def initial_state(self, x: Tensor) -> Any:
-        self.check_input(x)
-        return {"h": self.stem(self.normalize(x).flatten(1)), "step": 0}
-
-    def step(self, state: Any) -> tuple[Tensor, Any]:
-        h = torch.tanh(self.layers[state["step"]](state["h"]))
-        return self.head(h), {"h": h, "step": state["step"] + 1}
-
-
-class Headless(Chain):
-    head_names = ()
-
-
 # Mixed
 
 
@@ -111,9 +87,9 @@ def gradients(model: AnytimeModel, loss: Tensor) -> dict[str, Tensor]:
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
 
 
-def test_rescaled_gradients_by_hand() -> None:
+def test_rescaled_gradients_by_hand(chain: Any) -> None:
     """Layer t: the mean of the gradients of losses t..T; stem: as layer 1; the shared head: their sum. In float64."""
-    model = Chain().double()
+    model = chain().double()
     x, y = torch.rand(5, *SIZE, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4])
     each = [gradients(model, loss) for loss in step_losses(model(x), y)]
     answers = GradientRescaling().forward(model)(x)
@@ -271,19 +247,19 @@ def test_compiled(exits: Any, train: Any, watch: Any, regime: Regime, precision:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: HeadsOnly("float8"), "cache must be one of auto, none, float16, bfloat16, float32, got 'float8'"),  # type: ignore[arg-type]
-        (lambda: HeadsOnly(views=0), "views must be at least 1, got 0"),
-        (lambda: HeadsOnly(memory=0), "memory must be above 0 GiB, got 0"),
-        (lambda: Mixed(0), "backbone_epochs must be at least 1, got 0"),
-        (lambda: Mixed(5).check(Chain(), 5), "backbone_epochs must be below epochs=5, got 5"),
-        (lambda: Sandwich(-1), "samples must be at least 0, got -1"),
-        (lambda: Sandwich(2).check(Chain(), 1), "samples must be at most 1 for a model of 3 answers, got 2"),
-        (lambda: GradientRescaling().check(Headless(), 1), "heads of Headless are not known"),
+        (lambda _: HeadsOnly("float8"), "cache must be one of auto, none, float16, bfloat16, float32, got 'float8'"),  # type: ignore[arg-type]
+        (lambda _: HeadsOnly(views=0), "views must be at least 1, got 0"),
+        (lambda _: HeadsOnly(memory=0), "memory must be above 0 GiB, got 0"),
+        (lambda _: Mixed(0), "backbone_epochs must be at least 1, got 0"),
+        (lambda chain: Mixed(5).check(chain(), 5), "backbone_epochs must be below epochs=5, got 5"),
+        (lambda _: Sandwich(-1), "samples must be at least 0, got -1"),
+        (lambda chain: Sandwich(2).check(chain(), 1), "samples must be at most 1 for a model of 3 answers, got 2"),
+        (lambda chain: GradientRescaling().check(chain(head_names=()), 1), "heads of Chain are not known"),
     ],
 )
-def test_what_makes_no_sense(make: Any, message: str) -> None:
+def test_what_makes_no_sense(make: Any, message: str, chain: Any) -> None:
     with pytest.raises(ValueError, match=message):
-        make()
+        make(chain)
 
 
 # Recipes and the command

@@ -84,8 +84,8 @@ class Block(nn.Module):
                 index = torch.ones(wanted, dtype=torch.int64, device=out.device)
                 index[0], index[-1] = 0, last
                 out = out.index_select(dim, index)
-        last = like.is_contiguous(memory_format=torch.channels_last)  # a sum with a map of another layout would be slow
-        return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        channels_last = like.is_contiguous(memory_format=torch.channels_last)  # a sum with another layout would be slow
+        return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def shortcut(self, z: Tensor) -> Tensor:
         """S of any number of images."""

@@ -236,6 +236,9 @@ def test_figure_3_by_hand():
     assert above["shows"] is True
     assert result.numbers["accuracy_by_step"]["0"] == [0.625] * 9
     assert "yes      lambda = 1 is the worst at the asymptote" in result.text
+    alone = figure_3({name: {0: by_seed[0]} for name, by_seed in traces.items()}, "cifar100")
+    legends = [{text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()} for drawn in (result, alone)]
+    assert legends == [{"ours (± 1 SEM)", "the paper's"}, {"ours", "the paper's"}]
 
 
 # -- from end to end -------------------------------------------------------------------------------------------------------

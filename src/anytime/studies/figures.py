@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,13 @@ def points(
     x: str,
     y: str,
 ) -> Figure:
-    """Shares over one number that was varied, with standard errors."""
+    """Shares over one number that was varied, with standard errors; those of a single seed are not known (nan)."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.0), layout="constrained")
         axes = figure.add_subplot()
         bars = [errors[value] for value in means]
-        axes.errorbar(list(means), list(means.values()), bars, color=BLUE, marker="o", capsize=2.5, label="ours (± 1 SEM)")
+        ours = "ours" if any(map(math.isnan, bars)) else "ours (± 1 SEM)"
+        axes.errorbar(list(means), list(means.values()), bars, color=BLUE, marker="o", capsize=2.5, label=ours)
         if published:
             axes.plot(list(published), list(published.values()), color=BLUE, marker="x", label="the paper's", **_PAPER)
         axes.set(xlabel=x, ylabel=y, title=title)

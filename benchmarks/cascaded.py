@@ -1,13 +1,15 @@
 """Cascaded ResNet-18: the exact schedules against a plain simulation that runs every block at every step.
 
 Ratios from one run: a training step (forward, TD(0), backward) and the inference of all answers, against the simulation and
-against one pass of the ordinary ResNet-18. Activation memory is what autograd keeps for the backward pass.
+against one pass of the ordinary ResNet-18. Activation memory is what autograd keeps for the backward pass, peak memory the
+most that is allocated at one time over and above parameters and images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any
 
 import harness
@@ -77,6 +79,21 @@ def kept_bytes(run: Callable[[], Any]) -> int:
     return total
 
 
+def peak_bytes(run: Callable[[], Any], device: str) -> int:
+    """The most bytes that are allocated at one time while it runs, over and above those before."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    assert profiled.profiler is not None
+    changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))
+
+
 def measure(batch_size: int, precision: str, options: Any) -> dict[str, Any]:
     """Ratios and seconds for one batch size and precision."""
     torch.manual_seed(0)
@@ -120,6 +137,10 @@ def measure(batch_size: int, precision: str, options: Any) -> dict[str, Any]:
             "simulation/exact": harness.ratio(seconds, "simulation", "exact"),
             "exact/plain": harness.ratio(seconds, "exact", "plain"),
         }
+    results["peak_megabytes"] = {
+        kind: {name: peak_bytes(lambda n=name, f=function: f(n), options.device) / 1e6 for name in runs}  # type: ignore[misc]
+        for kind, function in (("training", train), ("inference", infer))
+    }
     for network in networks.values():
         network.train()
     results["activation_megabytes"] = {name: kept_bytes(lambda n=name: forward(n)) / 1e6 for name in runs}  # type: ignore[misc]
@@ -141,10 +162,13 @@ def main() -> None:
         for precision in options.precisions:
             row = measure(batch_size, precision, options)
             rows.append(row)
-            print(f"batch {batch_size}, {precision}: " + ", ".join(
+            ratios = [
                 f"{kind}: simulation/exact {row[kind]['simulation/exact']['median']:.2f}, "
-                f"exact/plain {row[kind]['exact/plain']['median']:.2f}" for kind in ("training", "inference")
-            ) + ", activations {exact:.0f} MB of {simulation:.0f} MB".format(**row["activation_megabytes"]))  # fmt: skip
+                f"exact/plain {row[kind]['exact/plain']['median']:.2f}, "
+                "peak {exact:.0f} MB of {simulation:.0f} MB".format(**row["peak_megabytes"][kind])
+                for kind in ("training", "inference")
+            ]
+            print(f"batch {batch_size}, {precision}: {', '.join(ratios)}")
     facts = {"width": options.width, "pool": options.pool, "compile": options.compile, "steps": 9, "repeats": options.repeats}
     harness.write(options.out, harness.environment(options.device) | facts | {"rows": rows})
 

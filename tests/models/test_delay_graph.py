@@ -132,6 +132,91 @@ def test_ways_of_writing(simulate: Any, kind: Any, branches: list[str], named: b
     assert largest(torch.stack(answers), expected[:, :2]) < 1e-10
 
 
+class Views(Parts):
+    """In-place operations on views whose memory nobody else reads afterwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        x = x + self.a(x)
+        one, two = x.chunk(2, 1)
+        one.mul_(torch.sigmoid(two))
+        F.relu_(two)
+        x = torch.cat([one, two], 1)
+        before, size = x, x.size(1)
+        double = size
+        double += size
+        x *= 2
+        mean = (before - x + size * x / double).mean(1, keepdim=True)
+        y = self.relu(x.view(x.shape[0], 3, -1).transpose(1, 2))
+        y.unsqueeze_(0)
+        return self.b(mean + self.c(mean.new_ones(x.shape)) + y.sum((0, 2, 3)).unsqueeze(1))
+
+
+class FromView(Parts):
+    """A view is changed; by the name of the method, another is read afterwards."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.same, self.drop = way, nn.Identity(), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        x = x + self.a(x)
+        return self.b(getattr(self, self.way)(x))
+
+    def base(self, x: Tensor) -> Tensor:
+        x[:, 1:5].mul_(0.0)
+        return x
+
+    def activation(self, x: Tensor) -> Tensor:
+        return x + self.relu(x.unflatten(1, (3, 4)).transpose(1, 2)).reshape(x.shape)
+
+    def earlier(self, x: Tensor) -> Tensor:
+        view = x.view(x.shape[0], 12)
+        self.relu(x)
+        return view
+
+    def sibling(self, x: Tensor) -> Tensor:
+        x.chunk(2, 1)[0].mul_(2)
+        return torch.cat([x[:, 6:], x.chunk(2, 1)[1]], 1)
+
+    def itself(self, x: Tensor) -> Tensor:
+        self.same(x).add_(1)
+        return x
+
+    def dropped(self, x: Tensor) -> Tensor:
+        return x + self.drop(x).add_(1)
+
+    def operator(self, x: Tensor) -> Tensor:
+        view = x.view(x.shape[0], 3, -1)
+        view += 1
+        return x
+
+    def keyword(self, x: Tensor) -> Tensor:
+        F.relu(input=x.T, inplace=True)
+        return x
+
+
+def test_views_that_are_changed_in_place() -> None:
+    """They are refused where the change would be lost."""
+    network, x = randomised(Views()).eval(), images(3, 3, 2, 2)
+    model = add_delays(copy.deepcopy(network), ["a"], "instant", num_classes=12).eval()
+    with torch.no_grad():
+        assert torch.equal(model(x)[0], network(x))
+    for way, message in {
+        "base": "mul_ changes getitem in place, and so add, which shares its memory and is read later by network_b",
+        "activation": "network_relu changes transpose in place, and so add, .* read later by add_1",
+        "earlier": "network_relu changes add in place, and so view, .* read later by network_b",
+        "sibling": "mul_ changes getitem in place, and so getitem_1, .* read later by cat",
+        "itself": "add_ changes network_same in place, and so add, .* read later by network_b",
+        "dropped": "add_ changes network_drop in place, and so add, .* read later by add_1",
+        "operator": "add_1 changes view in place, and so add, .* read later by network_b",
+        "keyword": "relu changes getattr_1 in place, and so add, .* read later by network_b: .* let it give a new tensor",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            add_delays(FromView(way), ["a"], num_classes=12)
+
+
 class Gated(Parts):
     """A highway layer: two ways that share their gate are no x + f(x)."""
 
@@ -201,6 +286,13 @@ class KeepsBatchSecond(Parts):
         (Sum, {"leaves": ["layer"]}, "leaves names 'layer', but the network has no such module; valid: a, b, c, relu"),
         (Sum, {"branches": []}, "no skip connection"),
         (Sum, {"num_steps": 0}, r"num_steps must lie in 1..2, for then the answer has settled, got 0"),
+        (Sum, {"num_steps": "9"}, "num_steps must be a whole number, got '9'"),
+        (Sum, {"num_steps": 2.5}, "num_steps must be a whole number, got 2.5"),
+        (Sum, {"branches": [1]}, r"branches must be a list of names of modules, as in named_modules\(\), but has 1"),
+        (Sum, {"branches": [nn.ReLU()]}, r"branches must be a list of names of modules, .* but has ReLU\(\)"),
+        (Sum, {"leaves": 1}, "leaves must be a list of names of modules, got 1"),
+        (Sum, {"statistics": "own"}, "statistics must be 'per_step' or 'shared', got 'own'"),
+        (Sum, {"statistics": "per_step"}, "'per_step' needs torch.nn.BatchNorm2d .*, but Sum has none: use 'shared'"),
         (Sum, {"num_steps": 3}, r"num_steps must lie in 1..2, for then the answer has settled, got 3"),
         (Sum, {"kernel": "ews", "num_steps": -1}, "num_steps must lie in 1..inf, .* got -1"),
         (Sum, {"alpha": 1}, r"alpha must lie in \[0, 1\), got 1"),
@@ -213,6 +305,11 @@ class KeepsBatchSecond(Parts):
 def test_networks_that_cannot_be_delayed(network: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         add_delays(network(), num_classes=5, **arguments)
+
+
+def test_what_is_no_network() -> None:
+    with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module, got 'resnet18'"):
+        add_delays("resnet18", num_classes=5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import anytime
 from anytime.cli import main
@@ -24,8 +27,43 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     x = torch.rand(2, 1, 8, 8)
     model.save(tmp_path / "model")
     again = anytime.load(tmp_path / "model").eval()
-    assert again.config["arguments"]["branches"] == model.branches
+    assert again.branches == model.branches
     assert torch.equal(again(x), model(x))
+
+
+class Functional(nn.Module):
+    """Its branches are no modules."""
+
+    def __init__(self, num_classes: int = 5, in_channels: int = 3) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(in_channels, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        x = x + torch.tanh(self.b(x))
+        x = x + self.norm(self.b(x)).mul(0.5)
+        return self.head(x.mean((2, 3)))
+
+
+def test_branches_that_are_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found again, not looked up by the names that they have for messages."""
+    monkeypatch.setitem(sys.modules, "own_network", types.SimpleNamespace(Functional=Functional))
+    torch.manual_seed(0)
+    model = anytime.create_model("delayed", 5, backbone="own_network.Functional", input_size=(3, 8, 8))
+    assert model.branches == ("tanh", "mul")
+    assert model.config["arguments"]["branches"] is None
+    x = torch.rand(2, 3, 8, 8)
+    model(x)
+    assert model.network.norm.running_mean.shape == (2, 4)
+    assert not torch.equal(*model.network.norm.running_mean)
+    model.eval().save(tmp_path / "model")
+    again = anytime.load(tmp_path / "model").eval()
+    assert again.branches == model.branches
+    assert torch.equal(again(x), model(x))
+    named = anytime.create_model("delayed", backbone="own_network.Functional", branches=["b"], input_size=(3, 8, 8))
+    named.save(tmp_path / "named")
+    assert anytime.load(tmp_path / "named").branches == ("b",)
 
 
 def test_weights_of_a_file(tmp_path: Path) -> None:

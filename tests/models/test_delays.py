@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from itertools import islice, pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torchvision.models import VisionTransformer, resnet18
 
 from anytime.cost import counting, step_macs
+from anytime.model import select_samples
 from anytime.models.delays import DelayedNetwork, add_delays
 from anytime.testing import _randomise, check_anytime_model
 
@@ -305,3 +307,42 @@ def test_state_dict_is_that_of_the_network() -> None:
     assert ews.num_steps == 70
     with torch.no_grad():
         assert largest(model(x)[-1], network.eval()(model.normalize(x))) < 1e-10
+
+
+def test_images_that_change_now_and_then() -> None:
+    """`observe` is needed only where the image changes."""
+    model = add_delays(make("resnet"), [*["stem"], *NETWORKS["resnet"][1]], num_classes=5).eval()
+    a, b = images(2, 2, 3, 8, 8)
+    frames = [a] * 3 + [b] * 4 + [a] * 2
+    with torch.no_grad():
+        expected = list(model.stream(iter(frames)))
+        state = model.observe(model.initial_state(b), a)
+        for time, frame in enumerate(frames):
+            if time and frame is not frames[time - 1]:
+                state = model.observe(model.observe(state, 1 - frame), frame)  # of two before one step, the later counts
+            logits, state = model.step(state)
+            assert largest(logits, expected[time]) < 1e-12
+    for wrong in (images(2, 3, 9, 9), images(1, 3, 8, 8)):
+        with pytest.raises(ValueError, match=re.escape(f"has shape {list(wrong.shape)}, the first had [2, 3, 8, 8]")):
+            model.observe(state, wrong)
+    single = copy.deepcopy(model).float()
+    with pytest.raises(ValueError, match=r"a frame has type torch\.float64, the first had torch\.float32"):
+        list(single.stream([a.float(), b]))
+    _, one = model.step(model.observe(select_samples(state, torch.tensor([1])), b[:1]))  # of a batch that has shrunk
+    assert {len(leaf) for leaf in pytree.tree_leaves(one) if isinstance(leaf, Tensor)} == {1}
+    _, still = model.step(model.initial_state(a))
+    with pytest.raises(ValueError, match="a still image has been answered to up to t = 1, so that what new ones need is gone"):
+        model.observe(still, b)
+
+
+def test_zeros_have_the_type_of_autocast() -> None:
+    """A sum with them would otherwise be in float32, and all that follows."""
+    model = add_delays(make("resnet").float(), num_classes=5).eval()
+    x = images(2, 3, 8, 8).float()
+    seen = []
+    model.network.blocks[0].conv2.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    for kind in (torch.bfloat16, torch.half, None, torch.bfloat16):
+        with torch.autocast("cpu", kind, enabled=kind is not None), torch.no_grad():
+            zeros = model.initial_state(x).zeros
+            model(x)
+        assert {zero.dtype for zero in zeros} == {seen[-1]} == {kind or torch.float32}

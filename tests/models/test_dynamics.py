@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anytime import create_model
+from anytime.model import select_samples
 from anytime.models.residual import ResidualNet, calibrate, convert
 from anytime.testing import _randomise
 
@@ -123,13 +126,18 @@ def test_calibration_is_the_mean_over_batches_and_steps(kernel: str, statistics:
     a, b = images(4, 3, 9, 8), 0.2 * images(4, 3, 9, 8).flip(0) + 0.7
     found = []
     for batches in ([a], [b], [a, (b, torch.zeros(4))]):
-        calibrate(model, batches)
+        mixed = statistics == "shared"
+        with pytest.warns(UserWarning, match="convert\\(model, statistics='per_step'\\)") if mixed else nullcontext():
+            calibrate(model, batches)
         found.append([buffer.clone() for name, buffer in model.named_buffers() if "running" in name])
     for one, other, both in zip(*found, strict=True):
         assert (both - (one + other) / 2).abs().max() < 1e-10
     assert model.stem[1].updates is None
-    with pytest.raises(ValueError, match="at least one batch"):
-        calibrate(model, [])
+    if not mixed:
+        with pytest.raises(ValueError, match="at least one batch"):
+            calibrate(model, [])
+    with pytest.raises(ValueError, match="this Linear has none"):
+        calibrate(torch.nn.Linear(2, 2), [a])
 
 
 @pytest.mark.parametrize("kernel", ["osd", "ews", (0.0, 0.3, 0.7)])
@@ -169,6 +177,33 @@ def test_frames_in_one_tensor() -> None:
         list(model.stream([frames[0], "a"]))
 
 
+def test_an_image_is_followed_by_one_of_its_shape() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    for steps in (0, 1, 3):
+        state = model.initial_state(x)
+        for _ in range(steps):
+            _, state = model.step(state)
+        for wrong in (images(2, 3, 9, 9), images(1, 3, 8, 8), images(3, 3, 8, 8)):
+            with pytest.raises(ValueError, match=re.escape(f"has shape {list(wrong.shape)}, the first had [2, 3, 8, 8]")):
+                model.observe(state, wrong)
+        _, one = model.step(model.observe(select_samples(state, torch.tensor([1])), x[:1]))  # of a batch that has shrunk
+        assert len(one.inputs[0]) == 1
+
+
+def test_loaded_weights_share_no_memory() -> None:
+    """Also where they become the model's own: a later training changes each row and head alone."""
+    model = make(heads="separate")
+    model.load_state_dict(make("serial_resnet18").state_dict(), assign=True)
+    assert len({head.weight.data_ptr() for head in model.heads}) == 9
+    assert all(buffer.is_contiguous() for buffer in model.buffers())
+
+
+def test_pooling_is_no_matter_of_dynamics() -> None:
+    with pytest.raises(ValueError, match="pool=True would make another function of these weights: the network does not pool"):
+        convert(make(), pool=True)
+    assert convert(make(), pool=False).stem.pools is False
+
+
 def test_relatives_alone_are_converted() -> None:
     with pytest.raises(ValueError, match="'ann' is no relative of 'cascaded_resnet18'"):
         convert(make(), "ann")
@@ -184,8 +219,13 @@ def test_relatives_alone_are_converted() -> None:
         ({"alpha": "0.5"}, r"alpha must lie in \[0, 1\), got '0.5'"),
         ({"kernel": 0.5}, "kernel must be 'instant', 'osd', 'ews' or a list of weights; .* got 0.5"),
         ({"num_steps": 2.5}, "num_steps must be a whole number, got 2.5"),
+        ({"width": 2.5}, "width must be a whole number, got 2.5"),
+        ({"pool": "no"}, "pool must be True, False or None, got 'no'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        create_model("cascaded_resnet18", width=4, **arguments)
+        create_model("cascaded_resnet18", **{"width": 4} | arguments)
+    if "num_steps" in arguments:
+        with pytest.raises(ValueError, match=message):
+            create_model("serial_resnet18", width=4, **arguments)

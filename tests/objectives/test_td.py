@@ -334,12 +334,25 @@ def test_wrong_targets(lam: float) -> None:
         TDLambda(lam)(logits, torch.tensor([0, 1, 2, 3, 0]))
     with pytest.raises(ValueError, match="skip must be below the number of answers, 4, got 4"):
         TDLambda(lam, skip=4)(logits, labels)
+    with pytest.raises(ValueError, match=r"logits must be \[T, B, K\], got \[4, 5, 3, 2\]"):
+        TDLambda(lam)(torch.stack([logits, logits], 3), labels)
+    torch.testing.assert_close(TDLambda(lam)(logits, labels.int()), TDLambda(lam)(logits, labels), rtol=0, atol=0)
     answers, truth, weights = heat_maps()
     objective = TDLambda(lam, outputs=HeatMaps())
     with pytest.raises(ValueError, match=r"true heat-maps must be \[B, J, H, W\] = \[2, 4, 5, 6\], got \[2, 4, 5, 5\]"):
         objective(answers, truth[..., 1:])
     with pytest.raises(ValueError, match=r"weights must be \[B, J\] = \[2, 4\], got \[2, 3\]"):
         objective(answers, (truth, weights[:, 1:]))
+
+
+def test_what_does_not_fit_is_refused_before_a_training() -> None:
+    TDLambda(skip=3).check(4)
+    with pytest.raises(ValueError, match="skip must be below the number of answers, 4, got 4"):
+        TDLambda(skip=4).check(4)
+    TDLambda().set_levels((10,))
+    TDLambda(outputs="heat_maps").set_levels((10, 2))
+    with pytest.raises(ValueError, match="takes one level of labels, the data set has 2: choose one"):
+        TDLambda().set_levels((10, 2))
 
 
 def test_wrong_use_of_targets_and_increments() -> None:

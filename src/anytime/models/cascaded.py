@@ -13,19 +13,20 @@ from torch.nn import functional as F
 from anytime.models.dynamics import Dynamics
 from anytime.models.kernels import Kernels, Line, Smoothing, make_kernel
 from anytime.models.layers import pooled
-from anytime.models.residual import STAGES, Clock, Heads, Layout, ResidualNet, Statistics
+from anytime.models.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet, Statistics, check_count
 from anytime.registry import register_model
 
-CHUNK = 64  # images that a block sees at once under smoothing, whose time steps are many
+CHUNK = 64  # images that a branch sees at once where no gradients are wanted: more are no faster an image, and need memory
 
 
 class CascadeState(NamedTuple):
     """`time` is t of the next answer; `age` is the time of the last one, counted anew when the image changes; `images` have
     not yet entered, each with the time at which its features arrive. For each block: its input z, its last residual, what is
-    on its way, and its projected shortcut."""
+    on its way, and its projected shortcut. `shape` is that of an image."""
 
     time: int
     age: int
+    shape: tuple[int, ...]
     images: tuple[tuple[int, Tensor], ...]
     stem: Tensor | None
     stem_line: Line
@@ -92,10 +93,7 @@ class CascadedResNet(ResidualNet):
         blocks = sum(STAGES.get(depth, ()))
         if num_steps is None:
             num_steps = 70 if memory == math.inf else int(memory) * (blocks + 1) + 1 - lag
-        if not isinstance(num_steps, int):
-            raise ValueError(f"num_steps must be a whole number, got {num_steps!r}")
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps!r}")
+        check_count("num_steps", num_steps)
         if statistics not in (None, "per_step", "shared"):
             raise ValueError(f"statistics must be 'per_step' or 'shared', got {statistics!r}")
         if clock not in ("asymptotic", "published"):
@@ -123,10 +121,14 @@ class CascadedResNet(ResidualNet):
 
     def initial_state(self, x: Tensor) -> CascadeState:
         self.check_input(x)
-        return CascadeState(self.first, -1, ((self.kernel.lag, self.normalize(x)),), None, (), (), (), (), ())
+        images = ((self.kernel.lag, self.normalize(x)),)
+        return CascadeState(self.first, -1, tuple(x.shape[1:]), images, None, (), (), (), (), ())
 
     def observe(self, state: CascadeState, x: Tensor) -> CascadeState:
         self.check_input(x)
+        before = [len(state.images[0][1] if state.stem is None else state.stem), *state.shape]
+        if list(x.shape) != before:
+            raise ValueError(f"a frame has shape {list(x.shape)}, the first had {before}")
         arrives = state.time + self.kernel.lag - self.first
         waiting = tuple(image for image in state.images if image[0] < arrives)  # one that nothing has looked at is replaced
         return state._replace(images=(*waiting, (arrives, self.normalize(x))))
@@ -177,9 +179,8 @@ class CascadedResNet(ResidualNet):
             residuals.append(r)
             lines.append(line)
             shortcuts.append(shortcut if block.projection is not None else None)
-        return CascadeState(
-            time + 1, age, images, stem, stem_line, tuple(inputs), tuple(residuals), tuple(lines), tuple(shortcuts)
-        )
+        parts = (tuple(inputs), tuple(residuals), tuple(lines), tuple(shortcuts))
+        return CascadeState(time + 1, age, state.shape, images, stem, stem_line, *parts)
 
     # Layer by layer
 
@@ -243,11 +244,12 @@ class CascadedResNet(ResidualNet):
             seen = [stems[min(n, len(stems) - 1)] for n in range(time - lag, -1, -1)]
             parts.append(self.arrival.arrive(seen[0], tuple(seen[1:]))[0])
         z = torch.cat(parts) if len(parts) > 1 else parts[0]
-        for k, block in enumerate(blocks, 1):
+
+        def passed(k: int, block: Block, z: Tensor) -> Tensor:
             times = range(at(max(low[k] - memory, lag), k), at(high[k] - lag, k) + 1)  # at which the residual is wanted
             part = z[(times.start - low[k - 1]) * batch : (times.stop - low[k - 1]) * batch]
             part = z if len(part) == len(z) else part  # not a slice, whose gradient would be a second large map
-            r = block.residual(part, times).split(batch) if times else ()
+            r = self._residuals(block, part, times)
             empty: Any = block.empty(z, batch) if max(low[k] - memory, 0) < lag else None
             if self.training and self.first < lag and times.stop - 1 < at(end, k):
                 with torch.no_grad():  # the published code learns the statistics of this residual, which comes too late
@@ -259,9 +261,25 @@ class CascadedResNet(ResidualNet):
                 values = [empty if tau < lag else r[at(tau, k) - times.start] for tau in earlier]
                 out, _ = self.arrival.arrive(values[0], tuple(values[1:]))
                 parts.append(out + s[at(time, k) - low[k - 1]])
-            z = F.relu_(torch.cat(parts) if len(parts) > 1 else parts[0])
+            return F.relu_(torch.cat(parts) if len(parts) > 1 else parts[0])
+
+        for k, block in enumerate(blocks, 1):  # by a function, which forgets what it made on the way
+            z = passed(k, block, z)
         tops = z.split(batch)
         return [tops[at(time, len(blocks) + 1) - low[-1]] for time in range(start, end + 1)]
+
+    @staticmethod
+    def _residuals(block: Block, z: Tensor, times: range) -> list[Tensor]:
+        """F of `z`, the inputs of `times` one after the other in the batch, for each time."""
+        if not times:
+            return []
+        batch = len(z) // len(times)
+        size = len(times) if torch.is_grad_enabled() else max(CHUNK // batch, 1)
+        parts = z.split(size * batch) if size < len(times) else (z,)
+        results: list[Tensor] = []
+        for i, part in enumerate(parts):
+            results += block.residual(part, times[i * size : (i + 1) * size]).split(batch)
+        return results
 
     def _smoothed(self, stem: Tensor, moving: bool, end: int, batch: int) -> Iterator[Tensor]:
         """The top features `[B, C, H, W]` at times 0..end under smoothing, in chunks of time that all blocks pass in turn."""

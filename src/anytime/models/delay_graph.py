@@ -5,27 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.nn import functional as F
 
+from anytime.models.delay_rewrite import SIZES, WritingProxy, delayed, without_in_place
 from anytime.registry import nearest
 
 ROOT = "network"  # the attribute under which a DelayedNetwork, and the tracer, hold the network
-SIZES = {"shape", "ndim", "dtype", "device", "size", "dim", "ndimension", "numel"}  # what a tensor is asked for besides values
 ADDITIONS = {operator.add, torch.add, "add"}
-IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ipow: operator.pow,
-}
 
 
 @dataclass(frozen=True)
@@ -80,11 +72,6 @@ class Network:
     constants: dict[str, Tensor] = field(default_factory=dict)
 
 
-def delayed(x: Any) -> Any:
-    """Marks what arrives late; itself it does nothing."""
-    return x
-
-
 def evaluate(
     ops: Sequence[Op], index: int, values: Mapping[int, Any], root: nn.Module, time: int = 0, hooks: bool = True
 ) -> Any:
@@ -124,6 +111,9 @@ class _Tracer(fx.Tracer):
         self.branches, self.leaves = branches, leaves
         self.met: set[str] = set()
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return WritingProxy(node, self)
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return module in self.leaves or _takes_row(module) or super().is_leaf_module(module, name)
 
@@ -151,9 +141,11 @@ def trace(network: nn.Module, branches: Sequence[str] | None, leaves: Sequence[s
     """
     modules = {name: module for name, module in network.named_modules() if name}
     for what, names in (("branches", branches or ()), ("leaves", leaves)):
-        if isinstance(names, str):
+        if isinstance(names, str) or not isinstance(names, Iterable):
             raise ValueError(f"{what} must be a list of names of modules, got {names!r}")
         for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"{what} must be a list of names of modules, as in named_modules(), but has {name!r}")
             if name not in modules:
                 raise ValueError(f"{what} names {name!r}, but the network has no such module{nearest(name, modules)}")
     tracer = _Tracer({modules[name]: name for name in branches or ()}, {modules[name] for name in leaves})
@@ -168,7 +160,7 @@ def trace(network: nn.Module, branches: Sequence[str] | None, leaves: Sequence[s
     idle = [name for name in branches or () if name not in tracer.met]
     if idle:
         raise ValueError(f"branches names {idle[0]!r}, but this module does not run, or runs inside of one that is not traced")
-    _without_in_place(graph, root)
+    without_in_place(graph, root)
     _delay_first_outputs(graph)
     if branches is None:
         branches = _delay_found(graph, network)
@@ -182,41 +174,6 @@ def trace(network: nn.Module, branches: Sequence[str] | None, leaves: Sequence[s
 
 def _takes_row(module: nn.Module) -> bool:
     return "row" in inspect.signature(module.forward).parameters
-
-
-def _without_in_place(graph: fx.Graph, root: nn.Module) -> None:
-    """Makes every operation give a new tensor, since the old one may be needed later. Those that read a tensor after it was
-    changed read the new one. (Modules that work in place are left to the caller.)"""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if _made_pure(node, root) and isinstance(node.args[0], fx.Node):
-            for user in [user for user in node.args[0].users if order[user] > order[node]]:
-                user.replace_input_with(node.args[0], node)
-
-
-def _made_pure(node: fx.Node, root: nn.Module) -> bool:
-    """Whether the operation worked in place; if it can be, it is replaced by the one that does not."""
-    if node.op == "call_module":
-        return getattr(root.get_submodule(str(node.target)), "inplace", False) is True
-    if node.op == "call_method":
-        changed = str(node.target).endswith("_") and not str(node.target).endswith("__")
-        node.target = str(node.target).removesuffix("_") if changed else node.target
-        return changed
-    if node.op != "call_function":
-        return False
-    name, module = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
-    if node.target in IN_PLACE:
-        node.target = IN_PLACE[node.target]
-        return True
-    if name.endswith("_") and module not in ("_operator", "operator"):  # torch.relu_
-        node.target = getattr(torch, name[:-1], None) or getattr(F, name[:-1])
-        return True
-    if module != F.__name__ or "inplace" not in (names := list(inspect.signature(node.target).parameters)):  # type: ignore[arg-type]
-        return False
-    place = names.index("inplace")
-    changed = bool(node.kwargs.get("inplace", node.args[place] if len(node.args) > place else False))
-    node.args, node.kwargs = node.args[:place], {**node.kwargs, "inplace": False}
-    return changed
 
 
 def _delay_first_outputs(graph: fx.Graph) -> None:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from anytime.models.delay_graph import Network
 from anytime.models.kernels import Kernel, Smoothing
+
+
+class DelayState(NamedTuple):
+    """`time` is t of the next answer; `images` is the one that enters next, () where none does; `values` are those that later
+    steps need of each operation, the latest last; `zeros` is what delays give at first. `moving` is 1 where each step has an
+    image of its own, which is the last one unless it has changed."""
+
+    time: int
+    moving: int
+    images: tuple[Tensor, ...]
+    values: tuple[tuple[Any, ...], ...]
+    zeros: tuple[Tensor, ...]
 
 
 class Series:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from anytime.models.backbones import build_backbone, replace_classifier
 from anytime.models.delays import DelayedNetwork
+from anytime.models.residual import Statistics
 from anytime.registry import register_model
 
 
@@ -19,6 +20,7 @@ def delayed(
     alpha: float = 0.9,
     num_steps: int | None = None,
     leaves: tuple[str, ...] = (),
+    statistics: Statistics | None = None,
     pretrained: bool | str = False,
     reset: bool = False,
     input_size: tuple[int, int, int] | None = None,
@@ -35,6 +37,7 @@ def delayed(
         alpha: Of smoothing, in [0, 1).
         num_steps: T; default: until the answer has settled (with smoothing 70).
         leaves: Names of modules that run as one operation, because torch.fx cannot look into them.
+        statistics: Running statistics of batch norm "per_step" or "shared" by all; default: per step, with smoothing shared.
         pretrained: A file with the backbone's weights; true: those that its library downloads.
         reset: Accept weights of another class count, with a new classifier.
         input_size: (channels, height, width) of the images; default (in_channels, 224, 224).
@@ -49,9 +52,9 @@ def delayed(
     found = build_backbone(backbone, classes, size, pretrained, reset, options=options)
     if reset and pretrained is not False:
         replace_classifier(found.network, classes)
-    model = DelayedNetwork(found.network, branches, kernel, alpha, num_steps, num_classes, in_channels, leaves)
+    model = DelayedNetwork(found.network, branches, kernel, alpha, num_steps, num_classes, in_channels, leaves, statistics)
     if found.mean is not None and found.std is not None:
         model.set_normalization(found.mean, found.std)
         model.own_normalization = True
-    model.settled = {"branches": model.branches, "pretrained": False, "reset": False}
+    model.settled = {"pretrained": False, "reset": False}  # branches that were found may be no modules, but are found again
     return model

@@ -7,19 +7,23 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from anytime.model import AnytimeModel, eval_mode
 from anytime.models.delay_graph import evaluate, trace
-from anytime.models.delay_plan import Plan, Series
+from anytime.models.delay_norms import set_rows, with_rows
+from anytime.models.delay_plan import DelayState, Plan, Series
 from anytime.models.kernels import Kernels, Smoothing, make_kernel
 from anytime.models.layers import StepBatchNorm2d
+from anytime.models.residual import Statistics
 
 CHUNK = 256  # images that an operation sees at once where no gradients are wanted, so that memory stays bounded
 REHEARSED = 1009  # images of the rehearsal, a number that no other dimension has by chance
@@ -38,16 +42,7 @@ ELEMENTWISE = {
     *("add", "sub", "mul", "relu", "sigmoid", "tanh"),
 }
 
-
-class DelayState(NamedTuple):
-    """`time` is t of the next answer; `images` have not yet entered; `values` are those that later steps need of each
-    operation, the latest last; `zeros` is what delays give at first. `moving` is 1 where each step has an image of its own."""
-
-    time: int
-    moving: int
-    images: tuple[Tensor, ...]
-    values: tuple[tuple[Any, ...], ...]
-    zeros: tuple[Tensor, ...]
+Setting = tuple[torch.Size, torch.dtype, bool, torch.dtype | None]  # size and type of images, train mode, type of autocast
 
 
 class DelayedNetwork(AnytimeModel):
@@ -74,6 +69,13 @@ class DelayedNetwork(AnytimeModel):
     `forward` takes a `row` (`StepBatchNorm2d`) get the time t of their input. What does not depend on the image but on
     parameters alone is evaluated wherever it is used.
 
+    Batch norm (`statistics="per_step"`): each `nn.BatchNorm2d` becomes a `StepBatchNorm2d` with its weights, and with running
+    statistics of its own for each distinct time of its input; later times take the last. In training each time is normalised
+    by its own batch, so that statistics shared by all are a mixture which fits none. At first every row is that of the
+    network, and the answers are the same; the state dict of an ordinary network is loaded into every row. Norms inside of
+    leaves keep one row. Others stay: `BatchNorm1d`, `BatchNorm3d`, subclasses, those without weights, running statistics or
+    momentum.
+
     Args:
         network: From images to logits, or to maps `[B, ...]`.
         branches: Names of the modules whose output is delayed; default: the branches of all blocks x + f(x), that is of the
@@ -84,13 +86,17 @@ class DelayedNetwork(AnytimeModel):
         num_classes: K of the logits, or the sizes of several label levels; of maps, their channels.
         in_channels: Channels of the images.
         leaves: Names of modules that run as one operation, because torch.fx cannot look into them.
+        statistics: Running statistics of batch norm `"shared"` by all times, or `"per_step"`; None: per step where there are
+            such norms, but with smoothing shared.
 
     Attributes:
         branches: Names of the delayed branches.
         first: t of the first answer.
 
     Raises:
-        ValueError: Unknown branches, none found, a network that cannot be traced, steps beyond the settled answer.
+        ValueError: Unknown branches, none found, a network that cannot be traced, steps beyond the settled answer, no norm
+            whose statistics could be per step.
+        TypeError: No network.
 
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 2.
     """
@@ -105,12 +111,18 @@ class DelayedNetwork(AnytimeModel):
         num_classes: int | Sequence[int] = 10,
         in_channels: int = 3,
         leaves: Sequence[str] = (),
+        statistics: Statistics | None = "shared",
     ) -> None:
         super().__init__(num_classes, in_channels)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network must be a torch.nn.Module, got {network!r}")
+        if num_steps is not None and not isinstance(num_steps, int):
+            raise ValueError(f"num_steps must be a whole number, got {num_steps!r}")
         self.settled: dict[str, Any] = {}
         self.own_normalization = False
         self.kernel = make_kernel(kernel, alpha)
         self.arrival = self.kernel.after(self.kernel.lag)
+        norms = with_rows(network, statistics, self.kernel)
         with eval_mode(network):
             self._traced = {False: trace(network, branches, leaves, "eval_")}
             network.train()
@@ -126,7 +138,7 @@ class DelayedNetwork(AnytimeModel):
             for mode, traced in self._traced.items()
             for moving in (False, True)
         }
-        self._shapes: dict[Any, list[tuple[torch.Size, torch.dtype]]] = {}  # of the delays, by the size of the images
+        self._shapes: dict[Setting, list[tuple[torch.Size, torch.dtype]]] = {}  # of the delays, by the size of the images
         plan = self._plans[False, False]
         self.branches, self.first = self._traced[False].branches, plan.first
         limit = plan.settled[plan.output] + 1 - self.first
@@ -135,6 +147,7 @@ class DelayedNetwork(AnytimeModel):
         if not 1 <= num_steps <= limit:
             raise ValueError(f"num_steps must lie in 1..{limit}, for then the answer has settled, got {num_steps!r}")
         self.num_steps = num_steps
+        set_rows(norms, (self._plans[mode, False] for mode in self._traced), self.first + num_steps, self)
 
     # -- step by step --------------------------------------------------------------------------------------------------
 
@@ -156,23 +169,38 @@ class DelayedNetwork(AnytimeModel):
         zeros = dict(zip(plan.delays, state.zeros, strict=False))
         answers = self._advance(plan, series, zeros, state.time, stop)
         values = tuple(tuple(series[i].parts) for i, _ in plan.kept(stop))
-        return answers[-1], DelayState(stop, state.moving, (), values, state.zeros if stop < plan.dark else ())
+        images = state.images if state.moving else ()
+        return answers[-1], DelayState(stop, state.moving, images, values, state.zeros if stop < plan.dark else ())
 
     def stream(self, x: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
         """The answers `[B, K]`, one by one: T to an image batch, or one to each frame of an iterable of batches."""
         return super().stream(x) if isinstance(x, Tensor) and x.ndim != 5 else self._watch(iter(x))
 
     def _watch(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        state, shape = None, None
+        state = None
         for frame in frames:
-            self.check_input(frame)
-            if shape is not None and frame.shape != shape:
-                raise ValueError(f"a frame has shape {list(frame.shape)}, the first had {list(shape)}")
-            shape = frame.shape
-            if state is None:
-                state = self.initial_state(frame)._replace(moving=1)
-            logits, state = self.step(state._replace(images=(self.normalize(frame),)))
+            state = self.initial_state(frame)._replace(moving=1) if state is None else self.observe(state, frame)
+            logits, state = self.step(state)
             yield logits
+
+    def observe(self, state: DelayState, x: Tensor) -> DelayState:
+        """The state in which the image has changed to `x` `[B, C, H, W]` before the next step.
+
+        Raises:
+            ValueError: Images of another shape or type than before; a still image, of which steps have been done.
+        """
+        if not state.images:
+            raise ValueError(
+                f"a still image has been answered to up to t = {state.time - 1}, so that what new ones need is gone: give the "
+                "frames to stream, or start from initial_state(x)._replace(moving=1)"
+            )
+        self.check_input(x)
+        before, x = state.images[0], self.normalize(x)
+        if x.shape != before.shape:
+            raise ValueError(f"a frame has shape {list(x.shape)}, the first had {list(before.shape)}")
+        if x.dtype != before.dtype:
+            raise ValueError(f"a frame has type {x.dtype}, the first had {before.dtype}")
+        return state._replace(moving=1, images=(x,))
 
     # -- operation by operation ----------------------------------------------------------------------------------------
 
@@ -291,11 +319,13 @@ class DelayedNetwork(AnytimeModel):
 
     def _zeros(self, x: Tensor, batch: int) -> dict[int, Tensor]:
         """What each delay gives to normalised images before anything has arrived: zeros, which take no memory."""
-        key = (x.shape[1:], x.dtype, self.training)
+        kind = x.device.type
+        cast = torch.is_autocast_enabled(kind) if torch.amp.is_autocast_available(kind) else False
+        key = (x.shape[1:], x.dtype, self.training, torch.get_autocast_dtype(kind) if cast else None)
         if key not in self._shapes:
             rehearse = torch.compiler.disable(self._rehearse)  # here, for the compiler takes a second to import
             with ThreadPoolExecutor(1) as pool:  # a thread is free of this one's modes, such as the counting of FLOPs
-                self._shapes[key] = pool.submit(rehearse, x.shape[1:], x.dtype, self.training).result()
+                self._shapes[key] = pool.submit(rehearse, x.device, key).result()
         plan = self._plans[self.training, False]
         if not plan.dark:
             return {}
@@ -303,16 +333,20 @@ class DelayedNetwork(AnytimeModel):
         return {i: x.new_zeros((), dtype=dtype).expand(batch, *shape) for i, (shape, dtype) in shapes}
 
     @torch.no_grad()
-    def _rehearse(self, size: torch.Size, dtype: torch.dtype, training: bool) -> list[tuple[torch.Size, torch.dtype]]:
-        """The shapes and types of what the delays give to images of a size, found by a run of a copy without data."""
+    def _rehearse(self, device: torch.device, key: Setting) -> list[tuple[torch.Size, torch.dtype]]:
+        """The shapes and types of what the delays give to images of a size, found by a run of a copy without data, under the
+        caller's autocast (`cast`), which belongs to a thread."""
+        size, dtype, training, cast = key
         plan = self._plans[training, False]
         memo: dict[int, Any] = {id(kept): kept for kept in (self._traced, self._plans)}
-        memo |= {id(tensor): tensor.detach().to("meta") for tensor in chain(self.parameters(), self.buffers())}
+        autocast = torch.autocast(device.type, cast) if cast else nullcontext()
         values: dict[int, Any] = {}
         try:
-            with torch.device("meta"):
+            with FakeTensorMode(allow_non_fake_inputs=True), autocast:
+                tensors = chain(self.parameters(), self.buffers())
+                memo |= {id(tensor): torch.empty_like(tensor) for tensor in tensors}
                 copied = copy.deepcopy(self, memo).train()  # in eval mode, attention takes a way that needs data
-                values[0] = torch.empty(REHEARSED, *size, dtype=dtype)
+                values[0] = torch.empty(REHEARSED, *size, dtype=dtype, device=device)
                 for i, op in enumerate(plan.ops):
                     if (plan.late[i] < math.inf and i) or op.target is torch._assert:
                         values[i] = evaluate(plan.ops, i, values, copied, hooks=False)
@@ -345,6 +379,7 @@ def add_delays(
     num_classes: int | Sequence[int],
     in_channels: int = 3,
     leaves: Sequence[str] = (),
+    statistics: Statistics | None = "shared",
 ) -> DelayedNetwork:
     """Puts propagation delays on a network with skip connections: it then answers at once, and better with every step.
 
@@ -357,4 +392,4 @@ def add_delays(
         >>> model.num_steps, model.branches[:2]
         (9, ('layer1.0.bn2', 'layer1.1.bn2'))
     """
-    return DelayedNetwork(network, branches, kernel, alpha, num_steps, num_classes, in_channels, leaves)
+    return DelayedNetwork(network, branches, kernel, alpha, num_steps, num_classes, in_channels, leaves, statistics)

@@ -50,6 +50,11 @@ class Dynamics(NamedTuple):
         return len(self.taps) - 1 if self.taps else 1
 
     @property
+    def mixed(self) -> bool:
+        """Whether one row is for several time steps whose inputs differ."""
+        return not self.per_step and (self.alpha is not None or len(self.taps) > 1)
+
+    @property
     def description(self) -> str:
         """For messages."""
         what = f"the kernel {[*self.taps]}" if self.taps else "a serial network"
@@ -69,7 +74,7 @@ class Dynamics(NamedTuple):
             return given[-1:].expand(count, -1)
         if self.per_step and (self.taps, self.alpha) == (source.taps, source.alpha):
             return given[torch.arange(count).clamp(max=len(given) - 1)]  # later steps take the last row
-        if source.memory is None or (self.per_step and self.memory is None):
+        if source.memory is None:
             return None
         settled = delays * source.memory if source.taps else 1
         if len(given) <= settled:
@@ -133,13 +138,11 @@ def convert_state(
         given = given if given.ndim == 2 else given[None]
         fitting = target.rows(given, len(own), delays[layer], source) if layer in delays else given
         if fitting is None:
-            unsettled = source.memory is None or target.memory is not None or not target.per_step
-            hint = "load the weights with statistics='shared' and estimate new ones (anytime.models.residual.calibrate)"
             raise ValueError(
                 f"{name} has statistics of {len(given)} uses, but {len(own)} are needed, which cannot be told from those: "
                 f"they are of {source.description}, these of {target.description}; "
-                f"{'those of the settled network are not among them' if unsettled else hint}"
+                "those of the settled network are not among them"
             )
-        state[prefix + name] = fitting
+        state[prefix + name] = fitting.contiguous()  # rows of their own, also where they become the model's (assign=True)
     state[prefix + KEY] = buffers[KEY]
     return source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -23,6 +24,14 @@ Clock = Literal["asymptotic", "published"]
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
+def check_count(name: str, value: Any) -> None:
+    """Refuses what is not a whole number of at least 1."""
+    if not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+
+
 class Stem(nn.Sequential):
     """Convolution, batch norm, ReLU and (`pool`) 3x3 max-pooling of stride 2."""
 
@@ -34,6 +43,7 @@ class Stem(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, 1) if pool else nn.Identity(),
         )
+        self.pools = pool
 
     def forward(self, input: Tensor, steps: int = 1) -> Tensor:
         """Of the images of `steps` time steps, one after the other in the batch: in training each has its own statistics."""
@@ -60,24 +70,30 @@ class Block(nn.Module):
 
     def residual(self, z: Tensor, rows: Sequence[int]) -> Tensor:
         """F of n time steps that lie one after the other in the batch, with their rows of statistics."""
-        return self._rest(self.convs[0](z), rows, 1)
+        return self._rest(self.convs[1](F.relu_(self.norms[0].over_time(self.convs[0](z), rows))), rows, 1)
 
     def _rest(self, z: Tensor, rows: Sequence[int], copies: int) -> Tensor:
-        z = self.norms[0].over_time(z, rows, copies)
-        for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
+        """What follows the second convolution."""
+        z = self.norms[1].over_time(z, rows, copies)
+        for conv, norm in zip(self.convs[2:], self.norms[2:], strict=True):
             z = norm.over_time(conv(F.relu_(z)), rows, copies)
         return z
 
     def empty(self, like: Tensor, copies: int) -> Tensor:
         """F(0), the same for all images, `[1, C, H, W]`: what the block gives before its first input has come.
 
-        The first convolution of zeros is left out. In evaluation the rest is constant but for the border, so that a small map
-        tells all of a large one.
+        The first convolution of zeros is left out. In evaluation the second sees a constant map, so that the rest is constant
+        but for the border: a small map tells all of a large one, and each weight is used once.
         """
         first, stride = self.convs[0], self.convs[1].stride[0]
         sides = [(side - 1) // first.stride[0] + 1 for side in like.shape[2:]]
-        small = [min(side, 2 * stride + (stride == 1 or side % 2)) for side in sides]
-        out = self._rest(like.new_zeros(1, first.out_channels, *(sides if self.training else small)), (0,), copies)
+        zeros = like.new_zeros(1, first.out_channels, *(sides if self.training else (1, 1)))
+        z = F.relu_(self.norms[0].over_time(zeros, (0,), copies))
+        if self.training:
+            z = self.convs[1](z)
+        else:
+            z = _of_constant(self.convs[1], z, [min(side, 2 * stride + (stride == 1 or side % 2)) for side in sides])
+        out = self._rest(z, (0,), copies)
         for dim, side in enumerate(sides, 2):
             last, wanted = out.shape[dim] - 1, (side - 1) // stride + 1
             if wanted > last + 1:
@@ -90,6 +106,18 @@ class Block(nn.Module):
     def shortcut(self, z: Tensor) -> Tensor:
         """S of any number of images."""
         return z if self.projection is None else self.projection(z)
+
+
+def _of_constant(conv: nn.Conv2d, z: Tensor, sides: Sequence[int]) -> Tensor:
+    """A 3x3 convolution (padding 1, no bias) of a map of these sides that is `z` `[1, C, 1, 1]` everywhere: what its nine taps
+    give, each once, summed over those that lie inside of the map."""
+    sums = F.linear(z.flatten(1), conv.weight.permute(0, 2, 3, 1).flatten(0, 2))
+    out = sums.to(torch.promote_types(sums.dtype, torch.float32)).view(1, -1, 3, 3)
+    for side in sides:  # sums over the first of the two dimensions of taps, and puts that of the map at the end
+        places = torch.arange(0, side, conv.stride[0], device=z.device) + torch.arange(-1, 2, device=z.device)[:, None]
+        inside = ((places >= 0) & (places < side)).to(out.dtype)
+        out = (out.unsqueeze(-1) * inside.view(3, *[1] * (out.ndim - 3), -1)).sum(2)
+    return out.to(sums.dtype)
 
 
 class ResidualNet(AnytimeModel):
@@ -129,8 +157,9 @@ class ResidualNet(AnytimeModel):
         ):
             if value not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width!r}")
+        check_count("width", width)
+        if pool not in (None, True, False):
+            raise ValueError(f"pool must be True, False or None, got {pool!r}")
         self.num_steps = num_steps
         bottleneck = depth >= 50
         self.stem = Stem(in_channels, width, layout, layout == "imagenet" if pool is None else pool)
@@ -171,12 +200,8 @@ class ResidualNet(AnytimeModel):
         return self._watch(iter(x))
 
     def _watch(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        state, shape = None, None
+        state = None
         for frame in frames:
-            self.check_input(frame)
-            if shape is not None and frame.shape != shape:
-                raise ValueError(f"a frame has shape {list(frame.shape)}, the first had {list(shape)}")
-            shape = frame.shape
             state = self.initial_state(frame) if state is None else self.observe(state, frame)
             logits, state = self.step(state)
             yield logits
@@ -196,7 +221,7 @@ def _convert(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) ->
     if len(given_heads) == 1 < len(model.heads):
         for i in range(1, len(model.heads)):
             for part in ("weight", "bias"):
-                state[f"{prefix}heads.{i}.{part}"] = state[f"{prefix}heads.0.{part}"]
+                state[f"{prefix}heads.{i}.{part}"] = state[f"{prefix}heads.0.{part}"].clone()
     elif len(given_heads) not in (0, len(model.heads)):
         raise ValueError(
             f"{len(given_heads)} separate heads cannot become {len(model.heads)}: each answers at its own step alone"
@@ -230,6 +255,9 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
     relative = create_model(name, **arguments | changes)
     if not isinstance(relative, ResidualNet):
         raise ValueError(f"{name!r} is no relative of {model.config['model']!r}: weights go between residual networks alone")
+    if relative.stem.pools != model.stem.pools:
+        has = "pools after its stem" if model.stem.pools else "does not pool after its stem"
+        raise ValueError(f"pool={relative.stem.pools} would make another function of these weights: the network {has}")
     like = next(model.parameters())
     relative.to(like.device, like.dtype)
     try:
@@ -245,10 +273,10 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
 def calibrate(model: ResidualNet, batches: Iterable[Tensor]) -> None:
     """Estimates the running statistics anew: the mean, over batches of images, of those under the model's own dynamics.
 
-    A row that several time steps share gets the mean over these, too.
-
-    Under smoothing the inputs of early steps are others than under the one-step delay of training; with
-    `statistics="per_step"` every step gets its own. The weights stay as they are.
+    A row that several time steps share gets the mean over these, too: under a delay with `statistics="shared"`, which is
+    smoothing's default, a compromise between early inputs and settled ones, with which the last answer is not the settled
+    network's; of this it warns. `convert(model, statistics="per_step")` first gives every step of the model a row of its own.
+    The weights stay as they are.
 
     Args:
         model: Its running statistics are replaced.
@@ -256,9 +284,17 @@ def calibrate(model: ResidualNet, batches: Iterable[Tensor]) -> None:
             thousand images are enough.
 
     Raises:
-        ValueError: No batches.
+        ValueError: No batches, or a model without such batch norms.
     """
     norms = [module for module in model.modules() if isinstance(module, StepBatchNorm2d)]
+    if not norms:
+        raise ValueError(f"calibrate is for networks with StepBatchNorm2d, this {type(model).__name__} has none")
+    if isinstance(model, ResidualNet) and model.dynamics.mixed:
+        warnings.warn(
+            "statistics='shared': one row gets the mean over all steps, so that the last answer is not the settled network's; "
+            "convert(model, statistics='per_step') before calibrate gives each step its own",
+            stacklevel=3,
+        )
     seen = False
     with eval_mode(model):
         model.train()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anytime.models.dynamics import Dynamics
 from anytime.models.layers import pooled
-from anytime.models.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet
+from anytime.models.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet, check_count
 from anytime.registry import register_model
 
 Form = Literal["paper", "published"]
@@ -74,7 +74,8 @@ class SerialResNet(ResidualNet):
             raise ValueError(f"clock must be 'asymptotic' or 'published', got {clock!r}")
         most = sum(STAGES.get(depth, ())) + 1
         num_steps = most if num_steps is None else num_steps
-        if not 1 <= num_steps <= most:
+        check_count("num_steps", num_steps)
+        if num_steps > most:
             raise ValueError(f"num_steps of a serial network of {most - 1} blocks must lie in 1..{most}, got {num_steps!r}")
         self.first = 0 if clock == "published" else 1
         stale = form == "published"

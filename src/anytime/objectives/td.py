@@ -85,11 +85,13 @@ class Classification(Outputs):
         return answers.softmax(-1)
 
     def truth(self, answers: Tensor, target: Tensor) -> Tensor:
+        if answers.ndim > 3:
+            raise ValueError(f"logits must be [T, B, K], got {list(answers.shape)}; heat-maps need outputs='heat_maps'")
         batch, classes = answers.shape[-2:]
         if target.shape != (batch,):
             raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
         check_range(target, classes)
-        return F.one_hot(target, classes).to(answers.dtype)
+        return F.one_hot(target.long(), classes).to(answers.dtype)
 
     def losses(self, answers: Tensor, targets: Tensor, target: Tensor) -> Tensor:
         return -(targets * answers.log_softmax(-1)).sum(-1).mean(1)
@@ -169,11 +171,20 @@ class TDLambda(Objective):
             raise ValueError(f"outputs must be one of {', '.join(OUTPUTS)}, or an Outputs object, got {outputs!r}")
         self.lam, self.reduction, self.skip, self.outputs = lam, reduction, skip, outputs
 
+    def set_levels(self, levels: Sequence[int]) -> None:
+        if len(levels) > 1 and isinstance(self.outputs, Classification):
+            raise ValueError(
+                f"TDLambda takes one level of labels, the data set has {len(levels)}: choose one, e.g. labels=fine"
+            )
+
+    def check(self, steps: int) -> None:
+        if self.skip >= steps:
+            raise ValueError(f"skip must be below the number of answers, {steps}, got {self.skip}")
+
     def forward(self, logits: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         if logits.ndim < 3:
             raise ValueError(f"answers must be [T, B, ...], those of all steps, got {list(logits.shape)}")
-        if self.skip >= len(logits):
-            raise ValueError(f"skip must be below the number of answers, {len(logits)}, got {self.skip}")
+        self.check(len(logits))
         answers = _full_precision(logits[self.skip :])
         if self.lam == 1:
             losses = self.outputs.true_losses(answers, target)

@@ -26,12 +26,14 @@ def check_range(target: Tensor, classes: int) -> None:
 
 def step_losses(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of each answer, `[T]`, from logits `[T, B, K]` and labels `[B]` of one level."""
+    if logits.ndim != 3:
+        raise ValueError(f"logits must be [T, B, K], got {list(logits.shape)}")
     steps, batch, classes = logits.shape
     if target.shape != (batch,):
         raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
     check_range(target, classes)
     each = F.cross_entropy(
-        logits.reshape(-1, classes), target.repeat(steps), reduction="none", label_smoothing=label_smoothing
+        logits.reshape(-1, classes), target.long().repeat(steps), reduction="none", label_smoothing=label_smoothing
     )
     return each.view(steps, batch).mean(1)
 

@@ -16,7 +16,7 @@ from anytime.models.layers import pooled
 from anytime.models.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet, Statistics, check_count
 from anytime.registry import register_model
 
-CHUNK = 64  # images that a branch sees at once where no gradients are wanted: more are no faster an image, and need memory
+CHUNK = 64  # images that a block sees at once under smoothing, whose time steps are many
 
 
 class CascadeState(NamedTuple):
@@ -249,7 +249,7 @@ class CascadedResNet(ResidualNet):
             times = range(at(max(low[k] - memory, lag), k), at(high[k] - lag, k) + 1)  # at which the residual is wanted
             part = z[(times.start - low[k - 1]) * batch : (times.stop - low[k - 1]) * batch]
             part = z if len(part) == len(z) else part  # not a slice, whose gradient would be a second large map
-            r = self._residuals(block, part, times)
+            r = block.residual(part, times).split(batch) if times else ()
             empty: Any = block.empty(z, batch) if max(low[k] - memory, 0) < lag else None
             if self.training and self.first < lag and times.stop - 1 < at(end, k):
                 with torch.no_grad():  # the published code learns the statistics of this residual, which comes too late
@@ -267,19 +267,6 @@ class CascadedResNet(ResidualNet):
             z = passed(k, block, z)
         tops = z.split(batch)
         return [tops[at(time, len(blocks) + 1) - low[-1]] for time in range(start, end + 1)]
-
-    @staticmethod
-    def _residuals(block: Block, z: Tensor, times: range) -> list[Tensor]:
-        """F of `z`, the inputs of `times` one after the other in the batch, for each time."""
-        if not times:
-            return []
-        batch = len(z) // len(times)
-        size = len(times) if torch.is_grad_enabled() else max(CHUNK // batch, 1)
-        parts = z.split(size * batch) if size < len(times) else (z,)
-        results: list[Tensor] = []
-        for i, part in enumerate(parts):
-            results += block.residual(part, times[i * size : (i + 1) * size]).split(batch)
-        return results
 
     def _smoothed(self, stem: Tensor, moving: bool, end: int, batch: int) -> Iterator[Tensor]:
         """The top features `[B, C, H, W]` at times 0..end under smoothing, in chunks of time that all blocks pass in turn."""

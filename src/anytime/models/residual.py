@@ -70,30 +70,24 @@ class Block(nn.Module):
 
     def residual(self, z: Tensor, rows: Sequence[int]) -> Tensor:
         """F of n time steps that lie one after the other in the batch, with their rows of statistics."""
-        return self._rest(self.convs[1](F.relu_(self.norms[0].over_time(self.convs[0](z), rows))), rows, 1)
+        return self._rest(self.convs[0](z), rows, 1)
 
     def _rest(self, z: Tensor, rows: Sequence[int], copies: int) -> Tensor:
-        """What follows the second convolution."""
-        z = self.norms[1].over_time(z, rows, copies)
-        for conv, norm in zip(self.convs[2:], self.norms[2:], strict=True):
+        z = self.norms[0].over_time(z, rows, copies)
+        for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
             z = norm.over_time(conv(F.relu_(z)), rows, copies)
         return z
 
     def empty(self, like: Tensor, copies: int) -> Tensor:
         """F(0), the same for all images, `[1, C, H, W]`: what the block gives before its first input has come.
 
-        The first convolution of zeros is left out. In evaluation the second sees a constant map, so that the rest is constant
-        but for the border: a small map tells all of a large one, and each weight is used once.
+        The first convolution of zeros is left out. In evaluation the rest is constant but for the border, so that a small map
+        tells all of a large one.
         """
         first, stride = self.convs[0], self.convs[1].stride[0]
         sides = [(side - 1) // first.stride[0] + 1 for side in like.shape[2:]]
-        zeros = like.new_zeros(1, first.out_channels, *(sides if self.training else (1, 1)))
-        z = F.relu_(self.norms[0].over_time(zeros, (0,), copies))
-        if self.training:
-            z = self.convs[1](z)
-        else:
-            z = _of_constant(self.convs[1], z, [min(side, 2 * stride + (stride == 1 or side % 2)) for side in sides])
-        out = self._rest(z, (0,), copies)
+        small = [min(side, 2 * stride + (stride == 1 or side % 2)) for side in sides]
+        out = self._rest(like.new_zeros(1, first.out_channels, *(sides if self.training else small)), (0,), copies)
         for dim, side in enumerate(sides, 2):
             last, wanted = out.shape[dim] - 1, (side - 1) // stride + 1
             if wanted > last + 1:
@@ -106,18 +100,6 @@ class Block(nn.Module):
     def shortcut(self, z: Tensor) -> Tensor:
         """S of any number of images."""
         return z if self.projection is None else self.projection(z)
-
-
-def _of_constant(conv: nn.Conv2d, z: Tensor, sides: Sequence[int]) -> Tensor:
-    """A 3x3 convolution (padding 1, no bias) of a map of these sides that is `z` `[1, C, 1, 1]` everywhere: what its nine taps
-    give, each once, summed over those that lie inside of the map."""
-    sums = F.linear(z.flatten(1), conv.weight.permute(0, 2, 3, 1).flatten(0, 2))
-    out = sums.to(torch.promote_types(sums.dtype, torch.float32)).view(1, -1, 3, 3)
-    for side in sides:  # sums over the first of the two dimensions of taps, and puts that of the map at the end
-        places = torch.arange(0, side, conv.stride[0], device=z.device) + torch.arange(-1, 2, device=z.device)[:, None]
-        inside = ((places >= 0) & (places < side)).to(out.dtype)
-        out = (out.unsqueeze(-1) * inside.view(3, *[1] * (out.ndim - 3), -1)).sum(2)
-    return out.to(sums.dtype)
 
 
 class ResidualNet(AnytimeModel):

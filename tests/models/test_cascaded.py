@@ -277,6 +277,19 @@ def test_ordinary_batch_norm_is_replicated() -> None:
     assert all(torch.equal(row, state["blocks.4.norms.1.running_mean"]) for row in norm.running_mean)
 
 
+@pytest.mark.parametrize(("clock", "count"), [("asymptotic", 36), ("published", 35)])
+def test_evaluations_of_blocks(clock: str, count: int) -> None:
+    """Spec: K (K + 1) / 2, of the published nine calls one fewer, where a plain simulation has 72; `stream` runs as many."""
+    model, images = make(clock=clock).eval(), []
+    for block in model.blocks:
+        block.convs[0].register_forward_pre_hook(lambda _, given: images.append(len(given[0])))
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    for answers in (lambda: model(x), lambda: list(model.stream(x))):
+        images.clear()
+        answers()
+        assert sum(images) == 2 * count
+
+
 def test_what_cannot_be_converted_is_refused() -> None:
     separate = make(heads="separate")
     with pytest.raises(ValueError, match="9 separate heads cannot become 1"):

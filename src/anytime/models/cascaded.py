@@ -52,7 +52,7 @@ class CascadedResNet(ResidualNet):
     Batch norm (`statistics="per_step"`): statistics of each time step of their own, one affine map. Block k has k + 1 rows,
     since from t = k on its input is the same; later steps take the last row. Smoothing (`"ews"`) sees other inputs than a
     one-step delay at the same t, so that its default is `"shared"`: the row of the settled network, to which every state dict
-    is converted when it is loaded; `anytime.models.residual.calibrate` estimates rows of its own.
+    is converted when it is loaded; per step, `anytime.models.residual.calibrate` estimates rows of its own.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.

@@ -252,7 +252,7 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
 
 
 @torch.no_grad()
-def calibrate(model: ResidualNet, batches: Iterable[Tensor]) -> None:
+def calibrate(model: AnytimeModel, batches: Iterable[Tensor]) -> None:
     """Estimates the running statistics anew: the mean, over batches of images, of those under the model's own dynamics.
 
     A row that several time steps share gets the mean over these, too: under a delay with `statistics="shared"`, which is

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from anytime import create_model
-from anytime.allocator import keep_freed_memory
 from anytime.models.ann import ANN
 from anytime.objectives import Weighted
+from anytime.support.allocator import keep_freed_memory
 
 TRAINING_BAR, STREAMING_BAR = 1.15, 0.05
 

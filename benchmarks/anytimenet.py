@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from anytime import create_model, step_macs
-from anytime.allocator import keep_freed_memory
 from anytime.model import AnytimeModel
+from anytime.support.allocator import keep_freed_memory
 
 BARS = {128: 1.25, 1: 1.4}  # stream / baseline, at most; and at least 2.5x faster than from scratch
 SIZE = (3, 32, 32)

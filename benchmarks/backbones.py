@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import anytime
-from anytime.allocator import keep_freed_memory
 from anytime.models.attached import AttachedExits
+from anytime.support.allocator import keep_freed_memory
 
 BACKBONES = ("torchvision:resnet18", "torchvision:mobilenet_v3_large")
 SIZE, CLASSES = (3, 224, 224), 10

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime import create_model
-from anytime.allocator import keep_freed_memory
 from anytime.models.residual import ResidualNet
 from anytime.objectives import TDLambda
+from anytime.support.allocator import keep_freed_memory
 
 
 class Simulation(nn.Module):

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 import anytime
-from anytime.allocator import keep_freed_memory
 from anytime.data import create_data
 from anytime.runtime import Predictor, Profile, profile
 from anytime.runtime.profile import Latency
+from anytime.support.allocator import keep_freed_memory
 
 SIZE = (3, 32, 32)
 BAR = 0.005  # miss rate, idle, for every deadline above the first step's p99

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from anytime import create_model
-from anytime.allocator import keep_freed_memory
 from anytime.objectives import Weighted
+from anytime.support.allocator import keep_freed_memory
 from anytime.training import AnytimeModule, Sandwich
 from anytime.training.schedules import Constant
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anytime.allocator import keep_freed_memory
-from anytime.files import written_whole
+from anytime.support.allocator import keep_freed_memory
+from anytime.support.files import written_whole
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

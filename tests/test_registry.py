@@ -9,7 +9,8 @@ import pytest
 import anytime.models  # noqa: F401, registers all models
 from anytime import registry
 from anytime.model import AnytimeModel, read_model
-from anytime.registry import create_model, find_factory, import_path, list_models, nearest, register_model
+from anytime.registry import create_model, find_factory, import_path, list_models, register_model
+from anytime.support.names import nearest
 
 MODULE = """
 import torch

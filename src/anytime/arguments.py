@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from anytime.parser import Parser
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 RUN_HELP = "a run directory, or the name of a pretrained model (see `anytime models`)"
 

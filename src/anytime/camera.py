@@ -13,14 +13,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from anytime.analysis.tables import Column, format_table, ms_text
+from anytime.analysis.tables import Column, format_table
 from anytime.combine import Combiner
 from anytime.data import read_image
 from anytime.data.files import IMAGE_SUFFIXES
 from anytime.model import AnytimeModel
-from anytime.registry import nearest
 from anytime.runtime import Frame, Predictor, frames, profile
 from anytime.stopping import Rule
+from anytime.support.names import nearest
+from anytime.support.units import ms_text
 
 _AHEAD = 16  # images read before their turn, as a camera has them ready
 _REDRAW = 0.2  # seconds between two tables on a terminal

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from anytime.arguments import RUN_HELP, check_device, check_trained
 from anytime.parser import Parser
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 if TYPE_CHECKING:
     from anytime.trace import Trace

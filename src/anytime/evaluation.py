@@ -16,10 +16,10 @@ from anytime import plots
 from anytime.analysis.summary import summary
 from anytime.data import ImageData, create_data
 from anytime.data.batches import Loader
-from anytime.files import written_whole
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.report import Section, write_report
+from anytime.support.files import written_whole
 from anytime.trace import Trace, record
 
 

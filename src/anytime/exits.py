@@ -32,10 +32,11 @@ def exits_command(arguments: Sequence[str]) -> int:
         parser.error(f"--classes must be at least 1, got {options.classes}")
     import torch
 
-    from anytime.analysis.tables import Column, format_table, macs_text, ms_text
+    from anytime.analysis.tables import Column, format_table
     from anytime.cost import hardware
     from anytime.models.backbones import build_backbone
     from anytime.models.cuts import choose_cuts, survey
+    from anytime.support.units import macs_text, ms_text
 
     sizes = [int(number) for number in size]
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anytime.arguments import RUN_HELP, check_device, check_trained
 from anytime.parser import Parser
+from anytime.support.units import parse_budget
 
 if TYPE_CHECKING:
     from anytime.combine import Combiner
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from anytime.trace import Trace
 
 METHODS = ("confidence", "budgeted", "value", "learned")
-_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def fit_command(arguments: Sequence[str]) -> int:
@@ -167,23 +166,6 @@ class Goal(NamedTuple):
         return cls(method, amount, cost, max_loss, sure, None if price is None else price / whole)
 
 
-def parse_budget(text: str, whole: float) -> tuple[float, str]:
-    """A mean cost from `"50%"` (of `whole` MACs), `"40M"` (MACs) or `"2ms"`: the amount, and "macs" or "seconds".
-
-    Raises:
-        ValueError: Neither of them.
-    """
-    from anytime.runtime import parse_seconds
-
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kMGT])\s*", text)
-    if match:
-        amount = float(match[1])
-        return (amount / 100 * whole if match[2] == "%" else amount * _COUNTS[match[2]]), "macs"
-    if re.search(r"[0-9]\s*(s|ms|us)\s*$", text):
-        return parse_seconds(text), "seconds"
-    raise ValueError(f"--budget must be a mean cost like 50%, 40M (MACs) or 2ms, got {text!r}")
-
-
 def find_trace(
     model: AnytimeModel, folder: Path, part: str, root: Path | None = None, device: str = "cpu", download: bool = False
 ) -> Trace:
@@ -288,8 +270,9 @@ def _every_other(trace: Trace, start: int) -> Trace:
 
 
 def _show(fitted: Fitted, validation: Trace, test: Trace) -> None:
-    from anytime.analysis.tables import Column, format_table, macs_text, ms_text
+    from anytime.analysis.tables import Column, format_table
     from anytime.stopping import Never, mean_loss, measure
+    from anytime.support.units import macs_text, ms_text
 
     whole, rows = float(test.macs[-1]), []
     shown = {"all steps": Never()} | ({} if fitted.stop == Never() else {"with the rule": fitted.stop})

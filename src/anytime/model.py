@@ -17,8 +17,8 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from anytime.files import written_whole
 from anytime.registry import create_model
+from anytime.support.files import written_whole
 
 State = Any  # a pytree of tensors with the batch in dimension 0, and of plain numbers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anytime.analysis import calibration as calibrate
 from anytime.analysis import curves
-from anytime.analysis.tables import macs_text, ms_text
+from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
 P = ParamSpec("P")

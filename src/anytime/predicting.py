@@ -118,9 +118,9 @@ def _predict(
     combine: Combiner,
     stop: Rule | None,
 ) -> None:
-    from anytime.analysis.tables import macs_text, ms_text
     from anytime.levels import LevelChoice, answer_text
     from anytime.runtime import Predictor, profile
+    from anytime.support.units import macs_text, ms_text
 
     names = model.metadata.get("class_names") or [str(k) for size in model.levels for k in range(size)]
     choice = LevelChoice.kept(model)

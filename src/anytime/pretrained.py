@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from anytime.model import CONFIG, AnytimeModel, read_model
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 _FOLDER = Path(__file__).parent / "weights"
 

@@ -34,10 +34,11 @@ def profile_command(arguments: Sequence[str]) -> int:
     check_device(parser, options.device)
     import torch
 
-    from anytime.analysis.tables import Column, format_table, macs_text, ms_text
+    from anytime.analysis.tables import Column, format_table
     from anytime.evaluation import output_folder
     from anytime.pretrained import load
     from anytime.runtime import profile
+    from anytime.support.units import macs_text, ms_text
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

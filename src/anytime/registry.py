@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from anytime.support.names import nearest
 
 if TYPE_CHECKING:
     from anytime.model import AnytimeModel
 
 _FACTORIES: dict[str, Callable[..., AnytimeModel]] = {}
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence's end that helps: `; did you mean 'x'?` or the list of what is valid."""
-    valid = list(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(valid)}"
 
 
 def register_model(factory: Callable[..., AnytimeModel]) -> Callable[..., AnytimeModel]:

@@ -14,8 +14,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from anytime.analysis.summary import STEP_COLUMNS, summary
-from anytime.analysis.tables import Column, is_text, macs_text, used
-from anytime.files import written_whole
+from anytime.analysis.tables import Column, is_text, used
+from anytime.support.files import written_whole
+from anytime.support.units import macs_text
 from anytime.trace import Trace
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs, step_seconds
-from anytime.files import written_whole
 from anytime.model import AnytimeModel, eval_mode
+from anytime.support.files import written_whole
 
 _FORMAT = "anytime-trace"
 _VERSION = 1

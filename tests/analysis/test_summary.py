@@ -3,7 +3,8 @@ import json
 import pytest
 
 from anytime.analysis.summary import COMPARISON_COLUMNS, STEP_COLUMNS, comparison, summary
-from anytime.analysis.tables import Column, format_table, macs_text, ms_text
+from anytime.analysis.tables import Column, format_table
+from anytime.support.units import macs_text, ms_text
 
 
 def test_summary_is_strict_json_and_exact(trace):

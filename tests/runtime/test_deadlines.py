@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytime.runtime.predictor import Predictor, parse_seconds
+from anytime.runtime.predictor import Predictor
 from anytime.stopping import Confidence
+from anytime.support.units import parse_seconds
 
 X = torch.full((1, 3, 2, 2), 0.5)
 TICKS = st.integers(1, 40).map(lambda ticks: ticks / 1024)  # sums of these are exact, and so is every comparison

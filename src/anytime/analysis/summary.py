@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from anytime.analysis import calibration, curves, monotonicity
-from anytime.analysis.tables import Column, macs_text, ms_text
+from anytime.analysis.tables import Column
+from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
 STEP_COLUMNS = (

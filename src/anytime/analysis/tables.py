@@ -52,16 +52,3 @@ def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -
         for line in cells
     )
     return "\n".join(line.rstrip() for line in lines)
-
-
-def macs_text(macs: float) -> str:
-    """`"12.24 M"`: four significant digits and k, M, G or T."""
-    power = 0
-    while macs >= 999.95 and power < 4:
-        macs, power = macs / 1000, power + 1
-    return f"{macs:#.4g} {' kMGT'[power]}" if power else f"{macs:.0f}"
-
-
-def ms_text(seconds: float) -> str:
-    """Seconds in milliseconds, three significant digits: 0.00123 gives `"1.23"`."""
-    return f"{seconds * 1e3:#.3g}" if seconds < 0.0995 else f"{seconds * 1e3:,.0f}"

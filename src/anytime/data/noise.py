@@ -17,7 +17,7 @@ from torch.nn import functional
 from anytime.data import hashing
 from anytime.data.augment import Augmentation
 from anytime.data.hashing import below
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 Name = Literal["focus", "occlusion", "perlin", "resolution", "translation", "rotation"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anytime.data.files import reading
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 _SYNSET = re.compile(r"\d{8} \d\d n [0-9a-f]{2} ")
 NOT_IN_WORDNET = {"Gadwall": "duck", "Green_Violetear": "hummingbird"}

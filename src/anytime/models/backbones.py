@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime.models.heads import find_module_class
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 RESERVED = frozenset(  # what our own arguments say, or what reads files
     ("num_classes", "in_channels", "in_chans", "weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from anytime.cost import counting
 from anytime.models.tracing import Network, preserved, read_network
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 Spread = Literal["macs", "latency"]
 InputSize = tuple[int, int, int]

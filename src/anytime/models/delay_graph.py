@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from anytime.models.delay_rewrite import SIZES, WritingProxy, delayed, without_in_place
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 ROOT = "network"  # the attribute under which a DelayedNetwork, and the tracer, hold the network
 ADDITIONS = {operator.add, torch.add, "add"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import eval_mode
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 Shape = tuple[int, ...]
 GRID_WEIGHTS = 2**18  # of one head: reading more would cost as much time as a layer when one image is answered

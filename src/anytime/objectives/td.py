@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anytime.objectives.weighted import Objective, check_range, step_losses
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 
 def _check_lam(lam: float) -> None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from anytime.registry import nearest
+from anytime.support.names import nearest
 
 Normalization = Literal["none", "sum", "last"]
 SDN_LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)

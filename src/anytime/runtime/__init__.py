@@ -2,8 +2,9 @@
 
 from anytime.runtime.camera import Frame, frames
 from anytime.runtime.execution import Answer
-from anytime.runtime.predictor import Predictor, parse_seconds
+from anytime.runtime.predictor import Predictor
 from anytime.runtime.profile import Profile, profile
 from anytime.runtime.session import Session
+from anytime.support.units import parse_seconds
 
 __all__ = ["Answer", "Frame", "Predictor", "Profile", "Session", "frames", "parse_seconds", "profile"]

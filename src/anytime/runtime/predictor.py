@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections import deque
@@ -26,21 +25,7 @@ from anytime.runtime.session import Session
 from anytime.runtime.steps import CompiledSteps, Steps
 from anytime.stopping import Rule, resolve
 
-_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _SESSIONS = 64  # threads at most
-
-
-def parse_seconds(text: str) -> float:
-    """Seconds from `"5ms"`, `"0.2s"`, `"800us"` or plain seconds `"0.005"`.
-
-    Raises:
-        ValueError: Not a time, or not above zero.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(s|ms|us)?\s*", text)
-    seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
-    if seconds <= 0 or not math.isfinite(seconds):
-        raise ValueError(f"a deadline must be a time above zero like 5ms, 0.2s or 800us, got {text!r}")
-    return seconds
 
 
 @dataclass(frozen=True)

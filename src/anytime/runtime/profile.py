@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from anytime.cost import hardware, step_macs
-from anytime.files import written_whole
 from anytime.model import AnytimeModel, eval_mode
 from anytime.runtime.steps import CompiledSteps, Steps
+from anytime.support.files import written_whole
 
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from anytime.combine import Saved
 from anytime.model import State
+from anytime.support.tagged import Saved
 from anytime.trace import Trace
 
 Verdict = tuple[Tensor, State]

@@ -8,8 +8,8 @@ from typing import Any
 
 from anytime.combine import Caching, Combiner, Last, Mixture, Product, combiner
 from anytime.model import AnytimeModel
-from anytime.registry import nearest
 from anytime.stopping.rules import Never, Rule
+from anytime.support.names import nearest
 
 _KEY = "fitted"
 _SIMPLE = (Last.kind, Caching.kind, Product.kind)  # combiners that need no fitting

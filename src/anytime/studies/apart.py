@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 import torch
 
-from anytime.allocator import keep_freed_memory
+from anytime.support.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from anytime.training.parts import Parts

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anytime.analysis.curves import accuracy
-from anytime.analysis.tables import Column, format_table, macs_text, ms_text
+from anytime.analysis.tables import Column, format_table
 from anytime.model import AnytimeModel
 from anytime.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from anytime.studies.apart import train_in_passing
@@ -16,6 +16,7 @@ from anytime.studies.figures import Line, error_lines
 from anytime.studies.runner import Run, Traces, View, find_recipe
 from anytime.studies.seeds import difference
 from anytime.studies.study import Item, Result, Study, facts
+from anytime.support.units import macs_text, ms_text
 
 SOURCE = (
     "Training of exits on a backbone: heads only (Kaya et al. 2019), jointly, mixed (Kubaty et al. 2024), with gradients "

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from anytime.parser import Parser
-from anytime.registry import nearest
 from anytime.studies.apart import TrainingStopped, log_end
 from anytime.studies.runner import Run, run_all, standing
 from anytime.studies.study import Study, find_study, list_studies
+from anytime.support.names import nearest
 from anytime.training.config import top_level_keys
 
 KINDS = ("figure", "table")

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 from anytime.analysis.inflation import expected_inflation
 from anytime.analysis.optimal import Exits
 from anytime.data import create_data
-from anytime.files import written_whole
 from anytime.objectives import step_losses
 from anytime.objectives.weighting import normalized, sieve
 from anytime.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED, STYLE
@@ -30,6 +29,7 @@ from anytime.studies.hu2017_strategies import eann_exits, opt_plus_exits, rivals
 from anytime.studies.hu2017_tables import head, mean, measure, measure_optimal, told
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
+from anytime.support.files import written_whole
 from anytime.training.logs import METRICS as METRICS_FILE
 
 LOSSES = "training-losses.json"

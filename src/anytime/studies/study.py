@@ -13,9 +13,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anytime.files import written_whole
-from anytime.registry import nearest
 from anytime.studies.runner import Run, Traces
+from anytime.support.files import written_whole
+from anytime.support.names import nearest
 from anytime.trace import Trace
 
 NAMES = ("hu2017", "iuzzolino2021", "lee2018", "backbones")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from anytime.files import written_whole
+from anytime.support.files import written_whole
 
 
 class WholeFiles(TorchCheckpointIO):

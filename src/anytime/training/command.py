@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from anytime.allocator import keep_freed_memory
+from anytime.support.allocator import keep_freed_memory
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import Config, UsageError, short_names
 from anytime.training.fit import CHECKPOINT

@@ -22,7 +22,7 @@ import anytime.data
 import anytime.models  # registers the models
 from anytime import objectives, registry
 from anytime.objectives import Objective
-from anytime.registry import nearest
+from anytime.support.names import nearest
 from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
 from anytime.training.regimes import Regime

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from anytime.cost import hardware
-from anytime.files import written_whole
+from anytime.support.files import written_whole
 from anytime.training.config import Config, UsageError, resolve_recipe, short_names
 from anytime.version import __version__
 

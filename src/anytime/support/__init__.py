@@ -1,0 +1,1 @@
+"""Small helpers that any room may import; this room imports nothing of the library."""

@@ -1,0 +1,54 @@
+"""Quantities as text: seconds, MACs, budgets."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from `"5ms"`, `"0.2s"`, `"800us"` or plain seconds `"0.005"`.
+
+    Raises:
+        ValueError: Not a time, or not above zero.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(s|ms|us)?\s*", text)
+    seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
+    if seconds <= 0 or not math.isfinite(seconds):
+        raise ValueError(f"a deadline must be a time above zero like 5ms, 0.2s or 800us, got {text!r}")
+    return seconds
+
+
+def macs_text(macs: float) -> str:
+    """`"12.24 M"`: four significant digits and k, M, G or T."""
+    power = 0
+    while macs >= 999.95 and power < 4:
+        macs, power = macs / 1000, power + 1
+    return f"{macs:#.4g} {' kMGT'[power]}" if power else f"{macs:.0f}"
+
+
+def ms_text(seconds: float) -> str:
+    """Seconds in milliseconds, three significant digits: 0.00123 gives `"1.23"`."""
+    return f"{seconds * 1e3:#.3g}" if seconds < 0.0995 else f"{seconds * 1e3:,.0f}"
+
+
+_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def parse_budget(text: str, whole: float) -> tuple[float, str]:
+    """A mean cost from `"50%"` (of `whole` MACs), `"40M"` (MACs) or `"2ms"`: the amount, and "macs" or "seconds".
+
+    Raises:
+        ValueError: Neither of them.
+    """
+    from anytime.runtime import parse_seconds
+
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kMGT])\s*", text)
+    if match:
+        amount = float(match[1])
+        return (amount / 100 * whole if match[2] == "%" else amount * _COUNTS[match[2]]), "macs"
+    if re.search(r"[0-9]\s*(s|ms|us)\s*$", text):
+        return parse_seconds(text), "seconds"
+    raise ValueError(f"--budget must be a mean cost like 50%, 40M (MACs) or 2ms, got {text!r}")

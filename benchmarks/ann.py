@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime import create_model
-from anytime.models.ann import ANN
+from anytime.models.ann.cifar import ANN
 from anytime.objectives import Weighted
 from anytime.support.allocator import keep_freed_memory
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import anytime
-from anytime.models.attached import AttachedExits
+from anytime.models.surgery.attach.model import AttachedExits
 from anytime.support.allocator import keep_freed_memory
 
 BACKBONES = ("torchvision:resnet18", "torchvision:mobilenet_v3_large")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime import create_model
-from anytime.models.residual import ResidualNet
+from anytime.models.cascaded.residual import ResidualNet
 from anytime.objectives import TDLambda
 from anytime.support.allocator import keep_freed_memory
 

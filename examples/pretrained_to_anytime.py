@@ -24,7 +24,9 @@ parser.add_argument("--data", default="digits", help="data set (default: digits,
 parser.add_argument("--epochs", type=int, default=5, help="of the network, and of its heads (default: 5)")
 options = parser.parse_args()
 
-NETWORK = "anytime.studies.small_networks.ResNet20"  # any classifier, by its import path, so that a run can build it again
+NETWORK = (
+    "anytime.models.surgery.small_networks.ResNet20"  # any classifier, by its import path, so that a run can build it again
+)
 data = create_data(options.data, batch_size=128)
 data.setup()
 settings = Settings(epochs=options.epochs, channels_last=True, progress=False)

@@ -3,7 +3,7 @@
 from anytime import combine, models, objectives, stopping, testing
 from anytime.cost import StepSeconds, step_macs, step_seconds
 from anytime.model import AnytimeModel, map_state, select_samples
-from anytime.models.attach import attach_exits
+from anytime.models.surgery.attach.build import attach_exits
 from anytime.pretrained import list_pretrained, load
 from anytime.registry import create_model, list_models, register_model
 from anytime.runtime import Answer, Predictor, Profile, Session, profile

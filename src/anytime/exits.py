@@ -34,8 +34,8 @@ def exits_command(arguments: Sequence[str]) -> int:
 
     from anytime.analysis.tables import Column, format_table
     from anytime.cost import hardware
-    from anytime.models.backbones import build_backbone
-    from anytime.models.cuts import choose_cuts, survey
+    from anytime.models.surgery.attach.cut_points import choose_cuts, survey
+    from anytime.models.surgery.backbones import build_backbone
     from anytime.support.units import macs_text, ms_text
 
     sizes = [int(number) for number in size]

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytime.analysis.slicing import branch_l1_norms, cost_at_error, error_at_equal_cost, macs_saved, relative_error_saved
-from anytime.models.isresnext import ISResNeXt
-from anytime.models.resnext import IResNeXt, SlicedModel
+from anytime.analysis.slicing import cost_at_error, error_at_equal_cost, macs_saved, relative_error_saved
+from anytime.models.slicing.iresnext import IResNeXt
+from anytime.models.slicing.isresnext import ISResNeXt
+from anytime.models.slicing.sliced import SlicedModel, branch_l1_norms
 from anytime.trace import Trace
 
 

@@ -23,7 +23,7 @@ from anytime.analysis.taxonomy import (
     level_accuracies,
     level_errors,
 )
-from anytime.data.cifar import CIFAR100_SUPERCLASS
+from anytime.data.sets.cifar import CIFAR100_SUPERCLASS
 from anytime.levels import LevelChoice, answer_text
 from anytime.trace import Trace
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from anytime.data import hashing, noise
 from anytime.data.augment import random_crop
-from anytime.data.module import ImageData, Part
+from anytime.data.base import ImageData, Part
 from anytime.data.noise import create_noise, focus, frames, occlusion, perlin, resolution, rotation, translation
 
 FILL = (0.4914, 0.4822, 0.4465)  # the mean of CIFAR-10

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anytime.data import CIFAR100, Digits, ImageFolder
-from anytime.data.cifar import CIFAR100_COARSE, CIFAR100_FINE, CIFAR100_SUPERCLASS, cifar100_levels
+from anytime.data.sets.cifar import CIFAR100_COARSE, CIFAR100_FINE, CIFAR100_SUPERCLASS, cifar100_levels
 from anytime.data.taxonomy import Taxonomy, from_paths, read_taxonomy
 
 BIRDS = """\

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.cost import step_macs
-from anytime.models.ann import ANN, AnytimeChain, ExitHeads, ann
+from anytime.models.ann.chain import AnytimeChain, ExitHeads
+from anytime.models.ann.cifar import ANN, ann
 from anytime.objectives import AANN, Weighted
 from anytime.testing import check_anytime_model
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from anytime.models.ann_imagenet import (
+from anytime.models.ann.imagenet import (
     ANNDenseNet,
     ANNResNet,
     ann_densenet169,

@@ -17,9 +17,9 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel, read_model
-from anytime.models.attach import attach, attach_exits
-from anytime.models.attached import AttachedExits
-from anytime.models.heads import MixedHead, TokenHead
+from anytime.models.common.heads import MixedHead, TokenHead
+from anytime.models.surgery.attach.build import attach, attach_exits
+from anytime.models.surgery.attach.model import AttachedExits
 from anytime.registry import create_model
 from anytime.testing import check_anytime_model
 from anytime.training.config import parse

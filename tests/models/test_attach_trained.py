@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import anytime
 from anytime.model import read_model
-from anytime.models.attach import attach_exits
-from anytime.models.attached import AttachedExits
+from anytime.models.surgery.attach.build import attach_exits
+from anytime.models.surgery.attach.model import AttachedExits
 from anytime.registry import create_model, register_model
 from anytime.training.heads import find_heads, freeze_trunk
 
@@ -114,7 +114,7 @@ def test_weights_that_fit_need_no_known_classifier(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.backbone(x).mean((2, 3)))
 
-    from anytime.models.backbones import read_weights
+    from anytime.models.surgery.backbones import read_weights
 
     torch.save(Inside().state_dict(), tmp_path / "inside.pt")
     assert read_weights(tmp_path / "inside.pt").tensors.keys() == Inside().state_dict().keys()
@@ -150,7 +150,7 @@ def test_what_builds_exits_again(tmp_path: Path) -> None:
 
 
 def test_grey_images_see_what_the_trained_filters_see_of_them() -> None:
-    from anytime.models.backbones import _with_channels
+    from anytime.models.surgery.backbones import _with_channels
 
     colour = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     old = colour[0]

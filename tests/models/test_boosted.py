@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel
-from anytime.models.attach import attach_exits
-from anytime.models.attached import AttachedExits
 from anytime.models.boosted import Boosted
+from anytime.models.surgery.attach.build import attach_exits
+from anytime.models.surgery.attach.model import AttachedExits
 from anytime.registry import create_model
 from anytime.testing import check_anytime_model
 

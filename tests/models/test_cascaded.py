@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anytime import create_model, step_macs
-from anytime.models.cascaded import CascadedResNet
-from anytime.models.residual import ResidualNet, calibrate, convert
+from anytime.models.cascaded.conversion import calibrate, convert
+from anytime.models.cascaded.residual import ResidualNet
+from anytime.models.cascaded.resnet import CascadedResNet
 from anytime.testing import _randomise, check_anytime_model
 
 SMALL = {"num_classes": 5, "width": 4}

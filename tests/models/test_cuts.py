@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from anytime.exits import exits_command
-from anytime.models.cuts import Cut, Survey, choose_cuts, find_cuts, list_cuts, survey
-from anytime.models.tracing import Network, read_network, split
+from anytime.models.surgery.attach.cut_points import Cut, Survey, choose_cuts, find_cuts, list_cuts, survey
+from anytime.models.surgery.attach.graph import Network, read_network, split
 
 SIZE = (3, 8, 8)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 from anytime.model import select_samples
-from anytime.models.delays import add_delays
+from anytime.models.surgery.delays.model import add_delays
 
 TAPS = (0.5, 0.0, 0.5)
 

@@ -16,7 +16,7 @@ from torchvision.models import VisionTransformer, resnet18
 
 from anytime.cost import counting, step_macs
 from anytime.model import select_samples
-from anytime.models.delays import DelayedNetwork, add_delays
+from anytime.models.surgery.delays.model import DelayedNetwork, add_delays
 from anytime.testing import _randomise, check_anytime_model
 
 
@@ -257,7 +257,7 @@ def test_small_chunks_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     x = images(2, 3, 8, 8)
     expected = model(x)
     for chunk in (6, 1):
-        monkeypatch.setattr("anytime.models.delays.CHUNK", chunk)
+        monkeypatch.setattr("anytime.models.surgery.delays.model.CHUNK", chunk)
         with torch.no_grad():
             assert largest(model(x), expected) < 1e-12
             frames = x.expand(10, *x.shape)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytime.models.delays import DelayedNetwork, add_delays
-from anytime.models.layers import StepBatchNorm2d
+from anytime.models.common.step_norm import StepBatchNorm2d
+from anytime.models.surgery.delays.model import DelayedNetwork, add_delays
 
 STEPS = 4  # of three blocks under a one-step delay
 

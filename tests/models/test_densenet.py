@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anytime import create_model
-from anytime.models.densenet import CascadedDenseNet
+from anytime.models.cascaded.densenet import CascadedDenseNet
 from anytime.testing import _randomise, check_anytime_model
 
 SMALL = {"num_classes": 5, "layers": (2, 1, 2), "growth": 3}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from anytime import create_model
 from anytime.model import select_samples
-from anytime.models.residual import ResidualNet, calibrate, convert
+from anytime.models.cascaded.conversion import calibrate, convert
+from anytime.models.cascaded.residual import ResidualNet
 from anytime.testing import _randomise
 
 BOTH = (0.5, 0.5)  # a kernel whose blocks have as many rows as those of a one-step delay
@@ -207,7 +208,7 @@ def test_pooling_is_no_matter_of_dynamics() -> None:
 def test_relatives_alone_are_converted() -> None:
     with pytest.raises(ValueError, match="'ann' is no relative of 'cascaded_resnet18'"):
         convert(make(), "ann")
-    from anytime.models.cascaded import CascadedResNet
+    from anytime.models.cascaded.resnet import CascadedResNet
 
     with pytest.raises(ValueError, match="built without create_model"):
         convert(CascadedResNet(width=4))

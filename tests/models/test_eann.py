@@ -17,8 +17,8 @@ from torch import Tensor
 import anytime
 from anytime.cost import step_macs
 from anytime.evaluation import trained_on
-from anytime.models.ann import ExitHeads
-from anytime.models.eann import EANN, PAPER, combine, eann, reported_exits
+from anytime.models.ann.chain import ExitHeads
+from anytime.models.ann.eann import EANN, PAPER, combine, eann, reported_exits
 from anytime.registry import create_model
 from anytime.testing import check_anytime_model
 

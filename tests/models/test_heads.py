@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.models.heads import HEADS, ClassTokenHead, ConvHead, LinearHead, MixedHead, TokenHead, build_head
+from anytime.models.common.heads import HEADS, ClassTokenHead, ConvHead, LinearHead, MixedHead, TokenHead, build_head
 
 
 def images(*size: int, seed: int = 0) -> Tensor:

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytime.cost import step_macs
-from anytime.models.isresnext import ISResNeXt, TriangularConv, isresnext
-from anytime.models.resnext import SliceBatchNorm2d
+from anytime.models.slicing.isresnext import ISResNeXt, TriangularConv, isresnext
+from anytime.models.slicing.sliced import SliceBatchNorm2d
 from anytime.testing import check_anytime_model
 
 TINY: dict[str, Any] = {"blocks": (1, 2, 1), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from anytime.cost import step_macs
-from anytime.models.isresnext import ISResNeXt, isresnext, isresnext_cub, isresnext_imagenet
+from anytime.models.slicing.isresnext import ISResNeXt, isresnext, isresnext_cub, isresnext_imagenet
 
 
 def on_meta(factory: Callable[..., ISResNeXt], *arguments: Any) -> ISResNeXt:

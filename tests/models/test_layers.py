@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from anytime.models.layers import StepBatchNorm2d, add_shortcut
+from anytime.models.common.layers import add_shortcut
+from anytime.models.common.step_norm import StepBatchNorm2d
 
 
 def images(*size: int, seed: int = 0) -> torch.Tensor:

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytime.cost import step_macs
-from anytime.models.resnext import IResNeXt, SliceBatchNorm2d, iresnext, iresnext29, widen
+from anytime.models.slicing.iresnext import IResNeXt, iresnext, iresnext29
+from anytime.models.slicing.sliced import SliceBatchNorm2d, widen
 from anytime.testing import check_anytime_model
 
 TINY: dict[str, Any] = {"blocks": (1, 2, 1), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2}

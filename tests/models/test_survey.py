@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
-from anytime.models.cuts import list_cuts
+from anytime.models.surgery.attach.cut_points import list_cuts
 
 SIZE = (3, 8, 8)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from anytime import create_model
-from anytime.analysis.slicing import branch_l1_norms
 from anytime.cli import main
 from anytime.cost import step_macs
+from anytime.models.slicing.sliced import branch_l1_norms
 from anytime.studies import command, find_recipe, lee2018, run_all
 from anytime.studies.lee2018 import SCALES, STUDY, with_norms
 from anytime.studies.lee2018_levels import figure_5

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anytime.data import Digits
 from anytime.model import AnytimeModel
-from anytime.models.attached import AttachedExits
+from anytime.models.surgery.attach.model import AttachedExits
 from anytime.objectives import Weighted
 from anytime.registry import create_model
 from anytime.training import OneCycle, Regime, Settings, fit

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from anytime.models.attach import attach_exits
+from anytime.models.surgery.attach.build import attach_exits
 from anytime.objectives import Weighted
 from anytime.registry import create_model
 from anytime.training import HeadsOnly

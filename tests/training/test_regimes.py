@@ -18,7 +18,7 @@ from anytime import load
 from anytime.cli import main
 from anytime.data import hashing
 from anytime.model import AnytimeModel
-from anytime.models.attached import AttachedExits
+from anytime.models.surgery.attach.model import AttachedExits
 from anytime.objectives import AANN, SelfDistillation, Weighted, step_losses
 from anytime.registry import create_model
 from anytime.training import GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich

@@ -7,29 +7,10 @@ from itertools import pairwise
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anytime.analysis.curves import Cost, costs, error
-from anytime.models.resnext import SlicedModel
 from anytime.trace import Trace
-
-
-def branch_l1_norms(model: SlicedModel) -> Tensor:
-    """n_{l,i} = sum |w|, w the weights of branch i in the last convolution of block l; float64 `[L, C]`.
-
-    Where sub-networks are trained jointly, branches of low index are in all of them, and their norms are larger.
-
-    Source: Lee, Shin 2018, Fig. 3b.
-    """
-    rows = []
-    for block in model.blocks:
-        conv2, conv3 = block.conv2, block.conv3
-        assert isinstance(conv2, nn.Conv2d)
-        assert isinstance(conv3, nn.Conv2d)
-        groups, branches = conv3.groups, conv2.groups
-        weight = conv3.weight.detach().double().abs()
-        rows.append(weight.reshape(groups, len(weight) // groups, branches // groups, -1).sum((1, 3)).flatten())
-    return torch.stack(rows)
 
 
 def cost_at_error(trace: Trace, wanted: Tensor, cost: Cost = "contract") -> Tensor:

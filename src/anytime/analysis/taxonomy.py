@@ -102,7 +102,7 @@ def compliance(trace: Trace, superclass: Sequence[int]) -> Compliance:
 
     Args:
         trace: The answers; of several label levels the first counts.
-        superclass: Of each class, such as `anytime.data.cifar.CIFAR100_SUPERCLASS` or a row of `LabelLevels.table`.
+        superclass: Of each class, such as `anytime.data.sets.cifar.CIFAR100_SUPERCLASS` or a row of `LabelLevels.table`.
 
     Raises:
         ValueError: Not one superclass for each class.

@@ -6,16 +6,16 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from anytime.data.cars import StanfordCars
-from anytime.data.cifar import CIFAR10, CIFAR100
-from anytime.data.digits import Digits
-from anytime.data.folders import CUB200, ImageFolder, ImageNet
-from anytime.data.gtsrb import GTSRB
-from anytime.data.lsun import LSUN
-from anytime.data.mnist import MNIST, FashionMNIST
-from anytime.data.module import ImageData
-from anytime.data.svhn import SVHN
-from anytime.data.tinyimagenet import TinyImageNet
+from anytime.data.base import ImageData
+from anytime.data.sets.cars import StanfordCars
+from anytime.data.sets.cifar import CIFAR10, CIFAR100
+from anytime.data.sets.digits import Digits
+from anytime.data.sets.folders import CUB200, ImageFolder, ImageNet
+from anytime.data.sets.gtsrb import GTSRB
+from anytime.data.sets.lsun import LSUN
+from anytime.data.sets.mnist import MNIST, FashionMNIST
+from anytime.data.sets.svhn import SVHN
+from anytime.data.sets.tinyimagenet import TinyImageNet
 
 _DATASETS: tuple[type[ImageData], ...] = (
     Digits,

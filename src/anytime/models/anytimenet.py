@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
-from anytime.models.layers import StepBatchNorm2d, add_shortcut, pooled
+from anytime.models.common.layers import add_shortcut, pooled
+from anytime.models.common.step_norm import StepBatchNorm2d
 from anytime.registry import register_model
 
 Scheme = Sequence[int] | Sequence[Sequence[int]]

@@ -66,7 +66,7 @@ def heads_only(model: AnytimeModel) -> AnytimeModel:
 def trainings(backbone: str, data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
     """One training for each seed and way, the plain network first; heads only are made of it."""
     recipe = find_recipe(f"backbones_cifar10_{scale}.yaml")
-    network = f"--model.backbone=anytime.studies.small_networks.{BACKBONES[backbone]}"
+    network = f"--model.backbone=anytime.models.surgery.small_networks.{BACKBONES[backbone]}"
     common = (network, f"--epochs={EPOCHS[backbone]}", *OVER[backbone])
     runs = []
     for seed in seeds:

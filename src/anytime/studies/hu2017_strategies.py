@@ -8,7 +8,7 @@ from typing import Any
 
 from anytime.analysis.curves import error
 from anytime.analysis.optimal import Exits, compare, opt_plus
-from anytime.models.eann import reported_exits
+from anytime.models.ann.eann import reported_exits
 from anytime.studies import hu2017_published as published
 from anytime.studies.hu2017_published import METRICS, MILESTONES
 from anytime.studies.hu2017_runs import STRATEGIES, Base, Network, Scale, family

@@ -16,8 +16,8 @@ from typing import Any
 
 from anytime.analysis.curves import accuracy
 from anytime.analysis.tables import Column, format_table
-from anytime.models.residual import convert
-from anytime.models.serial import serial_resnet18
+from anytime.models.cascaded.conversion import convert
+from anytime.models.cascaded.serial import serial_resnet18
 from anytime.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 from anytime.studies import figures
 from anytime.studies.runner import Run, Traces, View, find_recipe

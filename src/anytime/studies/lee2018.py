@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from anytime.analysis.slicing import branch_l1_norms
 from anytime.model import AnytimeModel
-from anytime.models.resnext import SlicedModel
+from anytime.models.slicing.sliced import SlicedModel, branch_l1_norms
 from anytime.studies.lee2018_levels import HIERARCHICAL, VALIDATION, figure_5
 from anytime.studies.lee2018_results import (
     DEEP,

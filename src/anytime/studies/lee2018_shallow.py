@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.models.resnext import IResNeXt, classifier
+from anytime.models.slicing.iresnext import IResNeXt
+from anytime.models.slicing.sliced import classifier
 
 
 class Backbone(nn.Module):

@@ -1,0 +1,147 @@
+"""CIFAR-10 and CIFAR-100, in their official binary and in their official Python (pickled) layout."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torchvision
+from torch import Tensor
+
+from anytime.data.base import ImageData, Part
+from anytime.data.files import check_labels, read_pickle, read_records, reading
+from anytime.data.taxonomy import LabelLevels
+
+CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+CIFAR100_FINE = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm""".split()  # noqa: SIM905
+
+CIFAR100_COARSE = """
+aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices household_furniture
+insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes
+large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
+vehicles_1 vehicles_2""".split()  # noqa: SIM905
+
+CIFAR100_SUPERCLASS = tuple(
+    map(
+        int,
+        """
+4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10
+16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13
+""".split(),  # noqa: SIM905
+    )
+)
+"""The coarse label of each fine one."""
+
+
+def cifar100_levels() -> LabelLevels:
+    """CIFAR-100's own two label levels: 100 classes, 5 in each of 20 superclasses."""
+    return LabelLevels((tuple(CIFAR100_FINE), tuple(CIFAR100_COARSE)), (tuple(range(100)), CIFAR100_SUPERCLASS))
+
+
+class _CIFAR(ImageData):
+    """Both layouts; the binary one is preferred where both are there."""
+
+    homepage = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    license = "free for research; no formal licence"
+    citation = "Krizhevsky 2009"
+    official = (50_000, 10_000)
+    binary: ClassVar[dict[str, list[str]]]
+    pickled: ClassVar[dict[str, list[str]]]
+    columns: ClassVar[dict[str, int]]
+    """Name of each label in the pickled layout and number of its classes, in the order of the binary label bytes."""
+
+    def read(self, part: str) -> Part | None:
+        if part == "validation":
+            return None
+        layouts = {self.files[0]: (self.binary, self._read_binary), self.files[1]: (self.pickled, self._read_pickled)}
+        folder = self.find(*self.files)
+        names, read = layouts[folder.name]
+        paths = [self.find(f"{folder.name}/{name}") for name in names[part]]
+        pixels, labels = map(torch.cat, zip(*map(read, paths), strict=True))
+        return Part(pixels.view(-1, 3, 32, 32), self.choose_labels(labels), folder)
+
+    def choose_labels(self, labels: Tensor) -> Tensor:
+        """Targets made of all label columns `[N, D]`."""
+        return labels[:, 0]
+
+    def _read_binary(self, path: Path) -> tuple[Tensor, Tensor]:
+        labels, pixels = read_records(path, len(self.columns), 3072)
+        return pixels, self._checked_labels(labels.long(), path)
+
+    def _read_pickled(self, path: Path) -> tuple[Tensor, Tensor]:
+        content = read_pickle(path)
+        with reading(path):
+            pixels = torch.from_numpy(content["data"])
+            labels = torch.tensor([content[name] for name in self.columns]).T
+            if pixels.dtype != torch.uint8 or pixels.shape != (len(labels), 3072):
+                raise ValueError(f"{len(labels)} labels but images of {pixels.dtype} {list(pixels.shape)}")
+        return pixels, self._checked_labels(labels, path)
+
+    def _checked_labels(self, labels: Tensor, path: Path) -> Tensor:
+        for column, number in zip(labels.T, self.columns.values(), strict=True):
+            check_labels(column, number, path)
+        return labels
+
+
+class CIFAR10(_CIFAR):
+    """CIFAR-10: 60,000 colour images of 32x32 in 10 classes; takes the arguments of `ImageData`.
+
+    Reads `cifar-10-batches-bin` and `cifar-10-batches-py`.
+    """
+
+    title = "CIFAR-10"
+    official_classes = 10
+    files = ("cifar-10-batches-bin", "cifar-10-batches-py")
+    binary: ClassVar = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+    pickled: ClassVar = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    columns: ClassVar = {"labels": 10}
+
+    def read_names(self) -> list[list[str]]:
+        return [CIFAR10_NAMES]
+
+    def fetch(self) -> None:
+        if not (self.root / self.files[0]).exists():  # torchvision knows the other layout
+            torchvision.datasets.CIFAR10(self.root, download=True)
+
+
+class CIFAR100(_CIFAR):
+    """CIFAR-100: 60,000 colour images of 32x32 in 100 fine classes of 20 coarse ones.
+
+    Reads `cifar-100-binary` and `cifar-100-python`.
+
+    Args:
+        labels: `"fine"`, `"coarse"`, or `"both"`: targets `[N, 2]` (fine, coarse) and `levels = (100, 20)`.
+        **kwargs: arguments of `ImageData`. `classes` chooses by fine names unless labels are `"coarse"`.
+    """
+
+    title = "CIFAR-100"
+    official_classes = 100
+    files = ("cifar-100-binary", "cifar-100-python")
+    binary: ClassVar = {"train": ["train.bin"], "test": ["test.bin"]}
+    pickled: ClassVar = {"train": ["train"], "test": ["test"]}
+    columns: ClassVar = {"coarse_labels": 20, "fine_labels": 100}
+
+    def __init__(self, labels: Literal["fine", "coarse", "both"] = "fine", **kwargs: Any) -> None:
+        if labels not in ("fine", "coarse", "both"):
+            raise ValueError(f"labels must be 'fine', 'coarse' or 'both', got {labels!r}")
+        super().__init__(**kwargs)
+        self.labels = labels
+
+    def read_names(self) -> list[list[str]]:
+        names = {"fine": CIFAR100_FINE, "coarse": CIFAR100_COARSE}
+        return list(names.values()) if self.labels == "both" else [names[self.labels]]
+
+    def choose_labels(self, labels: Tensor) -> Tensor:
+        coarse, fine = labels.T
+        return {"fine": fine, "coarse": coarse, "both": torch.stack([fine, coarse], 1)}[self.labels].contiguous()
+
+    def fetch(self) -> None:
+        if not (self.root / self.files[0]).exists():  # torchvision knows the other layout
+            torchvision.datasets.CIFAR100(self.root, download=True)

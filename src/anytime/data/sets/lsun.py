@@ -1,0 +1,94 @@
+"""LSUN scenes, in the official LMDB layout."""
+
+import importlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anytime.data.base import Part
+from anytime.data.files import reading, to_channels
+from anytime.data.sets.folders import StreamedData
+from anytime.data.stream import Files
+
+LSUN_NAMES = """bedroom bridge church_outdoor classroom conference_room dining_room kitchen living_room restaurant
+tower""".split()  # noqa: SIM905
+
+
+def _open(path: Path) -> Any:
+    try:
+        lmdb = importlib.import_module("lmdb")
+    except ImportError as error:
+        raise ImportError("LSUN is stored in LMDB files; to read them: pip install lmdb") from error
+    with reading(path):
+        try:
+            return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+        except lmdb.Error as error:
+            raise ValueError(str(error)) from error
+
+
+class _Databases:
+    """Opens the image of a row, out of several databases that each process opens for itself."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.keys = [self._keys(path) for path in paths]
+        self.ends = np.cumsum([len(keys) for keys in self.keys])
+        self._opened: tuple[int, dict[int, Any]] = (0, {})
+
+    @staticmethod
+    def _keys(path: Path) -> np.ndarray:
+        with _open(path) as database, database.begin() as transaction:
+            return np.array(list(transaction.cursor().iternext(values=False)), dtype=bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": (0, {})}
+
+    def __call__(self, row: int) -> Image.Image:
+        number = int(np.searchsorted(self.ends, row, side="right"))
+        key = bytes(self.keys[number][row - self.ends[number]])
+        if self._opened[0] != os.getpid():
+            self._opened = os.getpid(), {}
+        if number not in self._opened[1]:
+            self._opened[1][number] = _open(self.paths[number])
+        with self._opened[1][number].begin() as transaction:
+            content = transaction.get(key)
+        with reading(f"{self.paths[number]}, image {key.decode()}"), Image.open(io.BytesIO(content)) as image:
+            return to_channels(image, 3)
+
+
+class LSUN(StreamedData):
+    """LSUN: 10 kinds of scenes, about 10 million images for training; streamed by workers. Needs `pip install lmdb`.
+
+    Reads `{class}_train_lmdb` and `{class}_val_lmdb` in `lsun` or in the root, of those classes only that are used.
+    Labels of the official test images were never published, so the official validation images, 300 a class, are
+    the test part.
+
+    Args:
+        size: height and width of images in pixels.
+        **kwargs: arguments of `ImageData`.
+    """
+
+    title = "LSUN"
+    homepage = "https://www.yf.io/p/lsun"
+    license = "research"
+    citation = "Yu et al. 2015"
+    official = (9_895_373, 3_000)
+    official_classes = 10
+    files = tuple(f"{folder}{name}_train_lmdb" for folder in ("lsun/", "") for name in LSUN_NAMES)
+
+    def read_names(self) -> list[list[str]]:
+        return [LSUN_NAMES]
+
+    def read(self, part: str) -> Part | None:
+        if part == "validation":
+            return None
+        used = self._kept[0]
+        names = [f"{LSUN_NAMES[label]}_{'train' if part == 'train' else 'val'}_lmdb" for label in used]
+        read = _Databases([self.find(f"lsun/{name}", name) for name in names])
+        targets = used.repeat_interleave(torch.tensor([len(keys) for keys in read.keys]))
+        return Part(Files(read, torch.arange(len(targets))), targets, self.root)

@@ -1,0 +1,64 @@
+"""Street View House Numbers, the cropped digits (format 2)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.datasets import SVHN as OfficialSVHN
+from torchvision.datasets.utils import download_url
+
+from anytime.data.base import ImageData, Part
+from anytime.data.files import read_mat, reading
+from anytime.data.sets.digits import DIGITS
+
+
+class SVHN(ImageData):
+    """SVHN: house numbers, 32x32 colour, 73,257 for training and 26,032 for testing.
+
+    Reads `train_32x32.mat`, `test_32x32.mat` and `extra_32x32.mat` in `svhn` or in the root.
+
+    Args:
+        extra: train on the 531,131 easier extra images as well (1.6 GB more memory).
+        **kwargs: arguments of `ImageData`.
+    """
+
+    title = "SVHN"
+    homepage = "http://ufldl.stanford.edu/housenumbers"
+    license = "non-commercial use"
+    citation = "Netzer et al. 2011"
+    official = (73_257, 26_032)
+    official_classes = 10
+    files = ("svhn/train_32x32.mat", "train_32x32.mat")
+    standard_augment = "crop"
+
+    def __init__(self, extra: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.extra = extra
+
+    def read_names(self) -> list[list[str]]:
+        return [DIGITS]
+
+    def read(self, part: str) -> Part | None:
+        if part == "validation":
+            return None
+        names = ["train", "extra"] if part == "train" and self.extra else [part]
+        images, targets = map(torch.cat, zip(*map(self._read_file, names), strict=True))
+        return Part(images, targets, self.root)
+
+    def _read_file(self, name: str) -> tuple[Tensor, Tensor]:
+        path = self.find(f"svhn/{name}_32x32.mat", f"{name}_32x32.mat")
+        pixels, labels = read_mat(path, "X", "y")
+        with reading(path):
+            pixels = pixels.reshape(32, 32, 3, -1)  # one image alone was squeezed
+            if pixels.dtype != "uint8" or pixels.shape[-1] != len(labels):
+                raise ValueError(f"{len(labels)} labels for images of {pixels.dtype} {list(pixels.shape)}")
+            if not ((labels >= 1) & (labels <= 10)).all():
+                raise ValueError(f"labels go from {labels.min()} to {labels.max()}, not from 1 to 10")
+        targets = torch.from_numpy(labels.astype("int64")) % 10  # the file calls a zero 10
+        return torch.from_numpy(pixels).permute(3, 2, 0, 1).contiguous(), targets
+
+    def fetch(self) -> None:
+        folder = self.root if (self.root / self.files[1]).exists() else self.root / "svhn"
+        for name in ["train", "test"] + ["extra"] * self.extra:
+            url, file, md5 = OfficialSVHN.split_list[name]
+            download_url(url, folder, file, md5)

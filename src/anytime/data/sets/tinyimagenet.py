@@ -1,0 +1,52 @@
+"""TinyImageNet, in the layout of the official archive."""
+
+import torch
+
+from anytime.data.base import ImageData, Part
+from anytime.data.files import download_archives, read_images, read_lines, reading
+
+
+class TinyImageNet(ImageData):
+    """TinyImageNet: 200 classes of ImageNet, 64x64, 100,000 images for training; takes the arguments of `ImageData`.
+
+    Reads `tiny-imagenet-200`. Labels of the official test images were never published, so the 10,000 official
+    validation images are the test part. Classes are numbered in the order of their WordNet numbers.
+    """
+
+    title = "TinyImageNet"
+    homepage = "http://cs231n.stanford.edu"
+    license = "non-commercial research (ImageNet's terms)"
+    citation = "Le & Yang 2015"
+    official = (100_000, 10_000)
+    official_classes = 200
+    files = ("tiny-imagenet-200",)
+    input_size = (3, 64, 64)
+
+    def _wnids(self) -> list[str]:
+        return sorted(read_lines(self.find("tiny-imagenet-200/wnids.txt")))
+
+    def read_names(self) -> list[list[str]]:
+        words = dict(line.partition("\t")[::2] for line in read_lines(self.find("tiny-imagenet-200/words.txt")))
+        return [[words.get(wnid, wnid) for wnid in self._wnids()]]
+
+    def read(self, part: str) -> Part | None:
+        if part == "validation":
+            return None
+        numbers = {wnid: number for number, wnid in enumerate(self._wnids())}
+        if part == "train":
+            folder = self.find("tiny-imagenet-200/train")
+            found = [(path, n) for wnid, n in numbers.items() for path in sorted(folder.glob(f"{wnid}/images/*.JPEG"))]
+            if not found:
+                raise FileNotFoundError(f"{self.title}: no images {folder}/*/images/*.JPEG")
+        else:
+            folder = self.find("tiny-imagenet-200/val")
+            table = self.find("tiny-imagenet-200/val/val_annotations.txt")
+            rows = [line.split("\t") for line in read_lines(table)]
+            with reading(table):
+                found = [(folder / "images" / row[0], numbers[row[1]]) for row in rows]
+        paths, labels = zip(*found, strict=True)
+        return Part(read_images(paths, self.input_size), torch.tensor(labels), folder)
+
+    def fetch(self) -> None:
+        url, md5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
+        download_archives({url: md5}, self.root / self.files[0], inside=self.files[0])

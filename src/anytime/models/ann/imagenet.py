@@ -1,0 +1,272 @@
+"""ANN on large images: bottleneck ResNets and DenseNets with exits, of the published code (Hu et al., 2017 and AAAI 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytime.models.ann.chain import AnytimeChain, Regime
+from anytime.registry import register_model
+
+
+def _stem(in_channels: int, width: int) -> nn.Sequential:
+    """Conv7x7 of stride 2, batch norm, relu, max-pool 3x3 of stride 2: a quarter of the resolution."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    )
+
+
+def _norm_relu(channels: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+def _check(blocks: Sequence[int], width: int) -> None:
+    if not blocks or min(blocks) < 1:
+        raise ValueError(f"blocks must be at least 1 unit in every stage, got {tuple(blocks)}")
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width!r}")
+
+
+class Bottleneck(nn.Module):
+    """shortcut(h) + f(h), f = bn-relu-conv1x1, bn-relu-conv3x3 (with the stride), bn-relu-conv1x1, bn.
+
+    The shortcut is the identity where shapes agree, else conv1x1 with the stride, bn.
+    """
+
+    def __init__(self, channels: int, inner: int, stride: int) -> None:
+        super().__init__()
+        outer = 4 * inner
+        self.branch = nn.Sequential(
+            *_norm_relu(channels),
+            nn.Conv2d(channels, inner, 1, bias=False),
+            *_norm_relu(inner),
+            nn.Conv2d(inner, inner, 3, stride, 1, bias=False),
+            *_norm_relu(inner),
+            nn.Conv2d(inner, outer, 1, bias=False),
+            nn.BatchNorm2d(outer),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if channels != outer or stride > 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.branch(h).add_(self.shortcut(h))
+
+
+class ANNResNet(AnytimeChain):
+    """A bottleneck ResNet with an exit after every s-th unit counted from the last.
+
+    The convolutions are those of ResNet-50, 101 and 152 (stride in the 3x3 convolution), in pre-activation order with batch
+    norm at the end of each unit. Exits: relu, global average pooling, linear.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        blocks: Units per stage, (3, 4, 6, 3) for 50 layers.
+        width: Inner channels of the first stage, doubled from stage to stage; a unit's output has four times as many.
+        period: s, units per exit.
+        regime: `"joint"`, `"no_grad"` or `"midfeat"`, see `AnytimeChain`.
+
+    Raises:
+        ValueError: Blocks, width or period below 1, a period above the number of units, an unknown regime.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | Sequence[int] = 1000,
+        in_channels: int = 3,
+        blocks: Sequence[int] = (3, 4, 6, 3),
+        width: int = 64,
+        period: int = 2,
+        regime: Regime = "joint",
+    ) -> None:
+        _check(blocks, width)
+        inner = [width * 2**stage for stage, count in enumerate(blocks) for _ in range(count)]
+        channels = [4 * w for w in inner]
+
+        def units() -> Iterator[nn.Module]:
+            for (before, after), w in zip(pairwise([width, *channels]), inner, strict=True):
+                yield Bottleneck(before, w, 2 if after == 2 * before else 1)
+
+        super().__init__(num_classes, in_channels, partial(_stem, in_channels, width), units(), channels, period, regime)
+
+
+class DenseUnit(nn.Module):
+    """[h, f(h)] side by side, f = bn-relu-conv1x1 to 4g channels, bn-relu-conv3x3 to g channels."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            *_norm_relu(channels),
+            nn.Conv2d(channels, 4 * growth, 1, bias=False),
+            *_norm_relu(4 * growth),
+            nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.cat([h, self.branch(h)], 1)
+
+
+class DenseTransition(nn.Module):
+    """Half the channels (bn-relu-conv1x1), half the resolution (average pooling)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Sequential(*_norm_relu(channels), nn.Conv2d(channels, channels // 2, 1, bias=False))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.avg_pool2d(self.squeeze(h), 2, ceil_mode=True)
+
+
+class ANNDenseNet(AnytimeChain):
+    """A DenseNet-BC with an exit after every s-th unit counted from the last.
+
+    The stem has 2g channels, a unit adds g, a transition halves channels and resolution. Exits: batch norm, relu, global
+    average pooling, linear, on all features so far.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        blocks: Units per stage, (6, 12, 32, 32) for 169 layers.
+        growth: g.
+        period: s, units per exit.
+        regime: `"joint"`, `"no_grad"` or `"midfeat"`, see `AnytimeChain`.
+
+    Raises:
+        ValueError: Blocks, growth or period below 1, a period above the number of units, an unknown regime.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | Sequence[int] = 1000,
+        in_channels: int = 3,
+        blocks: Sequence[int] = (6, 12, 32, 32),
+        growth: int = 32,
+        period: int = 14,
+        regime: Regime = "joint",
+    ) -> None:
+        if growth < 1:
+            raise ValueError(f"growth must be at least 1, got {growth!r}")
+        _check(blocks, growth)
+        starts, channels, now = [], [], 2 * growth  # of every unit: its input without a transition, its output
+        for stage, count in enumerate(blocks):
+            for unit in range(count):
+                starts.append(now)
+                now = (now // 2 if stage and not unit else now) + growth
+                channels.append(now)
+
+        def units() -> Iterator[nn.Module]:
+            for before, after in zip(starts, channels, strict=True):
+                unit = DenseUnit(after - growth, growth)
+                yield unit if before == after - growth else nn.Sequential(DenseTransition(before), unit)
+
+        stem = partial(_stem, in_channels, 2 * growth)
+        super().__init__(num_classes, in_channels, stem, units(), channels, period, regime, head_norm=True)
+
+
+@register_model
+def ann_resnet50(
+    num_classes: int | tuple[int, ...] = 1000,
+    in_channels: int = 3,
+    width: int = 64,
+    period: int = 2,
+    regime: Regime = "joint",
+) -> ANNResNet:
+    """ResNet-50 with 8 exits, after every second of its 16 units.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        width: Inner channels of the first stage.
+        period: Units per exit (s).
+        regime: "joint", "no_grad" or "midfeat".
+    """
+    return ANNResNet(num_classes, in_channels, (3, 4, 6, 3), width, period, regime)
+
+
+@register_model
+def ann_resnet101(
+    num_classes: int | tuple[int, ...] = 1000,
+    in_channels: int = 3,
+    width: int = 64,
+    period: int = 3,
+    regime: Regime = "joint",
+) -> ANNResNet:
+    """ResNet-101 with 11 exits, after every third of its 33 units.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        width: Inner channels of the first stage.
+        period: Units per exit (s).
+        regime: "joint", "no_grad" or "midfeat".
+    """
+    return ANNResNet(num_classes, in_channels, (3, 4, 23, 3), width, period, regime)
+
+
+@register_model
+def ann_resnet152(
+    num_classes: int | tuple[int, ...] = 1000,
+    in_channels: int = 3,
+    width: int = 64,
+    period: int = 5,
+    regime: Regime = "joint",
+) -> ANNResNet:
+    """ResNet-152 with 10 exits, after every fifth of its 50 units.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        width: Inner channels of the first stage.
+        period: Units per exit (s).
+        regime: "joint", "no_grad" or "midfeat".
+    """
+    return ANNResNet(num_classes, in_channels, (3, 8, 36, 3), width, period, regime)
+
+
+@register_model
+def ann_densenet169(
+    num_classes: int | tuple[int, ...] = 1000,
+    in_channels: int = 3,
+    growth: int = 32,
+    period: int = 14,
+    regime: Regime = "joint",
+) -> ANNDenseNet:
+    """DenseNet-169 with 6 exits, after units 12, 26, 40, 54, 68 and 82.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        growth: Channels that a unit adds.
+        period: Units per exit (s).
+        regime: "joint", "no_grad" or "midfeat".
+    """
+    return ANNDenseNet(num_classes, in_channels, (6, 12, 32, 32), growth, period, regime)
+
+
+@register_model
+def ann_densenet201(
+    num_classes: int | tuple[int, ...] = 1000,
+    in_channels: int = 3,
+    growth: int = 32,
+    period: int = 17,
+    regime: Regime = "joint",
+) -> ANNDenseNet:
+    """DenseNet-201 with 6 exits, after units 13, 30, 47, 64, 81 and 98.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        growth: Channels that a unit adds.
+        period: Units per exit (s).
+        regime: "joint", "no_grad" or "midfeat".
+    """
+    return ANNDenseNet(num_classes, in_channels, (6, 12, 48, 32), growth, period, regime)

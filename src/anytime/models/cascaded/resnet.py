@@ -1,0 +1,397 @@
+"""Cascaded residual networks: all blocks update in parallel (Iuzzolino, Mozer, Bengio, NeurIPS 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anytime.models.cascaded.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet, check_count
+from anytime.models.cascaded.statistics import Dynamics
+from anytime.models.common.delay_kernels import Kernels, Line, Smoothing, make_kernel
+from anytime.models.common.layers import pooled
+from anytime.models.common.step_norm import Statistics
+from anytime.registry import register_model
+
+CHUNK = 64  # images that a block sees at once under smoothing, whose time steps are many
+
+
+class CascadeState(NamedTuple):
+    """`time` is t of the next answer; `age` is the time of the last one, counted anew when the image changes; `images` have
+    not yet entered, each with the time at which its features arrive. For each block: its input z, its last residual, what is
+    on its way, and its projected shortcut. `shape` is that of an image."""
+
+    time: int
+    age: int
+    shape: tuple[int, ...]
+    images: tuple[tuple[int, Tensor], ...]
+    stem: Tensor | None
+    stem_line: Line
+    inputs: tuple[Tensor, ...]
+    residuals: tuple[Tensor, ...]
+    lines: tuple[Line, ...]
+    shortcuts: tuple[Tensor | None, ...]
+
+
+class CascadedResNet(ResidualNet):
+    """A residual network whose residual branches arrive late, while shortcuts are instantaneous.
+
+    z[t, 1] = D(stem(x))[t], z[t, k+1] = ReLU(D(F_k(z[., k]))[t] + S_k(z[t, k])), logits[t] = head(GAP(z[t, K+1])), with the
+    delay D(r)[t] = sum_s kappa_s r[t - s]. So all K blocks can update in parallel, and shortcuts bring a first answer at once.
+    Under a one-step delay the input of block k no longer changes from t = k on, and the answer at t = K + 1 is that of the
+    ordinary (serial) network.
+
+    Work (static image, one-step delay): a block is evaluated on its distinct inputs alone, K (K + 1) / 2 block evaluations in
+    place of K (K + 1). `forward` goes layer by layer, all time steps of a block in one batch; `stream` goes step by step and
+    never runs a block whose input is stable. F_k(0), which a block gives before its first input has come, is the same for all
+    images and computed once a batch.
+
+    Batch norm (`statistics="per_step"`): statistics of each time step of their own, one affine map. Block k has k + 1 rows,
+    since from t = k on its input is the same; later steps take the last row. Smoothing (`"ews"`) sees other inputs than a
+    one-step delay at the same t, so that its default is `"shared"`: the row of the settled network, to which every state dict
+    is converted when it is loaded; per step, `anytime.models.cascaded.conversion.calibrate` estimates rows of its own.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        depth: 18, 34 or 50.
+        kernel: `"osd"`, `"ews"`, `"instant"`, or the weights of a tapped delay line.
+        alpha: Of smoothing.
+        heads: One read-out for all steps, or one for each.
+        num_steps: T; default: until the answer has settled (with smoothing 70).
+        width: Channels of the first stage.
+        layout: The stem.
+        pool: Max-pooling after the stem.
+        statistics: Running statistics `"per_step"` or `"shared"` by all steps.
+        clock: `"asymptotic"`: the answers are those of t = 1..T, the first that have seen the image. `"published"`: t = 0..T-1
+            as in the authors' code, whose first answer knows no image and whose last is one update short of the asymptote.
+
+    Source: Iuzzolino, Mozer, Bengio, "Improving Anytime Prediction with Parallel Cascaded Networks and a Temporal-Difference
+    Loss", NeurIPS 2021, section 2.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | Sequence[int] = 10,
+        in_channels: int = 3,
+        depth: int = 18,
+        kernel: Kernels = "osd",
+        alpha: float = 0.9,
+        heads: Heads = "shared",
+        num_steps: int | None = None,
+        width: int = 64,
+        layout: Layout = "cifar",
+        pool: bool | None = None,
+        statistics: Statistics | None = None,
+        clock: Clock = "asymptotic",
+    ) -> None:
+        delay = make_kernel(kernel, alpha)
+        lag, memory = delay.lag, delay.memory
+        blocks = sum(STAGES.get(depth, ()))
+        if num_steps is None:
+            num_steps = 70 if memory == math.inf else int(memory) * (blocks + 1) + 1 - lag
+        check_count("num_steps", num_steps)
+        if statistics not in (None, "per_step", "shared"):
+            raise ValueError(f"statistics must be 'per_step' or 'shared', got {statistics!r}")
+        if clock not in ("asymptotic", "published"):
+            raise ValueError(f"clock must be 'asymptotic' or 'published', got {clock!r}")
+        first = 0 if clock == "published" else lag
+        last = first + num_steps - 1 - (lag if clock == "asymptotic" else 0)  # time of the last residual with a row
+        if statistics is None:
+            statistics = "shared" if memory == math.inf else "per_step"
+
+        def rows(block: int) -> int:
+            return 1 if statistics == "shared" else int(min(block * memory, max(last, 0))) + 1
+
+        dynamics = Dynamics.of(delay, statistics == "per_step", first)
+        super().__init__(num_classes, in_channels, depth, num_steps, rows, dynamics, heads, width, layout, pool)
+        self.kernel, self.first = delay, first
+        self.late = min(lag, 1)  # a branch is evaluated when its output arrives, if that is later than its input
+        self.branch_kernel = delay.after(self.late)
+        self.arrival = delay.after(lag)
+
+    def _settled(self, block: int) -> float:
+        """The time from which the input of block 1..K+1 is constant, if the image is."""
+        return block * self.kernel.memory
+
+    # Step by step
+
+    def initial_state(self, x: Tensor) -> CascadeState:
+        self.check_input(x)
+        images = ((self.kernel.lag, self.normalize(x)),)
+        return CascadeState(self.first, -1, tuple(x.shape[1:]), images, None, (), (), (), (), ())
+
+    def observe(self, state: CascadeState, x: Tensor) -> CascadeState:
+        self.check_input(x)
+        before = [len(state.images[0][1] if state.stem is None else state.stem), *state.shape]
+        if list(x.shape) != before:
+            raise ValueError(f"a frame has shape {list(x.shape)}, the first had {before}")
+        arrives = state.time + self.kernel.lag - self.first
+        waiting = tuple(image for image in state.images if image[0] < arrives)  # one that nothing has looked at is replaced
+        return state._replace(images=(*waiting, (arrives, self.normalize(x))))
+
+    def step(self, state: CascadeState) -> tuple[Tensor, CascadeState]:
+        answer = state.time - self.first
+        if state.time < self.kernel.lag:  # of the published clock: nothing has arrived anywhere
+            first = state.images[0][1]
+            empty = first.new_zeros(1, len(first), self._top)
+            return self.read(empty, answer)[0], state._replace(time=state.time + 1)
+        state = self._tick(state)
+        return self.read(pooled(state.inputs[-1])[None], answer)[0], state
+
+    def _tick(self, state: CascadeState) -> CascadeState:
+        time, before = state.time, state.age
+        age, stem, stem_line, images = before + 1, state.stem, state.stem_line, state.images
+        if images and images[0][0] <= time:
+            age, stem, images = self.kernel.lag, self.stem(images[0][1]), images[1:]
+        assert stem is not None
+        if age <= self._settled(1):
+            z, stem_line = self.arrival.arrive(stem, stem_line)
+        else:
+            z = state.inputs[0]
+        inputs, residuals = [z], []
+        lines: list[Line] = []
+        shortcuts: list[Tensor | None] = []
+        for k, block in enumerate(self.blocks, 1):
+            settled = self._settled(k)
+            line: Line = ()
+            shortcut: Tensor | None = None
+            if state.inputs:
+                line, shortcut = state.lines[k - 1], state.shortcuts[k - 1]
+            if age > self._settled(k + 1):
+                z, r = state.inputs[k], state.residuals[k - 1]
+            else:
+                if self.late and not state.inputs:  # the first to arrive is what the block gave before it had an input
+                    r = block.empty(z, len(z)).expand(len(z), -1, -1, -1)
+                    line = (r,) * (self.kernel.lag - 1)
+                elif (before if self.late else age) <= settled:
+                    r = block.residual(state.inputs[k - 1] if self.late else z, (time - self.late,))
+                else:
+                    r = state.residuals[k - 1]
+                out, line = self.branch_kernel.arrive(r, line)
+                if shortcut is None or age <= settled:
+                    shortcut = block.shortcut(z)
+                z = F.relu(out + shortcut)
+            inputs.append(z)
+            residuals.append(r)
+            lines.append(line)
+            shortcuts.append(shortcut if block.projection is not None else None)
+        parts = (tuple(inputs), tuple(residuals), tuple(lines), tuple(shortcuts))
+        return CascadeState(time + 1, age, state.shape, images, stem, stem_line, *parts)
+
+    # Layer by layer
+
+    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
+        """All answers `[T, B, K]`, or with `step` = 1..T that answer alone, `[B, K]`, at its contract cost.
+
+        Args:
+            x: Images `[B, C, H, W]`, or frames `[T, B, C, H, W]`, each seen for one step.
+            step: The one answer that is wanted (of a static image).
+        """
+        if x.ndim == 5 and step is None:
+            if not len(x):
+                raise ValueError(f"there are no frames: got {list(x.shape)}")
+            return self._layers(x.flatten(0, 1), len(x), len(x))
+        if step is not None:
+            return super().forward(x, step)
+        return self._layers(x, 1, self.num_steps)
+
+    def answer(self, x: Tensor, step: int) -> Tensor:
+        """The answer of step 1..T alone: a block runs on those inputs only that can still reach it. The settled one is an
+        ordinary pass through the network."""
+        return self._layers(x, 1, step, step - 1)[0]
+
+    def _layers(self, x: Tensor, frames: int, steps: int, skip: int = 0) -> Tensor:
+        """Answers number `skip`..`steps`-1 `[steps - skip, B, K]` to `frames` (1: a static image) that lie in the batch."""
+        self.check_input(x)
+        lag, batch = self.kernel.lag, len(x) // frames
+        start, end = max(self.first + skip, lag), self.first + steps - 1
+        dark = max(min(lag, self.first + steps) - (self.first + skip), 0)  # answers before anything has arrived
+        tops: list[Tensor] = []
+        if end >= lag:
+            stem = self.stem(self.normalize(x), frames)
+            arrived = stem[: batch * (end - lag + 1)] if frames > 1 else stem
+            if isinstance(self.kernel, Smoothing):
+                tops = list(self._smoothed(arrived, frames > 1, end, batch))[skip:]
+            else:
+                tops = self._delayed(arrived, frames > 1, start, end, batch)
+        features = [x.new_zeros(batch, self._top)] * dark + [pooled(top) for top in tops]
+        return self.read(torch.stack(features), skip)
+
+    def _delayed(self, stem: Tensor, moving: bool, start: int, end: int, batch: int) -> list[Tensor]:
+        """The top features `[B, C, H, W]` at times start..end, of a kernel of finite length.
+
+        From the top down it is seen at which times each block's input is wanted; from the bottom up these times are computed,
+        all of a block in one batch. A time after a block's input has settled is the time at which it did.
+        """
+        kernel, lag = self.kernel, self.kernel.lag
+        memory = int(kernel.memory)
+
+        def at(time: int, k: int) -> int:
+            return time if moving else min(time, int(self._settled(k)))
+
+        blocks = list(self.blocks)
+        low, high = [at(start, len(blocks) + 1)], [at(end, len(blocks) + 1)]
+        for k in range(len(blocks), 0, -1):
+            low.insert(0, at(max(low[0] - memory, lag), k))
+            high.insert(0, at(high[0], k))
+        stems = stem.split(batch)
+        parts = []
+        for time in range(low[0], high[0] + 1):
+            seen = [stems[min(n, len(stems) - 1)] for n in range(time - lag, -1, -1)]
+            parts.append(self.arrival.arrive(seen[0], tuple(seen[1:]))[0])
+        z = torch.cat(parts) if len(parts) > 1 else parts[0]
+
+        def passed(k: int, block: Block, z: Tensor) -> Tensor:
+            times = range(at(max(low[k] - memory, lag), k), at(high[k] - lag, k) + 1)  # at which the residual is wanted
+            part = z[(times.start - low[k - 1]) * batch : (times.stop - low[k - 1]) * batch]
+            part = z if len(part) == len(z) else part  # not a slice, whose gradient would be a second large map
+            r = block.residual(part, times).split(batch) if times else ()
+            empty: Any = block.empty(z, batch) if max(low[k] - memory, 0) < lag else None
+            if self.training and self.first < lag and times.stop - 1 < at(end, k):
+                with torch.no_grad():  # the published code learns the statistics of this residual, which comes too late
+                    block.residual(z[-batch:], (at(end, k),))
+            s = block.shortcut(z).split(batch)
+            parts = []
+            for time in range(low[k], high[k] + 1):
+                earlier = range(time - lag, max(time - memory, 0) - 1, -1)
+                values = [empty if tau < lag else r[at(tau, k) - times.start] for tau in earlier]
+                out, _ = self.arrival.arrive(values[0], tuple(values[1:]))
+                parts.append(out + s[at(time, k) - low[k - 1]])
+            return F.relu_(torch.cat(parts) if len(parts) > 1 else parts[0])
+
+        for k, block in enumerate(blocks, 1):  # by a function, which forgets what it made on the way
+            z = passed(k, block, z)
+        tops = z.split(batch)
+        return [tops[at(time, len(blocks) + 1) - low[-1]] for time in range(start, end + 1)]
+
+    def _smoothed(self, stem: Tensor, moving: bool, end: int, batch: int) -> Iterator[Tensor]:
+        """The top features `[B, C, H, W]` at times 0..end under smoothing, in chunks of time that all blocks pass in turn."""
+        alpha = self.kernel.alpha  # type: ignore[union-attr]
+        size = end + 1 if torch.is_grad_enabled() else max(CHUNK // batch, 1)
+        stems = stem.split(batch)
+        lines: list[Line] = [()] * (len(self.blocks) + 1)
+        for start in range(0, end + 1, size):
+            times = range(start, min(start + size, end + 1))
+            if moving:
+                z, lines[0] = self._scan(torch.cat(stems[times.start : times.stop]), len(times), lines[0])
+            else:
+                z = torch.cat([(1 - alpha ** (time + 1)) * stem for time in times])
+            for k, block in enumerate(self.blocks, 1):
+                r, lines[k] = self._scan(block.residual(z, times), len(times), lines[k])
+                z = F.relu_(r + block.shortcut(z))
+            yield from z.split(batch)
+
+    def _scan(self, r: Tensor, steps: int, line: Line) -> tuple[Tensor, Line]:
+        """The kernel over `steps` time steps that lie one after the other in the batch."""
+        arrived = []
+        for part in r.chunk(steps):
+            out, line = self.kernel.arrive(part, line)
+            arrived.append(out)
+        return torch.cat(arrived), line
+
+
+@register_model
+def cascaded_resnet18(
+    num_classes: int | tuple[int, ...] = 10,
+    in_channels: int = 3,
+    kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
+    alpha: float = 0.9,
+    heads: Heads = "shared",
+    num_steps: int | None = None,
+    width: int = 64,
+    layout: Layout = "cifar",
+    pool: bool | None = None,
+    statistics: Statistics | None = None,
+    clock: Clock = "asymptotic",
+) -> CascadedResNet:
+    """Cascaded ResNet-18: 8 basic blocks, 11,172,170 parameters, 9 answers, the last that of the ordinary network.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
+        alpha: Of smoothing, in [0, 1).
+        heads: "shared" by all steps, or "separate".
+        num_steps: T; default: until the answer has settled (with smoothing 70).
+        width: Channels of the first stage.
+        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
+        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
+        statistics: Running statistics "per_step" or "shared" by all; default: per step, with smoothing shared.
+        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
+    """
+    return CascadedResNet(
+        num_classes, in_channels, 18, kernel, alpha, heads, num_steps, width, layout, pool, statistics, clock
+    )
+
+
+@register_model
+def cascaded_resnet34(
+    num_classes: int | tuple[int, ...] = 10,
+    in_channels: int = 3,
+    kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
+    alpha: float = 0.9,
+    heads: Heads = "shared",
+    num_steps: int | None = None,
+    width: int = 64,
+    layout: Layout = "cifar",
+    pool: bool | None = None,
+    statistics: Statistics | None = None,
+    clock: Clock = "asymptotic",
+) -> CascadedResNet:
+    """Cascaded ResNet-34: 16 basic blocks, 17 answers, the last that of the ordinary network.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
+        alpha: Of smoothing, in [0, 1).
+        heads: "shared" by all steps, or "separate".
+        num_steps: T; default: until the answer has settled (with smoothing 70).
+        width: Channels of the first stage.
+        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
+        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
+        statistics: Running statistics "per_step" or "shared" by all; default: per step, with smoothing shared.
+        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
+    """
+    return CascadedResNet(
+        num_classes, in_channels, 34, kernel, alpha, heads, num_steps, width, layout, pool, statistics, clock
+    )
+
+
+@register_model
+def cascaded_resnet50(
+    num_classes: int | tuple[int, ...] = 10,
+    in_channels: int = 3,
+    kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
+    alpha: float = 0.9,
+    heads: Heads = "shared",
+    num_steps: int | None = None,
+    width: int = 64,
+    layout: Layout = "cifar",
+    pool: bool | None = None,
+    statistics: Statistics | None = None,
+    clock: Clock = "asymptotic",
+) -> CascadedResNet:
+    """Cascaded ResNet-50: 16 bottleneck blocks, 17 answers, the last that of the ordinary network.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
+        alpha: Of smoothing, in [0, 1).
+        heads: "shared" by all steps, or "separate".
+        num_steps: T; default: until the answer has settled (with smoothing 70).
+        width: Channels of the first stage.
+        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
+        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
+        statistics: Running statistics "per_step" or "shared" by all; default: per step, with smoothing shared.
+        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
+    """
+    return CascadedResNet(
+        num_classes, in_channels, 50, kernel, alpha, heads, num_steps, width, layout, pool, statistics, clock
+    )

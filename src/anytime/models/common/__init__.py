@@ -1,0 +1,1 @@
+"""What several families share: heads, norms per step, delay kernels, additive answers."""

@@ -1,0 +1,1 @@
+"""Exits on a given network, cut into stages once."""

@@ -1,0 +1,159 @@
+"""The anytime model that a backbone with exits is: its stages, its heads, its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from anytime.model import AnytimeModel
+from anytime.models.common.additive import BoostedState, add_to, added_up
+from anytime.models.surgery.attach.cut_points import Cut
+from anytime.models.surgery.attach.graph import Stage
+
+
+class AttachedState(NamedTuple):
+    """`features` is the tensor at the last cut (before the first step: the normalised images, after the last: the logits)."""
+
+    step: int
+    features: Tensor
+
+
+class AttachedExits(AnytimeModel):
+    """h_t = stage_t(h_{t-1}), logits_t = head_t(h_t); the last stage ends with the backbone's own logits.
+
+    The stages are the backbone's forward, cut once where one tensor is all that the rest needs; they hold no weights. All
+    weights are `backbone`'s, under their own names in the state dict (`backbone.layer1.0...`), and those of the `heads`.
+    `backbone` is the network as it was: it can be loaded, trained, frozen, put into eval mode and taken out again by itself.
+    Built by `attach_exits` or `create_model("attach")`.
+
+    Args:
+        backbone: Normalised images `[B, C, H, W]` to logits `[B, K]`.
+        stages: Functions `f(backbone, h) -> h`, T of them; one after the other they are the backbone.
+        cuts: The places between the stages, T - 1 of them.
+        heads: One for each cut.
+        num_classes: K, or the sizes of several label levels.
+        in_channels: C.
+        size: The only (height, width) that the stages are valid for, if the backbone's forward asked for it.
+        new: Names of the backbone's layers that make its logits, if they are new: then they belong to the heads.
+        tail: From the last cut to what the new classifier reads, and from there to the logits, where these can be parted.
+
+    Attributes:
+        exits: The names of the cuts.
+        keeps_features: Whether heads can be trained from `trunk_features` alone.
+        measured: Arguments that a clock has settled here, as they are to be given to build the model again.
+        settled: Arguments in place of those given, to build a saved model again: exits by name, weights from no file.
+        own_normalization: Whether mean and std belong to the backbone's weights, so that no data set's are to replace them.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        stages: Sequence[Stage],
+        cuts: Sequence[Cut],
+        heads: Sequence[nn.Module],
+        num_classes: int | Sequence[int] = 10,
+        in_channels: int = 3,
+        size: tuple[int, int] | None = None,
+        new: Sequence[str] = (),
+        tail: tuple[Stage, Stage] | None = None,
+    ) -> None:
+        super().__init__(num_classes, in_channels)
+        self.num_steps = len(stages)
+        self.backbone = backbone
+        self.heads = nn.ModuleList(heads)
+        self.stages, self.cuts, self.size = tuple(stages), tuple(cuts), size
+        self.exits = tuple(cut.name for cut in cuts)
+        self.measured: dict[str, Any] = {}
+        self.settled: dict[str, Any] = {}
+        self.own_normalization = False
+        self._tail = tail
+        self.keeps_features = not new or tail is not None
+        if new:
+            self.head_names = ("heads", *(f"backbone.{name}" for name in new))
+
+    def initial_state(self, x: Tensor) -> Any:
+        self.check_input(x)
+        if self.size is not None and tuple(x.shape[2:]) != self.size:
+            raise ValueError(
+                f"this network was cut for images of {self.size[0]}x{self.size[1]} pixels, got {x.shape[2]}x{x.shape[3]}; "
+                "build it with input_size=(channels, height, width)"
+            )
+        return AttachedState(0, self.normalize(x))
+
+    def step(self, state: Any) -> tuple[Tensor, Any]:
+        if state.step >= self.num_steps:
+            raise ValueError(f"all {self.num_steps} steps are done")
+        h = self.stages[state.step](self.backbone, state.features)
+        return self._answer(state.step, self._read(state.step, h)), AttachedState(state.step + 1, h)
+
+    def _read(self, t: int, h: Tensor) -> Tensor:
+        """What the head of step t reads: images with the channels in front."""
+        return h.permute(0, 3, 1, 2) if t < len(self.cuts) and self.cuts[t].channels_last else h
+
+    def _answer(self, t: int, h: Tensor) -> Tensor:
+        return self.heads[t](h) if t < len(self.cuts) else h
+
+    def answer(self, x: Tensor, step: int) -> Tensor:
+        """The stages up to `step`, without the heads before."""
+        h = self.initial_state(x).features
+        for stage in self.stages[:step]:
+            h = stage(self.backbone, h)
+        return self._answer(step - 1, self._read(step - 1, h))
+
+    def trunk_features(self, x: Tensor) -> list[Tensor]:
+        """What the heads read, T tensors with the batch in front; no head runs.
+
+        The last are the backbone's own logits, or what its classifier reads, if that is new. With a frozen backbone in eval
+        mode they are the same in every epoch: `head_answers` trains from them alone.
+        """
+        return self._features(self.initial_state(x).features)
+
+    def _features(self, h: Tensor) -> list[Tensor]:
+        features, stages = [], (*self.stages[:-1], self._tail[0]) if self._tail else self.stages
+        for t, stage in enumerate(stages):
+            h = stage(self.backbone, h)
+            features.append(self._read(t, h))
+        return features
+
+    def head_answers(self, features: Sequence[Tensor]) -> Tensor:
+        """All answers `[T, B, K]` from `trunk_features`."""
+        *read, last = features
+        logits = last if self._tail is None else self._tail[1](self.backbone, last)
+        return torch.stack([*(self._answer(t, h) for t, h in enumerate(read)), logits])
+
+    def check_saveable(self) -> None:
+        if not self.config:
+            kind = type(self.backbone)
+            raise ValueError(
+                f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; name its "
+                f"class, anytime.create_model('attach', backbone='{kind.__module__}.{kind.__qualname__}', "
+                "pretrained='weights.pt', ...), or call attach_exits in a function of your own that is marked "
+                "@anytime.register_model and named to create_model"
+            )
+
+
+class AdditiveExits(AttachedExits):
+    """logits_t = head_t(h_t) + shrink logits_{t-1}: exits whose answers add up, see `anytime.models.boosted.Boosted`."""
+
+    shrink = 1.0
+
+    def initial_state(self, x: Tensor) -> BoostedState:
+        return BoostedState(super().initial_state(x), None)
+
+    def step(self, state: BoostedState) -> tuple[Tensor, BoostedState]:
+        output, inner = super().step(state.inner)
+        total = add_to(state.total, output, self.shrink, self.training)
+        return total, BoostedState(inner, total)
+
+    def answer(self, x: Tensor, step: int) -> Tensor:
+        """The stages and heads up to `step`: an answer is a sum."""
+        return AnytimeModel.answer(self, x, step)
+
+    def trunk_features(self, x: Tensor) -> list[Tensor]:
+        return self._features(super().initial_state(x).features)
+
+    def head_answers(self, features: Sequence[Tensor]) -> Tensor:
+        return added_up(super().head_answers(features), self.shrink, self.training)

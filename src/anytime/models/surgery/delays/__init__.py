@@ -1,0 +1,1 @@
+"""A given network as a cascade: delays between its residual blocks."""

@@ -1,0 +1,60 @@
+"""Propagation delays on a network by name, so that commands and configuration files can have it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from anytime.models.common.step_norm import Statistics
+from anytime.models.surgery.backbones import build_backbone, replace_classifier
+from anytime.models.surgery.delays.model import DelayedNetwork
+from anytime.registry import register_model
+
+
+@register_model
+def delayed(
+    num_classes: int | tuple[int, ...] = 10,
+    in_channels: int = 3,
+    backbone: str = "torchvision:resnet18",
+    branches: tuple[str, ...] | None = None,
+    kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
+    alpha: float = 0.9,
+    num_steps: int | None = None,
+    leaves: tuple[str, ...] = (),
+    statistics: Statistics | None = None,
+    pretrained: bool | str = False,
+    reset: bool = False,
+    input_size: tuple[int, int, int] | None = None,
+    options: dict[str, Any] | None = None,
+) -> DelayedNetwork:
+    """Any torchvision or timm classifier with skip connections as a cascade: its residual branches arrive late.
+
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images; other than 3 replaces the first convolution.
+        backbone: "torchvision:NAME", "timm:NAME" or the import path of a subclass of torch.nn.Module.
+        branches: Names of the modules whose output is delayed; default: the branches of all blocks x + f(x).
+        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
+        alpha: Of smoothing, in [0, 1).
+        num_steps: T; default: until the answer has settled (with smoothing 70).
+        leaves: Names of modules that run as one operation, because torch.fx cannot look into them.
+        statistics: Running statistics of batch norm "per_step" or "shared" by all; default: per step, with smoothing shared.
+        pretrained: A file with the backbone's weights; true: those that its library downloads.
+        reset: Accept weights of another class count, with a new classifier.
+        input_size: (channels, height, width) of the images; default (in_channels, 224, 224).
+        options: Further arguments of the backbone, e.g. {"drop_path_rate": 0.1}.
+
+    Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 2.
+    """
+    size = (in_channels, 224, 224) if input_size is None else tuple(input_size)
+    if len(size) != 3 or size[0] != in_channels:
+        raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
+    classes = num_classes if isinstance(num_classes, int) else sum(num_classes)
+    found = build_backbone(backbone, classes, size, pretrained, reset, options=options)
+    if reset and pretrained is not False:
+        replace_classifier(found.network, classes)
+    model = DelayedNetwork(found.network, branches, kernel, alpha, num_steps, num_classes, in_channels, leaves, statistics)
+    if found.mean is not None and found.std is not None:
+        model.set_normalization(found.mean, found.std)
+        model.own_normalization = True
+    model.settled = {"pretrained": False, "reset": False}  # branches that were found may be no modules, but are found again
+    return model

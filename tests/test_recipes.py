@@ -8,8 +8,8 @@ import torch
 from anytime import load
 from anytime.data import Part
 from anytime.training import fit
+from anytime.training.build import build
 from anytime.training.config import imported, parse, read_recipe
-from anytime.training.parts import build
 
 RECIPES = sorted(Path(__file__).parents[1].joinpath("recipes").glob("*.yaml"))
 SMALL = ["--epochs", "1", "--precision", "32-true", "--compile", "false", "--accelerator", "cpu", "--progress", "false"]

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def train(arguments: Sequence[str]) -> int:
     """Train a model on a data set by recipe or flags."""
-    from anytime.training.command import is_main_process, resume_training, start_training
     from anytime.training.config import UsageError, parse
     from anytime.training.help import help_wanted
+    from anytime.training.launch import is_main_process, resume_training, start_training
 
     if text := help_wanted(arguments):
         print(text)

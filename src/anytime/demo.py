@@ -16,8 +16,8 @@ from anytime.pretrained import load
 from anytime.report import Section
 from anytime.runtime import Predictor, profile
 from anytime.trace import Trace, record
-from anytime.training.command import start_training
 from anytime.training.config import Config, parse
+from anytime.training.launch import start_training
 from anytime.training.rundir import read_run
 
 COLUMNS = tuple(

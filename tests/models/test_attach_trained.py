@@ -14,7 +14,7 @@ from anytime.model import read_model
 from anytime.models.surgery.attach.build import attach_exits
 from anytime.models.surgery.attach.model import AttachedExits
 from anytime.registry import create_model, register_model
-from anytime.training.heads import find_heads, freeze_trunk
+from anytime.training.regimes.freezing import find_heads, freeze_trunk
 
 SIZE = (3, 8, 8)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anytime.objectives import AdaLoss, Weighted
+from anytime.training.build import imported
 from anytime.training.config import parse
-from anytime.training.parts import imported
 
 LABELS = torch.zeros(1, dtype=torch.int64)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from anytime.objectives import AANN, AVGL, EXP3, RWM, Milestone, Weighted
 from anytime.objectives.alternating import rewards
 from anytime.objectives.weighting import sieve
+from anytime.training.build import imported
 from anytime.training.config import parse
-from anytime.training.parts import imported
 
 ALL = [AANN, Milestone, EXP3, RWM, AVGL]
 LABELS = torch.zeros(1, dtype=torch.int64)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from anytime.objectives import Hierarchical, Weighted
+from anytime.training.build import imported
 from anytime.training.config import parse
-from anytime.training.parts import imported
 
 SIZES = (5, 3, 2)
 

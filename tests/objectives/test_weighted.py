@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from anytime.objectives import Optimal, SDNRamp, Weighted, step_losses, weighting
+from anytime.training.build import imported
 from anytime.training.config import UsageError, parse
-from anytime.training.parts import imported
 
 
 def example(steps: int, batch: int = 4, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

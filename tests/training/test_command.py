@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from anytime.cli import main
 from anytime.training.checkpoints import read_checkpoint
-from anytime.training.command import default_run
 from anytime.training.config import parse
+from anytime.training.launch import default_run
 
 CHECKPOINT = "checkpoints/last.ckpt"
 LARGE = """
@@ -215,7 +215,7 @@ def test_full_disk(tiny, capsys, monkeypatch):
 
 
 def test_errors_that_nobody_expected_keep_their_traceback(tiny, monkeypatch):
-    monkeypatch.setattr("anytime.training.parts.fit", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("anytime.training.build.fit", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", *tiny, "--run", "run"])
     assert state(Path("run")) == "failed"

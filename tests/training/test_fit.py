@@ -15,11 +15,11 @@ from torch import nn
 
 from anytime import attach_exits, create_model, load
 from anytime.training import NonFiniteLoss, Settings, fit
+from anytime.training.build import build
 from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
 from anytime.training.config import parse
 from anytime.training.module import compile_blocks
-from anytime.training.parts import build
 
 STEPS, STEPS_PER_EPOCH = 9, 3
 

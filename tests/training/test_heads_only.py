@@ -14,11 +14,11 @@ from anytime.models.surgery.attach.build import attach_exits
 from anytime.objectives import Weighted
 from anytime.registry import create_model
 from anytime.training import HeadsOnly
+from anytime.training.build import build
 from anytime.training.config import UsageError, parse
-from anytime.training.features import CachedFeatures
-from anytime.training.heads import find_heads
 from anytime.training.module import AnytimeModule
-from anytime.training.parts import build
+from anytime.training.regimes.features import CachedFeatures
+from anytime.training.regimes.freezing import find_heads
 from anytime.training.schedules import Constant
 
 SIZE = (1, 8, 8)

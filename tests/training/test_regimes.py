@@ -22,11 +22,11 @@ from anytime.models.surgery.attach.model import AttachedExits
 from anytime.objectives import AANN, SelfDistillation, Weighted, step_losses
 from anytime.registry import create_model
 from anytime.training import GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich
+from anytime.training.build import build
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import UsageError, parse
 from anytime.training.help import help_wanted
 from anytime.training.module import AnytimeModule
-from anytime.training.parts import build
 from anytime.training.schedules import Constant, OneCycle
 
 SIZE = (1, 8, 8)
@@ -268,9 +268,9 @@ BASE = ["--model", "anytimenet", "--data", "digits"]
 
 
 def test_names_defaults_and_help() -> None:
-    assert parse(BASE)["regime"] == {"class_path": "anytime.training.regimes.Joint", "init_args": {}}
+    assert parse(BASE)["regime"] == {"class_path": "anytime.training.regimes.base.Joint", "init_args": {}}
     config = parse([*BASE, "--regime", "heads_only", "--regime.cache", "bfloat16"])["regime"]
-    assert config["class_path"] == "anytime.training.regimes.HeadsOnly"
+    assert config["class_path"] == "anytime.training.regimes.heads_only.HeadsOnly"
     assert config["init_args"] == {"cache": "bfloat16", "views": 1, "memory": 4.0}
     assert parse([*BASE, "--regime", f"{__name__}.Mine"])["regime"]["class_path"] == f"{__name__}.Mine"
     for wrong, message in [
@@ -278,7 +278,7 @@ def test_names_defaults_and_help() -> None:
         (["--regime", "mixed"], "regime.backbone_epochs must be given"),
         (["--regime", "sandwich", "--regime.sample", "1"], "no argument regime.sample; did you mean 'samples'"),
         (["--regime", "heads_only", "--regime.cache", "float17"], "regime.cache must be one of .*did you mean 'float16'"),
-        (["--regime", "torch.nn.Linear"], "is no subclass of anytime.training.regimes.Regime"),
+        (["--regime", "torch.nn.Linear"], "is no subclass of anytime.training.regimes.base.Regime"),
     ]:
         with pytest.raises(UsageError, match=message):
             parse([*BASE, *wrong])

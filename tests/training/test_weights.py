@@ -14,8 +14,8 @@ from anytime.cli import main
 from anytime.objectives import AdaLoss, Optimal, SDNRamp, Weighted
 from anytime.objectives.weighted import StepObjective
 from anytime.studies import train_family
+from anytime.training.build import build
 from anytime.training.config import UsageError, parse
-from anytime.training.parts import build
 
 ANN = [
     *("--model=ann", "--model.units=1", "--model.width=2", "--data=digits", "--data.limit=96", "--data.validation=0"),

@@ -20,7 +20,7 @@ import torch
 from anytime.support.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from anytime.training.parts import Parts
+    from anytime.training.build import Parts
 
 
 class TrainingStopped(RuntimeError):

@@ -47,8 +47,8 @@ def heads_only(model: AnytimeModel) -> AnytimeModel:
 
     By the network's recipe, but with Adam and a rate of 0.001, as Kaya et al. (2019) fit heads alone.
     """
+    from anytime.training.build import build
     from anytime.training.config import resolve_recipe
-    from anytime.training.parts import build
 
     recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
     recipe["model"]["init_args"]["exits"] = EXITS

@@ -175,8 +175,8 @@ def midfeat(model: AnytimeModel) -> AnytimeModel:
 
     Source: Hu et al. 2017, section 4.2.
     """
+    from anytime.training.build import build
     from anytime.training.config import resolve_recipe
-    from anytime.training.parts import build
 
     recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
     recipe["model"]["init_args"]["regime"] = "midfeat"

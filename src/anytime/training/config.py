@@ -25,7 +25,7 @@ from anytime.objectives import Objective
 from anytime.support.names import nearest
 from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
-from anytime.training.regimes import Regime
+from anytime.training.regimes.base import Regime
 from anytime.training.schedules import Schedule
 
 Config = dict[str, Any]
@@ -52,7 +52,7 @@ DEFAULTS: Config = {
         "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
     },
     "schedule": {"class_path": "anytime.training.schedules.OneCycle", "init_args": {}},
-    "regime": {"class_path": "anytime.training.regimes.Joint", "init_args": {}},
+    "regime": {"class_path": "anytime.training.regimes.base.Joint", "init_args": {}},
 }
 COMMAND_OPTIONS = ("config", "run", "overwrite", "resume")
 

@@ -20,7 +20,7 @@ from anytime.training.callbacks import Checkpoints, Progress, Reproducible
 from anytime.training.checkpoints import WholeFiles, read_checkpoint
 from anytime.training.logs import loggers
 from anytime.training.module import AnytimeModule
-from anytime.training.regimes import Joint, Regime
+from anytime.training.regimes.base import Joint, Regime
 from anytime.training.schedules import Schedule
 
 CHECKPOINT = "checkpoints/last.ckpt"

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
-from anytime.training.regimes import Joint, Regime
+from anytime.training.regimes.base import Joint, Regime
 from anytime.training.schedules import Schedule
 
 SHAPES = 64  # graphs that one kind of block may have: shapes, passes, train and eval mode

@@ -22,7 +22,8 @@ from anytime.pretrained import load
 from anytime.training.config import Config, UsageError, imported, short_names
 from anytime.training.fit import Settings, fit, hardware_arguments
 from anytime.training.module import decay_groups
-from anytime.training.regimes import HeadsOnly, Joint, Regime
+from anytime.training.regimes.base import Joint, Regime
+from anytime.training.regimes.heads_only import HeadsOnly
 from anytime.training.schedules import Schedule
 
 

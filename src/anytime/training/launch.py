@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anytime.support.allocator import keep_freed_memory
+from anytime.training.build import Parts, build
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import Config, UsageError, short_names
 from anytime.training.fit import CHECKPOINT
 from anytime.training.module import NonFiniteLoss
-from anytime.training.parts import Parts, build
 from anytime.training.rundir import create_run, read_run, set_state
 
 

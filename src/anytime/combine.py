@@ -12,7 +12,7 @@ from torch import Tensor
 from anytime.model import State
 from anytime.support.names import nearest
 from anytime.support.tagged import Saved
-from anytime.trace import Trace
+from anytime.trace import Trace, require_one_level
 
 
 class Combiner(Saved):
@@ -219,13 +219,6 @@ def combiner(name: str, macs: Sequence[float] | None = None) -> Combiner:
     if name not in simple:
         raise ValueError(f"unknown combiner {name!r}{nearest(name, Combiner.kinds)}")
     return simple[name]()
-
-
-def require_one_level(trace: Trace) -> None:
-    """Refuses a trace of several label levels, whose logits are no one distribution."""
-    if trace.levels:
-        last = len(trace.levels) - 1
-        raise ValueError(f"this trace has {last + 1} label levels {trace.levels}; pick one: trace.level(0) .. ({last})")
 
 
 def positive(values: Sequence[float], name: str) -> tuple[float, ...]:

@@ -267,3 +267,10 @@ def _crc32(header: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, checksum)
     return f"{checksum:08x}"
+
+
+def require_one_level(trace: Trace) -> None:
+    """Refuses a trace of several label levels, whose logits are no one distribution."""
+    if trace.levels:
+        last = len(trace.levels) - 1
+        raise ValueError(f"this trace has {last + 1} label levels {trace.levels}; pick one: trace.level(0) .. ({last})")

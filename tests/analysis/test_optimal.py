@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anytime.analysis.curves import error, error_at_cost
-from anytime.analysis.optimal import Comparison, Exits, better_in, compare, cross_entropy, opt_plus, relative_increase
+from anytime.analysis.optimal import Exits, cross_entropy, opt_plus, relative_increase
+from anytime.analysis.statistics import Comparison, better_in, compare
 
 # n,c, method, and the errors at 1/4, 1/2, 3/4 and 1 of the cost on SVHN, CIFAR-10 and CIFAR-100 (Table 6)
 TABLE_6 = """

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anytime.analysis.curves import max_probability
-from anytime.studies.seeds import THRESHOLDS, difference, mean_curve, speed_accuracy, standard_error
+from anytime.analysis.speed_accuracy import THRESHOLDS, mean_curve, speed_accuracy
+from anytime.analysis.statistics import difference, standard_error
 from anytime.trace import Trace
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.curves import Cost, accuracy, answers, correct, costs, true_probability
-from anytime.combine import require_one_level
-from anytime.trace import Trace
+from anytime.trace import Trace, require_one_level
 
 
 def largest_drop(trace: Trace) -> float:

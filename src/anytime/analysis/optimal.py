@@ -143,66 +143,6 @@ def relative_increase(errors: Sequence[float], optimal: Sequence[float]) -> list
     return [(err - best) / best for err, best in zip(errors, optimal, strict=True)]
 
 
-def better_in(wins: int, runs: int) -> float:
-    """P(X >= k), X binomial(n, 1/2): how likely k wins in n runs are if neither method is better; exact, one-sided.
-
-    (The paper's test puts a relative deviation into Hoeffding's additive bound and so finds far too much significant.)
-
-    Args:
-        wins: k, runs in which the method had the smaller error.
-        runs: n.
-
-    Example:
-        >>> round(better_in(26, 39), 3)
-        0.027
-    """
-    if not 0 <= wins <= runs or runs < 1:
-        raise ValueError(f"wins must lie in 0..runs and runs be at least 1, got {wins!r} of {runs!r}")
-    return sum(math.comb(runs, k) for k in range(wins, runs + 1)) / 2**runs
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """In how many of n paired runs a method has the smaller error.
-
-    Attributes:
-        better: Runs with a smaller error.
-        tied: Runs with the same.
-        runs: n.
-    """
-
-    better: int
-    tied: int
-    runs: int
-
-    @property
-    def share(self) -> float:
-        """(better + tied / 2) / n, as in Tables 2 and 5 of the paper."""
-        return (self.better + self.tied / 2) / self.runs
-
-    @property
-    def p_value(self) -> float:
-        """`better_in(better, n)`: a tie is no win."""
-        return better_in(self.better, self.runs)
-
-
-def compare(errors: Sequence[float], others: Sequence[float]) -> Comparison:
-    """Counts the runs in which a method beats another.
-
-    Args:
-        errors: Of the method, one per run.
-        others: Of the other method in the same runs (model, data set, seed).
-
-    Raises:
-        ValueError: Lengths that differ, no runs, or an error that is NaN.
-    """
-    pairs = list(zip(errors, others, strict=False))
-    if not pairs or len(errors) != len(others) or any(math.isnan(value) for pair in pairs for value in pair):
-        raise ValueError(f"two errors per run, none NaN; got {list(errors)} and {list(others)}")
-    better, tied = sum(mine < other for mine, other in pairs), sum(mine == other for mine, other in pairs)
-    return Comparison(better, tied, len(pairs))
-
-
 def cross_entropy(trace: Trace) -> Tensor:
     """-mean_n log softmax(z_n)_label, in nats, float64 `[T]`.
 

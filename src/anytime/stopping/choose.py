@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.curves import costs
-from anytime.combine import Combiner, Last, require_one_level
+from anytime.combine import Combiner, Last
 from anytime.stopping.rules import Confidence, Rule
-from anytime.trace import Trace
+from anytime.trace import Trace, require_one_level
 
 Spent = Literal["macs", "seconds"]
 RATIOS = tuple(p / 20 for p in range(1, 40))

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anytime.analysis.curves import accuracy
+from anytime.analysis.statistics import difference
 from anytime.analysis.tables import Column, format_table
 from anytime.model import AnytimeModel
 from anytime.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from anytime.studies.apart import train_in_passing
 from anytime.studies.figures import Line, error_lines
 from anytime.studies.runner import Run, Traces, View, find_recipe
-from anytime.studies.seeds import difference
 from anytime.studies.study import Item, Result, Study, facts
 from anytime.support.units import macs_text, ms_text
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from anytime.analysis.optimal import Comparison, compare
+from anytime.analysis.statistics import Comparison, compare
 
 PAPER = "Hu, Dey, Bagnell, Hebert, Anytime Neural Networks via Joint Optimization of Auxiliary Losses, 2017"
 MILESTONES = ("1/4", "1/2", "3/4", "1")

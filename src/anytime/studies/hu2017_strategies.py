@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from anytime.analysis.curves import error
-from anytime.analysis.optimal import Exits, compare, opt_plus
+from anytime.analysis.optimal import Exits, opt_plus
+from anytime.analysis.statistics import compare
 from anytime.models.ann.eann import reported_exits
 from anytime.studies import hu2017_published as published
 from anytime.studies.hu2017_published import METRICS, MILESTONES

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from anytime.combine import Last, Temperature
-from anytime.fitting import Goal, fit_rule
 from anytime.stopping import Never, certified, mean_loss, measure
+from anytime.stopping.fitting import Goal, fit_rule
 from anytime.support.units import parse_budget
 from anytime.trace import Trace
 

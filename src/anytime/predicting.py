@@ -118,8 +118,8 @@ def _predict(
     combine: Combiner,
     stop: Rule | None,
 ) -> None:
-    from anytime.levels import LevelChoice, answer_text
     from anytime.runtime import Predictor, profile
+    from anytime.stopping.levels import LevelChoice, answer_text
     from anytime.support.units import macs_text, ms_text
 
     names = model.metadata.get("class_names") or [str(k) for size in model.levels for k in range(size)]

@@ -15,16 +15,9 @@ from hypothesis import strategies as st
 
 import anytime
 from anytime.analysis import curves
-from anytime.analysis.taxonomy import (
-    choose_levels,
-    chosen_accuracy,
-    compliance,
-    highest_target,
-    level_accuracies,
-    level_errors,
-)
+from anytime.analysis.taxonomy import compliance, level_accuracies, level_errors
 from anytime.data.sets.cifar import CIFAR100_SUPERCLASS
-from anytime.levels import LevelChoice, answer_text
+from anytime.stopping.levels import LevelChoice, answer_text, choose_levels, chosen_accuracy, highest_target
 from anytime.trace import Trace
 
 NAMES = ("albatross", "petrel", "gull", "owl", "seabird", "other bird")

@@ -9,7 +9,7 @@ from PIL import Image
 
 import anytime
 from anytime.cli import main
-from anytime.levels import LevelChoice
+from anytime.stopping.levels import LevelChoice
 
 
 @pytest.mark.usefixtures("threads")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.curves import answers
-from anytime.levels import LevelChoice
 from anytime.trace import Trace
 
 
@@ -25,58 +24,6 @@ def level_accuracies(trace: Trace) -> Tensor:
     """Share of samples whose answer is right, at each step and label level, float64 `[T, D]`."""
     parts = zip(trace.logits.split(_sizes(trace), 2), trace.labels.reshape(trace.num_samples, -1).T, strict=True)
     return torch.stack([(logits.argmax(2) == labels).sum(1) for logits, labels in parts], 1).double() / trace.num_samples
-
-
-def highest_target(trace: Trace) -> float:
-    """min_t max_d accuracy_{t,d}: the highest accuracy that every step reaches at some label level.
-
-    With all levels but the first left out it is the worst accuracy of any step: 31.2 % on CUB in the paper, and 47.5 % with
-    a level chosen for each step.
-    """
-    return float(level_accuracies(trace).amax(1).min())
-
-
-def choose_levels(trace: Trace, target: float) -> LevelChoice:
-    """d_t = the finest label level with accuracy_{t,d} >= target, for each step t.
-
-    Args:
-        trace: The answers about a validation split.
-        target: The accuracy that every step is to reach, in (0, 1].
-
-    Raises:
-        ValueError: A target out of range, or one that some step does not reach at any level; says how near it comes.
-
-    Source: Lee, Shin 2018, section 3.3.
-    """
-    if not 0 < target <= 1:
-        raise ValueError(f"target must be an accuracy in (0, 1], got {target!r}")
-    accuracies, sizes = level_accuracies(trace), _sizes(trace)
-    steps = []
-    for step, reached in enumerate(accuracies, 1):
-        fitting = (reached >= target).nonzero().flatten()
-        if not len(fitting):
-            nearest = int(reached.argmax())
-            raise ValueError(
-                f"no label level reaches an accuracy of {target:.4g} at step {step}: nearest is level {nearest} of "
-                f"{sizes[nearest]} classes with {float(reached[nearest]):.4g}; every step can reach "
-                f"{highest_target(trace):.4g}"
-            )
-        steps.append(int(fitting[0]))
-    chosen = accuracies.gather(1, torch.tensor(steps)[:, None])[:, 0]
-    return LevelChoice(sizes, tuple(steps), target, tuple(chosen.tolist()))
-
-
-def chosen_accuracy(trace: Trace, choice: LevelChoice) -> Tensor:
-    """Accuracy of each step at the level chosen for it, float64 `[T]`, such as on test data.
-
-    Raises:
-        ValueError: The trace has other label levels, or another number of steps.
-    """
-    sizes = _sizes(trace)
-    if choice.sizes != sizes or len(choice.steps) != trace.num_steps:
-        chosen = f"{len(choice.steps)} steps and levels {choice.sizes}"
-        raise ValueError(f"the choice is for {chosen}, the trace has {trace.num_steps} and {sizes}")
-    return level_accuracies(trace).gather(1, torch.tensor(choice.steps)[:, None])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

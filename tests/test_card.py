@@ -4,7 +4,7 @@ import torch
 
 from anytime import Trace, create_model
 from anytime.analysis.summary import summary
-from anytime.card import model_card
+from anytime.reporting.card import model_card
 
 
 def test_card_holds_every_step_recipe_and_hardware() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from anytime import Trace, create_model, load
 from anytime.data import CIFAR10, Digits
-from anytime.evaluation import evaluate_run, output_folder, stored_traces, trained_on
+from anytime.reporting.evaluation import evaluate_run, output_folder, stored_traces, trained_on
 
 RECIPE = {"data": {"class_path": "Digits", "init_args": {"root": None, "classes": ["1", "7"], "validation": 0.2}}}
 

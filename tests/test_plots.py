@@ -4,8 +4,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from anytime import plots
 from anytime.analysis import curves
+from anytime.reporting import plots
 from anytime.trace import Trace
 
 

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from anytime import plots
-from anytime.analysis.tables import Column
-from anytime.report import Section, write_page, write_report
+from anytime.reporting import plots
+from anytime.reporting.report import Section, write_page, write_report
+from anytime.reporting.tables import Column
 from anytime.trace import Trace
 
 VOID = {"meta", "img"}

@@ -241,7 +241,7 @@ def test_import_is_light():
     program = (
         "import sys, anytime.trace, anytime.analysis.summary;"
         "print({'matplotlib', 'lightning', 'torchvision'} & set(sys.modules));"
-        "import anytime.report, anytime.plots;"
+        "import anytime.reporting.report, anytime.reporting.plots;"
         "print({'matplotlib.pyplot', 'lightning'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

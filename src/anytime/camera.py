@@ -13,11 +13,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from anytime.analysis.tables import Column, format_table
 from anytime.combine import Combiner
 from anytime.data import read_image
 from anytime.data.files import IMAGE_SUFFIXES
 from anytime.model import AnytimeModel
+from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Frame, Predictor, frames, profile
 from anytime.stopping import Rule
 from anytime.support.names import nearest

@@ -59,9 +59,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     check_trained(parser, options.run)
     check_device(parser, options.device)
-    from anytime.analysis.summary import STEP_COLUMNS
-    from anytime.analysis.tables import format_table
-    from anytime.evaluation import evaluate_run
+    from anytime.reporting.columns import STEP_COLUMNS
+    from anytime.reporting.evaluation import evaluate_run
+    from anytime.reporting.tables import format_table
 
     result = evaluate_run(options.run, options.part, options.root, options.device, options.out, download=options.download)
     numbers = result.numbers
@@ -88,14 +88,15 @@ def compare(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     for run in options.runs:
         check_trained(parser, run)
-    from anytime import plots
+    from anytime.reporting import plots
 
     kinds = plots.file_kinds()
     if options.out.suffix.removeprefix(".") not in kinds:
         parser.error(f"--out needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(options.out)!r}")
-    from anytime.analysis.summary import COMPARISON_COLUMNS, comparison
-    from anytime.analysis.tables import format_table
-    from anytime.evaluation import stored_traces
+    from anytime.analysis.summary import comparison
+    from anytime.reporting.columns import COMPARISON_COLUMNS
+    from anytime.reporting.evaluation import stored_traces
+    from anytime.reporting.tables import format_table
 
     traces: dict[str, Trace] = stored_traces(options.runs, options.part)
     print(format_table(comparison(traces), COMPARISON_COLUMNS))

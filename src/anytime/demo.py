@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from anytime import plots
-from anytime.analysis.summary import STEP_COLUMNS
-from anytime.analysis.tables import format_table
 from anytime.data import create_data
-from anytime.evaluation import write_results
 from anytime.pretrained import load
-from anytime.report import Section
+from anytime.reporting import plots
+from anytime.reporting.columns import STEP_COLUMNS
+from anytime.reporting.evaluation import write_results
+from anytime.reporting.report import Section
+from anytime.reporting.tables import format_table
 from anytime.runtime import Predictor, profile
 from anytime.trace import Trace, record
 from anytime.training.config import Config, parse

@@ -32,10 +32,10 @@ def exits_command(arguments: Sequence[str]) -> int:
         parser.error(f"--classes must be at least 1, got {options.classes}")
     import torch
 
-    from anytime.analysis.tables import Column, format_table
     from anytime.cost import hardware
     from anytime.models.surgery.attach.cut_points import choose_cuts, survey
     from anytime.models.surgery.backbones import build_backbone
+    from anytime.reporting.tables import Column, format_table
     from anytime.support.units import macs_text, ms_text
 
     sizes = [int(number) for number in size]

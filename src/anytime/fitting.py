@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anytime.arguments import RUN_HELP, check_device, check_trained
 from anytime.parser import Parser
+from anytime.reporting.evaluation import find_trace
 from anytime.stopping.fitting import METHODS, Goal, fit_rule
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def fit_command(arguments: Sequence[str]) -> int:
     _check_goal(parser, options)
     check_trained(parser, options.run)
     check_device(parser, options.device)
-    from anytime.evaluation import output_folder
     from anytime.pretrained import load
+    from anytime.reporting.evaluation import output_folder
     from anytime.stopping import keep
 
     model = load(options.run)
@@ -123,39 +124,9 @@ def _check_goal(parser: Parser, options: Any) -> None:
         parser.error(f"--price must be at least 0, got {options.price:g}")
 
 
-def find_trace(
-    model: AnytimeModel, folder: Path, part: str, root: Path | None = None, device: str = "cpu", download: bool = False
-) -> Trace:
-    """The stored trace of a part of the model's data; recorded and stored first if there is none.
-
-    Raises:
-        ValueError: The trace is of another model; there are no validation images.
-    """
-    from anytime.evaluation import trained_on
-    from anytime.trace import Trace, record
-
-    path = folder / f"trace-{part}.safetensors"
-    if path.is_file():
-        trace = Trace.load(path)
-        if trace.num_steps != model.num_steps or trace.num_classes != model.num_classes:
-            raise ValueError(f"{path} is of another model; delete it, and it is recorded again")
-    else:
-        data = trained_on(model, root, download)
-        data.prepare_data()
-        data.setup("test" if part == "test" else "fit")
-        loader = data.test_dataloader() if part == "test" else data.val_dataloader()
-        if isinstance(loader, list):
-            raise ValueError("the model was trained with validation=0: there are no images to fit a rule on")
-        meta = {"dataset": type(data).__name__, "part": part, "recipe": model.metadata["recipe"]}
-        trace = record(model, loader, device=device, input_size=data.input_size, meta=meta)
-        model.cpu()
-        trace.save(path)
-    return trace
-
-
 def _fit_levels(model: AnytimeModel, validation: Trace, test: Trace, target: float) -> None:
     """Chooses a label level for each step on `validation`, shows what it gives on `test`, and lets the model know it."""
-    from anytime.analysis.tables import Column, format_table
+    from anytime.reporting.tables import Column, format_table
     from anytime.stopping.levels import choose_levels, chosen_accuracy
 
     choice = choose_levels(validation, target)
@@ -175,7 +146,7 @@ def _fit_levels(model: AnytimeModel, validation: Trace, test: Trace, target: flo
 
 
 def _show(fitted: Fitted, validation: Trace, test: Trace) -> None:
-    from anytime.analysis.tables import Column, format_table
+    from anytime.reporting.tables import Column, format_table
     from anytime.stopping import Never, mean_loss, measure
     from anytime.support.units import macs_text, ms_text
 

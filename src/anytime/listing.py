@@ -6,11 +6,11 @@ import inspect
 import os
 from pathlib import Path
 
-from anytime.analysis.tables import Column, format_table
 from anytime.cost import step_macs
 from anytime.model import read_config
 from anytime.pretrained import list_pretrained, pretrained_folder
 from anytime.registry import create_model, find_factory, list_models
+from anytime.reporting.tables import Column, format_table
 from anytime.support.units import macs_text
 
 

@@ -179,7 +179,7 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """What the hub shows beside the files: the network, its data and its recipe."""
-        from anytime.card import hub_card  # here, for that module imports this one
+        from anytime.reporting.card import hub_card  # here, for that module imports this one
 
         return ModelCard(hub_card(self))
 

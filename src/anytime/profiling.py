@@ -34,9 +34,9 @@ def profile_command(arguments: Sequence[str]) -> int:
     check_device(parser, options.device)
     import torch
 
-    from anytime.analysis.tables import Column, format_table
-    from anytime.evaluation import output_folder
     from anytime.pretrained import load
+    from anytime.reporting.evaluation import output_folder
+    from anytime.reporting.tables import Column, format_table
     from anytime.runtime import profile
     from anytime.support.units import macs_text, ms_text
 

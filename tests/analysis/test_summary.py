@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from anytime.analysis.summary import COMPARISON_COLUMNS, STEP_COLUMNS, comparison, summary
-from anytime.analysis.tables import Column, format_table
+from anytime.analysis.summary import comparison, summary
+from anytime.reporting.columns import COMPARISON_COLUMNS, STEP_COLUMNS
+from anytime.reporting.tables import Column, format_table
 from anytime.support.units import macs_text, ms_text
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 import anytime
 from anytime.cost import step_macs
-from anytime.evaluation import trained_on
 from anytime.models.ann.chain import ExitHeads
 from anytime.models.ann.eann import EANN, PAPER, combine, eann, reported_exits
 from anytime.registry import create_model
+from anytime.reporting.evaluation import trained_on
 from anytime.testing import check_anytime_model
 
 PAPER_N = (1, 3, 7, 13, 25)

@@ -5,44 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
 
 from anytime.analysis import calibration, curves, monotonicity
-from anytime.analysis.tables import Column
-from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
-STEP_COLUMNS = (
-    Column("step", "step"),
-    Column("macs", "MACs", macs_text),
-    Column("share_of_macs", "% of full", ".1%"),
-    Column("contract_macs", "contract MACs", macs_text),
-    Column("accuracy", "accuracy", ".2%"),
-    Column("confidence", "confidence", ".3f"),
-    Column("true_class_probability", "p(correct class)", ".3f"),
-    Column("ece", "ECE", ".3f"),
-    Column("pearson", "r per class", ".2f"),
-    Column("seconds", "median ms", ms_text),
-    Column("seconds_low", "p10 ms", ms_text),
-    Column("seconds_high", "p90 ms", ms_text),
-)
 """Columns of `summary(trace)["steps"]` for `tables.format_table` and reports."""
 
-COMPARISON_COLUMNS = (
-    Column("name", "name"),
-    Column("dataset", "data set"),
-    Column("parameters", "parameters", ",d"),
-    Column("steps", "steps"),
-    Column("macs", "full MACs", macs_text),
-    Column("accuracy", "accuracy", ".2%"),
-    Column("average_error", "AE", ".2%"),
-    Column("timeliness", "timeliness", ".2%"),
-    *(Column(f"error_at_{m:g}", f"error at {Fraction(m)}", ".2%") for m in curves.MILESTONES),
-    Column("seconds", "full ms", ms_text),
-)
 """Columns of the rows of `comparison`."""
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from anytime.analysis.curves import accuracy
 from anytime.analysis.statistics import difference
-from anytime.analysis.tables import Column, format_table
 from anytime.model import AnytimeModel
-from anytime.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
+from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
+from anytime.reporting.tables import Column, format_table
 from anytime.studies.apart import train_in_passing
 from anytime.studies.figures import Line, error_lines
 from anytime.studies.runner import Run, Traces, View, find_recipe

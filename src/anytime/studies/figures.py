@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from anytime.analysis.speed_accuracy import SpeedAccuracy
-from anytime.plots import BLUE, DASHES, GREY, STYLE
+from anytime.reporting.plots import BLUE, DASHES, GREY, STYLE
 
 _PAPER: dict[str, Any] = {"linestyle": DASHES, "linewidth": 1.0, "alpha": 0.75}
 

@@ -21,8 +21,8 @@ from anytime.analysis.optimal import Exits
 from anytime.data import create_data
 from anytime.objectives import step_losses
 from anytime.objectives.weighting import normalized, sieve
-from anytime.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED, STYLE
 from anytime.pretrained import load
+from anytime.reporting.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED, STYLE
 from anytime.studies.hu2017_published import PAPER
 from anytime.studies.hu2017_runs import Base, Network, Scale, run_folders
 from anytime.studies.hu2017_strategies import eann_exits, opt_plus_exits, rivals

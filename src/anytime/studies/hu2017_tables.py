@@ -11,7 +11,7 @@ from anytime.analysis.curves import error
 from anytime.analysis.inflation import best_base, expected_inflation, sequence_inflation, simulate, sup_inflation
 from anytime.analysis.optimal import Exits
 from anytime.analysis.statistics import difference
-from anytime.analysis.tables import Column, format_table
+from anytime.reporting.tables import Column, format_table
 from anytime.studies import hu2017_published as published
 from anytime.studies.hu2017_published import METRICS, MILESTONES, PAPER
 from anytime.studies.hu2017_runs import Base, Network, Scale, family, last_optimal, milestone_exits

@@ -17,10 +17,10 @@ from typing import Any
 from anytime.analysis.curves import accuracy
 from anytime.analysis.speed_accuracy import THRESHOLDS, mean_curve, speed_accuracy
 from anytime.analysis.statistics import difference, standard_error
-from anytime.analysis.tables import Column, format_table
 from anytime.models.cascaded.conversion import convert
 from anytime.models.cascaded.serial import serial_resnet18
-from anytime.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from anytime.reporting.tables import Column, format_table
 from anytime.studies import figures
 from anytime.studies.runner import Run, Traces, View, find_recipe
 from anytime.studies.study import Item, Result, Study, facts

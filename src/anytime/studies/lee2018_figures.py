@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from anytime.plots import STYLE
+from anytime.reporting.plots import STYLE
 
 
 def norm_lines(norms: Mapping[str, Sequence[float]], colours: Mapping[str, str], title: str) -> Figure:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from anytime.analysis.tables import Column, format_table
 from anytime.analysis.taxonomy import level_accuracies, level_errors
-from anytime.plots import COLOURS
+from anytime.reporting.plots import COLOURS
+from anytime.reporting.tables import Column, format_table
 from anytime.stopping.levels import choose_levels, chosen_accuracy, highest_target
 from anytime.studies.figures import Line, error_lines
 from anytime.studies.lee2018_results import COST_LABELS, costs_of, headed, told

@@ -15,8 +15,8 @@ from torch import Tensor
 from anytime.analysis.curves import Cost, costs, error
 from anytime.analysis.slicing import macs_saved, relative_error_saved
 from anytime.analysis.statistics import difference
-from anytime.analysis.tables import Column, format_table
-from anytime.plots import BLUE, GREEN, GREY, RED, SKY
+from anytime.reporting.plots import BLUE, GREEN, GREY, RED, SKY
+from anytime.reporting.tables import Column, format_table
 from anytime.studies.figures import Line, error_lines
 from anytime.studies.lee2018_figures import norm_lines
 from anytime.studies.runner import Traces

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from anytime.evaluation import images_of, trained_on
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
+from anytime.reporting.evaluation import images_of, trained_on
 from anytime.studies.apart import TrainingStopped, train_apart
 from anytime.trace import Trace, record
 from anytime.training.config import SECTIONS, Config, UsageError, parse

@@ -13,8 +13,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from anytime.analysis.summary import STEP_COLUMNS, summary
-from anytime.analysis.tables import Column, is_text, used
+from anytime.analysis.summary import summary
+from anytime.reporting.columns import STEP_COLUMNS
+from anytime.reporting.tables import Column, is_text, used
 from anytime.support.files import written_whole
 from anytime.support.units import macs_text
 from anytime.trace import Trace

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from anytime.analysis.summary import STEP_COLUMNS
-from anytime.analysis.tables import Column, used
 from anytime.model import AnytimeModel
+from anytime.reporting.columns import STEP_COLUMNS
+from anytime.reporting.tables import Column, used
 
 KEYS = ("step", "macs", "share_of_macs", "contract_macs", "accuracy", "confidence", "true_class_probability", "ece", "seconds")
 

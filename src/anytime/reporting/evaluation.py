@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from anytime import plots
 from anytime.analysis.summary import summary
 from anytime.data import ImageData, create_data
 from anytime.data.batches import Loader
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
-from anytime.report import Section, write_report
+from anytime.reporting import plots
+from anytime.reporting.report import Section, write_report
 from anytime.support.files import written_whole
 from anytime.trace import Trace, record
 
@@ -152,3 +152,32 @@ def stored_traces(runs: Sequence[str], part: str = "test") -> dict[str, Trace]:
         name = output_folder(run).name
         traces[name if name not in traces else os.fspath(run)] = trace.level(0) if trace.labels.ndim == 2 else trace
     return traces
+
+
+def find_trace(
+    model: AnytimeModel, folder: Path, part: str, root: Path | None = None, device: str = "cpu", download: bool = False
+) -> Trace:
+    """The stored trace of a part of the model's data; recorded and stored first if there is none.
+
+    Raises:
+        ValueError: The trace is of another model; there are no validation images.
+    """
+    from anytime.trace import Trace, record
+
+    path = folder / f"trace-{part}.safetensors"
+    if path.is_file():
+        trace = Trace.load(path)
+        if trace.num_steps != model.num_steps or trace.num_classes != model.num_classes:
+            raise ValueError(f"{path} is of another model; delete it, and it is recorded again")
+    else:
+        data = trained_on(model, root, download)
+        data.prepare_data()
+        data.setup("test" if part == "test" else "fit")
+        loader = data.test_dataloader() if part == "test" else data.val_dataloader()
+        if isinstance(loader, list):
+            raise ValueError("the model was trained with validation=0: there are no images to fit a rule on")
+        meta = {"dataset": type(data).__name__, "part": part, "recipe": model.metadata["recipe"]}
+        trace = record(model, loader, device=device, input_size=data.input_size, meta=meta)
+        model.cpu()
+        trace.save(path)
+    return trace

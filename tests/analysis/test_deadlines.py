@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anytime.analysis.deadlines import DeadlineCurve, deadline_curve
 from anytime.combine import Caching
 from anytime.runtime import Profile
+from anytime.runtime.deadline_curve import DeadlineCurve, deadline_curve
 from anytime.runtime.profile import BatchProfile, Latency
 
 

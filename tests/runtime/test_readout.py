@@ -7,7 +7,7 @@ import torch
 
 import anytime
 from anytime.runtime import Predictor
-from anytime.runtime.readout import Arrived, Pinned, send
+from anytime.runtime.transfer import Arrived, Pinned, send
 
 X = torch.full((1, 3, 2, 2), 0.5)
 

@@ -1,7 +1,7 @@
 """The run-time: answers under deadlines. Imports no training, plotting or data code."""
 
-from anytime.runtime.camera import Frame, frames
-from anytime.runtime.execution import Answer
+from anytime.runtime.answer import Answer
+from anytime.runtime.frames import Frame, frames
 from anytime.runtime.predictor import Predictor
 from anytime.runtime.profile import Profile, profile
 from anytime.runtime.session import Session

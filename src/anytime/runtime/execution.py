@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,55 +12,6 @@ from anytime.combine import Combiner
 from anytime.model import select_samples
 from anytime.runtime.steps import Steps
 from anytime.stopping import Rule
-
-PRIOR = -1
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is known about a batch at some moment.
-
-    Attributes:
-        levels: Probabilities `[B, K_d]` of each label level, combined over the steps so far; mostly there is one level.
-        steps: Step of each sample's answer, int64 `[B]`: 1..T, or -1 for a prior that no step has improved on.
-        elapsed: Seconds from the call to this answer.
-        deadline: Seconds from the call that were given; None for none.
-        macs: Multiply-adds spent on each sample, int64 `[B]`; 0 if the predictor has no profile, which knows them.
-        reason: Why there is no later answer: `"complete"`, `"deadline"`, `"stopped"` (by the rule), `"interrupted"`;
-            `""` while a later one may come.
-    """
-
-    levels: tuple[Tensor, ...]
-    steps: Tensor
-    elapsed: float
-    deadline: float | None
-    macs: Tensor
-    reason: str = ""
-
-    @property
-    def probabilities(self) -> Tensor:
-        """`[B, K]`; of several label levels those of the first, which rules look at."""
-        return self.levels[0]
-
-    @property
-    def step(self) -> int:
-        """The furthest step of any sample; -1 for a prior."""
-        return int(self.steps.max())
-
-    @property
-    def label(self) -> Tensor:
-        """The most probable class of each sample, int64 `[B]`."""
-        return self.probabilities.argmax(1)
-
-    @property
-    def confidence(self) -> Tensor:
-        """The largest probability of each sample, `[B]`."""
-        return self.probabilities.amax(1)
-
-    @property
-    def missed(self) -> bool:
-        """Whether the answer came after the deadline."""
-        return self.deadline is not None and self.elapsed > self.deadline
 
 
 class Execution:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anytime.combine import Combiner, Last, Temperature
 from anytime.model import AnytimeModel, State
-from anytime.runtime.execution import Answer
+from anytime.runtime.answer import Answer
 from anytime.runtime.steps import Steps
 from anytime.stopping import Rule
 

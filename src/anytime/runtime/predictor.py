@@ -16,13 +16,14 @@ from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
+from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.drift import Drift
-from anytime.runtime.execution import PRIOR, Answer, Execution
+from anytime.runtime.execution import Execution
 from anytime.runtime.lazy import Held, LazyExecution, check_lazy_exits
 from anytime.runtime.profile import Profile
-from anytime.runtime.readout import Arrival, mark, send
 from anytime.runtime.session import Session
 from anytime.runtime.steps import CompiledSteps, Steps
+from anytime.runtime.transfer import Arrival, mark, send
 from anytime.stopping import Rule, resolve
 
 _SESSIONS = 64  # threads at most

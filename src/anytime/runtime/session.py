@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-from anytime.runtime.execution import Answer
+from anytime.runtime.answer import Answer
 from anytime.runtime.lazy import Held
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from anytime.runtime.execution import PRIOR, Answer
+from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.predictor import Predictor
 
 TINY = 1e-9  # seconds: a deadline for a first frame that is over already

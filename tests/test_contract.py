@@ -28,7 +28,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     **{f"{kind}_resnet{depth}": {"width": 8} for kind in ("cascaded", "serial") for depth in (18, 34, 50)},
     "cascaded_densenet": {"layers": (2, 1, 2), "growth": 8},
     "delayed": {
-        "backbone": "anytime.studies.lee2018_shallow.Backbone",
+        "backbone": "anytime.studies.lee2018.shallow.Backbone",
         "options": {"blocks": (1, 2), "width": 8, "cardinality": 2},
     },
     "eann": {"members": tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": n}} for n in (1, 2))},

@@ -14,7 +14,7 @@ import anytime
 from anytime.cli import main
 
 BACKBONE = {
-    "backbone": "anytime.studies.lee2018_shallow.Backbone",
+    "backbone": "anytime.studies.lee2018.shallow.Backbone",
     "options": {"blocks": [1, 1], "width": 4, "cardinality": 2},
     "input_size": (1, 8, 8),
 }
@@ -67,7 +67,7 @@ def test_branches_that_are_no_modules(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_weights_of_a_file(tmp_path: Path) -> None:
-    from anytime.studies.lee2018_shallow import Backbone
+    from anytime.studies.lee2018.shallow import Backbone
 
     torch.manual_seed(0)
     network = Backbone(7, 1, (1, 1), 4, 2).eval()

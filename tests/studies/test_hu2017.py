@@ -12,11 +12,12 @@ import torch
 
 from anytime import load
 from anytime.cli import main
-from anytime.studies import command, find_recipe, hu2017_published, run_all
+from anytime.studies import command, find_recipe, run_all
 from anytime.studies.hu2017 import STUDY
-from anytime.studies.hu2017_figures import read_probabilities, training_losses
-from anytime.studies.hu2017_published import METRICS, TABLE_1, TABLE_4, TABLE_6, compared, mean_increase
-from anytime.studies.hu2017_runs import SCALES, Base, Network, last_optimal, milestone_exits
+from anytime.studies.hu2017 import published as hu2017_published
+from anytime.studies.hu2017.figures import read_probabilities, training_losses
+from anytime.studies.hu2017.networks import SCALES, Base, Network, last_optimal, milestone_exits
+from anytime.studies.hu2017.published import METRICS, TABLE_1, TABLE_4, TABLE_6, compared, mean_increase
 from anytime.studies.study import plain
 from anytime.trace import Trace
 from anytime.training.config import imported, read_recipe, short_names

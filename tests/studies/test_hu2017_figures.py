@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from anytime.studies.hu2017_figures import _over_units
+from anytime.studies.hu2017.figures import _over_units
 
 
 def test_a_network_has_one_colour_in_all_panels() -> None:

@@ -10,7 +10,10 @@ import torch
 from anytime import create_model
 from anytime.cli import main
 from anytime.studies import command, find_recipe, iuzzolino2021, run_all
-from anytime.studies.iuzzolino2021 import COLOURS, LAMBDAS, PUBLISHED_CURVES, RECIPES, STUDY, figure_3, figure_4
+from anytime.studies.iuzzolino2021 import STUDY
+from anytime.studies.iuzzolino2021.figures import COLOURS, figure_3, figure_4
+from anytime.studies.iuzzolino2021.networks import LAMBDAS, RECIPES
+from anytime.studies.iuzzolino2021.published import PUBLISHED_CURVES
 from anytime.studies.study import plain
 from anytime.trace import Trace
 from anytime.training.config import read_recipe, short_names

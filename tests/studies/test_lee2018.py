@@ -14,8 +14,8 @@ from anytime.cost import step_macs
 from anytime.models.slicing.sliced import branch_l1_norms
 from anytime.studies import command, find_recipe, lee2018, run_all
 from anytime.studies.lee2018 import SCALES, STUDY, with_norms
-from anytime.studies.lee2018_levels import figure_5
-from anytime.studies.lee2018_results import figure_3a, figure_3b, figure_3c, figure_4
+from anytime.studies.lee2018.figure_5 import figure_5
+from anytime.studies.lee2018.figures import figure_3a, figure_3b, figure_3c, figure_4
 from anytime.studies.runner import on_validation
 from anytime.studies.study import plain
 from anytime.trace import Trace

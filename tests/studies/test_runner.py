@@ -16,7 +16,7 @@ import yaml
 from anytime import create_model
 from anytime.data import create_data
 from anytime.studies import Run, TrainingStopped, find_recipe, run_all, standing
-from anytime.studies.apart import log_end, train_apart
+from anytime.studies.executors.subprocess import log_end, train_apart
 from anytime.studies.runner import on_validation, record_views, trace_path
 from anytime.studies.study import Item, Result, Study, facts, find_study, plain
 from anytime.trace import Trace
@@ -218,7 +218,7 @@ def program(tmp_path, monkeypatch):
         path = tmp_path / "program"
         path.write_text(f"#!{sys.executable}\nimport signal, sys, time\n{text}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr("anytime.studies.apart.sys.executable", str(path))
+        monkeypatch.setattr("anytime.studies.executors.subprocess.sys.executable", str(path))
 
     return put
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anytime.parser import Parser
-from anytime.studies.apart import TrainingStopped, log_end
+from anytime.studies.executors.subprocess import TrainingStopped, log_end
 from anytime.studies.runner import Run, run_all, standing
 from anytime.studies.study import Study, find_study, list_studies
 from anytime.support.names import nearest

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from anytime.studies.apart import train_apart
+from anytime.studies.executors.subprocess import train_apart
 from anytime.studies.runner import Run, record_views, run_all
 from anytime.trace import Trace
 

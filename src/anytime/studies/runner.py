@@ -14,7 +14,7 @@ import torch
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting.evaluation import images_of, trained_on
-from anytime.studies.apart import TrainingStopped, train_apart
+from anytime.studies.executors.subprocess import TrainingStopped, train_apart
 from anytime.trace import Trace, record
 from anytime.training.config import SECTIONS, Config, UsageError, parse
 from anytime.training.rundir import CONFIG, read_run

@@ -23,10 +23,10 @@ from anytime.objectives import step_losses
 from anytime.objectives.weighting import normalized, sieve
 from anytime.pretrained import load
 from anytime.reporting.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED, STYLE
-from anytime.studies.hu2017_published import PAPER
-from anytime.studies.hu2017_runs import Base, Network, Scale, run_folders
-from anytime.studies.hu2017_strategies import eann_exits, opt_plus_exits, rivals
-from anytime.studies.hu2017_tables import head, mean, measure, measure_optimal, told
+from anytime.studies.hu2017.networks import Base, Network, Scale, run_folders
+from anytime.studies.hu2017.published import PAPER
+from anytime.studies.hu2017.strategies import eann_exits, opt_plus_exits, rivals
+from anytime.studies.hu2017.tables import head, mean, measure, measure_optimal, told
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
 from anytime.support.files import written_whole

@@ -15,7 +15,7 @@ from anytime.analysis.curves import MILESTONES
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel
 from anytime.registry import create_model
-from anytime.studies.apart import train_in_passing
+from anytime.studies.executors.subprocess import train_in_passing
 from anytime.studies.runner import Run, StoredTraces, Traces, View, find_recipe
 
 Which = Literal["milestones", "every", "last"]

@@ -10,11 +10,11 @@ from typing import Any
 from anytime.analysis.curves import error
 from anytime.analysis.inflation import best_base, expected_inflation, sequence_inflation, simulate, sup_inflation
 from anytime.analysis.optimal import Exits
-from anytime.analysis.statistics import difference
 from anytime.reporting.tables import Column, format_table
-from anytime.studies import hu2017_published as published
-from anytime.studies.hu2017_published import METRICS, MILESTONES, PAPER
-from anytime.studies.hu2017_runs import Base, Network, Scale, family, last_optimal, milestone_exits
+from anytime.studies.claims import gain_of
+from anytime.studies.hu2017 import published
+from anytime.studies.hu2017.networks import Base, Network, Scale, family, last_optimal, milestone_exits
+from anytime.studies.hu2017.published import METRICS, MILESTONES, PAPER
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result, facts
 from anytime.trace import Trace
@@ -186,12 +186,6 @@ def _below(
         "gains": gains,
         "paper": None if paper is None else {"shows": all(gain > 0 for gain in paper.values()), "gains": paper},
     }
-
-
-def gain_of(errors: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """How much smaller the first errors are; its standard error is nan for a single seed."""
-    gain, standard_error = difference(others, errors)
-    return {"gain": gain, "standard_error": standard_error, "seeds": len(errors)}
 
 
 # -- table 4 and proposition 3.1 ---------------------------------------------------------------------------------------

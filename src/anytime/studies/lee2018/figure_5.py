@@ -11,8 +11,9 @@ from anytime.analysis.taxonomy import level_accuracies, level_errors
 from anytime.reporting.plots import COLOURS
 from anytime.reporting.tables import Column, format_table
 from anytime.stopping.levels import choose_levels, chosen_accuracy, highest_target
+from anytime.studies.claims import told
 from anytime.studies.figures import Line, error_lines
-from anytime.studies.lee2018_results import COST_LABELS, costs_of, headed, told
+from anytime.studies.lee2018.figures import COST_LABELS, costs_of, headed
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
 from anytime.support.units import macs_text

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from anytime.studies import hu2017_figures as figures
-from anytime.studies import hu2017_strategies as strategies
-from anytime.studies import hu2017_tables as tables
-from anytime.studies.hu2017_published import PAPER
-from anytime.studies.hu2017_runs import (
+from anytime.studies.hu2017 import figures, strategies, tables
+from anytime.studies.hu2017.networks import (
     SCALES,
     STRATEGIES,
     Base,
@@ -26,6 +23,7 @@ from anytime.studies.hu2017_runs import (
     last_optimal,
     runs_of,
 )
+from anytime.studies.hu2017.published import PAPER
 from anytime.studies.runner import Run, Traces
 from anytime.studies.study import Item, Result, Study
 

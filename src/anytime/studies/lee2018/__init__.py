@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from anytime.model import AnytimeModel
 from anytime.models.slicing.sliced import SlicedModel, branch_l1_norms
-from anytime.studies.lee2018_levels import HIERARCHICAL, VALIDATION, figure_5
-from anytime.studies.lee2018_results import (
+from anytime.studies.lee2018.figure_5 import HIERARCHICAL, VALIDATION, figure_5
+from anytime.studies.lee2018.figures import (
     DEEP,
     INCLUSIVE,
     PAPER,
@@ -126,7 +126,7 @@ def _flags(scale: Scale, name: str) -> tuple[str, ...]:
     if name == SHALLOW:
         exits = [f"blocks.{index}" for index in range(1, sum(scale.blocks) - 1)]
         options = {"blocks": scale.blocks, "width": scale.width, "cardinality": scale.cardinality}
-        here = "anytime.studies.lee2018_shallow"
+        here = "anytime.studies.lee2018.shallow"
         return (
             "--model=attach",
             f"--model.backbone={here}.Backbone",

@@ -17,8 +17,9 @@ from anytime.analysis.slicing import macs_saved, relative_error_saved
 from anytime.analysis.statistics import difference
 from anytime.reporting.plots import BLUE, GREEN, GREY, RED, SKY
 from anytime.reporting.tables import Column, format_table
+from anytime.studies.claims import told
 from anytime.studies.figures import Line, error_lines
-from anytime.studies.lee2018_figures import norm_lines
+from anytime.studies.lee2018.norm_figure import norm_lines
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result, facts
 from anytime.support.units import macs_text
@@ -388,8 +389,3 @@ def _all_above_0(values: Sequence[float]) -> bool | None:
     """Whether all are above 0 that are numbers; None where none is."""
     known = [value for value in values if value == value]
     return min(known) > 0 if known else None
-
-
-def told(claims: Sequence[Mapping[str, Any]]) -> str:
-    said = {True: "yes", False: "NO", None: "unknown"}
-    return "\n".join(f"{said[claim['shows']]:<8} {claim['claim']}" for claim in claims)

@@ -12,7 +12,7 @@ from anytime.analysis.statistics import difference
 from anytime.model import AnytimeModel
 from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from anytime.reporting.tables import Column, format_table
-from anytime.studies.apart import train_in_passing
+from anytime.studies.executors.subprocess import train_in_passing
 from anytime.studies.figures import Line, error_lines
 from anytime.studies.runner import Run, Traces, View, find_recipe
 from anytime.studies.study import Item, Result, Study, facts

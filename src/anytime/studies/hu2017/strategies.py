@@ -10,10 +10,10 @@ from anytime.analysis.curves import error
 from anytime.analysis.optimal import Exits, opt_plus
 from anytime.analysis.statistics import compare
 from anytime.models.ann.eann import reported_exits
-from anytime.studies import hu2017_published as published
-from anytime.studies.hu2017_published import METRICS, MILESTONES
-from anytime.studies.hu2017_runs import STRATEGIES, Base, Network, Scale, family
-from anytime.studies.hu2017_tables import NEAR, Measured, as_text, head, mean, measure, measure_optimal, row_of, told
+from anytime.studies.hu2017 import published
+from anytime.studies.hu2017.networks import STRATEGIES, Base, Network, Scale, family
+from anytime.studies.hu2017.published import METRICS, MILESTONES
+from anytime.studies.hu2017.tables import NEAR, Measured, as_text, head, mean, measure, measure_optimal, row_of, told
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
 

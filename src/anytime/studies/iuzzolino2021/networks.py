@@ -1,0 +1,88 @@
+"""The trainings behind the figures of Iuzzolino et al. (2021)."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anytime.models.cascaded.conversion import convert
+from anytime.models.cascaded.serial import serial_resnet18
+from anytime.studies.runner import Run, View, find_recipe
+from anytime.training.config import read_recipe
+
+RECIPES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # of CascadedTD, and flags over it
+    "cpu": {
+        "cifar10": ("iuzzolino2021_cifar10_cpu.yaml", ()),
+        "cifar100": ("iuzzolino2021_cifar10_cpu.yaml", ("--data=CIFAR100",)),
+    },
+    "full": {
+        "cifar10": ("iuzzolino2021_cifar10.yaml", ()),
+        "cifar100": ("iuzzolino2021_cifar100.yaml", ()),
+        "tinyimagenet": ("iuzzolino2021_tinyimagenet.yaml", ()),
+        "terriers": ("iuzzolino2021_terriers.yaml", ()),
+    },
+}
+
+
+LAMBDAS = (0.0, 0.25, 0.5, 0.83, 1.0)
+
+
+def cascaded_td(lam: float) -> str:
+    """The name of CascadedTD with this lambda; without a number it is the paper's, lambda = 0."""
+    return f"CascadedTD({lam:g})" if lam else "CascadedTD"
+
+
+def _serial(recipe: Path) -> dict[str, Any]:
+    """The arguments of a serial network that matches the recipe's cascaded one.
+
+    Under the published clock the paper's form of the serial network would end before its last block has run: with that clock
+    goes the published form.
+    """
+    known = inspect.signature(serial_resnet18).parameters
+    given = {key: value for key, value in read_recipe(recipe)["model"]["init_args"].items() if key in known}
+    return given | {"form": "published" if given.get("clock") == "published" else "paper"}
+
+
+def _runs(data: str, scale: str, seeds: Sequence[int], networks: Mapping[str, tuple[str, ...]]) -> list[Run]:
+    """One training for each seed and network; `networks` are their flags by name."""
+    file, flags = RECIPES[scale][data]
+    recipe = find_recipe(file)
+    serial = _serial(recipe)
+    views: dict[str, View | None] = {  # the same weights under both dynamics, with ordinary batch norm
+        "CascadedCE": functools.partial(convert, name="cascaded_resnet18", kernel="osd", statistics="shared"),
+        "SerialCE": functools.partial(convert, name="serial_resnet18", form=serial["form"]),
+    }
+    runs = []
+    for seed in seeds:
+        for name, more in networks.items():
+            if name.startswith("Serial"):
+                given = [f"--model.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in serial.items()]
+                more = ("--model=serial_resnet18", *given, *more)
+            slug = name.lower().replace("(", "_").replace(")", "").replace("-", "_")
+            answers = views if name == "CE" else {name: None}
+            runs.append(Run(f"{data}_{scale}_{slug}_seed{seed}", recipe, (*flags, *more), seed, answers))
+    return runs
+
+
+def figure_3_runs(data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
+    """CascadedTD over lambda."""
+    return _runs(data, scale, seeds, {cascaded_td(lam): (f"--objective.lam={lam:g}",) for lam in LAMBDAS})
+
+
+def figure_4_runs(data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
+    """The six networks of the paper, two of which share their weights, and SerialTD with the lambda of CascadedTD."""
+    heads = "--model.heads=separate"
+    networks = {
+        "CascadedTD": ("--objective.lam=0",),
+        "CascadedTD-MultiHead": ("--objective.lam=0", heads),
+        "SerialTD": ("--objective.lam=1",),
+        "SerialTD-MultiHead": ("--objective.lam=1", heads),
+        "SerialTD(0)": ("--objective.lam=0",),
+        "SerialTD(0)-MultiHead": ("--objective.lam=0", heads),
+        "CE": ("--model.kernel=instant", "--objective=Weighted", "--objective.weights=final_only"),
+    }
+    return _runs(data, scale, seeds, networks)

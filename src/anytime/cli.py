@@ -8,121 +8,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytime.arguments import RUN_HELP, check_device, check_trained
-from anytime.parser import Parser
+from anytime.commands.compare import compare
+from anytime.commands.evaluate import evaluate
+from anytime.commands.parser import Parser
+from anytime.commands.train import train
 from anytime.support.names import nearest
 
 if TYPE_CHECKING:
-    from anytime.trace import Trace
-
-
-def train(arguments: Sequence[str]) -> int:
-    """Train a model on a data set by recipe or flags."""
-    from anytime.training.config import UsageError, parse
-    from anytime.training.help import help_wanted
-    from anytime.training.launch import is_main_process, resume_training, start_training
-
-    if text := help_wanted(arguments):
-        print(text)
-        return 0
-    parser = Parser("train", "")
-    parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--resume", type=Path)
-    options, flags = parser.parse_known_args(arguments)
-    if options.resume is None:
-        run = start_training(parse(flags, options.config), options.run, options.overwrite)
-    elif flags or options.config or options.run or options.overwrite:
-        raise UsageError(f"--resume {options.resume} goes on with the run as it was; leave out the other options")
-    else:
-        run = resume_training(options.resume)
-    if is_main_process():
-        print(f"wrote {run}\nnext: anytime evaluate {run}")
-    return 0
-
-
-def evaluate(arguments: Sequence[str]) -> int:
-    """Record what a trained model says on a data set; print and save metrics, figures and a report."""
-    parser = Parser(
-        "evaluate",
-        "Record what a trained model says at every step about the test images (the trace); print and save metrics, figures\n"
-        "and report.html in the run directory.",
-        "  anytime evaluate runs/demo\n  anytime evaluate anytimenet_cifar10 --root ~/data --download",
-    )
-    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
-    parser.add_argument("--part", choices=["test", "validation"], default="test", help="which images (default: test)")
-    parser.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")
-    parser.add_argument("--download", action="store_true", help="download the data if they are missing")
-    parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
-    parser.add_argument("--out", type=Path, help="where to write (default: the run directory, or runs/NAME)")
-    options = parser.parse_args(arguments)
-    check_trained(parser, options.run)
-    check_device(parser, options.device)
-    from anytime.reporting.columns import STEP_COLUMNS
-    from anytime.reporting.evaluation import evaluate_run
-    from anytime.reporting.tables import format_table
-
-    result = evaluate_run(options.run, options.part, options.root, options.device, options.out, download=options.download)
-    numbers = result.numbers
-    print(format_table(numbers["steps"], STEP_COLUMNS))
-    errors = numbers["error_at_cost"]["macs"]
-    print(f"\naverage error AE {numbers['average_error']:.2%}, timeliness {numbers['timeliness']:.2%}")
-    print("error at share of MACs: " + ", ".join(f"{k}: {'–' if v is None else f'{v:.2%}'}" for k, v in errors.items()))
-    print(f"wrote {result.trace}, {result.metrics}, {result.report}")
-    return 0
-
-
-def compare(arguments: Sequence[str]) -> int:
-    """Compare evaluated runs in one table and one figure, over MACs and over measured ms."""
-    parser = Parser(
-        "compare",
-        "One table and one figure of several evaluated runs, over MACs and over measured ms.",
-        "  anytime compare runs/anytimenet_Digits runs/anytimenet_baseline_Digits --out runs/both.pdf",
-    )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directories with a trace (`anytime evaluate RUN` makes it)"
-    )
-    parser.add_argument("--part", choices=["test", "validation"], default="test", help="whose traces (default: test)")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare.png"), help="the figure (default: runs/compare.png)")
-    options = parser.parse_args(arguments)
-    for run in options.runs:
-        check_trained(parser, run)
-    from anytime.reporting import plots
-
-    kinds = plots.file_kinds()
-    if options.out.suffix.removeprefix(".") not in kinds:
-        parser.error(f"--out needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(options.out)!r}")
-    from anytime.analysis.summary import comparison
-    from anytime.reporting.columns import COMPARISON_COLUMNS
-    from anytime.reporting.evaluation import stored_traces
-    from anytime.reporting.tables import format_table
-
-    traces: dict[str, Trace] = stored_traces(options.runs, options.part)
-    print(format_table(comparison(traces), COMPARISON_COLUMNS))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    plots.compare(traces).savefig(options.out, dpi=150)
-    print(f"wrote {options.out}")
-    return 0
+    pass
 
 
 def predict(arguments: Sequence[str]) -> int:
     """Answer images with a trained model, showing the answer as it improves."""
-    from anytime.predicting import predict_command
+    from anytime.commands.predict import predict_command
 
     return predict_command(arguments)
 
 
 def profile(arguments: Sequence[str]) -> int:
     """Measure how long each step of a trained model takes on this machine, with its tail."""
-    from anytime.profiling import profile_command
+    from anytime.commands.profile import profile_command
 
     return profile_command(arguments)
 
 
 def fit(arguments: Sequence[str]) -> int:
     """Fit a stopping rule to a budget, or to a loss of accuracy that it keeps below; save it with the model."""
-    from anytime.fitting import fit_command
+    from anytime.commands.fit import fit_command
 
     return fit_command(arguments)
 
@@ -136,7 +48,7 @@ def models(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("name", nargs="?", help="describe this model: its arguments, parameters and steps")
     options = parser.parse_args(arguments)
-    from anytime.listing import describe_model, list_all_models, list_models, list_pretrained
+    from anytime.commands.models import describe_model, list_all_models, list_models, list_pretrained
     from anytime.registry import find_factory
 
     known = [*list_models(), *list_pretrained()]
@@ -156,7 +68,7 @@ def datasets(arguments: Sequence[str]) -> int:
     parser = Parser("datasets", "List the data sets, where they come from, and whether they are on this machine.")
     parser.add_argument("--root", type=Path, help="folder to look in (default: $ANYTIME_DATA or ~/.cache/anytime/data)")
     options = parser.parse_args(arguments)
-    from anytime.listing import list_all_datasets
+    from anytime.commands.datasets import list_all_datasets
 
     print(list_all_datasets(options.root))
     return 0
@@ -177,7 +89,7 @@ def demo(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {options.epochs}")
-    from anytime.demo import run_demo
+    from anytime.commands.demo import run_demo
 
     run_demo(options.run, options.epochs, options.overwrite)
     return 0
@@ -185,14 +97,14 @@ def demo(arguments: Sequence[str]) -> int:
 
 def study(arguments: Sequence[str]) -> int:
     """Make tables and figures of a paper again, the paper's numbers beside ours."""
-    from anytime.studies.command import study as run_study
+    from anytime.commands.study import study as run_study
 
     return run_study(arguments)
 
 
 def exits(arguments: Sequence[str]) -> int:
     """List the places where a backbone can be cut into stages, with their cost."""
-    from anytime.exits import exits_command
+    from anytime.commands.exits import exits_command
 
     return exits_command(arguments)
 

@@ -95,7 +95,7 @@ def frames(run) -> str:
 
 
 def test_camera(run, frames, capsys, monkeypatch):
-    from anytime.camera import list_frames
+    from anytime.commands.live_table import list_frames
 
     files, labels = list_frames(Path(frames), [str(k) for k in range(10)])
     assert [path.parent.name for path in files] == ["0", "7", "0", "0"]

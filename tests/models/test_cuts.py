@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from anytime.exits import exits_command
+from anytime.commands.exits import exits_command
 from anytime.models.surgery.attach.cut_points import Cut, Survey, choose_cuts, find_cuts, list_cuts, survey
 from anytime.models.surgery.attach.graph import Network, read_network, split
 

@@ -8,8 +8,9 @@ import torch
 
 from anytime import attach_exits, load, step_macs
 from anytime.cli import main
+from anytime.commands import study as command
 from anytime.models.surgery.small_networks import ResNet20, SmallMobileNet
-from anytime.studies import backbones, command, find_recipe, run_all
+from anytime.studies import backbones, find_recipe, run_all
 from anytime.studies.backbones import BACKBONES, EXITS, FLAGS, HEADS_ONLY, PLAIN, STUDY, heads_only
 from anytime.training.config import read_recipe
 

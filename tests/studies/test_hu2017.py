@@ -12,7 +12,8 @@ import torch
 
 from anytime import load
 from anytime.cli import main
-from anytime.studies import command, find_recipe, run_all
+from anytime.commands import study as command
+from anytime.studies import find_recipe, run_all
 from anytime.studies.hu2017 import STUDY
 from anytime.studies.hu2017 import published as hu2017_published
 from anytime.studies.hu2017.figures import read_probabilities, training_losses

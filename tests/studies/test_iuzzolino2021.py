@@ -9,7 +9,8 @@ import torch
 
 from anytime import create_model
 from anytime.cli import main
-from anytime.studies import command, find_recipe, iuzzolino2021, run_all
+from anytime.commands import study as command
+from anytime.studies import find_recipe, iuzzolino2021, run_all
 from anytime.studies.iuzzolino2021 import STUDY
 from anytime.studies.iuzzolino2021.figures import COLOURS, figure_3, figure_4
 from anytime.studies.iuzzolino2021.networks import LAMBDAS, RECIPES

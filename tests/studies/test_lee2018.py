@@ -10,9 +10,10 @@ import torch
 
 from anytime import create_model
 from anytime.cli import main
+from anytime.commands import study as command
 from anytime.cost import step_macs
 from anytime.models.slicing.sliced import branch_l1_norms
-from anytime.studies import command, find_recipe, lee2018, run_all
+from anytime.studies import find_recipe, lee2018, run_all
 from anytime.studies.lee2018 import SCALES, STUDY, with_norms
 from anytime.studies.lee2018.figure_5 import figure_5
 from anytime.studies.lee2018.figures import figure_3a, figure_3b, figure_3c, figure_4

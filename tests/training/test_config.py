@@ -4,9 +4,9 @@ import pytest
 import torch
 import yaml
 
+from anytime.commands.train_help import class_help, help_wanted
 from anytime.training.build import build
 from anytime.training.config import SECTIONS, UsageError, parse, read_recipe, resolve, resolve_recipe, short_names
-from anytime.training.help import class_help, help_wanted
 
 BASE = ["--model", "anytimenet", "--data", "digits"]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from anytime import load
 from anytime.cli import main
+from anytime.commands.train_help import help_wanted
 from anytime.data import hashing
 from anytime.model import AnytimeModel
 from anytime.models.surgery.attach.model import AttachedExits
@@ -25,7 +26,6 @@ from anytime.training import GradientRescaling, HeadsOnly, Joint, Mixed, Regime,
 from anytime.training.build import build
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import UsageError, parse
-from anytime.training.help import help_wanted
 from anytime.training.module import AnytimeModule
 from anytime.training.schedules import Constant, OneCycle
 

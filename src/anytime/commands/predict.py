@@ -7,8 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anytime.arguments import RUN_HELP, check_device, check_trained
-from anytime.parser import Parser
+from anytime.commands.parser import RUN_HELP, Parser, check_device, check_trained
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +80,7 @@ def predict_command(arguments: Sequence[str]) -> int:
         parser.error(str(error))
     model.to(options.device)
     if options.camera_like:
-        from anytime.camera import show_frames
+        from anytime.commands.live_table import show_frames
 
         show_frames(model, options.images[0], size, options.fps or 30.0, rule, combine)
         return 0

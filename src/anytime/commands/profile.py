@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anytime.arguments import RUN_HELP, check_device, check_trained
-from anytime.parser import Parser
+from anytime.commands.parser import RUN_HELP, Parser, check_device, check_trained
 
 
 def profile_command(arguments: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anytime.parser import Parser
+from anytime.commands.parser import Parser
 from anytime.studies.executors.subprocess import TrainingStopped, log_end
 from anytime.studies.runner import Run, run_all, standing
 from anytime.studies.study import Study, find_study, list_studies

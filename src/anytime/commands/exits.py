@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from anytime.parser import Parser
+from anytime.commands.parser import Parser
 
 
 def exits_command(arguments: Sequence[str]) -> int:

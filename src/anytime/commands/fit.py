@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anytime.arguments import RUN_HELP, check_device, check_trained
-from anytime.parser import Parser
+from anytime.commands.parser import RUN_HELP, Parser, check_device, check_trained
 from anytime.reporting.evaluation import find_trace
 from anytime.stopping.fitting import METHODS, Goal, fit_rule
 

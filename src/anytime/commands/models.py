@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
-from pathlib import Path
 
 from anytime.cost import step_macs
 from anytime.model import read_config
@@ -38,7 +36,7 @@ def describe_model(name: str) -> str:
     """Arguments, parameters and steps of a model; of a trained one its model card."""
     if name in list_pretrained():
         return (pretrained_folder(name) / "README.md").read_text(encoding="utf-8")
-    from anytime.training.help import class_help  # here, for it imports Lightning
+    from anytime.commands.train_help import class_help  # here, for it imports Lightning
 
     model = create_model(name)
     size = (model.in_channels, 32, 32)
@@ -49,25 +47,3 @@ def describe_model(name: str) -> str:
         f"{class_help('model', name)}\n\nwith these: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{model.num_steps} steps, at {size[1]}x{size[2]} pixels:\n{format_table(rows, columns)}"
     )
-
-
-def list_all_datasets(root: str | os.PathLike[str] | None = None) -> str:
-    """All data sets with their sizes, and whether they are under `root`."""
-    from anytime.data import default_root, describe
-
-    rows = [
-        {
-            "name": row.name,
-            "train": row.train,
-            "test": row.test,
-            "classes": row.classes,
-            "size": "x".join(map(str, row.input_size)),
-            "found": "yes" if row.found else "no",
-            "source": row.homepage or "any folder with one subfolder per class",
-        }
-        for row in describe(root)
-    ]
-    titles = {"size": "C x H x W", "found": "here", "source": "where it comes from"}
-    columns = [Column(key, titles.get(key, key), ",d" if key in ("train", "test") else "") for key in rows[0]]
-    folder = Path(root).expanduser() if root is not None else default_root()
-    return f"{format_table(rows, columns)}\n\nlooked in {folder}; another folder: --root or ANYTIME_DATA"

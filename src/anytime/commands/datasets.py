@@ -1,0 +1,30 @@
+"""`anytime datasets`: the data sets, and whether they are on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from anytime.reporting.tables import Column, format_table
+
+
+def list_all_datasets(root: str | os.PathLike[str] | None = None) -> str:
+    """All data sets with their sizes, and whether they are under `root`."""
+    from anytime.data import default_root, describe
+
+    rows = [
+        {
+            "name": row.name,
+            "train": row.train,
+            "test": row.test,
+            "classes": row.classes,
+            "size": "x".join(map(str, row.input_size)),
+            "found": "yes" if row.found else "no",
+            "source": row.homepage or "any folder with one subfolder per class",
+        }
+        for row in describe(root)
+    ]
+    titles = {"size": "C x H x W", "found": "here", "source": "where it comes from"}
+    columns = [Column(key, titles.get(key, key), ",d" if key in ("train", "test") else "") for key in rows[0]]
+    folder = Path(root).expanduser() if root is not None else default_root()
+    return f"{format_table(rows, columns)}\n\nlooked in {folder}; another folder: --root or ANYTIME_DATA"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from anytime.commands.exits import exits_command
+from anytime.commands import exits
 from anytime.models.surgery.attach.cut_points import Cut, Survey, choose_cuts, find_cuts, list_cuts, survey
 from anytime.models.surgery.attach.graph import Network, read_network, split
 
@@ -367,7 +367,7 @@ def test_read_network_keeps_names_of_the_network() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["torchvision:shufflenet_v2_x0_5", "--input-size", "3,32,32", "--exits", "3", "--classes", "10"]
-    assert exits_command(arguments) == 0
+    assert exits.run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("torchvision:shufflenet_v2_x0_5, one image of 3 x 32 x 32, on ")
     assert lines[1].split() == ["exit", "cut", "after", "MACs", "%", "of", "MACs", "ms", "%", "of", "ms", "features"]
@@ -389,6 +389,6 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_command_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        exits_command(arguments)
+        exits.run(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

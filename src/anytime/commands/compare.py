@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anytime.trace import Trace
 
 
-def compare(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Compare evaluated runs in one table and one figure, over MACs and over measured ms."""
     parser = Parser(
         "compare",

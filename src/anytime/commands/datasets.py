@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from anytime.commands.parser import Parser
+from anytime.data import default_root, describe
 from anytime.reporting.tables import Column, format_table
+
+
+def run(arguments: Sequence[str]) -> int:
+    """List data sets, and whether they are on this machine."""
+    parser = Parser("datasets", "List the data sets, where they come from, and whether they are on this machine.")
+    parser.add_argument("--root", type=Path, help="folder to look in (default: $ANYTIME_DATA or ~/.cache/anytime/data)")
+    print(list_all_datasets(parser.parse_args(arguments).root))
+    return 0
 
 
 def list_all_datasets(root: str | os.PathLike[str] | None = None) -> str:
     """All data sets with their sizes, and whether they are under `root`."""
-    from anytime.data import default_root, describe
-
     rows = [
         {
             "name": row.name,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     pass
 
 
-def evaluate(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Record what a trained model says on a data set; print and save metrics, figures and a report."""
     parser = Parser(
         "evaluate",

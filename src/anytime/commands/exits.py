@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from anytime.commands.parser import Parser
 
 
-def exits_command(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """List the places where a backbone can be cut, with MACs, measured time and feature shape."""
     parser = Parser(
         "exits",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anytime.trace import Trace
 
 
-def fit_command(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Fit a stopping rule to a budget, or to a loss of accuracy that it keeps below; save it with the model."""
     parser = Parser(
         "fit",

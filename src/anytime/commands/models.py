@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
+from anytime.commands.parser import Parser
 from anytime.cost import step_macs
 from anytime.model import read_config
 from anytime.pretrained import list_pretrained, pretrained_folder
 from anytime.registry import create_model, find_factory, list_models
 from anytime.reporting.tables import Column, format_table
+from anytime.support.names import nearest
 from anytime.support.units import macs_text
+
+
+def run(arguments: Sequence[str]) -> int:
+    """List models: families to train, and trained ones; or the arguments of one."""
+    parser = Parser(
+        "models",
+        "List the models that can be trained, and the trained ones; or describe one.",
+        "  anytime models\n  anytime models anytimenet",
+    )
+    parser.add_argument("name", nargs="?", help="describe this model: its arguments, parameters and steps")
+    name = parser.parse_args(arguments).name
+    known = [*list_models(), *list_pretrained()]
+    if name and name not in known:
+        if "." not in name:
+            parser.error(f"unknown model {name!r}{nearest(name, known)}")
+        try:
+            find_factory(name)
+        except ValueError as error:
+            parser.error(str(error))
+    print(describe_model(name) if name else list_all_models())
+    return 0
 
 
 def _first_sentence(text: str | None) -> str:

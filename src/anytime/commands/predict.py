@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anytime.stopping import Rule
 
 
-def predict_command(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Answer images with a trained model, showing the answer as it improves."""
     parser = Parser(
         "predict",

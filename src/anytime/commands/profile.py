@@ -8,7 +8,7 @@ from pathlib import Path
 from anytime.commands.parser import RUN_HELP, Parser, check_device, check_trained
 
 
-def profile_command(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Measure how long each step of a trained model takes on this machine, with its tail."""
     parser = Parser(
         "profile",

@@ -19,7 +19,7 @@ from anytime.training.config import top_level_keys
 KINDS = ("figure", "table")
 
 
-def study(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Train and measure what a paper's tables and figures show, ours beside the paper's."""
     parser = Parser(
         "study",

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anytime.commands.parser import Parser
 
-if TYPE_CHECKING:
-    pass
 
-
-def train(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Train a model on a data set by recipe or flags."""
     from anytime.commands.train_help import help_wanted
     from anytime.training.config import UsageError, parse
@@ -28,11 +24,11 @@ def train(arguments: Sequence[str]) -> int:
     parser.add_argument("--resume", type=Path)
     options, flags = parser.parse_known_args(arguments)
     if options.resume is None:
-        run = start_training(parse(flags, options.config), options.run, options.overwrite)
+        folder = start_training(parse(flags, options.config), options.run, options.overwrite)
     elif flags or options.config or options.run or options.overwrite:
         raise UsageError(f"--resume {options.resume} goes on with the run as it was; leave out the other options")
     else:
-        run = resume_training(options.resume)
+        folder = resume_training(options.resume)
     if is_main_process():
-        print(f"wrote {run}\nnext: anytime evaluate {run}")
+        print(f"wrote {folder}\nnext: anytime evaluate {folder}")
     return 0

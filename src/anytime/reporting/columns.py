@@ -22,8 +22,6 @@ STEP_COLUMNS = (
     Column("seconds_low", "p10 ms", ms_text),
     Column("seconds_high", "p90 ms", ms_text),
 )
-
-
 COMPARISON_COLUMNS = (
     Column("name", "name"),
     Column("dataset", "data set"),

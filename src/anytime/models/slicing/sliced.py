@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from anytime.model import AnytimeModel, State
 
 Layout = Literal["cifar", "imagenet"]
-
-
 BatchNorm = Literal["independent", "shared"]
 
 

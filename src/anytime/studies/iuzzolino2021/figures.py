@@ -24,6 +24,7 @@ from anytime.studies.study import Result, facts
 from anytime.trace import Trace
 
 TIMES = tuple(range(1, 9))
+EVERYWHERE, MEAN = "at every mean stop time", "on average over mean stop times"
 
 
 COLOURS = {  # of the networks of figure 4, in their order
@@ -36,11 +37,7 @@ COLOURS = {  # of the networks of figure 4, in their order
     "SerialTD(0)": PURPLE,
     "SerialTD(0)-MultiHead": GREEN,
 }
-
-
 BEFORE = f"{EVERYWHERE} before the asymptote"
-
-
 CLAIMS = (  # the last three compare dynamics and heads at lambda = 0, where the paper compares lambda too
     ("CascadedTD", "SerialTD-MultiHead", EVERYWHERE),
     ("CascadedTD", "CascadedCE", BEFORE),

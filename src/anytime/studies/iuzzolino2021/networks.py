@@ -26,8 +26,6 @@ RECIPES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # of CascadedTD,
         "terriers": ("iuzzolino2021_terriers.yaml", ()),
     },
 }
-
-
 LAMBDAS = (0.0, 0.25, 0.5, 0.83, 1.0)
 
 

@@ -5,11 +5,12 @@ import torch
 from anytime import Trace, create_model
 from anytime.analysis.summary import summary
 from anytime.reporting.card import model_card
+from anytime.saving import ModelInfo
 
 
 def test_card_holds_every_step_recipe_and_hardware() -> None:
     model = create_model("anytimenet", num_classes=2, blocks=(1, 1, 1), scheme=(1,), width=4)
-    model.metadata = {"class_names": ["cat", "dog"], "recipe": {"model": {"class_path": "anytimenet"}, "seed": 7}}
+    model.info = ModelInfo(class_names=("cat", "dog"), recipe={"model": {"class_path": "anytimenet"}, "seed": 7})
     logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0]]])
     meta = {
         "model": "anytimenet", "parameters": 123, "input_size": [3, 8, 8], "hardware": "Abacus", "torch": "2.0",

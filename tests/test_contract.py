@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import anytime.models  # noqa: F401, registers all models
-from anytime.model import AnytimeModel
-from anytime.registry import create_model, list_models
+from anytime.model import AnytimeModel, create_model
+from anytime.registry import list_models
 from anytime.testing import check_anytime_model
 
 # Small arguments, so that the test is quick; a model without an entry is built with its defaults.

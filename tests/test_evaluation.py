@@ -7,6 +7,7 @@ import torch
 from anytime import Trace, create_model, load
 from anytime.data import CIFAR10, Digits
 from anytime.reporting.evaluation import evaluate_run, output_folder, stored_traces, trained_on
+from anytime.saving import ModelInfo
 
 RECIPE = {"data": {"class_path": "Digits", "init_args": {"root": None, "classes": ["1", "7"], "validation": 0.2}}}
 
@@ -15,7 +16,7 @@ RECIPE = {"data": {"class_path": "Digits", "init_args": {"root": None, "classes"
 def run(tmp_path: Path) -> Path:
     """A model that was saved, but never trained."""
     model = create_model("anytimenet", num_classes=2, in_channels=1, blocks=(1, 2, 1), scheme=((1, 1, 1), (0, 1, 0)), width=4)
-    model.metadata = {"class_names": ["1", "7"], "recipe": RECIPE}
+    model.info = ModelInfo(class_names=("1", "7"), recipe=RECIPE)
     model.save(tmp_path / "run")
     return tmp_path / "run"
 
@@ -64,7 +65,7 @@ def test_model_that_does_not_say_what_it_was_trained_on():
 
 def test_data_are_looked_for_where_they_are(run, tmp_path, monkeypatch):
     model = load(run)
-    model.metadata["recipe"] = {"data": {"class_path": "CIFAR10", "init_args": {"root": "/gone/to/another/machine"}}}
+    model.info.recipe = {"data": {"class_path": "CIFAR10", "init_args": {"root": "/gone/to/another/machine"}}}
     monkeypatch.setenv("ANYTIME_DATA", str(tmp_path / "here"))
     found = trained_on(model)
     assert isinstance(found, CIFAR10)

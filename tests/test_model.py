@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 import anytime.models  # noqa: F401, registers all models
-from anytime.model import CONFIG, WEIGHTS, AnytimeModel, map_state, read_config, read_model, select_samples
-from anytime.registry import create_model
+from anytime.model import AnytimeModel, create_model, map_state, select_samples
+from anytime.saving import CONFIG, WEIGHTS, ModelInfo, read_config, read_model
 
 
 def small(**arguments: Any) -> AnytimeModel:
@@ -28,7 +28,7 @@ def small(**arguments: Any) -> AnytimeModel:
 def saved(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = small()
-    model.metadata = {"data": "digits", "classes": ["null", "eins", "zwei – drei"]}
+    model.info = ModelInfo(data="digits", class_names=("null", "eins", "zwei – drei"))
     model.set_normalization([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     model.save(tmp_path / "model")
     return tmp_path / "model"
@@ -50,12 +50,12 @@ def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
     model = small(num_classes=4, eps=1e-4)
     for tensor in model.state_dict().values():
         tensor.normal_()
-    model.metadata = {"accuracy": [0.5, 0.75], "classes": ["ä", "b"]}
+    model.info = ModelInfo(class_names=("ä", "b"), other={"accuracy": [0.5, 0.75]})
     model.save(tmp_path)
     loaded = read_model(tmp_path)
     assert type(loaded) is type(model)
     assert not loaded.training
-    assert loaded.metadata == model.metadata
+    assert loaded.info == model.info
     assert loaded.config["arguments"]["eps"] == 1e-4
     state = model.state_dict()
     assert state.keys() == loaded.state_dict().keys()
@@ -107,7 +107,7 @@ def test_saving_again_replaces(saved: Path) -> None:
 
 def test_what_cannot_be_written_leaves_the_old_model(saved: Path) -> None:
     model = small(num_classes=5)
-    model.metadata = {"bad": object()}
+    model.info.other = {"bad": object()}
     with pytest.raises(TypeError, match="object"):
         model.save(saved)
     assert read_model(saved).num_classes == 3
@@ -235,7 +235,7 @@ def test_weights_with_a_missing_tensor(saved: Path) -> None:
 
 def test_pretrained_local_folder(tmp_path: Path) -> None:
     model = small()
-    model.metadata = {"data": "digits"}
+    model.info.data = "digits"
     model.save_pretrained(tmp_path / "shared")
     assert sorted(os.listdir(tmp_path / "shared")) == ["README.md", CONFIG, WEIGHTS]
     for cls in (AnytimeModel, type(model)):
@@ -243,7 +243,7 @@ def test_pretrained_local_folder(tmp_path: Path) -> None:
             loaded = cls.from_pretrained(folder)
             assert not loaded.training
             assert loaded.config == json.loads(json.dumps(model.config))
-            assert loaded.metadata == model.metadata
+            assert loaded.info == model.info
             assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     loaded.save_pretrained(tmp_path / "again")
     assert read_config(tmp_path / "again") == read_config(tmp_path / "shared")

@@ -42,5 +42,5 @@ def test_recipe(path: Path, tmp_path, monkeypatch):
     trainer = fit(parts.model, parts.data, parts.objective, parts.optimizer, parts.schedule, parts.settings, tmp_path)
     assert trainer.global_step >= 1
     model = load(tmp_path)
-    assert model.metadata["recipe"]["data"]["class_path"] == data.__name__
+    assert model.info.recipe["data"]["class_path"] == data.__name__
     assert model.num_classes == classes

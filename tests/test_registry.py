@@ -8,8 +8,9 @@ import pytest
 
 import anytime.models  # noqa: F401, registers all models
 from anytime import registry
-from anytime.model import AnytimeModel, read_model
-from anytime.registry import create_model, find_factory, import_path, list_models, register_model
+from anytime.model import AnytimeModel, create_model
+from anytime.registry import find_factory, import_path, list_models, register_model
+from anytime.saving import read_model
 from anytime.support.names import nearest
 
 MODULE = """

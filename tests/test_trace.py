@@ -198,7 +198,7 @@ def test_record():
 
 def test_record_of_names_and_levels():
     model = Tiny((3, 2)).eval()
-    model.metadata["class_names"] = list("abcde")
+    model.info.class_names = tuple("abcde")
     labels = torch.tensor([[0, 1], [2, 0], [1, 1]], dtype=torch.int32)
     trace = record(model, batches(labels), progress=False, seconds=False, device="cpu")
     assert (trace.levels, trace.class_names, trace.seconds) == ((3, 2), tuple("abcde"), None)

@@ -2,10 +2,12 @@
 
 from anytime import combine, models, objectives, stopping, testing
 from anytime.cost import StepSeconds, step_macs, step_seconds
-from anytime.model import AnytimeModel, map_state, select_samples
+from anytime.model import AnytimeModel, create_model, map_state, select_samples
+from anytime.models.cascaded.conversion import convert
 from anytime.models.surgery.attach.build import attach_exits
-from anytime.pretrained import list_pretrained, load
-from anytime.registry import create_model, list_models, register_model
+from anytime.models.surgery.delays.model import add_delays
+from anytime.pretrained import chain_networks, list_pretrained, load
+from anytime.registry import list_models, register_model
 from anytime.runtime import Answer, Predictor, Profile, Session, profile
 from anytime.trace import Trace, record
 from anytime.version import __version__
@@ -19,8 +21,11 @@ __all__ = [
     "StepSeconds",
     "Trace",
     "__version__",
+    "add_delays",
     "attach_exits",
+    "chain_networks",
     "combine",
+    "convert",
     "create_model",
     "list_models",
     "list_pretrained",

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import safetensors
-import safetensors.torch
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from anytime.registry import create_model
-from anytime.support.files import written_whole
+from anytime.registry import build_model, register_class
+from anytime.saving import ModelInfo, SavedModel
 
 State = Any  # a pytree of tensors with the batch in dimension 0, and of plain numbers
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-FORMAT = 1
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
@@ -33,7 +22,7 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
 
 
 def select_samples(state: State, index: Tensor) -> State:
-    """Compaction: the state of the samples `index` (int64 positions or a bool mask `[B]`) alone, order preserved."""
+    """Compaction: the state of only the samples `index` (int64 positions or a bool mask `[B]`), in their order."""
     return map_state(lambda tensor: tensor[index], state)
 
 
@@ -49,15 +38,49 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-class AnytimeModel(nn.Module, PyTorchModelHubMixin):
+@runtime_checkable
+class SplitStep(Protocol):
+    """Optional: a model whose step has two halves, so that an answer that nobody reads costs no head.
+
+    `step(state)` equals `after = advance(state); return read(after), after`, up to an answer kept in the state.
+    """
+
+    def advance(self, state: State) -> State:
+        """The state after one more step, without its answer."""
+
+    def read(self, state: State) -> Tensor:
+        """The answer `[B, K]` of a state after at least one step."""
+
+
+@runtime_checkable
+class Trunk(Protocol):
+    """Optional: a model whose heads can be trained from features; `head_answers(trunk_features(x))` equals `forward(x)`.
+
+    Attributes:
+        keeps_features: False if a part that learns lies within the trunk, so that features would become stale.
+    """
+
+    keeps_features: bool
+
+    def trunk_features(self, x: Tensor) -> list[Tensor]:
+        """What the answers are computed from, the batch in dimension 0, from images `[B, C, H, W]` in [0, 1]."""
+
+    def head_answers(self, features: Sequence[Tensor]) -> Tensor:
+        """All answers `[T, B, K]`."""
+
+
+class AnytimeModel(nn.Module, SavedModel):
     """A network that answers after each of T steps: `logits_t, state_t = step(state_{t-1})`, `state_0 = initial_state(x)`.
 
-    A subclass defines `num_steps`, `initial_state` and `step`; it may override `forward` by any schedule that gives the same
-    numbers in eval mode, and `answer` by a cheaper way to one answer alone. The state is a value: a pytree of tensors with
+    A subclass defines `num_steps`, `initial_state` and `step`. It may override `forward` by any schedule that gives the same
+    numbers in eval mode, and `answer` by a cheaper way to a single answer. The state is a value: a pytree of tensors with
     the batch in dimension 0, never kept in the module. `anytime.testing.check_anytime_model` proves all of it.
 
     Images `x` are `[B, C, H, W]` in [0, 1]; `normalize` subtracts the buffer `mean` and divides by the buffer `std`, which are
-    saved with the weights. Answers are logits `[B, K]`; several label levels lie side by side in K, `levels` says their sizes.
+    saved with the weights. Answers are logits `[B, K]`; several label levels lie side by side in K; `levels` holds their
+    sizes.
+
+    Further members are optional: the attributes from `head_names` on, and the protocols `SplitStep` and `Trunk`.
 
     Args:
         num_classes: K, or the sizes of several label levels.
@@ -66,10 +89,22 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
     Attributes:
         num_steps: T, the number of answers of one full run.
         config: Name and arguments that build the model again (set by `create_model`).
-        metadata: What is known of the trained model: data set, class names, input size, results. Saved with the weights.
+        info: What is known about the trained model: data set, class names, input size, results. Saved with the weights.
+        head_names: Submodules that only answers depend on (regimes that freeze the trunk train only these). None: those
+            called `head` or `heads`, here and in the models that this one is made of.
+        own_normalization: Whether `mean` and `std` belong to the weights, so that no data set's values replace them.
+        settled_arguments: Constructor arguments as they turned out, which replace those given when the model is saved: exits
+            by name where a number was asked for, weights from no file.
+        measured_arguments: The part of `settled_arguments` that depends on a clock; a resumed training keeps it.
     """
 
+    head_names: Sequence[str] | None = None
+    own_normalization: bool = False
     num_steps: int
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        register_class(cls)
 
     def __init__(self, num_classes: int | Sequence[int] = 10, in_channels: int = 3) -> None:
         super().__init__()
@@ -80,8 +115,10 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"in_channels must be at least 1, got {in_channels!r}")
         self.num_classes = sum(self.levels)
         self.in_channels = in_channels
-        self.config: dict[str, Any] = {}
-        self.metadata: dict[str, Any] = {}
+        self.config = {}
+        self.info = ModelInfo()
+        self.settled_arguments: dict[str, Any] = {}
+        self.measured_arguments: dict[str, Any] = {}
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(in_channels))
@@ -106,7 +143,7 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
         return answers(self.initial_state(x))
 
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """All answers `[T, B, K]`, or with `step` = 1..T that answer alone, `[B, K]`, at its contract cost."""
+        """All answers `[T, B, K]`, or with `step` = 1..T only that answer, `[B, K]`, at its contract cost."""
         if step is not None:
             if not isinstance(step, int) or not 1 <= step <= self.num_steps:
                 raise ValueError(f"step must lie in 1..{self.num_steps}, got {step!r}")
@@ -118,14 +155,14 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
         return torch.stack(answers)
 
     def answer(self, x: Tensor, step: int) -> Tensor:
-        """The answer `[B, K]` of step 1..T alone, as cheaply as the architecture allows; equal to `forward(x)[step - 1]`."""
+        """Only the answer `[B, K]` of step 1..T, as cheaply as the architecture allows; equal to `forward(x)[step - 1]`."""
         state = self.initial_state(x)
         for _ in range(step):
             logits, state = self.step(state)
         return logits
 
     def check_input(self, x: Tensor, smallest: int = 1) -> None:
-        """Refuses what is no batch of images for this model.
+        """Raises an error unless x is a batch of images for this model.
 
         Raises:
             ValueError: Wrong number of dimensions or channels, images smaller than `smallest` pixels, an empty batch.
@@ -152,143 +189,24 @@ class AnytimeModel(nn.Module, PyTorchModelHubMixin):
         """(x - mean) / std per channel; `[B, C, H, W]` to the same."""
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `model.safetensors` and `config.json` (enough to load without executing pickled code)."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._save_pretrained(directory)
 
-    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
-        """As `save`; with `push_to_hub=True` the folder is uploaded, too (see `huggingface_hub.ModelHubMixin`)."""
-        self.check_saveable()  # before the old files are touched
-        return super().save_pretrained(save_directory, **arguments)
+def create_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments: Any) -> AnytimeModel:
+    """Builds a model by registered name or by import path of a user's own class (or function marked `register_model`).
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> AnytimeModel:
-        """A model from a local folder or the Hugging Face hub, in eval mode; executes no pickled code.
+    The name and all arguments (defaults included) are kept in `model.config`, so that a saved model can be built again.
+    Entries of `model.settled_arguments` replace what was given, such as the names of exits where a number was asked for.
 
-        Args:
-            pretrained_model_name_or_path: A folder written by `save`, or `owner/name` on the hub.
-            **arguments: For the hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
-        """
-        if Path(pretrained_model_name_or_path).is_dir():
-            if arguments:
-                raise TypeError(f"a local folder takes no further arguments, got {', '.join(arguments)}")
-            return read_model(pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, **arguments)
-
-    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
-        """What the hub shows beside the files: the network, its data and its recipe."""
-        from anytime.reporting.card import hub_card  # here, for that module imports this one
-
-        return ModelCard(hub_card(self))
-
-    def check_saveable(self) -> None:
-        """Refuses, with a ValueError, a model of which nothing says how to build it again."""
-        if not self.config:
-            raise ValueError(
-                f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
-                "use anytime.create_model('package.module.Class', ...)"
-            )
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self.check_saveable()
-        tensors = {  # copies, since tied weights share memory, which safetensors refuses
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in self.state_dict().items()
-        }
-        weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
-        config = {
-            "format": FORMAT,
-            **self.config,
-            "metadata": self.metadata,
-            "sha256": hashlib.sha256(weights).hexdigest(),
-        }
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        for name, data in ((WEIGHTS, weights), (CONFIG, text.encode())):
-            with written_whole(save_directory / name) as part:
-                part.write_bytes(data)
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **arguments: Any,
-    ) -> AnytimeModel:
-        if arguments:
-            raise TypeError(f"from_pretrained has no argument {min(arguments)!r}")
-        directory = snapshot_download(
-            model_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            allow_patterns=[WEIGHTS, CONFIG],
-        )
-        return read_model(directory)
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """The `config.json` of a model directory, checked.
+    Args:
+        name: A name of `list_models()`, or `package.module.Class`.
+        num_classes: Number of classes, K of the logits `[B, K]`.
+        **arguments: Constructor arguments of the model, see `help(...)` of its function or `anytime models NAME`.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not JSON, not a model's configuration, or of another version; the message names the file.
+        ValueError: Unknown name or argument (the message names the nearest valid one), or an argument out of range.
+
+    Example:
+        >>> create_model("anytimenet", width=8).num_steps
+        7
     """
-    path = directory / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no trained model: {CONFIG} is missing")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
-        raise ValueError(f"{path} has format {found!r}, this version of anytime reads format {FORMAT}")
-    missing = {"model", "arguments", "sha256"} - config.keys()
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
-    for key, kind in {"model": str, "arguments": dict, "sha256": str}.items():
-        if not isinstance(config[key], kind):
-            raise ValueError(f"{path} is damaged: {key} is {config[key]!r}")
-    return config
-
-
-def read_model(directory: str | os.PathLike[str]) -> AnytimeModel:
-    """Reads a directory written by `AnytimeModel.save`, in eval mode on the CPU; executes no pickled code.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file is damaged (checksum), of another version, or does not fit the model it names.
-    """
-    directory = Path(directory)
-    config = read_config(directory)
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no trained model: {WEIGHTS} is missing")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != config["sha256"]:
-        raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., {CONFIG} says {config['sha256'][:12]}...")
-    try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    try:
-        model = create_model(config["model"], **config["arguments"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {error}") from error
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).splitlines()[:2][-1].strip()
-        raise ValueError(f"{path} does not fit the model {config['model']!r} of {CONFIG}: {first}") from error
-    model.metadata = config.get("metadata", {})
-    return model.eval()
+    model: AnytimeModel = build_model(name, num_classes, **arguments)
+    return model

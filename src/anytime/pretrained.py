@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from anytime.model import CONFIG, AnytimeModel, read_model
+from anytime.model import AnytimeModel, create_model
+from anytime.models.ann.eann import EANN, ReportBy
+from anytime.saving import CONFIG, ModelInfo, read_model
 from anytime.support.names import nearest
 
 _FOLDER = Path(__file__).parent / "weights"
@@ -44,3 +48,67 @@ def load(path_or_name: str | os.PathLike[str]) -> AnytimeModel:
     if name in list_pretrained():
         return read_model(_FOLDER / name)
     raise ValueError(f"there is no directory and no pretrained model {name!r}{nearest(name, list_pretrained())}")
+
+
+def _agree(what: str, names: Sequence[str], values: Sequence[Any]) -> None:
+    """Raises ValueError if values differ; None means unknown and agrees with every value."""
+    known = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
+    for name, value in known[1:]:
+        if value != known[0][1]:
+            raise ValueError(f"members must agree in {what}: {known[0][0]} has {known[0][1]!r}, {name} has {value!r}")
+
+
+def chain_networks(
+    members: Sequence[str | os.PathLike[str]],
+    rule: ReportBy = "depth",
+    validation_errors: Sequence[Sequence[float]] | None = None,
+) -> EANN:
+    """Trained networks of growing depth as one EANN, in eval mode; once saved, it loads without their directories.
+
+    Each member keeps its weights and normalisation. `info` of the sequence holds what the members agree in, the data set of
+    the last one (so that `anytime evaluate` finds it), and everything about each member.
+
+    Args:
+        members: Run directories or pretrained names in order, each as `anytime.load` takes it.
+        rule: `"depth"` or `"validation"`, see `EANN`.
+        validation_errors: For `"validation"`, errors of each member's exits; from traces of validation images:
+            `[curves.error(trace).tolist() for trace in traces]`.
+
+    Raises:
+        ValueError: Members that disagree in classes, class names or images, and whatever `EANN` does not accept.
+        FileNotFoundError: A directory holds no finished model.
+    """
+    if isinstance(members, str | os.PathLike):
+        raise ValueError(f"members must be a list of directories or names, got {members!r}")
+    if len(members) < 2:
+        raise ValueError(f"members must be at least 2 networks, got {len(members)}")
+    names, networks = [os.fspath(member) for member in members], [load(member) for member in members]
+    infos = [network.info for network in networks]
+    _agree("num_classes", names, [network.levels for network in networks])
+    _agree("in_channels", names, [network.in_channels for network in networks])
+    for what in ("input_size", "resize_ratio"):
+        _agree(what, names, [getattr(info, what) for info in infos])
+    for k in range(networks[0].num_classes):
+        _agree(f"the name of class {k}", names, [info.class_names[k] if info.class_names else None for info in infos])
+    levels = networks[0].levels
+    model = create_model(
+        "eann",
+        levels[0] if len(levels) == 1 else levels,
+        in_channels=networks[0].in_channels,
+        members=[network.config for network in networks],
+        rule=rule,
+        validation_errors=validation_errors,
+    )
+    assert isinstance(model, EANN)
+    for member, network in zip(model.members, networks, strict=True):
+        member.load_state_dict(network.state_dict())
+    last = infos[-1]
+    model.info = ModelInfo(
+        data=last.data,
+        input_size=next((info.input_size for info in infos if info.input_size), None),
+        resize_ratio=last.resize_ratio,
+        class_names=next((info.class_names for info in infos if info.class_names), ()),
+        recipe={"data": last.recipe["data"]} if "data" in last.recipe else {},
+        members=[{"name": name, **info.to_dict()} for name, info in zip(names, infos, strict=True)],
+    )
+    return model.eval()

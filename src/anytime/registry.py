@@ -1,22 +1,22 @@
-"""Models by name: `register_model`, `create_model`, `list_models` (in timm's manner)."""
+"""Models by name, as in timm: `register_model`, `list_models`, and what builds one of them."""
 
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from anytime.support.names import nearest
+from anytime.support.names import import_object, nearest
 
-if TYPE_CHECKING:
-    from anytime.model import AnytimeModel
+Factory = Callable[..., Any]  # f(num_classes=10, ...) -> AnytimeModel
+AnyFactory = TypeVar("AnyFactory", bound=Factory)
 
-_FACTORIES: dict[str, Callable[..., AnytimeModel]] = {}
+_FACTORIES: dict[str, Factory] = {}
+_CLASSES: set[type] = set()
 
 
-def register_model(factory: Callable[..., AnytimeModel]) -> Callable[..., AnytimeModel]:
+def register_model(factory: AnyFactory) -> AnyFactory:
     """Decorator: makes a function `f(num_classes=10, ...) -> AnytimeModel` known under its own name."""
     name = factory.__name__
     other = _FACTORIES.get(name)
@@ -36,27 +36,25 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_FACTORIES, pattern))
 
 
-def find_factory(name: str) -> Callable[..., AnytimeModel]:
+def register_class(model_class: type) -> None:
+    """Makes a subclass of `AnytimeModel` known; every subclass registers itself when it is defined."""
+    _CLASSES.add(model_class)
+
+
+def find_factory(name: str) -> Factory:
     """The function or class behind a registered name or an import path (`package.module.Class`).
 
-    Nothing else can be called by name: the name may come from a file of unknown origin.
+    Nothing else can be called by name, because the name may come from an untrusted file.
 
     Raises:
-        ValueError: No model has this name, or the import path leads nowhere or to something else than a model.
+        ValueError: No model has this name, or the import path leads nowhere or to something that is not a model.
     """
     if name in _FACTORIES:
         return _FACTORIES[name]
     if "." not in name:
         raise ValueError(f"unknown model {name!r}{nearest(name, list_models())}")
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
-    from anytime.model import AnytimeModel  # here, for that module imports this one
-
-    subclass = isinstance(factory, type) and issubclass(factory, AnytimeModel)
-    if not subclass and not any(factory is registered for registered in _FACTORIES.values()):
+    factory = import_object(name, "model")
+    if not (isinstance(factory, type) and factory in _CLASSES) and factory not in _FACTORIES.values():
         raise ValueError(f"model {name!r} is neither a subclass of AnytimeModel nor a function marked @register_model")
     return factory
 
@@ -67,24 +65,8 @@ def import_path(name: str) -> str:
     return f"{factory.__module__}.{factory.__qualname__}"
 
 
-def create_model(name: str, num_classes: int = 10, **arguments: Any) -> AnytimeModel:
-    """Builds a model by registered name or by import path of a user's own class (or function marked `register_model`).
-
-    The name and all arguments (defaults included) are kept in `model.config`, so that a saved model can be built again. What
-    a model has in `settled` takes the place of what was given, such as the names of exits of which a number was asked for.
-
-    Args:
-        name: A name of `list_models()`, or `package.module.Class`.
-        num_classes: Number of classes, K of the logits `[B, K]`.
-        **arguments: Constructor arguments of the model, see `help(...)` of its function or `anytime models NAME`.
-
-    Raises:
-        ValueError: Unknown name or argument (the message names the nearest valid one), or an argument out of range.
-
-    Example:
-        >>> create_model("anytimenet", width=8).num_steps
-        7
-    """
+def build_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments: Any) -> Any:
+    """What `anytime.create_model` returns and documents; this room does not know its class."""
     factory = find_factory(name)
     parameters = inspect.signature(factory).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -101,6 +83,6 @@ def create_model(name: str, num_classes: int = 10, **arguments: Any) -> AnytimeM
         "model": name,
         "arguments": kept
         | {k: v for key in variable for k, v in bound.arguments[key].items()}
-        | getattr(model, "settled", {}),
+        | dict(model.settled_arguments),
     }
     return model

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from anytime.cost import step_macs
-from anytime.model import AnytimeModel, State, map_state, select_samples
-from anytime.registry import create_model
+from anytime.model import AnytimeModel, State, create_model, map_state, select_samples
 
 FLOAT32, FLOAT64 = 1e-4, 1e-10  # how far two exact schedules may differ, relative to the largest logit (at least 1)
 

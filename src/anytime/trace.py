@@ -192,7 +192,7 @@ def record(
         loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels.
         device: Where to run; the model is moved there. Default: where its parameters are.
         input_size: `(channels, height, width)` for the costs. Default: that of the first batch.
-        class_names: K names. Default: `model.metadata["class_names"]`, or else "0", "1", ...
+        class_names: K names. Default: `model.info.class_names`, or else "0", "1", ...
         progress: Shows a progress bar on stderr.
         seconds: Measures the latency of a stream, too.
         seconds_batch: The batch size of that measurement.
@@ -242,7 +242,7 @@ def record(
         macs=torch.tensor(macs, dtype=torch.int64),
         contract_macs=torch.tensor(contract, dtype=torch.int64),
         seconds=None if timing is None else torch.tensor(timing.median, dtype=torch.float64),
-        class_names=tuple(class_names or model.metadata.get("class_names") or map(str, range(classes))),
+        class_names=tuple(class_names or model.info.class_names or map(str, range(classes))),
         meta=facts | dict(meta or {}),
     )
 

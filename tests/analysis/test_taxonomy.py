@@ -117,7 +117,7 @@ def test_choice_is_saved_with_the_model(tmp_path: Path) -> None:
     assert LevelChoice.from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
     with pytest.raises(ValueError, match=r"chosen for 2 steps and label levels \(4, 2\), but the model has 1"):
         LevelChoice((4, 2), (1, 0), 0.8, (0.9, 0.9)).keep(model)
-    model.metadata["answer_levels"] = {"sizes": [4, 2]}
+    model.info.answer_levels = {"sizes": [4, 2]}
     with pytest.raises(ValueError, match="no choice of label levels"):
         LevelChoice.kept(model)
 

@@ -136,14 +136,15 @@ def test_camera_refuses(run, arguments, code, message, refused):
 def leveled(run) -> str:
     """A model of two label levels, and the traces of one whose first answer knows the coarse level only, its second both."""
     model = anytime.create_model("anytimenet", (4, 2), in_channels=1, blocks=(1, 2, 1), scheme=((1, 1, 1), (0, 1, 0)), width=4)
-    model.metadata |= {"class_names": ["robin", "wren", "carp", "eel", "bird", "fish"], "input_size": [1, 8, 8]}
+    model.info.class_names = ("robin", "wren", "carp", "eel", "bird", "fish")
+    model.info.input_size = (1, 8, 8)
     model.save("leveled")
     fine = torch.arange(40) % 4
     labels = torch.stack([fine, fine // 2], 1)
     known = torch.cat([torch.eye(4)[fine], torch.eye(2)[fine // 2]], 1)
     logits = torch.stack([torch.cat([known[:, :4].roll(1, 1), known[:, 4:]], 1), known])
     macs = torch.tensor([100, 200])
-    names = tuple(model.metadata["class_names"])
+    names = tuple(model.info.class_names)
     for part in ("validation", "test"):
         trace = anytime.Trace(logits, labels, macs, None, None, names, meta={"levels": [4, 2], "part": part})
         trace.save(f"leveled/trace-{part}.safetensors")

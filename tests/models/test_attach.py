@@ -16,11 +16,11 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from anytime.cost import step_macs
-from anytime.model import AnytimeModel, read_model
+from anytime.model import AnytimeModel, create_model
 from anytime.models.common.heads import MixedHead, TokenHead
 from anytime.models.surgery.attach.build import attach, attach_exits
 from anytime.models.surgery.attach.model import AttachedExits
-from anytime.registry import create_model
+from anytime.saving import read_model
 from anytime.testing import check_anytime_model
 from anytime.training.config import parse
 

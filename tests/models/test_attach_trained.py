@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import anytime
-from anytime.model import read_model
+from anytime.model import create_model
 from anytime.models.surgery.attach.build import attach_exits
 from anytime.models.surgery.attach.model import AttachedExits
-from anytime.registry import create_model, register_model
+from anytime.registry import register_model
+from anytime.saving import read_model
 from anytime.training.regimes.freezing import find_heads, freeze_trunk
 
 SIZE = (3, 8, 8)

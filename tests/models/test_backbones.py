@@ -13,11 +13,11 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
+from anytime.model import create_model
 from anytime.models.common.heads import LinearHead
 from anytime.models.surgery.attach.build import attach, attach_exits
 from anytime.models.surgery.attach.model import AttachedExits
 from anytime.models.surgery.backbones import build_backbone, find_classifiers
-from anytime.registry import create_model
 
 SIZE = (3, 8, 8)
 

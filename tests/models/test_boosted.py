@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from anytime.cost import step_macs
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, create_model
 from anytime.models.boosted import Boosted
 from anytime.models.surgery.attach.build import attach_exits
 from anytime.models.surgery.attach.model import AttachedExits
-from anytime.registry import create_model
 from anytime.testing import check_anytime_model
 
 SIZE = (3, 8, 8)

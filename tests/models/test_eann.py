@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from itertools import accumulate
@@ -16,10 +17,12 @@ from torch import Tensor
 
 import anytime
 from anytime.cost import step_macs
+from anytime.model import create_model
 from anytime.models.ann.chain import ExitHeads
-from anytime.models.ann.eann import EANN, PAPER, combine, eann, reported_exits
-from anytime.registry import create_model
+from anytime.models.ann.eann import EANN, PAPER, eann, reported_exits
+from anytime.pretrained import chain_networks
 from anytime.reporting.evaluation import trained_on
+from anytime.saving import ModelInfo
 from anytime.testing import check_anytime_model
 
 PAPER_N = (1, 3, 7, 13, 25)
@@ -241,16 +244,17 @@ def test_the_default_is_the_paper_s() -> None:
     assert {member["arguments"]["width"] for member in PAPER} == {32}
 
 
-def run_directory(path: Path, seed: int = 0, metadata: dict[str, Any] | None = None, **arguments: Any) -> Path:
+def run_directory(path: Path, seed: int = 0, info: dict[str, Any] | None = None, **arguments: Any) -> Path:
     torch.manual_seed(seed)
     model = trained(create_model("ann", **{"num_classes": 2, "width": 2, **arguments}), seed).float()
-    model.metadata = {
-        "data": "Digits",
-        "input_size": [arguments.get("in_channels", 3), 8, 8],
-        "margin": 8 / 7,
-        "class_names": ["ant", "bee"],
-        "recipe": {"model": {}, "data": {"class_path": "anytime.data.Digits", "init_args": {"validation": 0.2}}},
-    } | (metadata or {})
+    model.info = ModelInfo(
+        data="Digits",
+        input_size=(arguments.get("in_channels", 3), 8, 8),
+        resize_ratio=8 / 7,
+        class_names=("ant", "bee"),
+        recipe={"model": {}, "data": {"class_path": "anytime.data.Digits", "init_args": {"validation": 0.2}}},
+    )
+    model.info = dataclasses.replace(model.info, **(info or {}))
     model.save(path)
     return path
 
@@ -258,17 +262,17 @@ def run_directory(path: Path, seed: int = 0, metadata: dict[str, Any] | None = N
 def test_combines_run_directories(tmp_path: Path) -> None:
     runs = [run_directory(tmp_path / f"n{n}", seed=n, units=n) for n in (1, 2, 3)]
     networks = [anytime.load(run).double() for run in runs]
-    combined = combine(runs)
+    combined = chain_networks(runs)
     assert not combined.training
     x = images(2, 3, 8, 8)
     with torch.no_grad():
         answers = combined.double()(x)
         for t, (member, exit) in enumerate(combined.sources):
             torch.testing.assert_close(answers[t], networks[member](x)[exit], rtol=0, atol=1e-12)
-    assert combined.metadata["class_names"] == ["ant", "bee"]
-    assert combined.metadata["input_size"] == [3, 8, 8]
-    assert combined.metadata["margin"] == 8 / 7
-    assert [member["name"] for member in combined.metadata["members"]] == [str(run) for run in runs]
+    assert combined.info.class_names == ("ant", "bee")
+    assert combined.info.input_size == (3, 8, 8)
+    assert combined.info.resize_ratio == 8 / 7
+    assert [member["name"] for member in combined.info.members] == [str(run) for run in runs]
     assert type(trained_on(combined)).__name__ == "Digits"
     combined.float().save(tmp_path / "eann")
     for run in runs:
@@ -276,7 +280,7 @@ def test_combines_run_directories(tmp_path: Path) -> None:
     again = anytime.load(tmp_path / "eann")
     assert isinstance(again, EANN)
     assert again.sources == combined.sources
-    assert again.metadata == combined.metadata
+    assert again.info == combined.info
     with torch.no_grad():
         assert torch.equal(again(x.float()), combined(x.float()))
 
@@ -284,7 +288,7 @@ def test_combines_run_directories(tmp_path: Path) -> None:
 def test_combines_by_validation_error(tmp_path: Path) -> None:
     runs = [run_directory(tmp_path / f"n{n}", units=n, period=n) for n in (1, 2)]
     errors = [[0.5, 0.4, 0.3], [0.6, 0.35, 0.2]]
-    combined = combine(runs, "validation", errors)
+    combined = chain_networks(runs, "validation", errors)
     assert combined.sources == ((0, 0), (0, 1), (0, 2), (0, 2), (0, 2), (1, 2))
     combined.save(tmp_path / "eann")
     assert anytime.load(tmp_path / "eann").sources == combined.sources  # type: ignore[union-attr]
@@ -293,30 +297,30 @@ def test_combines_by_validation_error(tmp_path: Path) -> None:
 DISAGREE = [
     ({"num_classes": 3}, None, r"agree in num_classes: .*one has \(2,\), .*two has \(3,\)"),
     ({"in_channels": 1}, None, "agree in in_channels: .*one has 3, .*two has 1"),
-    ({}, {"input_size": [3, 9, 9]}, r"agree in input_size: .*one has \[3, 8, 8\], .*two has \[3, 9, 9\]"),
-    ({}, {"class_names": ["ant", "cat"]}, "agree in the name of class 1: .*one has 'bee', .*two has 'cat'"),
+    ({}, {"input_size": (3, 9, 9)}, r"agree in input_size: .*one has \(3, 8, 8\), .*two has \(3, 9, 9\)"),
+    ({}, {"class_names": ("ant", "cat")}, "agree in the name of class 1: .*one has 'bee', .*two has 'cat'"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "metadata", "message"), DISAGREE)
-def test_runs_that_disagree(tmp_path: Path, arguments: dict[str, Any], metadata: Any, message: str) -> None:
-    runs = [run_directory(tmp_path / "one", units=1), run_directory(tmp_path / "two", metadata=metadata, units=2, **arguments)]
+@pytest.mark.parametrize(("arguments", "info", "message"), DISAGREE)
+def test_runs_that_disagree(tmp_path: Path, arguments: dict[str, Any], info: Any, message: str) -> None:
+    runs = [run_directory(tmp_path / "one", units=1), run_directory(tmp_path / "two", info=info, units=2, **arguments)]
     with pytest.raises(ValueError, match=message):
-        combine(runs)
+        chain_networks(runs)
 
 
 def test_what_cannot_be_combined(tmp_path: Path) -> None:
     one, two = (run_directory(tmp_path / f"n{n}", units=n) for n in (1, 2))
     with pytest.raises(ValueError, match="at least 2 networks, got 1"):
-        combine([one])
+        chain_networks([one])
     with pytest.raises(ValueError, match=r"must be a list of directories or names, got '.*n1'"):
-        combine(str(one))
+        chain_networks(str(one))
     with pytest.raises(ValueError, match=r"grow in depth: members\[1\] has 3 units, members\[0\] has 6; rule='validation'"):
-        combine([two, one])
+        chain_networks([two, one])
     with pytest.raises(ValueError, match="there is no directory and no pretrained model 'n3'"):
-        combine([one, "n3"])
+        chain_networks([one, "n3"])
     with pytest.raises(ValueError, match=r"agree in num_classes: .*n1 has .*2,.*, anytimenet_cifar10 has .*10,"):
-        combine([one, "anytimenet_cifar10"])
+        chain_networks([one, "anytimenet_cifar10"])
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

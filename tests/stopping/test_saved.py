@@ -115,7 +115,7 @@ def test_a_rule_that_was_never_fitted_gets_a_sentence() -> None:
 @pytest.mark.parametrize("damage", [{"stop": {"kind": "evil"}}, {"stop": 3}, {}, {"stop": {"kind": "confidence", "x": 1}}, 5])
 def test_damage_is_named(damage) -> None:
     model = tiny()
-    model.metadata["fitted"] = {"half": damage}
+    model.info.rules = {"half": damage}
     with pytest.raises(ValueError, match="the rule 'half' that was saved with the model is damaged"):
         Predictor(model, stop="half")
     assert Predictor(model).model is model

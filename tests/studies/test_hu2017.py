@@ -383,7 +383,7 @@ def test_table_1_and_figures_2_and_4_from_end_to_end_on_digits(tmp_path, monkeyp
     gap = (traces["midfeat"].logits - traces["optimal_3"].logits).abs().amax((1, 2))
     assert (gap > 1e-3).tolist() == [True, True, False]  # trunk and last head stay, the other heads are fitted
     assert gap[2] < 1e-5
-    assert load(run).metadata["recipe"]["model"]["init_args"]["regime"] == "joint"
+    assert load(run).info.recipe["model"]["init_args"]["regime"] == "joint"
     sieve = tmp_path / "runs/hu2017/cifar10_cpu_sieve_n1_c2_seed0"
     losses = json.loads((results / "figure_2_cifar10_cpu.json").read_text())["training_losses"]
     assert losses["sieve"] == pytest.approx(training_losses(sieve), rel=1e-5)

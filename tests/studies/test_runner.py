@@ -15,6 +15,7 @@ import yaml
 
 from anytime import create_model
 from anytime.data import create_data
+from anytime.saving import ModelInfo
 from anytime.studies import Run, TrainingStopped, find_recipe, run_all, standing
 from anytime.studies.executors.subprocess import log_end, train_apart
 from anytime.studies.runner import on_validation, record_views, trace_path
@@ -189,7 +190,7 @@ def test_a_view_may_ask_about_validation_images(tmp_path):
     config = parse(["--model=anytimenet", "--model.width=4", "--data=digits", "--data.classes=['1','7']"], [])
     create_run(path, config, overwrite=False)
     model = create_model("anytimenet", 2, in_channels=1, width=4)
-    model.metadata = {"class_names": ["1", "7"], "recipe": config}
+    model.info = ModelInfo(class_names=("1", "7"), recipe=config)
     model.save(path)
     record_views(path, {"A": None, "A, on validation": on_validation})
     data = create_data("digits", classes=["1", "7"], validation=config["data"]["init_args"]["validation"])

@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from anytime.data import Digits
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, create_model
 from anytime.models.surgery.attach.model import AttachedExits
 from anytime.objectives import Weighted
-from anytime.registry import create_model
 from anytime.training import OneCycle, Regime, Settings, fit
 
 NET = """

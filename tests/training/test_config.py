@@ -129,7 +129,7 @@ def test_own_classes(tmp_path, monkeypatch):
     assert built.data.limit == 50
     assert built.objective.factor == 2.0
     assert built.schedule(0.3) == 0.5
-    assert built.model.metadata["recipe"]["model"]["class_path"] == "own_parts.Net"
+    assert built.model.info.recipe["model"]["class_path"] == "own_parts.Net"
     with pytest.raises(UsageError, match=r"objective\.factor must be given"):
         parse(parts)
     assert "--data.only" in class_help("data", "own_parts.Data")
@@ -142,7 +142,7 @@ def test_build_takes_classes_channels_and_normalization_from_the_data():
     model = build(parse(flags)).model
     assert (model.num_classes, model.in_channels) == (2, 1)
     assert 0.2 < model.mean.item() < 0.4
-    assert model.metadata["class_names"] == ["1", "7"]
+    assert model.info.class_names == ("1", "7")
     assert torch.equal(model.state_dict()["mean"], build(parse(flags)).model.mean)
     identity = build(parse([*flags, "--normalize", "false"])).model
     assert (identity.mean.item(), identity.std.item()) == (0.0, 1.0)

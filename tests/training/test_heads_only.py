@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from anytime.model import create_model
 from anytime.models.surgery.attach.build import attach_exits
 from anytime.objectives import Weighted
-from anytime.registry import create_model
 from anytime.training import HeadsOnly
 from anytime.training.build import build
 from anytime.training.config import UsageError, parse
@@ -154,4 +154,4 @@ def test_weights_are_read_when_a_training_starts_and_not_when_it_goes_on(exits: 
     with pytest.raises(FileNotFoundError, match=r"no weights at .*gone\.pt"):
         build(config)
     parts = build(config, filled_later=True)
-    assert parts.model.metadata["recipe"]["model"]["init_args"]["pretrained"] == str(tmp_path / "gone.pt")
+    assert parts.model.info.recipe["model"]["init_args"]["pretrained"] == str(tmp_path / "gone.pt")

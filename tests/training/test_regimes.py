@@ -18,10 +18,9 @@ from anytime import load
 from anytime.cli import main
 from anytime.commands.train_help import help_wanted
 from anytime.data import hashing
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, create_model
 from anytime.models.surgery.attach.model import AttachedExits
 from anytime.objectives import AANN, SelfDistillation, Weighted, step_losses
-from anytime.registry import create_model
 from anytime.training import GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich
 from anytime.training.build import build
 from anytime.training.callbacks import Interrupted

@@ -62,7 +62,7 @@ def run_demo(run: Path, epochs: int, overwrite: bool = False) -> None:
     model = load(run)
     data = create_data("digits")
     data.setup("test")
-    meta = {"dataset": "Digits", "part": "test", "recipe": model.metadata["recipe"]}
+    meta = {"dataset": "Digits", "part": "test", "recipe": model.info.recipe}
     trace = record(model, data.test_dataloader(), meta=meta)
     images = torch.cat([images for images, _ in data.test_dataloader()])
     shown = _telling(trace)

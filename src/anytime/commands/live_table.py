@@ -45,12 +45,12 @@ def show_frames(
         stop: A stopping rule besides the next frame.
         combine: Makes the answers of several steps' outputs.
     """
-    files, labels = list_frames(folder, (model.metadata.get("class_names") or [])[: model.levels[0]])
+    files, labels = list_frames(folder, model.info.class_names[: model.levels[0]])
     device = next(model.parameters()).device
     predictor = Predictor(model, profile(model, size, repeats=200), combine, stop)
     board = Board(model.num_steps, fps, labels)
     live, drawn, seen = sys.stdout.isatty(), 0, 0.0
-    read = partial(read_image, input_size=size, margin=model.metadata.get("margin", 1.0))
+    read = partial(read_image, input_size=size, resize_ratio=model.info.resize_ratio)
     for frame in frames(predictor, (image.to(device) for image in _read_ahead(files, read)), fps):
         board.add(frame)
         if live and (now := time.monotonic()) - seen >= _REDRAW:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from anytime.commands.parser import Parser
 from anytime.cost import step_macs
-from anytime.model import read_config
+from anytime.model import create_model
 from anytime.pretrained import list_pretrained, pretrained_folder
-from anytime.registry import create_model, find_factory, list_models
+from anytime.registry import find_factory, list_models
 from anytime.reporting.tables import Column, format_table
+from anytime.saving import ModelInfo, read_config
 from anytime.support.names import nearest
 from anytime.support.units import macs_text
 
@@ -48,8 +49,8 @@ def list_all_models() -> str:
     )
     trained = []
     for name in list_pretrained():
-        metadata = read_config(pretrained_folder(name)).get("metadata", {})
-        trained.append({"name": name, "data": metadata.get("data"), "result": metadata.get("result", "")})
+        info = ModelInfo.from_dict(read_config(pretrained_folder(name)).get("metadata", {}))
+        trained.append({"name": name, "data": info.data, "result": info.result})
     if trained:
         columns = [Column("name", "name"), Column("data", "data set"), Column("result", "measured")]
         text += "\n\ntrained models (`anytime predict NAME IMAGE`):\n" + format_table(trained, columns)

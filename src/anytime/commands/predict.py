@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     from anytime.stopping import resolve
 
     model = load(options.model)
-    size = tuple(model.metadata.get("input_size") or (model.in_channels, 32, 32))
+    size = model.info.input_size or (model.in_channels, 32, 32)
     try:
         rule, combine = resolve(model, stop, options.combine, step_macs(model, size) if options.combine == "mixture" else None)
     except ValueError as error:
@@ -86,8 +86,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from anytime.data import read_image
 
-    margin = model.metadata.get("margin", 1.0)
-    images = [(path, read_image(path, size, margin)) for path in options.images]  # all at the door: one may be damaged
+    images = [
+        (path, read_image(path, size, model.info.resize_ratio)) for path in options.images
+    ]  # all at the door: one may be damaged
     _predict(model, images, deadline, options.top, combine, rule)
     return 0
 
@@ -121,7 +122,7 @@ def _predict(
     from anytime.stopping.levels import LevelChoice, answer_text
     from anytime.support.units import macs_text, ms_text
 
-    names = model.metadata.get("class_names") or [str(k) for size in model.levels for k in range(size)]
+    names = model.info.class_names or [str(k) for size in model.levels for k in range(size)]
     choice = LevelChoice.kept(model)
     measured = profile(model, images[0][1][None], repeats=50)
     predictor = Predictor(model, measured, combine, stop, quantile="p50")

@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = load(options.model).to(options.device)
-    size = model.metadata.get("input_size") or (model.in_channels, 32, 32)
+    size = model.info.input_size or (model.in_channels, 32, 32)
     measured = profile(model, size, [int(size) for size in sizes], options.repeats, compile=options.compile)
     columns = [
         Column("step", "step"),

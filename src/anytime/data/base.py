@@ -118,7 +118,7 @@ class ImageData(LightningDataModule, ABC):
     standard_augment: ClassVar[Choice] = "crop+flip"
 
     input_size: tuple[int, int, int] = (3, 32, 32)
-    margin: float = 1.0
+    resize_ratio: float = 1.0
     """Test images are resized to this many times the wanted size before their centre is cut out."""
 
     def __init__(

@@ -9,7 +9,7 @@ from anytime.data.files import reading, to_channels, to_tensor
 from anytime.data.stream import resize_and_crop
 
 
-def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], margin: float = 1.0) -> torch.Tensor:
+def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], resize_ratio: float = 1.0) -> torch.Tensor:
     """Reads an image for a model.
 
     Grey and colour are converted into each other as the model needs it; an image of another size is resized until it
@@ -18,8 +18,8 @@ def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], m
     Args:
         path: an image file.
         input_size: (channels, height, width) that the model takes; 1 or 3 channels.
-        margin: the shorter side is resized to this many times the longer wanted one, as the data set's test images were
-            (`metadata["margin"]` of a trained model); 1 just covers.
+        resize_ratio: the shorter side is resized to this many times the longer wanted one, as the data set's test images were
+            (`model.info.resize_ratio`); 1 just covers.
 
     Returns:
         float32 `[C, H, W]` in [0, 1].
@@ -33,8 +33,8 @@ def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], m
         raise ValueError(f"input_size must have 1 (grey) or 3 (RGB) channels, got {input_size}")
     with reading(path), Image.open(path) as file:
         image = to_channels(ImageOps.exif_transpose(file), channels)
-        if margin == 1:
+        if resize_ratio == 1:
             seen = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         else:
-            seen = resize_and_crop(height, width, margin)(image)
+            seen = resize_and_crop(height, width, resize_ratio)(image)
     return to_tensor(seen).float().div_(255)

@@ -71,13 +71,13 @@ class _Plan:
         return map(self.batch, range(self.start, self.stop))
 
 
-MARGIN = 8 / 7
+RESIZE_RATIO = 8 / 7
 """The usual one: 256 pixels for 224."""
 
 
-def resize_and_crop(height: int, width: int, margin: float = MARGIN) -> v2.Transform:
-    """The view for testing: the shorter side resized to `margin` times the longer wanted one, the centre cut out."""
-    return v2.Compose([v2.Resize(round(max(height, width) * margin)), v2.CenterCrop((height, width))])
+def resize_and_crop(height: int, width: int, resize_ratio: float = RESIZE_RATIO) -> v2.Transform:
+    """The view for testing: the shorter side resized to `resize_ratio` times the longer wanted one, the centre cut out."""
+    return v2.Compose([v2.Resize(round(max(height, width) * resize_ratio)), v2.CenterCrop((height, width))])
 
 
 class StreamedBatches(Loader):

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, create_model
 from anytime.models.common.additive import BoostedState, add_to, added_up, check_shrink
-from anytime.registry import create_model, register_model
+from anytime.registry import register_model
 
 
 class Boosted(AnytimeModel):
@@ -34,7 +34,7 @@ class Boosted(AnytimeModel):
         super().__init__(model.levels, model.in_channels)
         self.settled: dict[str, Any] = {}
         self.num_steps, self.shrink = model.num_steps, shrink
-        self.own_normalization = getattr(model, "own_normalization", False)
+        self.own_normalization = model.own_normalization
         self.mean.copy_(model.mean)
         self.std.copy_(model.std)
         model.set_normalization([0.0] * model.in_channels, [1.0] * model.in_channels)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from anytime.model import AnytimeModel
 from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.tables import Column, used
+from anytime.saving import recipe_text
 
 KEYS = ("step", "macs", "share_of_macs", "contract_macs", "accuracy", "confidence", "true_class_probability", "ece", "seconds")
 
@@ -26,12 +25,12 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
 
     Args:
         name: Heading.
-        model: With the recipe in its metadata.
+        model: With the recipe in its `info`.
         numbers: `analysis.summary` of its test trace.
         trained_on: The hardware and time of the training, in words.
         notes: Paragraphs that go after the table.
     """
-    meta, recipe = numbers["meta"], model.metadata.get("recipe", {})
+    meta, recipe = numbers["meta"], model.info.recipe
     columns = [column for key in KEYS for column in STEP_COLUMNS if column.key == key]
     errors = numbers["error_at_cost"]["macs"]
     milestones = ", ".join(f"{share}: {'–' if value is None else f'{value:.2%}'}" for share, value in errors.items())
@@ -43,7 +42,7 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
     parts = [
         f"# {name}",
         f"{meta['model']}, {meta['parameters']:,} parameters, {answers} for images of {channels} channels "
-        f"and {height}x{width} pixels in [0, 1]; classes: {', '.join(model.metadata.get('class_names', []))}.",
+        f"and {height}x{width} pixels in [0, 1]; classes: {', '.join(model.info.class_names)}.",
         f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which training and "
         f"tuning never saw; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over the "
         f"stream (interruptible) or for that answer alone (contract){timed}. Confidence is the mean max softmax, "
@@ -53,31 +52,6 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
         f"share of the MACs: {milestones}; largest fall of accuracy from one step to the next: {numbers['largest_drop']:.2%}.",
         notes,
         f"Trained on {trained_on}." if trained_on else "",
-        _recipe_text(recipe),
+        recipe_text(recipe),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def hub_card(model: AnytimeModel) -> str:
-    """The card of a model of which no measurements are at hand, as Markdown under the hub's heading."""
-    meta = model.metadata
-    built = f"{model.config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_steps} answers"
-    names = ", ".join(meta.get("class_names", []))
-    size = meta.get("input_size")
-    parts = [
-        "---\nlibrary_name: anytime\npipeline_tag: image-classification\ntags: [anytime, early-exit]\n---",
-        f"# {built}",
-        "A network that holds an answer after each of its steps, and answers better the longer it may compute.",
-        '```python\nimport anytime\n\nmodel = anytime.AnytimeModel.from_pretrained("OWNER/NAME")\n'
-        "for logits in model.stream(images):  # RGB in [0, 1]\n    ...\n```",
-        f"Images: {'x'.join(map(str, size))}, in [0, 1]." if size else "",
-        f"Classes: {names}." if names else "",
-        f"Measured: {meta['result']}" if meta.get("result") else "",
-        _recipe_text(meta.get("recipe", {})),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _recipe_text(recipe: Mapping[str, Any]) -> str:
-    text = yaml.safe_dump(dict(recipe), sort_keys=False).strip()
-    return f"Recipe (`anytime train --config`):\n\n```yaml\n{text}\n```" if recipe else ""

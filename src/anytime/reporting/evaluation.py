@@ -42,14 +42,14 @@ def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None, 
     """The data set a model was trained on, with the recipe's arguments.
 
     Args:
-        model: Trained by `anytime train`, which notes its recipe in `model.metadata`.
+        model: Trained by `anytime train`, which keeps its recipe in `model.info`.
         root: Folder of the data in place of the recipe's.
         download: Downloads what is missing there.
 
     Raises:
         ValueError: The model does not say what it was trained on.
     """
-    recipe = model.metadata.get("recipe")
+    recipe = model.info.recipe
     if not recipe:
         raise ValueError("this model does not say what it was trained on (no recipe in its config.json)")
     arguments = dict(recipe["data"].get("init_args", {}))
@@ -98,7 +98,7 @@ def evaluate_run(
     data = trained_on(model, root, download)
     data.prepare_data()
     loader = images_of(data, part)
-    meta = {"dataset": type(data).__name__, "part": part, "recipe": model.metadata["recipe"]}
+    meta = {"dataset": type(data).__name__, "part": part, "recipe": model.info.recipe}
     trace = record(model, loader, device=device, input_size=data.input_size, progress=progress, meta=meta)
     return write_results(trace, out or output_folder(run), part)
 
@@ -176,7 +176,7 @@ def find_trace(
         loader = data.test_dataloader() if part == "test" else data.val_dataloader()
         if isinstance(loader, list):
             raise ValueError("the model was trained with validation=0: there are no images to fit a rule on")
-        meta = {"dataset": type(data).__name__, "part": part, "recipe": model.metadata["recipe"]}
+        meta = {"dataset": type(data).__name__, "part": part, "recipe": model.info.recipe}
         trace = record(model, loader, device=device, input_size=data.input_size, meta=meta)
         model.cpu()
         trace.save(path)

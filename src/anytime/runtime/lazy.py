@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from anytime.combine import Combiner, Last, Temperature
-from anytime.model import AnytimeModel, State
+from anytime.model import AnytimeModel, SplitStep, State
 from anytime.runtime.answer import Answer
 from anytime.runtime.steps import Steps
 from anytime.stopping import Rule
@@ -64,7 +64,7 @@ class LazyExecution:
 
 def check_lazy_exits(model: AnytimeModel, rule: Rule | None, combiner: Combiner) -> None:
     """Refuses, with a ValueError, what cannot do without some of the answers."""
-    if not (callable(getattr(model, "advance", None)) and callable(getattr(model, "read", None))):
+    if not isinstance(model, SplitStep):
         raise ValueError(
             f"lazy_exits needs a model with advance(state) and read(state), the halves of a step, like ann; "
             f"{type(model).__name__} has none"

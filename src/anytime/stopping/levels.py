@@ -13,15 +13,13 @@ from anytime.analysis.taxonomy import _sizes, level_accuracies
 from anytime.model import AnytimeModel
 from anytime.trace import Trace
 
-_KEY = "answer_levels"
-
 
 @dataclass(frozen=True)
 class LevelChoice:
     """The label level d_t that is answered after step t = 1..T: 0 is the finest.
 
-    `anytime.stopping.levels.choose_levels` chooses it on validation data. It is kept in the metadata of a model, so that
-    `model.save` writes it into `config.json`.
+    `anytime.stopping.levels.choose_levels` chooses it on validation data. It is kept in `model.info`, so that `model.save`
+    writes it into `config.json`.
 
     Attributes:
         sizes: Number of classes of each level, fine to coarse.
@@ -75,7 +73,7 @@ class LevelChoice:
             ValueError: The model has other levels, or another number of steps.
         """
         self._check(model)
-        model.metadata[_KEY] = self.to_dict()
+        model.info.answer_levels = self.to_dict()
 
     @classmethod
     def kept(cls, model: AnytimeModel) -> LevelChoice | None:
@@ -84,7 +82,7 @@ class LevelChoice:
         Raises:
             ValueError: It is damaged, or does not fit the model.
         """
-        values = model.metadata.get(_KEY)
+        values = model.info.answer_levels
         if values is None:
             return None
         choice = cls.from_dict(values)

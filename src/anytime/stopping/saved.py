@@ -1,4 +1,4 @@
-"""Fitted rules that belong to a model: kept in its metadata, so saved, loaded and published with it as JSON."""
+"""Fitted rules that belong to a model: kept in its `info`, so saved, loaded and published with it as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from anytime.model import AnytimeModel
 from anytime.stopping.rules import Never, Rule
 from anytime.support.names import nearest
 
-_KEY = "fitted"
 _SIMPLE = (Last.kind, Caching.kind, Product.kind)  # combiners that need no fitting
 
 
@@ -44,7 +43,7 @@ def keep(model: AnytimeModel, name: str, fitted: Fitted) -> None:
     fitted.stop.start(model.num_steps)
     fitted.combine.start(model.num_steps)
     values = {"stop": fitted.stop.to_dict(), "combine": fitted.combine.to_dict(), "facts": dict(fitted.facts)}
-    model.metadata[_KEY] = {**model.metadata.get(_KEY, {}), name: values}
+    model.info.rules = {**model.info.rules, name: values}
 
 
 def kept(model: AnytimeModel) -> dict[str, Fitted]:
@@ -53,7 +52,7 @@ def kept(model: AnytimeModel) -> dict[str, Fitted]:
     Raises:
         ValueError: One of them is damaged; names it.
     """
-    return {name: _read(name, values) for name, values in model.metadata.get(_KEY, {}).items()}
+    return {name: _read(name, values) for name, values in model.info.rules.items()}
 
 
 def _read(name: str, values: Any) -> Fitted:
@@ -81,7 +80,7 @@ def resolve(
     Raises:
         ValueError: A rule that was never fitted to this model or to other answers than `combine` gives, an unknown name.
     """
-    saved: Mapping[str, Any] = model.metadata.get(_KEY, {})
+    saved: Mapping[str, Any] = model.info.rules
     fitted = None
     if isinstance(stop, str):
         if stop not in saved:

@@ -147,7 +147,7 @@ def record_views(path: Path, views: Mapping[str, View | None]) -> None:
     model = load(path)
     data = trained_on(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = {"dataset": type(data).__name__, "recipe": model.metadata["recipe"]}
+    facts = {"dataset": type(data).__name__, "recipe": model.info.recipe}
     facts["trained_on"] = read_run(path)[1]["hardware"]
     for name, view in views.items():
         network = (model if view is None else view(model)).eval()

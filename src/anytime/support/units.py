@@ -6,6 +6,7 @@ import math
 import re
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def parse_seconds(text: str) -> float:
@@ -34,17 +35,12 @@ def ms_text(seconds: float) -> str:
     return f"{seconds * 1e3:#.3g}" if seconds < 0.0995 else f"{seconds * 1e3:,.0f}"
 
 
-_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-
-
 def parse_budget(text: str, whole: float) -> tuple[float, str]:
     """A mean cost from `"50%"` (of `whole` MACs), `"40M"` (MACs) or `"2ms"`: the amount, and "macs" or "seconds".
 
     Raises:
         ValueError: Neither of them.
     """
-    from anytime.runtime import parse_seconds
-
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kMGT])\s*", text)
     if match:
         amount = float(match[1])

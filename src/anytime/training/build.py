@@ -14,11 +14,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from anytime import registry
 from anytime.data import ImageData
-from anytime.model import AnytimeModel, eval_mode
+from anytime.model import AnytimeModel, create_model, eval_mode
 from anytime.objectives import Objective
 from anytime.pretrained import load
+from anytime.saving import ModelInfo
 from anytime.training.config import Config, UsageError, imported, short_names
 from anytime.training.fit import Settings, fit, hardware_arguments
 from anytime.training.module import decay_groups
@@ -104,27 +104,26 @@ def build(config: Config, filled_later: bool = False) -> Parts:
                 f"heads are to be trained on a trained network, but this one has no weights: give them by {given_by}"
             )
         objective.set_levels(data.levels or (data.num_classes,))
-        model = registry.create_model(path, classes, **given | size)
+        model = create_model(path, classes, **given | size)
         regime.check(model, settings.epochs)
         objective.check(model.num_steps)
         with torch.no_grad(), eval_mode(model):
             model.step(model.initial_state(torch.zeros(1, *data.input_size)))  # refuses a wrong image size here
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(str(error)) from error
-    measured = {key: value for key, value in getattr(model, "measured", {}).items() if key in given}
+    measured = {key: value for key, value in model.measured_arguments.items() if key in given}
     config = config | {"model": config["model"] | {"init_args": given | measured}}  # a resumed training must not measure again
     if settings.weights is not None and not filled_later:
         _fill(model, settings.weights)
-    own = getattr(model, "own_normalization", False)  # of a backbone's trained weights, or of a configuration of its own
-    if settings.normalize and not own and settings.weights is None:
+    if settings.normalize and not model.own_normalization and settings.weights is None:
         model.set_normalization(data.mean, data.std)
-    model.metadata = {
-        "data": type(data).__name__,
-        "input_size": list(data.input_size),
-        "margin": data.margin,
-        "class_names": list(data.class_names),
-        "recipe": short_names(config),
-    }
+    model.info = ModelInfo(
+        data=type(data).__name__,
+        input_size=data.input_size,
+        resize_ratio=data.resize_ratio,
+        class_names=tuple(data.class_names),
+        recipe=short_names(config),
+    )
     return Parts(model, data, objective, optimizer, schedule, settings, regime, config)
 
 

@@ -12,7 +12,7 @@ from torchvision.datasets.folder import make_dataset
 from anytime.data.base import ImageData, Part
 from anytime.data.files import IMAGE_SUFFIXES, download_archives, open_image, read_lines, reading
 from anytime.data.splits import hold_out
-from anytime.data.stream import MARGIN, Files
+from anytime.data.stream import RESIZE_RATIO, Files
 
 
 class _Paths:
@@ -74,7 +74,7 @@ class StreamedData(ImageData):
     """
 
     input_size = (3, 224, 224)
-    margin = MARGIN
+    resize_ratio = RESIZE_RATIO
 
     def __init__(self, size: int = 224, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -10,12 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anytime.model import AnytimeModel, eval_mode
+from anytime.model import AnytimeModel, create_model, eval_mode
 from anytime.models.ann.chain import AnytimeChain, ChainState
-from anytime.pretrained import load
-from anytime.registry import create_model, register_model
+from anytime.registry import register_model
 
-Rule = Literal["depth", "validation"]
+ReportBy = Literal["depth", "validation"]
 Place = tuple[int, int]  # (member, exit), both from 0
 
 PAPER: tuple[dict[str, Any], ...] = tuple(
@@ -105,7 +103,7 @@ class EANN(AnytimeModel):
         num_classes: int | Sequence[int],
         in_channels: int,
         members: Sequence[AnytimeChain],
-        rule: Rule = "depth",
+        rule: ReportBy = "depth",
         validation_errors: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__(num_classes, in_channels)
@@ -197,7 +195,7 @@ def _macs(member: AnytimeChain, side: int) -> int:
     return total
 
 
-def _check_growth(members: Sequence[AnytimeChain], rule: Rule) -> None:
+def _check_growth(members: Sequence[AnytimeChain], rule: ReportBy) -> None:
     """Each member costs more than the one before; by depth it also has more units, or none of its answers would count."""
     side = max(16, *(member._smallest for member in members))  # costs grow alike with the size
     macs = [_macs(member, side) for member in members]
@@ -244,12 +242,12 @@ def eann(
     num_classes: int | tuple[int, ...] = 10,
     in_channels: int = 3,
     members: tuple[dict[str, Any], ...] = PAPER,
-    rule: Rule = "depth",
+    rule: ReportBy = "depth",
     validation_errors: tuple[tuple[float, ...], ...] | None = None,
 ) -> EANN:
     """EANN of Hu et al. 2017: anytime networks of growing depth run one after the other.
 
-    `anytime.models.ann.eann.combine` makes one of trained networks.
+    `anytime.chain_networks` makes one of trained networks.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
@@ -265,68 +263,8 @@ def eann(
         if not isinstance(member, Mapping) or "model" not in member or member.keys() - {"model", "arguments"}:
             raise ValueError(
                 f"members[{place}] must be {{'model': NAME, 'arguments': {{...}}}}, got {member!r}; "
-                "trained networks are combined by anytime.models.ann.eann.combine"
+                "trained networks are combined by anytime.chain_networks"
             )
         given: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels} | dict(member.get("arguments") or {})
         built.append(create_model(member["model"], **given))
     return EANN(num_classes, in_channels, built, rule, validation_errors)
-
-
-def _agree(what: str, names: Sequence[str], values: Sequence[Any]) -> None:
-    """Refuses values that differ; None is not known and agrees with all."""
-    known = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
-    for name, value in known[1:]:
-        if value != known[0][1]:
-            raise ValueError(f"members must agree in {what}: {known[0][0]} has {known[0][1]!r}, {name} has {value!r}")
-
-
-def combine(
-    members: Sequence[str | os.PathLike[str]],
-    rule: Rule = "depth",
-    validation_errors: Sequence[Sequence[float]] | None = None,
-) -> EANN:
-    """The sequence of trained networks, in eval mode; saved, it can be loaded without their directories.
-
-    Weights and normalisation are those of each member. Its `metadata` say what the members agree in, the data set of the
-    last one (so that `anytime evaluate` finds it), and all about each member.
-
-    Args:
-        members: Run directories or pretrained names in order, each as `anytime.load` takes it.
-        rule: `"depth"` or `"validation"`, see `EANN`.
-        validation_errors: For `"validation"`, errors of each member's exits; from traces of validation images:
-            `[curves.error(trace).tolist() for trace in traces]`.
-
-    Raises:
-        ValueError: Members that disagree in classes, class names or images, and all that `EANN` refuses.
-        FileNotFoundError: A directory holds no finished model.
-    """
-    if isinstance(members, str | os.PathLike):
-        raise ValueError(f"members must be a list of directories or names, got {members!r}")
-    if len(members) < 2:
-        raise ValueError(f"members must be at least 2 networks, got {len(members)}")
-    names, networks = [os.fspath(member) for member in members], [load(member) for member in members]
-    facts = [network.metadata for network in networks]
-    _agree("num_classes", names, [network.levels for network in networks])
-    _agree("in_channels", names, [network.in_channels for network in networks])
-    for what in ("input_size", "margin"):
-        _agree(what, names, [fact.get(what) for fact in facts])
-    for k in range(networks[0].num_classes):
-        _agree(f"the name of class {k}", names, [fact["class_names"][k] if "class_names" in fact else None for fact in facts])
-    levels = networks[0].levels
-    model = create_model(
-        "eann",
-        levels[0] if len(levels) == 1 else levels,  # type: ignore[arg-type]
-        in_channels=networks[0].in_channels,
-        members=[network.config for network in networks],
-        rule=rule,
-        validation_errors=validation_errors,
-    )
-    assert isinstance(model, EANN)
-    for member, network in zip(model.members, networks, strict=True):
-        member.load_state_dict(network.state_dict())
-    for fact in facts:
-        model.metadata |= {key: fact[key] for key in ("data", "input_size", "margin", "class_names") if key in fact}
-    if "data" in facts[-1].get("recipe", {}):
-        model.metadata["recipe"] = {"data": facts[-1]["recipe"]["data"]}
-    model.metadata["members"] = [{"name": name, **fact} for name, fact in zip(names, facts, strict=True)]
-    return model.eval()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anytime.model import AnytimeModel, eval_mode
+from anytime.model import AnytimeModel, create_model, eval_mode
 from anytime.models.cascaded.residual import ResidualNet
 from anytime.models.common.step_norm import StepBatchNorm2d
-from anytime.registry import create_model, find_factory
+from anytime.registry import find_factory
 
 
 def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> ResidualNet:
@@ -48,7 +49,7 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"the weights of this {model.config['model']} do not fit: {reason}") from error
-    relative.metadata = dict(model.metadata)
+    relative.info = replace(model.info)
     return relative.train(model.training)
 
 

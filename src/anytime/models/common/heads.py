@@ -6,7 +6,6 @@ Every head is built as `Head(shape, num_classes)`, the shape without the batch: 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import eval_mode
-from anytime.support.names import nearest
+from anytime.support.names import import_subclass, nearest
 
 Shape = tuple[int, ...]
 GRID_WEIGHTS = 2**18  # of one head: reading more would cost as much time as a layer when one image is answered
@@ -127,22 +126,6 @@ HEADS: dict[str, type[nn.Module]] = {
 Head = str | Callable[[Shape, int], nn.Module]
 
 
-def find_module_class(path: str, what: str) -> type[nn.Module]:
-    """The subclass of nn.Module at an import path; nothing else can be called by name, which may come from any file.
-
-    Raises:
-        ValueError: The path leads nowhere, or to something else.
-    """
-    module_name, _, attribute = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{what} {path!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{what} {path!r} is no subclass of torch.nn.Module")
-    return found
-
-
 def build_head(head: Head, shape: Shape, num_classes: int, channels_last: bool = False) -> nn.Module:
     """A head for features of a shape.
 
@@ -160,7 +143,7 @@ def build_head(head: Head, shape: Shape, num_classes: int, channels_last: bool =
         name = ("token" if channels_last else ("linear", "token", "mixed")[len(shape) - 1]) if head == "auto" else head
         if "." not in name and name not in HEADS:
             raise ValueError(f"unknown head {head!r}{nearest(head, ['auto', *HEADS])}")
-        build: Callable[[Shape, int], nn.Module] = HEADS[name] if name in HEADS else find_module_class(name, "head")
+        build: Callable[[Shape, int], nn.Module] = HEADS[name] if name in HEADS else import_subclass(name, nn.Module, "head")
     else:
         name, build = getattr(head, "__name__", type(head).__name__), head
     if build in HEADS.values():

@@ -14,8 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from anytime.models.common.heads import find_module_class
-from anytime.support.names import nearest
+from anytime.support.names import import_subclass, nearest
 
 RESERVED = frozenset(  # what our own arguments say, or what reads files
     ("num_classes", "in_channels", "in_chans", "weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -67,7 +66,7 @@ def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str
 def _own(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
     if classes is None:
         raise ValueError(f"nothing can be downloaded for {name!r}; pretrained must be a file")
-    kind = find_module_class(name, "backbone")
+    kind = import_subclass(name, nn.Module, "backbone")
     takes = inspect.signature(kind).parameters
     given: dict[str, Any] = {"num_classes": classes, "in_channels": size[0]}
     network = kind(**{key: value for key, value in given.items() if key in takes}, **options)

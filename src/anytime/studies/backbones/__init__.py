@@ -50,7 +50,7 @@ def heads_only(model: AnytimeModel) -> AnytimeModel:
     from anytime.training.build import build
     from anytime.training.config import resolve_recipe
 
-    recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
+    recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.info.recipe))
     recipe["model"]["init_args"]["exits"] = EXITS
     regime = {"class_path": "HeadsOnly", "init_args": {"views": 2, "memory": 8.0}}
     optimizer = {"class_path": "Adam", "init_args": {"lr": 0.001}}

@@ -40,7 +40,7 @@ def training_losses(run: Path) -> list[float]:
     if (run / LOSSES).is_file():
         return json.loads((run / LOSSES).read_text())
     model = load(run)
-    recipe = model.metadata["recipe"]["data"]
+    recipe = model.info.recipe["data"]
     data = create_data(recipe["class_path"], **recipe["init_args"] | {"augment": "none"})
     data.setup("fit")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,8 +13,7 @@ import torch
 
 from anytime.analysis.curves import MILESTONES
 from anytime.cost import step_macs
-from anytime.model import AnytimeModel
-from anytime.registry import create_model
+from anytime.model import AnytimeModel, create_model
 from anytime.studies.executors.subprocess import train_in_passing
 from anytime.studies.runner import Run, StoredTraces, Traces, View, find_recipe
 
@@ -178,7 +177,7 @@ def midfeat(model: AnytimeModel) -> AnytimeModel:
     from anytime.training.build import build
     from anytime.training.config import resolve_recipe
 
-    recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.metadata["recipe"]))
+    recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.info.recipe))
     recipe["model"]["init_args"]["regime"] = "midfeat"
     recipe |= resolve_recipe({"objective": {"class_path": "Weighted", "init_args": {"weights": "constant"}}})
     parts = build(recipe, filled_later=True)

@@ -26,11 +26,11 @@ def find_heads(model: AnytimeModel) -> dict[str, nn.Module]:
         >>> list(find_heads(create_model("anytimenet", width=4)))
         ['head']
     """
-    names = getattr(model, "head_names", None)
+    names = model.head_names
     if names is None:
         known = dict(model.named_modules())
         inner = [(f"{name}." if name else "", part) for name, part in known.items() if isinstance(part, AnytimeModel)]
-        called = [f"{prefix}{name}" for prefix, part in inner for name in getattr(part, "head_names", NAMES)]
+        called = [f"{prefix}{name}" for prefix, part in inner for name in part.head_names or NAMES]
         names = [name for name in called if name in known]
     try:
         heads = {name: model.get_submodule(name) for name in names}

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from anytime.model import create_model
 from anytime.models.common.additive import check_shrink
 from anytime.models.common.heads import Head, build_head
 from anytime.models.surgery.attach.cut_points import Cut, Spread, Survey, choose_cuts, example, find_cuts, layouts, survey
 from anytime.models.surgery.attach.graph import Stage, preserved, split
 from anytime.models.surgery.attach.model import AdditiveExits, AttachedExits
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
-from anytime.registry import create_model, register_model
+from anytime.registry import register_model
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
 
@@ -98,8 +99,8 @@ def attach_exits(
         spread: Even shares of "macs", or of "latency" measured here on the network's device: the longest step bounds how late
             an interruption takes effect.
         first: Share of the whole cost at the first exit; the others are even between it and 1. Only with a number of exits.
-        head: "auto", "linear", "mixed", "conv", "token", "class_token" (see `anytime.models.common.heads`), the import path of a
-            class, or what is called with (shape, num_classes).
+        head: "auto", "linear", "mixed", "conv", "token", "class_token" (see `anytime.models.common.heads`), the import path
+            of a class, or a function that is called with (shape, num_classes).
         input_size: (channels, height, width) of the images to count and measure with.
         stages: Instead of `exits`, for a network that cannot be traced: functions `f(backbone, h) -> h`, T of them, that one
             after the other are its forward.
@@ -168,7 +169,7 @@ def attach_exits(
     if isinstance(model, AdditiveExits):
         model.shrink = shrink
     if isinstance(exits, int) and spread == "latency":
-        model.measured = {"exits": list(model.exits), "first": None}
+        model.measured_arguments = {"exits": list(model.exits), "first": None}
     return model
 
 
@@ -294,5 +295,5 @@ def attach(
     if subtracted is not None and divisor is not None:
         model.set_normalization(subtracted, divisor)
         model.own_normalization = True
-    model.settled = {"exits": model.exits, "first": None, "pretrained": False}
+    model.settled_arguments = {"exits": model.exits, "first": None, "pretrained": False}
     return model

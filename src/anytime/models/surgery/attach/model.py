@@ -66,8 +66,6 @@ class AttachedExits(AnytimeModel):
         self.heads = nn.ModuleList(heads)
         self.stages, self.cuts, self.size = tuple(stages), tuple(cuts), size
         self.exits = tuple(cut.name for cut in cuts)
-        self.measured: dict[str, Any] = {}
-        self.settled: dict[str, Any] = {}
         self.own_normalization = False
         self._tail = tail
         self.keeps_features = not new or tail is not None

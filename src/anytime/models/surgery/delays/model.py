@@ -117,7 +117,6 @@ class DelayedNetwork(AnytimeModel):
             raise TypeError(f"network must be a torch.nn.Module, got {network!r}")
         if num_steps is not None and not isinstance(num_steps, int):
             raise ValueError(f"num_steps must be a whole number, got {num_steps!r}")
-        self.settled: dict[str, Any] = {}
         self.own_normalization = False
         self.kernel = make_kernel(kernel, alpha)
         self.arrival = self.kernel.after(self.kernel.lag)

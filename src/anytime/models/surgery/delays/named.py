@@ -56,5 +56,8 @@ def delayed(
     if found.mean is not None and found.std is not None:
         model.set_normalization(found.mean, found.std)
         model.own_normalization = True
-    model.settled = {"pretrained": False, "reset": False}  # branches that were found may be no modules, but are found again
+    model.settled_arguments = {
+        "pretrained": False,
+        "reset": False,
+    }  # branches that were found may be no modules, but are found again
     return model

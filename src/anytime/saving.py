@@ -1,0 +1,277 @@
+"""Models on disk and on the hub: `config.json` and `model.safetensors`, loaded without executing pickled code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+
+from anytime.registry import build_model
+from anytime.support.files import written_whole
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FORMAT = 1
+
+
+@dataclass
+class ModelInfo:
+    """What is known about a model besides its weights; `config.json` holds it under "metadata".
+
+    Attributes:
+        data: Name of the data set that the model was trained on.
+        input_size: (channels, height, width) of its images.
+        resize_ratio: Images are resized to this multiple of `input_size` and then cropped; 1 only covers.
+        class_names: Names of all classes; those of several label levels one level after the other.
+        task: What the outputs are.
+        recipe: The configuration that trained the model.
+        result: What was measured, in words.
+        rules: Fitted stopping rules by name, see `anytime.stopping.save_rule`.
+        answer_levels: Which label level is answered after each step, see `anytime.stopping.LevelChoice`.
+        members: What is known about each network of a sequence.
+        other: Entries that this version does not know; they are saved again as they are.
+    """
+
+    data: str | None = None
+    input_size: tuple[int, int, int] | None = None
+    resize_ratio: float = field(default=1.0, metadata={"key": "margin"})
+    class_names: tuple[str, ...] = ()
+    task: Literal["classification", "regression", "dense"] = "classification"
+    recipe: dict[str, Any] = field(default_factory=dict)
+    result: str = ""
+    rules: dict[str, Any] = field(default_factory=dict, metadata={"key": "fitted"})
+    answer_levels: dict[str, Any] | None = None
+    members: list[dict[str, Any]] = field(default_factory=list)
+    other: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; attributes at their defaults are left out."""
+        values = dict(self.other)
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            if entry.name != "other" and value != default:
+                values[entry.metadata.get("key", entry.name)] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: An entry is of the wrong type; the message names it.
+        """
+        names = {entry.metadata.get("key", entry.name): entry for entry in fields(cls) if entry.name != "other"}
+        known: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in names and value is not None:
+                name = names[key].name
+                if not isinstance(value, _KINDS[name]):
+                    raise ValueError(f"metadata.{key} is {value!r}, not {_KINDS[name][0].__name__}")
+                known[name] = tuple(value) if isinstance(value, list) and name != "members" else value
+        return cls(**known, other={key: value for key, value in values.items() if key not in names})
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "data": (str,),
+    "input_size": (list, tuple),
+    "resize_ratio": (float, int),
+    "class_names": (list, tuple),
+    "task": (str,),
+    "recipe": (dict,),
+    "result": (str,),
+    "rules": (dict,),
+    "answer_levels": (dict,),
+    "members": (list,),
+}
+
+
+class SavedModel(PyTorchModelHubMixin):
+    """The part of `AnytimeModel` that saves, loads and publishes.
+
+    Attributes:
+        config: Name and arguments that build the model again (set by `create_model`).
+        info: What is known about the trained model: data set, class names, input size, results. Saved with the weights.
+    """
+
+    config: dict[str, Any]
+    info: ModelInfo
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes `model.safetensors` and `config.json`, enough to load without executing pickled code."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(directory)
+
+    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
+        """Same as `save`; `push_to_hub=True` also uploads the folder (see `huggingface_hub.ModelHubMixin`)."""
+        self.check_saveable()  # before the old files are touched
+        return super().save_pretrained(save_directory, **arguments)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> Self:
+        """A model from a local folder or the Hugging Face hub, in eval mode; executes no pickled code.
+
+        Args:
+            pretrained_model_name_or_path: A folder written by `save`, or `owner/name` on the hub.
+            **arguments: For the hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+        """
+        if Path(pretrained_model_name_or_path).is_dir():
+            if arguments:
+                raise TypeError(f"a local folder takes no further arguments, got {', '.join(arguments)}")
+            found: Self = read_model(pretrained_model_name_or_path)
+            return found
+        return super().from_pretrained(pretrained_model_name_or_path, **arguments)
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """What the hub shows beside the files: the network, its data and its recipe."""
+        return ModelCard(hub_card(self))
+
+    def check_saveable(self) -> None:
+        """Raises ValueError if nothing says how to build the model again."""
+        if not self.config:
+            raise ValueError(
+                f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
+                "use anytime.create_model('package.module.Class', ...)"
+            )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.check_saveable()
+        state = cast(torch.nn.Module, self).state_dict()
+        tensors = {  # copies, because safetensors refuses tied weights, which share memory
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+        }
+        weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
+        config = {
+            "format": FORMAT,
+            **self.config,
+            "metadata": self.info.to_dict(),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        }
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        for name, data in ((WEIGHTS, weights), (CONFIG, text.encode())):
+            with written_whole(save_directory / name) as part:
+                part.write_bytes(data)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **arguments: Any,
+    ) -> Self:
+        if arguments:
+            raise TypeError(f"from_pretrained has no argument {min(arguments)!r}")
+        directory = snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            allow_patterns=[WEIGHTS, CONFIG],
+        )
+        found: Self = read_model(directory)
+        return found
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The `config.json` of a model directory, checked.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not JSON, not a model's configuration, or of another version; the message names the file.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} holds no trained model: {CONFIG} is missing")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise ValueError(f"{path} has format {found!r}, this version of anytime reads format {FORMAT}")
+    missing = {"model", "arguments", "sha256"} - config.keys()
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    for key, kind in {"model": str, "arguments": dict, "sha256": str}.items():
+        if not isinstance(config[key], kind):
+            raise ValueError(f"{path} is damaged: {key} is {config[key]!r}")
+    return config
+
+
+def read_model(directory: str | os.PathLike[str]) -> Any:
+    """Reads a directory written by `model.save`, in eval mode on the CPU; executes no pickled code.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged (checksum), of another version, or does not fit the model it names.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} holds no trained model: {WEIGHTS} is missing")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != config["sha256"]:
+        raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., {CONFIG} says {config['sha256'][:12]}...")
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    try:
+        model = build_model(config["model"], **config["arguments"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {error}") from error
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[:2][-1].strip()
+        raise ValueError(f"{path} does not fit the model {config['model']!r} of {CONFIG}: {first}") from error
+    try:
+        model.info = ModelInfo.from_dict(config.get("metadata", {}))
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG} is damaged: {error}") from error
+    return model.eval()
+
+
+def hub_card(model: Any) -> str:
+    """The Markdown card of a model without measurements at hand, under the hub's heading."""
+    info = model.info
+    built = f"{model.config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_steps} answers"
+    names = ", ".join(info.class_names)
+    parts = [
+        "---\nlibrary_name: anytime\npipeline_tag: image-classification\ntags: [anytime, early-exit]\n---",
+        f"# {built}",
+        "A network that holds an answer after each of its steps, and answers better the longer it may compute.",
+        '```python\nimport anytime\n\nmodel = anytime.AnytimeModel.from_pretrained("OWNER/NAME")\n'
+        "for logits in model.stream(images):  # RGB in [0, 1]\n    ...\n```",
+        f"Images: {'x'.join(map(str, info.input_size))}, in [0, 1]." if info.input_size else "",
+        f"Classes: {names}." if names else "",
+        f"Measured: {info.result}" if info.result else "",
+        recipe_text(info.recipe),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """A recipe as a block of Markdown."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False).strip()
+    return f"Recipe (`anytime train --config`):\n\n```yaml\n{text}\n```" if recipe else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import anytime.models  # noqa: F401, registers all models
 from anytime import registry
 from anytime.model import AnytimeModel, create_model
-from anytime.registry import find_factory, import_path, list_models, register_model
+from anytime.registry import find_factory, import_path, list_models, register_model, variant
 from anytime.saving import read_model
 from anytime.support.names import nearest
 
@@ -136,3 +137,40 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nearest() -> None:
     assert nearest("cosin", ["cosine", "steps"]) == "; did you mean 'cosine'?"
     assert nearest("qqq", iter(["cosine", "steps"])) == "; valid: cosine, steps"
+
+
+class Base(AnytimeModel):
+    """A network of some depth.
+
+    Args:
+        num_classes: K.
+        in_channels: Channels.
+        depth: Number of blocks,
+            counted as in the paper.
+        width: Channels of a block.
+
+    Source: nowhere.
+    """
+
+    num_steps = 1
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, depth: int = 18, width: int = 64) -> None:
+        super().__init__(num_classes, in_channels)
+        self.depth, self.width = depth, width
+
+
+def test_variant_derives_signature_and_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anytime.registry._FACTORIES", {})
+    deep = variant(Base, "deep", "A deep network.", fixed={"depth": 34}, width=8)
+    assert list(inspect.signature(deep).parameters) == ["num_classes", "in_channels", "width"]
+    assert inspect.signature(deep).parameters["width"].default == 8
+    assert inspect.signature(deep).parameters["width"].annotation is int
+    assert deep.__doc__ == (
+        "A deep network.\n\nArgs:\n    num_classes: K.\n    in_channels: Channels.\n    width: Channels of a block."
+    )
+    model = create_model("deep", 5, in_channels=1)
+    assert (model.num_classes, model.in_channels, model.depth, model.width) == (5, 1, 34, 8)  # type: ignore[attr-defined]
+    assert model.config == {"model": "deep", "arguments": {"num_classes": 5, "in_channels": 1, "width": 8}}
+    assert deep(7).num_classes == 7
+    with pytest.raises(ValueError, match="has no argument 'dept'; did you mean 'depth'"):
+        variant(Base, "wrong", "", fixed={"dept": 1})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_type_hints
 
 from anytime.support.names import import_object, nearest
 
@@ -24,6 +25,64 @@ def register_model(factory: AnyFactory) -> AnyFactory:
         raise ValueError(f"model {name!r} is registered already, by {other.__module__}")
     _FACTORIES[name] = factory
     return factory
+
+
+def variant(base: Factory, name: str, summary: str, *, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Factory:
+    """Registers `name`: a class or factory with some arguments fixed and other defaults for some.
+
+    Signature, type hints and help are those of the base, so a family documents its arguments once.
+
+    Args:
+        base: The class or factory; its docstring has an `Args:` section.
+        name: The name to register; assign the result to a module-level variable of this name.
+        summary: First line of the docstring: what this variant is.
+        fixed: Arguments that the variant does not offer, with their values.
+        **defaults: Other defaults of arguments that it offers.
+
+    Raises:
+        ValueError: The base has no such argument.
+
+    Example:
+        >>> ann_resnet101 = variant(ANNResNet, "ann_resnet101", "ResNet-101 ...", fixed={"depths": (3, 4, 23, 3)}, period=3)
+    """
+    fixed = dict(fixed or {})
+    parameters = dict(inspect.signature(base).parameters)
+    for argument in (*fixed, *defaults):
+        if argument not in parameters:
+            raise ValueError(f"{base.__name__} has no argument {argument!r}{nearest(argument, parameters)}")
+
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return base(**fixed, **bound.arguments)
+
+    hints = get_type_hints(base.__init__ if isinstance(base, type) else base)  # type: ignore[misc]
+    offered = [
+        parameter.replace(default=defaults.get(key, parameter.default), annotation=hints.get(key, parameter.annotation))
+        for key, parameter in parameters.items()
+        if key not in fixed
+    ]
+    result = base if isinstance(base, type) else hints.get("return", Any)
+    signature = inspect.Signature(offered, return_annotation=result)
+    factory.__signature__ = signature  # type: ignore[attr-defined]
+    factory.__annotations__ = {parameter.name: parameter.annotation for parameter in offered} | {"return": result}
+    factory.__name__ = factory.__qualname__ = name
+    factory.__module__ = base.__module__
+    factory.__doc__ = f"{summary}\n\nArgs:\n" + "\n".join(_argument_lines(base, [p.name for p in offered]))
+    return register_model(factory)
+
+
+def _argument_lines(base: Factory, names: Sequence[str]) -> list[str]:
+    """The lines of a docstring's `Args:` section that describe the arguments `names`."""
+    lines = inspect.cleandoc(base.__doc__ or "").splitlines()
+    section = itertools.takewhile(lambda line: not line or line.startswith(" "), lines[lines.index("Args:") + 1 :])
+    kept, keep = [], False
+    for line in section:
+        if line.startswith("    ") and not line.startswith("     "):
+            keep = line.strip().partition(":")[0] in names
+        if keep and line:
+            kept.append(line)
+    return kept
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -53,6 +112,9 @@ def find_factory(name: str) -> Factory:
         return _FACTORIES[name]
     if "." not in name:
         raise ValueError(f"unknown model {name!r}{nearest(name, list_models())}")
+    last = name.rpartition(".")[2]
+    if name.startswith("anytime.") and last in _FACTORIES:  # its module may have moved
+        return _FACTORIES[last]
     factory = import_object(name, "model")
     if not (isinstance(factory, type) and factory in _CLASSES) and factory not in _FACTORIES.values():
         raise ValueError(f"model {name!r} is neither a subclass of AnytimeModel nor a function marked @register_model")

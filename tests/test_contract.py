@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,38 +15,25 @@ from anytime.model import AnytimeModel, create_model
 from anytime.registry import list_models
 from anytime.testing import check_anytime_model
 
-# Small arguments, so that the test is quick; a model without an entry is built with its defaults.
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "anytimenet": {"blocks": (3, 2, 3), "scheme": ((1, 1, 1), (2, 0, 0), (0, 0, 2), (0, 1, 0)), "width": 4},
-    "anytimenet_baseline": {"blocks": (2, 1, 2), "width": 4},
-    "ann": {"units": 2, "width": 3, "period": 2},
-    "ann_densenet169": {"growth": 2},
-    "ann_densenet201": {"growth": 2, "period": 49},
-    "ann_resnet50": {"width": 2},
-    "ann_resnet101": {"width": 2, "period": 11},
-    "ann_resnet152": {"width": 2, "period": 25},
-    "attach": {"backbone": "torchvision:shufflenet_v2_x0_5", "exits": 3, "head": "linear"},
-    "boosted": {"base": "anytimenet", "arguments": {"blocks": (1, 2), "scheme": ((1, 1), (0, 1)), "width": 4}},
-    **{f"{kind}_resnet{depth}": {"width": 8} for kind in ("cascaded", "serial") for depth in (18, 34, 50)},
-    "cascaded_densenet": {"layers": (2, 1, 2), "growth": 8},
-    "delayed": {
-        "backbone": "anytime.studies.lee2018.shallow.Backbone",
-        "options": {"blocks": (1, 2), "width": 8, "cardinality": 2},
-    },
-    "eann": {"members": tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": n}} for n in (1, 2))},
-    "iresnext": {"blocks": (1, 2), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
-    "iresnext29": {"blocks": (1, 1, 1), "width": 8, "steps": 2, "cardinality": 2, "batch_norm": "shared"},
-    "isresnext": {"blocks": (1, 2, 1), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
-    "isresnext_cub": {"blocks": (2, 1), "width": 8, "steps": 2, "cardinality": 4},
-    "isresnext_imagenet": {"blocks": (1, 1), "width": 12, "steps": 3, "cardinality": 3},
-}
+
+def small_arguments() -> dict[str, dict[str, Any]]:
+    """Arguments that make a model quick, as the test of its family says: `SMALL = {name: arguments}`, a literal."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted((Path(__file__).parent / "models").glob("test_*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SMALL":
+                found |= ast.literal_eval(node.value)
+    return found
+
+
+SMALL = small_arguments()  # a model without an entry is built with its defaults
 
 
 @pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize("input_size", [(3, 8, 8), (1, 9, 12)], ids=["rgb", "grey"])
 def test_registered_models(name: str, input_size: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    model = create_model(name, num_classes=7, in_channels=input_size[0], **ARGUMENTS.get(name, {}))
+    model = create_model(name, num_classes=7, in_channels=input_size[0], **SMALL.get(name, {}))
     check_anytime_model(model, input_size)
 
 

@@ -19,6 +19,10 @@ from anytime.models.ann.cifar import ANN, ann
 from anytime.objectives import AANN, Weighted
 from anytime.testing import check_anytime_model
 
+SMALL = {  # arguments of these models in the contract test
+    "ann": {"units": 2, "width": 3, "period": 2},
+}
+
 VARIANTS = [{}, {"transition": "unit"}, {"transition": "unit", "first_relu": True}, {"first_relu": True}]
 # n, c: million MACs of the last answer alone (of 9, 128: thousand millions), million weights of convolutions; code's variant
 PUBLISHED = {

@@ -23,6 +23,14 @@ from anytime.models.ann.imagenet import (
 )
 from anytime.testing import check_anytime_model
 
+SMALL = {  # arguments of these models in the contract test
+    "ann_densenet169": {"growth": 2},
+    "ann_densenet201": {"growth": 2, "period": 49},
+    "ann_resnet50": {"width": 2},
+    "ann_resnet101": {"width": 2, "period": 11},
+    "ann_resnet152": {"width": 2, "period": 25},
+}
+
 FAMILY: list[tuple[Any, Any, int, tuple[int, ...]]] = [  # ours, the well-known network, GMAC in hundredths, exits
     (ann_resnet50, torchvision.models.resnet50, 409, tuple(range(2, 17, 2))),
     (ann_resnet101, torchvision.models.resnet101, 780, tuple(range(3, 34, 3))),

@@ -18,6 +18,11 @@ from anytime.models.anytimenet import AnytimeNet, anytimenet, anytimenet_baselin
 from anytime.objectives import Weighted
 from anytime.testing import check_anytime_model
 
+SMALL = {  # arguments of these models in the contract test
+    "anytimenet": {"blocks": (3, 2, 3), "scheme": ((1, 1, 1), (2, 0, 0), (0, 0, 2), (0, 1, 0)), "width": 4},
+    "anytimenet_baseline": {"blocks": (2, 1, 2), "width": 4},
+}
+
 # IN, SEC1, SEC2, SEC3, OUT: cumulative block runs after each iteration.
 TABLE_I = [
     (1, 1, 1, 1, 1), (1, 5, 2, 2, 2), (1, 8, 3, 3, 3), (1, 8, 7, 4, 4), (1, 8, 10, 5, 5), (1, 8, 10, 9, 6),

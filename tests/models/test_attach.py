@@ -24,6 +24,10 @@ from anytime.saving import read_model
 from anytime.testing import check_anytime_model
 from anytime.training.config import parse
 
+SMALL = {  # arguments of these models in the contract test
+    "attach": {"backbone": "torchvision:shufflenet_v2_x0_5", "exits": 3, "head": "linear"},
+}
+
 SIZE = (3, 8, 8)
 
 

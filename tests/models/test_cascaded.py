@@ -16,6 +16,15 @@ from anytime.models.cascaded.residual import ResidualNet
 from anytime.models.cascaded.resnet import CascadedResNet
 from anytime.testing import _randomise, check_anytime_model
 
+SMALL = {  # arguments of these models in the contract test
+    "cascaded_resnet18": {"width": 8},
+    "cascaded_resnet34": {"width": 8},
+    "cascaded_resnet50": {"width": 8},
+    "serial_resnet18": {"width": 8},
+    "serial_resnet34": {"width": 8},
+    "serial_resnet50": {"width": 8},
+}
+
 SMALL = {"num_classes": 5, "width": 4}
 
 

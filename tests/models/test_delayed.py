@@ -13,6 +13,13 @@ from torch import Tensor, nn
 import anytime
 from anytime.cli import main
 
+SMALL = {  # arguments of these models in the contract test
+    "delayed": {
+        "backbone": "anytime.studies.lee2018.shallow.Backbone",
+        "options": {"blocks": (1, 2), "width": 8, "cardinality": 2},
+    },
+}
+
 BACKBONE = {
     "backbone": "anytime.studies.lee2018.shallow.Backbone",
     "options": {"blocks": [1, 1], "width": 4, "cardinality": 2},

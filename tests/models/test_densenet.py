@@ -13,6 +13,10 @@ from anytime import create_model
 from anytime.models.cascaded.densenet import CascadedDenseNet
 from anytime.testing import _randomise, check_anytime_model
 
+SMALL = {  # arguments of these models in the contract test
+    "cascaded_densenet": {"layers": (2, 1, 2), "growth": 8},
+}
+
 SMALL = {"num_classes": 5, "layers": (2, 1, 2), "growth": 3}
 BRANCHES = ["block0.0.new", "block0.1.new", "block1.0.new", "block2.0.new", "block2.1.new"]
 OSD, LATE = (0.0, 1.0), (0.0, 0.0, 0.5, 0.5)

@@ -25,6 +25,15 @@ from anytime.reporting.evaluation import trained_on
 from anytime.saving import ModelInfo
 from anytime.testing import check_anytime_model
 
+SMALL = {  # arguments of these models in the contract test
+    "eann": {
+        "members": (
+            {"model": "ann", "arguments": {"units": 1, "width": 2, "period": 1}},
+            {"model": "ann", "arguments": {"units": 2, "width": 2, "period": 2}},
+        )
+    },
+}
+
 PAPER_N = (1, 3, 7, 13, 25)
 
 

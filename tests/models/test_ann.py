@@ -19,7 +19,7 @@ from anytime.models.ann.cifar import ANN, ann
 from anytime.objectives import AANN, Weighted
 from anytime.testing import check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "ann": {"units": 2, "width": 3, "period": 2},
 }
 

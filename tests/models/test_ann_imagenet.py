@@ -23,7 +23,7 @@ from anytime.models.ann.imagenet import (
 )
 from anytime.testing import check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "ann_densenet169": {"growth": 2},
     "ann_densenet201": {"growth": 2, "period": 49},
     "ann_resnet50": {"width": 2},

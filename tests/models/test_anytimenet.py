@@ -18,7 +18,7 @@ from anytime.models.anytimenet import AnytimeNet, anytimenet, anytimenet_baselin
 from anytime.objectives import Weighted
 from anytime.testing import check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "anytimenet": {"blocks": (3, 2, 3), "scheme": ((1, 1, 1), (2, 0, 0), (0, 0, 2), (0, 1, 0)), "width": 4},
     "anytimenet_baseline": {"blocks": (2, 1, 2), "width": 4},
 }

@@ -24,7 +24,7 @@ from anytime.saving import read_model
 from anytime.testing import check_anytime_model
 from anytime.training.config import parse
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "attach": {"backbone": "torchvision:shufflenet_v2_x0_5", "exits": 3, "head": "linear"},
 }
 

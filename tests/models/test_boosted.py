@@ -15,7 +15,7 @@ from anytime.models.surgery.attach.build import attach_exits
 from anytime.models.surgery.attach.model import AttachedExits
 from anytime.testing import check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "boosted": {"base": "anytimenet", "arguments": {"blocks": (1, 2), "scheme": ((1, 1), (0, 1)), "width": 4}},
 }
 

@@ -16,7 +16,7 @@ from anytime.models.cascaded.residual import ResidualNet
 from anytime.models.cascaded.resnet import CascadedResNet
 from anytime.testing import _randomise, check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "cascaded_resnet18": {"width": 8},
     "cascaded_resnet34": {"width": 8},
     "cascaded_resnet50": {"width": 8},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import anytime
 from anytime.cli import main
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "delayed": {
         "backbone": "anytime.studies.lee2018.shallow.Backbone",
         "options": {"blocks": (1, 2), "width": 8, "cardinality": 2},

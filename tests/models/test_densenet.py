@@ -13,7 +13,7 @@ from anytime import create_model
 from anytime.models.cascaded.densenet import CascadedDenseNet
 from anytime.testing import _randomise, check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "cascaded_densenet": {"layers": (2, 1, 2), "growth": 8},
 }
 

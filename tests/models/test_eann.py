@@ -25,7 +25,7 @@ from anytime.reporting.evaluation import trained_on
 from anytime.saving import ModelInfo
 from anytime.testing import check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "eann": {
         "members": (
             {"model": "ann", "arguments": {"units": 1, "width": 2, "period": 1}},

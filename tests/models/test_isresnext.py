@@ -19,7 +19,7 @@ from anytime.models.slicing.isresnext import ISResNeXt, TriangularConv, isresnex
 from anytime.models.slicing.sliced import SliceBatchNorm2d
 from anytime.testing import check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "isresnext": {"blocks": (1, 2, 1), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
     "isresnext_cub": {"blocks": (2, 1), "width": 8, "steps": 2, "cardinality": 4},
     "isresnext_imagenet": {"blocks": (1, 1), "width": 12, "steps": 3, "cardinality": 3},

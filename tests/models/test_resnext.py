@@ -20,7 +20,7 @@ from anytime.models.slicing.iresnext import IResNeXt, iresnext, iresnext29
 from anytime.models.slicing.sliced import SliceBatchNorm2d, widen
 from anytime.testing import check_anytime_model
 
-SMALL = {  # arguments of these models in the contract test
+CONTRACT_ARGUMENTS = {
     "iresnext": {"blocks": (1, 2), "width": 12, "steps": 3, "cardinality": 6, "bottleneck": 2},
     "iresnext29": {"blocks": (1, 1, 1), "width": 8, "steps": 2, "cardinality": 2, "batch_norm": "shared"},
 }

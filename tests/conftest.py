@@ -1,12 +1,21 @@
 """What all tests share.
 
-They use one thread a process: their kernels are too small to gain from more, and lose much to whatever else is running. And
-Ctrl-C works in them, also where a shell has started them in the background and turned it off: some interrupt themselves.
+Every process uses one thread: the kernels are too small to gain from more, and would lose much to whatever else runs. Ctrl-C
+works even where a shell has started the tests in the background and disabled it, because some tests interrupt themselves.
 """
 
 import os
 import signal
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST = ("test_readme", "test_contract", "test_session", "test_command")  # files that take the longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts the longest files first, so that no process ends long after the other."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)

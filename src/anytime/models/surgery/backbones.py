@@ -50,7 +50,7 @@ def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"timm:{name} needs timm: pip install 'anytime[backbones]'") from error
+        raise ImportError(f"timm:{name} needs timm: pip install 'anytime-nets[backbones]'") from error
 
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from torch import nn
-from torchvision.models import MobileNetV2
-from torchvision.models.resnet import BasicBlock
 
 
 class ResNet20(nn.Sequential):
@@ -21,6 +19,8 @@ class ResNet20(nn.Sequential):
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> None:
+        from torchvision.models.resnet import BasicBlock
+
         stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         layers: OrderedDict[str, nn.Module] = OrderedDict(stem=stem)
         before = width
@@ -36,7 +36,7 @@ class ResNet20(nn.Sequential):
         super().__init__(layers)
 
 
-class SmallMobileNet(MobileNetV2):
+class SmallMobileNet(nn.Sequential):
     """MobileNetV2 with 10 inverted residual blocks, at 16, 8 and 4 pixels.
 
     Args:
@@ -48,6 +48,8 @@ class SmallMobileNet(MobileNetV2):
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: float = 0.5) -> None:
+        from torchvision.models import MobileNetV2
+
         blocks = [
             [1, 16, 1, 1],
             [6, 24, 2, 1],
@@ -55,7 +57,9 @@ class SmallMobileNet(MobileNetV2):
             [6, 64, 3, 2],
             [6, 96, 1, 1],
         ]  # expansion, width, blocks, stride
-        super().__init__(num_classes, width, blocks, dropout=0.0)
-        first = self.features[0][0]
-        self.features[0][0] = nn.Conv2d(in_channels, first.out_channels, 3, 2, 1, bias=False)
-        nn.init.kaiming_normal_(self.features[0][0].weight, mode="fan_out")
+        network = MobileNetV2(num_classes, width, blocks, dropout=0.0)
+        features, classifier = network.features, network.classifier
+        features[0][0] = nn.Conv2d(in_channels, features[0][0].out_channels, 3, 2, 1, bias=False)
+        nn.init.kaiming_normal_(features[0][0].weight, mode="fan_out")
+        layers = {"features": features, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": classifier}
+        super().__init__(OrderedDict(layers))

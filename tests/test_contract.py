@@ -312,8 +312,52 @@ class NoSteps(Toy):
     num_steps = 0
 
 
+class SplitToy(Toy):
+    """Has the optional members: the halves of a step, features of a trunk, names of heads."""
+
+    head_names = ("head",)
+    keeps_features = True
+
+    def advance(self, state: Any) -> Any:
+        return self.step(state)[1]
+
+    def read(self, state: Any) -> Tensor:
+        return self.head(state.h)
+
+    def trunk_features(self, x: Tensor) -> list[Tensor]:
+        state, features = self.initial_state(x), []
+        for _ in range(self.num_steps):
+            state = self.advance(state)
+            features.append(state.h)
+        return features
+
+    def head_answers(self, features: Any) -> Tensor:
+        return torch.stack([self.head(h) for h in features])
+
+
+class UnknownHead(SplitToy):
+    head_names = ("classifier",)
+
+
+class ReadsTooMuch(SplitToy):
+    def read(self, state: Any) -> Tensor:
+        return super().read(state) * 2
+
+
+class StaleFeatures(SplitToy):
+    def head_answers(self, features: Any) -> Tensor:
+        return super().head_answers(features[::-1])
+
+
+class MeasuredButNotSettled(Toy):
+    def __init__(self, num_classes: int = 5, in_channels: int = 3) -> None:
+        super().__init__(num_classes, in_channels)
+        self.measured_arguments = {"exits": [1, 2]}
+
+
 def test_user_model_keeps_the_contract() -> None:
     check_anytime_model(Toy(), (3, 8, 8))
+    check_anytime_model(SplitToy(), (3, 8, 8))
     check_anytime_model(Toy(in_channels=1), (1, 5, 7), batch_size=4)
 
 
@@ -336,11 +380,11 @@ BROKEN: list[tuple[type[Toy], str]] = [
     (EagerStream, "step 2 adds 0 MACs"),
     (WrongSingleAnswer, r"forward\(x, step=2\) and forward\(x\)\[1\] differ by"),
     (AnyStep, r"forward\(x, step=-1\) was accepted, with T = 3"),
-    (DearSingleAnswer, r"answer 1 alone costs \d+ MACs, the stream up to it \d+"),
+    (DearSingleAnswer, r"only answer 1 costs \d+ MACs, the stream up to it \d+"),
     (Recomputes, "step 1 ran 'stem' again on its input of step 1"),
-    (MixesSamples, "answers to sample 0 alone and in a batch differ by"),
+    (MixesSamples, "answers to sample 0 by itself and in a batch differ by"),
     (Random, r"differ by \d"),
-    (PositionMatters, "answers to sample 1 alone and in a batch"),
+    (PositionMatters, "answers to sample 1 by itself and in a batch"),
     (DeadParameter, "2 of 14 parameters get none: unused.weight, unused.bias"),
     (ZeroGradient, "1 of 13 parameters get none: gate"),
     (InfiniteGradient, "gradients are not finite"),
@@ -351,6 +395,10 @@ BROKEN: list[tuple[type[Toy], str]] = [
     (NoMean, "there is no buffer 'mean'"),
     (WrongLevels, r"levels \(5, 2\), but num_classes is 5"),
     (NoSteps, "num_steps is 0"),
+    (UnknownHead, "head_names holds 'classifier', which is not a submodule"),
+    (ReadsTooMuch, r"read\(advance\(state\)\) and the answer of step 1 differ by"),
+    (StaleFeatures, r"head_answers\(trunk_features\(x\)\) and forward\(x\) differ by"),
+    (MeasuredButNotSettled, "measured_arguments holds 'exits', which settled_arguments lacks"),
 ]
 
 

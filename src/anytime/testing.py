@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from anytime.cost import step_macs
-from anytime.model import AnytimeModel, State, create_model, map_state, select_samples
+from anytime.model import AnytimeModel, SplitStep, State, Trunk, create_model, map_state, select_samples
 
 FLOAT32, FLOAT64 = 1e-4, 1e-10  # how far two exact schedules may differ, relative to the largest logit (at least 1)
 
@@ -21,7 +21,7 @@ FLOAT32, FLOAT64 = 1e-4, 1e-10  # how far two exact schedules may differ, relati
 def check_anytime_model(model: AnytimeModel, input_size: tuple[int, int, int], *, batch_size: int = 3) -> None:
     """Proves that a model keeps the contract of `AnytimeModel`, in one line of a test.
 
-    The model itself is left as it is. The checks run on copies in float64 whose parameters, running statistics and
+    The model itself is not changed. The checks run on copies in float64 whose parameters, running statistics and
     normalisation are slightly randomised, so that no zero or identity of the initialisation hides a mistake.
 
     Args:
@@ -30,8 +30,8 @@ def check_anytime_model(model: AnytimeModel, input_size: tuple[int, int, int], *
         batch_size: Images per batch, at least 2.
 
     Raises:
-        AssertionError: The part of the contract that is broken, and by how much.
-        ValueError: A batch of fewer than 2 images.
+        AssertionError: Part of the contract is broken; the message says which, and by how much.
+        ValueError: batch_size is below 2.
 
     Example:
         >>> from anytime import create_model
@@ -132,7 +132,7 @@ def _check_schedules(model: AnytimeModel, x: Tensor) -> None:
 
 
 def _check_single_answers(model: AnytimeModel, x: Tensor) -> None:
-    """forward(x, step=t) is forward(x)[t - 1], and refuses steps outside 1..T with a ValueError."""
+    """forward(x, step=t) equals forward(x)[t - 1]; steps outside 1..T raise ValueError."""
     logits = model(x)
     for t in range(1, model.num_steps + 1):
         _require_close(model(x, step=t), logits[t - 1], f"forward(x, step={t}) and forward(x)[{t - 1}]")
@@ -145,19 +145,19 @@ def _check_single_answers(model: AnytimeModel, x: Tensor) -> None:
 
 
 def _check_costs(model: AnytimeModel, x: Tensor) -> None:
-    """Every step costs MACs of its own, and an answer alone no more than the stream up to it."""
+    """Every step costs additional MACs, and a single answer costs no more than the stream up to it."""
     channels, height, width = x.shape[1:]
     stream = step_macs(model, (channels, height, width))
-    alone = step_macs(model, (channels, height, width), contract=True)
+    single = step_macs(model, (channels, height, width), contract=True)
     for t, (before, after) in enumerate(zip([0, *stream], stream, strict=False), 1):
         _require(after > before, f"step {t} adds {after - before} MACs; cumulative MACs are {stream}.")
-    for t, (one, many) in enumerate(zip(alone, stream, strict=True), 1):
-        _require(one <= many, f"answer {t} alone costs {one} MACs, the stream up to it {many}.")
+    for t, (one, many) in enumerate(zip(single, stream, strict=True), 1):
+        _require(one <= many, f"only answer {t} costs {one} MACs, the stream up to it {many}.")
 
 
 def _check_no_recomputation(model: AnytimeModel, x: Tensor) -> None:
     """A step never runs a module with parameters again on an input that has not changed."""
-    # An input that is 0 throughout says nothing: in a narrow network all ReLUs of a layer may be off at two steps.
+    # An all-zero input proves nothing: in a narrow network all ReLUs of a layer may be off at two steps.
     names = {module: name for name, module in model.named_modules()}
     seen: dict[nn.Module, list[tuple[int, Any]]] = {}
     now = 0
@@ -180,11 +180,11 @@ def _check_samples(model: AnytimeModel, x: Tensor) -> None:
     """In eval mode a sample's answers do not depend on the other samples of its batch."""
     logits = model(x)
     for i in range(len(x)):
-        _require_close(model(x[i : i + 1]), logits[:, i : i + 1], f"answers to sample {i} alone and in a batch")
+        _require_close(model(x[i : i + 1]), logits[:, i : i + 1], f"answers to sample {i} by itself and in a batch")
 
 
 def _check_state(model: AnytimeModel, x: Tensor) -> None:
-    """State is a value: a pytree of numbers and of tensors with the batch in dimension 0, left alone by step."""
+    """State is a value: a pytree of numbers and of tensors with the batch in dimension 0; a step does not change it."""
     images, state = x.clone(), model.initial_state(x)
     states, answers = [state], []
     kept_states, kept_answers = [_clone(state)], []
@@ -212,22 +212,22 @@ def _check_state(model: AnytimeModel, x: Tensor) -> None:
 def _check_sessions(model: AnytimeModel, x: Tensor) -> None:
     """Live sessions do not disturb each other, neither interleaved nor from several threads."""
     batches = [x, 1 - x[1:]]
-    alone = [_streamed(model, batch) for batch in batches]
+    separate = [_streamed(model, batch) for batch in batches]
     pairs = zip(*(model.stream(batch) for batch in batches), strict=True)
-    for together, expected in zip(zip(*pairs, strict=True), alone, strict=True):
-        _require_close(torch.stack(together), expected, "answers of two interleaved sessions and of each alone")
+    for together, expected in zip(zip(*pairs, strict=True), separate, strict=True):
+        _require_close(torch.stack(together), expected, "answers of two interleaved sessions and of each by itself")
 
     def session(batch: Tensor) -> Tensor:
         with torch.no_grad():  # thread-local
             return _streamed(model, batch)
 
     with ThreadPoolExecutor(len(batches)) as pool:
-        for concurrent, expected in zip(pool.map(session, batches), alone, strict=True):
-            _require_close(concurrent, expected, "answers of sessions in two threads and of each alone")
+        for concurrent, expected in zip(pool.map(session, batches), separate, strict=True):
+            _require_close(concurrent, expected, "answers of sessions in two threads and of each by itself")
 
 
 def _check_compaction(model: AnytimeModel, x: Tensor) -> None:
-    """Samples may leave the batch in mid-stream: the state of some samples goes on exactly as the full batch does."""
+    """Samples may leave the batch in mid-stream: the remaining ones get exactly the answers of the full batch."""
     logits = _streamed(model, x)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
     mask[1] = False
@@ -254,7 +254,7 @@ def _check_gradients(model: AnytimeModel, x: Tensor) -> None:
 
 
 def _check_state_dict(model: AnytimeModel, x: Tensor) -> None:
-    """The state dict holds all that the answers depend on: loaded into a model built anew it gives the same answers."""
+    """The state dict holds everything the answers depend on: loaded into a new model, it gives the same answers."""
     logits = model(x)
     if model.config:
         fresh = create_model(model.config["model"], **model.config["arguments"]).to(x)
@@ -289,7 +289,7 @@ def _check_determinism(model: AnytimeModel, x: Tensor) -> None:
 
 
 def _check_refusals(model: AnytimeModel, x: Tensor) -> None:
-    """Wrong inputs are refused with a ValueError or TypeError (`check_input` in `initial_state` does so)."""
+    """Wrong inputs raise ValueError or TypeError (`check_input` in `initial_state` does so)."""
     wrong = {
         f"{x.shape[1] + 1} channels instead of {x.shape[1]}": x[:, [*range(x.shape[1]), 0]],
         "3 dimensions": x[0],
@@ -335,6 +335,29 @@ def _check_modes(model: AnytimeModel, x: Tensor) -> None:
                 _require(_same(value, before[buffer]), f"{name} in eval mode changed the buffer {buffer!r}.")
 
 
+def _check_optional_members(model: AnytimeModel, x: Tensor) -> None:
+    """Optional members keep what they promise: head_names, settled arguments, the halves of a step, features of a trunk."""
+    parts = dict(model.named_modules())
+    for name in model.head_names or ():
+        _require(name in parts, f"head_names holds {name!r}, which is not a submodule.")
+    unknown = model.measured_arguments.keys() - model.settled_arguments.keys()
+    _require(not unknown, f"measured_arguments holds {min(unknown, default='')!r}, which settled_arguments lacks.")
+    if model.config:
+        unknown = model.settled_arguments.keys() - model.config["arguments"].keys()
+        _require(not unknown, f"settled_arguments holds {min(unknown, default='')!r}, which is not an argument of the model.")
+    if isinstance(model, SplitStep):
+        state = unread = model.initial_state(x)
+        for t in range(1, model.num_steps + 1):
+            logits, after = model.step(state)
+            _require_close(model.read(model.advance(state)), logits, f"read(advance(state)) and the answer of step {t}")
+            state, unread = after, model.advance(unread)
+        _require_close(model.read(unread), logits, "the last answer after unread steps and after read ones")
+    if isinstance(model, Trunk) and model.keeps_features:
+        features = model.trunk_features(x)
+        _require(all(h.shape[:1] == x.shape[:1] for h in features), "trunk_features lack the batch in dimension 0.")
+        _require_close(model.head_answers(features), model(x), "head_answers(trunk_features(x)) and forward(x)")
+
+
 _CHECKS: tuple[Callable[[AnytimeModel, Tensor], None], ...] = (
     _check_description,
     _check_refusals,
@@ -350,6 +373,7 @@ _CHECKS: tuple[Callable[[AnytimeModel, Tensor], None], ...] = (
     _check_normalization,
     _check_modes,
     _check_gradients,
+    _check_optional_members,
     _check_state_dict,
     _check_dtypes,
     _check_devices,

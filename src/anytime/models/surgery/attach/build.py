@@ -170,6 +170,7 @@ def attach_exits(
         model.shrink = shrink
     if isinstance(exits, int) and spread == "latency":
         model.measured_arguments = {"exits": list(model.exits), "first": None}
+        model.settled_arguments = dict(model.measured_arguments)
     return model
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from anytime.support.allocator import keep_freed_memory
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("old")
 
     def fail() -> None:
-        with written_whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text("half")
             raise OSError("disk full")
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from anytime.model import State
 from anytime.support.names import nearest
-from anytime.support.tagged import Saved
+from anytime.support.tagged import Tagged
 from anytime.trace import Trace, require_one_level
 
 
-class Combiner(Saved):
+class Combiner(Tagged):
     """Probabilities after step t made of the logits z_1 .. z_t of one label level.
 
     `update` is pure: it takes a state and returns the next. A state is a pytree of tensors with the batch in dimension 0

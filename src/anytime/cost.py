@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def counting() -> Iterator[FlopCounterMode]:
+def flop_counter() -> Iterator[FlopCounterMode]:
     """A FLOP counter that sees attention, too: torch's fused inference kernel would hide it."""
     from torch.utils.flop_counter import FlopCounterMode  # here, for it imports Triton, which the run-time does not need
 
@@ -33,7 +33,7 @@ def counting() -> Iterator[FlopCounterMode]:
 
 
 def _flops(function: Callable[[], object]) -> int:
-    with counting() as counter:
+    with flop_counter() as counter:
         function()
     return counter.get_total_flops()
 

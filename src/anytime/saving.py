@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 
 from anytime.registry import build_model
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -160,7 +160,7 @@ class SavedModel(PyTorchModelHubMixin):
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         for name, data in ((WEIGHTS, weights), (CONFIG, text.encode())):
-            with written_whole(save_directory / name) as part:
+            with atomic_write(save_directory / name) as part:
                 part.write_bytes(data)
 
     @classmethod

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs, step_seconds
 from anytime.model import AnytimeModel, eval_mode
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 
 _FORMAT = "anytime-trace"
 _VERSION = 1
@@ -140,7 +140,7 @@ class Trace:
         except TypeError as error:
             raise ValueError(f"the meta of a trace must be JSON: {error}") from None
         metadata = {"format": _FORMAT, "version": str(_VERSION), "trace": header, "crc32": _crc32(header, tensors)}
-        with written_whole(path) as part:
+        with atomic_write(path) as part:
             part.touch()
             mode = part.stat().st_mode  # that of a new file of this user; safetensors gives its files to the user alone
             save_file(tensors, part, metadata=metadata)

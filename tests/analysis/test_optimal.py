@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anytime.analysis.curves import error, error_at_cost
 from anytime.analysis.optimal import Exits, cross_entropy, opt_plus, relative_increase
-from anytime.analysis.statistics import Comparison, better_in, compare
+from anytime.analysis.statistics import Comparison, compare, sign_test
 
 # n,c, method, and the errors at 1/4, 1/2, 3/4 and 1 of the cost on SVHN, CIFAR-10 and CIFAR-100 (Table 6)
 TABLE_6 = """
@@ -70,7 +70,7 @@ def test_errors_at_a_share_of_the_cost() -> None:
     assert exits.at((0.25, 0.5, 1), total=40) == [0.5, 0.5, 0.4]
     assert exits.at((0.3, 0.1 + 0.2), total=100 / 3) == [0.5, 0.5], "not lost to rounding"
     assert math.isnan(exits.at((0.09,))[0])
-    assert exits.held([10, 39.9, 40, 1000]) == [0.5, 0.5, 0.4, 0.2]
+    assert exits.errors_at([10, 39.9, 40, 1000]) == [0.5, 0.5, 0.4, 0.2]
 
 
 def test_of_a_trace(trace) -> None:
@@ -102,7 +102,7 @@ def test_step_curve_holds_each_answer_until_the_next(exits: Exits, more: int) ->
     for (x1, y1), (x2, y2) in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
         assert x1 == x2 or y1 == y2, "level, or straight down or up"
         if x1 < x2:
-            assert exits.held([x1, (x1 + x2) / 2]) == [y1, y1]
+            assert exits.errors_at([x1, (x1 + x2) / 2]) == [y1, y1]
 
 
 def test_step_curve_of_a_period() -> None:
@@ -114,7 +114,7 @@ def test_step_curve_of_a_period() -> None:
 @given(st.lists(EXITS, min_size=1, max_size=4), st.integers(1, 120))
 def test_opt_plus_is_the_best_that_costs_no_more(networks: list[Exits], budget: int) -> None:
     affordable = [e for n in networks for e, cost in zip(n.errors, n.costs, strict=True) if cost <= budget]
-    (found,) = opt_plus(networks).held([budget])
+    (found,) = opt_plus(networks).errors_at([budget])
     assert found == min(affordable) if affordable else math.isnan(found)
 
 
@@ -148,12 +148,12 @@ def test_relative_increase() -> None:
 
 
 def test_exact_test_of_the_spec() -> None:
-    assert round(better_in(26, 39), 3) == 0.027
-    assert round(better_in(30, 39), 4) == 0.0005
-    assert round(better_in(25, 39), 3) == 0.054
-    assert better_in(0, 39) == 1
-    assert better_in(39, 39) == 0.5**39
-    assert better_in(1, 1) == 0.5
+    assert round(sign_test(26, 39), 3) == 0.027
+    assert round(sign_test(30, 39), 4) == 0.0005
+    assert round(sign_test(25, 39), 3) == 0.054
+    assert sign_test(0, 39) == 1
+    assert sign_test(39, 39) == 0.5**39
+    assert sign_test(1, 1) == 0.5
 
 
 @given(st.integers(1, 60), st.data())
@@ -161,17 +161,17 @@ def test_exact_test_is_the_binomial_tail(runs: int, data: st.DataObject) -> None
     from scipy.stats import binom
 
     wins = data.draw(st.integers(0, runs))
-    p = better_in(wins, runs)
+    p = sign_test(wins, runs)
     assert p == pytest.approx(float(binom.sf(wins - 1, runs, 0.5)), rel=1e-9)
-    assert p + better_in(runs - wins, runs) >= 1, "both tails hold the middle"
+    assert p + sign_test(runs - wins, runs) >= 1, "both tails hold the middle"
     assert p <= math.exp(-2 * runs * max(wins / runs - 0.5, 0) ** 2) * (1 + 1e-12), "Hoeffding's bound, with its n"
-    assert wins == 0 or p < better_in(wins - 1, runs)
+    assert wins == 0 or p < sign_test(wins - 1, runs)
 
 
 @pytest.mark.parametrize(("wins", "runs"), [(-1, 3), (4, 3), (0, 0)])
 def test_impossible_counts(wins: int, runs: int) -> None:
     with pytest.raises(ValueError, match=rf"wins must lie in 0\.\.runs and runs be at least 1, got {wins} of {runs}"):
-        better_in(wins, runs)
+        sign_test(wins, runs)
 
 
 def test_table_2_counts_a_tie_as_half_a_win() -> None:

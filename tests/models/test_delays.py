@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torchvision.models import VisionTransformer, resnet18
 
-from anytime.cost import counting, step_macs
+from anytime.cost import flop_counter, step_macs
 from anytime.model import select_samples
 from anytime.models.surgery.delays.model import DelayedNetwork, add_delays
 from anytime.testing import _randomise, check_anytime_model
@@ -187,7 +187,7 @@ def test_cost_is_that_of_what_is_needed(name: str) -> None:
     """The settled answer alone costs what the network costs; the first no branch at all."""
     network, branches, size, _, _ = NETWORKS[name]
     network = make(name).float()
-    with counting() as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, size, size))
     model = add_delays(network, branches, num_classes=5)
     stream, alone = (step_macs(model, (3, size, size), contract) for contract in (False, True))

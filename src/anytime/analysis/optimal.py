@@ -70,7 +70,7 @@ class Exits:
             tuple(float(costs(trace, cost)[exit - 1]) for exit, trace in ordered),
         )
 
-    def held(self, spent: Sequence[float]) -> list[float]:
+    def errors_at(self, spent: Sequence[float]) -> list[float]:
         """Error of the last exit with cost <= each of `spent`; nan before the first exit."""
         exits = [bisect_right(self.costs, budget * (1 + 1e-12)) for budget in spent]
         return [self.errors[exit - 1] if exit else math.nan for exit in exits]
@@ -83,7 +83,7 @@ class Exits:
             total: Default: the cost of the last exit. OPT+ goes by the total of the deepest network.
         """
         total = self.costs[-1] if total is None else total
-        return self.held([fraction * total for fraction in fractions])
+        return self.errors_at([fraction * total for fraction in fractions])
 
     def step_curve(self, total: float | None = None) -> tuple[list[float], list[float]]:
         """The corners (cost, error) of the error held over the cost, which drops at each new answer (Fig. 3 of the paper).

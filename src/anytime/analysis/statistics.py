@@ -40,7 +40,7 @@ def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, fl
     return float(d.mean()), float(d.std() / math.sqrt(len(d))) if len(d) > 1 else math.nan
 
 
-def better_in(wins: int, runs: int) -> float:
+def sign_test(wins: int, runs: int) -> float:
     """P(X >= k), X binomial(n, 1/2): how likely k wins in n runs are if neither method is better; exact, one-sided.
 
     (The paper's test puts a relative deviation into Hoeffding's additive bound and so finds far too much significant.)
@@ -50,7 +50,7 @@ def better_in(wins: int, runs: int) -> float:
         runs: n.
 
     Example:
-        >>> round(better_in(26, 39), 3)
+        >>> round(sign_test(26, 39), 3)
         0.027
     """
     if not 0 <= wins <= runs or runs < 1:
@@ -79,8 +79,8 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """`better_in(better, n)`: a tie is no win."""
-        return better_in(self.better, self.runs)
+        """`sign_test(better, n)`: a tie is no win."""
+        return sign_test(self.better, self.runs)
 
 
 def compare(errors: Sequence[float], others: Sequence[float]) -> Comparison:

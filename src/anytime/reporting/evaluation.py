@@ -19,7 +19,7 @@ from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting import plots
 from anytime.reporting.report import Section, write_report
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 from anytime.trace import Trace, record
 
 
@@ -110,7 +110,7 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
     report = "report.html" if part == "test" else f"report-{part}.html"
     result = Evaluation(summary(level), folder / f"trace-{part}.safetensors", folder / f"metrics-{part}.json", folder / report)
     trace.save(result.trace)
-    with written_whole(result.metrics) as whole:
+    with atomic_write(result.metrics) as whole:
         whole.write_text(json.dumps(result.numbers, indent=2) + "\n", encoding="utf-8")
     figures: dict[str, tuple[str, Figure]] = {
         "steps": ("Accuracy and confidence after each step, over the MACs spent so far", plots.steps(level)),

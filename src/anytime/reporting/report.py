@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from anytime.analysis.summary import summary
 from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.tables import Column, is_text, used
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 from anytime.support.units import macs_text
 from anytime.trace import Trace
 
@@ -72,7 +72,7 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
     """Writes sections as one HTML file, whole or not at all; makes missing folders."""
     body = "\n".join(_section(section) for section in sections)
     page = _PAGE.format(title=escape(title), style=_STYLE, body=body)
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel, eval_mode
 from anytime.runtime.steps import CompiledSteps, Steps
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
@@ -140,7 +140,7 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON, whole or not at all."""
-        with written_whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
     @classmethod

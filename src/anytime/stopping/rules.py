@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from anytime.model import State
-from anytime.support.tagged import Saved
+from anytime.support.tagged import Tagged
 from anytime.trace import Trace
 
 Verdict = tuple[Tensor, State]
 _ROUNDED_ONE = 1 + 1e-4  # a sum of weighted float32 probabilities may be a little more than 1
 
 
-class Rule(Saved):
+class Rule(Tagged):
     """Says after each step but the last which samples stop; after the last step all do.
 
     `a | b` stops a sample when either rule does, `a & b` when both do at the same step. `update` is pure; a state is a

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from anytime.studies.runner import Run, Traces
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 from anytime.support.names import nearest
 from anytime.trace import Trace
 
@@ -33,7 +33,7 @@ class Result:
     def write(self, stem: Path) -> list[Path]:
         """Writes `stem.json` and `stem.png`; returns what was written."""
         written = [stem.with_name(f"{stem.name}.json")]
-        with written_whole(written[0]) as part:
+        with atomic_write(written[0]) as part:
             part.write_text(_text(plain(self.numbers)) + "\n", encoding="utf-8")
         if self.figure is not None:
             written.append(stem.with_name(f"{stem.name}.png"))

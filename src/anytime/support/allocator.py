@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep what it has freed."""
+"""glibc's allocator, set to keep the memory that it frees."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep freed memory for the next use, instead of giving large buffers back to the system on every call.
+    """Makes glibc reuse freed memory instead of returning large buffers to the system on every call.
 
-    At large batches on a CPU, page faults otherwise cost time and make timings untrustworthy. Memory use stays at its peak.
+    Otherwise page faults at large batches on a CPU cost time and make timings untrustworthy. Memory use stays at its peak.
     Same as the environment variables `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`, `MALLOC_MMAP_THRESHOLD_`.
 
     Returns:
-        Whether it was done; False where the C library is not glibc.
+        Whether the settings took effect; False if the C library is not glibc.
     """
     if sys.platform != "linux":
         return False

@@ -10,29 +10,29 @@ from typing import Any, ClassVar, Self
 from anytime.support.names import nearest
 
 
-class Saved:
-    """A frozen dataclass that JSON can hold: `Family.from_dict(thing.to_dict()) == thing`, exactly.
+class Tagged:
+    """A frozen dataclass that JSON can hold: `Family.from_dict(member.to_dict()) == member`, exactly.
 
-    A direct subclass is a family; its members say their name: `class Product(Combiner, kind="product")`.
+    A direct subclass is a family. Each member names its kind: `class Product(Combiner, kind="product")`.
     """
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[Any]]]
 
     def __init_subclass__(cls, kind: str | None = None) -> None:
-        if Saved in cls.__bases__:
+        if Tagged in cls.__bases__:
             cls.kinds = {}
         if kind is not None:
             cls.kind = kind
             cls.kinds[kind] = cls
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `kind` and the constructor's arguments; infinity is the string "inf"."""
-        return {"kind": self.kind} | {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        """Plain values for JSON: `kind` and the constructor's arguments; infinity becomes the string "inf"."""
+        return {"kind": self.kind} | {field.name: _encode(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` described; builds members of this family and nothing else.
+        """The inverse of `to_dict`; builds members of this family and nothing else.
 
         Raises:
             ValueError: An unknown kind, an unknown or missing argument, or one out of range.
@@ -46,20 +46,20 @@ class Saved:
         for name in arguments.keys() - names:
             raise ValueError(f"{kind!r} has no argument {name!r}{nearest(name, names)}")
         try:
-            return member(**{name: cls._parse(value) for name, value in arguments.items()})
+            return member(**{name: cls._decode(value) for name, value in arguments.items()})
         except TypeError as error:
             raise ValueError(f"{kind!r} cannot be built from {arguments}: {error}") from None
 
     @classmethod
-    def _parse(cls, value: Any) -> Any:
+    def _decode(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
             return cls.from_dict(value)
-        return tuple(map(cls._parse, value)) if isinstance(value, list) else value
+        return tuple(map(cls._decode, value)) if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Saved):
+def _encode(value: Any) -> Any:
+    if isinstance(value, Tagged):
         return value.to_dict()
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_encode(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

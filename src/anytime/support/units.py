@@ -13,7 +13,7 @@ def parse_seconds(text: str) -> float:
     """Seconds from `"5ms"`, `"0.2s"`, `"800us"` or plain seconds `"0.005"`.
 
     Raises:
-        ValueError: Not a time, or not above zero.
+        ValueError: The text is not a time above zero.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(s|ms|us)?\s*", text)
     seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
@@ -23,7 +23,7 @@ def parse_seconds(text: str) -> float:
 
 
 def macs_text(macs: float) -> str:
-    """`"12.24 M"`: four significant digits and k, M, G or T."""
+    """MACs with four significant digits and k, M, G or T: `"12.24 M"`."""
     power = 0
     while macs >= 999.95 and power < 4:
         macs, power = macs / 1000, power + 1
@@ -31,15 +31,15 @@ def macs_text(macs: float) -> str:
 
 
 def ms_text(seconds: float) -> str:
-    """Seconds in milliseconds, three significant digits: 0.00123 gives `"1.23"`."""
+    """Seconds as milliseconds with three significant digits: 0.00123 gives `"1.23"`."""
     return f"{seconds * 1e3:#.3g}" if seconds < 0.0995 else f"{seconds * 1e3:,.0f}"
 
 
 def parse_budget(text: str, whole: float) -> tuple[float, str]:
-    """A mean cost from `"50%"` (of `whole` MACs), `"40M"` (MACs) or `"2ms"`: the amount, and "macs" or "seconds".
+    """A mean cost from `"50%"` (of `whole` MACs), `"40M"` (MACs) or `"2ms"`: the amount and its unit, "macs" or "seconds".
 
     Raises:
-        ValueError: Neither of them.
+        ValueError: The text is none of these.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kMGT])\s*", text)
     if match:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -20,7 +20,7 @@ class WholeFiles(TorchCheckpointIO):
         buffer = io.BytesIO()  # first, for torch says nothing of a full disk
         torch.save(checkpoint, buffer)
         try:
-            with written_whole(path) as part, part.open("wb") as file:
+            with atomic_write(path) as part, part.open("wb") as file:
                 file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from anytime.cost import hardware
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 from anytime.training.config import Config, UsageError, resolve_recipe, short_names
 from anytime.version import __version__
 
@@ -60,7 +60,7 @@ def set_state(path: Path, state: str) -> None:
         "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with written_whole(path / STATE) as part:
+    with atomic_write(path / STATE) as part:
         part.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ from anytime.studies.hu2017.strategies import eann_exits, opt_plus_exits, rivals
 from anytime.studies.hu2017.tables import head, mean, measure, measure_optimal, told
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
-from anytime.support.files import written_whole
+from anytime.support.files import atomic_write
 from anytime.training.logs import METRICS as METRICS_FILE
 
 LOSSES = "training-losses.json"
@@ -52,7 +52,7 @@ def training_losses(run: Path) -> list[float]:
             losses = step_losses(model(batch).float(), target.to(device))
             total += len(target) * losses.double().cpu()
             images += len(target)
-    with written_whole(run / LOSSES) as part:
+    with atomic_write(run / LOSSES) as part:
         part.write_text(json.dumps((total / images).tolist()) + "\n", encoding="utf-8")
     return (total / images).tolist()
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from anytime.cost import counting
+from anytime.cost import flop_counter
 from anytime.models.surgery.attach.graph import Network, preserved, read_network
 from anytime.support.names import nearest
 
@@ -200,7 +200,7 @@ def survey(
     network = read_network(backbone, two)
     macs: dict[fx.Node, int] = {}
     tensors: dict[fx.Node, Any] = {}
-    with preserved(backbone), counting() as counter, layouts() as watch:
+    with preserved(backbone), flop_counter() as counter, layouts() as watch:
         good = _untouched(backbone.train(), network, two) & _untouched(backbone.eval(), network, two)
         counter.flop_counts.clear()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anytime import load
-from anytime.data import Part
+from anytime.data import Split
 from anytime.training import fit
 from anytime.training.build import build
 from anytime.training.config import imported, parse, read_recipe
@@ -25,14 +25,14 @@ def test_recipe(path: Path, tmp_path, monkeypatch):
     data = imported(recipe["data"]["class_path"])
     classes = 3
 
-    def images(self, part: str) -> Part | None:
+    def images(self, part: str) -> Split | None:
         count = {"train": 12, "test": 6}.get(part)
         if count is None:
             return None
         generator = torch.Generator().manual_seed(0)
         shape = (count, *self.input_size)
         pixels = torch.randint(256, shape, generator=generator).to(torch.uint8)
-        return Part(pixels, torch.arange(count) % classes, "stand-in")
+        return Split(pixels, torch.arange(count) % classes, "stand-in")
 
     monkeypatch.setattr(data, "read", images)
     monkeypatch.setattr(data, "read_names", lambda self: [[str(k) for k in range(classes)]])

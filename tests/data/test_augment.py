@@ -14,7 +14,7 @@ def images(number: int, size: int = 6) -> torch.Tensor:
 def test_splitmix64_reference_values():
     # The first outputs for seed 0 of Vigna's splitmix64.c.
     state = torch.tensor([0, 0x9E3779B97F4A7C15 - 2**64])
-    assert [value % 2**64 for value in hashing.scramble(state).tolist()] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+    assert [value % 2**64 for value in hashing.splitmix64(state).tolist()] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
 def test_keys_depend_on_every_word_and_on_nothing_else():
@@ -28,7 +28,7 @@ def test_keys_depend_on_every_word_and_on_nothing_else():
 
 def test_below_is_uniform_and_choices_are_independent():
     keys = hashing.keys(torch.arange(90_000), 0)
-    pairs = hashing.below(keys, 9, 1) * 9 + hashing.below(keys, 9, 2)
+    pairs = hashing.randint(keys, 9, 1) * 9 + hashing.randint(keys, 9, 2)
     counts = torch.bincount(pairs, minlength=81).double()
     chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
     assert chi_square < 125  # 0.1 % of chi-square with 80 degrees of freedom lies above
@@ -58,7 +58,7 @@ def test_crops_of_the_mirrored_image(dtype):
     assert crops.dtype == dtype
     padded = np.pad(batch.numpy(), [(0, 0), (0, 0), (3, 3), (3, 3)], "reflect")
     # The places are those of the black padding.
-    rows, columns = hashing.below(keys, 7, 1).tolist(), hashing.below(keys, 7, 2).tolist()
+    rows, columns = hashing.randint(keys, 7, 1).tolist(), hashing.randint(keys, 7, 2).tolist()
     for image, crop, y, x in zip(padded, crops.numpy(), rows, columns, strict=True):
         assert np.array_equal(image[:, y : y + 6, x : x + 5], crop)
     assert torch.equal(crop_and_flip(3, False, "reflect")(batch, keys), crops)

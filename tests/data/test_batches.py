@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from anytime.data import Batches, Digits, Files, StreamedBatches
+from anytime.data import Batches, Digits, LazyImages, StreamedBatches
 from anytime.data.augment import crop_and_flip
 
 
@@ -25,7 +25,7 @@ class Striped:
 
 
 def streamed(size: int, **options) -> StreamedBatches:
-    files = Files(Striped(), torch.arange(size))
+    files = LazyImages(Striped(), torch.arange(size))
     batch_size = options.pop("batch_size", 4)
     return StreamedBatches(files, torch.arange(size), batch_size, (3, 8, 8), crop=True, flip=True, **options)
 
@@ -159,7 +159,7 @@ def test_workers_change_nothing():
 
 
 def test_streamed_evaluation_is_the_centre_of_the_resized_image():
-    loader = StreamedBatches(Files(Striped(), torch.arange(200, 204)), torch.arange(4), 4, (3, 8, 8))
+    loader = StreamedBatches(LazyImages(Striped(), torch.arange(200, 204)), torch.arange(4), 4, (3, 8, 8))
     images, _ = next(iter(loader))
     assert torch.allclose(images[:, 0, :, 0] * 255, torch.arange(200.0, 204)[:, None].expand(4, 8))
     assert images[:, :, :, -1].max() == 0
@@ -237,7 +237,7 @@ class Damaged:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_told_in_one_sentence_wherever_it_is_read(workers):
-    loader = StreamedBatches(Files(Damaged(), torch.arange(4)), torch.arange(4), 2, (3, 8, 8), workers=workers)
+    loader = StreamedBatches(LazyImages(Damaged(), torch.arange(4)), torch.arange(4), 2, (3, 8, 8), workers=workers)
     batches = iter(loader)
     assert len(next(batches)[1]) == 2
     with pytest.raises(ValueError, match=r"^row 2: not an image$"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import anytime.data
-from anytime.data import CIFAR100, Digits, ImageData, Part, create_data, default_root, describe, list_datasets, resolve
+from anytime.data import CIFAR100, Digits, ImageData, Split, create_data, default_root, describe, list_datasets, resolve
 
 
 class Stripes(ImageData):
@@ -25,7 +25,7 @@ class Stripes(ImageData):
         targets = torch.tensor([0, self.label] * 10)
         images = torch.zeros(20, 3, self.size, self.size, dtype=torch.uint8)
         images[:, :, ::2] = targets[:, None, None, None].to(torch.uint8) * 255
-        return Part(images, targets, "stripes")
+        return Split(images, targets, "stripes")
 
     input_size = (3, 4, 4)
 

@@ -38,7 +38,7 @@ def test_the_centre_is_cut_out(tmp_path):
     assert read_image(tmp_path / "image.png", (3, 20, 20)).min() == 1
 
 
-def test_with_a_margin_the_view_is_that_of_streamed_test_images(tmp_path):
+def test_with_a_resize_ratio_the_view_is_that_of_streamed_test_images(tmp_path):
     path = save(tmp_path / "cat/image.png", size=(90, 70))
     save(tmp_path / "cat/other.png")
     data = ImageFolder(root=tmp_path, size=21, validation=0, test=1)
@@ -46,8 +46,8 @@ def test_with_a_margin_the_view_is_that_of_streamed_test_images(tmp_path):
     seen = [image for loader in (data.test_dataloader(),) for images, _ in loader for image in images]
     trained = StreamedBatches(data.train_dataloader().images.files, torch.zeros(1), 1, (3, 21, 21))
     seen += [image for images, _ in trained for image in images]
-    own = read_image(path, (3, 21, 21), data.margin)
-    assert data.margin == 8 / 7
+    own = read_image(path, (3, 21, 21), data.resize_ratio)
+    assert data.resize_ratio == 8 / 7
     assert any(torch.equal(own, image) for image in seen)
 
 

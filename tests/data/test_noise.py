@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from anytime.data import hashing, noise
 from anytime.data.augment import random_crop
-from anytime.data.base import ImageData, Part
+from anytime.data.base import ImageData, Split
 from anytime.data.noise import create_noise, focus, frames, occlusion, perlin, resolution, rotation, translation
 
 FILL = (0.4914, 0.4822, 0.4465)  # the mean of CIFAR-10
@@ -143,7 +143,7 @@ def test_gradient_noise(height, width, cells):
     axes = [(1, 0), (-1, 0), (0, 1), (0, -1)]
     for key, one in zip(k, found, strict=True):
         numbers = range((cells + 1) ** 2)
-        chosen = [axes[int(hashing.below(key ^ number, 4, noise._GRADIENT))] for number in numbers]
+        chosen = [axes[int(hashing.randint(key ^ number, 4, noise._GRADIENT))] for number in numbers]
         gradients = [chosen[row * (cells + 1) : (row + 1) * (cells + 1)] for row in range(cells + 1)]
         expected = plain_gradient_noise(gradients, height, width, cells)
         torch.testing.assert_close(one, expected.float(), rtol=0, atol=1e-5)
@@ -297,10 +297,10 @@ class Random32(ImageData):
     def read_names(self) -> list[list[str]]:
         return [["even", "odd"]]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         generator = torch.Generator().manual_seed(len(part))
         images = torch.randint(1, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return None if part == "validation" else Part(images, torch.arange(40) % 2, part)
+        return None if part == "validation" else Split(images, torch.arange(40) % 2, part)
 
 
 def test_data_sets_put_noise_on_training_images_alone() -> None:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytime.data.splits import choose_classes, hold_out, spread
+from anytime.data.splits import choose_classes, hold_out, stratified_order
 
 label_lists = st.lists(st.integers(0, 6), min_size=2, max_size=200)
 
@@ -12,7 +12,7 @@ label_lists = st.lists(st.integers(0, 6), min_size=2, max_size=200)
 @settings(max_examples=50, deadline=None)
 def test_every_beginning_of_the_order_is_stratified(labels, seed):
     labels = torch.tensor(labels)
-    order = spread(labels, seed)
+    order = stratified_order(labels, seed)
     assert order.sort().values.equal(torch.arange(len(labels)))
     total = torch.bincount(labels)
     for size in range(len(labels) + 1):

@@ -1,6 +1,6 @@
 """Data sets of images, in memory or streamed, and their loaders."""
 
-from anytime.data.base import ImageData, Part, default_root
+from anytime.data.base import ImageData, Split, default_root
 from anytime.data.batches import Batches, Loader
 from anytime.data.datasets import Description, create_data, describe, list_datasets, resolve
 from anytime.data.images import read_image
@@ -13,7 +13,7 @@ from anytime.data.sets.lsun import LSUN
 from anytime.data.sets.mnist import MNIST, FashionMNIST
 from anytime.data.sets.svhn import SVHN
 from anytime.data.sets.tinyimagenet import TinyImageNet
-from anytime.data.stream import Files, StreamedBatches
+from anytime.data.stream import LazyImages, StreamedBatches
 
 __all__ = [
     "CIFAR10",
@@ -27,12 +27,12 @@ __all__ = [
     "Description",
     "Digits",
     "FashionMNIST",
-    "Files",
     "ImageData",
     "ImageFolder",
     "ImageNet",
+    "LazyImages",
     "Loader",
-    "Part",
+    "Split",
     "StanfordCars",
     "StreamedBatches",
     "TinyImageNet",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anytime.data.hashing import below
+from anytime.data.hashing import randint
 
 Augmentation = Callable[[Tensor, Tensor], Tensor]
 """`(images [B, C, H, W] uint8, keys [B] int64) -> images [B, C, H, W] uint8`."""
@@ -40,7 +40,7 @@ def random_crop(images: Tensor, keys: Tensor, padding: int, padding_mode: Paddin
     # A view [B, C, places, places, H, W] of all crops; indexing copies only the chosen ones.
     crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     samples = torch.arange(len(images), device=images.device)
-    return crops.transpose(1, 3)[samples, below(keys, places, _COLUMN), below(keys, places, _ROW)]
+    return crops.transpose(1, 3)[samples, randint(keys, places, _COLUMN), randint(keys, places, _ROW)]
 
 
 def _mirrored(size: int, padding: int, device: torch.device) -> Tensor:
@@ -52,7 +52,7 @@ def _mirrored(size: int, padding: int, device: torch.device) -> Tensor:
 
 def random_flip(images: Tensor, keys: Tensor) -> Tensor:
     """Mirrors each image `[B, C, H, W]` left to right with probability 1/2, decided by its key `[B]`."""
-    mirror = below(keys, 2, _MIRROR).bool()
+    mirror = randint(keys, 2, _MIRROR).bool()
     return torch.where(mirror[:, None, None, None], images.flip(-1), images)
 
 
@@ -69,7 +69,7 @@ def crop_and_flip(padding: int, flip: bool, padding_mode: Padding = "zeros") -> 
     return augment
 
 
-def chain(parts: Iterable[Augmentation | None]) -> Augmentation | None:
+def compose(parts: Iterable[Augmentation | None]) -> Augmentation | None:
     """One augmentation made of several, in this order; `None` stands for none."""
     wanted = [part for part in parts if part is not None]
 

@@ -14,13 +14,13 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from anytime.data.augment import Padding, chain, crop_and_flip
+from anytime.data.augment import Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
 from anytime.data.files import check_labels
 from anytime.data.noise import Name as Noise
 from anytime.data.noise import create_noise
-from anytime.data.splits import choose_classes, hold_out, spread
-from anytime.data.stream import Files, StreamedBatches
+from anytime.data.splits import choose_classes, hold_out, stratified_order
+from anytime.data.stream import LazyImages, StreamedBatches
 from anytime.data.taxonomy import LabelLevels, read_taxonomy
 
 Choice = Literal["none", "crop", "flip", "crop+flip"]
@@ -33,7 +33,7 @@ def default_root() -> Path:
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Images of a data set with their labels, as a reader returns them.
 
     Args:
@@ -43,7 +43,7 @@ class Part:
         groups: int64 `[N]`, numbers of groups that a validation split must not divide.
     """
 
-    images: Tensor | Files
+    images: Tensor | LazyImages
     targets: Tensor
     source: str | os.PathLike[str]
     groups: Tensor | None = None
@@ -51,9 +51,9 @@ class Part:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, indices: Tensor) -> Part:
+    def __getitem__(self, indices: Tensor) -> Split:
         groups = None if self.groups is None else self.groups[indices]
-        return Part(self.images[indices], self.targets[indices], self.source, groups)
+        return Split(self.images[indices], self.targets[indices], self.source, groups)
 
     @property
     def levels(self) -> tuple[Tensor, ...]:
@@ -171,7 +171,7 @@ class ImageData(LightningDataModule, ABC):
         self._names: list[list[str]] = []
         self._coarser: LabelLevels | None = None
         self._kept: list[Tensor] = []
-        self._parts: dict[str, Part] = {}
+        self._parts: dict[str, Split] = {}
 
     # What a data set implements
 
@@ -180,7 +180,7 @@ class ImageData(LightningDataModule, ABC):
         """Class names in label order, one list for each label level."""
 
     @abstractmethod
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         """Reads all images of `"train"`, `"validation"` or `"test"`.
 
         Only `"validation"` may be `None`: then it is held out from the training images.
@@ -258,7 +258,7 @@ class ImageData(LightningDataModule, ABC):
 
     # How the parts are made
 
-    def _part(self, name: str) -> Part:
+    def _part(self, name: str) -> Split:
         """`"train"`, `"validation"` or `"test"` with classes chosen, held-out images removed and the limit applied."""
         if not self._kept:
             self._choose()
@@ -270,7 +270,7 @@ class ImageData(LightningDataModule, ABC):
                 stay, held = hold_out(train.labels, self.validation, self.split_seed, train.groups)
                 train, validation = train[stay], train[held]
             if self.limit is not None and self.limit < len(train):
-                train = train[spread(train.labels, self.split_seed)[: self.limit].sort().values]
+                train = train[stratified_order(train.labels, self.split_seed)[: self.limit].sort().values]
             self._parts |= {"train": train, "validation": validation}
         return self._parts[name]
 
@@ -287,7 +287,7 @@ class ImageData(LightningDataModule, ABC):
         if self.classes is not None:
             kept[0] = torch.tensor(choose_classes(names[0], self.classes))
             if len(names) > 1:
-                targets = cast(Part, self._checked("train")).targets
+                targets = cast(Split, self._checked("train")).targets
                 kept[1:] = [level.unique() for level in targets[torch.isin(targets[:, 0], kept[0])].T[1:]]
         self._kept = kept
         levels = [[level[i] for i in keep.tolist()] for level, keep in zip(names, kept, strict=True)]
@@ -295,7 +295,7 @@ class ImageData(LightningDataModule, ABC):
         self.num_classes = len(self.class_names)
         self.levels = tuple(map(len, levels)) if len(levels) > 1 else ()
 
-    def _checked(self, name: str) -> Part | None:
+    def _checked(self, name: str) -> Split | None:
         part = self.read(name)
         if part is None:
             return None
@@ -308,7 +308,7 @@ class ImageData(LightningDataModule, ABC):
             check_labels(labels, len(names), part.source)
         return part
 
-    def _selected(self, name: str) -> Part | None:
+    def _selected(self, name: str) -> Split | None:
         part = self._checked(name)
         if part is None or self.classes is None:
             return part
@@ -316,7 +316,7 @@ class ImageData(LightningDataModule, ABC):
         levels = [torch.searchsorted(k, c.contiguous()) for k, c in zip(self._kept, part.levels, strict=True)]
         return replace(part, targets=torch.stack(levels, 1).view(part.targets.shape))
 
-    def _required(self, name: str) -> Part:
+    def _required(self, name: str) -> Split:
         part = self._selected(name)
         if part is None:
             raise ValueError(f"{type(self).__name__}.read({name!r}) returned None; only 'validation' may be left out")
@@ -324,7 +324,7 @@ class ImageData(LightningDataModule, ABC):
             raise ValueError(f"{part.source}: no {name} images of the classes wanted")
         return part
 
-    def _loader(self, part: Part, train: bool) -> Loader:
+    def _loader(self, part: Split, train: bool) -> Loader:
         device, rank, world_size = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
@@ -333,7 +333,7 @@ class ImageData(LightningDataModule, ABC):
         crop, flip = train and "crop" in self.augment, train and "flip" in self.augment
         place: dict[str, Any] = {"shuffle": train, "seed": self.seed, "rank": rank, "world_size": world_size}
         images = part.images
-        if isinstance(images, Files):
+        if isinstance(images, LazyImages):
             if self.noise is not None or self.crop_padding != "zeros":
                 raise ValueError(
                     f"{type(self).__name__} is read image by image: noise and crop_padding are for sets in memory, "
@@ -344,15 +344,15 @@ class ImageData(LightningDataModule, ABC):
         parts = [crop_and_flip(max(1, self.input_size[-1] // 8) if crop else 0, flip, self.crop_padding)]
         if train and self.noise is not None:
             parts.append(create_noise(self.noise, self.mean))
-        augment = chain(parts)
+        augment = compose(parts)
         return Batches(images.to(device), part.targets.to(device), size, augment=augment, **place)
 
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]]:
         part = self._part("train")
         images = part.images
-        if isinstance(images, Files):
-            rows = spread(part.labels, self.split_seed)[:1024]
+        if isinstance(images, LazyImages):
+            rows = stratified_order(part.labels, self.split_seed)[:1024]
             loader = StreamedBatches(images[rows], part.targets[rows], 128, self.input_size, workers=self.workers)
             images = torch.cat([batch for batch, _ in loader]).mul_(255).round_().to(torch.uint8)
         # From exact counts of the 256 values, so that the numbers are the same everywhere.

@@ -46,7 +46,7 @@ _DAMAGE = (
 
 
 @contextmanager
-def reading(path: str | PathLike[str]) -> Iterator[None]:
+def errors_naming(path: str | PathLike[str]) -> Iterator[None]:
     """Turns whatever goes wrong inside into an error that names the file.
 
     Raises:
@@ -81,7 +81,7 @@ def read_records(path: Path, header: int, pixels: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if the file is empty or its size is no multiple of the record's.
     """
-    with reading(path):
+    with errors_naming(path):
         data = np.fromfile(path, dtype=np.uint8)
         if not len(data) or len(data) % (header + pixels):
             raise ValueError(f"{len(data)} bytes are not whole records of {header + pixels}; it may be truncated")
@@ -119,7 +119,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         # latin1: how Python 2 strings, among them the arrays' bytes, keep their values.
         return _ArraysOnly(file, encoding="latin1").load()
 
-    with reading(path), open(path, "rb") as file:
+    with errors_naming(path), open(path, "rb") as file:
         content = load(file)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
@@ -128,7 +128,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 def read_mat(path: Path, *names: str) -> list[Any]:
     """The variables `names` of a MATLAB file, arrays without dimensions of length 1 (but 1-d at least)."""
-    with reading(path):
+    with errors_naming(path):
         content = loadmat(path, squeeze_me=True)
         if missing := [name for name in names if name not in content]:
             raise ValueError(f"it holds no {', '.join(missing)}")
@@ -137,13 +137,13 @@ def read_mat(path: Path, *names: str) -> list[Any]:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank, stripped."""
-    with reading(path):
+    with errors_naming(path):
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def read_table(path: Path, columns: Sequence[str], delimiter: str = ";") -> list[dict[str, str]]:
     """The rows of a CSV file that must have `columns`."""
-    with reading(path), open(path, newline="", encoding="utf-8") as file:
+    with errors_naming(path), open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter=delimiter))
         if not rows or set(columns) - set(rows[0]) or any(row[c] is None for row in rows for c in columns):
             raise ValueError(f"it needs rows with the columns {', '.join(columns)}")
@@ -157,7 +157,7 @@ def open_image(path: str | PathLike[str], channels: int = 3) -> Image.Image:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read as an image; names the file.
     """
-    with reading(path), Image.open(path) as image:
+    with errors_naming(path), Image.open(path) as image:
         return to_channels(image, channels)
 
 
@@ -182,7 +182,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-def cut(image: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:
+def crop_and_resize(image: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:
     """The part of `image` inside `box` (all of it if `None`), resized to `size` = (height, width), bilinear.
 
     Pixels wholly outside of the box have no influence.
@@ -211,8 +211,8 @@ def read_images(paths: Sequence[Path], input_size: tuple[int, int, int], boxes: 
 
     def read(index: int) -> None:
         image = open_image(paths[index], input_size[0])
-        with reading(paths[index]):
-            images[index] = to_tensor(cut(image, boxes[index] if boxes else None, input_size[1:]))
+        with errors_naming(paths[index]):
+            images[index] = to_tensor(crop_and_resize(image, boxes[index] if boxes else None, input_size[1:]))
 
     in_parallel(read, range(len(paths)))
     return images

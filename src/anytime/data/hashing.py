@@ -22,7 +22,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
-def scramble(x: Tensor) -> Tensor:
+def splitmix64(x: Tensor) -> Tensor:
     """splitmix64 of every int64 in `x`: a bijection whose output bits look independent."""
     x = x + _GOLDEN
     x = (x ^ _shift(x, 30)) * _FACTORS[0]
@@ -34,13 +34,13 @@ def keys(indices: Tensor, *words: int) -> Tensor:
     """One 64-bit key for each of `indices` `[N]`, a function of `words` and that index only. Returns int64 `[N]`."""
     state = torch.zeros((), dtype=torch.int64, device=indices.device)
     for word in words:
-        state = scramble(state ^ _signed(word))
-    return scramble(state ^ indices)
+        state = splitmix64(state ^ _signed(word))
+    return splitmix64(state ^ indices)
 
 
-def below(keys: Tensor, n: int, choice: int) -> Tensor:
+def randint(keys: Tensor, n: int, choice: int) -> Tensor:
     """Integers in `[0, n)`, uniform over keys; different `choice`s of the same key are independent."""
-    return _shift(scramble(keys ^ _signed(choice)), 33) % n
+    return _shift(splitmix64(keys ^ _signed(choice)), 33) % n
 
 
 def permutation(n: int, *words: int) -> Tensor:

@@ -5,7 +5,7 @@ import os
 import torch
 from PIL import Image, ImageOps
 
-from anytime.data.files import reading, to_channels, to_tensor
+from anytime.data.files import errors_naming, to_channels, to_tensor
 from anytime.data.stream import resize_and_crop
 
 
@@ -31,7 +31,7 @@ def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], r
     channels, height, width = input_size
     if channels not in (1, 3):
         raise ValueError(f"input_size must have 1 (grey) or 3 (RGB) channels, got {input_size}")
-    with reading(path), Image.open(path) as file:
+    with errors_naming(path), Image.open(path) as file:
         image = to_channels(ImageOps.exif_transpose(file), channels)
         if resize_ratio == 1:
             seen = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from anytime.data import hashing
 from anytime.data.augment import Augmentation
-from anytime.data.hashing import below
+from anytime.data.hashing import randint
 from anytime.support.names import nearest
 
 Name = Literal["focus", "occlusion", "perlin", "resolution", "translation", "rotation"]
@@ -97,7 +97,7 @@ def resolution(images: Tensor, keys: Tensor, factors: Sequence[int] = (2, 4)) ->
     if not factors or min(factors) < 1:
         raise ValueError(f"factors must be one or more numbers from 1 on, got {factors!r}")
     height, width = images.shape[-2:]
-    values, chosen = _floating(images), below(keys, len(factors), _FACTOR)
+    values, chosen = _floating(images), randint(keys, len(factors), _FACTOR)
     coarse = images
     for number, factor in enumerate(factors):
         small = functional.avg_pool2d(values, factor, ceil_mode=True)
@@ -122,8 +122,8 @@ def translation(images: Tensor, keys: Tensor, time: int | None = None, length: i
     if min(length, limit) < 1 or (time is not None and time < 0):
         raise ValueError(f"length and limit must be at least 1, time at least 0, got {length!r}, {limit!r}, {time!r}")
     last = length - 1 if time is None else time
-    moves = 2 * below(keys[:, None] ^ torch.arange(2 * last, device=keys.device), 2, _WALK).view(len(keys), last, 2) - 1
-    done = below(keys, length, _TIME) if time is None else torch.full_like(keys, time)
+    moves = 2 * randint(keys[:, None] ^ torch.arange(2 * last, device=keys.device), 2, _WALK).view(len(keys), last, 2) - 1
+    done = randint(keys, length, _TIME) if time is None else torch.full_like(keys, time)
     place = torch.zeros_like(keys)[:, None].repeat(1, 2)
     for step in range(last):
         place = torch.where((step < done)[:, None], (place + moves[:, step]).clamp(-limit, limit), place)
@@ -220,7 +220,7 @@ def _window(images: Tensor, keys: Tensor, size: int, choice: int) -> Tensor:
     height, width = images.shape[-2:]
     if not 1 <= size <= min(height, width):
         raise ValueError(f"size must lie in 1..{min(height, width)} for images of {height}x{width} pixels, got {size!r}")
-    top, left = below(keys, height - size + 1, choice), below(keys, width - size + 1, choice + 1)
+    top, left = randint(keys, height - size + 1, choice), randint(keys, width - size + 1, choice + 1)
     rows = torch.arange(height, device=keys.device)[:, None] - top[:, None, None, None]
     columns = torch.arange(width, device=keys.device) - left[:, None, None, None]
     return (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
@@ -228,7 +228,7 @@ def _window(images: Tensor, keys: Tensor, size: int, choice: int) -> Tensor:
 
 def _angles(keys: Tensor, degrees: float) -> Tensor:
     """Uniform in +-`degrees`, float32 `[B]`."""
-    return (below(keys, 2**24, _ANGLE).float() * 2**-23 - 1) * degrees
+    return (randint(keys, 2**24, _ANGLE).float() * 2**-23 - 1) * degrees
 
 
 def _gradient_noise(keys: Tensor, height: int, width: int, cells: int) -> Tensor:
@@ -240,7 +240,7 @@ def _gradient_noise(keys: Tensor, height: int, width: int, cells: int) -> Tensor
     """
     corners = cells + 1
     number = torch.arange(corners * corners, device=keys.device)
-    chosen = below(keys[:, None] ^ number, 4, _GRADIENT).view(-1, corners, corners)
+    chosen = randint(keys[:, None] ^ number, 4, _GRADIENT).view(-1, corners, corners)
     sign = 1.0 - 2.0 * (chosen % 2)
     along_x, along_y = sign * (chosen < 2), sign * (chosen >= 2)
 

@@ -16,7 +16,7 @@ class UnknownClass(ValueError):
     exit_code = 2
 
 
-def spread(labels: Tensor, seed: int) -> Tensor:
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
     """Orders samples so that every beginning of the order is stratified.
 
     Sample number r of the n of its class (counted in a random order) stands at place (r + 1/2) / n, classes of equal
@@ -64,12 +64,12 @@ def hold_out(labels: Tensor, amount: float, seed: int, groups: Tensor | None = N
         raise ValueError(f"cannot hold out {wanted} of {total} images; leave some to train on")
     if groups is None:
         held = torch.zeros(total, dtype=torch.bool)
-        held[spread(labels, seed)[:wanted]] = True
+        held[stratified_order(labels, seed)[:wanted]] = True
     else:
         _, group = torch.unique(groups, return_inverse=True)
         number = int(group.max()) + 1
         label = torch.empty(number, dtype=torch.int64).scatter_(0, group, labels)
-        order = spread(label, seed)
+        order = stratified_order(label, seed)
         size = torch.bincount(group, minlength=number)[order]
         held = torch.zeros(number, dtype=torch.bool)
         held[order[size.cumsum(0) - size / 2 < wanted]] = True

@@ -13,7 +13,7 @@ from anytime.data.batches import Batch, Loader
 from anytime.data.files import to_tensor
 
 
-class Files:
+class LazyImages:
     """Images read one at a time.
 
     Args:
@@ -27,8 +27,8 @@ class Files:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, indices: Tensor) -> "Files":
-        return Files(self.read, self.rows[indices])
+    def __getitem__(self, indices: Tensor) -> "LazyImages":
+        return LazyImages(self.read, self.rows[indices])
 
     def open(self, index: int) -> Image.Image:
         """Reads one image."""
@@ -38,7 +38,7 @@ class Files:
 class _Prepared(Dataset[tuple[Tensor, Tensor] | Exception]):
     """Items are (sample, key): the random transform of a sample is a function of its key. A damaged image is an exception."""
 
-    def __init__(self, files: Files, targets: Tensor, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, files: LazyImages, targets: Tensor, transform: Callable[[Any], Any]) -> None:
         self.files, self.targets, self.transform = files, targets, transform
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor] | Exception:
@@ -100,7 +100,7 @@ class StreamedBatches(Loader):
 
     def __init__(
         self,
-        files: Files,
+        files: LazyImages,
         targets: Tensor,
         batch_size: int,
         input_size: tuple[int, int, int],

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anytime.data.files import reading
+from anytime.data.files import errors_naming
 from anytime.support.names import nearest
 
 _SYNSET = re.compile(r"\d{8} \d\d n [0-9a-f]{2} ")
@@ -162,7 +162,7 @@ def read_taxonomy(path: str | os.PathLike[str], classes: Sequence[str]) -> Taxon
         ValueError: A label with two parents, a cycle, an empty cell; in WordNet a class that is not found.
     """
     path = Path(path).expanduser()
-    with reading(path):
+    with errors_naming(path):
         text = path.read_text(encoding="utf-8-sig")
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if any(map(_SYNSET.match, lines[:100])):
@@ -209,7 +209,7 @@ def wordnet(lines: Sequence[str], classes: Sequence[str], source: str = "data.no
     Raises:
         ValueError: A class that is not found.
     """
-    with reading(source):
+    with errors_naming(source):
         nouns = _Nouns(lines)
     found = {name: list(nouns.meanings(NOT_IN_WORDNET.get(name, name))) for name in classes}
     if missing := [name for name, meanings in found.items() if not meanings]:

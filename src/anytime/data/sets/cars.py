@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from anytime.data.base import ImageData, Part
-from anytime.data.files import read_images, read_mat, reading
+from anytime.data.base import ImageData, Split
+from anytime.data.files import errors_naming, read_images, read_mat
 
 
 class StanfordCars(ImageData):
@@ -36,16 +36,16 @@ class StanfordCars(ImageData):
         (names,) = read_mat(self.find("stanford_cars/devkit/cars_meta.mat"), "class_names")
         return [[str(name) for name in names]]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         tables = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
         path = self.find(f"stanford_cars/{tables[part]}")
         folder = self.find(f"stanford_cars/cars_{part}")
         (rows,) = read_mat(path, "annotations")
-        with reading(path):
+        with errors_naming(path):
             corners = [[int(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2")] for row in rows]
             targets = torch.tensor([int(row["class"]) for row in rows]) - 1  # MATLAB counts from 1, classes and pixels
             paths = [folder / str(row["fname"]) for row in rows]
         boxes = [(left - 1, upper - 1, right, lower) for left, upper, right, lower in corners]
-        return Part(read_images(paths, self.input_size, boxes), targets, path)
+        return Split(read_images(paths, self.input_size, boxes), targets, path)

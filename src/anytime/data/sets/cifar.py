@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from anytime.data.base import ImageData, Part
-from anytime.data.files import check_labels, read_pickle, read_records, reading
+from anytime.data.base import ImageData, Split
+from anytime.data.files import check_labels, errors_naming, read_pickle, read_records
 from anytime.data.taxonomy import LabelLevels
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -57,7 +57,7 @@ class _CIFAR(ImageData):
     columns: ClassVar[dict[str, int]]
     """Name of each label in the pickled layout and number of its classes, in the order of the binary label bytes."""
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         layouts = {self.files[0]: (self.binary, self._read_binary), self.files[1]: (self.pickled, self._read_pickled)}
@@ -65,7 +65,7 @@ class _CIFAR(ImageData):
         names, read = layouts[folder.name]
         paths = [self.find(f"{folder.name}/{name}") for name in names[part]]
         pixels, labels = map(torch.cat, zip(*map(read, paths), strict=True))
-        return Part(pixels.view(-1, 3, 32, 32), self.choose_labels(labels), folder)
+        return Split(pixels.view(-1, 3, 32, 32), self.choose_labels(labels), folder)
 
     def choose_labels(self, labels: Tensor) -> Tensor:
         """Targets made of all label columns `[N, D]`."""
@@ -77,7 +77,7 @@ class _CIFAR(ImageData):
 
     def _read_pickled(self, path: Path) -> tuple[Tensor, Tensor]:
         content = read_pickle(path)
-        with reading(path):
+        with errors_naming(path):
             pixels = torch.from_numpy(content["data"])
             labels = torch.tensor([content[name] for name in self.columns]).T
             if pixels.dtype != torch.uint8 or pixels.shape != (len(labels), 3072):

@@ -2,7 +2,7 @@
 
 import torch
 
-from anytime.data.base import ImageData, Part
+from anytime.data.base import ImageData, Split
 from anytime.data.splits import hold_out
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -26,13 +26,13 @@ class Digits(ImageData):
     def read_names(self) -> list[list[str]]:
         return [DIGITS]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
         images = torch.from_numpy((bunch.images * (255 / 16)).round().astype("uint8"))[:, None]
-        whole = Part(images, torch.from_numpy(bunch.target.astype("int64")), "sklearn.datasets.load_digits")
+        whole = Split(images, torch.from_numpy(bunch.target.astype("int64")), "sklearn.datasets.load_digits")
         train, test = hold_out(whole.targets, 360, seed=0)
         return whole[test if part == "test" else train]

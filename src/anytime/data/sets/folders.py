@@ -9,10 +9,10 @@ from PIL import Image
 from torchvision.datasets import ImageNet as OfficialImageNet
 from torchvision.datasets.folder import make_dataset
 
-from anytime.data.base import ImageData, Part
-from anytime.data.files import IMAGE_SUFFIXES, download_archives, open_image, read_lines, reading
+from anytime.data.base import ImageData, Split
+from anytime.data.files import IMAGE_SUFFIXES, download_archives, errors_naming, open_image, read_lines
 from anytime.data.splits import hold_out
-from anytime.data.stream import RESIZE_RATIO, Files
+from anytime.data.stream import RESIZE_RATIO, LazyImages
 
 
 class _Paths:
@@ -25,9 +25,9 @@ class _Paths:
         return open_image(self.paths[row])
 
 
-def files_part(paths: Sequence[Path | str], labels: Sequence[int], source: Path) -> Part:
+def lazy_split(paths: Sequence[Path | str], labels: Sequence[int], source: Path) -> Split:
     """A part whose images are read when needed."""
-    return Part(Files(_Paths(paths), torch.arange(len(paths))), torch.tensor(labels, dtype=torch.int64), source)
+    return Split(LazyImages(_Paths(paths), torch.arange(len(paths))), torch.tensor(labels, dtype=torch.int64), source)
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -48,7 +48,7 @@ def check_class_folders(folder: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{folder}: {unknown[0]!r} is none of the {len(names)} classes of the training images")
 
 
-def read_class_folders(folder: Path, names: Sequence[str], every: bool = False) -> Part:
+def read_class_folders(folder: Path, names: Sequence[str], every: bool = False) -> Split:
     """All image files of the folders `names` inside `folder`; labels are places in `names`.
 
     Raises:
@@ -62,7 +62,7 @@ def read_class_folders(folder: Path, names: Sequence[str], every: bool = False) 
     paths, labels = zip(*found, strict=True)
     if every and (empty := sorted(set(numbers.values()) - set(labels))):
         raise ValueError(f"{folder / names[empty[0]]} has no images; add some, or remove the folder")
-    return files_part(paths, labels, folder)
+    return lazy_split(paths, labels, folder)
 
 
 class StreamedData(ImageData):
@@ -109,12 +109,12 @@ class ImageNet(StreamedData):
 
     def read_names(self) -> list[list[str]]:
         path, wnids = self.find(*self.files), self._wnids()
-        with reading(path):
+        with errors_naming(path):
             words = torch.load(path, weights_only=True)[0]
             names = [", ".join(words[wnid]) for wnid in wnids]
         return [[f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, wnids, strict=True)]]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         return read_class_folders(self._folder("train" if part == "train" else "val"), self._wnids())
@@ -148,22 +148,22 @@ class CUB200(StreamedData):
         """A file of lines `number value`."""
         path = self.find(f"CUB_200_2011/{name}")
         rows = [line.split(maxsplit=1) for line in read_lines(path)]
-        with reading(path):
+        with errors_naming(path):
             return {number: value for number, value in rows}  # noqa: C416  dict(rows) takes any pairs, also of characters
 
     def read_names(self) -> list[list[str]]:
         return [[name.partition(".")[2] or name for name in self._table("classes.txt").values()]]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         labels, train = self._table("image_class_labels.txt"), self._table("train_test_split.txt")
         images = self._table("images.txt")
         folder = self.find("CUB_200_2011/images")
-        with reading(folder.parent / "image_class_labels.txt"):
+        with errors_naming(folder.parent / "image_class_labels.txt"):
             wanted = [number for number in images if train[number] == ("1" if part == "train" else "0")]
             numbers = [int(labels[number]) - 1 for number in wanted]
-        return files_part([folder / images[number] for number in wanted], numbers, folder.parent)
+        return lazy_split([folder / images[number] for number in wanted], numbers, folder.parent)
 
     def fetch(self) -> None:
         url = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -200,7 +200,7 @@ class ImageFolder(StreamedData):
     def read_names(self) -> list[list[str]]:
         return [class_folders(self._train)]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         names = class_folders(self._train)
         if self._train == self.root:
             if part == "validation":

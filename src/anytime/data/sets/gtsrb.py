@@ -7,8 +7,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anytime.data.base import ImageData, Part
-from anytime.data.files import Box, cut, download_archives, in_parallel, read_images, read_table, reading, to_tensor
+from anytime.data.base import ImageData, Split
+from anytime.data.files import (
+    Box,
+    crop_and_resize,
+    download_archives,
+    errors_naming,
+    in_parallel,
+    read_images,
+    read_table,
+    to_tensor,
+)
 
 GTSRB_NAMES = """
 speed limit 20 km/h
@@ -95,14 +104,14 @@ class GTSRB(ImageData):
     def read_names(self) -> list[list[str]]:
         return [GTSRB_NAMES]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         if self.find(*self.files).suffix == ".npz":
             return self._read_frames(self.find(f"gtsrb32/{part}.npz"))
         return self._read_official(part)
 
-    def _read_official(self, part: str) -> Part:
+    def _read_official(self, part: str) -> Split:
         where = f"GTSRB/Final_{'Training' if part == 'train' else 'Test'}/Images"
         folder = self.find(f"gtsrb/{where}", where)
         if part == "train":
@@ -117,17 +126,17 @@ class GTSRB(ImageData):
         labels: list[int] = []
         for table in tables:
             rows = read_table(table, ["Filename", *_ROI, "ClassId"])
-            with reading(table):
+            with errors_naming(table):
                 corners = [[int(row[column]) for column in _ROI] for row in rows]
                 labels += [int(row["ClassId"]) for row in rows]
             boxes += [(left, upper, right + 1, lower + 1) for left, upper, right, lower in corners]
             paths += [(table.parent if part == "train" else folder) / row["Filename"] for row in rows]
         targets = torch.tensor(labels)
         groups = self._tracks([path.name for path in paths], targets) if part == "train" else None
-        return Part(read_images(paths, self.input_size, boxes), targets, folder, groups)
+        return Split(read_images(paths, self.input_size, boxes), targets, folder, groups)
 
-    def _read_frames(self, path: Path) -> Part:
-        with reading(path), open(path, "rb") as file, np.load(file) as arrays:
+    def _read_frames(self, path: Path) -> Split:
+        with errors_naming(path), open(path, "rb") as file, np.load(file) as arrays:
             frames, labels, roi = arrays["images"], arrays["labels"], arrays["roi"]
             names = [str(name) for name in arrays["track"]]
             if frames.dtype != np.uint8 or frames.ndim != 4 or not len(frames) == len(labels) == len(roi) == len(names):
@@ -138,12 +147,12 @@ class GTSRB(ImageData):
 
         def resize(index: int) -> None:
             frame = Image.fromarray(frames[index])
-            images[index] = to_tensor(cut(frame, tuple(boxes[index].tolist()), self.input_size[1:]))
+            images[index] = to_tensor(crop_and_resize(frame, tuple(boxes[index].tolist()), self.input_size[1:]))
 
-        with reading(path):
+        with errors_naming(path):
             in_parallel(resize, range(len(frames)))
         # Names of test images are a running number, not a track.
-        return Part(images, targets, path, self._tracks(names, targets) if path.stem == "train" else None)
+        return Split(images, targets, path, self._tracks(names, targets) if path.stem == "train" else None)
 
     def _tracks(self, names: list[str], targets: torch.Tensor) -> torch.Tensor:
         """Numbers of tracks from file names `track_frame.ppm`; each class counts its own."""

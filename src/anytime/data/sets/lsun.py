@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anytime.data.base import Part
-from anytime.data.files import reading, to_channels
+from anytime.data.base import Split
+from anytime.data.files import errors_naming, to_channels
 from anytime.data.sets.folders import StreamedData
-from anytime.data.stream import Files
+from anytime.data.stream import LazyImages
 
 LSUN_NAMES = """bedroom bridge church_outdoor classroom conference_room dining_room kitchen living_room restaurant
 tower""".split()  # noqa: SIM905
@@ -24,7 +24,7 @@ def _open(path: Path) -> Any:
         lmdb = importlib.import_module("lmdb")
     except ImportError as error:
         raise ImportError("LSUN is stored in LMDB files; to read them: pip install lmdb") from error
-    with reading(path):
+    with errors_naming(path):
         try:
             return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
         except lmdb.Error as error:
@@ -57,7 +57,7 @@ class _Databases:
             self._opened[1][number] = _open(self.paths[number])
         with self._opened[1][number].begin() as transaction:
             content = transaction.get(key)
-        with reading(f"{self.paths[number]}, image {key.decode()}"), Image.open(io.BytesIO(content)) as image:
+        with errors_naming(f"{self.paths[number]}, image {key.decode()}"), Image.open(io.BytesIO(content)) as image:
             return to_channels(image, 3)
 
 
@@ -84,11 +84,11 @@ class LSUN(StreamedData):
     def read_names(self) -> list[list[str]]:
         return [LSUN_NAMES]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         used = self._kept[0]
         names = [f"{LSUN_NAMES[label]}_{'train' if part == 'train' else 'val'}_lmdb" for label in used]
         read = _Databases([self.find(f"lsun/{name}", name) for name in names])
         targets = used.repeat_interleave(torch.tensor([len(keys) for keys in read.keys]))
-        return Part(Files(read, torch.arange(len(targets))), targets, self.root)
+        return Split(LazyImages(read, torch.arange(len(targets))), targets, self.root)

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torchvision
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from anytime.data.base import Choice, ImageData, Part
-from anytime.data.files import reading
+from anytime.data.base import Choice, ImageData, Split
+from anytime.data.files import errors_naming
 from anytime.data.sets.digits import DIGITS
 
 
@@ -29,20 +29,20 @@ class MNIST(ImageData):
     def read_names(self) -> list[list[str]]:
         return [DIGITS]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         prefix = f"{self.files[0]}/{'train' if part == 'train' else 't10k'}"
         image_path, label_path = self.find(f"{prefix}-images-idx3-ubyte"), self.find(f"{prefix}-labels-idx1-ubyte")
-        with reading(image_path):
+        with errors_naming(image_path):
             images = read_image_file(str(image_path))[:, None]
             if images.shape[1:] != self.input_size:
                 raise ValueError(f"images are {list(images.shape[1:])}, not {list(self.input_size)}")
-        with reading(label_path):
+        with errors_naming(label_path):
             targets = read_label_file(str(label_path))
             if len(targets) != len(images):
                 raise ValueError(f"{len(targets)} labels for {len(images)} images of {image_path.name}")
-        return Part(images, targets, label_path)
+        return Split(images, targets, label_path)
 
     def fetch(self) -> None:
         torchvision.datasets.MNIST(self.root, download=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torchvision.datasets import SVHN as OfficialSVHN
 from torchvision.datasets.utils import download_url
 
-from anytime.data.base import ImageData, Part
-from anytime.data.files import read_mat, reading
+from anytime.data.base import ImageData, Split
+from anytime.data.files import errors_naming, read_mat
 from anytime.data.sets.digits import DIGITS
 
 
@@ -38,17 +38,17 @@ class SVHN(ImageData):
     def read_names(self) -> list[list[str]]:
         return [DIGITS]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         names = ["train", "extra"] if part == "train" and self.extra else [part]
         images, targets = map(torch.cat, zip(*map(self._read_file, names), strict=True))
-        return Part(images, targets, self.root)
+        return Split(images, targets, self.root)
 
     def _read_file(self, name: str) -> tuple[Tensor, Tensor]:
         path = self.find(f"svhn/{name}_32x32.mat", f"{name}_32x32.mat")
         pixels, labels = read_mat(path, "X", "y")
-        with reading(path):
+        with errors_naming(path):
             pixels = pixels.reshape(32, 32, 3, -1)  # one image alone was squeezed
             if pixels.dtype != "uint8" or pixels.shape[-1] != len(labels):
                 raise ValueError(f"{len(labels)} labels for images of {pixels.dtype} {list(pixels.shape)}")

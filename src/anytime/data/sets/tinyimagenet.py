@@ -2,8 +2,8 @@
 
 import torch
 
-from anytime.data.base import ImageData, Part
-from anytime.data.files import download_archives, read_images, read_lines, reading
+from anytime.data.base import ImageData, Split
+from anytime.data.files import download_archives, errors_naming, read_images, read_lines
 
 
 class TinyImageNet(ImageData):
@@ -29,7 +29,7 @@ class TinyImageNet(ImageData):
         words = dict(line.partition("\t")[::2] for line in read_lines(self.find("tiny-imagenet-200/words.txt")))
         return [[words.get(wnid, wnid) for wnid in self._wnids()]]
 
-    def read(self, part: str) -> Part | None:
+    def read(self, part: str) -> Split | None:
         if part == "validation":
             return None
         numbers = {wnid: number for number, wnid in enumerate(self._wnids())}
@@ -42,10 +42,10 @@ class TinyImageNet(ImageData):
             folder = self.find("tiny-imagenet-200/val")
             table = self.find("tiny-imagenet-200/val/val_annotations.txt")
             rows = [line.split("\t") for line in read_lines(table)]
-            with reading(table):
+            with errors_naming(table):
                 found = [(folder / "images" / row[0], numbers[row[1]]) for row in rows]
         paths, labels = zip(*found, strict=True)
-        return Part(read_images(paths, self.input_size), torch.tensor(labels), folder)
+        return Split(read_images(paths, self.input_size), torch.tensor(labels), folder)
 
     def fetch(self) -> None:
         url, md5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"

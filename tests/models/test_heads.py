@@ -1,4 +1,4 @@
-"""Heads against their formulas, and which one is chosen."""
+"""Heads against their formulas, and which head is chosen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def images(*size: int, seed: int = 0) -> Tensor:
 
 
 class OwnHead(nn.Linear):
-    """A user's own head."""
+    """A custom head."""
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__(shape[0], num_classes)
@@ -54,7 +54,7 @@ def test_heads_are_their_formulas() -> None:
     assert torch.allclose(first(tokens), first.linear(first.norm(tokens[:, 0])))
 
 
-def test_mixed_head_keeps_to_few_weights_and_does_not_mix_single_pixels() -> None:
+def test_mixed_head_limits_its_weights_and_does_not_mix_single_pixels() -> None:
     sides = {k: MixedHead((64, 56, 56), k).grid for k in (10, 100, 1000)} | {0: MixedHead((512, 14, 14), 1000).grid}
     assert sides == {10: (4, 4), 100: (4, 4), 1000: (2, 2), 0: (1, 1)}
     assert MixedHead((6, 3, 9), 5).grid == (3, 4)
@@ -62,14 +62,14 @@ def test_mixed_head_keeps_to_few_weights_and_does_not_mix_single_pixels() -> Non
     assert MixedHead((6, 2, 4), 5)(torch.rand(2, 6, 8, 8)).shape == (2, 5)
 
 
-def test_the_fitting_head_is_chosen() -> None:
+def test_auto_chooses_by_shape() -> None:
     chosen = {shape: type(build_head("auto", shape, 5)) for shape in ((6, 4, 4), (7, 6), (6,))}
     assert chosen == {(6, 4, 4): MixedHead, (7, 6): TokenHead, (6,): LinearHead}
     assert type(build_head("auto", (6, 4, 4), 5, channels_last=True)) is TokenHead
     assert type(build_head(f"{OwnHead.__module__}.OwnHead", (6,), 5)) is OwnHead
     with pytest.raises(ValueError, match=r"OwnHead' must be built as .* for shape \(6, 4, 4\) and 5 classes it fails: "):
         build_head(OwnHead, (6, 4, 4), 5)
-    with pytest.raises(ValueError, match=r"'<lambda>' must give logits \[2, 5\] for two features of \(6,\), got \[2, 6\]"):
+    with pytest.raises(ValueError, match=r"'<lambda>' must return logits \[2, 5\] for two features of \(6,\), got \[2, 6\]"):
         build_head(lambda shape, classes: nn.Linear(6, 6), (6,), 5)
     for kind in HEADS.values():
         shape = (7, 6) if kind in (TokenHead, ClassTokenHead) else (6, 4, 4)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from anytime.models.cascaded.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet, check_count
 from anytime.models.cascaded.statistics import Dynamics
-from anytime.models.common.delay_kernels import Kernels, Line, Smoothing, make_kernel
+from anytime.models.common.delay_kernels import DelayLine, Kernels, Smoothing, make_kernel
 from anytime.models.common.layers import pooled
 from anytime.models.common.step_norm import Statistics
 from anytime.registry import register_model
@@ -30,10 +30,10 @@ class CascadeState(NamedTuple):
     shape: tuple[int, ...]
     images: tuple[tuple[int, Tensor], ...]
     stem: Tensor | None
-    stem_line: Line
+    stem_line: DelayLine
     inputs: tuple[Tensor, ...]
     residuals: tuple[Tensor, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[DelayLine, ...]
     shortcuts: tuple[Tensor | None, ...]
 
 
@@ -154,11 +154,11 @@ class CascadedResNet(ResidualNet):
         else:
             z = state.inputs[0]
         inputs, residuals = [z], []
-        lines: list[Line] = []
+        lines: list[DelayLine] = []
         shortcuts: list[Tensor | None] = []
         for k, block in enumerate(self.blocks, 1):
             settled = self._settled(k)
-            line: Line = ()
+            line: DelayLine = ()
             shortcut: Tensor | None = None
             if state.inputs:
                 line, shortcut = state.lines[k - 1], state.shortcuts[k - 1]
@@ -274,7 +274,7 @@ class CascadedResNet(ResidualNet):
         alpha = self.kernel.alpha  # type: ignore[union-attr]
         size = end + 1 if torch.is_grad_enabled() else max(CHUNK // batch, 1)
         stems = stem.split(batch)
-        lines: list[Line] = [()] * (len(self.blocks) + 1)
+        lines: list[DelayLine] = [()] * (len(self.blocks) + 1)
         for start in range(0, end + 1, size):
             times = range(start, min(start + size, end + 1))
             if moving:
@@ -286,7 +286,7 @@ class CascadedResNet(ResidualNet):
                 z = F.relu_(r + block.shortcut(z))
             yield from z.split(batch)
 
-    def _scan(self, r: Tensor, steps: int, line: Line) -> tuple[Tensor, Line]:
+    def _scan(self, r: Tensor, steps: int, line: DelayLine) -> tuple[Tensor, DelayLine]:
         """The kernel over `steps` time steps that lie one after the other in the batch."""
         arrived = []
         for part in r.chunk(steps):

@@ -1,4 +1,4 @@
-"""Propagation delays: how what a branch computes arrives over time."""
+"""Delay kernels: how the output of a delayed branch arrives over time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 Kernels = Literal["instant", "osd", "ews"] | Sequence[float]
-Line = tuple[Tensor, ...]  # what is on its way: earlier outputs of the branch, the latest first; or their running average
+DelayLine = tuple[Tensor, ...]  # a branch's earlier outputs still in transit, the latest first; or their running average
 
 
 @dataclass(frozen=True)
 class Taps:
     """out[t] = sum_s weights[s] r[t - s], r = 0 before t = 0: a tapped delay line of finite length.
 
-    `(1,)` is no delay, `(0, 1)` the one-step delay (OSD) of Iuzzolino 2021, section 2.
+    `(1,)` is no delay, `(0, 1)` the one-step delay (OSD) of Iuzzolino et al. 2021, section 2.
 
     Attributes:
         weights: One per time step of delay; the last is not 0.
@@ -37,11 +37,11 @@ class Taps:
         return len(self.weights) - 1
 
     def after(self, steps: int) -> Taps:
-        """The kernel for a branch that is evaluated `steps` time steps late: without its first `steps` weights."""
+        """The kernel for a branch that is evaluated `steps` time steps late: the first `steps` weights dropped."""
         return Taps(self.weights[steps:])
 
-    def arrive(self, r: Tensor, line: Line) -> tuple[Tensor, Line]:
-        """What arrives now that the branch gives `r`, and the line after it."""
+    def arrive(self, r: Tensor, line: DelayLine) -> tuple[Tensor, DelayLine]:
+        """What arrives when the branch outputs `r`, and the line afterwards."""
         values = (r, *line)[: len(self.weights)]
         parts = [v if w == 1 else w * v for w, v in zip(self.weights, values, strict=False) if w]
         return sum(parts[1:], parts[0]), values[: len(self.weights) - 1]
@@ -52,7 +52,7 @@ class Smoothing:
     """q[t] = alpha q[t - 1] + (1 - alpha) r[t], q = 0 before t = 0: exponentially weighted smoothing (EWS).
 
     Attributes:
-        alpha: In (0, 1); 0 would be no delay.
+        alpha: Weight of the previous output, in (0, 1); 0 would be no delay.
     """
 
     alpha: float
@@ -64,8 +64,8 @@ class Smoothing:
         assert steps == 0
         return self
 
-    def arrive(self, r: Tensor, line: Line) -> tuple[Tensor, Line]:
-        """What arrives now that the branch gives `r`, and the line after it."""
+    def arrive(self, r: Tensor, line: DelayLine) -> tuple[Tensor, DelayLine]:
+        """What arrives when the branch outputs `r`, and the line afterwards."""
         q = r.lerp(line[0], self.alpha) if line else (1 - self.alpha) * r
         return q, (q,)
 
@@ -74,12 +74,12 @@ Kernel = Taps | Smoothing
 
 
 def make_kernel(kernel: Kernels, alpha: float = 0.9) -> Kernel:
-    """The delay kernel of a name or of weights.
+    """Builds a delay kernel from a name or from weights.
 
     Args:
         kernel: `"instant"` (no delay), `"osd"` (one-step delay), `"ews"` (exponentially weighted smoothing) or the weights of
             a tapped delay line, the first for no delay.
-        alpha: Of EWS: the share that stays behind, in [0, 1). 0 is no delay.
+        alpha: For EWS, the share of the running average that stays, in [0, 1); 0 is no delay.
 
     Raises:
         ValueError: Unknown name, alpha out of range, weights that are empty, not finite or all 0.
@@ -100,8 +100,8 @@ def make_kernel(kernel: Kernels, alpha: float = 0.9) -> Kernel:
     weights: list[Any] = list(kernel) if isinstance(kernel, list | tuple) else []
     if not weights or not all(isinstance(w, int | float) and math.isfinite(w) for w in weights) or not any(weights):
         raise ValueError(
-            "kernel must be 'instant', 'osd', 'ews' or a list of weights; the weights of a kernel must be finite numbers and "
-            f"not all 0, got {kernel!r}"
+            "kernel must be 'instant', 'osd', 'ews' or a list of weights, which must be finite numbers and not all 0, "
+            f"got {kernel!r}"
         )
     if abs(sum(weights) - 1) > 1e-6:
         warnings.warn(

@@ -1,7 +1,7 @@
-"""Heads that answer from a backbone's features: one class per kind, the fitting one chosen by the feature's shape.
+"""Heads that answer from a backbone's features: one class per kind, "auto" chooses by the shape of the features.
 
-Every head is built as `Head(shape, num_classes)`, the shape without the batch: an image (C, H, W), tokens (N, C) or a vector
-(C,). A user's own class, named by import path, is built in the same way.
+Every head is built as `Head(shape, num_classes)`, where the shape excludes the batch: an image (C, H, W), tokens (N, C) or a
+vector (C,). A custom class, named by import path, is built in the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from anytime.model import eval_mode
 from anytime.support.names import import_subclass, nearest
 
 Shape = tuple[int, ...]
-GRID_WEIGHTS = 2**18  # of one head: reading more would cost as much time as a layer when one image is answered
+GRID_WEIGHTS = 2**18  # most weights of one head: reading more takes as long as a layer when a single image is answered
 
 
 def _require(shape: Shape, kinds: Sequence[int], head: str, wanted: str) -> None:
@@ -39,9 +39,9 @@ class LinearHead(nn.Module):
 class MixedHead(nn.Module):
     """logits = W p + b, p = a max(h) + (1 - a) mean(h) over the cells of a g x g grid, a learned.
 
-    g is 4, or 2 or 1 where 4 x 4 cells would need more than 2^18 weights. Where the cells are single pixels there is nothing
-    to mix. The paper pools with kernels of size // 4, which is the same where 4 divides the size; here the grid is the same
-    for all image sizes. a starts at 1/2 (the paper's code: uniformly in [0, 1]).
+    g is 4, or 2 or 1 where 4 x 4 cells would need more than 2^18 weights. If the cells are single pixels, nothing is mixed.
+    The paper pools with kernels of size // 4, which is the same if 4 divides the size; here the grid is the same for all
+    image sizes. a starts at 1/2 (in the paper's code, it is drawn uniformly from [0, 1]).
 
     Source: Kaya, Hong, Dumitras, ICML 2019 (shallow-deep networks), section 4.
     """
@@ -64,7 +64,7 @@ class MixedHead(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """logits = W mean(g(g(h))) + b with g = relu(bn(conv3x3, stride 2)) to `width` channels: stronger, and the dearest.
+    """logits = W mean(g(g(h))) + b with g = relu(bn(conv3x3, stride 2)) to `width` channels: the strongest and dearest head.
 
     Source: Huang et al., ICLR 2018 (MSDNet), appendix A; their 2 x 2 pooling and linear layer are a global mean here.
     """
@@ -86,7 +86,7 @@ class ConvHead(nn.Module):
 class TokenHead(nn.Module):
     """logits = W mean(norm(h)) + b, layer norm over the channels of each token, the mean over all tokens.
 
-    The pixels of an image `[B, C, H, W]` are tokens, too.
+    The pixels of an image `[B, C, H, W]` also count as tokens.
     """
 
     def __init__(self, shape: Shape, num_classes: int) -> None:
@@ -127,17 +127,17 @@ Head = str | Callable[[Shape, int], nn.Module]
 
 
 def build_head(head: Head, shape: Shape, num_classes: int, channels_last: bool = False) -> nn.Module:
-    """A head for features of a shape.
+    """Builds a head for features of the given shape.
 
     Args:
-        head: A name of `HEADS`, the import path of a user's class, a class or function; or "auto": mixed for images, token for
-            tokens and for the channels-last images of Swin-like transformers, linear for vectors.
-        shape: Of the features as the head gets them, without the batch: (C, H, W), (N, C) or (C,).
+        head: A name of `HEADS`, the import path of a custom class, a class or function; or "auto": mixed for images, token
+            for tokens and for the channels-last images of Swin-like transformers, linear for vectors.
+        shape: Shape of the features that the head receives, without the batch: (C, H, W), (N, C) or (C,).
         num_classes: K of the logits.
-        channels_last: Whether the backbone keeps these images as (H, W, C), which only "auto" asks for.
+        channels_last: Whether the backbone stores these images as (H, W, C); only "auto" uses it.
 
     Raises:
-        ValueError: Unknown name, a head that does not read features of this shape, or does not give K logits.
+        ValueError: Unknown name, or a head that cannot read features of this shape or does not return K logits.
     """
     if isinstance(head, str):
         name = ("token" if channels_last else ("linear", "token", "mixed")[len(shape) - 1]) if head == "auto" else head
@@ -154,9 +154,9 @@ def build_head(head: Head, shape: Shape, num_classes: int, channels_last: bool =
             found = tuple(built(torch.zeros(2, *shape)).shape)
     except (TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(
-            f"head {name!r} must be built as Head(shape, num_classes) and answer [B, *shape] by logits [B, K]; "
+            f"head {name!r} must be built as Head(shape, num_classes) and map [B, *shape] to logits [B, K]; "
             f"for shape {shape} and {num_classes} classes it fails: {' '.join(str(error).split())}"
         ) from error
     if found != (2, num_classes):
-        raise ValueError(f"head {name!r} must give logits [2, {num_classes}] for two features of {shape}, got {[*found]}")
+        raise ValueError(f"head {name!r} must return logits [2, {num_classes}] for two features of {shape}, got {[*found]}")
     return built

@@ -1,4 +1,4 @@
-"""Batch norm with statistics of its own for each step."""
+"""Batch norm with separate running statistics for each step."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Statistics = Literal["per_step", "shared"]  # a cascade's running statistics
 RUNNING = ("running_mean", "running_var")
 
 
 class StepBatchNorm2d(nn.Module):
-    """Batch norm with one affine map and one row of running statistics per use.
+    """Batch norm with one affine map, and one row of running statistics per use.
 
     y = weight * (x - mu) / sqrt(var + eps) + bias, with mu and var of the batch in training and of row r in evaluation:
     a layer that runs several times for one answer sees different input statistics each time. `rows=1` is ordinary batch norm.
-    Uses beyond the last row take the last row. Training never depends on the number of rows, only evaluation does.
+    Uses beyond the last row take the last row. The number of rows affects only evaluation, never training.
 
     Args:
         channels: C of `[B, C, H, W]`.
-        rows: Number of uses with statistics of their own.
+        rows: Number of uses with separate statistics.
         eps: Added to the variance.
         momentum: Weight of the newest batch in the running statistics.
+
+    Attributes:
+        updates: While running statistics are plain means over batches, the updates of each row so far; otherwise None.
     """
 
     def __init__(self, channels: int, rows: int = 1, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
-        self.updates: list[int] | None = None  # of each row so far, where running statistics are to be plain means
+        self.updates: list[int] | None = None
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -39,7 +43,7 @@ class StepBatchNorm2d(nn.Module):
 
     @property
     def rows(self) -> int:
-        """Number of uses with running statistics of their own."""
+        """Number of uses with separate running statistics."""
         return self.running_mean.shape[0]
 
     def _momentum(self, row: int) -> float:
@@ -55,36 +59,34 @@ class StepBatchNorm2d(nn.Module):
         return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
 
     def over_time(self, x: Tensor, rows: Sequence[int], copies: int = 1) -> Tensor:
-        """Batch norm of n time steps that lie one after the other in the batch: `[n * B, C, H, W]` to the same.
+        """Batch norm of n time steps that follow each other in the batch dimension: `[n * B, C, H, W]` to the same.
 
-        Each time step is normalised by its own statistics: in training of its B images alone, in evaluation of its row.
+        Each time step is normalised by its own statistics: those of its B images in training, of its row in evaluation.
 
         Args:
             x: n groups of B images.
             rows: The row of each group, length n.
-            copies: Each image stands for this many equal ones; only the unbiased running variance knows the difference.
+            copies: How many equal images each image stands for; this affects only the unbiased running variance.
         """
         rows = [min(row, self.rows - 1) for row in rows]
         if copies > 1 and self.training:
-            return self._of_copies(x, rows[0], copies)
+            return self._train_on_copies(x, rows[0], copies)
         if len(rows) == 1 or (not self.training and len(set(rows)) == 1):
             return self(x, rows[0])
         return torch.cat([self(part, row) for part, row in zip(x.chunk(len(rows)), rows, strict=True)])
 
-    def _of_copies(self, x: Tensor, row: int, copies: int) -> Tensor:
+    def _train_on_copies(self, x: Tensor, row: int, copies: int) -> Tensor:
         with torch.no_grad():
             exact = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
             var, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
             size, momentum = copies * x.numel() // x.shape[1], self._momentum(row)
-            # .data: as in batch_norm itself, the update is no change that other uses, waiting for their backward, mind.
+            # Update through .data, as F.batch_norm does, so that autograd does not see an in-place change to buffers
+            # still needed by an earlier use's backward.
             self.running_mean.data[row].lerp_(mean.to(self.running_mean), momentum)
             self.running_var.data[row].lerp_((var * (size / (size - 1))).to(self.running_var), momentum)
-        alone = x.numel() == x.shape[1]  # one value per channel, which batch norm refuses: two equal ones instead
-        x = torch.cat([x, x]) if alone else x
-        return F.batch_norm(x, None, None, self.weight, self.bias, True, self.momentum, self.eps)[: 1 if alone else None]
+        single = x.numel() == x.shape[1]  # F.batch_norm rejects a single value per channel, so it gets two equal ones
+        x = torch.cat([x, x]) if single else x
+        return F.batch_norm(x, None, None, self.weight, self.bias, True, self.momentum, self.eps)[: 1 if single else None]
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, rows={self.rows}, eps={self.eps}, momentum={self.momentum}"
-
-
-Statistics = Literal["per_step", "shared"]

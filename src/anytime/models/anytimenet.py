@@ -10,17 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
-from anytime.models.common.layers import add_shortcut, pooled
+from anytime.models.common.layers import add_shortcut, he_init, pooled
 from anytime.models.common.step_norm import StepBatchNorm2d
-from anytime.registry import register_model
+from anytime.registry import register_model, variant
 
-Scheme = Sequence[int] | Sequence[Sequence[int]]
-Statistics = Literal["per_use", "shared"]
-SMALLEST = 4  # pixels: one for the last of three sections
+Scheme = tuple[int, ...] | tuple[tuple[int, ...], ...]
+SMALLEST = 4  # pixels: leaves one for the last of three sections
 
 
-class Run(NamedTuple):
-    """Blocks `first..last` (exclusive) of one section, run in one step; block b with row `rows[b - first]` of statistics."""
+class SectionRun(NamedTuple):
+    """Blocks `first` to `last` (exclusive) of one section, run in one step; block b uses statistics `rows[b - first]`."""
 
     first: int
     last: int
@@ -31,7 +30,7 @@ def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]
     """How many blocks each section gains at each step, `[T][sections]`.
 
     A flat scheme is the paper's: `(1, 4, 3)` starts with 1 block in every section, then adds 4 and 3 to the first section,
-    then to the second, and so on. A nested scheme says the gains themselves, e.g. `((1, 1, 1), (0, 2, 1))`.
+    then to the second, and so on. A nested scheme lists the gains of each step, e.g. `((1, 1, 1), (0, 2, 1))`.
 
     Raises:
         ValueError: The gains do not add up to `blocks`, a step gains nothing, or the first leaves a section empty.
@@ -45,11 +44,11 @@ def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]
         )
     gains: list[tuple[int, ...]]
     if isinstance(scheme[0], int):
-        start, *more = (int(number) for number in scheme)  # type: ignore[arg-type]
+        start, *more = (int(number) for number in scheme)
         gains = [(start,) * len(blocks)]
         gains += [tuple(n if s == section else 0 for s in range(len(blocks))) for section in range(len(blocks)) for n in more]
     else:
-        gains = [tuple(step) for step in scheme]  # type: ignore[arg-type]
+        gains = [tuple(step) for step in scheme]
     if any(len(step) != len(blocks) or min(step) < 0 or sum(step) == 0 for step in gains):
         raise ValueError(f"each step of the scheme must add blocks to some of the {len(blocks)} sections, got {scheme!r}")
     if min(gains[0]) < 1:
@@ -60,33 +59,36 @@ def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]
     return tuple(gains)
 
 
-def schedule(gains: Sequence[Sequence[int]]) -> list[list[Run | None]]:
+def schedule(gains: Sequence[Sequence[int]]) -> list[list[SectionRun | None]]:
     """What runs at each step, `[T][sections]`: None where the section's cached output is still valid.
 
-    New blocks go to the end of their section. If the section below changed in this step all blocks run again, else the
-    new ones alone. A block's row of statistics is the number of times it has run before.
+    New blocks are appended to their section. If the section below changed in this step, all blocks run again, otherwise only
+    the new ones. A block's row of statistics is the number of times it has run before.
     """
     present = [0] * len(gains[0])
     uses = [[0] * sum(column) for column in zip(*gains, strict=True)]
-    steps: list[list[Run | None]] = []
+    steps: list[list[SectionRun | None]] = []
     for step in gains:
-        runs: list[Run | None] = []
+        runs: list[SectionRun | None] = []
         changed = not steps  # the input of the first section changes only once, at the start
         for section, gain in enumerate(step):
             first = 0 if changed else present[section]
             present[section] += gain
             last = present[section]
             changed = first < last
-            runs.append(Run(first, last, tuple(uses[section][first:last])) if changed else None)
+            runs.append(SectionRun(first, last, tuple(uses[section][first:last])) if changed else None)
             for block in range(first, last):
                 uses[section][block] += 1
         steps.append(runs)
     return steps
 
 
-class Block(nn.Module):
-    """h + conv3x3(relu(bn(conv3x3(relu(bn(h)))))), full pre-activation; a widening block halves the resolution in its first
-    convolution, its shortcut is average-pooled and padded with zero channels."""
+class PreActBlock(nn.Module):
+    """h + conv3x3(relu(bn(conv3x3(relu(bn(h)))))), full pre-activation.
+
+    A widening block halves the resolution in its first convolution; its shortcut is average-pooled and padded with zero
+    channels.
+    """
 
     def __init__(self, channels: int, out_channels: int, rows: int, eps: float) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class Block(nn.Module):
 
 
 class AnytimeNetState(NamedTuple):
-    """`features` are the last outputs of the sections (before the first step: the normalised images alone)."""
+    """`features` are the last outputs of the sections (before the first step, only the normalised images)."""
 
     step: int
     features: tuple[Tensor, ...]
@@ -114,22 +116,22 @@ class AnytimeNet(AnytimeModel):
 
     Step t: h_s <- (new blocks of section s)(h_s), or (all blocks of section s)(h_{s-1}) if h_{s-1} has changed in this step;
     logits = OUT(h_S), OUT = BN-ReLU-global average pooling-linear, shared by all steps. Only one tensor per section is cached,
-    no block runs again on an input that has not changed (Fig. 2 and Table I of the paper).
+    and no block runs again on an unchanged input (Fig. 2 and Table I of the paper).
 
     With a single step (`scheme=(blocks,)`) this is the paper's BASELINE.
 
-    The paper does not say how batch norm treats blocks that run several times. Training is the same either way, since it
-    normalises by the batch; in evaluation `statistics="per_use"` (default) keeps running statistics for each use of a block,
-    `"shared"` one mixture for all. Measured on validation images of the digits (3 seeds, `results/anytimenet_statistics`), per
-    use is better at every step, most of all at the first: 90.6 against 16.8 % at step 1, 98.0 against 87.5 % at step 7.
+    The paper does not specify how batch norm treats blocks that run several times. Training is the same either way, since it
+    normalises by the batch; in evaluation `statistics="per_use"` (default) has running statistics for each use of a block,
+    `"shared"` one mixture for all. On validation images of the digits (3 seeds, `results/anytimenet_statistics`), per use is
+    more accurate at every step, most of all at the first: 90.6 against 16.8 % at step 1, 98.0 against 87.5 % at step 7.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
-        blocks: Residual blocks per section at the end; the width doubles and the resolution halves from one to the next.
-        scheme: Which section gains how many blocks at each step, see `growth`.
+        blocks: Residual blocks per section; the width doubles and the resolution halves from one section to the next.
+        scheme: (1, 4, 3): start with 1 block per section, then add 4 and 3 to one section after the other; or gains per step.
         width: Channels of the first section.
-        statistics: Running statistics `"per_use"` or `"shared"`.
+        statistics: Running batch-norm statistics "per_use" of a block, or "shared" by all uses.
         eps: Added to the variance in batch norm (paper: 0.001).
 
     Source: Kim, Bradford, Shao, DATE 2020, sections II and III-A.
@@ -137,12 +139,12 @@ class AnytimeNet(AnytimeModel):
 
     def __init__(
         self,
-        num_classes: int | Sequence[int] = 10,
+        num_classes: int | tuple[int, ...] = 10,
         in_channels: int = 3,
-        blocks: Sequence[int] = (8, 8, 8),
+        blocks: tuple[int, ...] = (8, 8, 8),
         scheme: Scheme = (1, 4, 3),
         width: int = 16,
-        statistics: Statistics = "per_use",
+        statistics: Literal["per_use", "shared"] = "per_use",
         eps: float = 1e-3,
     ) -> None:
         super().__init__(num_classes, in_channels)
@@ -162,12 +164,10 @@ class AnytimeNet(AnytimeModel):
             uses = [self._uses(section, block, self.num_steps) for block in range(self.present[section][-1])]
             inputs = [widths[max(section - 1, 0)]] + [channels] * (len(uses) - 1)
             rows = uses if separate else [1] * len(uses)
-            self.sections.append(nn.ModuleList(Block(i, channels, r, eps) for i, r in zip(inputs, rows, strict=True)))
+            self.sections.append(nn.ModuleList(PreActBlock(i, channels, r, eps) for i, r in zip(inputs, rows, strict=True)))
         self.norm = StepBatchNorm2d(widths[-1], self.num_steps if separate else 1, eps)
         self.head = nn.Linear(widths[-1], self.num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_init(self)
 
     def _uses(self, section: int, block: int, steps: int) -> int:
         """How often a block runs in the first `steps` steps."""
@@ -177,7 +177,7 @@ class AnytimeNet(AnytimeModel):
     def _out(self, h: Tensor, row: int) -> Tensor:
         return self.head(pooled(F.relu_(self.norm(h, row))))
 
-    def _run(self, section: int, run: Run, h: Tensor) -> Tensor:
+    def _run(self, section: int, run: SectionRun, h: Tensor) -> Tensor:
         for block, row in zip(range(run.first, run.last), run.rows, strict=True):
             h = self.sections[section][block](h, row)  # type: ignore[index]
         return h
@@ -198,36 +198,19 @@ class AnytimeNet(AnytimeModel):
         return self._out(below, state.step), AnytimeNetState(state.step + 1, tuple(features))
 
     def answer(self, x: Tensor, step: int) -> Tensor:
-        """The sub-network of step `step` from scratch: every block present by then, once."""
+        """The answer of the sub-network of step `step`, from scratch: every block present by then runs once."""
         h = self.stem(self.initial_state(x).features[0])
         for section, present in enumerate(self.present):
-            blocks = range(present[step - 1])
-            h = self._run(section, Run(0, len(blocks), tuple(self._uses(section, b, step) - 1 for b in blocks)), h)
+            rows = tuple(self._uses(section, block, step) - 1 for block in range(present[step - 1]))
+            h = self._run(section, SectionRun(0, len(rows), rows), h)
         return self._out(h, step - 1)
 
 
-@register_model
-def anytimenet(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    blocks: tuple[int, ...] = (8, 8, 8),
-    scheme: tuple[int, ...] | tuple[tuple[int, ...], ...] = (1, 4, 3),
-    width: int = 16,
-    statistics: Statistics = "per_use",
-    eps: float = 1e-3,
-) -> AnytimeNet:
-    """AnytimeNet of the paper: 7 steps, 24 residual blocks of width 16, 32, 64, 755,802 parameters for 10 classes.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        blocks: Residual blocks per section.
-        scheme: (1, 4, 3): start with 1 block per section, then add 4 and 3 to one section after the other; or gains per step.
-        width: Channels of the first section.
-        statistics: Running batch-norm statistics "per_use" of a block, or "shared" by all uses.
-        eps: Added to the variance in batch norm.
-    """
-    return AnytimeNet(num_classes, in_channels, blocks, scheme, width, statistics, eps)
+anytimenet = variant(
+    AnytimeNet,
+    "anytimenet",
+    "AnytimeNet of the paper: 7 steps, 24 residual blocks of width 16, 32, 64, 755,802 parameters for 10 classes.",
+)
 
 
 @register_model

@@ -1,9 +1,9 @@
-"""A trained network gets exits: its heads alone are trained, it stays as it is, and its answer too.
+"""A trained network gets exits: only the heads are trained, so the network and its answer stay the same.
 
 python examples/pretrained_to_anytime.py [--data cifar10] [--epochs 8]
 
-First a plain ResNet-20 is trained with the library's own trainer, as if it had come from elsewhere. Then exits are attached,
-and their heads trained on its features, which are computed once.
+First a plain ResNet-20 is trained with the library's trainer, as if it had come from elsewhere. Then exits are attached, and
+their heads are trained on its features, which are computed once.
 """
 
 import argparse
@@ -21,12 +21,11 @@ from anytime.training import HeadsOnly, OneCycle, Settings, fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits", help="data set (default: digits, which needs no download)")
-parser.add_argument("--epochs", type=int, default=5, help="of the network, and of its heads (default: 5)")
+parser.add_argument("--epochs", type=int, default=5, help="epochs for the network, and for its heads (default: 5)")
 options = parser.parse_args()
 
-NETWORK = (
-    "anytime.models.surgery.small_networks.ResNet20"  # any classifier, by its import path, so that a run can build it again
-)
+# Any classifier, named by its import path so that a run can build it again.
+NETWORK = "anytime.models.surgery.small_networks.ResNet20"
 data = create_data(options.data, batch_size=128)
 data.setup()
 settings = Settings(epochs=options.epochs, channels_last=True, progress=False)

@@ -1,4 +1,4 @@
-"""A network of your own becomes an anytime network: exits on its stages, its weights its own, an answer at a deadline.
+"""A custom network becomes an anytime network: exits on its stages, the same weights, an answer at a deadline.
 
 python examples/your_own_backbone.py
 """
@@ -10,7 +10,7 @@ import anytime
 
 
 class Mine(nn.Module):
-    """Any classifier that torch.fx can trace; here a small one."""
+    """A small classifier; any that torch.fx can trace works."""
 
     def __init__(self) -> None:
         super().__init__()

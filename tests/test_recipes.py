@@ -9,7 +9,7 @@ from anytime import load
 from anytime.data import Split
 from anytime.training import fit
 from anytime.training.build import build
-from anytime.training.config import imported, parse, read_recipe
+from anytime.training.config import find, parse, read_recipe
 
 RECIPES = sorted(Path(__file__).parents[1].joinpath("recipes").glob("*.yaml"))
 SMALL = ["--epochs", "1", "--precision", "32-true", "--compile", "false", "--accelerator", "cpu", "--progress", "false"]
@@ -22,7 +22,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe(path: Path, tmp_path, monkeypatch):
     recipe = read_recipe(path)
-    data = imported(recipe["data"]["class_path"])
+    data = find("data", recipe["data"]["class_path"])
     classes = 3
 
     def images(self, part: str) -> Split | None:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anytime.objectives import AdaLoss, Weighted
-from anytime.training.build import imported
-from anytime.training.config import parse
+from anytime.training.config import find, parse
 
 LABELS = torch.zeros(1, dtype=torch.int64)
 
@@ -121,7 +120,7 @@ def test_gradient_is_that_of_the_sum_of_log_losses() -> None:
 def test_on_the_command_line() -> None:
     flags = ["--model", "anytimenet", "--data", "digits", "--objective", "AdaLoss", "--objective.final_extra", "1"]
     config = parse([*flags, "--objective.loss", "anytime.objectives.step_losses"])["objective"]
-    objective: Any = imported(config["class_path"])(**config["init_args"])
+    objective: Any = find("objective", config["class_path"])(**config["init_args"])
     assert type(objective) is AdaLoss
     assert objective.final_extra == 1.0
     assert parse([*flags[:4], "--objective", "ada_loss"])["objective"]["class_path"] == config["class_path"]

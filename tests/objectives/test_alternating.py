@@ -17,8 +17,7 @@ from torch import Tensor
 from anytime.objectives import AANN, AVGL, EXP3, RWM, Milestone, Weighted
 from anytime.objectives.alternating import rewards
 from anytime.objectives.weighting import sieve
-from anytime.training.build import imported
-from anytime.training.config import parse
+from anytime.training.config import find, parse
 
 ALL = [AANN, Milestone, EXP3, RWM, AVGL]
 LABELS = torch.zeros(1, dtype=torch.int64)
@@ -272,7 +271,7 @@ def test_on_the_command_line() -> None:
         config = parse([*base, "--objective", name, "--objective.weights", "exponential:2", "--objective.tau", "1"])[
             "objective"
         ]
-        objective: Any = imported(config["class_path"])(**config["init_args"])
+        objective: Any = find("objective", config["class_path"])(**config["init_args"])
         assert type(objective) is kind
         assert (objective.weights, objective.tau) == ("exponential:2", 1.0)
 

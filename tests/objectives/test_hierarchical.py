@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from anytime.objectives import Hierarchical, Weighted
-from anytime.training.build import imported
-from anytime.training.config import parse
+from anytime.training.config import find, parse
 
 SIZES = (5, 3, 2)
 
@@ -101,6 +100,6 @@ def test_errors() -> None:
 def test_from_the_command_line() -> None:
     flags = ["--objective.level_weights", "[1, 0.5]", "--objective.levels", "[10, 2]", "--objective.weights", "sieve"]
     section = parse(["--model", "anytimenet", "--data", "digits", "--objective", "hierarchical", *flags])["objective"]
-    objective = imported(section["class_path"])(**section["init_args"])
+    objective = find("objective", section["class_path"])(**section["init_args"])
     assert isinstance(objective, Hierarchical)
     assert (objective.weights, objective.level_weights, objective.levels) == ("sieve", [1, 0.5], (10, 2))

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from anytime.objectives import Optimal, SDNRamp, Weighted, step_losses, weighting
-from anytime.training.build import imported
-from anytime.training.config import UsageError, parse
+from anytime.training.config import UsageError, find, parse
 
 
 def example(steps: int, batch: int = 4, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,7 +180,7 @@ BASE = ["--model", "anytimenet", "--data", "digits"]
 )
 def test_on_the_command_line(flags: list[str], expected: Any) -> None:
     config = parse([*BASE, *flags])["objective"]
-    objective = imported(config["class_path"])(**config["init_args"])
+    objective = find("objective", config["class_path"])(**config["init_args"])
     assert type(objective) is type(expected)
     logits, target = example(3)
     assert torch.equal(objective(logits, target), expected(logits, target))

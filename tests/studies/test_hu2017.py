@@ -21,7 +21,7 @@ from anytime.studies.hu2017.networks import SCALES, Base, Network, last_optimal,
 from anytime.studies.hu2017.published import METRICS, TABLE_1, TABLE_4, TABLE_6, compared, mean_increase
 from anytime.studies.study import plain
 from anytime.trace import Trace
-from anytime.training.config import imported, read_recipe, short_names
+from anytime.training.config import find, read_recipe
 
 CPU = SCALES["cpu"].chosen
 META = {
@@ -93,7 +93,7 @@ def test_the_trainings_of_table_1_come_in_order_of_value():
 def test_at_full_scale_the_largest_weight_is_1():
     for run in STUDY.items["table 1"].runs("cifar10", "full", [3]):
         objective = run.config()["objective"]
-        built = imported(objective["class_path"])(**objective["init_args"])
+        built = find("objective", objective["class_path"])(**objective["init_args"])
         if hasattr(built, "step_weights"):
             assert float(built.step_weights(torch.zeros(9, dtype=torch.float64)).max()) == pytest.approx(1, abs=1e-12)
 
@@ -107,7 +107,7 @@ def test_only_objective_and_regime_differ_and_the_largest_weight_is_1():
         }
         arguments = config["model"]["init_args"]
         assert (arguments["units"], arguments["width"], arguments["period"]) == (3, 16, 1)
-        objective = imported(config["objective"]["class_path"])(**config["objective"]["init_args"])
+        objective = find("objective", config["objective"]["class_path"])(**config["objective"]["init_args"])
         if hasattr(objective, "step_weights"):
             weights = objective.step_weights(torch.zeros(9, dtype=torch.float64))
             assert float(weights.max()) == pytest.approx(1, abs=1e-12)
@@ -119,7 +119,7 @@ def test_only_objective_and_regime_differ_and_the_largest_weight_is_1():
         run.name.split("_")[2]: config["model"]["init_args"]["regime"] for run, config in zip(runs, configs, strict=True)
     }
     assert {name for name, regime in regimes.items() if regime != "joint"} == {"nograd"}
-    kinds = {run.name.split("_")[2]: short_names(c)["objective"]["class_path"] for run, c in zip(runs, configs, strict=True)}
+    kinds = {run.name.split("_")[2]: c["objective"]["class_path"] for run, c in zip(runs, configs, strict=True)}
     assert {name: kinds[name] for name in ("aann", "milestone", "exp3", "rwm", "avgl", "adaloss", "optimal", "sieve")} == {
         "aann": "AANN",
         "milestone": "Milestone",
@@ -368,7 +368,7 @@ def test_table_1_and_figures_2_and_4_from_end_to_end_on_digits(tmp_path, monkeyp
     arguments = ["hu2017", "--table", "1", "--figure", "2", "4", "--seeds", "0"]
     arguments += ["--data.limit=64", "--data.batch_size=16", "--epochs=3", "--compile=false", "--precision=32-true"]
     arguments += ["--progress=false"]
-    assert command.study(arguments) == 0
+    assert command.run(arguments) == 0
     optimal = [exit for exit in milestone_exits(base) if exit]
     assert len(trained) == len(set(optimal)) + 6  # and sieve, no-grad, and the strategies of figure 4
     results = tmp_path / "results/hu2017"
@@ -398,7 +398,7 @@ def test_table_1_and_figures_2_and_4_from_end_to_end_on_digits(tmp_path, monkeyp
         read_probabilities(sieve)
     assert all((results / f"figure_{n}_cifar10_cpu.png").is_file() for n in (2, 4))
     before = len(trained)
-    assert command.study(arguments) == 0
+    assert command.run(arguments) == 0
     assert len(trained) == before
     with (sieve / "metrics/metrics.csv").open() as file:
         assert "train/loss_step" in next(csv.reader(file))

@@ -10,14 +10,14 @@ import torch
 from anytime import create_model
 from anytime.cli import main
 from anytime.commands import study as command
-from anytime.studies import find_recipe, iuzzolino2021, run_all
+from anytime.studies import find_recipe, run_all
 from anytime.studies.iuzzolino2021 import STUDY
 from anytime.studies.iuzzolino2021.figures import COLOURS, figure_3, figure_4
-from anytime.studies.iuzzolino2021.networks import LAMBDAS, RECIPES
+from anytime.studies.iuzzolino2021.networks import LAMBDAS, RECIPES, cascaded_td
 from anytime.studies.iuzzolino2021.published import PUBLISHED_CURVES
 from anytime.studies.study import plain
 from anytime.trace import Trace
-from anytime.training.config import read_recipe, short_names
+from anytime.training.config import read_recipe
 
 META = {
     "model": "by hand",
@@ -51,7 +51,7 @@ def trace(stops: list[int], right: list[bool] | None = None, clock: str = "asymp
 
 def test_the_trainings_of_figure_4():
     runs = STUDY.items["figure 4"].runs("cifar10", "cpu", [0, 7])
-    configs = [short_names(run.config()) for run in runs[:7]]
+    configs = [run.config() for run in runs[:7]]
     said = [
         (c["model"]["class_path"], c["model"]["init_args"]["heads"], c["objective"]["init_args"].get("lam")) for c in configs
     ]
@@ -87,7 +87,7 @@ def test_the_trainings_of_figure_4():
 def test_the_trainings_of_figure_3_share_that_of_lambda_0():
     runs = STUDY.items["figure 3"].runs("cifar100", "cpu", [0])
     assert [run.config()["objective"]["init_args"]["lam"] for run in runs] == list(LAMBDAS)
-    assert runs[0].config()["data"]["class_path"] == "anytime.data.CIFAR100"
+    assert runs[0].config()["data"]["class_path"] == "CIFAR100"
     assert runs[0].config()["data"]["init_args"]["validation"] == 0.1
     assert runs[0] == STUDY.items["figure 4"].runs("cifar100", "cpu", [0])[0]
 
@@ -222,7 +222,7 @@ def test_the_published_clock_counts_from_0(stops):
 def test_figure_3_by_hand():
     wrong = {0.0: [1, 2], 0.25: [0, 1], 0.5: [1, 0], 0.83: [1, 2], 1.0: [3, 2]}  # of four samples, by seed
     traces = {
-        iuzzolino2021.cascaded_td(lam): {
+        cascaded_td(lam): {
             seed: trace([0] * 4, [False] * count + [True] * (4 - count)) for seed, count in enumerate(counts)
         }
         for lam, counts in wrong.items()
@@ -249,7 +249,7 @@ def test_figure_3_by_hand():
 
 
 def test_command_lists_and_refuses(capsys):
-    assert command.study([]) == 0
+    assert command.run([]) == 0
     assert "--figure 4     speed-accuracy trade-off" in capsys.readouterr().out
     for arguments, said in {
         ("iuzzolino",): "did you mean 'iuzzolino2021'?",
@@ -260,13 +260,13 @@ def test_command_lists_and_refuses(capsys):
         ("iuzzolino2021", "--seed", "4"): "give the seeds by --seeds",
     }.items():
         with pytest.raises(SystemExit) as stopped:
-            command.study(arguments)
+            command.run(arguments)
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err
 
 
 def test_dry_run_prints_commands(tmp_path, monkeypatch, capsys):
-    assert command.study(["iuzzolino2021", "--figure", "3", "--seeds", "1", "--runs", str(tmp_path), "--dry-run"]) == 0
+    assert command.run(["iuzzolino2021", "--figure", "3", "--seeds", "1", "--runs", str(tmp_path), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert all(line.startswith("anytime train --config ") and " --seed=1 --run " in line for line in lines)
@@ -291,7 +291,7 @@ def test_figure_4_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
         "--progress=false",
     ]
     monkeypatch.setitem(RECIPES["cpu"], "cifar10", (RECIPES["cpu"]["cifar10"][0], ("--data=Digits",)))
-    assert command.study(arguments) == 0
+    assert command.run(arguments) == 0
     assert len(trained) == 7
     numbers = json.loads((tmp_path / "results/iuzzolino2021/figure_4_cifar10_cpu.json").read_text())
     assert (tmp_path / "results/iuzzolino2021/figure_4_cifar10_cpu.png").is_file()
@@ -299,5 +299,5 @@ def test_figure_4_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
     rows = numbers["rows"]
     assert rows["CascadedCE"]["asymptote"] == rows["SerialCE"]["asymptote"]
     assert "CascadedTD above SerialTD-MultiHead" in capsys.readouterr().out
-    assert command.study(arguments) == 0
+    assert command.run(arguments) == 0
     assert len(trained) == 7

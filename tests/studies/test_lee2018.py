@@ -20,7 +20,7 @@ from anytime.studies.lee2018.figures import figure_3a, figure_3b, figure_3c, fig
 from anytime.studies.runner import on_validation
 from anytime.studies.study import plain
 from anytime.trace import Trace
-from anytime.training.config import read_recipe, short_names
+from anytime.training.config import read_recipe
 
 META = {
     "model": "by hand",
@@ -61,7 +61,7 @@ def test_all_trainings_have_one_recipe_but_for_the_model(scale):
     runs = [run for item in STUDY.items.values() for run in item.runs("cifar10", scale, [0])]
     other = STUDY.items["figure 4"].runs("cifar100", scale, [0])[0].config()
     names = {run.name: run for run in runs}
-    configs = {name: short_names(run.config()) for name, run in names.items()}
+    configs = {name: run.config() for name, run in names.items()}
     first = next(iter(configs.values()))
     (sandwich,) = (name for name in configs if "sandwich" in name)
     assert configs[sandwich].pop("regime")["init_args"]["samples"] == (1 if scale == "cpu" else 2)
@@ -91,7 +91,7 @@ def test_the_published_setting():
 
 
 def build(run: Any) -> Any:
-    model = short_names(run.config())["model"]
+    model = run.config()["model"]
     more = {"input_size": (3, 32, 32)} if model["class_path"] == "attach" else {}
     return create_model(model["class_path"], 10, **model["init_args"] | more)
 
@@ -244,7 +244,7 @@ def test_figure_4_by_hand():
 def test_the_trainings_of_figure_5():
     for scale, batch in {"cpu": 128, "full": 64}.items():
         (run,) = STUDY.items["figure 5"].runs("cifar100", scale, [3])
-        config = short_names(run.config())
+        config = run.config()
         assert (config["model"]["class_path"], config["seed"]) == ("isresnext", 3)
         data = config["data"]["init_args"]
         assert (config["data"]["class_path"], data["labels"], data["validation"]) == ("CIFAR100", "both", 0.1)
@@ -314,7 +314,7 @@ def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SCALES, "cpu", tiny)
     arguments = ["lee2018", "--seeds", "0", "--data=cifar10", "--epochs=1", "--data.limit=64"]
     arguments += ["--precision=32-true", "--compile=false", "--progress=false"]
-    assert command.study(arguments) == 0
+    assert command.run(arguments) == 0
     assert len(trained) == 8
     folder = tmp_path / "results/lee2018"
     for figure in ("3a", "3b", "3c", "4"):

@@ -6,9 +6,10 @@ import yaml
 
 from anytime.commands.train_help import class_help, help_wanted
 from anytime.training.build import build
-from anytime.training.config import SECTIONS, UsageError, parse, read_recipe, resolve, resolve_recipe, short_names
+from anytime.training.config import SECTIONS, UsageError, canonical_name, find, parse, read_recipe, resolve_recipe
 
 BASE = ["--model", "anytimenet", "--data", "digits"]
+NOT_REGISTERED = "anytime.models.anytimenet.AnytimeNet"
 
 
 @pytest.fixture
@@ -22,10 +23,10 @@ def recipe(tmp_path: Path):
 
 def test_defaults():
     config = parse(BASE)
-    assert config["model"]["class_path"] == "anytime.models.anytimenet.anytimenet"
+    assert config["model"]["class_path"] == "anytimenet"
     assert config["model"]["init_args"]["scheme"] == [1, 4, 3]
     assert config["optimizer"] == {
-        "class_path": "torch.optim.SGD",
+        "class_path": "SGD",
         "init_args": config["optimizer"]["init_args"] | {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
     }
     assert config["epochs"] == 10
@@ -33,20 +34,27 @@ def test_defaults():
 
 
 @pytest.mark.parametrize(
-    ("section", "name", "path"),
+    ("section", "name", "canonical", "path"),
     [
-        ("model", "anytimenet_baseline", "anytime.models.anytimenet.anytimenet_baseline"),
-        ("model", "anytime.models.anytimenet.AnytimeNet", "anytime.models.anytimenet.AnytimeNet"),
-        ("data", "fashion-mnist", "anytime.data.FashionMNIST"),
-        ("objective", "weighted", "anytime.objectives.Weighted"),
-        ("optimizer", "adamw", "torch.optim.AdamW"),
-        ("optimizer", "torch.optim.Adam", "torch.optim.Adam"),
-        ("schedule", "one_cycle", "anytime.training.schedules.OneCycle"),
-        ("schedule", "OneCycle", "anytime.training.schedules.OneCycle"),
+        ("model", "anytimenet_baseline", "anytimenet_baseline", "anytime.models.anytimenet.anytimenet_baseline"),
+        ("model", "anytime.models.ann.ann", "ann", "anytime.models.ann.cifar.ann"),
+        ("model", NOT_REGISTERED, NOT_REGISTERED, NOT_REGISTERED),
+        ("data", "fashion-mnist", "FashionMNIST", "anytime.data.sets.mnist.FashionMNIST"),
+        ("data", "anytime.data.cifar.CIFAR10", "CIFAR10", "anytime.data.sets.cifar.CIFAR10"),
+        ("objective", "weighted", "Weighted", "anytime.objectives.weighted.Weighted"),
+        ("objective", "anytime.objectives.td.TDLambda", "TDLambda", "anytime.objectives.td.TDLambda"),
+        ("optimizer", "adamw", "AdamW", "torch.optim.adamw.AdamW"),
+        ("optimizer", "torch.optim.Adam", "Adam", "torch.optim.adam.Adam"),
+        ("optimizer", "torch.optim.adam.Adam", "Adam", "torch.optim.adam.Adam"),
+        ("schedule", "one_cycle", "OneCycle", "anytime.training.schedules.OneCycle"),
+        ("schedule", "OneCycle", "OneCycle", "anytime.training.schedules.OneCycle"),
+        ("regime", "anytime.training.regimes.HeadsOnly", "HeadsOnly", "anytime.training.regimes.heads_only.HeadsOnly"),
     ],
 )
-def test_names(section, name, path):
-    assert resolve(section, name) == path
+def test_names(section, name, canonical, path):
+    assert canonical_name(section, name) == canonical
+    found = find(section, canonical)
+    assert f"{found.__module__}.{found.__qualname__}" == path
 
 
 def test_every_constructor_argument_can_be_set():
@@ -71,7 +79,7 @@ def test_every_constructor_argument_can_be_set():
 
 def test_another_class_starts_from_its_own_defaults():
     optimizer = parse([*BASE, "--optimizer", "adamw"])["optimizer"]
-    assert optimizer["class_path"] == "torch.optim.AdamW"
+    assert optimizer["class_path"] == "AdamW"
     assert optimizer["init_args"]["lr"] == 1e-3
     assert parse([*BASE, "--schedule", "constant"])["schedule"]["init_args"] == {}
 
@@ -90,10 +98,9 @@ def test_configuration_written_down_is_a_recipe_for_the_same(recipe):
     config = parse(
         [*BASE, "--model.width", "4", "--data.classes", '["1","7"]', "--optimizer", "adam", "--schedule", "constant"]
     )
-    short = short_names(config)
-    assert short["model"]["class_path"] == "anytimenet"
-    assert (short["data"]["class_path"], short["optimizer"]["class_path"]) == ("Digits", "Adam")
-    assert parse([], [recipe(yaml.safe_dump(short))]) == config
+    assert config["model"]["class_path"] == "anytimenet"
+    assert (config["data"]["class_path"], config["optimizer"]["class_path"]) == ("Digits", "Adam")
+    assert parse([], [recipe(yaml.safe_dump(config))]) == config
 
 
 def test_own_classes(tmp_path, monkeypatch):
@@ -155,12 +162,12 @@ def test_build_takes_classes_channels_and_normalization_from_the_data():
         (["--model", "anytimenet"], "say which data: --data NAME"),
         (["--model"], r"--model needs a name: .*anytimenet, .*import path"),
         (["--model", "anytimenett", "--data", "digits"], "unknown model 'anytimenett'; did you mean 'anytimenet'"),
-        (["--model", "anytimenet", "--data", "digit"], "no data set 'digit'; the nearest name is 'Digits'"),
+        (["--model", "anytimenet", "--data", "digit"], "unknown data 'digit'; did you mean 'Digits'"),
         (["--model", "nowhere.Net", "--data", "digits"], "'nowhere.Net' cannot be imported: No module named 'nowhere'"),
         (["--model", "torch.nn.Linear", "--data", "digits"], "'torch.nn.Linear' is neither a subclass of AnytimeModel"),
         ([*BASE, "--objective", "weigted"], "unknown objective 'weigted'; did you mean 'Weighted'"),
         ([*BASE, "--optimizer", "adamm"], "unknown optimizer 'adamm'; did you mean 'Adam'"),
-        ([*BASE, "--optimizer", "torch.nn.Linear"], r"'torch.nn.Linear' is no subclass of torch\.optim"),
+        ([*BASE, "--optimizer", "torch.nn.Linear"], "optimizer 'torch.nn.Linear' is not a subclass of Optimizer"),
         ([*BASE, "--optimizer", "torch.optim.Nope"], "'torch.optim.Nope' cannot be imported"),
         ([*BASE, "--schedule", "cosin"], "unknown schedule 'cosin'; did you mean 'Cosine'"),
         ([*BASE, "--epoch", "3"], "unknown option --epoch; did you mean '--epochs'"),
@@ -172,6 +179,8 @@ def test_build_takes_classes_channels_and_normalization_from_the_data():
         ([*BASE, "--epochs", "x"], "epochs must be int, got 'x'"),
         ([*BASE, "--epochs", "1.5"], "epochs must be int, got '1.5'"),
         ([*BASE, "--epochs"], "--epochs needs a value"),
+        ([*BASE, "--epochs", "--seed", "3"], "--epochs needs a value"),
+        ([*BASE, "--model.scheme", "[x]"], r"model\.scheme must be tuple\[int, \.\.\.\] or tuple\[tuple\[.*, got '\[x\]'"),
         ([*BASE, "--deterministic", "yess"], "deterministic must be bool, got 'yess'"),
         ([*BASE, "--model.width", "abc"], r"model\.width must be int, got 'abc'"),
         ([*BASE, "--optimizer.lr", "x"], r"optimizer\.lr must be float, got 'x'"),
@@ -179,6 +188,7 @@ def test_build_takes_classes_channels_and_normalization_from_the_data():
         ([*BASE, "--precision", "bf16"], "precision must be one of '32-true', .*, got 'bf16'; did you mean 'bf16-true'"),
         ([*BASE, "--data.augment", "flop"], r"data\.augment must be one of 'standard', .*, got 'flop'; did you mean 'flip'"),
         ([*BASE, "stray"], "unexpected 'stray': options begin with --"),
+        ([*BASE, "--epochs", "3", "stray"], "unexpected 'stray': options begin with --"),
         (["anytimenet", "digits"], "unexpected 'anytimenet': options begin with --"),
     ],
 )
@@ -253,7 +263,7 @@ def test_values_out_of_range(flags, message):
 
 def test_resolve_recipe_leaves_the_rest():
     assert resolve_recipe({"model": "anytimenet", "epochs": 3}) == {
-        "model": {"class_path": "anytime.models.anytimenet.anytimenet", "init_args": {}},
+        "model": {"class_path": "anytimenet", "init_args": {}},
         "epochs": 3,
     }
 

@@ -22,6 +22,18 @@ def test_round_trip(config, tmp_path):
     assert read_run(tmp_path / "a/b")[1]["state"] == "finished"
 
 
+def test_import_paths_of_older_versions(config, tmp_path):
+    create_run(tmp_path, config, overwrite=False)
+    old = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert old == config
+    modules = {"model": "models.anytimenet", "data": "data.digits", "objective": "objectives", "regime": "training.regimes"}
+    for section, module in modules.items():
+        old[section]["class_path"] = f"anytime.{module}.{old[section]['class_path']}"
+    old["optimizer"]["class_path"] = "torch.optim.sgd.SGD"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    assert read_run(tmp_path)[0] == config
+
+
 def test_dry_touches_nothing(config, tmp_path):
     create_run(tmp_path / "run", config, overwrite=False, dry=True)
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from anytime.training.config import SECTIONS, build_parser, imported, known_names, named_classes, resolve
+from anytime.training.config import SECTIONS, build_parser, canonical_name, find, named_classes, offered
 
 TRAIN = """\
 usage: anytime train --model NAME --data NAME [option VALUE ...]
@@ -72,11 +72,11 @@ def _lines(parser: ArgumentParser, section: str = "") -> str:
 
 def class_help(section: str, name: str) -> str:
     """What a class is and which arguments it takes; `UsageError` with the nearest name for an unknown one."""
-    path = resolve(section, name)
-    doc = inspect.cleandoc(imported(path).__doc__ or "")
+    name = canonical_name(section, name)
+    doc = inspect.cleandoc(find(section, name).__doc__ or "")
     about = re.split(r"\n(?:Args|Attributes|Raises|Example|Returns):|\n\.\. ", doc)[0].strip()
-    arguments = _lines(build_parser({section: path}), section)
-    return f"{path.rpartition('.')[2]}: {about}\n\n{arguments or '  takes no arguments'}"
+    arguments = _lines(build_parser({section: name}), section)
+    return f"{name.rpartition('.')[2]}: {about}\n\n{arguments or '  takes no arguments'}"
 
 
 def help_wanted(flags: Sequence[str]) -> str | None:
@@ -87,12 +87,12 @@ def help_wanted(flags: Sequence[str]) -> str | None:
             name = name[1:] or next(iter(flags[place + 1 : place + 2]), "")
             if name and not name.startswith("-"):
                 return class_help(section, name)
-            return f"--{section} takes: {', '.join(known_names(section))}; or the import path of your own class"
+            return f"--{section} takes: {', '.join(offered(section))}; or the import path of your own class"
     if not {"-h", "--help"} & set(flags):
         return None
-    objectives = ", ".join(name.lower() for name in known_names("objective"))
+    objectives = ", ".join(name.lower() for name in offered("objective"))
     schedules, regimes = (
-        ", ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in known_names(section))
+        ", ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in offered(section))
         for section in ("schedule", "regime")
     )
     lists = {
@@ -102,5 +102,5 @@ def help_wanted(flags: Sequence[str]) -> str | None:
     }
     wrapped = {key: f"\n{'':<24}".join(textwrap.wrap(text, 80)) for key, text in lists.items()}
     text = TRAIN.format(**wrapped) + _lines(build_parser({}))
-    named, _ = named_classes([flag for flag in flags if flag not in ("-h", "--help")])
-    return "\n\n".join([text, *(f"--{section} {class_help(section, path)}" for section, path in named.items())])
+    named = named_classes([flag for flag in flags if flag not in ("-h", "--help")])
+    return "\n\n".join([text, *(f"--{section} {class_help(section, name)}" for section, name in named.items())])

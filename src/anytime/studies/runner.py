@@ -16,7 +16,7 @@ from anytime.pretrained import load
 from anytime.reporting.evaluation import images_of, trained_on
 from anytime.studies.executors.subprocess import TrainingStopped, train_apart
 from anytime.trace import Trace, record
-from anytime.training.config import SECTIONS, Config, UsageError, parse
+from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
 from anytime.training.rundir import CONFIG, read_run
 
 Standing = Literal["start", "resume", "finished"]
@@ -99,14 +99,8 @@ def standing(run: Run, folder: Path) -> Standing:
 
 def _flat(config: Config) -> dict[str, Any]:
     """All values of a configuration that decide what comes out of a training, by their flags."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in SECTIONS:
-            flat[key] = value["class_path"]
-            flat |= {f"{key}.{argument}": given for argument, given in value["init_args"].items()}
-        else:
-            flat[key] = value
-    return {key: value for key, value in flat.items() if key not in _WHERE}
+    names = {section: config[section]["class_path"] for section in SECTIONS}
+    return {key: value for key, value in (names | flatten(config)).items() if key not in _WHERE}
 
 
 class StoredTraces(Mapping[str, Mapping[int, Trace]]):

@@ -19,7 +19,7 @@ from anytime.model import AnytimeModel, create_model, eval_mode
 from anytime.objectives import Objective
 from anytime.pretrained import load
 from anytime.saving import ModelInfo
-from anytime.training.config import Config, UsageError, imported, short_names
+from anytime.training.config import Config, UsageError, find
 from anytime.training.fit import Settings, fit, hardware_arguments
 from anytime.training.module import decay_groups
 from anytime.training.regimes.base import Joint, Regime
@@ -72,21 +72,21 @@ def build(config: Config, filled_later: bool = False) -> Parts:
     """
 
     def create(section: str, **more: Any) -> Any:
-        return imported(config[section]["class_path"])(**config[section]["init_args"], **more)
+        return find(section, config[section]["class_path"])(**config[section]["init_args"], **more)
 
     try:
         settings = Settings(**{field.name: config[field.name] for field in fields(Settings) if field.name in config})
         L.Trainer(**hardware_arguments(settings), logger=False, enable_checkpointing=False, enable_progress_bar=False)
         objective, schedule, data = create("objective"), create("schedule"), create("data", seed=settings.seed)
-        optimizer = functools.partial(imported(config["optimizer"]["class_path"]), **config["optimizer"]["init_args"])
+        optimizer = functools.partial(find("optimizer", config["optimizer"]["class_path"]), **config["optimizer"]["init_args"])
         regime = create("regime") if "regime" in config else Joint()  # runs from before regimes were written without
         optimizer(decay_groups(nn.Linear(1, 1)))  # refuses bad values now and not after reading the data
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise UsageError(str(error)) from error
     L.seed_everything(settings.seed, workers=True, verbose=False)
     data.setup("fit")
-    path = short_names({"model": config["model"]})["model"]["class_path"]
-    takes = inspect.signature(imported(config["model"]["class_path"])).parameters
+    name = config["model"]["class_path"]
+    takes = inspect.signature(find("model", name)).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     size: dict[str, Any] = {"in_channels": data.input_size[0]} if open_ended or "in_channels" in takes else {}
     given = config["model"]["init_args"]
@@ -104,7 +104,7 @@ def build(config: Config, filled_later: bool = False) -> Parts:
                 f"heads are to be trained on a trained network, but this one has no weights: give them by {given_by}"
             )
         objective.set_levels(data.levels or (data.num_classes,))
-        model = create_model(path, classes, **given | size)
+        model = create_model(name, classes, **given | size)
         regime.check(model, settings.epochs)
         objective.check(model.num_steps)
         with torch.no_grad(), eval_mode(model):
@@ -122,7 +122,7 @@ def build(config: Config, filled_later: bool = False) -> Parts:
         input_size=data.input_size,
         resize_ratio=data.resize_ratio,
         class_names=tuple(data.class_names),
-        recipe=short_names(config),
+        recipe=config,
     )
     return Parts(model, data, objective, optimizer, schedule, settings, regime, config)
 

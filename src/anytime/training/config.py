@@ -1,18 +1,16 @@
-"""From recipes and flags to one resolved configuration: names found, keys and types checked, nothing left to chance."""
+"""From recipes and flags to one resolved configuration: canonical names, keys and types checked, defaults filled in."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import json
-import re
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 import yaml
@@ -21,8 +19,9 @@ from jsonargparse import ArgumentParser
 import anytime.data
 import anytime.models  # registers the models
 from anytime import objectives, registry
+from anytime.data import ImageData
 from anytime.objectives import Objective
-from anytime.support.names import nearest
+from anytime.support.names import import_subclass, nearest
 from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
 from anytime.training.regimes.base import Regime
@@ -30,7 +29,7 @@ from anytime.training.schedules import Schedule
 
 Config = dict[str, Any]
 
-SKIPPED: dict[str, dict[str, str]] = {  # arguments that are not the user's to give, and why
+SKIPPED: dict[str, dict[str, str]] = {  # arguments that users cannot give, and why
     "model": {"num_classes": "is given by the data set", "in_channels": "is given by the data set"},
     "data": {"seed": "follows --seed"},
     "objective": {},
@@ -39,20 +38,19 @@ SKIPPED: dict[str, dict[str, str]] = {  # arguments that are not the user's to g
     "regime": {},
 }
 SECTIONS = tuple(SKIPPED)
-_FOUND_IN: dict[str, tuple[ModuleType, type]] = {
+_OFFERED_BY: dict[str, tuple[ModuleType, type]] = {
+    "data": (anytime.data, ImageData),
     "objective": (objectives, Objective),
     "optimizer": (torch.optim, torch.optim.Optimizer),
     "schedule": (schedules, Schedule),
     "regime": (regimes, Regime),
 }
+_RENAMED: dict[str, dict[str, str]] = {}  # old names in saved files, as `_folded`
 DEFAULTS: Config = {
-    "objective": {"class_path": "anytime.objectives.Weighted", "init_args": {}},
-    "optimizer": {
-        "class_path": "torch.optim.SGD",
-        "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
-    },
-    "schedule": {"class_path": "anytime.training.schedules.OneCycle", "init_args": {}},
-    "regime": {"class_path": "anytime.training.regimes.base.Joint", "init_args": {}},
+    "objective": {"class_path": "Weighted", "init_args": {}},
+    "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}},
+    "schedule": {"class_path": "OneCycle", "init_args": {}},
+    "regime": {"class_path": "Joint", "init_args": {}},
 }
 COMMAND_OPTIONS = ("config", "run", "overwrite", "resume")
 
@@ -63,56 +61,62 @@ class UsageError(ValueError):
     exit_code = 2
 
 
-def known_names(section: str) -> list[str]:
-    """What can be named in a section without an import path."""
+def offered(section: str) -> dict[str, Callable[..., Any]]:
+    """The classes and factories that the library offers for a section, by canonical name."""
     if section == "model":
-        return registry.list_models()
-    if section == "data":
-        return anytime.data.list_datasets()
-    module, base = _FOUND_IN[section]
-    return [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, base) and v is not base]
+        return {name: registry.find_factory(name) for name in registry.list_models()}
+    module, base = _OFFERED_BY[section]
+    return {k: v for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, base) and v is not base}
 
 
-def resolve(section: str, name: str) -> str:
-    """The import path of what `name` stands for in a section; raises `UsageError` with the nearest valid name."""
+def find(section: str, name: str) -> Callable[..., Any]:
+    """The class or factory behind a name in a resolved configuration; raises `UsageError` with the nearest valid name."""
+    known = offered(section)
+    if name in known:
+        return known[name]
+    if "." not in name:
+        raise UsageError(f"unknown {section} {name!r}{nearest(name, known)}")
     try:
         if section == "model":
-            return registry.import_path(name)
-        if section == "data":
-            return anytime.data.resolve(name)
+            return registry.find_factory(name)
+        return import_subclass(name, _OFFERED_BY[section][1], section)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    module, base = _FOUND_IN[section]
-    if "." in name:
-        try:
-            found = imported(name)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"{section} {name!r} cannot be imported: {error}") from error
-        if not (inspect.isclass(found) and issubclass(found, base)):
-            raise UsageError(f"{section} {name!r} is no subclass of {base.__module__}.{base.__qualname__}")
-        return name
-    for known in known_names(section):
-        if known.lower() == name.replace("_", "").lower():
-            return f"{module.__name__}.{known}"
-    raise UsageError(f"unknown {section} {name!r}{nearest(name, known_names(section))}")
 
 
-def imported(path: str) -> Callable[..., Any]:
-    """The class or function at an import path."""
-    module, _, attribute = path.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+def canonical_name(section: str, name: str) -> str:
+    """The name that a resolved configuration holds: as `offered`, or the import path of a user's own class.
+
+    Names other than models' are found whatever their case, hyphens and underscores. An import path into this library or
+    torch.optim counts by its last component, so that files written before a module moved still load.
+
+    Raises:
+        UsageError: The name stands for nothing; the message has the nearest valid one.
+    """
+    package, _, last = name.rpartition(".")
+    if not package or f"{package}.".startswith(("anytime.", "torch.optim.")):
+        folded = _folded if section in _OFFERED_BY else str
+        names = {folded(known): known for known in offered(section)} | _RENAMED.get(section, {})
+        if folded(last) in names:
+            return names[folded(last)]
+    find(section, name)
+    return name
+
+
+def _folded(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
 
 
 def top_level_keys() -> list[str]:
-    """What a recipe may hold at its top level."""
+    """The keys that a recipe may have at its top level."""
     return [*SECTIONS, *(field.name for field in fields(Settings))]
 
 
-def build_parser(paths: dict[str, str]) -> ArgumentParser:
-    """The parser of `anytime train` for the classes at `paths` (by section), made from the constructors' signatures."""
+def build_parser(names: dict[str, str]) -> ArgumentParser:
+    """The parser of `anytime train` for classes given by section and name, made from the constructors' signatures."""
     parser = ArgumentParser(prog="anytime train", exit_on_error=False, allow_abbrev=False)
-    for section, path in paths.items():
-        target = imported(path)
+    for section, name in names.items():
+        target = find(section, name)
         add = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
         add(target, section, skip=set(SKIPPED[section]), fail_untyped=False)
     parser.add_class_arguments(Settings)
@@ -120,23 +124,23 @@ def build_parser(paths: dict[str, str]) -> ArgumentParser:
 
 
 @functools.cache
-def _arguments(section: str, path: str) -> tuple[str, ...]:
+def _arguments(section: str, name: str) -> tuple[str, ...]:
     """Names of the arguments that can be given to a class."""
-    given = build_parser({section: path}).get_defaults().get(section)
+    given = build_parser({section: name}).get_defaults().get(section)
     return tuple(vars(given)) if given is not None else ()
 
 
-def _check_argument(section: str, path: str, argument: str) -> None:
+def _check_argument(section: str, name: str, argument: str) -> None:
     if argument in SKIPPED[section]:
         raise UsageError(f"{section}.{argument} {SKIPPED[section][argument]}, leave it out")
-    valid = _arguments(section, path)
+    valid = _arguments(section, name)
     if argument not in valid:
         hint = nearest(argument, valid) if valid else "; it takes none"
-        raise UsageError(f"{path.rpartition('.')[2]} has no argument {section}.{argument}{hint}")
+        raise UsageError(f"{name.rpartition('.')[2]} has no argument {section}.{argument}{hint}")
 
 
 def read_recipe(path: str | Path) -> Config:
-    """A recipe file with names resolved to import paths and every key checked.
+    """A recipe file with canonical names and every key checked.
 
     Raises:
         UsageError: No such file, not a YAML mapping, an unknown key or name (the message names the nearest valid one).
@@ -156,7 +160,7 @@ def read_recipe(path: str | Path) -> Config:
 
 
 def resolve_recipe(recipe: Config) -> Config:
-    """The same recipe with names resolved to import paths; raises `UsageError` for what is unknown."""
+    """The same recipe with canonical names; raises `UsageError` for unknown names and keys."""
     resolved: Config = {}
     for key, value in recipe.items():
         if key not in top_level_keys():
@@ -167,12 +171,12 @@ def resolve_recipe(recipe: Config) -> Config:
                 raise UsageError(f"{key} must be a name, or a mapping with class_path and init_args, got {value!r}")
             if extra := value.keys() - {"class_path", "init_args"}:
                 raise UsageError(f"unknown key {key}.{min(extra, key=str)}; valid: class_path, init_args")
-            path, arguments = resolve(key, value["class_path"]), value.get("init_args") or {}
+            name, arguments = canonical_name(key, value["class_path"]), value.get("init_args") or {}
             if not isinstance(arguments, dict):
                 raise UsageError(f"{key}.init_args must be a mapping, got {arguments!r}")
             for argument in arguments:
-                _check_argument(key, path, str(argument))
-            value = {"class_path": path, "init_args": arguments}
+                _check_argument(key, name, str(argument))
+            value = {"class_path": name, "init_args": arguments}
         resolved[key] = value
     return resolved
 
@@ -189,44 +193,47 @@ def _layer(below: Config, above: Config) -> Config:
     return layered
 
 
-def named_classes(flags: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The import paths of the classes that flags such as `--model NAME` name, and all other flags."""
-    paths: dict[str, str] = {}
-    others: list[str] = []
-    rest = iter(flags)
-    for flag in rest:
-        section, equals, name = flag.removeprefix("--").partition("=")
-        if flag.startswith("--") and section in SECTIONS:
-            name = name if equals else next(rest, "")
-            if not name or name.startswith("--"):
-                raise UsageError(f"--{section} needs a name: {', '.join(known_names(section))}, or an import path")
-            paths[section] = resolve(section, name)
-        else:
-            others.append(flag)
-    return paths, others
-
-
-def _check_flags(flags: Sequence[str], paths: dict[str, str]) -> None:
-    for flag in flags:
-        if flag.startswith("--"):
-            name = flag[2:].partition("=")[0].removesuffix("+")
-            section, _, argument = name.partition(".")
-            if section not in top_level_keys():
-                valid = [f"--{key}" for key in (*top_level_keys(), *COMMAND_OPTIONS)]
-                raise UsageError(f"unknown option --{name}{nearest(f'--{section}', valid)}")
-            if section in SECTIONS:
-                _check_argument(section, paths[section], argument)
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    """Values by the flag that gives them: `{"model.width": 8, "epochs": 3}`."""
+def flatten(config: Config) -> dict[str, Any]:
+    """The arguments and settings of a configuration by the flags that set them: `{"model.width": 8, "epochs": 3}`."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if key in SECTIONS:
-            flat |= {f"{key}.{argument}": given for argument, given in value["init_args"].items()}
-        else:
-            flat[key] = value
+        flat |= {f"{key}.{argument}": v for argument, v in value["init_args"].items()} if key in SECTIONS else {key: value}
     return flat
+
+
+def _split_flags(flags: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Flags with their values: `--epochs 3 --model.width=8` is `[("--epochs", "3"), ("--model.width", "8")]`."""
+    pairs: list[tuple[str, str | None]] = []
+    pending = list(reversed(flags))
+    while pending:
+        flag, equals, value = pending.pop().partition("=")
+        follows = not equals and flag.startswith("--") and pending and not pending[-1].startswith("--")
+        pairs.append((flag, value if equals else pending.pop() if follows else None))
+    return pairs
+
+
+def named_classes(flags: Sequence[str]) -> dict[str, str]:
+    """Canonical names by section, from flags such as `--model NAME`."""
+    names: dict[str, str] = {}
+    for flag, name in _split_flags(flags):
+        section = flag.removeprefix("--")
+        if flag.startswith("--") and section in SECTIONS:
+            if not name:
+                raise UsageError(f"--{section} needs a name: {', '.join(offered(section))}, or an import path")
+            names[section] = canonical_name(section, name)
+    return names
+
+
+def _check_flag(flag: str, value: str | None, names: dict[str, str]) -> None:
+    key = flag[2:].removesuffix("+")
+    section, _, argument = key.partition(".")
+    if section not in top_level_keys():
+        valid = [f"--{key}" for key in (*top_level_keys(), *COMMAND_OPTIONS)]
+        raise UsageError(f"unknown option --{key}{nearest(f'--{section}', valid)}")
+    if section in SECTIONS:
+        _check_argument(section, names[section], argument)
+    if value is None:
+        raise UsageError(f"{flag} needs a value")
 
 
 def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
@@ -239,65 +246,68 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
         UsageError: Unknown names or keys, values of the wrong type, no model or no data set.
     """
     base = functools.reduce(_layer, map(read_recipe, recipes), DEFAULTS)
-    named, flags = named_classes(flags)
-    if flags and not flags[0].startswith("-"):
-        raise UsageError(f"unexpected {flags[0]!r}: options begin with --, e.g. --model {known_names('model')[0]}")
-    base = _layer(base, {section: {"class_path": path, "init_args": {}} for section, path in named.items()})
+    named = named_classes(flags)
+    pairs = [(flag, value) for flag, value in _split_flags(flags) if flag.removeprefix("--") not in named]
+    for flag, _ in pairs:
+        if not flag.startswith("--"):
+            raise UsageError(f"unexpected {flag!r}: options begin with --, e.g. --model {next(iter(offered('model')))}")
+    base = _layer(base, {section: {"class_path": name, "init_args": {}} for section, name in named.items()})
     for section, command in {"model": "models", "data": "datasets"}.items():
         if section not in base:
             raise UsageError(f"say which {section}: --{section} NAME (see `anytime {command}`)")
-    paths = {section: base[section]["class_path"] for section in SECTIONS}
-    _check_flags(flags, paths)
-    parser, values = build_parser(paths), _flat(base)
+    names = {section: base[section]["class_path"] for section in SECTIONS}
+    for flag, value in pairs:
+        _check_flag(flag, value, names)
+    parser, values = build_parser(names), flatten(base)
     parser.set_defaults({key: None for key, value in values.items() if value is None})
-    below = [  # as flags, so that what recipes and flags give is converted and checked in one way
+    below = [  # as flags, so that recipes and flags are converted and checked in one way
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in values.items()
         if value is not None
     ]
+    given = [*below, *(f"{flag}={value}" for flag, value in pairs)]
+    keys = values.keys() | {flag[2:].removesuffix("+") for flag, _ in pairs}
+    for action in parser._actions:
+        if action.required and action.dest not in keys:
+            raise UsageError(f"{action.dest} must be given")
     try:
-        plain = yaml.safe_load(parser.dump(parser.parse_args([*below, *flags]), skip_unset=False))
+        plain = yaml.safe_load(parser.dump(parser.parse_args(given), skip_unset=False))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(_sentence(str(error))) from error
+        raise UsageError(_wrong_value(parser, given) or " ".join(str(error).split())) from error
     return {
-        key: {"class_path": paths[key], "init_args": plain.get(key) or {}} if key in SECTIONS else plain[key]
+        key: {"class_path": names[key], "init_args": plain.get(key) or {}} if key in SECTIONS else plain[key]
         for key in top_level_keys()
     }
 
 
-def _sentence(message: str) -> str:
-    """What jsonargparse says in many lines, in one: `epochs must be int, got 'x'`."""
-    keys = re.findall(r'(?:Parser key|[Kk]ey) "([^"]+)"', message)
-    values = re.findall(r"(?:Got|Given) value: (.*)", message)
-    if needs := re.match(r"argument (\S+): expected one argument", message):
-        return f"{needs[1]} needs a value"
-    if needed := re.match(r"the following arguments are required: (.*)", message):
-        return f"{needed[1]} must be given"
-    if not keys or not values:
-        return " ".join(message.split())
-    expected: list[str] = []
-    for kind in re.findall(r"Expected an? (?:<class '([\w.]+)'>|typing\.(Literal\[.*?\]))(?=\. Got|$)", message, re.M):
-        name = kind[0].rpartition(".")[2].replace("NoneType", "null")
-        expected.append(name or f"one of {kind[1][8:-1]}")
-    hint = ""
-    if literal := re.search(r"typing\.Literal\[(.*?)\]", message):
-        choices = re.findall(r"'([^']*)'", literal[1])
-        hint = h if (h := nearest(values[-1], choices)).startswith("; did") else ""
-    wanted = " or ".join(dict.fromkeys(expected)) or "of another type"
-    return f"{keys[-1]} must be {wanted}, got {values[-1].strip()!r}{hint}"
+def _wrong_value(parser: ArgumentParser, given: Sequence[str]) -> str:
+    """One sentence about the first flag whose value has the wrong type; empty if there is none.
+
+    jsonargparse's exceptions carry only prose, so each value is tried by itself, where flag, type and value are known.
+    """
+    hints = {option: getattr(action, "_typehint", Any) for action in parser._actions for option in action.option_strings}
+    for flag, value in (text.split("=", 1) for text in given):
+        hint = hints.get(flag, Any)
+        key = flag.removesuffix("+")
+        single = ArgumentParser(exit_on_error=False)
+        single.add_argument(key, type=hint)
+        try:
+            single.parse_args([f"{flag}={value}"])
+        except (ArgumentError, TypeError, ValueError):
+            choices = [text for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for text in get_args(kind)]
+            guess = nearest(value, map(str, choices))
+            wanted = " or ".join(_written(hint)) or "of another type"
+            return f"{key[2:]} must be {wanted}, got {value!r}{guess if guess.startswith('; did') else ''}"
+    return ""
 
 
-def short_names(config: Config) -> Config:
-    """The configuration as people write it: names in place of the library's own import paths."""
-    short = {}
-    for key, value in config.items():
-        if key in SECTIONS:
-            path = value["class_path"]
-            name = path.rpartition(".")[2]
-            try:
-                same = imported(resolve(key, name)) is imported(path)
-            except UsageError:
-                same = False
-            value = {"class_path": name if same else path, "init_args": value["init_args"]}
-        short[key] = value
-    return short
+def _written(hint: Any) -> list[str]:
+    """The alternatives of a type, without those that a recipe cannot hold: `float | Tensor | None` gives float and null."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return [text for kind in get_args(hint) for text in _written(kind)]
+    if origin is Literal:
+        return [f"one of {', '.join(map(repr, get_args(hint)))}"]
+    if hint is type(None):
+        return ["null"]
+    return [hint.__name__ if origin is None else str(hint)] if (origin or hint).__module__ == "builtins" else []

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from anytime.support.allocator import keep_freed_memory
 from anytime.training.build import Parts, build
 from anytime.training.callbacks import Interrupted
-from anytime.training.config import Config, UsageError, short_names
+from anytime.training.config import Config, UsageError
 from anytime.training.fit import CHECKPOINT
 from anytime.training.module import NonFiniteLoss
 from anytime.training.rundir import create_run, read_run, set_state
@@ -29,8 +29,7 @@ class Stopped(RuntimeError):
 
 def default_run(config: Config) -> Path:
     """`runs/MODEL_DATA`, e.g. `runs/anytimenet_CIFAR10`."""
-    short = short_names({key: config[key] for key in ("model", "data")})
-    return Path("runs") / "_".join(short[key]["class_path"].rpartition(".")[2] for key in ("model", "data"))
+    return Path("runs") / "_".join(config[key]["class_path"].rpartition(".")[2] for key in ("model", "data"))
 
 
 def start_training(config: Config, run: Path | None = None, overwrite: bool = False) -> Path:

@@ -14,7 +14,7 @@ import yaml
 
 from anytime.cost import hardware
 from anytime.support.files import atomic_write
-from anytime.training.config import Config, UsageError, resolve_recipe, short_names
+from anytime.training.config import Config, UsageError, resolve_recipe
 from anytime.version import __version__
 
 FORMAT = 1
@@ -40,7 +40,7 @@ def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # so that no kill leaves half a run directory
     part.mkdir()
     try:
-        text = yaml.safe_dump(short_names(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         (part / CONFIG).write_text(text, encoding="utf-8")
         set_state(part, "started")
         if path.exists():

@@ -69,7 +69,7 @@ def test_wrong_padding():
     batch, keys = images(2), hashing.keys(torch.arange(2), 0)
     with pytest.raises(ValueError, match="padding_mode must be 'zeros' or 'reflect', got 'mirror'"):
         random_crop(batch, keys, 2, "mirror")
-    with pytest.raises(ValueError, match="padding must be below the image size, 6, to be mirrored, got 6"):
+    with pytest.raises(ValueError, match="to mirror the image, padding must be below its size, 6, got 6"):
         random_crop(batch, keys, 6, "reflect")
 
 

@@ -1,7 +1,8 @@
-"""Loaders whose batches are a function of (seed, epoch) only, so that training can stop and go on anywhere."""
+"""Loaders whose batches are a function of (seed, epoch) only, so that training can resume at any step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +19,26 @@ _ORDER, _AUGMENT = 1, 2
 class Loader(ABC):
     """The order of batches, whatever they are made from.
 
-    With G = `batch_size * world_size`, global batch k of an epoch is `order[k * G : (k + 1) * G]`, of which every
-    process takes its contiguous share. In training (`shuffle`) the order is a permutation given by (seed, epoch), and
-    an incomplete last global batch is dropped unless it is the only one. Evaluation keeps the order and every
-    sample, each in exactly one process; the shares of its last batch differ by at most one sample, and a process
-    without any is given one batch fewer.
+    With G = `batch_size * world_size`, global batch k of an epoch is `order[k * G : (k + 1) * G]`; each process takes
+    its contiguous share. In training (`shuffle`) the order is a permutation given by (seed, epoch), and an incomplete
+    last global batch is dropped unless it is the only one. Evaluation keeps the order and every sample, each in
+    exactly one process; the shares of its last batch differ by at most one sample, and a process whose share is
+    empty gets one batch fewer.
 
-    Iterating starts the epoch set by `set_epoch`, or the next one if the last was given out to its end. After
-    `load_state_dict` it goes on in mid-epoch, once.
+    Iteration starts the epoch set by `set_epoch`, or the next one if the last was consumed entirely. After
+    `load_state_dict` it resumes in mid-epoch, once.
+
+    Args:
+        size: Number of samples.
+        batch_size: Samples per batch and process.
+        shuffle: Training order; otherwise evaluation order.
+        seed: Seed of the order and the augmentation.
+        rank: Number of this process.
+        world_size: Number of processes.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+        self, size: int, batch_size: int, *, shuffle: bool = False, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -50,28 +59,28 @@ class Loader(ABC):
         return full + (self.rank < rest)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that iteration starts next; a loaded position within this same epoch is kept."""
+        """Chooses the epoch that the next iteration starts; a loaded position within this same epoch is kept."""
         if epoch != self.epoch or not self._resuming:
             self._batch = 0
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and the number of its batches handed out so far."""
+        """The epoch and how many of its batches were yielded so far."""
         return {"epoch": self.epoch, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration goes on after the batches that were handed out when `state` was taken."""
+        """Makes the next iteration resume after the batches that had been yielded when `state` was taken."""
         self.epoch, self._batch = state["epoch"], state["batch"]
         self._resuming = True
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing is decided before the first batch is asked for, as Lightning calls iter() early.
+        # A generator: nothing is decided before the first batch is requested, because Lightning calls iter() early.
         if self._batch >= len(self):
             self.epoch, self._batch = self.epoch + 1, 0
         elif not self._resuming:
             self._batch = 0
         self._resuming = False
-        for batch in self._fetch(self.epoch, self._batch):
+        for batch in self._generate(self.epoch, self._batch):
             self._batch += 1
             yield batch
 
@@ -82,56 +91,44 @@ class Loader(ABC):
         return torch.arange(self.size)
 
     def _keys(self, indices: Tensor, epoch: int) -> Tensor:
-        """What the augmentation of each sample in `epoch` is a function of."""
+        """The keys that determine the augmentation of each sample in `epoch`."""
         return hashing.keys(indices, self.seed, _AUGMENT, epoch)
 
     def _share(self, order: Tensor, batch: int) -> Tensor:
-        """This process's part of global batch number `batch`."""
+        """This process's share of global batch number `batch`."""
         samples = self.batch_size * self.world_size
         return order[batch * samples : (batch + 1) * samples].tensor_split(self.world_size)[self.rank]
 
     @abstractmethod
-    def _fetch(self, epoch: int, start: int) -> Iterator[Batch]:
-        """This process's batches of `epoch` from number `start` on."""
+    def _generate(self, epoch: int, start: int) -> Iterator[Batch]:
+        """This process's batches of `epoch`, starting with number `start`."""
 
 
 class Batches(Loader):
-    """Batches of a data set that lies in memory as uint8, on the device that trains, augmented there batch by batch.
+    """Batches of a data set held in memory as uint8 on the training device and augmented there batch by batch.
 
     Args:
         images: uint8 `[N, C, H, W]`.
         targets: int64 `[N]`, or `[N, D]` for D label levels, on the same device.
-        batch_size: samples a batch and process.
-        shuffle: training order (see `Loader`); otherwise evaluation order.
-        augment: applied to every batch; `None` leaves the images as they are.
-        seed: of order and augmentation.
-        rank: number of this process.
-        world_size: number of processes.
+        batch_size: Samples per batch and process.
+        augment: Applied to every batch; `None` leaves the images as they are.
+        **order: Further arguments of `Loader`.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        augment: Augmentation | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        self, images: Tensor, targets: Tensor, batch_size: int, *, augment: Augmentation | None = None, **order: Any
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(f"images must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}")
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images but {len(targets)} targets")
-        super().__init__(len(images), batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
+        super().__init__(len(images), batch_size, **order)
         self.images, self.targets, self.augment = images, targets, augment
 
-    def _fetch(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _generate(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self._order(epoch)
         keys = self._keys(order, epoch).to(self.images.device)
-        order = order.to(self.images.device)  # once an epoch, so that no batch waits for a copy
+        order = order.to(self.images.device)  # once per epoch, so that no batch waits for a copy
         for batch in range(start, len(self)):
             indices = self._share(order, batch)
             images = self.images[indices]

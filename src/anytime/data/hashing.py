@@ -1,7 +1,7 @@
 """Stateless random numbers: the same on every device, in any order, for any sharding.
 
-Random choices are functions of integers (seed, epoch, sample index) and not draws from a generator that somebody else
-may have advanced. The function is splitmix64 (Steele, Lea & Flood, OOPSLA 2014) in wrapping int64 arithmetic.
+Random choices are functions of integers (seed, epoch, sample index), not draws from a generator that other code may have
+advanced. The function is splitmix64 (Steele, Lea & Flood, OOPSLA 2014) in wrapping int64 arithmetic.
 """
 
 import torch
@@ -18,7 +18,7 @@ _FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; torch's own keeps the sign."""
+    """Logical right shift; torch's own keeps the sign."""
     return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
@@ -31,16 +31,16 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def keys(indices: Tensor, *words: int) -> Tensor:
-    """One 64-bit key for each of `indices` `[N]`, a function of `words` and that index only. Returns int64 `[N]`."""
+    """One 64-bit key per index `[N]`, a function of `words` and that index only. Returns int64 `[N]`."""
     state = torch.zeros((), dtype=torch.int64, device=indices.device)
     for word in words:
         state = splitmix64(state ^ _signed(word))
     return splitmix64(state ^ indices)
 
 
-def randint(keys: Tensor, n: int, choice: int) -> Tensor:
-    """Integers in `[0, n)`, uniform over keys; different `choice`s of the same key are independent."""
-    return _shift(splitmix64(keys ^ _signed(choice)), 33) % n
+def randint(keys: Tensor, n: int, salt: int) -> Tensor:
+    """Integers in `[0, n)`, uniform over keys; different `salt`s give independent integers for the same key."""
+    return _shift(splitmix64(keys ^ _signed(salt)), 33) % n
 
 
 def permutation(n: int, *words: int) -> Tensor:

@@ -12,21 +12,21 @@ from anytime.data.stream import resize_and_crop
 def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], resize_ratio: float = 1.0) -> torch.Tensor:
     """Reads an image for a model.
 
-    Grey and colour are converted into each other as the model needs it; an image of another size is resized until it
-    just covers the wanted one, and its centre cut out. The orientation that a camera noted down is respected.
+    Grey and colour are converted into each other as the model requires. An image of another size is resized until it
+    just covers the target size, and its centre is cropped. The EXIF orientation is respected.
 
     Args:
-        path: an image file.
+        path: An image file.
         input_size: (channels, height, width) that the model takes; 1 or 3 channels.
-        resize_ratio: the shorter side is resized to this many times the longer wanted one, as the data set's test images were
-            (`model.info.resize_ratio`); 1 just covers.
+        resize_ratio: The shorter side is resized to this multiple of the longer target side, like the data set's test
+            images (`model.info.resize_ratio`); 1 just covers.
 
     Returns:
         float32 `[C, H, W]` in [0, 1].
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read as an image, or the number of channels is neither 1 nor 3.
+        FileNotFoundError: The file is missing.
+        ValueError: It cannot be read as an image, or the number of channels is neither 1 nor 3.
     """
     channels, height, width = input_size
     if channels not in (1, 3):
@@ -34,7 +34,7 @@ def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], r
     with errors_naming(path), Image.open(path) as file:
         image = to_channels(ImageOps.exif_transpose(file), channels)
         if resize_ratio == 1:
-            seen = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+            view = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         else:
-            seen = resize_and_crop(height, width, resize_ratio)(image)
-    return to_tensor(seen).float().div_(255)
+            view = resize_and_crop(height, width, resize_ratio)(image)
+    return to_tensor(view).float().div_(255)

@@ -1,4 +1,4 @@
-"""Stratified parts of a data set, and classes chosen by name; functions of labels and a seed only."""
+"""Stratified splits of a data set, and classes chosen by name; functions of labels and a seed only."""
 
 import difflib
 from collections.abc import Sequence
@@ -11,20 +11,21 @@ from anytime.data import hashing
 
 
 class UnknownClass(ValueError):
-    """Classes were asked for that the data set does not have."""
+    """The data set lacks a requested class."""
 
     exit_code = 2
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """Orders samples so that every beginning of the order is stratified.
+    """Orders samples so that every prefix of the order is stratified.
 
-    Sample number r of the n of its class (counted in a random order) stands at place (r + 1/2) / n, classes of equal
-    size in random order; so of the first m of N samples each class has its share, to the nearest sample or next to it.
+    Sample number r of the n samples of its class (counted in a random order) is placed at (r + 1/2) / n, and classes
+    of equal size are in random order. Among the first m of N samples, each class therefore has its share, rounded up
+    or down to within one sample.
 
     Args:
         labels: int64 `[N]`.
-        seed: of the random order.
+        seed: Seed of the random order.
 
     Returns:
         A permutation, int64 `[N]`.
@@ -34,10 +35,10 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     classes, counts = torch.unique_consecutive(labels[grouped], return_counts=True)
     first = counts.cumsum(0) - counts
     rank = torch.arange(len(labels)) - first.repeat_interleave(counts)
-    place = (rank + 0.5) / counts.repeat_interleave(counts)
+    position = (rank + 0.5) / counts.repeat_interleave(counts)
     tie = hashing.permutation(len(classes), seed).repeat_interleave(counts)
     order = torch.argsort(tie, stable=True)
-    return grouped[order[torch.argsort(place[order], stable=True)]]
+    return grouped[order[torch.argsort(position[order], stable=True)]]
 
 
 def hold_out(labels: Tensor, amount: float, seed: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -45,47 +46,47 @@ def hold_out(labels: Tensor, amount: float, seed: int, groups: Tensor | None = N
 
     Args:
         labels: int64 `[N]`.
-        amount: held out: a share of the samples where below 1, otherwise a number of samples.
-        seed: of the split.
-        groups: int64 `[N]`; samples of one group (of one class) stay together, so the amount is met as nearly as
+        amount: How many samples to hold out: a share if below 1, otherwise a number.
+        seed: Seed of the split.
+        groups: int64 `[N]`; samples of one group (of one class) stay together, so the amount is met as closely as
             whole groups allow.
 
     Returns:
-        Indices that stay and indices held out, each in ascending order.
+        The remaining indices and the held-out indices, each in ascending order.
 
     Raises:
-        ValueError: if the amount is negative, no whole number, or leaves nothing.
+        ValueError: The amount is negative, above 1 but not an integer, or leaves nothing.
     """
     if amount < 0 or (amount >= 1 and amount != int(amount)):
-        raise ValueError(f"images are held out as a share below 1 or a whole number, got {amount}")
+        raise ValueError(f"the amount to hold out is a share below 1 or a whole number, got {amount}")
     total = len(labels)
     wanted = min(round(amount * total), total - 1) if amount < 1 else int(amount)
     if wanted >= total:
         raise ValueError(f"cannot hold out {wanted} of {total} images; leave some to train on")
     if groups is None:
-        held = torch.zeros(total, dtype=torch.bool)
-        held[stratified_order(labels, seed)[:wanted]] = True
+        held_out = torch.zeros(total, dtype=torch.bool)
+        held_out[stratified_order(labels, seed)[:wanted]] = True
     else:
         _, group = torch.unique(groups, return_inverse=True)
         number = int(group.max()) + 1
         label = torch.empty(number, dtype=torch.int64).scatter_(0, group, labels)
         order = stratified_order(label, seed)
         size = torch.bincount(group, minlength=number)[order]
-        held = torch.zeros(number, dtype=torch.bool)
-        held[order[size.cumsum(0) - size / 2 < wanted]] = True
-        held = held[group]
-    return (~held).nonzero().flatten(), held.nonzero().flatten()
+        chosen = torch.zeros(number, dtype=torch.bool)
+        chosen[order[size.cumsum(0) - size / 2 < wanted]] = True
+        held_out = chosen[group]
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
 def choose_classes(names: Sequence[str], wanted: str | Sequence[str | int]) -> list[int]:
-    """The classes whose names are wanted, in label order.
+    """The classes with the given names, in label order.
 
     Args:
-        names: all class names.
-        wanted: a name, a pattern with `*`, `?` or `[...]`, or a list of these; case does not matter.
+        names: All class names.
+        wanted: A name, a pattern with `*`, `?` or `[...]`, or a list of these; case does not matter.
 
     Raises:
-        UnknownClass: if one of them matches no class; the message has the nearest names.
+        UnknownClass: A name or pattern matches no class; the message gives the nearest names.
     """
     folded = [name.casefold() for name in names]
     chosen: set[int] = set()

@@ -1,4 +1,4 @@
-"""A model whose steps take exactly known times of a clock that only they move."""
+"""A model whose steps take exactly known times, on a clock that only they advance."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from anytime.runtime.profile import BatchProfile, Latency, Profile, architecture
 
 
 class Clock:
-    """Seconds that pass only when somebody says so."""
+    """A clock that only tests and models advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Timed(AnytimeModel):
-    """Step t takes `seconds[t - 1]` and says class t - 1, ever more surely; `started` lists the steps that were begun."""
+    """Step t takes `seconds[t - 1]` and predicts class t - 1 ever more confidently; `started` lists (step, batch size)."""
 
     def __init__(self, clock: Clock, seconds: Sequence[float], classes: int = 5) -> None:
         super().__init__(classes)
@@ -52,7 +52,7 @@ Case = tuple[Clock, Timed, Profile]
 
 @pytest.fixture(scope="session")
 def timed_case() -> Callable[..., Case]:
-    """A clock, a timed model, and a profile that says its steps take `factor` times what they do."""
+    """A clock, a timed model, and a profile whose seconds are `factor` times the true ones."""
 
     def make(seconds: Sequence[float], factor: float = 1.0, contract: Sequence[float] | None = None) -> Case:
         clock = Clock()

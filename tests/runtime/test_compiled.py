@@ -1,4 +1,4 @@
-"""Compiled steps: each once per batch size, warmed, right in every thread; profiles know which steps they are of."""
+"""Compiled steps: each once per batch size, warmed, correct in every thread; profiles know whether steps were compiled."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SIZE = (3, 8, 8)
 
 @pytest.fixture
 def uncompiled(monkeypatch) -> list[str]:
-    """In place of the compiler: functions as they are; the list says what was given to it."""
+    """Replaces the compiler by the identity; lists the names of the functions it was given."""
     given: list[str] = []
 
     def stand_in(function, dynamic):
@@ -44,7 +44,7 @@ def test_every_step_is_compiled_once_for_every_batch_size(uncompiled: list[str])
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_batches_between_the_compiled_sizes_are_filled_up(monkeypatch) -> None:
+def test_batches_between_the_compiled_sizes_are_padded(monkeypatch) -> None:
     model, x = tiny(), torch.rand(5, *SIZE, dtype=torch.float64)
     measured = profile(model, SIZE, (1, 2, 8), repeats=1, warmup=0, compile=True)
     given: list[int] = []
@@ -81,7 +81,7 @@ def test_profiles_of_compiled_and_eager_steps_are_kept_apart(timed_case: Callabl
 
 
 def answers_of_threads(backend: str, monkeypatch) -> None:
-    """No request waits for the compiler, in any thread, at any batch size; answers are those of eager steps."""
+    """No request waits for the compiler, in any thread or at any batch size; answers equal those of eager steps."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     model = tiny()
     measured = profile(model, SIZE, (1, 4), repeats=2, compile=True)

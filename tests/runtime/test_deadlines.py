@@ -1,4 +1,4 @@
-"""The best answer by a deadline, by a clock that only the steps move."""
+"""The best answer by a deadline, on a clock that only the steps advance."""
 
 import math
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def test_until_is_an_absolute_time(timed_case: Callable) -> None:
         predictor(X, 0.1, until=200.0)
 
 
-def test_contract_runs_the_deepest_answer_that_fits_alone(timed_case: Callable) -> None:
+def test_contract_runs_only_the_deepest_answer_that_fits(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01, 0.01, 0.01], contract=[0.01, 0.012, 0.03])
     predictor = Predictor(model, profile, clock=clock)
     answer = predictor(X, 0.025, contract=True)
@@ -90,7 +90,7 @@ def test_a_machine_slower_than_its_profile_is_noticed(timed_case: Callable) -> N
     assert (answer.step, answer.missed) == (3, False)
 
 
-def test_one_step_that_was_held_up_spoils_nothing(timed_case: Callable) -> None:
+def test_one_stalled_step_spoils_nothing(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01])
     predictor = Predictor(model, profile, clock=clock)
     model.seconds[0] = 1.0
@@ -114,7 +114,7 @@ def test_contract_answers_follow_the_machine_and_forget_a_slow_spell(timed_case:
     assert (steps[0], steps[-1]) == (-1, 2)
 
 
-def test_rare_slow_steps_are_the_quantiles_business_not_a_slower_machine(timed_case: Callable) -> None:
+def test_rare_slow_steps_do_not_count_as_a_slower_machine(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01])
     predictor = Predictor(model, profile, clock=clock)
     for request in range(400):
@@ -167,7 +167,7 @@ def test_bad_deadlines(timed_case: Callable, deadline: float) -> None:
         Predictor(model, profile, clock=clock)(X, deadline)
 
 
-def test_bad_images_are_refused_at_the_door(timed_case: Callable) -> None:
+def test_bad_images_are_refused_up_front(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01])
     predictor = Predictor(model, profile, clock=clock)
     with pytest.raises(ValueError, match="NaN"):
@@ -198,12 +198,12 @@ def test_bad_settings(timed_case: Callable) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("5ms", 0.005), ("0.2s", 0.2), ("800us", 0.0008), ("0.005", 0.005), (" 1 s ", 1.0)]
 )
-def test_times_as_people_write_them(text: str, seconds: float) -> None:
+def test_times_with_units(text: str, seconds: float) -> None:
     assert parse_seconds(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "5", "0ms", "-1ms", "5 minutes", "nan", "inf"])
-def test_no_times(text: str) -> None:
+def test_bad_times(text: str) -> None:
     if text == "5":
         assert parse_seconds(text) == 5.0
         return
@@ -211,7 +211,7 @@ def test_no_times(text: str) -> None:
         parse_seconds(text)
 
 
-def test_a_slow_spell_is_forgotten_even_if_it_allowed_no_step(timed_case: Callable) -> None:
+def test_a_slow_spell_is_forgotten_even_if_no_step_could_run(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01])
     predictor = Predictor(model, profile, clock=clock)
     model.seconds[0] = 0.05

@@ -1,4 +1,4 @@
-"""Lazy exits: heads are run only for answers that somebody reads; everything else is as without them."""
+"""Lazy exits: a head runs only when its answer is read; everything else is as with eager exits."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ def ann(classes=5):
 
 @pytest.fixture(scope="session")
 def halves(timed_case: Callable) -> Callable:
-    """A timed case whose model has the two halves of a step, each half of its time; `heads` lists the heads that were run."""
+    """A timed case whose model has the two halves of a step, each of half its time; `heads` lists the heads that ran."""
 
     def make(seconds):
         clock, model, profile = timed_case(seconds)
@@ -54,7 +54,7 @@ def halves(timed_case: Callable) -> Callable:
 
 @given(seconds=st.lists(TICKS, min_size=1, max_size=6), deadline=st.integers(1, 200).map(lambda ticks: ticks / 1024))
 @settings(max_examples=60, deadline=None)
-def test_one_head_is_run_and_never_late(halves: Callable, seconds, deadline) -> None:
+def test_one_head_runs_and_is_never_late(halves: Callable, seconds, deadline) -> None:
     clock, model, profile = halves(seconds)
     x = torch.full((1, 3, 2, 2), 0.5)
     answer = Predictor(model, profile, lazy_exits=True, clock=clock)(x, deadline)
@@ -71,7 +71,7 @@ def test_one_head_is_run_and_never_late(halves: Callable, seconds, deadline) -> 
     assert answer.reason == ("complete" if deepest == len(seconds) else "deadline")
 
 
-def test_answers_and_their_macs_are_those_of_the_models_answer_alone() -> None:
+def test_answers_and_macs_are_those_of_a_single_answer() -> None:
     model = ann()
     measured = anytime.profile(model, SIZE, batch_sizes=(2,), repeats=1, warmup=0)
     predictor = Predictor(model, measured, lazy_exits=True)
@@ -93,17 +93,17 @@ def test_levels() -> None:
     torch.testing.assert_close(levels, tuple(part.softmax(1) for part in model(X).detach()[-1].float().split((4, 3), 1)))
 
 
-def test_a_session_runs_a_head_for_whoever_asks(halves: Callable) -> None:
+def test_a_session_runs_a_head_when_its_answer_is_read(halves: Callable) -> None:
     clock, model, profile = halves([0.01] * 4)
     predictor = Predictor(model, profile, lazy_exits=True, clock=clock)
     with predictor.session(torch.full((1, 3, 2, 2), 0.5)) as session:
         last = session.wait(10)
     assert model.heads == [4]
     assert (last.step, last.reason, last.label.item()) == (4, "complete", 3)
-    assert session.best() is session.interrupt() is last  # the head is not run again
+    assert session.best() is session.interrupt() is last  # the head does not run again
 
 
-def test_interrupted_sessions_over_one_model_say_what_it_says() -> None:
+def test_interrupted_sessions_answer_as_their_model() -> None:
     model = ann()
     predictor, expected = Predictor(model, lazy_exits=True), model(X).detach().float().softmax(2)
 
@@ -133,7 +133,7 @@ def test_compiled_halves(monkeypatch) -> None:
     assert nothing is None
     torch.testing.assert_close(steps.read(1, after, 4), model(X)[0])
     measured = anytime.profile(model, SIZE, batch_sizes=(4,), repeats=1, warmup=0, compile=True)
-    answer = Predictor(model, measured, compile=True, lazy_exits=True)(X)  # filled up from 2 to 4
+    answer = Predictor(model, measured, compile=True, lazy_exits=True)(X)  # padded from 2 to 4
     torch.testing.assert_close(answer.probabilities, model(X).detach()[-1].float().softmax(1))
 
 

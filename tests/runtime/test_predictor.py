@@ -1,4 +1,4 @@
-"""What a predictor does besides keeping time."""
+"""Everything about a predictor but its timing."""
 
 import subprocess
 import sys
@@ -47,9 +47,9 @@ def test_every_label_level_has_its_answer(combine: str) -> None:
         torch.testing.assert_close(answer.levels, (fine[t], coarse[t]))
 
 
-def test_levels_where_samples_leave_and_in_contract_answers() -> None:
+def test_levels_when_samples_leave_and_in_contract_answers() -> None:
     model = tiny(num_classes=(4, 2)).eval()
-    rule = Confidence(float(model(X).detach()[0, :, :4].softmax(1).amax(1).max()))  # one leaves after the first step
+    rule = Confidence(float(model(X).detach()[0, :, :4].softmax(1).amax(1).max()))  # one sample leaves after the first step
     answer = Predictor(model, stop=rule)(X)
     assert sorted(answer.steps.tolist())[0] == 1
     logits = torch.stack([model(X)[step - 1, n] for n, step in enumerate(answer.steps.tolist())]).detach()
@@ -73,15 +73,15 @@ def test_priors_of_levels(timed_case: Callable) -> None:
     after = predictor(torch.rand(1, 3, 2, 2), 0.001, prior=before)
     assert (after.step, after.macs.tolist()) == (-1, [0])
     assert torch.equal(after.probabilities, before.probabilities)
-    with pytest.raises(ValueError, match=r"prior must be an answer about as many images, \[\[2, 5\]\], got \[\[1, 5\]\]"):
+    with pytest.raises(ValueError, match=r"prior must be an answer for as many images, \[\[2, 5\]\], got \[\[1, 5\]\]"):
         predictor(torch.rand(2, 3, 2, 2), prior=before)
 
 
-def test_images_that_are_not_the_models_are_refused_by_every_door(timed_case: Callable) -> None:
+def test_every_method_refuses_images_that_do_not_fit_the_model(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01])
     predictor = Predictor(model, profile, clock=clock)
     x = torch.rand(1, 3, 2, 2)
-    doors = (predictor, predictor.stream, predictor.session, lambda x: predictor(x, contract=True))
+    methods = (predictor, predictor.stream, predictor.session, lambda x: predictor(x, contract=True))
     bad = {
         "the images are torch.float64, the model torch.float32": x.double(),
         "the images are on meta, the model on cpu": x.to("meta"),
@@ -91,21 +91,21 @@ def test_images_that_are_not_the_models_are_refused_by_every_door(timed_case: Ca
         "the batch is empty": x[:0],
     }
     for message, images in bad.items():
-        for door in doors:
+        for method in methods:
             with pytest.raises((ValueError, TypeError), match=message):
-                door(images)
+                method(images)
     assert model.started == []
     assert predictor(x).step == 1
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_until_is_a_number(timed_case: Callable, wrong: float) -> None:
+def test_until_is_finite(timed_case: Callable, wrong: float) -> None:
     clock, model, profile = timed_case([0.01])
     with pytest.raises(ValueError, match="until must be a time of the clock in seconds, got"):
         Predictor(model, profile, clock=clock)(torch.rand(1, 3, 2, 2), until=wrong)
 
 
-def test_depth_is_a_number_of_steps() -> None:
+def test_depth_is_at_least_one() -> None:
     with pytest.raises(ValueError, match="depth must be at least 1 step, got 0"):
         Predictor(tiny(), depth=0)
 

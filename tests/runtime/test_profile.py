@@ -1,4 +1,4 @@
-"""Profiles: exact quantiles by a fake clock, round trip, refusals."""
+"""Profiles: exact quantiles on a fake clock, round trip, errors."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def test_round_trip_and_damage(timed_case, tmp_path: Path) -> None:
     assert Profile.load(path) == measured
     for damage in ("{", "[]", "{}", json.dumps({"format": 99}), path.read_text().replace('"steps"', '"stops"')):
         (tmp_path / "bad.json").write_text(damage)
-        with pytest.raises(ValueError, match=r"bad\.json is no profile of this version"):
+        with pytest.raises(ValueError, match=r"bad\.json is not a profile of this version"):
             Profile.load(tmp_path / "bad.json")
     with pytest.raises(FileNotFoundError):
         Profile.load(tmp_path / "none.json")

@@ -1,4 +1,4 @@
-"""Sessions: a computation in the background, read and interrupted from other threads."""
+"""Sessions: computations in the background, read and interrupted from other threads."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ def until_done(session: Session) -> None:
 
 
 class Gate:
-    """Lets the steps of a model through one by one."""
+    """Lets the steps of a model pass one by one."""
 
     def __init__(self, model) -> None:
         self.tickets, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
@@ -73,7 +73,7 @@ def test_an_interruption_takes_effect_within_the_step_in_progress(gated, after: 
     assert [step for step, _ in model.started] == list(range(1, after + 2))
 
 
-def test_wait_gives_what_is_there_when_time_is_up(gated) -> None:
+def test_wait_returns_the_best_answer_when_time_is_up(gated) -> None:
     predictor, gate, _ = gated
     with predictor.session(X) as session:
         gate.until_waiting()

@@ -1,4 +1,4 @@
-"""The run-time: answers under deadlines. Imports no training, plotting or data code."""
+"""The runtime: answers under deadlines. It imports no training, plotting or data code."""
 
 from anytime.runtime.answer import Answer
 from anytime.runtime.frames import Frame, frames

@@ -1,4 +1,4 @@
-"""An answer of a predictor."""
+"""What a predictor returns: the probabilities after some step, and how they came about."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-PRIOR = -1
+PRIOR = -1  # the step of an answer that no step has improved on
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,12 @@ class Answer:
     """What is known about a batch at some moment.
 
     Attributes:
-        levels: Probabilities `[B, K_d]` of each label level, combined over the steps so far; mostly there is one level.
+        levels: Probabilities `[B, K_d]` of each label level, combined over the steps so far; usually there is one level.
         steps: Step of each sample's answer, int64 `[B]`: 1..T, or -1 for a prior that no step has improved on.
         elapsed: Seconds from the call to this answer.
-        deadline: Seconds from the call that were given; None for none.
-        macs: Multiply-adds spent on each sample, int64 `[B]`; 0 if the predictor has no profile, which knows them.
-        reason: Why there is no later answer: `"complete"`, `"deadline"`, `"stopped"` (by the rule), `"interrupted"`;
+        deadline: The deadline of the call in seconds; None if there was none.
+        macs: Multiply-adds spent on each sample, int64 `[B]`; 0 if the predictor has no profile.
+        reason: Why there is no later answer: `"complete"`, `"deadline"`, `"stopped"` (by the rule) or `"interrupted"`;
             `""` while a later one may come.
     """
 
@@ -32,7 +32,7 @@ class Answer:
 
     @property
     def probabilities(self) -> Tensor:
-        """`[B, K]`; of several label levels those of the first, which rules look at."""
+        """`[B, K]`; with several label levels those of the first, which stopping rules look at."""
         return self.levels[0]
 
     @property

@@ -1,4 +1,4 @@
-"""What a model is worth under deadlines: a pure function of its trace and of a profile of its steps."""
+"""The accuracy of a model under deadlines: a pure function of its trace and of a profile of its steps."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from anytime.trace import Trace
-
-if TYPE_CHECKING:
-    from anytime.combine import Combiner
-    from anytime.runtime import Profile
+from anytime.combine import Combiner
+from anytime.runtime.profile import Profile
+from anytime.trace import Trace, require_one_level
 
 
 @dataclass(frozen=True, eq=False)
 class DeadlineCurve:
-    """accuracy(d) = a_t, t the deepest step with d_t <= d; a_0 before d_1: right-continuous, constant in between.
+    """accuracy(d) = a_t, where t is the deepest step with d_t <= d; a_0 before d_1. Right-continuous and piecewise constant.
 
     Attributes:
-        deadlines: d_t, the shortest deadline under which step t is run, seconds, float64 `[T]`, not falling.
-        accuracies: a_0, a_1 .. a_T: of a miss, then of each step, float64 `[T + 1]`.
+        deadlines: d_t, the shortest deadline in seconds under which step t runs, float64 `[T]`, non-decreasing.
+        accuracies: a_0, the accuracy of a miss, then a_1 .. a_T, that of each step, float64 `[T + 1]`.
     """
 
     deadlines: Tensor
@@ -39,21 +36,21 @@ class DeadlineCurve:
         return self.accuracies[self.steps(deadlines)]
 
     def expected(self, deadlines: Sequence[float] | Tensor) -> float:
-        """E[accuracy(D)], D drawn from these deadlines: the area under the curve over their distribution.
+        """E[accuracy(D)] for D drawn from these deadlines: the area under the curve over their distribution.
 
         Args:
-            deadlines: A sample in seconds, such as a log of those that were met with.
+            deadlines: A sample in seconds, such as a log of real deadlines.
         """
-        found = self.accuracy(deadlines)
-        if not found.numel():
+        accuracies = self.accuracy(deadlines)
+        if not accuracies.numel():
             raise ValueError("deadlines is empty: give at least one, in seconds")
-        return float(found.mean())
+        return float(accuracies.mean())
 
     def area(self, shortest: float, longest: float, log: bool = False) -> float:
-        """E[accuracy(D)], D uniform in shortest..longest seconds, or with `log` its logarithm: exact, no sampling.
+        """E[accuracy(D)] for D uniform in shortest..longest seconds, or log D with `log`: exact, without sampling.
 
         Raises:
-            ValueError: Not 0 <= shortest < longest < infinity, or 0 as the shortest with `log`.
+            ValueError: Unless 0 <= shortest < longest < infinity, or 0 < shortest with `log`.
         """
         if not 0 <= shortest < longest < math.inf or (log and shortest == 0):
             above = "0 < shortest" if log else "0 <= shortest"
@@ -74,29 +71,29 @@ def deadline_curve(
     prior: Tensor | None = None,
     combiner: Combiner | None = None,
 ) -> DeadlineCurve:
-    """The accuracy that `Predictor` reaches under every deadline, which it learns only when time is up.
+    """The accuracy that `Predictor` reaches under every deadline, if it learns the deadline only when time is up.
 
-    Step t is run if (median seconds until answer t - 1) + (quantile of step t) + guard <= deadline, as `Predictor` does where
-    the steps before took their median time; d_t is the largest left side up to t.
+    Step t runs if (median seconds until answer t - 1) + (quantile of step t) + guard <= deadline, which is what `Predictor`
+    does if the steps before took their median time; d_t is the largest left side up to t.
 
     Args:
         trace: The answers.
         profile: The latencies of the same model.
         batch_size: Images per request.
-        quantile: Which of the profile's quantiles must fit.
-        guard: Seconds kept free before the deadline.
-        prior: Probabilities `[K]` that are the answer if no step fits. None: a miss counts as wrong.
-        combiner: Makes the answers of several steps' outputs; default the last alone.
+        quantile: The quantile of the profile that must fit.
+        guard: Seconds to keep free before the deadline.
+        prior: The answer if no step fits, probabilities `[K]`. None: a miss counts as wrong.
+        combiner: How answers are made from several steps; default: only the last step counts.
 
     Raises:
-        ValueError: A trace and a profile of different models; several label levels; a prior of another length.
+        ValueError: If trace and profile are of different models, there are several label levels, or the prior has the wrong
+            length.
     """
     if tuple(trace.macs.tolist()) != tuple(profile.macs):
         raise ValueError(
             f"trace and profile are of different models or image sizes: MACs {trace.macs.tolist()} and {list(profile.macs)}"
         )
-    if trace.levels:
-        raise ValueError(f"this trace has {len(trace.levels)} label levels; pick one: trace.level(0)")
+    require_one_level(trace)
     if prior is not None and prior.shape != (trace.num_classes,):
         raise ValueError(f"prior must be {trace.num_classes} probabilities, got {list(prior.shape)}")
     latencies = profile.at(batch_size)

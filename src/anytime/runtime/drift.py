@@ -1,34 +1,34 @@
-"""How much slower than profiled the machine is now."""
+"""How much slower than profiled the machine runs now."""
 
 from __future__ import annotations
 
-_SMOOTHING = 0.1  # of the running ratio
-_LARGEST = 0.2  # how far from it a step counts: some are held up by something else, which is the quantiles' business
-_UNNOTICED = 0.1  # of slowness: running ratios vary by that, and quantiles hold it
-_LEAST = 0.5  # of the ratio: a machine that was faster than profiled is soon seen to be so no longer
+_SMOOTHING = 0.1  # weight of one observation in the running ratio
+_CLIP = 0.2  # clip observations to +-20 % of the ratio; occasional stalls are already covered by the profile's quantiles
+_TOLERANCE = 0.1  # slowness to ignore: running ratios vary that much, and the quantiles allow for it
+_LEAST = 0.5  # lower bound of the ratio, so that the end of an unusually fast spell is noticed soon
 
 
 class Drift:
-    """r <- r (1 + clip(x / r - 1, -0.2, 0.2) / 10) for every step, x its measured seconds over the profile's median.
+    """r <- r (1 + clip(x / r - 1, -0.2, 0.2) / 10) after every step, x being its measured seconds over the profile's median.
 
     Attributes:
-        ratio: r, near the median of x, whatever the rare slow steps take.
-        inflation: max(1, r - 0.1): what profiled seconds are multiplied by.
+        ratio: r, close to the median of x, however long the rare slow steps take.
+        slowdown: max(1, r - 0.1), the factor by which profiled seconds are multiplied.
     """
 
     def __init__(self) -> None:
-        self.ratio = self.inflation = 1.0
+        self.ratio = self.slowdown = 1.0
 
-    def notice(self, usual: float, seconds: float) -> None:
-        """A step took `seconds`, and `usual` in half of all cases when it was profiled (0: nobody knows)."""
-        if usual > 0:
-            self._follow(seconds / usual)
+    def notice(self, median: float, seconds: float) -> None:
+        """A step took `seconds`; `median` is what it took in the profile, or 0 if unknown."""
+        if median > 0:
+            self._follow(seconds / median)
 
     def forget(self) -> None:
-        """A step was refused for the drift alone: without trying, nothing would show that it is over."""
+        """A step was refused only because of the drift: unless r decays, no step would run to show that the spell is over."""
         self._follow(1.0)
 
     def _follow(self, ratio: float) -> None:
-        change = max(-_LARGEST, min(_LARGEST, ratio / self.ratio - 1))
+        change = max(-_CLIP, min(_CLIP, ratio / self.ratio - 1))
         self.ratio = max(_LEAST, self.ratio * (1 + _SMOOTHING * change))
-        self.inflation = max(1.0, self.ratio - _UNNOTICED)
+        self.slowdown = max(1.0, self.ratio - _TOLERANCE)

@@ -1,4 +1,4 @@
-"""Frames at a fixed rate: each is answered until the next one comes, starting from the last frame's answer."""
+"""Frames at a fixed rate: each is answered until the next one comes, with the last frame's answer as the prior."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.predictor import Predictor
 
-TINY = 1e-9  # seconds: a deadline for a first frame that is over already
+_TINY = 1e-9  # seconds: the deadline of a first frame whose time is already over
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Frame:
 
     Attributes:
         number: 0, 1, ...
-        answer: What the predictor said; the last frame's answer with step -1 where there was no time for any step.
-        held: The answer in hand when the next frame came: `answer`, or if that came late, the one before; None if there was
-            none before.
+        answer: The predictor's answer; the last frame's answer with step -1 if there was no time for any step.
+        held: The answer in hand when the next frame came: `answer`, or the previous one if that came late; None if there was
+            no previous one.
     """
 
     number: int
@@ -33,25 +33,25 @@ class Frame:
 
     @property
     def missed(self) -> bool:
-        """Whether no step's answer to this frame was there in time."""
+        """Whether no step answered this frame in time."""
         return self.answer.missed or self.answer.step == PRIOR
 
 
 def frames(
     predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Frame]:
-    """Answers frame n, which comes at n / fps, until (n + 1) / fps; both count from the moment the first image is there.
+    """Answers frame n, which comes at n / fps, until (n + 1) / fps; time starts when the first image is there.
 
-    A frame that is over before its turn comes is dropped: its answer is the last frame's.
+    A frame whose time is over before its turn is dropped: its answer is the last frame's.
 
     Args:
         predictor: Its clock is the camera's.
         images: One image `[C, H, W]` per frame, on the model's device.
         fps: Frames per second, above zero.
-        sleep: Waits some seconds; replaced in tests.
+        sleep: Waits for some seconds; replaced in tests.
 
     Raises:
-        ValueError: Frames per second that are not above zero.
+        ValueError: If fps is not above zero.
     """
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be a number of frames per second above zero, got {fps!r}")
@@ -70,7 +70,7 @@ def _frames(predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: C
             nothing = torch.zeros_like(last.steps)
             answer = replace(last, steps=nothing + PRIOR, macs=nothing, elapsed=0.0, deadline=1 / fps, reason="deadline")
         else:
-            answer = predictor(image[None], max(left, TINY), prior=last)  # not until: that may pass on the way to the call
+            answer = predictor(image[None], max(left, _TINY), prior=last)  # not `until`, which may pass on the way there
         held = last if answer.missed else answer
         last = answer
         yield Frame(number, answer, held)

@@ -18,67 +18,65 @@ from anytime.combine import Combiner
 from anytime.model import AnytimeModel
 from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.drift import Drift
-from anytime.runtime.execution import Execution
-from anytime.runtime.lazy import Held, LazyExecution, check_lazy_exits
+from anytime.runtime.execution import EagerExecution, Execution, LazyExecution
+from anytime.runtime.lazy import LazyAnswer, check_lazy_exits, read
 from anytime.runtime.profile import Profile
 from anytime.runtime.session import Session
-from anytime.runtime.steps import CompiledSteps, Steps
+from anytime.runtime.steps import CompiledSteps, EagerSteps
 from anytime.runtime.transfer import Arrival, mark, send
 from anytime.stopping import Rule, resolve
 
-_SESSIONS = 64  # threads at most
+_SESSIONS = 64  # most threads
 
 
 @dataclass(frozen=True)
 class _Launched:
-    """A step that was started: its answer on the way, and what the answer is about."""
+    """A step that was started: its arrival, and how to make its answer, given the elapsed seconds and the reason."""
 
     arrival: Arrival
-    steps: Tensor
-    macs: Tensor
+    answer: Callable[[float, str], Answer | LazyAnswer]
     at: float
     seconds: float
-    usual: float
+    median: float
 
 
 class Predictor:
     """The best answer by a deadline.
 
-    Interruptible use (the default): steps run one by one; step t is started only if
+    Interruptible use (the default): steps run one by one; step t starts only if
 
-        now + inflation * q_t + guard <= deadline,
+        now + slowdown * q_t + guard <= deadline,
 
-    q_t being the profile's quantile of that step's seconds at this batch size, and inflation >= 1 how much slower than
-    profiled the machine is now (`Drift`). Where not even the first step fits, the answer is the prior (`steps` = -1).
-    Contract use (`contract=True`): the budget is known before, so the deepest answer whose quantile fits is planned and
-    computed alone.
+    where q_t is the profile's quantile of that step's seconds at this batch size, and slowdown >= 1 says how much slower
+    than profiled the machine is now (`Drift`). If not even the first step fits, the answer is the prior (`steps` = -1).
+    Contract use (`contract=True`): the budget is known beforehand, so only the deepest answer whose quantile fits is computed.
 
-    With `lazy_exits`, for models that have the two halves of a step (`advance` and `read`: all of `ann`), the steps of a
-    call leave out their heads, and the head of the answer given back is run alone: MACs are those of the contract answer.
+    With `lazy_exits`, for models with the two halves of a step (`advance` and `read`: all of `ann`), the steps of a call skip
+    their heads, and only the head of the returned answer runs: MACs are those of the contract answer.
 
-    On CUDA, steps are started before the answer of the one before has arrived, `depth` at a time; the deadline then gets the
-    newest answer that is there. A stopping rule has to see an answer before the next step: with one, the depth is 1.
+    On CUDA, steps start before the answer of the previous one has arrived, `depth` at a time; at the deadline you get the
+    newest answer that is there. A stopping rule has to see an answer before the next step starts: with a rule, the depth is 1.
 
-    Any number of threads may use one predictor: each call has its own state.
+    Any number of threads may share one predictor: each call has its own state.
 
     Args:
         model: An anytime model; put into eval mode.
-        profile: `anytime.profile(model, example)`. Without one, a step is started as long as time is left.
-        combine: How answers are made of the steps so far: a name (`"last"`, `"caching"`, `"product"`, `"mixture"`, or one
-            saved with the model), or a combiner. None: what a saved rule was fitted to, and else the last answer.
+        profile: `anytime.profile(model, example)`. Without one, a step starts as long as any time is left.
+        combine: How the answer is made from the steps so far: a combiner, or a name (`"last"`, `"caching"`, `"product"`,
+            `"mixture"`, or one saved with the model). None: the one that a saved rule was fitted to, or the last answer.
         stop: A stopping rule besides the deadline, or the name of one saved with the model (`anytime fit`); None for none.
-        quantile: Which of the profile's quantiles must fit: "p50", "p90", "p99", "p999" or "max".
-        guard: Seconds kept free before the deadline.
-        prior: Probabilities `[K]` for when there is no time for any step, of all label levels side by side; default uniform.
-        compile: Runs steps that are compiled and warmed here, for the profile's batch sizes; the profile must be of such.
-        depth: Steps under way at a time on CUDA; 1 with lazy exits.
-        lazy_exits: Runs heads only for answers that are asked for; without a rule, and with `combine="last"`.
+        quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max".
+        guard: Seconds to keep free before the deadline.
+        prior: The answer if no step fits: probabilities `[K]`, all label levels side by side; default uniform.
+        compile: Compiles and warms the steps now, for the profile's batch sizes; needs a profile of compiled steps.
+        depth: Steps in flight at a time on CUDA; 1 with lazy exits.
+        lazy_exits: Runs heads only for answers that are read; needs `combine="last"` and no rule.
         foreign: Accepts a profile measured on other hardware.
         clock: Returns seconds; replaced in tests.
 
     Raises:
-        ValueError: A profile of another model or machine, unknown names, rules that were never fitted, a prior of the wrong
-            length.
+        ValueError: If the profile is of another model or machine, a name is unknown, a rule was never fitted, or the prior has
+            the wrong length.
 
     Example:
         >>> predictor = anytime.Predictor(model, anytime.profile(model, (3, 32, 32)), combine="product")
@@ -117,7 +115,7 @@ class Predictor:
         rule, self._combiner = resolve(model, stop, combine, None if profile is None else profile.macs)
         if profile is None and rule is not None and rule.needs:
             raise ValueError(f"the rule {rule!r} needs {' and '.join(sorted(rule.needs))}: give Predictor a profile")
-        self._combiner.start(model.num_steps)  # refuses now what was fitted to another number of steps, or never
+        self._combiner.start(model.num_steps)  # raises an error now if fitted to another number of steps, or never
         if rule is not None:
             rule.start(model.num_steps)
         if lazy_exits:
@@ -127,12 +125,12 @@ class Predictor:
         self._quantile, self._guard, self.clock = quantile, guard, clock
         self._prior = _prior_levels(model.levels, prior)
         on_cuda = next(model.parameters()).is_cuda
-        self._depth = depth if on_cuda and rule is None else 1
+        self._depth = depth if on_cuda and rule is None and not lazy_exits else 1
         self._send = send
         self._run = (
             CompiledSteps(model, profile.input_size, [*profile.batches], lazy_exits)
             if profile and compile
-            else Steps(model, lazy_exits)
+            else EagerSteps(model, lazy_exits)
         )
         self._drift = Drift()
         self._plans: dict[int, tuple[list[float], list[float]]] = {}
@@ -148,41 +146,39 @@ class Predictor:
         contract: bool = False,
         prior: Answer | None = None,
     ) -> Answer:
-        """The best answer about images `[B, C, H, W]` by the deadline.
+        """The best answer for images `[B, C, H, W]` by the deadline.
 
         Args:
             x: Images in [0, 1] on the model's device.
             deadline: Seconds from now; None for no deadline.
-            until: An absolute time of the clock (`time.monotonic()`) in place of `deadline`.
-            contract: Plan the deepest answer that fits and compute it alone; needs a profile.
-            prior: The answer for when there is no time for any step, such as that about the last frame.
+            until: An absolute time of the clock (`time.monotonic()`) instead of `deadline`.
+            contract: Computes only the deepest answer that fits; needs a profile.
+            prior: The answer if there is no time for any step, such as that for the last frame.
 
         Raises:
-            ValueError: A deadline that is no positive number, a time that has passed; images of the wrong shape or with NaN.
-            TypeError: Images that are not floating-point, of another precision or on another device.
+            ValueError: If the deadline is not a positive number or has passed, or the images have the wrong shape or NaN.
+            TypeError: If the images are not floating-point, or have another precision or device than the model.
         """
         start = self.clock()
         budget = self._budget(start, deadline, until)
         self._check(x)
         if contract:
             return self._contract(x, start, budget, prior)
-        for answer in self._computed(x, start, budget, prior):
+        for answer in self._answers(x, start, budget, prior):
             last = answer
-        if not last.reason:
-            last = replace(last, reason="deadline")
-        return last.read() if isinstance(last, Held) else last
+        return read(last if last.reason else replace(last, reason="deadline"))
 
     def stream(
         self, x: Tensor, deadline: float | None = None, *, until: float | None = None, prior: Answer | None = None
     ) -> Iterator[Answer]:
-        """The answers one by one, computed as they are asked for; the last one says in `reason` why it is the last.
+        """Yields the answers one by one, computed on demand; the `reason` of the last one says why it is the last.
 
-        Time goes on between the answers: the deadline counts from this call. If it passes in between, no other answer comes.
+        The deadline counts from this call, and time spent between the answers counts too: once it has passed, none follows.
         """
         start = self.clock()
         budget = self._budget(start, deadline, until)
         self._check(x)
-        return (answer.read() if isinstance(answer, Held) else answer for answer in self._computed(x, start, budget, prior))
+        return map(read, self._answers(x, start, budget, prior))
 
     def session(self, x: Tensor, prior: Answer | None = None) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
@@ -192,7 +188,7 @@ class Predictor:
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(_SESSIONS, thread_name_prefix="anytime")
-        return Session(self._threads, lambda: self._computed(x, start, None, prior), first)
+        return Session(self._threads, lambda: self._answers(x, start, None, prior), first)
 
     def _budget(self, start: float, deadline: float | None, until: float | None) -> float | None:
         if until is not None:
@@ -208,7 +204,7 @@ class Predictor:
         return deadline
 
     def _check(self, x: Tensor) -> None:
-        """Refuses at the door what would fail in the middle of a stream."""
+        """Validates the images up front, so that a stream cannot fail halfway through."""
         self.model.check_input(x)
         reference = next(self.model.parameters())
         if x.device != reference.device:
@@ -220,126 +216,97 @@ class Predictor:
         if self.profile is not None:
             self.profile.at(len(x))
             if tuple(x.shape[1:]) != tuple(self.profile.input_size):
-                found, known = ("x".join(map(str, size)) for size in (x.shape[1:], self.profile.input_size))
-                raise ValueError(f"the images are {found}, the profile is of {known}; resize them, or profile that size")
+                given, known = ("x".join(map(str, size)) for size in (x.shape[1:], self.profile.input_size))
+                raise ValueError(f"the images are {given}, the profile is of {known}; resize them, or profile that size")
 
     def _prior_answer(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         batch = len(x)
         nothing = torch.zeros(batch, dtype=torch.int64)
         levels = tuple(level.expand(batch, -1) for level in self._prior)
         if prior is not None:
-            found, wanted = ([list(level.shape) for level in given] for given in (prior.levels, levels))
-            if found != wanted:
-                raise ValueError(f"prior must be an answer about as many images, {wanted}, got {found}")
+            given, wanted = ([list(level.shape) for level in each] for each in (prior.levels, levels))
+            if given != wanted:
+                raise ValueError(f"prior must be an answer for as many images, {wanted}, got {given}")
             levels = prior.levels
         return Answer(levels, nothing + PRIOR, self.clock() - start, budget, nothing)
 
-    def _computed(
-        self, x: Tensor, start: float, budget: float | None, prior: Answer | None
-    ) -> Iterator[Answer] | Iterator[Held | Answer]:
-        answers = self._held if self._run.lazy else self._answers
-        return answers(x, start, budget, prior)
-
-    def _held(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer | Held]:
-        """As `_answers`, but answers are not computed until somebody reads them."""
-        nothing = partial(self._prior_answer, x, start, budget, prior)
+    def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer | LazyAnswer]:
+        """All answers that fit; with lazy exits they are computed when read."""
+        no_step = partial(self._prior_answer, x, start, budget, prior)
         if prior is not None:
-            nothing()  # refuses one about other images
-        run = LazyExecution(self._run, x)
+            no_step()  # raises an error now if it is for other images
+        macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
+        run = LazyExecution(self._run, x) if self._run.lazy else EagerExecution(self._run, x, self._combiner, self._rule, macs)
         end = None if budget is None else start + budget - self._guard
-        fits = self._fits(run, end)
+        in_flight: deque[_Launched] = deque()
+        last, answered, fits = start, False, self._fits(run, end)
         if not fits:
-            yield replace(nothing(), reason="deadline")
-        while fits:
-            at, usual = self.clock(), self._usual(run)
-            with torch.inference_mode():
-                read = run.advance()
-                done = mark(x.device).wait(self.clock, end)
-            self._drift.notice(usual, self.clock() - at)
-            if not done:
-                if run.step == 1:
-                    yield replace(nothing(), reason="deadline")
+            yield replace(no_step(), reason="deadline")
+        while fits or in_flight:
+            while fits and len(in_flight) < self._depth:
+                in_flight.append(self._launch(run, start, budget))
+                fits = len(in_flight) < self._depth and not run.done and self._fits(run, end, in_flight)
+            step = in_flight.popleft()
+            arrived, now = step.arrival.wait(self.clock, end), self.clock()
+            self._drift.notice(step.median, now - max(step.at, last))
+            if not arrived:
+                if not answered:
+                    yield replace(no_step(), reason="deadline")
                 return
-            fits = not run.done and self._fits(run, end)
-            compute = partial(self._read, read, run.step, start, budget)
-            yield Held(compute, run.step, "" if fits else "complete" if run.done else "deadline")
-            fits = fits and self._fits(run, end)  # who asked may have taken their time
+            last, answered = now, True
+            if not in_flight and not run.done:
+                run.judge(now - start + self._planned(run)[0])
+            fits = not run.done and self._fits(run, end, in_flight)
+            is_last = not fits and not in_flight
+            reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if is_last else ""
+            yield step.answer(now - start, reason)
+            fits = fits and self._fits(run, end, in_flight)  # the caller may have taken a while
+
+    def _launch(self, run: EagerExecution | LazyExecution, start: float, budget: float | None) -> _Launched:
+        at, planned = self.clock(), self._planned(run)
+        with torch.inference_mode():
+            if isinstance(run, LazyExecution):
+                compute, step = partial(self._read, run.advance(), run.step, start, budget), run.step
+                return _Launched(mark(run.x.device), lambda _, reason: LazyAnswer(compute, step, reason), at, *planned)
+            arrival = self._send(run.advance())
+        return _Launched(arrival, partial(self._answer, arrival, run.steps, run.macs, budget), at, *planned)
+
+    def _answer(
+        self, arrival: Arrival, steps: Tensor, macs: Tensor, budget: float | None, elapsed: float, reason: str
+    ) -> Answer:
+        sizes = self.model.levels
+        levels = arrival.value.split(sizes, 1) if len(sizes) > 1 else (arrival.value,)
+        return Answer(levels, steps, elapsed, budget, macs, reason)
 
     def _read(self, logits: Callable[[], Tensor], step: int, start: float, budget: float | None, reason: str) -> Answer:
-        """The answer of one step alone, which knows of no other."""
+        """The answer of one step on its own, combined with no other."""
         with torch.inference_mode():
             parts = logits().float().split(self.model.levels, 1)
-            said = [self._combiner.update(self._combiner.start(self.model.num_steps), part, step)[0] for part in parts]
-            arrivals = [self._send(probabilities) for probabilities in said]
+            state = self._combiner.start(self.model.num_steps)
+            arrivals = [self._send(self._combiner.update(state, part, step)[0]) for part in parts]
         for arrival in arrivals:
             arrival.wait(self.clock, None)
         levels = tuple(arrival.value for arrival in arrivals)
-        cost = self.profile.contract_macs[step - 1] if self.profile is not None else 0
-        batch = len(levels[0])
-        spent = torch.full((batch,), cost)
-        return Answer(levels, torch.full((batch,), step), self.clock() - start, budget, spent, reason)
+        shape, cost = (len(levels[0]),), self.profile.contract_macs[step - 1] if self.profile is not None else 0
+        return Answer(levels, torch.full(shape, step), self.clock() - start, budget, torch.full(shape, cost), reason)
 
-    def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer]:
-        nothing = partial(self._prior_answer, x, start, budget, prior)
-        if prior is not None:
-            nothing()  # refuses one about other images
-        macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
-        run = Execution(self._run, x, self._combiner, self._rule, macs)
-        end = None if budget is None else start + budget - self._guard
-        under_way: deque[_Launched] = deque()
-        last, answered, fits = start, False, self._fits(run, end)
-        if not fits:
-            yield replace(nothing(), reason="deadline")
-        while fits or under_way:
-            while fits and len(under_way) < self._depth:
-                under_way.append(self._launch(run))
-                fits = len(under_way) < self._depth and not run.done and self._fits(run, end, under_way)
-            step = under_way.popleft()
-            there, after = step.arrival.wait(self.clock, end), self.clock()
-            self._drift.notice(step.usual, after - max(step.at, last))
-            if not there:
-                if not answered:
-                    yield replace(nothing(), reason="deadline")
-                return
-            last, answered = after, True
-            if not under_way and not run.done:
-                run.judge(after - start + self._seconds(run))
-            fits = not run.done and self._fits(run, end, under_way)
-            over = not fits and not under_way
-            reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if over else ""
-            levels = step.arrival.value.split(self.model.levels, 1) if len(self.model.levels) > 1 else (step.arrival.value,)
-            yield Answer(levels, step.steps, after - start, budget, step.macs, reason)
-            fits = fits and self._fits(run, end, under_way)  # who asked may have taken their time
+    def _planned(self, run: Execution) -> tuple[float, float]:
+        """Seconds that the next step may take now, and its median in the profile; zeros without a profile."""
+        if self.profile is None:
+            return 0.0, 0.0
+        if run.alive not in self._plans:
+            steps = self.profile.at(run.alive).steps
+            self._plans[run.alive] = [step.at(self._quantile) for step in steps], [step.p50 for step in steps]
+        quantiles, medians = self._plans[run.alive]
+        return self._drift.slowdown * quantiles[run.step], medians[run.step]
 
-    def _launch(self, run: Execution) -> _Launched:
-        at, seconds, usual = self.clock(), self._seconds(run), self._usual(run)
-        with torch.inference_mode():
-            arrival = self._send(run.advance())
-        return _Launched(arrival, run.steps, run.macs, at, seconds, usual)
-
-    def _seconds(self, run: Execution | LazyExecution) -> float:
-        """What the next step may take."""
-        return 0.0 if self.profile is None else self._drift.inflation * self._plan(run.alive)[0][run.step]
-
-    def _usual(self, run: Execution | LazyExecution) -> float:
-        """What the next step took in half of all cases when it was profiled; 0 if nobody knows."""
-        return 0.0 if self.profile is None else self._plan(run.alive)[1][run.step]
-
-    def _plan(self, batch: int) -> tuple[list[float], list[float]]:
-        """The quantile and the median of each step's seconds at a batch size."""
-        if batch not in self._plans:
-            assert self.profile is not None
-            steps = self.profile.at(batch).steps
-            self._plans[batch] = [step.at(self._quantile) for step in steps], [step.p50 for step in steps]
-        return self._plans[batch]
-
-    def _fits(self, run: Execution | LazyExecution, end: float | None, under_way: Sequence[_Launched] = ()) -> bool:
-        """Whether the next step may be started, to be done by `end` after those under way."""
+    def _fits(self, run: Execution, end: float | None, in_flight: Sequence[_Launched] = ()) -> bool:
+        """Whether the next step can start now and be done by `end`, after those in flight."""
         if end is None:
             return True
-        seconds = self._seconds(run) + sum(step.seconds for step in under_way)
+        seconds = self._planned(run)[0] + sum(step.seconds for step in in_flight)
         left = end - self.clock()
-        if seconds > left >= seconds / self._drift.inflation:
+        if seconds > left >= seconds / self._drift.slowdown:
             self._drift.forget()
         return seconds <= left
 
@@ -351,7 +318,7 @@ class Predictor:
             left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
             latencies = self.profile.at(len(x)).contract
             needed = [seconds.at(self._quantile) for seconds in latencies]
-            fitting = [t for t, seconds in enumerate(needed, 1) if self._drift.inflation * seconds <= left]
+            fitting = [t for t, seconds in enumerate(needed, 1) if self._drift.slowdown * seconds <= left]
             if not fitting:
                 if min(needed) <= left:
                     self._drift.forget()

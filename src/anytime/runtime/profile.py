@@ -1,4 +1,4 @@
-"""How long each step takes on this machine, with its tail: what deadlines are planned by."""
+"""How long each step takes on this machine, including the slow tail: the basis for planning deadlines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel, eval_mode
-from anytime.runtime.steps import CompiledSteps, Steps
+from anytime.runtime.steps import CompiledSteps, EagerSteps
 from anytime.support.files import atomic_write
 
 FORMAT = 1
@@ -25,7 +25,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
 
 class Latency(NamedTuple):
-    """Seconds of one thing measured `n` times: quantiles (each the smallest measured value not below it), and the longest."""
+    """Quantiles and maximum of `n` measured seconds; a quantile is the smallest measured value not below it."""
 
     n: int
     p50: float
@@ -52,9 +52,9 @@ class BatchProfile:
     """Latencies at one batch size.
 
     Attributes:
-        steps: Of each step of the stream alone, length T.
-        reached: From the start of the stream until answer t, length T (not the sum of quantiles).
-        contract: Of answer t alone, `model(x, step=t)`, length T.
+        steps: Each step of the stream by itself, length T.
+        reached: From the start of the stream to answer t, length T (not the sum of quantiles).
+        contract: Only answer t, `model(x, step=t)`, length T.
     """
 
     steps: tuple[Latency, ...]
@@ -63,14 +63,14 @@ class BatchProfile:
 
 
 def architecture(model: AnytimeModel) -> str:
-    """A digest of what a model computes, whatever its weights: class, steps, names and shapes of its tensors."""
+    """A digest of what a model computes, independent of its weights: class, arguments, steps, names and shapes of tensors."""
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     text = json.dumps([type(model).__qualname__, model.num_steps, model.config.get("arguments"), shapes], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint(model: AnytimeModel, compiled: bool = False) -> dict[str, Any]:
-    """What latencies depend on besides the input: device, cores, threads, library, precision, compilation."""
+    """What latencies depend on besides the input: hardware, cores, threads, torch version, precision, compilation."""
     reference = next(model.parameters())
     return {
         "hardware": hardware(reference.device),
@@ -87,12 +87,12 @@ class Profile:
     """Latencies of a model's steps on one machine, by batch size.
 
     Attributes:
-        model: Digest of the architecture, see `architecture`.
+        model: Digest of the architecture (see `architecture`).
         input_size: (channels, height, width).
-        fingerprint: Where and how it was measured.
-        batches: By batch size.
+        fingerprint: Where and how it was measured (see `fingerprint`).
+        batches: Latencies by batch size.
         macs: Cumulative MACs of the stream per image, length T.
-        contract_macs: MACs of each answer alone, length T.
+        contract_macs: MACs of computing only answer t, length T.
     """
 
     model: str
@@ -106,7 +106,7 @@ class Profile:
         """The latencies of the smallest measured batch size that is not below `batch_size`.
 
         Raises:
-            ValueError: Only smaller batches were measured.
+            ValueError: If only smaller batches were measured.
         """
         fitting = [size for size in self.batches if size >= batch_size]
         if not fitting:
@@ -114,32 +114,27 @@ class Profile:
         return self.batches[min(fitting)]
 
     def check(self, model: AnytimeModel, compiled: bool = False, foreign: bool = False) -> None:
-        """Refuses a profile of another model or way of running, or (unless `foreign`) of other hardware, threads, ...
+        """Checks that the profile belongs to this model, way of running and (unless `foreign`) hardware, threads, ...
 
         Raises:
-            ValueError: Says what differs.
+            ValueError: If something differs; the message says what.
         """
         if self.model != architecture(model):
             raise ValueError(f"the profile is of another model (architecture {self.model}, this one is {architecture(model)})")
         if self.fingerprint.get("compiled") != compiled:
-            asked, wanted = ("compiled", "True") if compiled else ("eager", "False")
+            kind = "compiled" if compiled else "eager"
             raise ValueError(
-                f"the profile is not of {asked} steps, which this predictor runs (compile={compiled}): "
-                f"measure them, anytime.profile(model, example, compile={wanted}), or give Predictor compile={not compiled}"
+                f"the profile is not of {kind} steps, which this predictor runs (compile={compiled}): measure them, "
+                f"anytime.profile(model, example, compile={compiled}), or give Predictor compile={not compiled}"
             )
         here = fingerprint(model, compiled)
-        differing = [
-            f"{key} {self.fingerprint.get(key)!r}, here {here[key]!r}"
-            for key in here
-            if self.fingerprint.get(key) != here[key]
-        ]
+        pairs = [(key, self.fingerprint.get(key), value) for key, value in here.items()]
+        differing = "; ".join(f"{key} {there!r}, here {value!r}" for key, there, value in pairs if there != value)
         if differing and not foreign:
-            raise ValueError(
-                f"the profile was measured elsewhere ({'; '.join(differing)}); measure again, or pass foreign=True"
-            )
+            raise ValueError(f"the profile was measured elsewhere ({differing}); measure again, or pass foreign=True")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON, whole or not at all."""
+        """Writes a JSON file, atomically."""
         with atomic_write(path) as part:
             part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
@@ -148,8 +143,8 @@ class Profile:
         """Reads what `save` wrote.
 
         Raises:
-            FileNotFoundError: No such file.
-            ValueError: Damaged, or of another version; names the file.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged or of another version; the message names it.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -162,7 +157,7 @@ class Profile:
             tuples: dict[str, Any] = {key: tuple(data.pop(key)) for key in ("input_size", "macs", "contract_macs")}
             return cls(batches=batches, **tuples, **data)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no profile of this version: {error}") from error
+            raise ValueError(f"{path} is not a profile of this version: {error}") from error
 
 
 def profile(
@@ -174,23 +169,23 @@ def profile(
     compile: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
-    """Measures every step of the stream and every contract answer, as the run-time will run them.
+    """Measures every step of the stream and every contract answer, the way the runtime will run them.
 
     Args:
-        model: On its device, in its precision.
+        model: On its device and in its precision.
         example: Images `[B, C, H, W]`, or their (channels, height, width).
-        batch_sizes: What to measure.
-        repeats: Streams per batch size; 1,000 or more for a p99.9 that is not the maximum.
-        warmup: Streams before the measurement.
-        compile: Compiles each step first (some seconds each), as `Predictor(..., compile=True)` will; contract answers run
-            as they are.
+        batch_sizes: Batch sizes to measure.
+        repeats: Streams per batch size; take 1,000 or more for a p99.9 that is not the maximum.
+        warmup: Streams to run before the measurement.
+        compile: Compiles each step first (some seconds each), as `Predictor(..., compile=True)` does; contract answers run
+            uncompiled.
         clock: Returns seconds; replaced in tests.
     """
     size: tuple[int, int, int] = tuple(example.shape[1:] if isinstance(example, Tensor) else example)  # type: ignore[assignment]
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"repeats and batch_sizes must be at least 1, got {repeats!r} and {batch_sizes!r}")
     reference = next(model.parameters())
-    run = CompiledSteps(model, size, batch_sizes) if compile else Steps(model)
+    run = CompiledSteps(model, size, batch_sizes) if compile else EagerSteps(model)
     batches = {}
     with torch.inference_mode(), eval_mode(model):
         for batch_size in sorted(set(batch_sizes)):
@@ -200,7 +195,7 @@ def profile(
     return Profile(architecture(model), size, fingerprint(model, compile), batches, macs, contract_macs)
 
 
-def _measure(run: Steps, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float]) -> BatchProfile:
+def _measure(run: EagerSteps, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float]) -> BatchProfile:
     model = run.model
 
     def now() -> float:
@@ -221,9 +216,9 @@ def _measure(run: Steps, x: Tensor, repeats: int, warmup: int, clock: Callable[[
                 steps[t].append(after - before)
                 reached[t].append(after - start)
             before = after
-        for t, alone in enumerate(contract):
+        for t, seconds in enumerate(contract):
             before = now()
             model(x, step=t + 1)
             if repeat >= warmup:
-                alone.append(now() - before)
+                seconds.append(now() - before)
     return BatchProfile(*(tuple(map(Latency.of, rows)) for rows in (steps, reached, contract)))

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from anytime.runtime.answer import Answer
-from anytime.runtime.lazy import Held
+from anytime.runtime.lazy import LazyAnswer, read
 
 
 class Session:
     """One run of a model in the background: `best()` never waits for it, `interrupt()` takes effect within one step.
 
-    An exception in a step ends the run: `wait` and leaving the `with` block raise it, `best()` gives the last good answer.
+    An exception in a step ends the run: `wait` and leaving the `with` block raise it, `best()` returns the last good answer.
 
     Example:
         >>> with predictor.session(x) as session:
@@ -23,15 +23,15 @@ class Session:
         ...     session.best().label
     """
 
-    def __init__(self, threads: Executor, answers: Callable[[], Iterator[Answer | Held]], prior: Answer) -> None:
-        self._best: Answer | Held = prior  # replaced as a whole: readers need no lock
+    def __init__(self, threads: Executor, answers: Callable[[], Iterator[Answer | LazyAnswer]], prior: Answer) -> None:
+        self._best: Answer | LazyAnswer = prior  # replaced as a whole: readers need no lock
         self._stop = threading.Event()
         self._done = threading.Event()
         self._error: BaseException | None = None
         self._closed = False
         threads.submit(self._run, answers)
 
-    def _run(self, answers: Callable[[], Iterator[Answer | Held]]) -> None:
+    def _run(self, answers: Callable[[], Iterator[Answer | LazyAnswer]]) -> None:
         try:
             for answer in answers():
                 interrupted = self._stop.is_set() and not answer.reason
@@ -44,12 +44,11 @@ class Session:
             self._done.set()
 
     def best(self) -> Answer:
-        """The best answer so far, at once; the prior before the first step. Also after the session is closed.
+        """The best answer so far, without waiting; the prior before the first step. Also works on a closed session.
 
-        With lazy exits this runs the head of that answer, in the thread that asks.
+        With lazy exits this runs the head of that answer, in the calling thread.
         """
-        best = self._best
-        return best.read() if isinstance(best, Held) else best
+        return read(self._best)
 
     @property
     def done(self) -> bool:
@@ -57,14 +56,14 @@ class Session:
         return self._done.is_set()
 
     def wait(self, seconds: float | None = None) -> Answer:
-        """Waits for the end, at most `seconds`; returns the best answer then.
+        """Waits for the end, at most `seconds`, then returns the best answer.
 
         Raises:
-            ValueError: Seconds below zero or NaN, or a session that is closed.
-            Exception: What went wrong in a step.
+            ValueError: If seconds are below zero or NaN, or the session is closed.
+            Exception: Whatever a step raised.
         """
         if self._closed:
-            raise ValueError("this session is closed; best() still gives its last answer")
+            raise ValueError("this session is closed; best() still returns its last answer")
         if seconds is not None and not seconds >= 0:
             raise ValueError(f"seconds must be at least 0, got {seconds!r}")
         self._done.wait(seconds)
@@ -72,12 +71,12 @@ class Session:
         return self.best()
 
     def interrupt(self) -> Answer:
-        """Asks the computation to end after the step it is in, and returns the best answer so far without waiting."""
+        """Asks the computation to end after the current step, and returns the best answer so far without waiting."""
         self._stop.set()
         return self.best()
 
     def close(self) -> None:
-        """Interrupts and waits for the step in progress; any number of times."""
+        """Interrupts the computation and waits for the current step; can be called repeatedly."""
         self._stop.set()
         self._done.wait()
         self._closed = True

@@ -1,4 +1,4 @@
-"""How an answer gets from the device to the host, and how one waits for it."""
+"""How an answer is transferred from the device to the host, and how to wait for it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_POLL = 20e-6  # seconds between two looks at an event
+_POLL = 20e-6  # seconds between two queries of an event
 
 
 class Arrival(Protocol):
-    """An answer on its way; `value` may be read once `wait` has returned True."""
+    """A tensor on its way to the host; read `value` only after `wait` has returned True."""
 
     value: Tensor
 
     def wait(self, clock: Callable[[], float], until: float | None) -> bool:
-        """Waits until it is there, or until the clock says so; whether it is there."""
+        """Waits for the tensor, at most until the clock reaches `until`; returns whether it is there."""
 
 
 class Arrived:
-    """An answer that is on the host already."""
+    """A tensor that is already on the host."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
@@ -32,7 +32,7 @@ class Arrived:
 
 
 class Pinned:
-    """An answer on its way to pinned memory; `event` comes after it in the device's queue."""
+    """A tensor on its way to pinned memory; `event` follows it in the device's queue."""
 
     def __init__(self, value: Tensor, event: torch.cuda.Event) -> None:
         self.value, self._event = value, event
@@ -49,17 +49,12 @@ class Pinned:
 
 
 def mark(device: torch.device) -> Arrival:
-    """Arrives when all that was started on the device so far is done."""
-    if device.type != "cuda":
-        return Arrived(torch.empty(0))
-    with torch.cuda.device(device):
-        event = torch.cuda.Event()
-        event.record()
-    return Pinned(torch.empty(0), event)
+    """Arrives, with an empty tensor, when everything queued on the device so far is done."""
+    return send(torch.empty(0, device=device))
 
 
 def send(value: Tensor) -> Arrival:
-    """Starts the way of a tensor to the host: without waiting on CUDA, at once elsewhere."""
+    """Starts the transfer of a tensor to the host: asynchronous on CUDA, immediate elsewhere."""
     if not value.is_cuda:
         return Arrived(value.cpu())
     buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)

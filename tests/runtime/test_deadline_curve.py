@@ -1,4 +1,4 @@
-"""Accuracy under deadlines, from a trace and a profile by hand."""
+"""Accuracy under deadlines, from a hand-made trace and profile."""
 
 from dataclasses import replace
 
@@ -11,6 +11,12 @@ from anytime.combine import Caching
 from anytime.runtime import Profile
 from anytime.runtime.deadline_curve import DeadlineCurve, deadline_curve
 from anytime.runtime.profile import BatchProfile, Latency
+from anytime.trace import Trace
+
+LABELS = torch.tensor([0, 1, 2, 0])
+PREDICTED = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 2, 1]])  # accuracies 0.5, 0.5, 0.75
+MACS = torch.tensor([10, 40, 100])
+TRACE = Trace(torch.nn.functional.one_hot(PREDICTED).float(), LABELS, MACS, None, None, ("ant", "bee", "cat"))
 
 
 def make_profile(steps, reached, macs=(10, 40, 100)) -> Profile:
@@ -20,11 +26,11 @@ def make_profile(steps, reached, macs=(10, 40, 100)) -> Profile:
     return Profile("", (3, 2, 2), {}, {1: BatchProfile(rows, until, until)}, macs, macs)
 
 
-PROFILE = make_profile([(1.0, 2.0), (1.0, 1.5), (1.0, 4.0)], [1.0, 2.0, 3.0])  # accuracies of `trace`: 0.5, 0.5, 0.75
+PROFILE = make_profile([(1.0, 2.0), (1.0, 1.5), (1.0, 4.0)], [1.0, 2.0, 3.0])
 
 
-def test_by_hand(trace):
-    curve = deadline_curve(trace, PROFILE)
+def test_by_hand():
+    curve = deadline_curve(TRACE, PROFILE)
     assert curve.deadlines.tolist() == [2.0, 2.5, 6.0]
     assert curve.steps([1.99, 2.0, 2.49, 2.5, 5.99, 6.0, 100.0]).tolist() == [0, 1, 1, 2, 2, 3, 3]
     assert curve.accuracy([1.0, 2.0, 6.0]).tolist() == [0.0, 0.5, 0.75]
@@ -35,21 +41,21 @@ def test_by_hand(trace):
     assert curve.area(1.5, 6.0, log=True) == pytest.approx(0.5 * torch.tensor(3.0).log() / torch.tensor(4.0).log())
 
 
-def test_a_miss_may_be_answered_by_the_prior(trace):
+def test_the_prior_may_answer_a_miss():
     """Labels 0 1 2 0: half of them are the prior's class 0."""
-    curve = deadline_curve(trace, PROFILE, prior=torch.tensor([0.5, 0.3, 0.2]))
+    curve = deadline_curve(TRACE, PROFILE, prior=torch.tensor([0.5, 0.3, 0.2]))
     assert curve.accuracy([1.0, 6.0]).tolist() == [0.5, 0.75]
 
 
-def test_guard_quantile_and_combiner_count(trace):
-    assert deadline_curve(trace, PROFILE, guard=0.25).deadlines.tolist() == [2.25, 2.75, 6.25]
-    assert deadline_curve(trace, PROFILE, quantile="p50").deadlines.tolist() == [1.0, 2.0, 3.0]
-    right = (Caching()(trace.logits).argmax(2) == trace.labels).double().mean(1)
-    assert torch.equal(deadline_curve(trace, PROFILE, combiner=Caching()).accuracies[1:], right)
+def test_guard_quantile_and_combiner_count():
+    assert deadline_curve(TRACE, PROFILE, guard=0.25).deadlines.tolist() == [2.25, 2.75, 6.25]
+    assert deadline_curve(TRACE, PROFILE, quantile="p50").deadlines.tolist() == [1.0, 2.0, 3.0]
+    right = (Caching()(TRACE.logits).argmax(2) == LABELS).double().mean(1)
+    assert torch.equal(deadline_curve(TRACE, PROFILE, combiner=Caching()).accuracies[1:], right)
 
 
-def test_a_step_is_not_skipped_for_a_quicker_one_after_it(trace):
-    curve = deadline_curve(trace, make_profile([(1.0, 9.0), (1.0, 1.0), (1.0, 1.0)], [1.0, 2.0, 3.0]))
+def test_a_step_is_not_skipped_for_a_faster_one_after_it():
+    curve = deadline_curve(TRACE, make_profile([(1.0, 9.0), (1.0, 1.0), (1.0, 1.0)], [1.0, 2.0, 3.0]))
     assert curve.deadlines.tolist() == [9.0, 9.0, 9.0]
     assert curve.steps([8.9, 9.0]).tolist() == [0, 3]
 
@@ -67,18 +73,19 @@ def test_the_area_is_the_mean_over_many_deadlines(deadlines, accuracies, shortes
     assert curve.area(shortest, longest, log) == pytest.approx(curve.expected(drawn), abs=1e-3)
 
 
-def test_clear_errors(trace, levels):
+def test_clear_errors():
+    levels = replace(TRACE, labels=torch.tensor([[0, 0], [1, 0], [1, 0], [0, 0]]), meta={"levels": [2, 1]})
     with pytest.raises(ValueError, match="trace and profile are of different models"):
-        deadline_curve(trace, replace(PROFILE, macs=(10, 40)))
-    with pytest.raises(ValueError, match=r"2 label levels; pick one: trace.level\(0\)"):
+        deadline_curve(TRACE, replace(PROFILE, macs=(10, 40)))
+    with pytest.raises(ValueError, match=r"2 label levels .*pick one: trace.level\(0\)"):
         deadline_curve(levels, PROFILE)
     with pytest.raises(ValueError, match=r"prior must be 3 probabilities, got \[4\]"):
-        deadline_curve(trace, PROFILE, prior=torch.ones(4) / 4)
+        deadline_curve(TRACE, PROFILE, prior=torch.ones(4) / 4)
     with pytest.raises(ValueError, match="quantile must be one of p50"):
-        deadline_curve(trace, PROFILE, quantile="p95")
+        deadline_curve(TRACE, PROFILE, quantile="p95")
     with pytest.raises(ValueError, match="batches up to 1, got 2"):
-        deadline_curve(trace, PROFILE, batch_size=2)
-    curve = deadline_curve(trace, PROFILE)
+        deadline_curve(TRACE, PROFILE, batch_size=2)
+    curve = deadline_curve(TRACE, PROFILE)
     with pytest.raises(ValueError, match="deadlines is empty"):
         curve.expected([])
     for wrong in ((1.0, 1.0), (-1.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)):

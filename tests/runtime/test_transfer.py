@@ -1,4 +1,4 @@
-"""Answers on their way from a device: steps started ahead, the newest answer that is there when time is up."""
+"""Transfers from a device: steps start ahead, and the newest answer that has arrived counts when time is up."""
 
 from collections.abc import Callable
 
@@ -13,20 +13,20 @@ X = torch.full((1, 3, 2, 2), 0.5)
 
 
 class Device:
-    """A queue that works beside the host: step t takes `seconds[t - 1]` of it, and launching takes none of the clock."""
+    """A queue parallel to the host: step t takes `seconds[t - 1]`, and launching it takes no time of the clock."""
 
     def __init__(self, clock, seconds) -> None:
         self.clock, self.seconds, self.free, self.sent = clock, iter(seconds), clock(), 0
-        self.most_under_way = self.received = 0
+        self.most_in_flight = self.received = 0
 
     def send(self, value):
         self.free = max(self.free, self.clock()) + next(self.seconds)
         self.sent += 1
-        self.most_under_way = max(self.most_under_way, self.sent - self.received)
-        return OnTheWay(self, value, self.free)
+        self.most_in_flight = max(self.most_in_flight, self.sent - self.received)
+        return InFlight(self, value, self.free)
 
 
-class OnTheWay:
+class InFlight:
     def __init__(self, device: Device, value, there: float) -> None:
         self.device, self.value, self.there = device, value, there
 
@@ -46,17 +46,17 @@ def on_device(timed_case: Callable, seconds: list[float], depth: int, profiled: 
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_answers_come_in_order_with_so_many_steps_under_way(timed_case: Callable, depth: int) -> None:
+def test_answers_come_in_order_with_depth_steps_in_flight(timed_case: Callable, depth: int) -> None:
     predictor, device, _ = on_device(timed_case, [0.01] * 4, depth)
     answers = list(predictor.stream(X))
     assert [(answer.step, answer.reason) for answer in answers] == [(1, ""), (2, ""), (3, ""), (4, "complete")]
     assert [answer.elapsed for answer in answers] == pytest.approx([0.01, 0.02, 0.03, 0.04])
     assert [answer.macs.tolist() for answer in answers] == [[10], [20], [30], [40]]
-    assert device.most_under_way == depth
+    assert device.most_in_flight == depth
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_no_step_is_started_that_cannot_finish_after_those_under_way(timed_case: Callable, depth: int) -> None:
+def test_no_step_is_started_that_cannot_finish_after_those_in_flight(timed_case: Callable, depth: int) -> None:
     predictor, device, _ = on_device(timed_case, [0.01] * 4, depth)
     answer = predictor(X, 0.035)
     assert (answer.step, answer.reason, device.sent) == (3, "deadline", 3)
@@ -64,7 +64,7 @@ def test_no_step_is_started_that_cannot_finish_after_those_under_way(timed_case:
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_a_step_that_is_late_leaves_the_newest_answer_in_time(timed_case: Callable, depth: int) -> None:
-    """On the processor this would be a miss; from a device the answer before is there."""
+    """On the CPU this would be a miss; with a device the previous answer is there."""
     predictor, _, _ = on_device(timed_case, [0.01, 0.01, 0.09, 0.01], depth, profiled=[0.01] * 4)
     start = predictor.clock()
     answer = predictor(X, 0.045)
@@ -73,28 +73,28 @@ def test_a_step_that_is_late_leaves_the_newest_answer_in_time(timed_case: Callab
     assert torch.equal(answer.label, torch.tensor([1]))
 
 
-def test_nothing_there_in_time_is_the_prior(timed_case: Callable) -> None:
+def test_without_an_arrival_in_time_the_answer_is_the_prior(timed_case: Callable) -> None:
     predictor, _, _ = on_device(timed_case, [0.09, 0.01], 2, profiled=[0.01, 0.01])
     answer = predictor(X, 0.045)
     assert (answer.step, answer.reason) == (-1, "deadline")
     for _ in range(12):
         predictor._send = Device(predictor.clock, [0.09, 0.01]).send
         answer = predictor(X, 0.045)
-    assert predictor._drift.inflation > 1  # though no answer was ever seen
+    assert predictor._drift.slowdown > 1  # although no answer ever arrived
 
 
 class Event:
-    """Done after so many looks."""
+    """Done after some queries."""
 
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
+    def __init__(self, queries: int) -> None:
+        self.queries = queries
 
     def query(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
+        self.queries -= 1
+        return self.queries < 0
 
     def synchronize(self) -> None:
-        self.looks = 0
+        self.queries = 0
 
 
 def test_pinned_answers_are_polled_until_the_deadline() -> None:
@@ -104,10 +104,10 @@ def test_pinned_answers_are_polled_until_the_deadline() -> None:
     assert not Pinned(X, Event(100)).wait(lambda: next(ticks), 10)
     event = Event(100)
     assert Pinned(X, event).wait(lambda: 0.0, None)
-    assert event.looks == 0
+    assert event.queries == 0
 
 
-def test_on_the_processor_an_answer_is_there_at_once() -> None:
+def test_on_the_cpu_an_answer_arrives_at_once() -> None:
     arrival = send(X)
     assert isinstance(arrival, Arrived)
     assert arrival.value is X

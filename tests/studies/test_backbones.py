@@ -75,7 +75,7 @@ def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "run_all", train)
     assert read_recipe(recipe)["model"]["init_args"]["backbone"].endswith(BACKBONES["resnet20"])
     arguments = ["backbones", "--table", "resnet20", "--seeds", "0", "--data.limit=128", "--progress=false"]
-    assert command.study(arguments) == 0
+    assert command.run(arguments) == 0
     numbers = json.loads((tmp_path / "results/backbones/table_resnet20_cifar10_cpu.json").read_text())
     rows = {row["trained"]: row for row in numbers["rows"]}
     assert list(rows) == [PLAIN, HEADS_ONLY, *(name for name in FLAGS if name != PLAIN)]

@@ -315,7 +315,7 @@ def test_it_is_an_objective_without_state() -> None:
         ({"lam": -0.1}, r"lam must lie in \[0, 1\], got -0.1"),
         ({"lam": math.nan}, r"lam must lie in \[0, 1\], got nan"),
         ({"reduction": "none"}, "reduction must be 'sum' or 'mean', got 'none'"),
-        ({"skip": -1}, "skip must be at least 0, got -1"),
+        ({"skip": -1}, "skip must be a whole number and at least 0, got -1"),
         ({"outputs": "heatmaps"}, "unknown outputs 'heatmaps'; did you mean 'heat_maps'?"),
         ({"outputs": HeatMaps}, "outputs must be one of classification, heat_maps, or an Outputs object, got <class"),
     ],

@@ -1,4 +1,4 @@
-"""AdaLoss: each answer weighs the inverse of its own recent loss (Hu, Dey, Hebert, Bagnell, AAAI 2019)."""
+"""AdaLoss: the weight of each answer is the inverse of its recent loss (Hu, Dey, Hebert, Bagnell, AAAI 2019)."""
 
 from __future__ import annotations
 
@@ -7,33 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime.objectives.weighted import StepLoss, StepObjective, process_mean
+from anytime.objectives.weighted import TINY, StepLoss, StepObjective, process_mean
 from anytime.objectives.weighting import Normalization, check_normalization
-
-TINY = 1e-12  # keeps quotients of losses finite
 
 
 class AdaLoss(StepObjective):
-    """L = sum_t w_t l_t with w_t proportional to 1 / m_t, m_t the running average of l_t: the geometric mean of losses falls.
+    """L = sum_t w_t l_t with w_t proportional to 1 / m_t, m_t the running mean of l_t: minimises the geometric mean of losses.
 
-    m <- momentum m + (1 - momentum) l in every training step, from the first loss on. Every `update_every` steps, in this
-    order: w = 1 / m + 1e-8; w <- w / max w; w_T <- w_T + final_extra; w <- w / max w; w <- (1 - gamma) w + gamma. Until then
-    every weight is 1. So each lies in [gamma, 1] and the largest is 1. In eval mode weights are used and not changed.
+    m <- momentum m + (1 - momentum) l in every training step, starting from the first loss. Every `update_every` steps, in
+    this order: w = 1 / m + 1e-8; w <- w / max w; w_T <- w_T + final_extra; w <- w / max w; w <- (1 - gamma) w + gamma. So each
+    weight lies in [gamma, 1] and the largest is 1. Before the first update all are 1; eval mode does not change them.
 
     Args:
         gamma: Smallest weight, in [0, 1].
-        momentum: Of the running average, in [0, 1).
-        final_extra: Added to the weight of the last answer, where the largest is 1; at least 0 (1 in the code's scripts).
-        update_every: Training steps between changes of the weights, at least 1.
+        momentum: Momentum of the running mean, in [0, 1).
+        final_extra: Added to the weight of the last answer when the largest is 1; at least 0 (1 in the code's scripts).
+        update_every: Training steps between updates of the weights, at least 1.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
-        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+        loss: Replaces cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
         normalize: Scale of w in the loss: "none" as it is, "sum" to 1, or "last" weight 1.
 
     Attributes:
         weights: w `[T]`; None before the first call.
 
     Raises:
-        ValueError: An argument out of range, or (when called) another number of answers than before.
+        ValueError: An argument is out of range, or (when called) the number of answers has changed.
 
     Source: the authors' published code; the gradient is that of sum_t log E l_t.
     """
@@ -84,10 +82,9 @@ class AdaLoss(StepObjective):
         return loss
 
     def _learn(self, losses: Tensor) -> None:
-        if self.means is None:
-            self.means = losses
-        else:
-            self.means = self.momentum * self.means.to(losses) + (1 - self.momentum) * losses
+        if self.means is not None:
+            losses = self.momentum * self.means.to(losses) + (1 - self.momentum) * losses
+        self.means = losses
         self.steps += 1
         if self.steps % self.update_every == 0:
             w = 1 / self.means.clamp(min=TINY) + 1e-8

@@ -1,4 +1,4 @@
-"""Objectives that amplify another answer in every training step (Hu, Dey, Bagnell, Hebert 2017: AANN and its rivals)."""
+"""Objectives that amplify a different answer in every training step (Hu, Dey, Bagnell, Hebert 2017: AANN and its rivals)."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from anytime.objectives.weighted import StepLoss, Weighted, process_mean
+from anytime.objectives.weighted import TINY, StepLoss, Weighted, process_mean
 from anytime.objectives.weighting import Normalization
-
-TINY = 1e-12  # keeps quotients of losses finite
 
 
 class Alternating(Weighted):
     """L = sum_t B_t l_t + tau (sum_t B_t) l_j: in every training step one answer j is amplified; B are fixed weights.
 
-    j is drawn from `probabilities`, in the first step it is the last answer. The draw is a function of the seed and the number
-    of training steps, so that a resumed training draws what it would have drawn. In eval mode L is the expected loss,
-    p_j instead of a draw, and nothing is counted or learned. A subclass says `distribution`, and what it learns.
+    j is drawn from `probabilities`; in the first step it is the last answer. The draw depends only on the seed and the number
+    of training steps, so that a resumed training repeats it. In eval mode L is the expected loss, with p_j instead of a draw,
+    and nothing is counted or learned. A subclass defines `distribution`, and `learn` if it learns.
 
     Args:
         weights: B, a scheme of `anytime.objectives.weighting` or one weight per answer.
-        tau: How much is added, as a share of the sum of all B.
-        seed: Of the draws.
+        tau: Additional weight, as a share of the sum of all B.
+        seed: Seed of the draws.
         normalize: Scale of B: "none" as they are, "sum" to 1, or "last" weight 1.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
-        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+        loss: Replaces cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
 
     Attributes:
-        probabilities: `[T]`, of the next draw; None before the first call.
-        amplified: j from 1, of the last training step, as a tensor; None before it.
+        probabilities: `[T]`, those of the next draw; None before the first call.
+        amplified: j of the last training step, counted from 1, as a tensor; None before it.
 
     Raises:
-        ValueError: A tau that is negative or not finite, wrong weights.
+        ValueError: tau is negative or not finite, or the weights are wrong.
 
     Source: Hu et al. 2017, sections 3.2, 4.4 and appendix D.
     """
@@ -63,7 +61,7 @@ class Alternating(Weighted):
         raise NotImplementedError
 
     def learn(self, losses: Tensor, chosen: Tensor, weights: Tensor) -> None:
-        """Learns from the losses `[T]` of a step in which one answer was amplified, `chosen` (`[T]`, one-hot)."""
+        """Learns from the losses `[T]` of a training step; `chosen` (`[T]`, one-hot) marks the amplified answer."""
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"steps": self.steps, "values": self.values}
@@ -94,21 +92,21 @@ class Alternating(Weighted):
         return loss
 
     def _draw(self, probabilities: Tensor) -> Tensor:
-        """One-hot `[T]`; without looking at values on an accelerator, which would wait for it."""
+        """One-hot `[T]`; does not read values on an accelerator, which would wait for it."""
         answers = torch.arange(len(probabilities), device=probabilities.device)
         if self.steps == 0:
             chosen = answers[-1]
         else:
             uniform = random.Random(f"{self.seed} {self.steps}").random()
-            up_to = (probabilities * (answers <= answers[:, None])).sum(1)  # cumsum is not deterministic on CUDA
-            chosen = (up_to <= uniform * up_to[-1]).sum().clamp(max=len(answers) - 1)
+            cumulative = (probabilities * (answers <= answers[:, None])).sum(1)  # cumsum is not deterministic on CUDA
+            chosen = (cumulative <= uniform * cumulative[-1]).sum().clamp(max=len(answers) - 1)
         return (answers == chosen).to(probabilities)
 
 
 class AANN(Alternating):
-    """p_t = B_t / sum B: every answer is amplified as often as its fixed weight says, with the sieve the last half the time.
+    """p_t = B_t / sum B: answers are amplified in proportion to their fixed weights; with the sieve, the last half the time.
 
-    In expectation this is the fixed weighting, 1 + tau times as large; only single steps differ.
+    In expectation this is the fixed weighting times 1 + tau; only single steps differ.
     """
 
     def distribution(self, weights: Tensor) -> Tensor:
@@ -118,7 +116,7 @@ class AANN(Alternating):
 class Milestone(Alternating):
     """p = 1/8 for the answers at 1/4, 1/2, 3/4 and the end, the others share 1/2; uniform for fewer than 8 answers.
 
-    The milestones are the indices T/4, T/2, 3T/4 (rounded down) and T - 1, counted from 0.
+    The milestones are the indices T/4, T/2, 3T/4 (rounded down) and T - 1, from 0.
     """
 
     def distribution(self, weights: Tensor) -> Tensor:
@@ -146,10 +144,10 @@ class Learned(Alternating):
     Args:
         gamma: Share of the draws made uniformly at random.
         eta: Reward of the last answer, as a share of the largest reward before it.
-        warmup: Training steps before anything is learned; the published code waits for one epoch, 391 steps on CIFAR.
+        warmup: Training steps before learning starts; the published code waits for one epoch, 391 steps on CIFAR.
 
     Raises:
-        ValueError: gamma or eta outside [0, 1], gamma 0 where nothing would be learned, a negative warmup.
+        ValueError: gamma or eta lies outside [0, 1], gamma is 0 so that nothing would be learned, or warmup is negative.
     """
 
     def __init__(
@@ -183,17 +181,17 @@ class Learned(Alternating):
         return torch.lerp(self.simplex(self.values), uniform, self.gamma)
 
     def simplex(self, values: Tensor) -> Tensor:
-        """v from what has been learned; sums to 1."""
+        """v, which sums to 1, from the learned values."""
         return values
 
     def learn(self, losses: Tensor, chosen: Tensor, weights: Tensor) -> None:
-        if self.steps >= max(self.warmup, 1):  # the first step was no draw
+        if self.steps >= max(self.warmup, 1):  # the answer of the first step is not drawn
             before = self.values if self.values is not None else self.start(weights)
             p = self.distribution(weights)
             self.values = self.update(before, rewards(process_mean(losses), self.eta), chosen / p)
 
     def start(self, weights: Tensor) -> Tensor:
-        """`values` before anything is learned."""
+        """Initial `values`."""
         return torch.full_like(weights, 1 / len(weights))
 
     def update(self, values: Tensor, rewards: Tensor, chosen: Tensor) -> Tensor:
@@ -201,7 +199,7 @@ class Learned(Alternating):
         raise NotImplementedError
 
     def _exponentiated(self, values: Tensor, gains: Tensor) -> Tensor:
-        """v_t exp(gain_t), normalised, and mixed with a thousandth of gamma of the uniform distribution."""
+        """v_t exp(gain_t), normalised, then mixed with the uniform distribution at a share of 0.001 gamma."""
         v = torch.softmax(values.log() + gains, 0)
         return torch.lerp(v, torch.full_like(v, 1 / len(v)), 0.001 * self.gamma)
 
@@ -209,7 +207,7 @@ class Learned(Alternating):
 class EXP3(Learned):
     """v_j <- v_j exp(gamma r_j / (T p_j)) for the amplified answer j, normalised; p = (1 - gamma) v + gamma / T.
 
-    The bandit learner of Auer et al. 2002 (paper, appendix D.3), with rewards r_t = 1 - l_{t+1} / l_t, r_T = eta max r.
+    The bandit learner of Auer et al. 2002 (paper, appendix D.3), with the rewards r of `rewards`.
     """
 
     def update(self, values: Tensor, rewards: Tensor, chosen: Tensor) -> Tensor:
@@ -219,8 +217,8 @@ class EXP3(Learned):
 class RWM(Learned):
     """v_t <- v_t exp(gamma r_t / 2) for all answers, normalised; p = (1 - gamma) v + gamma / T.
 
-    Random weighted majority (Littlestone, Warmuth 1994; paper, appendix D.3), with rewards r_t = 1 - l_{t+1} / l_t,
-    r_T = eta max r. The factor 1/2 is the published code's.
+    Random weighted majority (Littlestone, Warmuth 1994; paper, appendix D.3), with the rewards r of `rewards`. The factor 1/2
+    is that of the published code.
     """
 
     def update(self, values: Tensor, rewards: Tensor, chosen: Tensor) -> Tensor:
@@ -230,11 +228,11 @@ class RWM(Learned):
 class AVGL(Learned):
     """p_t proportional to max(0, a_t), a <- m a + (1 - m) r, an exponential average of the rewards; uniform if all are 0.
 
-    Rewards are r_t = 1 - l_{t+1} / l_t, r_T = eta max r (paper, appendix D.3). The published code has a <- max(0, m a + r)
-    from a = 1 / T instead, with gamma = 0.3: `rule="code"`.
+    The rewards r are those of `rewards` (paper, appendix D.3). The published code has a <- max(0, m a + r) from a = 1 / T
+    instead, with gamma = 0.3: `rule="code"`.
 
     Args:
-        gamma: Share of the draws made uniformly at random; none in the paper.
+        gamma: Share of the draws made uniformly at random; 0 in the paper.
         momentum: m, in [0, 1).
         rule: Average as in the "paper" or in the published "code".
     """

@@ -1,4 +1,4 @@
-"""Objectives by which early answers learn from the last one."""
+"""Self-distillation: early answers learn from the last one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime.objectives.weighted import StepLoss, Weighted
+from anytime.objectives.weighted import StepLoss, Weighted, full_precision
 from anytime.objectives.weighting import Normalization
 
 
 class SelfDistillation(Weighted):
-    """L = sum_t w_t l_t, l_T = CE_T and before it l_t = (1 - alpha) CE_t + alpha tau^2 KL(p_T || p_t).
+    """L = sum_t w_t l_t with l_T = CE_T and l_t = (1 - alpha) CE_t + alpha tau^2 KL(p_T || p_t) for t < T.
 
     p = softmax(logits / tau). The last answer teaches and gets no gradient from the others; tau^2 keeps the gradient's scale.
-    KL is a sum over classes and a mean over the batch.
+    KL is summed over classes and averaged over the batch.
 
     Args:
         alpha: Share of the teacher, in [0, 1]; 0 is `Weighted`.
@@ -24,13 +24,13 @@ class SelfDistillation(Weighted):
         weights: w, a scheme of `anytime.objectives.weighting` or one weight per answer.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         normalize: Scale of the weights: "none" as they are, "sum" to 1, or "last" weight 1.
-        loss: Another loss than cross-entropy: a function `(logits [T, B, K], target) -> [T]`, or its import path.
+        loss: Replaces cross-entropy: a function `(logits [T, B, K], target) -> [T]`, or its import path.
 
     Raises:
-        ValueError: alpha or temperature out of range, wrong weights.
+        ValueError: alpha or temperature is out of range, or the weights are wrong.
 
-    Source: Li et al., ICCV 2019 (one-for-all knowledge distillation), whose published code takes KL's mean over classes, too,
-    so that alpha weighs K times less there; Phuong, Lampert, ICCV 2019.
+    Source: Li et al., ICCV 2019 (one-for-all knowledge distillation), whose published code also averages KL over classes, so
+    that alpha weighs K times less there; Phuong, Lampert, ICCV 2019.
 
     Example:
         >>> logits = torch.zeros(2, 3, 4)  # answers that agree have nothing to learn from each other
@@ -65,6 +65,6 @@ class SelfDistillation(Weighted):
 
     def _divergences(self, logits: Tensor) -> Tensor:
         """KL(p_T || p_t) of the answers t < T, `[T - 1]`; p_T has no gradient."""
-        log_p = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature).log_softmax(-1)
+        log_p = (full_precision(logits) / self.temperature).log_softmax(-1)
         teacher = log_p[-1].detach().expand_as(log_p[:-1])
         return F.kl_div(log_p[:-1], teacher, reduction="none", log_target=True).sum(-1).mean(1)

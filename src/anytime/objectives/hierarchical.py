@@ -1,21 +1,18 @@
-"""The loss of several label levels: every answer is trained to name the class, and what it is a kind of."""
+"""The loss over several label levels: every answer learns the class and its superclasses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from anytime.objectives.weighted import Weighted, level_losses
+from anytime.objectives.weighted import Weighted
 from anytime.objectives.weighting import Normalization, normalized
 
 
 class Hierarchical(Weighted):
     """L = sum_t w_t sum_d v_d CE(logits_{t,d}, y_d) over answers t = 1..T and label levels d = 1..D, fine to coarse.
 
-    Logits `[T, B, K_1 + ... + K_D]` hold the levels side by side, targets are `[B, D]`; one level with labels `[B]` is
-    `Weighted`. All weights are 1 in the paper. Source: Lee, Shin 2018, eq. 2.
+    Logits `[T, B, K_1 + ... + K_D]` hold the levels side by side, targets are `[B, D]`; with one level and labels `[B]` this
+    is `Weighted`. All weights are 1 in the paper. Source: Lee, Shin 2018, eq. 2.
 
     Args:
         weights: w, a scheme of `anytime.objectives.weighting` or one weight per answer.
@@ -25,8 +22,8 @@ class Hierarchical(Weighted):
         levels: K_1, ..., K_D; `anytime train` takes them from the data set.
 
     Raises:
-        ValueError: Weights that are negative or all zero, or not one for each level; (when called) logits or labels that do
-            not fit the levels, or several label levels of unknown sizes.
+        ValueError: Weights are negative or all zero, or not one for each level; (when called) logits or labels do not fit the
+            levels, or the sizes of several label levels are unknown.
 
     Example:
         >>> objective = Hierarchical(levels=(4, 2))
@@ -49,10 +46,11 @@ class Hierarchical(Weighted):
             self.set_levels(levels)
 
     def set_levels(self, levels: Sequence[int]) -> None:
-        """Says how many classes each label level has.
+        """Sets the number of classes of each label level.
 
         Raises:
-            ValueError: No level, an empty one, other ones than were given before, or not one weight for each.
+            ValueError: There is no level, a level is empty, the levels differ from those set before, or there is not one
+                weight for each.
         """
         sizes = tuple(levels)
         if not sizes or min(sizes) < 1:
@@ -62,8 +60,3 @@ class Hierarchical(Weighted):
         if self.level_weights is not None and len(self.level_weights) != len(sizes):
             raise ValueError(f"level_weights needs one weight for each of {len(sizes)} levels, got {self.level_weights}")
         self.levels = sizes
-
-    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """sum_d v_d CE(logits_{t,d}, y_d), one loss per answer, `[T]`."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return level_losses(logits, target, self.levels, self.level_weights, self.label_smoothing)

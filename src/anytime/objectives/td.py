@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime.objectives.weighted import Objective, check_range, step_losses
+from anytime.objectives.weighted import Objective, check_labels, full_precision, step_losses
 from anytime.support.names import nearest
 
 
@@ -18,28 +18,23 @@ def _check_lam(lam: float) -> None:
         raise ValueError(f"lam must lie in [0, 1], got {lam!r}")
 
 
-def _full_precision(x: Tensor) -> Tensor:
-    """float32 of what autocast left in half precision; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 @torch.no_grad()
 def td_targets(predictions: Tensor, truth: Tensor, lam: float) -> Tensor:
     """y_t = (1 - lam) sum_{i=1..T-t} lam^(i-1) p_{t+i} + lam^(T-t) y_true for t = 1..T (eq. 2), with 0^0 = 1.
 
-    Made by the recursion y_T = y_true, y_t = (1 - lam) p_{t+1} + lam y_{t+1}. With lam = 0 the target is the next prediction,
-    with lam = 1 the truth. No gradient flows through targets.
+    Computed by the recursion y_T = y_true, y_t = (1 - lam) p_{t+1} + lam y_{t+1}. The target is the next prediction if
+    lam = 0, the truth if lam = 1. No gradient flows through targets.
 
     Args:
-        predictions: p `[T, B, ...]`; the first is nobody's target.
-        truth: y_true `[B, ...]`, of the same kind and type as a prediction.
-        lam: in [0, 1].
+        predictions: p `[T, B, ...]`; the first is not a target of any answer.
+        truth: y_true `[B, ...]`, with the shape and dtype of one prediction.
+        lam: Lies in [0, 1].
 
     Returns:
         `[T, B, ...]`; for lam = 1 a view of `truth`.
 
     Raises:
-        ValueError: lam outside [0, 1], or a truth of another shape than the predictions.
+        ValueError: lam lies outside [0, 1], or the shape of the truth is not that of a prediction.
     """
     _check_lam(lam)
     if predictions.shape[1:] != truth.shape:
@@ -56,22 +51,22 @@ def td_targets(predictions: Tensor, truth: Tensor, lam: float) -> Tensor:
 
 
 class Outputs:
-    """What answers are: how predictions, targets and losses are made of them. Subclass it for other kinds of answers."""
+    """The kind of answers: how they become predictions, targets and losses. Subclass it for other kinds."""
 
     def predict(self, answers: Tensor) -> Tensor:
-        """The predictions p `[T, B, ...]` that answers `[T, B, ...]` stand for."""
+        """The predictions p `[T, B, ...]` of answers `[T, B, ...]`."""
         raise NotImplementedError
 
     def truth(self, answers: Tensor, target: Any) -> Tensor:
-        """y_true `[B, ...]`, shaped and typed as one prediction; refuses a target that does not fit the answers."""
+        """y_true `[B, ...]`, with the shape and dtype of one prediction; raises ValueError if the target does not fit."""
         raise NotImplementedError
 
     def losses(self, answers: Tensor, targets: Tensor, target: Any) -> Tensor:
-        """The loss of each answer, `[T]`, from answers and TD targets `[T, B, ...]`; `target` as the objective got it."""
+        """The loss of each answer, `[T]`, from answers and TD targets `[T, B, ...]`; `target` as given to the objective."""
         raise NotImplementedError
 
     def true_losses(self, answers: Tensor, target: Any) -> Tensor:
-        """`losses` where every TD target is the truth."""
+        """`losses` if every TD target is the truth."""
         return self.losses(answers, self.truth(answers, target).expand_as(answers), target)
 
 
@@ -88,9 +83,7 @@ class Classification(Outputs):
         if answers.ndim > 3:
             raise ValueError(f"logits must be [T, B, K], got {list(answers.shape)}; heat-maps need outputs='heat_maps'")
         batch, classes = answers.shape[-2:]
-        if target.shape != (batch,):
-            raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
-        check_range(target, classes)
+        check_labels(target, batch, classes)
         return F.one_hot(target.long(), classes).to(answers.dtype)
 
     def losses(self, answers: Tensor, targets: Tensor, target: Tensor) -> Tensor:
@@ -103,9 +96,9 @@ class Classification(Outputs):
 class HeatMaps(Outputs):
     """p = a, loss_t = mean over joints j of 1/2 mean over images and pixels of (w_bj (a_t - y_t))^2.
 
-    Answers are raw heat-maps a `[T, B, J, H, W]`, and raw they are targets of earlier answers (the published code took a
-    softmax there, and only there). The target is the true heat-maps `[B, J, H, W]`, or a pair of these and weights w
-    `[B, J]`, e.g. 0 for joints that nobody can see.
+    Answers are heat-maps a `[T, B, J, H, W]`, used without a softmax even as targets of earlier answers (the published code
+    applied one there, and only there). The target is the true heat-maps `[B, J, H, W]`, or a pair of these and weights w
+    `[B, J]`, e.g. 0 for invisible joints.
     """
 
     def predict(self, answers: Tensor) -> Tensor:
@@ -132,20 +125,20 @@ OUTPUTS: dict[str, type[Outputs]] = {"classification": Classification, "heat_map
 class TDLambda(Objective):
     """L = sum_{t=1..T} H(y_t, p_t), y_t = (1 - lam) p_{t+1} + lam y_{t+1}, y_T = y_true; the targets y are constants.
 
-    H is the cross-entropy, averaged over the batch, and p_t the softmax of answer t; `outputs` makes it something else. lam
-    says how far ahead an answer has to look: 0 (default) to the next answer, 1 to the truth, which is the plain sum of the
-    cross-entropies of all answers. The gradient of L with respect to the logits of answer t is (p_t - y_t) / B. The loss is
-    computed in float32 or better, whatever autocast does. Source: Iuzzolino, Mozer, Bengio 2021, eq. 2 and the text below it.
+    H is the cross-entropy, averaged over the batch, and p_t the softmax of answer t, unless `outputs` replaces both. lam is
+    how far ahead an answer looks: 0 (default) to the next answer; 1 to the truth, so that L is the sum of the cross-entropies
+    of all answers. The gradient of L with respect to the logits of answer t is (p_t - y_t) / B. The loss is computed in
+    float32 or better, whatever autocast does. Source: Iuzzolino, Mozer, Bengio 2021, eq. 2 and the text below it.
 
     Args:
-        lam: in [0, 1].
+        lam: Lies in [0, 1].
         reduction: `"sum"` of the answers' losses as in the paper, or their `"mean"`, whose size does not grow with T.
-        skip: number of first answers left out of the loss; 1 for the published clock, whose first answer sees no image yet.
-            Targets only look ahead, so those of the other answers stay the same.
-        outputs: what answers are: `"classification"`, `"heat_maps"`, or an object of a class of one's own.
+        skip: Number of first answers left out of the loss; 1 for the published clock, whose first answer sees no image yet.
+            Targets only look ahead, so those of the other answers do not change.
+        outputs: The kind of answers: `"classification"`, `"heat_maps"`, or an object of a custom `Outputs` class.
 
     Raises:
-        ValueError: lam outside [0, 1], another reduction, unknown outputs, skip negative or (when called) as large as T.
+        ValueError: lam lies outside [0, 1], reduction or outputs are unknown, skip is negative or (when called) at least T.
     """
 
     def __init__(
@@ -159,10 +152,8 @@ class TDLambda(Objective):
         _check_lam(lam)
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
-        if not isinstance(skip, int):
-            raise ValueError(f"skip must be a whole number, got {skip!r}")
-        if skip < 0:
-            raise ValueError(f"skip must be at least 0, got {skip!r}")
+        if not isinstance(skip, int) or skip < 0:
+            raise ValueError(f"skip must be a whole number and at least 0, got {skip!r}")
         if isinstance(outputs, str):
             if outputs not in OUTPUTS:
                 raise ValueError(f"unknown outputs {outputs!r}{nearest(outputs, OUTPUTS)}")
@@ -172,10 +163,8 @@ class TDLambda(Objective):
         self.lam, self.reduction, self.skip, self.outputs = lam, reduction, skip, outputs
 
     def set_levels(self, levels: Sequence[int]) -> None:
-        if len(levels) > 1 and isinstance(self.outputs, Classification):
-            raise ValueError(
-                f"TDLambda takes one level of labels, the data set has {len(levels)}: choose one, e.g. labels=fine"
-            )
+        if (number := len(levels)) > 1 and isinstance(self.outputs, Classification):
+            raise ValueError(f"TDLambda takes one level of labels, the data set has {number}: choose one, e.g. labels=fine")
 
     def check(self, steps: int) -> None:
         if self.skip >= steps:
@@ -183,9 +172,9 @@ class TDLambda(Objective):
 
     def forward(self, logits: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         if logits.ndim < 3:
-            raise ValueError(f"answers must be [T, B, ...], those of all steps, got {list(logits.shape)}")
+            raise ValueError(f"answers must be [T, B, ...], for all steps, got {list(logits.shape)}")
         self.check(len(logits))
-        answers = _full_precision(logits[self.skip :])
+        answers = full_precision(logits[self.skip :])
         if self.lam == 1:
             losses = self.outputs.true_losses(answers, target)
         else:
@@ -197,19 +186,19 @@ class TDLambda(Objective):
 
 
 class IncrementalTD:
-    """The gradient of `TDLambda(lam)` for classification, added up answer by answer while the network still runs.
+    """The gradient of `TDLambda(lam)` for classification, accumulated answer by answer while the network still runs.
 
     With p_{T+1} = y_true and delta_k = p_{k+1} - p_k the gradient is -1/B sum_k e_k^T delta_k, where e_k = lam e_{k-1} +
     da_k/dw is the eligibility trace of the logits a_k `[B, K]` (Sutton 1988). Each term is added to `.grad` as soon as
-    p_{k+1} is known; no answer waits for the end of the sequence, whose length need not be known. It is exactly the
-    gradient of the batch form (reduction "sum") as long as no weight changes before `finish`.
+    p_{k+1} is known; no answer waits for the end of the sequence, whose length need not be known. This is exactly the
+    gradient of the batch form (reduction "sum") if no weight changes before `finish`.
 
-    Cost, with P parameters: for lam > 0 the trace holds B K P numbers and each `observe` is a backward pass of B K vectors
-    at once, so this is for small networks and few classes. For lam = 0 there is no trace: the graph of the last answer
-    waits for the next one, and each `observe` is one ordinary backward pass. Where the state leads from answer to answer
-    undetached, each pass goes back to the first step and autograd holds the graphs of all steps: T (T + 1) / 2 steps of
-    backward instead of T, so the batch form is cheaper. Where the state is detached between steps (gradients through one
-    step only) each pass is one step, and memory does not grow with T.
+    Cost, with P parameters: for lam > 0 the trace holds B K P numbers and each `observe` is one backward pass of B K vectors,
+    so this suits small networks and few classes. For lam = 0 there is no trace: the graph of the last answer waits for the
+    next one, and each `observe` is one ordinary backward pass. If the state is not detached between steps, each pass goes
+    back to the first step and autograd holds the graphs of all steps: T (T + 1) / 2 steps of backward instead of T, so the
+    batch form is cheaper. If it is detached (gradients through one step only), each pass is one step, and memory does not
+    grow with T.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -221,12 +210,12 @@ class IncrementalTD:
         torch.Size([2, 3])
 
     Args:
-        parameters: whose `.grad` is added to.
-        lam: in [0, 1].
+        parameters: Parameters whose `.grad` is added to.
+        lam: Lies in [0, 1].
 
     Raises:
-        ValueError: lam outside [0, 1]; from `observe`, logits without a graph or of another shape than before; from `finish`,
-            no answer observed, or labels that do not fit.
+        ValueError: lam lies outside [0, 1]; from `observe`: the logits have no graph or a new shape; from `finish`: no answer
+            was observed, or the labels do not fit.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lam: float = 0.0) -> None:
@@ -238,10 +227,10 @@ class IncrementalTD:
         self._trace: list[Tensor | None] = [None] * len(self._parameters)
 
     def observe(self, logits: Tensor) -> None:
-        """Takes the next answer's logits `[B, K]` with their graph, and adds the term of the answer before."""
+        """Takes the next answer's logits `[B, K]` with their graph, and adds the term of the previous answer."""
         if not logits.requires_grad:
             raise ValueError("logits carry no graph: compute them from the parameters, with gradients enabled")
-        prediction = _full_precision(logits.detach()).softmax(-1)
+        prediction = full_precision(logits.detach()).softmax(-1)
         if self._prediction is not None:
             if prediction.shape != self._prediction.shape:
                 raise ValueError(f"logits must be {list(self._prediction.shape)} as before, got {list(prediction.shape)}")
@@ -253,7 +242,7 @@ class IncrementalTD:
             self._extend_trace(logits)
 
     def finish(self, target: Tensor) -> None:
-        """Adds the last term, from the labels `[B]`; the next `observe` begins another sequence."""
+        """Adds the last term, from the labels `[B]`; the next `observe` starts a new sequence."""
         if self._prediction is None:
             raise ValueError("finish comes after at least one observe")
         self._add(Classification().truth(self._prediction, target))
@@ -288,5 +277,5 @@ class IncrementalTD:
 
     @staticmethod
     def _contract(error: Tensor, trace: Tensor) -> Tensor:
-        with torch.autocast(trace.device.type, enabled=False):  # which would multiply in half precision
+        with torch.autocast(trace.device.type, enabled=False):  # autocast would multiply in half precision
             return torch.tensordot(error.flatten().to(trace.dtype), trace, 1)

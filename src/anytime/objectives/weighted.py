@@ -1,8 +1,7 @@
-"""Objectives: from logits `[T, B, K]` and labels to one number; they know nothing of architectures."""
+"""Objectives map logits `[T, B, K]` and labels to a scalar loss and know nothing of architectures; here: fixed weights."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,13 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.objectives.weighting import Normalization, check_normalization, find_scheme, normalized, sdn_ramp
+from anytime.support.names import import_object
 
 StepLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [T, B, ...], target) -> [T]
+TINY = 1e-12  # keeps quotients of losses finite
 
 
-def check_range(target: Tensor, classes: int) -> None:
-    """Refuses labels that are no whole numbers, or outside 0..K-1, with a ValueError; the latter on the CPU alone, for
-    elsewhere the look would wait for the device."""
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision, as autocast leaves it, as float32; float32 and float64 unchanged."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_labels(target: Tensor, batch: int, classes: int) -> None:
+    """Raises ValueError unless the labels are whole numbers `[B]` in 0..K-1.
+
+    The range is checked only on the CPU: elsewhere reading the values would wait for the device.
+    """
+    if target.shape != (batch,):
+        raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
     if target.is_floating_point():
         raise ValueError(f"labels must be whole numbers (torch.int64), got {target.dtype}")
     if target.device.type == "cpu" and len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
@@ -29,9 +39,7 @@ def step_losses(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) ->
     if logits.ndim != 3:
         raise ValueError(f"logits must be [T, B, K], got {list(logits.shape)}")
     steps, batch, classes = logits.shape
-    if target.shape != (batch,):
-        raise ValueError(f"labels must be [{batch}], one per image, got {list(target.shape)}; choose one level of labels")
-    check_range(target, classes)
+    check_labels(target, batch, classes)
     each = F.cross_entropy(
         logits.reshape(-1, classes), target.long().repeat(steps), reduction="none", label_smoothing=label_smoothing
     )
@@ -45,17 +53,17 @@ def level_losses(
     weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """sum_d v_d CE(logits_{t,d}, y_d), one loss per answer, `[T]`, over label levels d.
+    """sum_d v_d CE(logits_{t,d}, y_d) over label levels d: one loss per answer, `[T]`.
 
     Args:
         logits: `[T, B, K_1 + ... + K_D]`, the levels side by side.
-        target: `[B, D]`, or `[B]` of one level.
-        levels: K_1, ..., K_D; None: all logits are of one level.
+        target: `[B, D]`, or `[B]` for one level.
+        levels: K_1, ..., K_D; None: all logits belong to one level.
         weights: v, default all 1.
         label_smoothing: Share of the target spread over all classes of a level.
 
     Raises:
-        ValueError: Logits or labels that do not fit the levels, several label levels of unknown sizes.
+        ValueError: Logits or labels do not fit the levels, or the sizes of several label levels are unknown.
     """
     columns = target[:, None] if target.ndim == 1 else target
     sizes = (logits.shape[-1],) if levels is None and columns.shape[1] == 1 else levels
@@ -73,7 +81,7 @@ def level_losses(
 
 
 def process_mean(losses: Tensor) -> Tensor:
-    """The losses without gradient, averaged over all processes of a distributed training, so that each learns the same."""
+    """The losses without gradient, averaged over the processes of a distributed training, so that all learn the same."""
     losses = losses.detach().clone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(losses)
@@ -82,32 +90,34 @@ def process_mean(losses: Tensor) -> Tensor:
 
 
 class Objective(nn.Module):
-    """`objective(logits [T, B, K], target) -> loss`. A module, so that what it learns is saved in checkpoints.
+    """`objective(logits [T, B, K], target) -> loss`. A module, so that checkpoints hold what it learns.
 
-    An objective that learns or counts does so in train mode alone; validation, in eval mode, leaves it as it is.
+    Objectives learn and count only in train mode; validation, in eval mode, does not change them.
     """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
 
     def set_levels(self, levels: Sequence[int]) -> None:
-        """Told before a training how many classes each label level of the data has; for objectives that must know."""
+        """Called before training with the number of classes of each label level, for objectives that need it."""
 
     def check(self, steps: int) -> None:
-        """Refuses, before a training and with a ValueError, a model with this number of answers."""
+        """Called before training; raises ValueError if a model with this number of answers does not fit."""
 
 
 class StepObjective(Objective):
-    """An objective made of one loss l_t for each answer.
+    """An objective built from one loss l_t for each answer.
 
     Args:
-        label_smoothing: Share of the target spread over all classes, in [0, 1); of cross-entropy.
-        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+        label_smoothing: Share of the target spread over all classes in the cross-entropy, in [0, 1).
+        loss: Replaces cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
 
     Raises:
-        ValueError: Label smoothing out of range or with a loss of one's own; a loss that cannot be imported, or does not
+        ValueError: label_smoothing is out of range or given together with `loss`; the loss cannot be imported or does not
             return one number for each answer.
     """
+
+    level_weights: Sequence[float] | None = None
 
     def __init__(self, label_smoothing: float = 0.0, loss: str | StepLoss | None = None) -> None:
         super().__init__()
@@ -115,33 +125,25 @@ class StepObjective(Objective):
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing!r}")
         if label_smoothing and loss is not None:
             raise ValueError(f"label_smoothing={label_smoothing!r} belongs to cross-entropy, not to loss={loss!r}")
-        self.label_smoothing = label_smoothing
-        self.loss = _imported(loss) if isinstance(loss, str) else loss
+        if isinstance(loss, str):
+            path, loss = loss, import_object(loss, "loss")
+            if not callable(loss):
+                raise ValueError(f"loss {path!r} is a {type(loss).__name__}, not a function (logits, target) -> [T]")
+        self.label_smoothing, self.loss = label_smoothing, loss
         self.levels: tuple[int, ...] | None = None
 
     def set_levels(self, levels: Sequence[int]) -> None:
         self.levels = tuple(levels)
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """One loss per answer, `[T]`, in float32 or better; of several label levels the sum of theirs."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        """One loss per answer, `[T]`, in float32 or better; with several label levels, the (weighted) sum of theirs."""
+        logits = full_precision(logits)
         if self.loss is None:
-            return level_losses(logits, target, self.levels, label_smoothing=self.label_smoothing)
+            return level_losses(logits, target, self.levels, self.level_weights, self.label_smoothing)
         losses = self.loss(logits, target)
         if losses.shape != logits.shape[:1]:
             raise ValueError(f"loss must return [{len(logits)}], one number for each answer, got {list(losses.shape)}")
         return losses
-
-
-def _imported(path: str) -> StepLoss:
-    module, _, attribute = path.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"loss {path!r} cannot be imported: {error}") from error
-    if not callable(function):
-        raise ValueError(f"loss {path!r} is a {type(function).__name__}, not a function (logits, target) -> [T]")
-    return function
 
 
 class Weighted(StepObjective):
@@ -151,10 +153,10 @@ class Weighted(StepObjective):
         weights: A scheme of `anytime.objectives.weighting`, such as "sieve" or "exponential:2", or one weight per answer.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         normalize: Scale of the weights: "none" as they are, "sum" to 1, or "last" weight 1.
-        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+        loss: Replaces cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
 
     Raises:
-        ValueError: Unknown scheme, weights that are negative or all zero, or (when called) not one for each answer.
+        ValueError: The scheme is unknown, weights are negative or all zero, or (when called) not one for each answer.
     """
 
     def __init__(
@@ -168,12 +170,12 @@ class Weighted(StepObjective):
         check_normalization(normalize)
         self.weights, self.normalize = weights, normalize
         if isinstance(weights, str):
-            find_scheme(weights)  # refuses a bad name, or bad weights, now and not in training
+            find_scheme(weights)  # a bad name, like bad weights below, is an error now and not in training
         else:
             normalized(weights, normalize)
 
     def step_weights(self, losses: Tensor) -> Tensor:
-        """The fixed weights `[T]` of losses `[T]`, in their dtype and on their device."""
+        """The fixed weights `[T]`, with the dtype and device of the losses `[T]`."""
         weights = find_scheme(self.weights)(len(losses)) if isinstance(self.weights, str) else list(self.weights)
         if len(weights) != len(losses):
             raise ValueError(f"{len(weights)} weights for {len(losses)} answers: {weights}")
@@ -188,15 +190,15 @@ class Weighted(StepObjective):
 
 
 class Optimal(StepObjective):
-    """L = CE(logits_e, target): the network is trained for answer e alone, the best that it can be there (Hu 2017: OPT).
+    """OPT: L = CE(logits_e, target), the network is trained only for answer e, as good as it can be there (Hu 2017).
 
     Args:
         exit: e, the answer to train, from 1.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
-        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+        loss: Replaces cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
 
     Raises:
-        ValueError: An exit below 1 or (when called) above the number of answers.
+        ValueError: The exit is below 1 or (when called) above the number of answers.
     """
 
     def __init__(self, exit: int, label_smoothing: float = 0.0, loss: str | StepLoss | None = None) -> None:
@@ -215,19 +217,20 @@ class Optimal(StepObjective):
 
 
 class SDNRamp(StepObjective):
-    """L = CE(logits_T) + sum_{t<T} min(tau_t, 0.01 + tau_t epoch / epochs) CE(logits_t): early answers come in slowly.
+    """L = CE(logits_T) + sum_{t<T} min(tau_t, 0.01 + tau_t epoch / epochs) CE(logits_t): early answers are phased in.
 
-    The epoch, 1 in the first, is counted in training steps (calls in train mode). After the last epoch weights stay.
+    The epoch, 1 in the first, follows from the number of training steps (calls in train mode). After the last epoch the
+    weights stay constant.
 
     Args:
         epochs: Epochs of the whole training.
-        epoch_steps: Training steps of one epoch, e.g. 391 for 50,000 images in batches of 128.
-        largest: tau of the T - 1 early answers; default 0.15, 0.3, ..., 0.9, of more than 6 even steps up to 0.9.
+        epoch_steps: Training steps per epoch, e.g. 391 for 50,000 images in batches of 128.
+        largest: tau of the T - 1 early answers; default 0.15, 0.3, ..., 0.9, or even steps up to 0.9 for more than 6.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
-        loss: Another loss than cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
+        loss: Replaces cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
 
     Raises:
-        ValueError: Epochs or steps below 1, or (when called) not one tau for each early answer.
+        ValueError: Epochs or steps are below 1, or (when called) there is not one tau for each early answer.
 
     Source: Kaya, Hong, Dumitras, ICML 2019 (shallow-deep networks), and its published code.
     """

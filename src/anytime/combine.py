@@ -1,10 +1,11 @@
-"""Combiners: one answer made of several steps' outputs, step by step or over a whole trace."""
+"""Combiners: one answer from the outputs of several steps, step by step or over a whole trace."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,35 +17,45 @@ from anytime.trace import Trace, require_one_level
 
 
 class Combiner(Tagged):
-    """Probabilities after step t made of the logits z_1 .. z_t of one label level.
+    """Probabilities after step t from the logits z_1 .. z_t of one label level.
 
     `update` is pure: it takes a state and returns the next. A state is a pytree of tensors with the batch in dimension 0
     (and of plain numbers), so `anytime.select_samples` compacts it. Logits are float32 or float64.
 
     Attributes:
-        num_steps: T where the combiner was made for networks of T steps; None where it fits any.
+        num_steps: T if the combiner was made for networks of T steps; None if it fits any.
     """
+
+    per_step: ClassVar[str | None] = None  # name of the argument that holds one number above zero for each step
+
+    def __post_init__(self) -> None:
+        if self.per_step and (values := getattr(self, self.per_step)) is not None:
+            numbers = tuple(float(value) for value in values)
+            if not numbers or not all(0 < number < math.inf for number in numbers):
+                raise ValueError(f"{self.per_step} must be finite and above zero, one per step, got {values!r}")
+            object.__setattr__(self, self.per_step, numbers)
 
     @property
     def num_steps(self) -> int | None:
-        return None
+        values = getattr(self, self.per_step) if self.per_step else None
+        return None if values is None else len(values)
 
     def start(self, num_steps: int) -> State:
         """The state before the first step of a network of `num_steps` steps.
 
         Raises:
-            ValueError: The combiner was made for another number of steps.
+            ValueError: The combiner was made for a different number of steps.
         """
         if self.num_steps not in (None, num_steps):
             raise ValueError(f"this {self.kind!r} combiner was made for {self.num_steps} steps, the model has {num_steps}")
         return None
 
     def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
-        """Probabilities `[B, K]` after the logits `[B, K]` of step 1..T, and the state after it."""
+        """Probabilities `[B, K]` from the logits `[B, K]` of step 1..T and the state before it; also the state after it."""
         raise NotImplementedError
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The probabilities `[T, N, K]` of all steps from the logits `[T, N, K]` of a trace."""
+        """Probabilities `[T, N, K]` of all steps from the logits `[T, N, K]` of a trace."""
         state, answers = self.start(len(logits)), []
         for step, values in enumerate(logits, start=1):
             probabilities, state = self.update(state, values, step)
@@ -54,7 +65,7 @@ class Combiner(Tagged):
 
 @dataclass(frozen=True)
 class Last(Combiner, kind="last"):
-    """p_t = softmax(z_t): the newest answer alone."""
+    """p_t = softmax(z_t): the newest answer only."""
 
     def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
         return logits.softmax(1), None
@@ -62,9 +73,9 @@ class Last(Combiner, kind="last"):
 
 @dataclass(frozen=True)
 class Caching(Combiner, kind="caching"):
-    """p_t = softmax(z_s), s = the step up to t of the largest max softmax, the earliest of equal ones.
+    """p_t = softmax(z_s), where s <= t is the step with the largest max softmax, the earliest of equals.
 
-    Confidence never falls. Also what a Shallow-Deep Network answers where no exit was sure (Kaya et al. 2019); the
+    Confidence never falls. A Shallow-Deep Network answers like this if no exit was sure (Kaya et al. 2019); it is the
     baseline CA of Jazbec et al. 2023.
     """
 
@@ -81,33 +92,26 @@ class Product(Combiner, kind="product"):
     """p_t(y) ∝ prod_{i <= t} max(z_i(y), 0)^w_i: a product of experts, in log space (Jazbec et al. 2023).
 
     A class that one step rules out (logit <= 0) stays out, so the answer narrows and the probability of the true class
-    hardly ever falls. Where all classes are out, softmax(z_t).
+    hardly ever falls. If all classes are out, p_t = softmax(z_t).
 
     Args:
         weights: w_i > 0, one per step. None: i / T, as in the paper.
     """
 
     weights: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights is not None:
-            object.__setattr__(self, "weights", positive(self.weights, "weights"))
-
-    @property
-    def num_steps(self) -> int | None:
-        return None if self.weights is None else len(self.weights)
+    per_step = "weights"
 
     def start(self, num_steps: int) -> State:
         super().start(num_steps)
         return num_steps, None
 
     def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
-        steps, total = state
-        weight = step / steps if self.weights is None else self.weights[step - 1]
+        num_steps, total = state
+        weight = step / num_steps if self.weights is None else self.weights[step - 1]
         expert = logits.relu().log_()
         total = expert.mul_(weight) if total is None else torch.add(total, expert, alpha=weight)
         product = total.softmax(1)  # nan where every class is out
-        return torch.where(product.isnan(), logits.softmax(1), product), (steps, total)
+        return torch.where(product.isnan(), logits.softmax(1), product), (num_steps, total)
 
 
 @dataclass(frozen=True)
@@ -115,24 +119,18 @@ class Mixture(Combiner, kind="mixture"):
     """p_t = sum_{i <= t} w_i softmax(z_i) / sum_{i <= t} w_i.
 
     Args:
-        weights: w_i > 0, one per step; the cumulative MACs of the steps trust the deeper ones more.
+        weights: w_i > 0, one per step; with the cumulative MACs of the steps, deeper ones count more.
     """
 
     weights: Sequence[float]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", positive(self.weights, "weights"))
-
-    @property
-    def num_steps(self) -> int | None:
-        return len(self.weights)
+    per_step = "weights"
 
     def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
         weight, probabilities = self.weights[step - 1], logits.softmax(1)
         if state is None:
             return probabilities, (weight, probabilities)
-        earlier, mean = state
-        total = earlier + weight
+        total, mean = state
+        total = total + weight
         mean = torch.lerp(mean, probabilities, weight / total)
         return mean, (total, mean)
 
@@ -143,20 +141,20 @@ class Temperature(Combiner, kind="temperature"):
 
     Args:
         temperatures: τ_t > 0, one per step; see `fit_temperatures`.
-        combiner: What combines the divided logits. A product of experts is refused: it does not change.
+        combiner: Combines the divided logits.
+
+    Raises:
+        ValueError: The combiner is a product of experts, which temperatures do not change.
     """
 
     temperatures: Sequence[float]
     combiner: Combiner = Last()
+    per_step = "temperatures"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "temperatures", positive(self.temperatures, "temperatures"))
+        super().__post_init__()
         if isinstance(self.combiner, Product):
             raise ValueError("a product of max(logit, 0) does not change with temperature: use Product() without it")
-
-    @property
-    def num_steps(self) -> int | None:
-        return len(self.temperatures)
 
     def start(self, num_steps: int) -> State:
         super().start(num_steps)
@@ -167,13 +165,13 @@ class Temperature(Combiner, kind="temperature"):
 
 
 def fit_temperatures(trace: Trace, combiner: Combiner | None = None) -> Temperature:
-    """τ_t = argmin_τ mean_n -log softmax(z_t / τ)_label, each step on its own (Guo et al. 2017), within 1/50 .. 50.
+    """τ_t = argmin_τ mean_n -log softmax(z_t / τ)_label, independently for each step (Guo et al. 2017), within 1/50 .. 50.
 
-    Convex in 1 / τ, so the minimum that is found is the only one.
+    The loss is convex in 1 / τ, so its minimum is unique.
 
     Args:
-        trace: The answers about a validation split.
-        combiner: What combines the divided logits; default `Last()`.
+        trace: The answers on a validation split.
+        combiner: Combines the divided logits; default `Last()`.
 
     Raises:
         ValueError: The trace has several label levels.
@@ -182,16 +180,16 @@ def fit_temperatures(trace: Trace, combiner: Combiner | None = None) -> Temperat
 
     require_one_level(trace)
 
-    def loss(power: float, logits: Tensor, right: Tensor) -> float:
-        inverse = math.exp(-power)
+    def loss(log_temperature: float, logits: Tensor, right: Tensor) -> float:
+        inverse = math.exp(-log_temperature)
         return float(((logits * inverse).logsumexp(1) - right * inverse).mean())
 
-    bound, temperatures = math.log(50), []
+    options = {"method": "bounded", "bounds": (-math.log(50), math.log(50)), "options": {"xatol": 1e-6}}
+    temperatures = []
     for step in trace.logits:
         logits = step.double()
         right = logits.gather(1, trace.labels[:, None])[:, 0]
-        found = minimize_scalar(loss, args=(logits, right), method="bounded", bounds=(-bound, bound), options={"xatol": 1e-6})
-        temperatures.append(math.exp(found.x))
+        temperatures.append(math.exp(minimize_scalar(loss, args=(logits, right), **options).x))
     return Temperature(temperatures, combiner or Last())
 
 
@@ -200,10 +198,10 @@ def combiner(name: str, macs: Sequence[float] | None = None) -> Combiner:
 
     Args:
         name: The kind.
-        macs: Cumulative MACs of the steps, the weights of "mixture".
+        macs: Cumulative MACs of the steps: the weights of "mixture".
 
     Raises:
-        ValueError: An unknown name, or "mixture" without `macs`.
+        ValueError: The name is unknown, or `macs` is missing for "mixture".
 
     Example:
         >>> combiner("product")
@@ -219,11 +217,3 @@ def combiner(name: str, macs: Sequence[float] | None = None) -> Combiner:
     if name not in simple:
         raise ValueError(f"unknown combiner {name!r}{nearest(name, Combiner.kinds)}")
     return simple[name]()
-
-
-def positive(values: Sequence[float], name: str) -> tuple[float, ...]:
-    """The values as finite floats above zero, at least one."""
-    numbers = tuple(float(value) for value in values)
-    if not numbers or not all(0 < number < math.inf for number in numbers):
-        raise ValueError(f"{name} must be finite and above zero, one per step, got {values!r}")
-    return numbers

@@ -1,4 +1,4 @@
-"""What a step costs: MACs counted on the executed operators, and seconds measured on this machine."""
+"""The cost of each step: MACs counted on the executed operators, and seconds measured on this machine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
-    """A FLOP counter that sees attention, too: torch's fused inference kernel would hide it."""
-    from torch.utils.flop_counter import FlopCounterMode  # here, for it imports Triton, which the run-time does not need
+    """Counts FLOPs including those of attention, which torch's fused inference kernel would hide."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which the run-time does not need
 
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -48,13 +48,13 @@ def _example(model: AnytimeModel, input_size: tuple[int, int, int], batch_size: 
 def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: bool = False) -> list[int]:
     """Cumulative multiply-adds (FLOPs / 2) of one image after each step, length T.
 
-    Counted on the operators that run (convolutions and matrix products, as `torch.utils.flop_counter` does), in eval mode.
+    Counted in eval mode on the operators that run: convolutions and matrix products, as `torch.utils.flop_counter` does.
 
     Args:
         model: An anytime model.
         input_size: (channels, height, width).
-        contract: False: the interruptible cost, of the stream up to step t. True: the cost of answer t alone, when the budget
-            is known before (`model(x, step=t)`).
+        contract: False: the interruptible cost, of the stream up to step t. True: the contract cost, of computing only
+            answer t because the budget is known in advance (`model(x, step=t)`).
     """
     x = _example(model, input_size, 1)
     with torch.no_grad(), eval_mode(model):
@@ -69,7 +69,7 @@ def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: b
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Cumulative seconds after each step, length T: median, 10th and 90th percentile over the repeats."""
+    """Cumulative seconds after each step, length T: median, 10th (`low`) and 90th (`high`) percentile over the repeats."""
 
     median: list[float]
     low: list[float]
@@ -86,29 +86,29 @@ def step_seconds(
     warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> StepSeconds:
-    """Measures the stream: cumulative seconds after each step for a batch, on the model's device.
+    """Measures the stream: cumulative seconds after each step for one batch, on the model's device.
 
     Args:
         model: An anytime model.
         input_size: (channels, height, width).
         batch_size: Images per batch.
-        repeats: Measured streams.
-        warmup: Streams run before the measurement.
+        repeats: Number of measured streams.
+        warmup: Number of streams run before the measurement.
         clock: Returns seconds; replaced in tests.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats!r}")
     x = _example(model, input_size, batch_size)
-    rows: list[list[float]] = []
+    streams: list[list[float]] = []
     with torch.inference_mode(), eval_mode(model):
         for _ in range(warmup + repeats):
-            start, row = clock(), []
+            start, seconds = clock(), []
             for _ in model.stream(x):
                 if x.is_cuda:
                     torch.cuda.synchronize(x.device)
-                row.append(clock() - start)
-            rows.append(row)
-    measured = torch.tensor(rows[warmup:], dtype=torch.float64)
+                seconds.append(clock() - start)
+            streams.append(seconds)
+    measured = torch.tensor(streams[warmup:], dtype=torch.float64)
     low, median, high = torch.quantile(measured, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=0).tolist()
     return StepSeconds(median, low, high, batch_size, repeats)
 
@@ -118,9 +118,9 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(errors="replace").splitlines()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        lines = cpu_info.read_text(errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
         name += " with AMX" if any(line.startswith("flags") and "amx_bf16" in line for line in lines) else ""
     return f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{name} ({device.type})"

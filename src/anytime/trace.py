@@ -1,4 +1,4 @@
-"""A trace: what a model said at every step about every sample of a data set, and what each step cost.
+"""Traces: a model's answer to every sample of a data set at every step, and the cost of each step.
 
 A trace is recorded once and stored; every metric, curve and figure is a pure function of traces.
 """
@@ -34,18 +34,17 @@ class Trace:
 
     Attributes:
         logits: float32 `[T, N, K]`.
-        labels: int64 `[N]`; `[N, D]` where `meta["levels"]` lists the sizes of D label levels, which then lie
-            side by side in K (see `level`).
+        labels: int64 `[N]`, or `[N, D]` if `meta["levels"]` lists the sizes of D label levels, side by side in K (`level`).
         macs: int64 `[T]`, interruptible cost: multiply-adds per sample of the stream up to each step.
-        contract_macs: int64 `[T]`, contract cost: multiply-adds of the cheapest way to that one answer.
+        contract_macs: int64 `[T]`, contract cost: multiply-adds of the cheapest way to compute only that answer.
         seconds: float64 `[T]`, cumulative median seconds of a stream over `meta["seconds_batch"]` samples.
         class_names: K names.
         features: float32 `[T, N, F]`, the inputs of the last linear layer.
-        class_weights: float32 `[K, F]`, or `[T, K, F]` where every step has its own last layer.
+        class_weights: float32 `[K, F]`, or `[T, K, F]` if every step has its own last layer.
         meta: JSON-able facts: model, dataset, split, input_size, hardware, torch, date, seconds_low, seconds_high, ...
 
     Raises:
-        ValueError: A shape, type or range that contradicts the above.
+        ValueError: A shape, type or range contradicts the above.
     """
 
     logits: Tensor
@@ -73,8 +72,8 @@ class Trace:
             if cost is None and name != "macs":
                 continue
             if cost.shape != (steps,) or cost.dtype != dtype or not bool(cost.isfinite().all() and (cost > 0).all()):
-                found = f"{_describe(cost)}: {cost.tolist()}"
-                raise ValueError(f"{name} must be {dtype} [{steps}] and positive, got {found}")
+                got = f"{_describe(cost)}: {cost.tolist()}"
+                raise ValueError(f"{name} must be {dtype} [{steps}] and positive, got {got}")
         if bool((self.macs.diff() <= 0).any()):
             raise ValueError(f"macs are cumulative and must grow at every step, got {self.macs.tolist()}")
         for name in ("seconds_low", "seconds_high"):
@@ -106,7 +105,7 @@ class Trace:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The sizes of the label levels that lie side by side in K; empty for plain labels `[N]`."""
+        """The sizes of the label levels, side by side in K; empty for plain labels `[N]`."""
         return tuple(self.meta.get("levels") or ())
 
     def level(self, index: int) -> Trace:
@@ -117,8 +116,7 @@ class Trace:
         """
         if not 0 <= index < len(self.levels):
             raise ValueError(f"no label level {index}: this trace has {len(self.levels)} label levels {self.levels}")
-        start = sum(self.levels[:index])
-        columns = slice(start, start + self.levels[index])
+        columns = slice(sum(self.levels[:index]), sum(self.levels[: index + 1]))
         return replace(
             self,
             logits=self.logits[..., columns],
@@ -129,10 +127,10 @@ class Trace:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file, whole or not at all; makes missing folders.
+        """Writes one safetensors file atomically, creating missing folders.
 
         Raises:
-            ValueError: `meta` holds something that JSON cannot say.
+            ValueError: JSON cannot represent `meta`.
         """
         tensors = {name: value.contiguous() for name in _TENSORS if (value := getattr(self, name)) is not None}
         try:
@@ -142,17 +140,17 @@ class Trace:
         metadata = {"format": _FORMAT, "version": str(_VERSION), "trace": header, "crc32": _crc32(header, tensors)}
         with atomic_write(path) as part:
             part.touch()
-            mode = part.stat().st_mode  # that of a new file of this user; safetensors gives its files to the user alone
+            mode = part.stat().st_mode  # the user's default for new files; safetensors makes its files private
             save_file(tensors, part, metadata=metadata)
             part.chmod(mode)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
-        """Reads what `save` wrote; executes nothing from the file.
+        """Reads a file that `save` wrote; executes nothing from it.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file is truncated, altered, no trace, or of another format version.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is truncated, altered, not a trace, or has another format version.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -162,12 +160,11 @@ class Trace:
             raise ValueError(f"{path} is not a trace, or is truncated or corrupt: {error}") from None
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path} is a safetensors file but not a trace; traces are written by anytime.record")
-        if metadata.get("version") != str(_VERSION):
-            found = metadata.get("version")
-            raise ValueError(f"{path} has trace format version {found}, this version of anytime reads {_VERSION}")
+        if (version := metadata.get("version")) != str(_VERSION):
+            raise ValueError(f"{path} has trace format version {version}, this version of anytime reads {_VERSION}")
         header = metadata.get("trace", "")
         if metadata.get("crc32") != _crc32(header, tensors):
-            raise ValueError(f"{path} is corrupt: its content does not have the checksum {metadata.get('crc32')}")
+            raise ValueError(f"{path} is corrupt: its content does not match the checksum {metadata.get('crc32')}")
         facts = json.loads(header)
         fields = {name: tensors.get(name) for name in _TENSORS}
         return cls(**fields, class_names=tuple(facts["class_names"]), meta=facts["meta"])  # type: ignore[arg-type]
@@ -185,21 +182,21 @@ def record(
     seconds_batch: int = 1,
     meta: Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Runs `model` over `loader` in eval mode and keeps all its answers, their costs and where they were measured.
+    """Runs `model` over `loader` in eval mode and records all answers, their costs and the hardware.
 
     Args:
-        model: An anytime model, `[B, C, H, W] -> [T, B, K]`. Its training flags are as before afterwards.
+        model: An anytime model, `[B, C, H, W] -> [T, B, K]`. Its training flags are restored afterwards.
         loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels.
-        device: Where to run; the model is moved there. Default: where its parameters are.
+        device: Device to run on; the model is moved there. Default: the device of its parameters.
         input_size: `(channels, height, width)` for the costs. Default: that of the first batch.
         class_names: K names. Default: `model.info.class_names`, or else "0", "1", ...
-        progress: Shows a progress bar on stderr.
-        seconds: Measures the latency of a stream, too.
+        progress: Whether to show a progress bar on stderr.
+        seconds: Whether to measure the latency of a stream as well.
         seconds_batch: The batch size of that measurement.
-        meta: Facts to store beside those found here (model, input_size, hardware, date, ...), and instead of them.
+        meta: Facts to add to, or override, those recorded here (model, input_size, hardware, date, ...).
 
     Raises:
-        ValueError: An empty loader, labels outside 0..K-1, or logits of another shape than the model claims.
+        ValueError: The loader is empty, labels lie outside 0..K-1, or the logits do not have the shape the model claims.
     """
     place = next(model.parameters()).device if device is None else torch.device(device)
     steps, classes = model.num_steps, model.num_classes
@@ -221,7 +218,7 @@ def record(
             answers.append(logits.float().cpu())
             labels.append(target.cpu())
         if not answers or input_size is None:
-            raise ValueError("the loader is empty: there is nothing to record")
+            raise ValueError("the loader is empty: nothing to record")
         macs, contract = (step_macs(model, input_size, contract=contract) for contract in (False, True))
         timing = step_seconds(model, input_size, batch_size=seconds_batch) if seconds else None
     facts: dict[str, Any] = {
@@ -247,12 +244,21 @@ def record(
     )
 
 
+def require_one_level(trace: Trace) -> None:
+    """Raises ValueError if the trace has several label levels: its logits are then not one distribution."""
+    if trace.levels:
+        sizes, last = trace.levels, len(trace.levels) - 1
+        raise ValueError(
+            f"this trace has {len(sizes)} label levels of {sizes} classes; pick one: trace.level(0) to trace.level({last})"
+        )
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def _check_labels(labels: Tensor, levels: tuple[int, ...], samples: int) -> None:
-    """Labels are int64 `[N]` in 0..K-1, or `[N, D]` with column d in 0..levels[d]-1."""
+    """Raises ValueError unless labels are int64 `[N]` in 0..K-1, or `[N, D]` with column d in 0..levels[d]-1."""
     wanted = (samples,) if len(levels) == 1 and labels.ndim == 1 else (samples, len(levels))
     if labels.dtype != torch.int64 or labels.shape != wanted:
         raise ValueError(f"labels must be torch.int64 {list(wanted)}, got {_describe(labels)}")
@@ -267,10 +273,3 @@ def _crc32(header: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, checksum)
     return f"{checksum:08x}"
-
-
-def require_one_level(trace: Trace) -> None:
-    """Refuses a trace of several label levels, whose logits are no one distribution."""
-    if trace.levels:
-        last = len(trace.levels) - 1
-        raise ValueError(f"this trace has {last + 1} label levels {trace.levels}; pick one: trace.level(0) .. ({last})")

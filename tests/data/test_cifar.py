@@ -137,9 +137,7 @@ def test_damaged_files_are_named(tmp_path):
     content = path.read_bytes()
     for damaged in (content[:-1], b""):
         path.write_bytes(damaged)
-        with pytest.raises(
-            ValueError, match=r"data_batch_2\.bin .*records of 3073; it may be truncated"
-        ):
+        with pytest.raises(ValueError, match=r"data_batch_2\.bin .*records of 3073; it may be truncated"):
             CIFAR10(root=tmp_path).setup()
     path.write_bytes(b"\x0a" + content[1:])
     with pytest.raises(ValueError, match=r"data_batch_2\.bin: label 10 is outside 0\.\.9"):

@@ -18,7 +18,7 @@ from anytime.data.base import ImageData, Split
 from anytime.data.noise import create_noise, focus, frames, occlusion, perlin, resolution, rotation, translation
 
 FILL = (0.4914, 0.4822, 0.4465)  # the mean of CIFAR-10
-NAMES = get_args(noise.Name)
+NAMES = get_args(noise.Noise)
 
 
 def images(number: int, height: int = 32, width: int = 32) -> Tensor:
@@ -274,8 +274,8 @@ def test_noise_is_independent_of_the_crop():
         (partial(occlusion, fill=FILL[:2]), r"fill must be 3 values in \[0, 1\], one per channel, got \(0.4914, 0.4822\)"),
         (partial(occlusion, fill=(125, 123, 114)), r"fill must be 3 values in \[0, 1\], .*, got \(125, 123, 114\)"),
         (partial(perlin, fill=FILL, share=40), r"share must lie in \[0, 1\], got 40"),
-        (partial(resolution, factors=(0, 2)), r"factors must be one or more numbers from 1 on, got \(0, 2\)"),
-        (partial(resolution, factors=()), r"factors must be one or more numbers from 1 on, got \(\)"),
+        (partial(resolution, factors=(0, 2)), r"factors must be one or more numbers of at least 1, got \(0, 2\)"),
+        (partial(resolution, factors=()), r"factors must be one or more numbers of at least 1, got \(\)"),
         (partial(translation, length=0), "length and limit must be at least 1, time at least 0, got 0, 8, None"),
         (partial(translation, time=-1), "got 5, 8, -1"),
         (partial(frames, create_noise("focus", FILL), steps=0), "steps must be at least 1, got 0"),

@@ -17,8 +17,7 @@ from torch import Tensor
 from anytime.data.augment import Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
 from anytime.data.files import check_labels
-from anytime.data.noise import Name as Noise
-from anytime.data.noise import create_noise
+from anytime.data.noise import Noise, create_noise
 from anytime.data.splits import choose_classes, hold_out, stratified_order
 from anytime.data.stream import LazyImages, StreamedBatches
 from anytime.data.taxonomy import LabelLevels, read_taxonomy

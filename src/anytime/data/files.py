@@ -84,9 +84,7 @@ def read_records(path: Path, header: int, pixels: int) -> tuple[Tensor, Tensor]:
     with errors_naming(path):
         data = np.fromfile(path, dtype=np.uint8)
         if not len(data) or len(data) % (header + pixels):
-            raise ValueError(
-                f"{len(data)} bytes are not whole records of {header + pixels}; it may be truncated"
-            )
+            raise ValueError(f"{len(data)} bytes are not whole records of {header + pixels}; it may be truncated")
     records = torch.from_numpy(data).view(-1, header + pixels)
     return records[:, :header], records[:, header:]
 

@@ -98,13 +98,13 @@ class AnytimeModule(L.LightningModule):
             compile_blocks(model)
         self._compiled = [torch.compile(answers) if compile is True else answers]  # in a list: not a second submodule
 
-    def laid_out(self, images: Tensor) -> Tensor:
+    def to_memory_format(self, images: Tensor) -> Tensor:
         """Images in the memory format of the training."""
         return images.contiguous(memory_format=self._memory_format)
 
     def forward(self, images: Any, **how: Any) -> Tensor:
         """Answers as the regime computes them, in float32: from images, or from what its loader gives out instead."""
-        return self._compiled[0](self.laid_out(images) if isinstance(images, Tensor) else images, **how).float()
+        return self._compiled[0](self.to_memory_format(images) if isinstance(images, Tensor) else images, **how).float()
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(decay_groups(self))
@@ -160,7 +160,7 @@ class AnytimeModule(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, target = batch
-        logits = self.model(self.laid_out(images)).float()
+        logits = self.model(self.to_memory_format(images)).float()
         loss = self.objective(logits, target)
         first = target[:, 0] if target.ndim == 2 else target  # of several label levels
         right = (logits[..., : self.model.levels[0]].argmax(2) == first).float().mean(1)

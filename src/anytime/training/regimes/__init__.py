@@ -1,4 +1,4 @@
-"""What a training step computes, under any objective: all answers together, heads only, some of them, other gradients."""
+"""What a training step computes, under any objective: all answers, some of them, only heads, or other gradients."""
 
 from anytime.training.regimes.base import Joint, Regime
 from anytime.training.regimes.heads_only import HeadsOnly

@@ -1,9 +1,9 @@
-"""What a training step computes: the hooks of a regime, and joint training."""
+"""What a training step computes: the hooks of a regime, what it sees of the training, and joint training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning as L
 from torch import Tensor
@@ -12,46 +12,63 @@ from anytime.data import ImageData
 from anytime.model import AnytimeModel
 from anytime.objectives.weighted import Objective, StepObjective, step_losses
 
-if TYPE_CHECKING:
-    from anytime.training.module import AnytimeModule
+
+class TrainingModule(Protocol):
+    """What a regime sees of the Lightning module; calling it on images computes answers by the regime's `forward`."""
+
+    model: AnytimeModel
+    objective: Objective
+
+    @property
+    def global_step(self) -> int: ...
+
+    @property
+    def current_epoch(self) -> int: ...
+
+    @property
+    def trainer(self) -> L.Trainer: ...
+
+    def to_memory_format(self, images: Tensor) -> Tensor: ...
+
+    def __call__(self, images: Any, **arguments: Any) -> Tensor: ...
 
 
 class Regime:
     """How a model is trained, whatever the model and the objective. This base is joint training.
 
-    A regime of one's own overrides what it needs and is named by import path. If it is an `nn.Module`, too, what it learns is
-    saved in checkpoints. What it draws or counts must be a function of `module.global_step`, so that a training can stop and
-    go on anywhere.
+    To define a custom regime, subclass `Regime`, override the hooks you need and refer to it by import path. If it is also an
+    `nn.Module`, checkpoints include its parameters. Randomness and counters must depend only on `module.global_step`, so that
+    training can resume at any step.
 
     Attributes:
-        partial: Whether some steps leave trained parameters without a gradient, which several processes must know.
+        partial: Whether some steps leave trained parameters without a gradient; distributed training must know this.
     """
 
     partial = False
 
     def check(self, model: AnytimeModel, epochs: int) -> None:
-        """Refuses, with a ValueError, a model or a number of epochs that it cannot train."""
+        """Raises ValueError if it cannot train this model, or not in this number of epochs."""
 
     def prepare(self, model: AnytimeModel) -> None:
-        """Freezes what is not trained; called once, before the optimizer is made."""
+        """Freezes untrained parts; called once, before the optimizer is created."""
 
     def phases(self, epochs: int) -> Sequence[int]:
         """Epochs of each phase of the training, `epochs` together; each runs through the schedule."""
         return [epochs]
 
     def forward(self, model: AnytimeModel) -> Callable[..., Tensor]:
-        """What computes answers in training; `torch.compile` compiles it."""
+        """The function that computes answers in training; `torch.compile` compiles it."""
         return model
 
-    def data(self, module: AnytimeModule, data: ImageData) -> L.LightningDataModule:
-        """Where the batches come from."""
+    def data(self, module: TrainingModule, data: ImageData) -> L.LightningDataModule:
+        """The source of the batches."""
         return data
 
-    def before_step(self, module: AnytimeModule) -> None:
+    def before_step(self, module: TrainingModule) -> None:
         """Called before each training step."""
 
-    def loss(self, module: AnytimeModule, images: Any, target: Tensor) -> Tensor:
-        """The loss of one batch; `module(images)` are the answers, `module(images, step=t)` is one of them."""
+    def loss(self, module: TrainingModule, images: Any, target: Tensor) -> Tensor:
+        """The loss of one batch; `module(images)` gives all answers, `module(images, step=t)` only one."""
         return module.objective(module(images), target)
 
     def release(self, model: AnytimeModel) -> None:
@@ -59,10 +76,10 @@ class Regime:
 
 
 class Joint(Regime):
-    """All answers together: objective(all answers), and gradients go everywhere."""
+    """All answers together: loss = objective(all answers), with gradients to all parameters."""
 
 
 def answer_loss(objective: Objective, logits: Tensor, target: Tensor) -> Tensor:
-    """The loss of one answer `[B, K]` as if it were the only one: of an objective made of step losses, else cross-entropy."""
+    """The loss of one answer `[B, K]` by itself: the step loss of a `StepObjective`, else cross-entropy."""
     losses = objective.losses if isinstance(objective, StepObjective) else step_losses
     return losses(logits[None], target)[0]

@@ -1,11 +1,11 @@
-"""Features of a frozen trunk, computed once and kept in memory: batches of features in place of batches of images."""
+"""Features of a frozen trunk, computed once and kept in memory: training on batches of features instead of images."""
 
 from __future__ import annotations
 
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -13,32 +13,15 @@ from torch import Tensor
 
 from anytime.data import ImageData
 from anytime.data.batches import Loader
-
-if TYPE_CHECKING:
-    from anytime.training.module import AnytimeModule
+from anytime.model import Trunk
+from anytime.training.regimes.base import TrainingModule
 
 Precision = Literal["float16", "bfloat16", "float32"]
 GIB = 2**30
 
 
-@runtime_checkable
-class Trunk(Protocol):
-    """A model whose heads can be trained from features alone."""
-
-    def trunk_features(self, x: Tensor) -> list[Tensor]:
-        """What the answers are made of, the batch in front, from images `[B, C, H, W]` in [0, 1]."""
-
-    def head_answers(self, features: Sequence[Tensor]) -> Tensor:
-        """All answers `[T, B, K]`."""
-
-
-def keeps_features(model: object) -> bool:
-    """Whether heads of a model can be trained from features alone: not if a new classifier lies within its trunk."""
-    return isinstance(model, Trunk) and getattr(model, "keeps_features", True)
-
-
 class FeatureBatches(Loader):
-    """Batches of features, in the order in which `like` gives out the images.
+    """Batches of features, in the order in which `like` yields the images.
 
     Args:
         features: Each `[views * N, ...]`; rows v N to (v + 1) N are view v of all images.
@@ -50,7 +33,7 @@ class FeatureBatches(Loader):
         super().__init__(len(targets), like.batch_size, shuffle=like.shuffle, seed=like.seed)
         self.features, self.targets = features, targets
 
-    def _fetch(self, epoch: int, start: int) -> Iterator[Any]:
+    def _generate(self, epoch: int, start: int) -> Iterator[Any]:
         views = len(self.features[0]) // self.size
         order = self._order(epoch).to(self.targets.device)
         for batch in range(start, len(self)):
@@ -65,30 +48,22 @@ class CachedFeatures(L.LightningDataModule):
     They are computed when the training asks for its batches: the model is then on its device, with its weights.
 
     Args:
-        module: The Lightning module that is trained.
-        trunk: Its model, with a trunk in eval mode.
+        module: The Lightning module; its model is a `Trunk` in eval mode.
         data: The images.
-        precision: Number format in which features are kept.
+        precision: Number format of the stored features.
         views: Views of each image, see `HeadsOnly`.
-        memory: GiB that they may take.
-        required: Whether features that do not fit are an error; else the images are used.
+        memory: Limit on the features' size, in GiB.
+        required: Whether features that do not fit are an error; otherwise the images are used.
 
     Raises:
         ValueError: Features that do not fit although required, or that are infinite in this format.
     """
 
     def __init__(
-        self,
-        module: AnytimeModule,
-        trunk: Trunk,
-        data: ImageData,
-        precision: Precision,
-        views: int,
-        memory: float,
-        required: bool,
+        self, module: TrainingModule, data: ImageData, precision: Precision, views: int, memory: float, required: bool
     ) -> None:
         super().__init__()
-        self._module, self._trunk, self._data = [module], trunk, data
+        self._module, self._data = module, data
         self._precision, self._views, self._memory, self._required = precision, views, memory, required
 
     def prepare_data(self) -> None:
@@ -103,13 +78,13 @@ class CachedFeatures(L.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         images = self._data.train_dataloader()
-        why = self._why_not(images)
-        if why and self._required:
-            raise ValueError(f"{why}; use cache='none' or 'auto'")
-        if why:
-            print(f"{why}; every batch passes the trunk", file=sys.stderr)
+        obstacle = self._obstacle(images)
+        if obstacle and self._required:
+            raise ValueError(f"{obstacle}; use cache='none' or 'auto'")
+        if obstacle:
+            print(f"{obstacle}; every batch passes the trunk", file=sys.stderr)
             return images
-        return self._computed(images)
+        return self._compute(images)
 
     def _views_of(self, images: Loader) -> list[Loader]:
         """A loader of each view, in the order of the data set."""
@@ -125,12 +100,13 @@ class CachedFeatures(L.LightningDataModule):
     def _features(self, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
         precision = cast(L.Trainer, self.trainer).precision_plugin
         with precision.forward_context():
-            return self._trunk.trunk_features(self._module[0].laid_out(precision.convert_input(batch[0])))
+            images = self._module.to_memory_format(precision.convert_input(batch[0]))
+            return cast(Trunk, self._module.model).trunk_features(images)
 
-    def _why_not(self, images: Loader) -> str:
-        """Why the features are not kept; empty if they are."""
+    def _obstacle(self, images: Loader) -> str:
+        """Why the features cannot be kept; empty if they can."""
         if cast(L.Trainer, self.trainer).world_size > 1:
-            return "features are kept by a single process alone"
+            return "features are kept only by a single process"
         first = self._features(next(iter(self._views_of(images)[0])))
         each = sum(h[0].numel() for h in first) * getattr(torch, self._precision).itemsize
         size = each * images.size * self._views / GIB
@@ -140,18 +116,18 @@ class CachedFeatures(L.LightningDataModule):
         print(f"keeping {what}", file=sys.stderr)
         return ""
 
-    def _computed(self, images: Loader) -> FeatureBatches:
+    def _compute(self, images: Loader) -> FeatureBatches:
         features: list[Tensor] = []
         targets: list[Tensor] = []
         done = 0
         for view, loader in enumerate(self._views_of(images)):
             for batch in loader:
-                found = self._features(batch)
+                computed = self._features(batch)
                 if not features:
-                    kind = getattr(torch, self._precision)
-                    features = [h.new_empty(images.size * self._views, *h.shape[1:], dtype=kind) for h in found]
-                for kept, h in zip(features, found, strict=True):
-                    kept[done : done + len(h)] = h
+                    dtype = getattr(torch, self._precision)
+                    features = [h.new_empty(images.size * self._views, *h.shape[1:], dtype=dtype) for h in computed]
+                for stored, h in zip(features, computed, strict=True):
+                    stored[done : done + len(h)] = h
                 done += len(batch[1])
                 if view == 0:
                     targets.append(batch[1])

@@ -1,4 +1,4 @@
-"""Which parts of a model are its heads, and how all the rest is frozen."""
+"""Which parts of a model are its heads, and how everything else is frozen."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import nn
 
 from anytime.model import AnytimeModel
 
-NAMES = ("head", "heads")
+CONVENTIONAL = ("head", "heads")
 
 
 def find_heads(model: AnytimeModel) -> dict[str, nn.Module]:
     """The parts of a model that only answers depend on, by name.
 
-    They are what the model's attribute `head_names` lists, such as the norms of exits beside their layers; without it, what is
-    called `head` or `heads` in the model itself, and the heads of the models that it is made of. Parts without parameters
-    are left out.
+    They are listed in the model's attribute `head_names`, which may include e.g. the norms of exits. If it is None, they are
+    the parts called `head` or `heads` in the model itself, and the heads of the models that it contains. Parts without
+    parameters are left out.
 
     Raises:
         ValueError: There are none, or none with parameters.
@@ -30,17 +30,17 @@ def find_heads(model: AnytimeModel) -> dict[str, nn.Module]:
     if names is None:
         known = dict(model.named_modules())
         inner = [(f"{name}." if name else "", part) for name, part in known.items() if isinstance(part, AnytimeModel)]
-        called = [f"{prefix}{name}" for prefix, part in inner for name in part.head_names or NAMES]
-        names = [name for name in called if name in known]
+        candidates = [f"{prefix}{name}" for prefix, part in inner for name in part.head_names or CONVENTIONAL]
+        names = [name for name in candidates if name in known]
     try:
         heads = {name: model.get_submodule(name) for name in names}
     except AttributeError as error:
         raise ValueError(f"{type(model).__name__}.head_names is {tuple(names)}, but {error}") from error
     trained = {name: head for name, head in heads.items() if next(head.parameters(), None) is not None}
     if not trained:
-        found = f"those found ({', '.join(heads)}) have no parameters" if heads else "it has no part called head or heads"
+        reason = f"those found ({', '.join(heads)}) have no parameters" if heads else "it has no part called head or heads"
         raise ValueError(
-            f"the heads of {type(model).__name__} are not known: {found}; give it more than one answer, or name them by an "
+            f"the heads of {type(model).__name__} are not known: {reason}; give it more than one answer, or name them by an "
             "attribute of the class, head_names = ('classifier',)"
         )
     return trained
@@ -69,14 +69,10 @@ def freeze_trunk(model: AnytimeModel) -> tuple[list[nn.Module], list[nn.Paramete
 
 
 def require_frozen(trunk: Sequence[nn.Module]) -> None:
-    """Refuses a trunk of which a part is in train mode.
-
-    Raises:
-        ValueError: Its batch statistics would drift and its dropout would be on, so that its features would change.
-    """
+    """Raises ValueError if a part of the trunk is in train mode: batch statistics would drift and dropout would be on."""
     moving = [module for module in trunk if module.training]
     if moving:
         raise ValueError(
             f"the trunk is frozen, but {len(moving)} of its modules are in train mode (first: {type(moving[0]).__name__}), so "
-            "that batch-norm statistics drift and dropout is on; leave it in eval mode"
+            "batch-norm statistics drift and dropout is on; leave it in eval mode"
         )

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from anytime.data import ImageData
-from anytime.model import AnytimeModel
-from anytime.training.regimes.base import Regime
-from anytime.training.regimes.features import CachedFeatures, Precision, Trunk, keeps_features
+from anytime.model import AnytimeModel, Trunk
+from anytime.training.regimes.base import Regime, TrainingModule
+from anytime.training.regimes.features import CachedFeatures, Precision
 from anytime.training.regimes.freezing import find_heads, freeze_trunk, require_frozen
-
-if TYPE_CHECKING:
-    from anytime.training.module import AnytimeModule
 
 
 class HeadsOnly(Regime):
     """Only the heads learn. The trunk is in eval mode: it keeps its weights and batch-norm statistics, its dropout is off.
 
-    So the features of an image are always the same. Of models with `trunk_features` and `head_answers` (`attach`) they
-    are computed once and kept in memory where they fit, as one or several views of each image: view 0 is the image as it is,
-    view v > 0 is augmented as in epoch v; epoch e trains on view e mod `views`. Without the cache each epoch has its own
-    augmentation, and costs a forward pass of the trunk. Validation images always pass the whole model.
+    So the features of an image never change. For models with `trunk_features` and `head_answers` (`attach`) they are computed
+    once and kept in memory if they fit, as one or several views of each image: view 0 is the image itself, view v > 0 is
+    augmented as in epoch v; epoch e trains on view e mod `views`. Without the cache each epoch has its own augmentation, and
+    costs a forward pass of the trunk. Validation images always pass the whole model.
 
     Args:
-        cache: Number format of the features kept: "float16", "bfloat16", "float32"; "auto": float16 if they fit, else none;
+        cache: Number format of the stored features: "float16", "bfloat16", "float32"; "auto": float16 if they fit, else none;
             "none".
-        views: How many views of each training image are kept.
-        memory: GiB that the features may take.
+        views: Number of stored views of each training image.
+        memory: Limit on the features' size, in GiB.
 
     Raises:
-        ValueError: A model without heads or whose heads are not found, features that do not fit (the message says their size)
-            or are no finite numbers in this format, a trunk that is put into train mode.
+        ValueError: No heads are found, features do not fit (the message gives their size) or are not finite in this format,
+            or the trunk is put into train mode.
     """
 
     def __init__(
@@ -55,10 +52,10 @@ class HeadsOnly(Regime):
 
     def check(self, model: AnytimeModel, epochs: int) -> None:
         find_heads(model)
-        if self.cache not in ("auto", "none") and not keeps_features(model):
+        if self.cache not in ("auto", "none") and not _has_stable_features(model):
             raise ValueError(
                 f"cache={self.cache!r} needs a model with trunk_features and head_answers, which {type(model).__name__} "
-                "has not; use cache='none'"
+                "does not have; use cache='none'"
             )
 
     def prepare(self, model: AnytimeModel) -> None:
@@ -70,23 +67,25 @@ class HeadsOnly(Regime):
         self._trunk, self._frozen = [], []
 
     def forward(self, model: AnytimeModel) -> Callable[..., Tensor]:
-        return functools.partial(_frozen_answers, model) if keeps_features(model) else model
+        return functools.partial(_frozen_answers, model) if _has_stable_features(model) else model
 
-    def data(self, module: AnytimeModule, data: ImageData) -> L.LightningDataModule:
-        trunk = module.model
-        if self.cache == "none" or not keeps_features(trunk):
+    def data(self, module: TrainingModule, data: ImageData) -> L.LightningDataModule:
+        if self.cache == "none" or not _has_stable_features(module.model):
             return data
-        assert isinstance(trunk, Trunk)
         precision: Precision = "float16" if self.cache == "auto" else self.cache
-        return CachedFeatures(module, trunk, data, precision, self.views, self.memory, required=self.cache != "auto")
+        return CachedFeatures(module, data, precision, self.views, self.memory, required=self.cache != "auto")
 
-    def loss(self, module: AnytimeModule, images: Any, target: Tensor) -> Tensor:
+    def loss(self, module: TrainingModule, images: Any, target: Tensor) -> Tensor:
         require_frozen(self._trunk)
         return super().loss(module, images, target)
 
 
+def _has_stable_features(model: AnytimeModel) -> bool:
+    return isinstance(model, Trunk) and model.keeps_features
+
+
 def _frozen_answers(model: AnytimeModel, inputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """All answers `[T, B, K]` from images, or from features that were kept."""
+    """All answers `[T, B, K]` from images, or from stored features."""
     assert isinstance(model, Trunk)
     if isinstance(inputs, Tensor):
         with torch.no_grad():

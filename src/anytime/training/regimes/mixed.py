@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from anytime.model import AnytimeModel
-from anytime.training.regimes.base import Regime, answer_loss
-
-if TYPE_CHECKING:
-    from anytime.training.module import AnytimeModule
+from anytime.training.regimes.base import Regime, TrainingModule, answer_loss
 
 
 class Mixed(Regime):
-    """First the backbone, by the last answer alone at its contract cost; then all answers together.
+    """First the backbone, by only the last answer at its contract cost; then all answers together.
 
-    Each phase runs through the whole schedule, the second with a new optimizer state; objectives that count or learn start
-    with it. The loss of the first is that of the objective for one answer (cross-entropy, if it has none).
+    Each phase runs through the whole schedule, the second with a new optimizer state; objectives that count or learn start in
+    the second. The loss of the first is the objective's loss of one answer (cross-entropy if it has none).
 
     Args:
         backbone_epochs: Epochs of the first phase; the rest of the training is the second.
 
     Raises:
-        ValueError: No epochs for one of the phases.
+        ValueError: One of the phases has no epochs.
 
     Source: Kubaty et al. 2024 (Joint or disjoint: mixing training regimes for early-exit models).
     """
@@ -43,12 +39,12 @@ class Mixed(Regime):
     def phases(self, epochs: int) -> Sequence[int]:
         return [self.backbone_epochs, epochs - self.backbone_epochs]
 
-    def before_step(self, module: AnytimeModule) -> None:
+    def before_step(self, module: TrainingModule) -> None:
         if module.global_step == self.backbone_epochs * module.trainer.num_training_batches:
             for optimizer in module.trainer.optimizers:
                 optimizer.state.clear()
 
-    def loss(self, module: AnytimeModule, images: Tensor, target: Tensor) -> Tensor:
+    def loss(self, module: TrainingModule, images: Tensor, target: Tensor) -> Tensor:
         if module.current_epoch >= self.backbone_epochs:
             return super().loss(module, images, target)
         return answer_loss(module.objective, module(images, step=module.model.num_steps), target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +14,20 @@ from anytime.model import AnytimeModel, State, map_state
 from anytime.training.regimes.base import Regime
 from anytime.training.regimes.freezing import find_heads
 
-if TYPE_CHECKING:
-    pass
-
 
 class GradientRescaling(Regime):
-    """Gradient equilibrium: what step t computes learns from the mean, not the sum, of the losses of answers t to T.
+    """Gradient equilibrium: step t's parameters learn from the mean, not the sum, of the losses of answers t to T.
 
     The gradient through the answer of step t is scaled by 1 / (T - t + 1), the one through the state after it by
-    (T - t) / (T - t + 1). So loss j >= t reaches what step t computes with the factor 1 / (T - t + 1), and the gradient does
-    not grow with the number of answers that follow. The heads' own parameters get their gradient unscaled. Answers stay as
-    they are; they are computed step by step, even where the model has a faster schedule.
+    (T - t) / (T - t + 1). So loss j >= t reaches step t with the factor 1 / (T - t + 1), and the gradient does not grow with
+    the number of answers that follow. The heads' own gradients are not scaled. Answers do not change; they are computed step
+    by step, even if the model has a faster schedule.
 
     Raises:
-        ValueError: The heads are not found.
+        ValueError: No heads are found.
 
-    Source: Li et al., ICCV 2019 (improved techniques for training adaptive deep networks). In its published code the state is
-    several maps, of which only the one that the heads read is rescaled; here it is all of the state.
+    Source: Li et al., ICCV 2019 (improved techniques for training adaptive deep networks). Its published code rescales only
+    the one of several maps in the state that the heads read; here the whole state is rescaled.
     """
 
     def check(self, model: AnytimeModel, epochs: int) -> None:
@@ -58,7 +55,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 class OneStep(nn.Module):
-    """A model whose forward is one step, as `functional_call` needs it."""
+    """A model whose forward is one step, for `functional_call`."""
 
     def __init__(self, model: AnytimeModel) -> None:
         super().__init__()

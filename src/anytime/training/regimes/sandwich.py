@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
-from anytime.training.regimes.base import Regime, answer_loss
-
-if TYPE_CHECKING:
-    from anytime.training.module import AnytimeModule
+from anytime.training.regimes.base import Regime, TrainingModule, answer_loss
 
 
 class Sandwich(Regime):
     """In each step the largest sub-network learns from the labels, the smallest and some random ones learn from the largest.
 
     L = CE(logits_T, target) + sum_k CE(logits_k, softmax(logits_T) without gradient), k = 1 and `samples` of 2..T - 1 without
-    repetition, a function of the seed and the step. Each is computed alone, `model(x, step=k)`: for models whose sub-networks
-    share weights but not features (`iresnext`) a cheaper way than all T of them. The loss of the largest is that of the
-    objective for one answer.
+    repetition, a function of the seed and the step. Each answer is computed by itself, `model(x, step=k)`: for models whose
+    sub-networks share weights but not features (`iresnext`) this is cheaper than all T of them. The loss of the largest is
+    the objective's loss of one answer.
 
     Args:
-        samples: Random sub-networks a step, besides the smallest and the largest.
-        seed: Of their choice.
+        samples: Random sub-networks per step, besides the smallest and the largest.
+        seed: Seed of their choice.
 
     Raises:
-        ValueError: Fewer than two answers, or more samples than there are answers between the first and the last.
+        ValueError: The model has fewer than two answers, or fewer than `samples` between the first and the last.
 
-    Source: Yu, Huang, ICCV 2019 (universally slimmable networks); there, 2 samples.
+    Source: Yu, Huang, ICCV 2019 (universally slimmable networks), with 2 samples.
     """
 
     partial = True
@@ -52,7 +48,7 @@ class Sandwich(Regime):
         between = range(2, steps)
         return [1, *sorted(random.Random(f"{self.seed} {number}").sample(between, self.samples))]
 
-    def loss(self, module: AnytimeModule, images: Tensor, target: Tensor) -> Tensor:
+    def loss(self, module: TrainingModule, images: Tensor, target: Tensor) -> Tensor:
         largest = module.model.num_steps
         logits = module(images, step=largest)
         loss = answer_loss(module.objective, logits, target)

@@ -1,16 +1,15 @@
-"""ANN with n = 9, c = 32 at 32x32: what 27 exits cost, in a training step and in a stream.
+"""ANN with n = 9, c = 32 at 32x32: the cost of 27 exits, in a training step and in a stream.
 
     python benchmarks/ann.py [--compile] [--out results/benchmarks/ann.json]
 
 Training: forward, loss over all exits, backward, against the same network with one exit, and against heads that run one by
-one. Streaming: all answers against units alone (`advance`), as a share of the units' time. Times are taken in turns in one
+one. Streaming: all answers against only the units (`advance`), as a share of the units' time. Times are taken in turn in one
 process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import harness
@@ -26,7 +25,7 @@ TRAINING_BAR, STREAMING_BAR = 1.15, 0.05
 
 
 class OneByOne(nn.Module):
-    """The same network, its heads run each on its own as soon as their features are there."""
+    """The same network, but each head runs separately as soon as its features are available."""
 
     def __init__(self, model: ANN) -> None:
         super().__init__()
@@ -53,8 +52,7 @@ def training(batch_size: int, precision: str, options: Any) -> dict[str, Any]:
 
     def step(network: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         def run() -> None:
-            half = torch.autocast(torch.device(options.device).type, torch.bfloat16)
-            with half if precision == "bf16" else nullcontext():
+            with harness.autocast(precision, options.device):
                 loss = objective(network(x).float(), target)
             loss.backward()
 
@@ -71,7 +69,7 @@ def training(batch_size: int, precision: str, options: Any) -> dict[str, Any]:
 
 
 def streaming(options: Any) -> dict[str, Any]:
-    """All answers at batch 1 against the units alone."""
+    """All answers at batch 1 against only the units."""
     model: Any = create_model("ann", units=options.units, width=options.width).eval()
     model.to(options.device, memory_format=torch.channels_last)
     x = torch.rand(1, 3, 32, 32, device=options.device).contiguous(memory_format=torch.channels_last)
@@ -83,13 +81,13 @@ def streaming(options: Any) -> dict[str, Any]:
         for step in steps:
             _, state = step(state)
 
-    def silent() -> None:
+    def only_units() -> None:
         state = model.initial_state(x)
         for unit in units:
             state = unit(state)
 
     with torch.inference_mode():
-        seconds = harness.time_in_turns({"answers": answers, "units": silent}, 5 * options.repeats)
+        seconds = harness.time_in_turns({"answers": answers, "units": only_units}, 5 * options.repeats)
     return {"answers/units": harness.ratio(seconds, "answers", "units")}
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/anytimenet.py [--repeats 50] [--device cuda] [--out results/benchmarks/anytimenet.json]
 
-MACs: the stream costs 1.191x BASELINE and 1/3.32 of the sub-networks. Times are taken in turns in one process, with
-glibc's allocator kept from giving memory back, in float32, channels_last, eval mode.
+MACs: the stream costs 1.191x BASELINE and 1/3.32 of the sub-networks. Times are taken in turn in one process, in float32,
+channels_last and eval mode; glibc's allocator is set to keep freed memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE = (3, 32, 32)
 
 
 def candidates(model: AnytimeModel, baseline: AnytimeModel, x: Tensor, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """What is timed: a stream (compiled: a graph per step, so that it can stop), and all answers in one graph ("whole")."""
+    """The functions to time. Compiled: a stream of one graph per step, which can stop, and all answers in one graph ("whole")."""
     wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
     steps = harness.compile_steps(model.step, model.num_steps) if compiled else [model.step] * model.num_steps
     alone = [wrap(lambda x, t=t: model(x, step=t)) for t in range(1, model.num_steps + 1)]
@@ -45,7 +45,7 @@ def candidates(model: AnytimeModel, baseline: AnytimeModel, x: Tensor, compiled:
 
 
 def main() -> None:
-    """Prints one line per batch size and mode, and writes them as JSON."""
+    """Prints one line per batch size and mode, and writes all as JSON."""
     options = harness.parser(__doc__ or "").parse_args()
     keep_freed_memory()
     torch._dynamo.config.recompile_limit = 32  # one graph per step of the sub-networks
@@ -66,7 +66,7 @@ def main() -> None:
                 "batch": batch, "mode": "compiled" if compiled else "eager", "bar": BARS[batch],
                 "stream_to_baseline": harness.ratio(seconds, "stream", "baseline"),
                 "scratch_to_stream": harness.ratio(seconds, "scratch", "stream"),
-                "milliseconds": {name: sorted(values)[len(values) // 2] * 1e3 for name, values in seconds.items()},
+                "milliseconds": harness.milliseconds(seconds),
             }  # fmt: skip
             if compiled:
                 row["whole_to_baseline"] = harness.ratio(seconds, "whole", "baseline")

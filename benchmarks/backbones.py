@@ -1,16 +1,15 @@
-"""A backbone with exits against the backbone alone, and against the library `earlyon`, at 224x224 and batch 1.
+"""A backbone with exits against the plain backbone and against the library `earlyon`, at 224x224 and batch 1.
 
     pip install earlyon
     python benchmarks/backbones.py [--repeats 50] [--exits 4] [--head linear] [--compiled] [--out backbones.json]
 
 All answers of a stream, by `model.step`, against one pass of the plain network in the same memory format; the time to the
 first answer; and heads-only training from stored features against joint training. Images are in [0, 1], and each candidate
-normalises them as ours does. Heads are a mean over the positions and a linear layer, `earlyon`'s own kind; `--head mixed`
-are those that `attach_exits` chooses by itself here, five small operations in place of two. `earlyon` 0.3 (forward hooks that
-raise an exception to stop) gets the same network, cut at the same layers, with the same heads; it reads each exit's
-confidence as a number, so for the comparison our steps do so too. Its exits are opened and closed by their thresholds.
-Weights are random: no time depends on them. With --compiled each step is compiled, and so is the plain network; `earlyon`
-refuses to be.
+normalises them as ours does. A head is a mean over the positions and a linear layer, `earlyon`'s own kind; `--head mixed`
+takes the default of `attach_exits` here, five small operations instead of two. `earlyon` 0.3 (forward hooks that raise an
+exception to stop) gets the same network, cut at the same layers, with the same heads; it reads each exit's confidence as a
+number, so our steps do that as well when compared. Its thresholds open and close its exits. Weights are random: they affect no
+time. With --compiled each step is compiled, and so is the plain network; `earlyon` cannot be compiled.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ FULL, FIRST, HEADS_ONLY = 1.02, 2.5, 5.0  # bars: full / plain at most; full / f
 
 
 def streamed(model: AttachedExits, x: Tensor, steps: int, read: bool, calls: list[Any]) -> Callable[[], None]:
-    """The first `steps` answers one after the other, each one's confidence read as a number if `read`."""
+    """The first `steps` answers, one after the other; with `read`, the confidence of each is read as a number."""
 
     def run() -> None:
         state = model.initial_state(x)
@@ -47,7 +46,7 @@ def streamed(model: AttachedExits, x: Tensor, steps: int, read: bool, calls: lis
 
 
 def peer(model: AttachedExits, x: Tensor) -> dict[str, Callable[[], Any]]:
-    """The same with `earlyon`, once for each exit to stop at; nothing if it is not installed."""
+    """The same with `earlyon`, once for each exit to stop at; empty if it is not installed."""
     try:
         from earlyon.models import custom_ee
     except ImportError:
@@ -64,12 +63,12 @@ def peer(model: AttachedExits, x: Tensor) -> dict[str, Callable[[], Any]]:
 
     for stop in range(1, last + 1):
         if (taken := run(stop).exit_taken) != (stop - 1 if stop < last else -1):
-            raise RuntimeError(f"earlyon was to stop at answer {stop}, it took exit {taken}")
+            raise RuntimeError(f"earlyon should have stopped at answer {stop}, but took exit {taken}")
     return {f"earlyon_{stop}": functools.partial(run, stop) for stop in range(1, last + 1)}
 
 
 def inference(name: str, exits: int, head: str, repeats: int, compiled: bool) -> dict[str, Any]:
-    """Times of one backbone, in turns, and their ratios."""
+    """Times of one backbone, taken in turn, and their ratios."""
     model = anytime.attach_exits(name, exits, CLASSES, input_size=SIZE, head=head).eval().to(memory_format=torch.channels_last)
     x = torch.rand(1, *SIZE).contiguous(memory_format=torch.channels_last)
     backbone: nn.Module = model.backbone
@@ -90,7 +89,7 @@ def inference(name: str, exits: int, head: str, repeats: int, compiled: bool) ->
         "backbone": name, "exits": model.exits, "head": head, "mode": "compiled" if compiled else "eager", "macs": macs,
         "heads_macs": macs[-1] - own, "full_to_plain": harness.ratio(seconds, "full", "plain"),
         "full_to_first": harness.ratio(seconds, f"answer_{exits}", "answer_1"),
-        "milliseconds": {key: sorted(values)[len(values) // 2] * 1e3 for key, values in seconds.items()},
+        "milliseconds": harness.milliseconds(seconds),
     }  # fmt: skip
     if "earlyon_1" in seconds:
         row["earlyon_to_ours"] = [harness.ratio(seconds, f"earlyon_{t}", f"answer_{t}") for t in range(1, exits + 1)]
@@ -99,7 +98,7 @@ def inference(name: str, exits: int, head: str, repeats: int, compiled: bool) ->
 
 
 def training(exits: int, batch: int, repeats: int) -> dict[str, Any]:
-    """Images per second of a joint training step of ResNet-18, and of its heads alone from stored features, in turns."""
+    """Images per second of ResNet-18, taken in turn: joint training steps, and heads-only steps from stored features."""
     model = anytime.attach_exits(BACKBONES[0], exits, CLASSES, input_size=SIZE).to(memory_format=torch.channels_last)
     x = torch.rand(batch, *SIZE).contiguous(memory_format=torch.channels_last)
     target = torch.randint(CLASSES, (batch,))
@@ -129,10 +128,10 @@ def training(exits: int, batch: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints one line per backbone and one for training, and writes them as JSON."""
+    """Prints one line per backbone and one for training, and writes all as JSON."""
     parser = harness.parser(__doc__ or "")
-    parser.add_argument("--exits", type=int, default=4, help="answers, the network's own included")
-    parser.add_argument("--head", default="linear", help="of the exits: linear (default), mixed, ...")
+    parser.add_argument("--exits", type=int, default=4, help="answers, including the network's own")
+    parser.add_argument("--head", default="linear", help="kind of the exits' heads: linear, mixed, ...")
     parser.add_argument("--compiled", action="store_true", help="compile the steps and the plain network")
     options = parser.parse_args()
     keep_freed_memory()

@@ -1,14 +1,13 @@
 """Cascaded ResNet-18: the exact schedules against a plain simulation that runs every block at every step.
 
-Ratios from one run: a training step (forward, TD(0), backward) and the inference of all answers, against the simulation and
-against one pass of the ordinary ResNet-18. Activation memory is what autograd keeps for the backward pass, peak memory the
-most that is allocated at one time over and above parameters and images.
+Ratios within one run: a training step (forward, TD(0), backward) and the inference of all answers, against the simulation and
+against one pass of the ordinary ResNet-18. Activation memory is what autograd keeps for the backward pass; peak memory is the
+most memory allocated at any time beyond parameters and images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -24,8 +23,11 @@ from anytime.support.allocator import keep_freed_memory
 
 
 class Simulation(nn.Module):
-    """The network of `model` as the published code runs it: at every step t = 0..T-1 the stem and all blocks, whose residuals
-    wait in queues for one step; batch norm has statistics of every step. Shares the parameters of `model`."""
+    """The network of `model` as the published code runs it, with the same parameters.
+
+    At every step t = 0..T-1 the stem and all blocks run; residuals wait in queues for one step, and batch norm has separate
+    statistics for every step.
+    """
 
     def __init__(self, model: ResidualNet) -> None:
         super().__init__()
@@ -63,24 +65,24 @@ class Simulation(nn.Module):
         return torch.stack(answers)
 
 
-def kept_bytes(run: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps for the backward pass of what `run` computes, without parameters."""
-    kept: dict[int, int] = {}
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass of `run()`, excluding parameters."""
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = run()
-    total = sum(kept.values())
+    total = sum(saved.values())
     del out
     return total
 
 
 def peak_bytes(run: Callable[[], Any], device: str) -> int:
-    """The most bytes that are allocated at one time while it runs, over and above those before."""
+    """The most bytes allocated at any time while `run` runs, beyond those allocated before."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -111,11 +113,8 @@ def measure(batch_size: int, precision: str, options: Any) -> dict[str, Any]:
     networks: dict[str, nn.Module] = {"exact": model, "simulation": simulation, "plain": plain}
     runs = {name: torch.compile(network) if options.compile else network for name, network in networks.items()}
 
-    def context() -> Any:
-        return torch.autocast(torch.device(options.device).type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
     def forward(name: str) -> Tensor:
-        with context():
+        with harness.autocast(precision, options.device):
             return objective(runs[name](x).float(), target)
 
     def train(name: str) -> None:
@@ -126,14 +125,14 @@ def measure(batch_size: int, precision: str, options: Any) -> dict[str, Any]:
 
     def infer(name: str) -> None:
         networks[name].eval()
-        with torch.no_grad(), context():
+        with torch.no_grad(), harness.autocast(precision, options.device):
             runs[name](x)
 
     results: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
     for kind, function in (("training", train), ("inference", infer)):
         seconds = harness.time_in_turns({name: lambda n=name, f=function: f(n) for name in runs}, options.repeats, 2)  # type: ignore[misc]
         results[kind] = {
-            "milliseconds": {name: 1000 * sorted(times)[len(times) // 2] for name, times in seconds.items()},
+            "milliseconds": harness.milliseconds(seconds),
             "simulation/exact": harness.ratio(seconds, "simulation", "exact"),
             "exact/plain": harness.ratio(seconds, "exact", "plain"),
         }
@@ -143,7 +142,7 @@ def measure(batch_size: int, precision: str, options: Any) -> dict[str, Any]:
     }
     for network in networks.values():
         network.train()
-    results["activation_megabytes"] = {name: kept_bytes(lambda n=name: forward(n)) / 1e6 for name in runs}  # type: ignore[misc]
+    results["activation_megabytes"] = {name: saved_bytes(lambda n=name: forward(n)) / 1e6 for name in runs}  # type: ignore[misc]
     return results
 
 
@@ -152,8 +151,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--no-pool", dest="pool", action="store_false", help="without max-pooling after the stem")
-    parser.add_argument("--compile", action="store_true", help="all three through torch.compile")
+    parser.add_argument("--no-pool", dest="pool", action="store_false", help="leave out max-pooling after the stem")
+    parser.add_argument("--compile", action="store_true", help="compile all three networks")
     parser.set_defaults(repeats=10)
     options = parser.parse_args()
     keep_freed_memory()

@@ -1,19 +1,19 @@
-"""Requests under deadlines by the real clock, on CIFAR-10 test images at batch 1.
+"""Requests under deadlines on the real clock, with CIFAR-10 test images at batch 1.
 
     python benchmarks/deadlines.py [--requests 2000] [--load] [--out results/benchmarks/deadlines.json]
     python benchmarks/deadlines.py --network RUN --plain RUN --separate RUN:STEP RUN:STEP RUN:STEP
 
-For each deadline of a sweep, every request is one image. A request is a miss if its answer comes after the deadline, or if
-there is none but the prior; a miss counts as wrong. Overshoot is how far after the deadline the answer came.
+For each deadline of a sweep, every request is one image. A request is a miss if its answer comes after the deadline or is only
+the prior; a miss counts as wrong. Overshoot is how long after the deadline the answer came.
 
-* interruptible: `Predictor` on the anytime network; contract: the same, the deepest answer that fits planned and run alone.
-* plain: one answer that cannot be stopped (default: the last answer of the same network, computed alone).
-* separate: networks trained each for one answer, RUN or RUN:STEP for the answer that a network with several was trained for.
-  Where the deadline is known, the largest whose quantile fits is run.
-* Where it is not known, the area under accuracy over deadlines (uniform over the sweep, exact from the times at which answers
-  came): the stream's best answer so far, against each separate network alone and all of them one after the other.
+* interruptible: `Predictor` on the anytime network; contract: the same, but it computes only the deepest answer that fits.
+* plain: one answer that cannot be stopped (default: only the last answer of the same network).
+* separate: networks trained for one answer each; RUN, or RUN:STEP for one answer of a network with several. With a known
+  deadline, the largest network whose quantile fits runs.
+* With an unknown deadline: the area under accuracy over deadlines (uniform over the sweep, exact from the arrival times of
+  answers), of the stream's best answer so far, of each separate network, and of all of them one after the other.
 
-`--load` keeps one core busy meanwhile, `--quantile` says which quantile of a step's time must fit.
+`--load` keeps one core busy meanwhile; `--quantile` is the quantile of a step's time that must fit.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from anytime.support.allocator import keep_freed_memory
 
 SIZE = (3, 32, 32)
 BAR = 0.005  # miss rate, idle, for every deadline above the first step's p99
-Request = list[tuple[float, bool]]  # its answers: seconds from the call, and whether it is right
+Request = list[tuple[float, bool]]  # seconds from the call and correctness of each answer
 
 
 class Single(NamedTuple):
-    """A network that gives one answer."""
+    """A network used for a single answer."""
 
     name: str
     model: anytime.AnytimeModel
@@ -62,14 +62,14 @@ def burn(stop: Any) -> None:
 
 
 def single(text: str) -> Single:
-    """RUN, or RUN:STEP."""
+    """The network named by RUN or RUN:STEP."""
     name, _, step = text.rpartition(":") if text.rpartition(":")[2].isdigit() else (text, "", "")
     model = anytime.load(name).eval()
     return Single(f"{Path(name).name}:{step}" if step else Path(name).name, model, int(step or model.num_steps))
 
 
 def serve(predictor: Predictor, images: Tensor, labels: Tensor, deadline: float, contract: bool) -> dict[str, Any]:
-    """Answers every image within the deadline, one after the other."""
+    """Answers every image under the deadline, one after the other."""
     steps, overshoot, right, misses = [], [], 0, 0
     for image, label in zip(images.split(1), labels.tolist(), strict=True):
         answer = predictor(image, deadline, contract=contract)
@@ -87,7 +87,7 @@ def serve(predictor: Predictor, images: Tensor, labels: Tensor, deadline: float,
 
 
 def streamed(predictor: Predictor, images: Tensor, labels: Tensor) -> list[Request]:
-    """When the answers of the stream came, and which were right."""
+    """Arrival time and correctness of each answer of the stream."""
     requests = []
     for image, label in zip(images.split(1), labels.tolist(), strict=True):
         requests.append([(answer.elapsed, int(answer.label) == label) for answer in predictor.stream(image)])
@@ -95,7 +95,7 @@ def streamed(predictor: Predictor, images: Tensor, labels: Tensor) -> list[Reque
 
 
 def alone(network: Single, images: Tensor, labels: Tensor) -> list[Request]:
-    """The same of a network with one answer."""
+    """The same for a network with one answer."""
     with torch.inference_mode():
         for image in images[:20].split(1):
             network.serve(image, 0)
@@ -103,7 +103,7 @@ def alone(network: Single, images: Tensor, labels: Tensor) -> list[Request]:
 
 
 def in_sequence(networks: Sequence[list[Request]]) -> list[Request]:
-    """Networks that are run one after the other on each image: the best that separate ones can do without a deadline."""
+    """Networks that run one after the other on each image: the best that separate ones can do without a known deadline."""
     requests = []
     for answers in zip(*networks, strict=True):
         at, request = 0.0, []
@@ -115,13 +115,13 @@ def in_sequence(networks: Sequence[list[Request]]) -> list[Request]:
 
 
 def met(requests: Sequence[Request], deadline: float) -> tuple[float, float]:
-    """Miss rate and accuracy if all answers are kept that came until the deadline, which nothing knew."""
+    """Miss rate and accuracy if the latest answer before the deadline counts and the deadline was unknown."""
     latest = [[right for seconds, right in request if seconds <= deadline][-1:] for request in requests]
     return sum(not each for each in latest) / len(latest), sum(each == [True] for each in latest) / len(latest)
 
 
 def area(requests: Sequence[Request], shortest: float, longest: float) -> float:
-    """E[accuracy(D)], D uniform in shortest..longest, exact."""
+    """E[accuracy(D)] for D uniform in shortest..longest, exact."""
     total = 0.0
     for request in requests:
         edges = [min(max(seconds, shortest), longest) for seconds, _ in request] + [longest]
@@ -130,19 +130,19 @@ def area(requests: Sequence[Request], shortest: float, longest: float) -> float:
 
 
 def sweep(measured: Profile, points: int = 10) -> list[float]:
-    """Deadlines from just above the first step's p99 to one and a half times the whole stream's."""
+    """Deadlines from 1.1 times the first step's p99 to 1.5 times the whole stream's, evenly spaced in their logarithm."""
     batch = measured.at(1)
     low, high = 1.1 * batch.steps[0].p99, 1.5 * batch.reached[-1].p99
     return [low * (high / low) ** (k / (points - 1)) for k in range(points)]
 
 
 def main() -> None:
-    """Prints a line per deadline and writes them as JSON."""
+    """Prints a line per deadline and writes all as JSON."""
     parser = harness.parser(__doc__ or "")
     parser.add_argument("--requests", type=int, default=2000, help="requests per deadline")
     parser.add_argument("--load", action="store_true", help="keep one core busy")
-    parser.add_argument("--quantile", default="p99", help="of a step's seconds")
-    parser.add_argument("--network", default="anytimenet_cifar10", help="the anytime network: a name or run directory")
+    parser.add_argument("--quantile", default="p99", help="quantile of a step's seconds that must fit")
+    parser.add_argument("--network", default="anytimenet_cifar10", help="the anytime network, a name or run directory")
     parser.add_argument("--plain", type=single, help="a network with one answer, RUN or RUN:STEP")
     parser.add_argument("--separate", type=single, nargs="+", default=[], help="separately trained networks, small to large")
     options = parser.parse_args()

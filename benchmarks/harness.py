@@ -1,4 +1,4 @@
-"""Timing for the benchmarks: several functions in turns, medians with spread, ratios from one run."""
+"""Timing for the benchmarks: several functions in turn, medians with spread, ratios within one run."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import torch
 
 from anytime.cost import hardware
+from anytime.runtime.steps import compile_copies
 from anytime.version import __version__
 
 
 def time_in_turns(functions: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Seconds of each function, `repeats` times, in turns, so that a change of the machine's speed touches all alike."""
+    """Seconds of `repeats` calls of each function, in turn, so that changes of the machine's speed affect all equally."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(warmup + repeats):
         for name, function in functions.items():
@@ -33,30 +34,30 @@ def time_in_turns(functions: Mapping[str, Callable[[], Any]], repeats: int, warm
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> dict[str, float]:
-    """Median, 10th and 90th percentile over the turns of seconds[name] / seconds[to]."""
+    """Median, 10th and 90th percentile of seconds[name] / seconds[to] over the turns."""
     ratios = [a / b for a, b in zip(seconds[name], seconds[to], strict=True)]
     deciles = statistics.quantiles(ratios, n=10)
     return {"median": statistics.median(ratios), "p10": deciles[0], "p90": deciles[-1]}
 
 
+def milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Upper median of each function's times."""
+    return {name: sorted(values)[len(values) // 2] * 1e3 for name, values in seconds.items()}
+
+
+def autocast(precision: str, device: str) -> Any:
+    """The context of a precision, "fp32" or "bf16"."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
 def compile_steps(step: Callable[[Any], Any], count: int) -> list[Callable[[Any], Any]]:
-    """`count` compiled copies of `step(state)`, one for each step of a stream, which sees states of its own.
-
-    A function per step, each with its own code object: `torch.compile` keeps graphs per code object, and would try the guards
-    of all steps before it finds the right one. Guards on modules are left out, since nothing changes them here.
-    """
-
-    def call(state: Any) -> Any:
-        return step(state)
-
+    """`count` compiled copies of `step(state)`, one per step of a stream, without guards on modules: nothing changes them."""
     options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    names = [f"step_{t}" for t in range(1, count + 1)]
-    own = [FunctionType(call.__code__.replace(co_name=n), call.__globals__, n, None, call.__closure__) for n in names]
-    return [torch.compile(function, options=options) for function in own]
+    return compile_copies(step, [f"step_{t}" for t in range(1, count + 1)], options=options)
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
+    """What the numbers depend on besides the code: hardware, versions, date."""
     return {
         "hardware": hardware(torch.device(device)), "torch": torch.__version__, "anytime": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -64,7 +65,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Options that every benchmark has."""
+    """The options common to all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--repeats", type=int, default=50, help="timed turns")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -73,7 +74,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def write(out: Path | None, results: dict[str, Any]) -> None:
-    """Writes the results as JSON if a file is named."""
+    """Writes the results to a JSON file, if one is given."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -1,12 +1,11 @@
-"""What the run-time adds to the steps it runs, at batch 1: microseconds per step, to start a session, to be imported.
+"""What the runtime adds to the steps it runs, at batch 1: time per step, to start a session, and to import it.
 
     python benchmarks/overhead.py [--repeats 200] [--out results/benchmarks/overhead.json]
 
-The model's 64 steps do nothing but hand out logits that were made before, of 10 and of 1,000 classes. Per step: a call
-without and with a deadline, by the last answer, by the product of experts and with a stopping rule, less the bare loop over
-the steps in the same turn; and a background session while another thread reads `best()` every 100 microseconds. To start a
-session: until it is given back, and until its first step begins. Import: a new process that imports torch alone, and one that
-imports `anytime.runtime`.
+The model's 64 steps only return precomputed logits, of 10 and of 1,000 classes. Per step: a call without and with a deadline,
+with the last answer, the product of experts and a stopping rule, minus the bare loop over the steps in the same turn; and a
+background session while another thread reads `best()` every 100 microseconds. To start a session: until it is returned, and
+until its first step begins. Import: a new process that imports only torch, and one that imports `anytime.runtime`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PER_STEP, START = 30e-6, 200e-6  # bars, in seconds
 
 
 class Nothing(AnytimeModel):
-    """64 steps that cost nothing; `began` is when the first one started."""
+    """64 steps that cost nothing; `began` is the time at which the first one started."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__(num_classes)
@@ -72,7 +71,7 @@ def polled(predictor: Predictor, x: Tensor) -> Callable[[], None]:
 
 
 def per_step(classes: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Microseconds per step above the bare loop: median, 10th and 90th percentile."""
+    """Microseconds per step beyond the bare loop: median, 10th and 90th percentile."""
     model, x = Nothing(classes).eval(), torch.rand(1, 3, 8, 8)
     measured = anytime.profile(model, (3, 8, 8), repeats=20)
 
@@ -89,16 +88,16 @@ def per_step(classes: int, repeats: int) -> dict[str, dict[str, float]]:
         "product": lambda: product(x, 10.0), "rule": lambda: rule(x, 10.0), "session, polled": polled(timed, x),
     }  # fmt: skip
     seconds = harness.time_in_turns(functions, repeats)
-    found = {}
+    overhead = {}
     for name in functions.keys() - {"bare"}:
         extra = [(a - b) / STEPS * 1e6 for a, b in zip(seconds[name], seconds["bare"], strict=True)]
         deciles = statistics.quantiles(extra, n=10)
-        found[name] = {"median": statistics.median(extra), "p10": deciles[0], "p90": deciles[-1]}
-    return {name: found[name] for name in functions if name in found}
+        overhead[name] = {"median": statistics.median(extra), "p10": deciles[0], "p90": deciles[-1]}
+    return {name: overhead[name] for name in functions if name in overhead}
 
 
 def session_start(repeats: int) -> dict[str, float]:
-    """Median microseconds until a session is given back, and until its first step begins."""
+    """Median microseconds until a session is returned, and until its first step begins."""
     model, x = Nothing().eval(), torch.rand(1, 3, 8, 8)
     predictor, returned, began = Predictor(model), [], []
     for _ in range(repeats):
@@ -111,7 +110,7 @@ def session_start(repeats: int) -> dict[str, float]:
 
 
 def import_seconds(module: str) -> float:
-    """Seconds of a new process that imports a module; the best of five."""
+    """Seconds of a new process that imports a module, the minimum of five."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -125,12 +124,14 @@ def main() -> None:
     """Prints the numbers and writes them as JSON."""
     options = harness.parser(__doc__ or "").parse_args()
     steps = {classes: per_step(classes, options.repeats) for classes in (10, 1000)}
-    for classes, found in steps.items():
-        text = ", ".join(f"{name} {each['median']:.1f} [{each['p10']:.1f}, {each['p90']:.1f}]" for name, each in found.items())
+    for classes, overhead in steps.items():
+        text = ", ".join(
+            f"{name} {each['median']:.1f} [{each['p10']:.1f}, {each['p90']:.1f}]" for name, each in overhead.items()
+        )
         print(f"microseconds per step, {classes} classes (bar {PER_STEP * 1e6:.0f}): {text}", flush=True)
     start = session_start(options.repeats)
     print(
-        f"a session is given back after {start['returned']:.0f} microseconds, its first step begins after "
+        f"a session is returned after {start['returned']:.0f} microseconds, its first step begins after "
         f"{start['first_step']:.0f} (bar {START * 1e6:.0f})"
     )
     imports = {module: import_seconds(module) for module in ("torch", "anytime.runtime")}

@@ -1,17 +1,16 @@
-"""IS-ResNeXt of the paper at 32x32 (K = 6, W = 96, C = 18, L = 15): six answers for little more than one.
+"""IS-ResNeXt of the paper at 32x32 (K = 6, W = 96, C = 18, L = 15): six answers for little more than the cost of one.
 
     python benchmarks/slicing.py [--compile] [--out results/benchmarks/slicing.json]
 
 Inference: all K answers of a stream against one pass of the full sub-network, and against K sub-networks from scratch (MACs:
 1.0001x and 1/3.08x). Training: a step of IS-ResNeXt against the dense ResNeXt of the same widths (K = 1), and against the K
-passes of I-ResNeXt, and these against the sandwich recipe (the thinnest, the full and two others). Times are taken in turns in
-one process.
+passes of I-ResNeXt, and these against the sandwich recipe (the thinnest, the full and two other sub-networks). Times are taken
+in turn in one process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import harness
@@ -27,13 +26,8 @@ from anytime.training.schedules import Constant
 BARS = {"stream/full": 1.15, "scratch/stream": 2.3, "sliced/dense": 1.2}
 
 
-def precise(precision: str, device: str) -> Any:
-    """The context of a precision."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
 def inference(model: Any, batch_size: int, precision: str, options: Any) -> dict[str, Any]:
-    """All answers by streaming, the last alone, and each from scratch."""
+    """All answers by streaming, only the last, and each from scratch."""
     model.eval()
     x = torch.rand(batch_size, 3, 32, 32, device=options.device).contiguous(memory_format=torch.channels_last)
     wrap: Callable[[Any], Any] = torch.compile if options.compile else lambda function: function
@@ -46,7 +40,7 @@ def inference(model: Any, batch_size: int, precision: str, options: Any) -> dict
             _, state = step(state)
 
     runs = {"stream": stream, "full": lambda: alone[-1](x), "scratch": lambda: [answer(x) for answer in alone]}
-    with torch.inference_mode(), precise(precision, options.device):
+    with torch.inference_mode(), harness.autocast(precision, options.device):
         seconds = harness.time_in_turns(runs, options.repeats * (1 if batch_size > 1 else 5))
     return {
         "batch_size": batch_size,
@@ -64,7 +58,7 @@ def training(networks: dict[str, nn.Module], batch_size: int, precision: str, op
 
     def step(network: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         def run() -> None:
-            with precise(precision, options.device):
+            with harness.autocast(precision, options.device):
                 loss = objective(network(x).float(), target)
             loss.backward()
 
@@ -77,7 +71,7 @@ def training(networks: dict[str, nn.Module], batch_size: int, precision: str, op
     module: Any = AnytimeModule(model, objective, torch.optim.SGD, Constant(), options.compile, regime=regime)  # type: ignore[arg-type]
 
     def sandwich() -> None:
-        with precise(precision, options.device):
+        with harness.autocast(precision, options.device):
             loss = regime.loss(module, x, target)
         loss.backward()
 
@@ -96,8 +90,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--blocks", type=int, default=5, help="blocks at each of three scales")
-    parser.add_argument("--compile", action="store_true", help="minutes for each precision; I-ResNeXt's K passes, 20 minutes")
-    parser.add_argument("--only", choices=["inference", "training"], help="one half (default: both)")
+    parser.add_argument("--compile", action="store_true", help="takes minutes per precision, 20 for the K passes of I-ResNeXt")
+    parser.add_argument("--only", choices=["inference", "training"], help="run only this half")
     parser.set_defaults(repeats=10)
     options = parser.parse_args()
     keep_freed_memory()

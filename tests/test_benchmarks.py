@@ -1,4 +1,4 @@
-"""The benchmarks' parts: what is timed gives the right answers, and the ratios are those of the numbers."""
+"""Parts of the benchmarks: the timed functions give the right answers, and ratios are computed correctly."""
 
 import importlib.util
 import sys
@@ -35,7 +35,7 @@ def test_ratio_of_paired_turns(load_benchmark) -> None:
     assert harness.ratio(seconds, "a", "b")["median"] == 3.0
 
 
-def test_functions_are_timed_in_turns(load_benchmark) -> None:
+def test_functions_are_timed_in_turn(load_benchmark) -> None:
     harness = load_benchmark("harness")
     order: list[str] = []
     functions = {name: lambda name=name: order.append(name) for name in "ab"}
@@ -61,7 +61,7 @@ def test_cascaded_simulation_is_the_same_network(load_benchmark) -> None:
     simulation = benchmark.Simulation(model).train()
     x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(simulation(x), model(x), rtol=0, atol=1e-10)
-    exact, plain = (benchmark.kept_bytes(lambda n=network: n(x)) for network in (model, simulation))
+    exact, plain = (benchmark.saved_bytes(lambda n=network: n(x)) for network in (model, simulation))
     assert exact < 0.6 * plain
 
 
@@ -72,7 +72,7 @@ def test_heads_one_by_one_answer_alike(load_benchmark) -> None:
     torch.testing.assert_close(benchmark.OneByOne(model)(x), model(x), rtol=0, atol=1e-10)
 
 
-def test_the_overhead_is_counted_over_steps_that_do_nothing(load_benchmark) -> None:
+def test_overhead_is_measured_with_steps_that_do_nothing(load_benchmark) -> None:
     overhead = load_benchmark("overhead")
     found = overhead.per_step(classes=3, repeats=2)
     assert list(found) == ["last answer", "deadline", "product", "rule", "session, polled"]

@@ -8,8 +8,8 @@ first answer; and heads-only training from stored features against joint trainin
 normalises them as ours does. A head is a mean over the positions and a linear layer, `earlyon`'s own kind; `--head mixed`
 takes the default of `attach_exits` here, five small operations instead of two. `earlyon` 0.3 (forward hooks that raise an
 exception to stop) gets the same network, cut at the same layers, with the same heads; it reads each exit's confidence as a
-number, so our steps do that as well when compared. Its thresholds open and close its exits. Weights are random: they affect no
-time. With --compiled each step is compiled, and so is the plain network; `earlyon` cannot be compiled.
+number, so our steps do that as well when compared. Its thresholds open and close its exits. Weights are random: times do
+not depend on them. With --compiled each step is compiled, and so is the plain network; `earlyon` cannot be compiled.
 """
 
 from __future__ import annotations

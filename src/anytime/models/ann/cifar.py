@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -10,17 +9,16 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.models.ann.chain import AnytimeChain, Regime
-from anytime.registry import register_model
-
-Transition = Literal["conv", "unit"]
+from anytime.models.ann.chain import AnytimeChain, GradientFlow
+from anytime.models.common.layers import add_shortcut
+from anytime.registry import variant
 
 
 class Unit(nn.Module):
     """h + bn(conv3x3(relu(bn(conv3x3(bn(h)))))) (Han, Kim, Kim 2017); `first_relu` adds a relu after the first bn.
 
-    With twice as many output channels the first convolution has stride 2, and the shortcut is average-pooled and padded with
-    zero channels, half of them in front and half behind.
+    If there are more output than input channels, the first convolution has stride 2, and the shortcut is average-pooled and
+    padded with zero channels, half of them in front and half behind.
     """
 
     def __init__(self, channels: int, out_channels: int, first_relu: bool) -> None:
@@ -38,13 +36,7 @@ class Unit(nn.Module):
         if self.first_relu:
             out = F.relu_(out)
         out = F.relu_(self.norm2(self.conv1(out)))
-        out = self.norm3(self.conv2(out))
-        channels = h.shape[1]
-        if out.shape[1] == channels:
-            return out.add_(h)
-        front = (out.shape[1] - channels) // 2
-        out[:, front : front + channels] += F.avg_pool2d(h, 2, ceil_mode=True)
-        return out
+        return add_shortcut(self.norm3(self.conv2(out)), h, centred=True)
 
 
 class ANN(AnytimeChain):
@@ -53,19 +45,20 @@ class ANN(AnytimeChain):
     Conv3x3 to c channels, then n units of width c, 2c and 4c; every unit costs the same. Exits: relu, global average pooling,
     linear. n = 9, c = 32 and s = 1 is one of the paper's 13 models.
 
-    Where the paper and its published code differ, the paper is the default. Between stages it has a 3x3 convolution of
-    stride 2 (`transition="conv"`, 6n + 3 convolutions), the code lets the first unit stride (`"unit"`, 6n + 1). Its units are
-    those of Han et al. (2017), without a first relu, and so is the code of 2017; the later code has `first_relu=True`.
+    Where the paper and its published code differ, the paper is the default. Between stages the paper has a 3x3 convolution of
+    stride 2 (`transition="conv"`, 6n + 3 convolutions); in the code the first unit has the stride (`"unit"`, 6n + 1). The
+    units of the paper and of the code of 2017 are those of Han et al. (2017), without a first relu; the later code has
+    `first_relu=True`.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
-        units: n, units per stage.
-        width: c, channels of the first stage.
-        period: s, units per exit.
-        transition: `"conv"` between stages, or a striding first `"unit"`.
-        first_relu: A relu after the first batch norm of each unit.
-        regime: `"joint"`, `"no_grad"` or `"midfeat"`, see `AnytimeChain`.
+        units: Units in each of the three stages (n).
+        width: Channels of the first stage (c), doubled from stage to stage.
+        period: Units per exit (s), counted from the last, which always has one.
+        transition: "conv", a 3x3 convolution of stride 2 between stages (paper), or "unit", a striding first unit (code).
+        first_relu: A relu after the first batch norm of each unit (later code); the paper's units have none.
+        regime: "joint" (all exits train all), "no_grad" (no gradient through an exit's features), "midfeat" (frozen trunk).
 
     Raises:
         ValueError: n, c or s below 1, s above 3n, an unknown transition or regime.
@@ -75,14 +68,14 @@ class ANN(AnytimeChain):
 
     def __init__(
         self,
-        num_classes: int | Sequence[int] = 10,
+        num_classes: int | tuple[int, ...] = 10,
         in_channels: int = 3,
         units: int = 9,
         width: int = 32,
         period: int = 1,
-        transition: Transition = "conv",
+        transition: Literal["conv", "unit"] = "conv",
         first_relu: bool = False,
-        regime: Regime = "joint",
+        regime: GradientFlow = "joint",
     ) -> None:
         if units < 1:
             raise ValueError(f"units must be at least 1 per stage, got {units!r}")
@@ -102,27 +95,4 @@ class ANN(AnytimeChain):
         super().__init__(num_classes, in_channels, stem, chain, channels, period, regime, smallest=4)
 
 
-@register_model
-def ann(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    units: int = 9,
-    width: int = 32,
-    period: int = 1,
-    transition: Transition = "conv",
-    first_relu: bool = False,
-    regime: Regime = "joint",
-) -> ANN:
-    """ANN of Hu et al. 2017: a residual network for small images that answers after every unit.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        units: Units in each of the three stages (n).
-        width: Channels of the first stage (c), doubled from stage to stage.
-        period: Units per exit (s), counted from the last, which always has one.
-        transition: "conv", a 3x3 convolution of stride 2 between stages (paper), or "unit", a striding first unit (code).
-        first_relu: A relu after the first batch norm of each unit (later code); the paper's units have none.
-        regime: "joint" (all exits train all), "no_grad" (no gradient through an exit's features), "midfeat" (frozen trunk).
-    """
-    return ANN(num_classes, in_channels, units, width, period, transition, first_relu, regime)
+ann = variant(ANN, "ann", "ANN of Hu et al. 2017: a residual network for small images that answers after every unit.")

@@ -1,4 +1,4 @@
-"""ANN on large images: bottleneck ResNets and DenseNets with exits, of the published code (Hu et al., 2017 and AAAI 2019)."""
+"""ANN for large images: bottleneck ResNets and DenseNets with exits, as in the published code (Hu et al., 2017, AAAI 2019)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.models.ann.chain import AnytimeChain, Regime
-from anytime.registry import register_model
+from anytime.models.ann.chain import AnytimeChain, GradientFlow
+from anytime.registry import variant
 
 
 def _stem(in_channels: int, width: int) -> nn.Sequential:
@@ -38,7 +38,7 @@ def _check(blocks: Sequence[int], width: int) -> None:
 class Bottleneck(nn.Module):
     """shortcut(h) + f(h), f = bn-relu-conv1x1, bn-relu-conv3x3 (with the stride), bn-relu-conv1x1, bn.
 
-    The shortcut is the identity where shapes agree, else conv1x1 with the stride, bn.
+    The shortcut is the identity if shapes agree, otherwise conv1x1 with the stride, bn.
     """
 
     def __init__(self, channels: int, inner: int, stride: int) -> None:
@@ -65,15 +65,16 @@ class ANNResNet(AnytimeChain):
     """A bottleneck ResNet with an exit after every s-th unit counted from the last.
 
     The convolutions are those of ResNet-50, 101 and 152 (stride in the 3x3 convolution), in pre-activation order with batch
-    norm at the end of each unit. Exits: relu, global average pooling, linear.
+    norm at the end of each unit. The inner channels double from stage to stage; a unit's output has four times as many.
+    Exits: relu, global average pooling, linear.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         blocks: Units per stage, (3, 4, 6, 3) for 50 layers.
-        width: Inner channels of the first stage, doubled from stage to stage; a unit's output has four times as many.
-        period: s, units per exit.
-        regime: `"joint"`, `"no_grad"` or `"midfeat"`, see `AnytimeChain`.
+        width: Inner channels of the first stage.
+        period: Units per exit (s).
+        regime: "joint", "no_grad" or "midfeat".
 
     Raises:
         ValueError: Blocks, width or period below 1, a period above the number of units, an unknown regime.
@@ -81,12 +82,12 @@ class ANNResNet(AnytimeChain):
 
     def __init__(
         self,
-        num_classes: int | Sequence[int] = 1000,
+        num_classes: int | tuple[int, ...] = 1000,
         in_channels: int = 3,
-        blocks: Sequence[int] = (3, 4, 6, 3),
+        blocks: tuple[int, ...] = (3, 4, 6, 3),
         width: int = 64,
         period: int = 2,
-        regime: Regime = "joint",
+        regime: GradientFlow = "joint",
     ) -> None:
         _check(blocks, width)
         inner = [width * 2**stage for stage, count in enumerate(blocks) for _ in range(count)]
@@ -100,7 +101,7 @@ class ANNResNet(AnytimeChain):
 
 
 class DenseUnit(nn.Module):
-    """[h, f(h)] side by side, f = bn-relu-conv1x1 to 4g channels, bn-relu-conv3x3 to g channels."""
+    """[h, f(h)], concatenated channels; f = bn-relu-conv1x1 to 4g channels, bn-relu-conv3x3 to g channels."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class DenseUnit(nn.Module):
 
 
 class DenseTransition(nn.Module):
-    """Half the channels (bn-relu-conv1x1), half the resolution (average pooling)."""
+    """Halves the channels (bn-relu-conv1x1) and the resolution (average pooling)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -136,9 +137,9 @@ class ANNDenseNet(AnytimeChain):
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         blocks: Units per stage, (6, 12, 32, 32) for 169 layers.
-        growth: g.
-        period: s, units per exit.
-        regime: `"joint"`, `"no_grad"` or `"midfeat"`, see `AnytimeChain`.
+        growth: Channels that a unit adds (g).
+        period: Units per exit (s).
+        regime: "joint", "no_grad" or "midfeat".
 
     Raises:
         ValueError: Blocks, growth or period below 1, a period above the number of units, an unknown regime.
@@ -146,17 +147,17 @@ class ANNDenseNet(AnytimeChain):
 
     def __init__(
         self,
-        num_classes: int | Sequence[int] = 1000,
+        num_classes: int | tuple[int, ...] = 1000,
         in_channels: int = 3,
-        blocks: Sequence[int] = (6, 12, 32, 32),
+        blocks: tuple[int, ...] = (6, 12, 32, 32),
         growth: int = 32,
         period: int = 14,
-        regime: Regime = "joint",
+        regime: GradientFlow = "joint",
     ) -> None:
         if growth < 1:
             raise ValueError(f"growth must be at least 1, got {growth!r}")
         _check(blocks, growth)
-        starts, channels, now = [], [], 2 * growth  # of every unit: its input without a transition, its output
+        starts, channels, now = [], [], 2 * growth  # channels of each unit's input, before a transition, and output
         for stage, count in enumerate(blocks):
             for unit in range(count):
                 starts.append(now)
@@ -172,101 +173,38 @@ class ANNDenseNet(AnytimeChain):
         super().__init__(num_classes, in_channels, stem, units(), channels, period, regime, head_norm=True)
 
 
-@register_model
-def ann_resnet50(
-    num_classes: int | tuple[int, ...] = 1000,
-    in_channels: int = 3,
-    width: int = 64,
-    period: int = 2,
-    regime: Regime = "joint",
-) -> ANNResNet:
-    """ResNet-50 with 8 exits, after every second of its 16 units.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        width: Inner channels of the first stage.
-        period: Units per exit (s).
-        regime: "joint", "no_grad" or "midfeat".
-    """
-    return ANNResNet(num_classes, in_channels, (3, 4, 6, 3), width, period, regime)
-
-
-@register_model
-def ann_resnet101(
-    num_classes: int | tuple[int, ...] = 1000,
-    in_channels: int = 3,
-    width: int = 64,
-    period: int = 3,
-    regime: Regime = "joint",
-) -> ANNResNet:
-    """ResNet-101 with 11 exits, after every third of its 33 units.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        width: Inner channels of the first stage.
-        period: Units per exit (s).
-        regime: "joint", "no_grad" or "midfeat".
-    """
-    return ANNResNet(num_classes, in_channels, (3, 4, 23, 3), width, period, regime)
-
-
-@register_model
-def ann_resnet152(
-    num_classes: int | tuple[int, ...] = 1000,
-    in_channels: int = 3,
-    width: int = 64,
-    period: int = 5,
-    regime: Regime = "joint",
-) -> ANNResNet:
-    """ResNet-152 with 10 exits, after every fifth of its 50 units.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        width: Inner channels of the first stage.
-        period: Units per exit (s).
-        regime: "joint", "no_grad" or "midfeat".
-    """
-    return ANNResNet(num_classes, in_channels, (3, 8, 36, 3), width, period, regime)
-
-
-@register_model
-def ann_densenet169(
-    num_classes: int | tuple[int, ...] = 1000,
-    in_channels: int = 3,
-    growth: int = 32,
-    period: int = 14,
-    regime: Regime = "joint",
-) -> ANNDenseNet:
-    """DenseNet-169 with 6 exits, after units 12, 26, 40, 54, 68 and 82.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        growth: Channels that a unit adds.
-        period: Units per exit (s).
-        regime: "joint", "no_grad" or "midfeat".
-    """
-    return ANNDenseNet(num_classes, in_channels, (6, 12, 32, 32), growth, period, regime)
-
-
-@register_model
-def ann_densenet201(
-    num_classes: int | tuple[int, ...] = 1000,
-    in_channels: int = 3,
-    growth: int = 32,
-    period: int = 17,
-    regime: Regime = "joint",
-) -> ANNDenseNet:
-    """DenseNet-201 with 6 exits, after units 13, 30, 47, 64, 81 and 98.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        growth: Channels that a unit adds.
-        period: Units per exit (s).
-        regime: "joint", "no_grad" or "midfeat".
-    """
-    return ANNDenseNet(num_classes, in_channels, (6, 12, 48, 32), growth, period, regime)
+ann_resnet50 = variant(
+    ANNResNet,
+    "ann_resnet50",
+    "ResNet-50 with 8 exits, after every second of its 16 units.",
+    fixed={"blocks": (3, 4, 6, 3)},
+    period=2,
+)
+ann_resnet101 = variant(
+    ANNResNet,
+    "ann_resnet101",
+    "ResNet-101 with 11 exits, after every third of its 33 units.",
+    fixed={"blocks": (3, 4, 23, 3)},
+    period=3,
+)
+ann_resnet152 = variant(
+    ANNResNet,
+    "ann_resnet152",
+    "ResNet-152 with 10 exits, after every fifth of its 50 units.",
+    fixed={"blocks": (3, 8, 36, 3)},
+    period=5,
+)
+ann_densenet169 = variant(
+    ANNDenseNet,
+    "ann_densenet169",
+    "DenseNet-169 with 6 exits, after units 12, 26, 40, 54, 68 and 82.",
+    fixed={"blocks": (6, 12, 32, 32)},
+    period=14,
+)
+ann_densenet201 = variant(
+    ANNDenseNet,
+    "ann_densenet201",
+    "DenseNet-201 with 6 exits, after units 13, 30, 47, 64, 81 and 98.",
+    fixed={"blocks": (6, 12, 48, 32)},
+    period=17,
+)

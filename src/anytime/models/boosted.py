@@ -32,7 +32,6 @@ class Boosted(AnytimeModel):
     def __init__(self, model: AnytimeModel, shrink: float = 1.0) -> None:
         check_shrink(shrink)
         super().__init__(model.levels, model.in_channels)
-        self.settled: dict[str, Any] = {}
         self.num_steps, self.shrink = model.num_steps, shrink
         self.own_normalization = model.own_normalization
         self.mean.copy_(model.mean)
@@ -78,7 +77,7 @@ def boosted(
     model = create_model(base, _levels(num_classes), in_channels=in_channels, **(arguments or {}))
     added = Boosted(model, shrink)
     ours = ("num_classes", "in_channels")
-    added.settled = {"arguments": {key: value for key, value in model.config["arguments"].items() if key not in ours}}
+    added.settled_arguments = {"arguments": {key: value for key, value in model.config["arguments"].items() if key not in ours}}
     return added
 
 

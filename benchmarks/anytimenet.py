@@ -24,7 +24,7 @@ SIZE = (3, 32, 32)
 
 
 def candidates(model: AnytimeModel, baseline: AnytimeModel, x: Tensor, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """The functions to time; compiled, a stream is one graph per step (it can stop), and "whole" is all answers in one graph."""
+    """What to time; compiled, a stream is one graph per step (so that it can stop), "whole" is all answers in one graph."""
     wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
     steps = harness.compile_steps(model.step, model.num_steps) if compiled else [model.step] * model.num_steps
     alone = [wrap(lambda x, t=t: model(x, step=t)) for t in range(1, model.num_steps + 1)]

@@ -76,8 +76,8 @@ def boosted(
     """
     model = create_model(base, _levels(num_classes), in_channels=in_channels, **(arguments or {}))
     added = Boosted(model, shrink)
-    ours = ("num_classes", "in_channels")
-    added.settled_arguments = {"arguments": {key: value for key, value in model.config["arguments"].items() if key not in ours}}
+    settled = {key: value for key, value in model.config["arguments"].items() if key not in ("num_classes", "in_channels")}
+    added.settled_arguments = {"arguments": settled}
     return added
 
 

@@ -1,4 +1,4 @@
-"""Exits on any backbone: the contract, the network unchanged inside, its weights in and out, heads, bad input."""
+"""Exits on any backbone: the contract, the unchanged network inside, its weights, heads, wrong input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """A user's own network, with dropout as a function; `num_classes` and `in_channels` can be given by name."""
+    """A custom network with functional dropout, built with `num_classes` and `in_channels` by name."""
 
     def __init__(self, num_classes: int = 5, in_channels: int = 3, width: int = 6) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def test_contract_of_named_backbones(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_last_answer_is_the_networks_own(training: bool) -> None:
+def test_the_last_answer_is_the_networks_own(training: bool) -> None:
     network = Net().double()
     plain = copy.deepcopy(network).train(training)
     model = attach_exits(network, exits=4, num_classes=5, input_size=SIZE).train(training)
@@ -146,7 +146,7 @@ def test_last_answer_is_the_networks_own(training: bool) -> None:
         assert torch.equal(network.get_buffer(name), buffer)  # statistics after one batch, in train mode
 
 
-def test_the_network_is_the_one_given() -> None:
+def test_the_given_network_is_used_unchanged() -> None:
     network = Net()
     modules, before = dict(network.named_modules()), {k: v.clone() for k, v in network.state_dict().items()}
     network.blocks.eval()
@@ -154,7 +154,7 @@ def test_the_network_is_the_one_given() -> None:
     expected = FixedHead((6,), 5), FixedHead((6,), 5), torch.rand(2)
     torch.manual_seed(3)
     model = attach_exits(network, exits=["stem", "blocks.1"], num_classes=5, input_size=SIZE, head=FixedHead)
-    assert torch.equal(torch.rand(2), expected[-1])  # only the heads drew random numbers
+    assert torch.equal(torch.rand(2), expected[-1])  # only the heads draw random numbers
     assert torch.equal(model.heads[1].weight, expected[1].weight)  # type: ignore[arg-type]
     assert model.backbone is network
     assert dict(network.named_modules()) == modules
@@ -172,7 +172,7 @@ def test_the_network_is_the_one_given() -> None:
 
 
 class FixedHead(nn.Linear):
-    """A user's own head."""
+    """A custom head."""
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__(shape[0], num_classes)
@@ -181,7 +181,7 @@ class FixedHead(nn.Linear):
         return super().forward(input.amax((2, 3)))
 
 
-def test_a_frozen_trunk_stays_as_it_is_while_heads_train() -> None:
+def test_a_frozen_trunk_stays_unchanged_while_heads_train() -> None:
     model = attach_exits(Net(), exits=["stem", "blocks.1"], num_classes=5, input_size=SIZE, head="conv").train()
     model.backbone.eval()
     before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
@@ -243,7 +243,7 @@ def test_channels_last_and_bfloat16() -> None:
     assert torch.allclose(model.bfloat16()(x.bfloat16()).float(), expected, atol=0.1)
 
 
-def test_networks_as_lists_or_with_stages_by_hand() -> None:
+def test_networks_as_lists_or_with_given_stages() -> None:
     layers = [nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3)), nn.Flatten(), nn.Linear(64, 5)]
     check_anytime_model(attach_exits(layers, exits=["0", "1"], num_classes=5, input_size=SIZE), SIZE)
     network = Decides().double()
@@ -264,7 +264,7 @@ def test_networks_as_lists_or_with_stages_by_hand() -> None:
         attach_exits(network, stages=[STAGES[0], lambda net, h: h.add_(0), STAGES[2]], num_classes=5, input_size=SIZE)
 
 
-def test_images_of_another_size_are_refused_where_the_network_asks_for_it() -> None:
+def test_images_of_another_size_are_refused_if_the_network_depends_on_the_size() -> None:
     class Asks(Net):
         def forward(self, x: Tensor) -> Tensor:
             assert x.shape[2] == 8, "wrong size"
@@ -303,7 +303,7 @@ def own(**arguments: Any) -> AttachedExits:
     [
         ({"backbone": "resnet18"}, "backbone must be 'torchvision:NAME', 'timm:NAME' or the import path .* got 'resnet18'"),
         ({"backbone": "torchvision:resnet19"}, "torchvision has no classifier 'resnet19'; did you mean 'resnet1.*'"),
-        ({"backbone": "os.system"}, "backbone 'os.system' is no subclass of torch.nn.Module"),
+        ({"backbone": "os.system"}, "backbone 'os.system' is not a subclass of Module"),
         ({"backbone": "no.such.Net"}, "backbone 'no.such.Net' cannot be imported"),
         (
             {"options": {"depth": 3}},
@@ -312,7 +312,7 @@ def own(**arguments: Any) -> AttachedExits:
         ({"options": {"checkpoint_path": "x", "weights": "y"}}, "options cannot hold checkpoint_path, weights"),
         ({"head": "conf"}, "unknown head 'conf'; did you mean 'conv'"),
         ({"head": "class_token"}, r"a class_token head reads tokens \(N, C\), but the features have the shape \(6, 8, 8\)"),
-        ({"head": "os.system"}, "head 'os.system' is no subclass of torch.nn.Module"),
+        ({"head": "os.system"}, "head 'os.system' is not a subclass of Module"),
         ({"exits": ("fc",)}, "cannot be cut at 'fc'"),
         ({"exits": ("stem",), "first": 0.2}, r"first=0.2 needs a number of exits, but exits=\['stem'\]"),
         ({"input_size": (1, 8, 8)}, r"input_size must be \(channels, height, width\) with in_channels=3, got \(1, 8, 8\)"),

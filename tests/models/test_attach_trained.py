@@ -1,4 +1,4 @@
-"""What was trained stays trained: classifiers, normalisation, weights from files; and a model of exits can be built again."""
+"""Trained classifiers, normalisations and weights survive exits, and a model with exits can be built again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE = (3, 8, 8)
 
 
 class Own(nn.Module):
-    """A user's own network; `classifier` names its last layer."""
+    """A custom network; `classifier` names its last layer."""
 
     def __init__(self, num_classes: int = 5, in_channels: int = 3, classifier: str = "fc") -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def test_a_new_classifier_learns_with_the_heads_from_what_it_reads() -> None:
     assert torch.allclose(additive.head_answers(additive.trunk_features(x)), additive(x))
 
 
-def test_where_a_new_classifier_cannot_be_parted_no_features_are_kept() -> None:
+def test_no_features_are_kept_if_a_new_classifier_cannot_be_separated() -> None:
     class Twice(Own):
         def forward(self, x: Tensor) -> Tensor:
             h = self.block(self.stem(x)).mean((2, 3))
@@ -85,7 +85,7 @@ def test_where_a_new_classifier_cannot_be_parted_no_features_are_kept() -> None:
     assert list(find_heads(model)) == ["heads", "backbone.fc"]
 
 
-def test_the_normalisation_of_the_weights_stays(tmp_path: Path) -> None:
+def test_weights_keep_their_normalisation(tmp_path: Path) -> None:
     plain = create_model("attach", 5, backbone=NAME, exits=1, input_size=SIZE)
     assert not plain.own_normalization
     plain.set_normalization([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
@@ -123,7 +123,7 @@ def test_weights_that_fit_need_no_known_classifier(tmp_path: Path) -> None:
 
 @register_model
 def two_stages(num_classes: int = 5, in_channels: int = 3) -> AttachedExits:
-    """A user's own function over a network that is cut by hand."""
+    """A custom function over a network with given stages."""
     stages = [lambda net, x: net.stem(x), lambda net, h: net.fc(net.block(h).mean((2, 3)))]
 
     class Plain(Own):
@@ -150,7 +150,7 @@ def test_what_builds_exits_again(tmp_path: Path) -> None:
     assert torch.equal(read_model(tmp_path / "boosted")(x), boosted(x))
 
 
-def test_grey_images_see_what_the_trained_filters_see_of_them() -> None:
+def test_trained_filters_respond_to_grey_images_as_to_their_colour_copies() -> None:
     from anytime.models.surgery.backbones import _with_channels
 
     colour = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
@@ -165,13 +165,13 @@ def test_grey_images_see_what_the_trained_filters_see_of_them() -> None:
     ("arguments", "message"),
     [
         ({"backbone": "torchvision:resnet18"}, "'torchvision:resnet18' is a name, which needs num_classes"),
-        (
-            {"backbone": Own(), "pretrained": "weights.pt"},
-            "pretrained and options are for a backbone that is given by its name",
-        ),
+        ({"backbone": Own(), "pretrained": "weights.pt"}, "pretrained and options need a backbone given by name"),
         ({"backbone": [1, 2]}, "must be a network, its name or a list of modules; the list holds int"),
         ({"backbone": Own(), "input_size": (4, 8, 8)}, r"Own fails on images of \(4, 8, 8\): .*expected .*channels"),
-        ({"backbone": Own(), "stages": [], "exits": ["stem"]}, r"stages are cut already, so exits=\['stem'\]"),
+        (
+            {"backbone": Own(), "stages": [], "exits": ["stem"]},
+            r"stages fix the exits, so exits=\['stem'\] cannot be given as well",
+        ),
         ({"backbone": "torchvision:vit_b_16", "num_classes": 5}, r"vit_b_16 cannot be built for \(3, 8, 8\) images"),
     ],
 )
@@ -183,7 +183,7 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
 def test_lists_of_modules() -> None:
     layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5)])
     assert attach_exits(layers, ["0"], input_size=SIZE).exits == ("0",)
-    with torch.inference_mode(), pytest.raises(ValueError, match=r"outside of torch\.inference_mode"):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"outside torch\.inference_mode\(\)"):
         attach_exits(layers, ["0"], input_size=SIZE)
 
 
@@ -206,13 +206,15 @@ def test_forwards_that_a_graph_cannot_hold_are_refused() -> None:
             return self.fc(h * 2 if h.shape[0] == 1 else h)
 
     for kind in (Frozen, Precise):
-        with pytest.raises(ValueError, match=f"{kind.__name__} cannot be traced: it changes in forward whether gradients"):
+        with pytest.raises(
+            ValueError, match=f"{kind.__name__} cannot be traced: it switches gradients or autocast on or off in forward"
+        ):
             attach_exits(kind(), ["stem"], input_size=SIZE)
     with pytest.raises(ValueError, match="do not give what Counts gives: in eval mode, for one image, they differ by"):
         attach_exits(Counts(), ["stem"], input_size=SIZE)
 
 
-def test_named_in_python_as_on_the_command_line(tmp_path: Path) -> None:
+def test_names_in_python_mean_the_same_as_on_the_command_line(tmp_path: Path) -> None:
     torch.save(Own(7).state_dict(), tmp_path / "seven.pt")
     given: Any = {"num_classes": 5, "input_size": SIZE, "pretrained": tmp_path / "seven.pt"}
     with pytest.raises(ValueError, match="7 classes, but num_classes=5"):

@@ -1,4 +1,4 @@
-"""Backbones by name: other classifiers, weights from files, own normalisation, other channels."""
+"""Backbones by name: new classifiers, weights from files, their own normalisation, other channels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = (3, 8, 8)
 
 
 class Own(nn.Module):
-    """A user's own network, named by import path; `num_classes` and `in_channels` can be given by name."""
+    """A custom network named by import path, built with `num_classes` and `in_channels` by name."""
 
     def __init__(self, num_classes: int = 5, in_channels: int = 3, width: int = 6) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def test_named_backbones_keep_their_normalisation_and_take_grey_images() -> None
     grey = create_model("attach", 5, in_channels=1, **arguments)
     assert grey.mean.tolist() == [0]
     assert grey(torch.rand(2, 1, 32, 32)).shape == (3, 2, 5)
-    with pytest.raises(ValueError, match="need a network and not its name 'torchvision:resnet18'"):
+    with pytest.raises(ValueError, match="stages and custom heads need a network, not its name 'torchvision:resnet18'"):
         attach_exits("torchvision:resnet18", head=LinearHead)
 
 

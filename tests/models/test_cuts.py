@@ -1,4 +1,4 @@
-"""Where networks can be cut: hand-made ones with known answers, torchvision's with the costs it publishes itself."""
+"""Where networks can be cut: hand-made ones with known answers, torchvision's with the costs that it publishes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from anytime.commands import exits
-from anytime.models.surgery.attach.cut_points import Cut, Survey, choose_cuts, find_cuts, list_cuts, survey
-from anytime.models.surgery.attach.graph import Network, read_network, split
+from anytime.models.surgery.attach.cut_points import Cut, Survey, choose_cuts, find_cuts, survey
+from anytime.models.surgery.attach.graph import FlatGraph, flatten_network, split_graph
 
 SIZE = (3, 8, 8)
 
@@ -48,11 +48,11 @@ class Net(nn.Module):
 
 
 def names(network: nn.Module, size: tuple[int, int, int] = SIZE) -> list[str]:
-    return [cut.name for cut in list_cuts(network, size, measure=False)]
+    return [cut.name for cut in survey(network, size).cuts]
 
 
 def test_places_macs_and_shapes_of_a_network_by_hand() -> None:
-    cuts = list_cuts(Net(), SIZE, measure=False)
+    cuts = survey(Net(), SIZE).cuts
     stem, block = 64 * 3 * 4 * 9, 16 * 4 * 4 * 9
     assert [(cut.name, cut.macs, cut.shape) for cut in cuts] == [
         ("stem", stem, (4, 8, 8)),
@@ -101,7 +101,7 @@ def test_containers_open_and_blocks_stay_whole() -> None:
             return h
 
     class Bottleneck(nn.Module):
-        """Could be cut inside where it has no shortcut, but its class has one elsewhere."""
+        """Without its shortcut it could be cut inside, but another block of its class has one."""
 
         def __init__(self, channels: int, shortcut: bool) -> None:
             super().__init__()
@@ -128,7 +128,7 @@ def test_a_layer_called_twice_has_two_names() -> None:
     assert names(Twice()) == ["first", "act", "second", "act:2", "flatten"]
 
 
-def test_reading_leaves_the_network_and_the_random_numbers_alone() -> None:
+def test_a_survey_leaves_the_network_and_the_random_states_unchanged() -> None:
     network = Net()
     network.layers.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -146,23 +146,23 @@ def test_reading_leaves_the_network_and_the_random_numbers_alone() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_parts_are_the_network_in_both_modes_also_of_frozen_blocks(training: bool) -> None:
+def test_segments_are_the_network_in_both_modes_even_with_frozen_blocks(training: bool) -> None:
     network = Net().double().train(training)
     network.stem.eval()
     x = torch.rand(2, *SIZE, dtype=torch.float64)
     found = survey(network, SIZE)
     torch.manual_seed(0)
     expected = network(x)
-    parts = split(found.network, [found.nodes[i] for i in find_cuts(network, found, ["stem", "layers.0", "layers"])])
+    segments = split_graph(found.flat, [found.nodes[i] for i in find_cuts(network, found, ["stem", "layers.0", "layers"])])
     torch.manual_seed(0)
     h = x
-    for part in parts:
-        h = part(network, h)
+    for segment in segments:
+        h = segment(network, h)
     assert torch.equal(h, expected)
-    assert len(parts) == 4
+    assert len(segments) == 4
 
 
-def test_parts_read_weights_that_belong_to_no_layer() -> None:
+def test_segments_read_weights_that_belong_to_no_layer() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -179,12 +179,12 @@ def test_parts_read_weights_that_belong_to_no_layer() -> None:
     network = Tokens()
     found = survey(network, SIZE)
     assert [cut.name for cut in found.cuts] == ["patches", "flatten", "transpose", "cat", "add", "mix:2", "getitem_3", "add_1"]
-    parts = split(found.network, [found.nodes[i] for i in find_cuts(network, found, ["cat", "mix:2"])])
-    network.double()  # another buffer object, which the parts must see
+    segments = split_graph(found.flat, [found.nodes[i] for i in find_cuts(network, found, ["cat", "mix:2"])])
+    network.double()  # another buffer object, which the segments must see
     for batch in (1, 3):
         x = h = torch.rand(batch, *SIZE, dtype=torch.float64)
-        for part in parts:
-            h = part(network, h)
+        for segment in segments:
+            h = segment(network, h)
         assert torch.equal(h, network(x))
 
 
@@ -194,10 +194,10 @@ class Asks(Net):
         return super().forward(F.avg_pool2d(x, 2) if x.shape[-1] > 4 else x)
 
 
-def test_questions_on_the_size_are_answered_by_the_example() -> None:
+def test_branches_on_the_size_follow_the_example() -> None:
     found = survey(Asks(), SIZE)
-    assert found.network.fixed_size
-    assert not survey(Net(), SIZE).network.fixed_size
+    assert found.flat.fixed_size
+    assert not survey(Net(), SIZE).flat.fixed_size
     assert found.end.macs == 16 * 3 * 4 * 9 + 2 * 4 * 4 * 4 * 9 + 20
 
 
@@ -236,7 +236,7 @@ class WritesIntoImages(Net):
         (WritesIntoImages, "WritesIntoImages changes its input in place"),
     ],
 )
-def test_networks_that_cannot_be_read(kind: type[Net], message: str) -> None:
+def test_networks_that_cannot_be_surveyed(kind: type[Net], message: str) -> None:
     network = kind()
     with pytest.raises(ValueError, match=message):
         survey(network, SIZE)
@@ -256,7 +256,7 @@ def test_where_the_channels_are() -> None:
             h = self.fc(self.norm(self.stem(x).permute(0, 2, 3, 1))) * 2
             return self.head(self.last(h.permute(0, 3, 1, 2)).mean((2, 3)))
 
-    found = {cut.name: cut.channels_last for cut in list_cuts(Last(), (3, 4, 5), measure=False)}
+    found = {cut.name: cut.channels_last for cut in survey(Last(), (3, 4, 5)).cuts}
     last = {"permute": True, "norm": True, "fc": True, "mul": True}
     assert found == {"stem": False, **last, "permute_1": False, "last": False, "mean": False}
 
@@ -272,7 +272,7 @@ def test_where_the_channels_are() -> None:
         (["layers.1", "stem"], "in the order of the network, but 'layers.1' comes after 'stem'"),
     ],
 )
-def test_names_that_are_no_exits(exits: list[str], message: str) -> None:
+def test_names_that_are_not_places_to_cut(exits: list[str], message: str) -> None:
     network = Net()
     with pytest.raises(ValueError, match=message):
         find_cuts(network, survey(network, SIZE), exits)
@@ -284,7 +284,7 @@ def places(shares: list[float], seconds: list[float] | None = None) -> Survey:
     cuts = tuple(
         Cut(str(i), round(1000 * s), (4, 2, 2), seconds=t) for i, (s, t) in enumerate(zip(shares, times, strict=True))
     )
-    return Survey(Network(fx.Graph(), (), {}, False), cuts, (), Cut("output", 1000, (5,), seconds=1.0))
+    return Survey(FlatGraph(fx.Graph(), (), {}, False), cuts, (), Cut("output", 1000, (5,), seconds=1.0))
 
 
 @settings(deadline=None)
@@ -329,17 +329,17 @@ def test_choice_by_latency_and_among_equal_macs() -> None:
         ({"exits": 2, "spread": "latency"}, "needs measured seconds"),
     ],
 )
-def test_choices_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
+def test_impossible_choices_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose_cuts(survey(Net(), SIZE), **arguments)
 
 
-def test_measured_seconds_are_those_of_the_clock() -> None:
+def test_measured_seconds_come_from_the_clock() -> None:
     ticks = count()
     found = survey(Net(), SIZE, measure=True, clock=lambda: float(next(ticks)))
-    order = [found.network.chain.index(node) for node in found.nodes]
+    order = [found.flat.chain.index(node) for node in found.nodes]
     assert [cut.seconds for cut in found.cuts] == order  # one tick for each place, from the input on
-    assert found.end.seconds == len(found.network.chain) - 1
+    assert found.end.seconds == len(found.flat.chain) - 1
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
@@ -359,9 +359,9 @@ def test_macs_of_larger_networks(name: str) -> None:
     assert end.macs / 1e9 == pytest.approx(models.get_model_weights(name).DEFAULT.meta["_ops"], rel=2e-2)
 
 
-def test_read_network_keeps_names_of_the_network() -> None:
-    network = read_network(Net(), torch.rand(2, *SIZE))
-    called = [node.target for node in network.graph.nodes if node.op == "call_module"]
+def test_flat_graph_keeps_names_of_the_network() -> None:
+    flat = flatten_network(Net(), torch.rand(2, *SIZE))
+    called = [node.target for node in flat.graph.nodes if node.op == "call_module"]
     assert called == ["stem", "layers.0", "layers.1", "fc"]
 
 

@@ -1,4 +1,4 @@
-"""The anytime model that a backbone with exits is: its stages, its heads, its weights."""
+"""A backbone with exits as an anytime model: stages, heads and weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anytime.models.surgery.attach.graph import Stage
 
 
 class AttachedState(NamedTuple):
-    """`features` is the tensor at the last cut (before the first step: the normalised images, after the last: the logits)."""
+    """`features`: the normalised images before the first step, then the tensor at the last cut, the logits at the end."""
 
     step: int
     features: Tensor
@@ -25,27 +25,25 @@ class AttachedExits(AnytimeModel):
     """h_t = stage_t(h_{t-1}), logits_t = head_t(h_t); the last stage ends with the backbone's own logits.
 
     The stages are the backbone's forward, cut once where one tensor is all that the rest needs; they hold no weights. All
-    weights are `backbone`'s, under their own names in the state dict (`backbone.layer1.0...`), and those of the `heads`.
-    `backbone` is the network as it was: it can be loaded, trained, frozen, put into eval mode and taken out again by itself.
+    weights belong to `backbone`, under its own names in the state dict (`backbone.layer1.0...`), or to the `heads`.
+    `backbone` is the unchanged network: it can be loaded, trained, frozen, put into eval mode and taken out again by itself.
     Built by `attach_exits` or `create_model("attach")`.
 
     Args:
         backbone: Normalised images `[B, C, H, W]` to logits `[B, K]`.
-        stages: Functions `f(backbone, h) -> h`, T of them; one after the other they are the backbone.
-        cuts: The places between the stages, T - 1 of them.
+        stages: T functions `f(backbone, h) -> h`; composed in order, they are the backbone.
+        cuts: The T - 1 places between the stages.
         heads: One for each cut.
         num_classes: K, or the sizes of several label levels.
         in_channels: C.
-        size: The only (height, width) that the stages are valid for, if the backbone's forward asked for it.
-        new: Names of the backbone's layers that make its logits, if they are new: then they belong to the heads.
-        tail: From the last cut to what the new classifier reads, and from there to the logits, where these can be parted.
+        size: The only (height, width) that the stages are valid for, if the backbone's forward depends on it.
+        new: Names of the backbone's layers that make its logits, if they are new; they then count as heads.
+        tail: The stage from the last cut to the input of the new classifier and the one from there to the logits, where they
+            can be separated.
 
     Attributes:
         exits: The names of the cuts.
-        keeps_features: Whether heads can be trained from `trunk_features` alone.
-        measured: Arguments that a clock has settled here, as they are to be given to build the model again.
-        settled: Arguments in place of those given, to build a saved model again: exits by name, weights from no file.
-        own_normalization: Whether mean and std belong to the backbone's weights, so that no data set's are to replace them.
+        keeps_features: Whether heads can be trained from `trunk_features` only.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class AttachedExits(AnytimeModel):
         self.heads = nn.ModuleList(heads)
         self.stages, self.cuts, self.size = tuple(stages), tuple(cuts), size
         self.exits = tuple(cut.name for cut in cuts)
-        self.own_normalization = False
         self._tail = tail
         self.keeps_features = not new or tail is not None
         if new:
@@ -85,27 +82,27 @@ class AttachedExits(AnytimeModel):
         if state.step >= self.num_steps:
             raise ValueError(f"all {self.num_steps} steps are done")
         h = self.stages[state.step](self.backbone, state.features)
-        return self._answer(state.step, self._read(state.step, h)), AttachedState(state.step + 1, h)
+        return self._answer(state.step, self._head_input(state.step, h)), AttachedState(state.step + 1, h)
 
-    def _read(self, t: int, h: Tensor) -> Tensor:
-        """What the head of step t reads: images with the channels in front."""
+    def _head_input(self, t: int, h: Tensor) -> Tensor:
+        """The features as head t reads them: the channels of images come first."""
         return h.permute(0, 3, 1, 2) if t < len(self.cuts) and self.cuts[t].channels_last else h
 
     def _answer(self, t: int, h: Tensor) -> Tensor:
         return self.heads[t](h) if t < len(self.cuts) else h
 
     def answer(self, x: Tensor, step: int) -> Tensor:
-        """The stages up to `step`, without the heads before."""
+        """Runs the stages up to `step` without the earlier heads."""
         h = self.initial_state(x).features
         for stage in self.stages[:step]:
             h = stage(self.backbone, h)
-        return self._answer(step - 1, self._read(step - 1, h))
+        return self._answer(step - 1, self._head_input(step - 1, h))
 
     def trunk_features(self, x: Tensor) -> list[Tensor]:
-        """What the heads read, T tensors with the batch in front; no head runs.
+        """The T inputs of the heads, the batch in dimension 0; no head runs.
 
-        The last are the backbone's own logits, or what its classifier reads, if that is new. With a frozen backbone in eval
-        mode they are the same in every epoch: `head_answers` trains from them alone.
+        The last one is the backbone's own logits, or the input of its classifier if that is new. With a frozen backbone in
+        eval mode they are the same in every epoch, so `head_answers` can train from them only.
         """
         return self._features(self.initial_state(x).features)
 
@@ -113,7 +110,7 @@ class AttachedExits(AnytimeModel):
         features, stages = [], (*self.stages[:-1], self._tail[0]) if self._tail else self.stages
         for t, stage in enumerate(stages):
             h = stage(self.backbone, h)
-            features.append(self._read(t, h))
+            features.append(self._head_input(t, h))
         return features
 
     def head_answers(self, features: Sequence[Tensor]) -> Tensor:
@@ -128,8 +125,8 @@ class AttachedExits(AnytimeModel):
             raise ValueError(
                 f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; name its "
                 f"class, anytime.create_model('attach', backbone='{kind.__module__}.{kind.__qualname__}', "
-                "pretrained='weights.pt', ...), or call attach_exits in a function of your own that is marked "
-                "@anytime.register_model and named to create_model"
+                "pretrained='weights.pt', ...), or call attach_exits in a custom function that is marked "
+                "@anytime.register_model, and build the model by that function's name with create_model"
             )
 
 
@@ -147,7 +144,7 @@ class AdditiveExits(AttachedExits):
         return total, BoostedState(inner, total)
 
     def answer(self, x: Tensor, step: int) -> Tensor:
-        """The stages and heads up to `step`: an answer is a sum."""
+        """Runs all stages and heads up to `step`, because an answer is a sum."""
         return AnytimeModel.answer(self, x, step)
 
     def trunk_features(self, x: Tensor) -> list[Tensor]:

@@ -18,11 +18,11 @@ from anytime.stopping import (
     Patience,
     best_thresholds,
     conformal,
-    keep,
-    kept,
     mean_loss,
     measure,
     resolve,
+    save_rule,
+    saved_rules,
     value_of_computation,
 )
 
@@ -44,11 +44,11 @@ RULES = [
 @pytest.mark.parametrize("fitted", RULES)
 def test_a_rule_comes_back_exactly_with_the_model(fitted: Fitted, tmp_path: Path) -> None:
     model = tiny()
-    keep(model, "mine", fitted)
-    keep(model, "other", Fitted(Confidence(0.5)))
+    save_rule(model, "mine", fitted)
+    save_rule(model, "other", Fitted(Confidence(0.5)))
     model.save(tmp_path)
     json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)  # infinity is no JSON
-    again = kept(anytime.load(tmp_path))
+    again = saved_rules(anytime.load(tmp_path))
     assert list(again) == ["mine", "other"]
     assert again["mine"] == fitted
     assert again["other"] == Fitted(Confidence(0.5), Last())
@@ -61,10 +61,10 @@ def test_fitted_on_a_trace_used_by_name(make_trace, tmp_path: Path) -> None:
         "safe": conformal(trace, 0.05, combiner=Product()),
         "worth": value_of_computation(trace, 1e-4, combiner=Product()),
     }.items():
-        keep(model, name, Fitted(found.rule, Product()))
+        save_rule(model, name, Fitted(found.rule, Product()))
     model.save(tmp_path)
     loaded = anytime.load(tmp_path)
-    for name, fitted in kept(model).items():
+    for name, fitted in saved_rules(model).items():
         got, want = Predictor(loaded, stop=name)(X), Predictor(model, stop=fitted.stop, combine="product")(X)
         assert torch.equal(got.steps, want.steps)
         assert torch.equal(got.probabilities, want.probabilities)
@@ -72,7 +72,7 @@ def test_fitted_on_a_trace_used_by_name(make_trace, tmp_path: Path) -> None:
 
 def test_the_combiner_belongs_to_the_rule() -> None:
     model = tiny()
-    keep(model, "warm", Fitted(Confidence(0.5), Temperature([2.0, 2.0, 2.0])))
+    save_rule(model, "warm", Fitted(Confidence(0.5), Temperature([2.0, 2.0, 2.0])))
     rule, combine = resolve(model, "warm")
     assert (rule, combine) == (Confidence(0.5), Temperature([2.0, 2.0, 2.0]))
     assert resolve(model, "warm", "warm") == (rule, combine)
@@ -85,7 +85,7 @@ def test_the_combiner_belongs_to_the_rule() -> None:
 
 def test_names_of_simple_combiners_mean_what_they_say() -> None:
     model = tiny()
-    keep(model, "last", Fitted(Never(), Caching()))
+    save_rule(model, "last", Fitted(Never(), Caching()))
     assert resolve(model, None, "last") == (None, Last())
 
 
@@ -98,14 +98,14 @@ def test_a_rule_that_was_never_fitted_gets_a_sentence() -> None:
     with pytest.raises(ValueError, match="threshold of 'confidence' was never fitted"):
         Predictor(model, stop=Confidence())
     with pytest.raises(ValueError, match="threshold of 'confidence' was never fitted"):
-        keep(model, "no", Fitted(Confidence()))
+        save_rule(model, "no", Fitted(Confidence()))
     with pytest.raises(ValueError, match="temperatures are fitted on a validation trace"):
         Predictor(model, combine="temperature")
     with pytest.raises(ValueError, match="fitted to 2 steps, the model has 3"):
         Predictor(model, stop=Confidence([0.5, 0.5]))
     with pytest.raises(ValueError, match="fitted to 2 steps, the model has 3"):
-        keep(model, "no", Fitted(Confidence([0.5, 0.5])))
-    keep(model, "half", Fitted(Confidence(0.5)))
+        save_rule(model, "no", Fitted(Confidence([0.5, 0.5])))
+    save_rule(model, "half", Fitted(Confidence(0.5)))
     with pytest.raises(ValueError, match=r"'margin' was never fitted to this model \(saved with this model: half\)"):
         Predictor(model, stop="margin")
     with pytest.raises(ValueError, match="unknown rule 'halv'; did you mean 'half'"):

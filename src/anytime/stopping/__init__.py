@@ -1,4 +1,4 @@
-"""When to stop: rules, and how to choose them on a validation trace."""
+"""When to stop: stopping rules, and how to choose them on a validation trace."""
 
 from anytime.stopping.choose import (
     RATIOS,
@@ -14,6 +14,7 @@ from anytime.stopping.choose import (
 )
 from anytime.stopping.guarantee import CANDIDATES, certified, conformal, mean_loss
 from anytime.stopping.learned import Recurrent, learned_stop
+from anytime.stopping.levels import LevelChoice
 from anytime.stopping.rules import (
     AllOf,
     AnyOf,
@@ -29,7 +30,7 @@ from anytime.stopping.rules import (
     SelectionLatency,
     rule,
 )
-from anytime.stopping.saved import Fitted, keep, kept, resolve
+from anytime.stopping.saved import Fitted, resolve, save_rule, saved_rules
 from anytime.stopping.value import value_of_computation
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Deadline",
     "Entropy",
     "Fitted",
+    "LevelChoice",
     "MacBudget",
     "Margin",
     "Never",
@@ -57,14 +59,14 @@ __all__ = [
     "certified",
     "conformal",
     "exit_shares",
-    "keep",
-    "kept",
     "learned_stop",
     "mean_loss",
     "measure",
     "ratio_for",
     "resolve",
     "rule",
+    "save_rule",
+    "saved_rules",
     "share_thresholds",
     "value_of_computation",
 ]

@@ -1,14 +1,14 @@
-"""Rules with a guarantee that holds for any network and any distribution of the data.
+"""Rules with a guarantee that holds for any network and any data distribution.
 
 The loss of a sample is L = max(0, correct_T - correct_stopped), in {0, 1}: stopping early lost an answer that the full
-network has right. Its mean bounds the loss of accuracy against the full network. Assumed is only that the calibration
-samples and those to come are exchangeable (for `certified`: independent and alike distributed), and that neither network,
+network gets right. Its mean bounds the loss of accuracy against the full network. The only assumptions are that calibration
+and future samples are exchangeable (for `certified`: independent and identically distributed), and that neither network,
 combiner nor candidates were fitted on the calibration trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,32 +31,30 @@ def certified(
 ) -> Outcome:
     """The boldest candidate with P(E[L] <= epsilon) >= 1 - alpha over the draw of the calibration samples.
 
-    Learn then Test (Angelopoulos et al. 2021), fixed-sequence testing: the candidates are tested in order, each with the
-    exact binomial p-value P(Bin(N, epsilon) <= sum_n L_n) of the hypothesis E[L] > epsilon, up to the first p > alpha.
-    L need not grow along the candidates. With N < log(alpha) / log(1 - epsilon) samples nothing can be certified.
+    Learn then Test (Angelopoulos et al. 2021) with fixed-sequence testing: candidates are tested in order, each with the exact
+    binomial p-value P(Bin(N, epsilon) <= sum_n L_n) of the hypothesis E[L] > epsilon, up to the first p > alpha. L need not
+    grow along the candidates. With N < log(alpha) / log(1 - epsilon) samples nothing can be certified.
 
     Args:
-        trace: The answers about a calibration split.
-        epsilon: The loss of accuracy that is allowed, in (0, 1).
-        alpha: The probability that is allowed of exceeding it, in (0, 1).
+        trace: The answers on a calibration split.
+        epsilon: The allowed loss of accuracy, in (0, 1).
+        alpha: The allowed probability of exceeding it, in (0, 1).
         candidates: From cautious to bold, in an order fixed without looking at `trace`; for example the rules of
-            `budgeted_curve` on another split, turned round.
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
+            `budgeted_curve` on another split, reversed.
+        combiner: How answers are made from several steps; default `Last()`.
 
     Returns:
-        The outcome on `trace`; its rule is `Never()` where not even the first candidate passes.
+        The outcome on `trace`; its rule is `Never()` if not even the first candidate passes.
     """
     from scipy.stats import binom
 
     _require_share(epsilon, "epsilon")
     _require_share(alpha, "alpha")
-    answers = Answers.of(trace, combiner)
-    chosen: Rule = Never()
-    for rule in candidates:
-        if binom.cdf(int(_losses(answers, rule).sum()), trace.num_samples, epsilon) > alpha:
-            break
-        chosen = rule
-    return answers.outcome(chosen)
+
+    def passes(losses: Tensor) -> bool:
+        return not binom.cdf(int(losses.sum()), trace.num_samples, epsilon) > alpha
+
+    return _boldest(Answers.of(trace, combiner), candidates, passes)
 
 
 def conformal(
@@ -64,40 +62,48 @@ def conformal(
 ) -> Outcome:
     """The boldest candidate m with (sum_n L'_nm + 1) / (N + 1) <= epsilon: then E[L] <= epsilon for the next sample.
 
-    Conformal risk control (Angelopoulos et al. 2024). It asks for a loss that grows along the candidates, so
-    L'_nm = max_{i <= m} L_ni stands for L. The mean is over the draw of the calibration samples, too: cheaper than
-    `certified`, which holds for nearly every single draw.
+    Conformal risk control (Angelopoulos et al. 2024). It needs a loss that grows along the candidates, so L is replaced by
+    L'_nm = max_{i <= m} L_ni. The mean is also over the draw of the calibration samples: cheaper than `certified`, which
+    holds for nearly every single draw.
 
     Args:
-        trace: The answers about a calibration split.
-        epsilon: The loss of accuracy that is allowed, in (0, 1).
+        trace: The answers on a calibration split.
+        epsilon: The allowed loss of accuracy, in (0, 1).
         candidates: From cautious to bold, in an order fixed without looking at `trace`.
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
+        combiner: How answers are made from several steps; default `Last()`.
 
     Returns:
-        The outcome on `trace`; its rule is `Never()` where not even the first candidate passes.
+        The outcome on `trace`; its rule is `Never()` if not even the first candidate passes.
     """
     _require_share(epsilon, "epsilon")
-    answers = Answers.of(trace, combiner)
-    chosen: Rule = Never()
     worst = torch.zeros(trace.num_samples, dtype=torch.bool)
-    for rule in candidates:
-        worst |= _losses(answers, rule)
-        if (int(worst.sum()) + 1) / (trace.num_samples + 1) > epsilon:
-            break
-        chosen = rule
-    return answers.outcome(chosen)
+
+    def passes(losses: Tensor) -> bool:
+        worst.logical_or_(losses)
+        return (int(worst.sum()) + 1) / (trace.num_samples + 1) <= epsilon
+
+    return _boldest(Answers.of(trace, combiner), candidates, passes)
 
 
 def mean_loss(trace: Trace, rule: Rule, combiner: Combiner | None = None) -> float:
-    """The mean of L on a trace: the share of samples that the last step has right, but not the step where they stop.
+    """The mean of L on a trace: the share of samples that are right at the last step, but not where they stop.
 
     Args:
-        trace: The answers, best those of samples that the rule was not chosen on.
+        trace: The answers, preferably on samples that the rule was not chosen on.
         rule: Any rule.
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
+        combiner: How answers are made from several steps; default `Last()`.
     """
     return float(_losses(Answers.of(trace, combiner), rule).double().mean())
+
+
+def _boldest(answers: Answers, candidates: Sequence[Rule], passes: Callable[[Tensor], bool]) -> Outcome:
+    """The outcome of the last candidate before the first whose losses, bool `[N]`, do not pass."""
+    chosen: Rule = Never()
+    for rule in candidates:
+        if not passes(_losses(answers, rule)):
+            break
+        chosen = rule
+    return answers.outcome(chosen)
 
 
 def _losses(answers: Answers, rule: Rule) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fitted rules that belong to a model: kept in its `info`, so saved, loaded and published with it as JSON."""
+"""Fitted rules that belong to a model: stored in its `info`, and thus saved, loaded and published with it as JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SIMPLE = (Last.kind, Caching.kind, Product.kind)  # combiners that need no fitt
 
 @dataclass(frozen=True)
 class Fitted:
-    """A stopping rule, with the combiner whose answers it was fitted to.
+    """A stopping rule and the combiner to whose answers it was fitted.
 
     Attributes:
         stop: The rule.
         combine: The combiner.
-        facts: JSON-able facts: what it was fitted to, on which data, what it gave on others.
+        facts: JSON-able facts: the goal and data of the fit, and the outcome on other data.
     """
 
     stop: Rule = field(default_factory=Never)
@@ -29,14 +29,14 @@ class Fitted:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def keep(model: AnytimeModel, name: str, fitted: Fitted) -> None:
-    """Makes a fitted rule known to a model under a name; `model.save` writes it into `config.json`.
+def save_rule(model: AnytimeModel, name: str, fitted: Fitted) -> None:
+    """Adds a fitted rule to a model's `info` under a name; `model.save` writes it to `config.json`.
 
     Raises:
-        ValueError: Thresholds that were never fitted, or fitted to another number of steps.
+        ValueError: If thresholds were never fitted, or fitted to another number of steps.
 
     Example:
-        >>> keep(model, "half", Fitted(best_thresholds(trace, 0.5 * float(trace.macs[-1])).rule))
+        >>> save_rule(model, "half", Fitted(best_thresholds(trace, 0.5 * float(trace.macs[-1])).rule))
         >>> model.save("runs/mine")
         >>> Predictor(anytime.load("runs/mine"), stop="half")
     """
@@ -46,16 +46,17 @@ def keep(model: AnytimeModel, name: str, fitted: Fitted) -> None:
     model.info.rules = {**model.info.rules, name: values}
 
 
-def kept(model: AnytimeModel) -> dict[str, Fitted]:
-    """The fitted rules that a model knows, by name.
+def saved_rules(model: AnytimeModel) -> dict[str, Fitted]:
+    """The fitted rules saved with a model, by name.
 
     Raises:
-        ValueError: One of them is damaged; names it.
+        ValueError: If one of them is damaged; the message names it.
     """
-    return {name: _read(name, values) for name, values in model.info.rules.items()}
+    return {name: _read(model, name) for name in model.info.rules}
 
 
-def _read(name: str, values: Any) -> Fitted:
+def _read(model: AnytimeModel, name: str) -> Fitted:
+    values = model.info.rules[name]
     try:
         return Fitted(Rule.from_dict(values["stop"]), Combiner.from_dict(values["combine"]), values.get("facts", {}))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -68,30 +69,31 @@ def resolve(
     combine: str | Combiner | None = None,
     macs: Sequence[float] | None = None,
 ) -> tuple[Rule | None, Combiner]:
-    """Rule and combiner, of which either may be the name of one saved with the model.
+    """Rule and combiner; either may be the name of one saved with the model.
 
     Args:
-        model: Knows what was fitted to it, see `keep`.
+        model: The model, with its saved rules (see `save_rule`).
         stop: A rule, the name of a saved one, or None for none.
-        combine: A combiner, a simple one's name, the name of a saved one ("temperature"), or None: the one that the saved
-            rule was fitted to, and else the last answer.
+        combine: A combiner, the name of a simple or a saved one ("temperature"), or None: the one that the saved rule was
+            fitted to, or the last answer.
         macs: Cumulative MACs of the steps, the weights of "mixture".
 
     Raises:
-        ValueError: A rule that was never fitted to this model or to other answers than `combine` gives, an unknown name.
+        ValueError: If a name is unknown, the rule was never fitted to this model, or it was fitted to the answers of another
+            combiner than `combine`.
     """
-    saved: Mapping[str, Any] = model.info.rules
+    saved = model.info.rules
     fitted = None
     if isinstance(stop, str):
         if stop not in saved:
             raise ValueError(_never_fitted(stop, saved))
-        fitted = _read(stop, saved[stop])
+        fitted = _read(model, stop)
         stop = fitted.stop
     if combine is None:
         return stop, fitted.combine if fitted else Last()
     if isinstance(combine, str):
         simple = combine in _SIMPLE or (combine == Mixture.kind and macs is not None)
-        combine = combiner(combine, macs) if simple or combine not in saved else _read(combine, saved[combine]).combine
+        combine = combiner(combine, macs) if simple or combine not in saved else _read(model, combine).combine
     if fitted is not None and combine != fitted.combine:
         raise ValueError(
             f"the saved rule was fitted to the answers of {fitted.combine!r}, not of {combine!r}: leave combine out, "

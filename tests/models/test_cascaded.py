@@ -1,4 +1,4 @@
-"""Cascaded and serial networks against a plain simulation: every block at every step, its state in queues."""
+"""Cascaded and serial networks against a plain simulation that runs every block at every step, with queues as state."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime import create_model, step_macs
-from anytime.models.cascaded.conversion import calibrate, convert
+from anytime import convert, create_model, step_macs
+from anytime.models.cascaded.conversion import calibrate
 from anytime.models.cascaded.residual import ResidualNet
 from anytime.models.cascaded.resnet import CascadedResNet
 from anytime.testing import _randomise, check_anytime_model
@@ -37,13 +37,13 @@ def make(name: str = "cascaded_resnet18", **arguments) -> ResidualNet:
 
 
 class Norms:
-    """Batch norm of every layer at every time by its own statistics, kept outside of the model."""
+    """Batch norm with separate statistics for every layer and time, stored outside the model."""
 
     def __init__(self, model: ResidualNet, steps: int) -> None:
         self.training, self.stats = model.training, {}
         for name, module in model.named_modules():
             if hasattr(module, "running_mean"):
-                lag = model.kernel.lag  # inputs before it are empty and the same
+                lag = model.kernel.lag  # all inputs before it are equal and empty
                 rows = torch.tensor([0 if t < lag else min(t, module.rows - 1) for t in range(steps)])
                 self.stats[module] = name, module.running_mean[rows].clone(), module.running_var[rows].clone()
 
@@ -59,7 +59,7 @@ def residual(block, z: Tensor, time: int, norms: Norms) -> Tensor:
 
 
 def simulate(model: CascadedResNet, frames: Sequence[Tensor], weights: Sequence[float]) -> tuple[list[Tensor], Norms]:
-    """Logits at t = 0, 1, ...; nothing is skipped. `weights` of the delay as far as the simulation goes."""
+    """Logits at t = 0, 1, ...; nothing is skipped. `weights` of the delay reach as far as the simulation."""
     norms = Norms(model, len(frames))
     history: list[list[Tensor]] = [[] for _ in range(len(model.blocks) + 1)]
 
@@ -101,7 +101,7 @@ def test_answers_are_those_of_the_simulation(layout, kernel, weights, steps, fir
 
 @pytest.mark.parametrize(("kernel", "weights", "first"), [("osd", OSD, 1), ("ews", EWS, 0), ((0.5, 0, 0.5), (0.5, 0, 0.5), 0)])
 def test_frames(kernel, weights, first) -> None:
-    """A frame that is seen now arrives with the next answer; the frames of a static image give its answers."""
+    """A frame seen now arrives with the next answer; repeating one image as frames gives that image's answers."""
     model = make(kernel=kernel, alpha=0.8).eval()
     frames = torch.rand(12, 2, 3, 9, 8, dtype=torch.float64)
     expected = torch.stack(simulate(model, [*frames, *frames[:first]], weights)[0][first:])
@@ -113,7 +113,7 @@ def test_frames(kernel, weights, first) -> None:
 
 
 def test_a_disturbance_costs_only_what_it_changes() -> None:
-    """Settled, disturbed for one step, settled again: no block runs whose input is as it was."""
+    """Settled, disturbed for one step, settled again: no block runs on an unchanged input."""
     model = make().eval()
     a, b = torch.rand(2, 1, 3, 9, 8, dtype=torch.float64)
     runs: list[int] = []
@@ -152,7 +152,7 @@ def test_published_clock_is_one_step_early() -> None:
 @pytest.mark.parametrize("heads", ["shared", "separate"])
 @pytest.mark.parametrize("layout", ["cifar", "imagenet"])
 def test_training_is_that_of_the_simulation(clock: str, heads: str, layout: str) -> None:
-    """Three steps of SGD: logits, gradients, weights and every row of running statistics."""
+    """Three steps of SGD: logits, gradients, weights and every row of running statistics agree."""
     model = make(clock=clock, heads=heads, layout=layout).train()
     plain = copy.deepcopy(model)
     first = 0 if clock == "published" else 1
@@ -190,7 +190,7 @@ def test_training_is_that_of_the_simulation(clock: str, heads: str, layout: str)
 @pytest.mark.parametrize("clock", ["asymptotic", "published"])
 @pytest.mark.parametrize("form", ["paper", "published"])
 def test_serial_dynamics(form: str, clock: str) -> None:
-    """Spec 2.5: which residuals take part at which step, written down as a loop over all blocks at every step."""
+    """Spec 2.5: which residuals take part at which step, written as a loop over all blocks at every step."""
     model = make("serial_resnet18", form=form, clock=clock).eval()
     x = torch.rand(2, 3, 13, 18, dtype=torch.float64)
     conv, norm, relu, pool = model.stem
@@ -252,7 +252,7 @@ def test_parameters_and_work() -> None:
 
 
 def test_relatives_share_their_weights() -> None:
-    """Spec 2.6 and 3: the settled answers agree in every direction, whatever was trained."""
+    """Spec 2.6 and 3: the settled answers agree in every direction, whichever network was trained."""
     x = torch.rand(2, 3, 13, 18, dtype=torch.float64)
     cascaded = make().eval()
     settled = cascaded(x)[-1]
@@ -278,7 +278,7 @@ def test_ordinary_batch_norm_is_replicated() -> None:
     model, state = make(), {}
     for key, value in make("serial_resnet18").state_dict().items():
         running = key.endswith(("running_mean", "running_var"))
-        state[key] = value[0] if running else value  # as nn.BatchNorm2d keeps it
+        state[key] = value[0] if running else value  # as nn.BatchNorm2d stores it
         if key.endswith("running_mean"):
             state[key.replace("running_mean", "num_batches_tracked")] = torch.tensor(3)
     model.load_state_dict(state)
@@ -289,7 +289,7 @@ def test_ordinary_batch_norm_is_replicated() -> None:
 
 @pytest.mark.parametrize(("clock", "count"), [("asymptotic", 36), ("published", 35)])
 def test_evaluations_of_blocks(clock: str, count: int) -> None:
-    """Spec: K (K + 1) / 2, of the published nine calls one fewer, where a plain simulation has 72; `stream` runs as many."""
+    """Spec: K (K + 1) / 2, one fewer under the published clock; a plain simulation has 72. `stream` runs as many."""
     model, images = make(clock=clock).eval(), []
     for block in model.blocks:
         block.convs[0].register_forward_pre_hook(lambda _, given: images.append(len(given[0])))
@@ -300,18 +300,18 @@ def test_evaluations_of_blocks(clock: str, count: int) -> None:
         assert sum(images) == 2 * count
 
 
-def test_what_cannot_be_converted_is_refused() -> None:
+def test_impossible_conversions_are_rejected() -> None:
     separate = make(heads="separate")
     with pytest.raises(ValueError, match="9 separate heads cannot become 1"):
         convert(separate, heads="shared")
-    with pytest.raises(ValueError, match=r"has statistics of 2 uses, but 70 are needed.*settled network are not among them"):
+    with pytest.raises(ValueError, match=r"of 2 uses under the kernel .*, but 70 are needed .*settled network are not among them"):
         convert(make(num_steps=2), kernel="ews", statistics="per_step")
     with pytest.raises(ValueError, match="the weights of this cascaded_resnet18 do not fit: size mismatch"):
         convert(make(), width=5)
 
 
 def test_smoothing_settles_at_the_serial_answer() -> None:
-    """Spec 3 and 13.6: with the settled statistics it comes near; each step of calibration has statistics of its own."""
+    """Spec 3 and 13.6: with the settled statistics it comes close; calibration gives each step separate statistics."""
     cascaded = make().eval()
     x = torch.rand(8, 3, 13, 18, dtype=torch.float64)
     smooth = convert(cascaded, kernel="ews", num_steps=120).double().eval()
@@ -336,10 +336,10 @@ def test_smoothing_settles_at_the_serial_answer() -> None:
         ("cascaded_resnet18", {"kernel": (0, 0)}, r"must be finite numbers and not all 0, got \(0, 0\)"),
         ("cascaded_resnet18", {"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ("cascaded_resnet18", {"heads": "many"}, "heads must be one of 'shared', 'separate', got 'many'"),
-        ("cascaded_resnet18", {"statistics": "per_use"}, "statistics must be 'per_step' or 'shared', got 'per_use'"),
-        ("cascaded_resnet18", {"clock": "wall"}, "clock must be 'asymptotic' or 'published', got 'wall'"),
-        ("serial_resnet18", {"clock": "wall"}, "clock must be 'asymptotic' or 'published', got 'wall'"),
-        ("serial_resnet18", {"form": "code"}, "form must be 'paper' or 'published', got 'code'"),
+        ("cascaded_resnet18", {"statistics": "own"}, "statistics must be one of 'per_step', 'shared', None, got 'own'"),
+        ("cascaded_resnet18", {"clock": "wall"}, "clock must be one of 'asymptotic', 'published', got 'wall'"),
+        ("serial_resnet18", {"clock": "wall"}, "clock must be one of 'asymptotic', 'published', got 'wall'"),
+        ("serial_resnet18", {"form": "code"}, "form must be one of 'paper', 'published', got 'code'"),
         ("serial_resnet18", {"num_steps": 10}, r"num_steps of a serial network of 8 blocks must lie in 1..9, got 10"),
         ("serial_resnet18", {"width": 0}, "width must be at least 1, got 0"),
     ],
@@ -370,15 +370,15 @@ def test_a_kernel_that_does_not_sum_to_1_warns() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_the_memory_format_stays_what_it_is(layout: torch.memory_format) -> None:
-    """Else every block's first convolution would copy its input into its weights' format."""
+def test_the_memory_format_is_preserved(layout: torch.memory_format) -> None:
+    """Otherwise every block's first convolution would copy its input into the format of its weights."""
     model = create_model("cascaded_resnet18", **SMALL).eval().to(memory_format=layout)  # type: ignore[call-overload]
-    kept: list[bool] = []
+    same: list[bool] = []
     for block in model.blocks:
-        block.convs[0].register_forward_pre_hook(lambda _, given: kept.append(given[0].is_contiguous(memory_format=layout)))
+        block.convs[0].register_forward_pre_hook(lambda _, given: same.append(given[0].is_contiguous(memory_format=layout)))
     x = torch.rand(2, 3, 32, 32).contiguous(memory_format=layout)
     with torch.inference_mode():
         model(x)
         list(model.stream(x))
-    assert len(kept) == 8 + 36
-    assert all(kept)
+    assert len(same) == 8 + 36
+    assert all(same)

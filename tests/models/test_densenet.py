@@ -1,4 +1,4 @@
-"""The cascaded DenseNet: exact counts, the settled answer, and batch norm of each time."""
+"""The cascaded DenseNet: exact counts, the settled answer, and batch norm at each time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def images(*size: int, seed: int = 0) -> Tensor:
 
 
 def test_1711_evaluations() -> None:
-    """58 layers, 59 answers: layer k sees k distinct inputs, all in all 58 * 59 / 2, where a simulation takes 58 * 59."""
+    """58 layers, 59 answers: layer k sees k distinct inputs, 58 * 59 / 2 in total, where a simulation takes 58 * 59."""
     model = create_model("cascaded_densenet", growth=2).eval()
     assert model.num_steps == 59
     assert len(model.branches) == 58
@@ -61,7 +61,7 @@ def test_1711_evaluations() -> None:
 
 
 def test_parameters() -> None:
-    """Of the [6, 12, 24, 16] network with growth 16, counted by hand."""
+    """The [6, 12, 24, 16] network with growth 16, counted by hand."""
     count = 3 * 32 * 9
     channels = 32
     for block, layers in enumerate((6, 12, 24, 16)):
@@ -90,7 +90,7 @@ def test_answers_are_those_of_the_simulation(simulate: Any, kernel: Any, weights
 
 
 def test_training_is_that_of_the_simulation(simulate: Any) -> None:
-    """Logits, gradients, and the statistics of every time (momentum 1: those of the last batch)."""
+    """Logits, gradients and the statistics of every time agree (momentum 1: those of the last batch)."""
     model = make().train()
     for module in model.modules():
         if hasattr(module, "momentum"):
@@ -125,7 +125,7 @@ def test_rows_of_statistics() -> None:
 
 
 def test_a_state_dict_fits_every_kernel() -> None:
-    """The settled answer is that of the ordinary network; smoothing takes the settled statistics and comes near it."""
+    """The settled answer is that of the ordinary network; smoothing uses the settled statistics and comes close to it."""
     model = make().eval()
     x = images(2, 3, 8, 8)
     with torch.no_grad():

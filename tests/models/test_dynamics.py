@@ -1,4 +1,4 @@
-"""Statistics and heads know of which delays they are: what a relative cannot make use of is refused."""
+"""Statistics and heads record the delays they were trained under; a relative that cannot use them rejects them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from anytime import create_model
+from anytime import convert, create_model
 from anytime.model import select_samples
-from anytime.models.cascaded.conversion import calibrate, convert
+from anytime.models.cascaded.conversion import calibrate
 from anytime.models.cascaded.residual import ResidualNet
 from anytime.testing import _randomise
 
-BOTH = (0.5, 0.5)  # a kernel whose blocks have as many rows as those of a one-step delay
+BOTH = (0.5, 0.5)  # its blocks have as many rows as under a one-step delay
 
 
 def make(name: str = "cascaded_resnet18", seed: int = 0, **arguments: Any) -> Any:
@@ -35,7 +35,7 @@ def first_norm(model: ResidualNet, block: int) -> Any:
     return model.blocks[block].norms[0]
 
 
-def test_rows_of_another_kernel_are_never_taken_by_their_number() -> None:
+def test_rows_of_another_kernel_are_never_matched_by_index() -> None:
     source, x = make(), images(2, 3, 9, 8)
     for kernel in (BOTH, (0.0, 0.3, 0.7), (0.0, 0.0, 1.0)):
         other = convert(source, kernel=kernel)
@@ -47,7 +47,7 @@ def test_rows_of_another_kernel_are_never_taken_by_their_number() -> None:
     assert torch.equal(first_norm(back, 3).running_mean[0], first_norm(source, 3).running_mean[-1])
 
 
-def test_dense_networks_do_the_same() -> None:
+def test_dense_networks_behave_alike() -> None:
     source, other = (make("cascaded_densenet", width=None, layers=(2, 1), growth=3, kernel=kernel) for kernel in ("osd", BOTH))
     other.load_state_dict(source.state_dict())
     settled = source.network.norm.running_mean[-1]
@@ -59,7 +59,7 @@ def test_dense_networks_do_the_same() -> None:
 def test_statistics_of_smoothing_fit_no_delay() -> None:
     smooth = make(kernel="ews", statistics="per_step", num_steps=6)
     for changes in ({"kernel": "osd"}, {"alpha": 0.8, "statistics": "per_step"}, {"statistics": "shared"}):
-        with pytest.raises(ValueError, match=r"statistics of 6 uses, .* smoothing \(alpha 0.9\).* settled network"):
+        with pytest.raises(ValueError, match=r"statistics of 6 uses under smoothing \(alpha 0.9\).* settled network"):
             convert(smooth, **{"num_steps": 6} | changes)
     longer = convert(smooth, num_steps=8, statistics="per_step")
     assert torch.equal(first_norm(longer, 2).running_mean[5], first_norm(longer, 2).running_mean[7])
@@ -95,7 +95,7 @@ def test_separate_heads_belong_to_their_times() -> None:
     assert (serial(x)[-1] - published(x)[-1]).abs().max() < 1e-12
 
 
-def test_files_without_a_word_hold_a_one_step_delay() -> None:
+def test_weights_without_a_record_belong_to_a_one_step_delay() -> None:
     source = make()
     state = source.state_dict()
     del state["dynamics_text"]
@@ -107,11 +107,11 @@ def test_files_without_a_word_hold_a_one_step_delay() -> None:
     assert (other(x)[-1] - source(x)[-1]).abs().max() < 1e-12
     short = make(num_steps=3).state_dict()
     del short["dynamics_text"]
-    with pytest.raises(ValueError, match="do not say under which delays they were made"):
+    with pytest.raises(ValueError, match="no record of the delays they were made under"):
         same.load_state_dict(short)
 
 
-def test_precision_changes_nothing_that_is_stated() -> None:
+def test_a_change_of_precision_keeps_the_record() -> None:
     source = make(kernel=(0.0, 0.3, 0.7)).bfloat16()
     again = make(seed=1, kernel=(0.0, 0.3, 0.7)).bfloat16()
     again.load_state_dict(source.state_dict())
@@ -122,7 +122,7 @@ def test_precision_changes_nothing_that_is_stated() -> None:
 @pytest.mark.parametrize("kernel", ["osd", "ews"])
 @pytest.mark.parametrize("statistics", ["shared", "per_step"])
 def test_calibration_is_the_mean_over_batches_and_steps(kernel: str, statistics: str) -> None:
-    """Two batches: halfway between what each alone gives, in whatever order."""
+    """Two batches give the midpoint between the results of each alone."""
     model = make(kernel=kernel, statistics=statistics, num_steps=5)
     a, b = images(4, 3, 9, 8), 0.2 * images(4, 3, 9, 8).flip(0) + 0.7
     found = []
@@ -142,7 +142,7 @@ def test_calibration_is_the_mean_over_batches_and_steps(kernel: str, statistics:
 
 
 @pytest.mark.parametrize("kernel", ["osd", "ews", (0.0, 0.3, 0.7)])
-def test_moving_images_are_normalised_each_by_its_own_in_training(kernel: Any) -> None:
+def test_in_training_each_frame_is_normalised_by_its_own_statistics(kernel: Any) -> None:
     model = make(kernel=kernel).train()
     frames = images(7, 4, 3, 9, 8) * torch.linspace(0.1, 1, 7, dtype=torch.float64)[:, None, None, None, None]
     states = []
@@ -156,7 +156,7 @@ def test_moving_images_are_normalised_each_by_its_own_in_training(kernel: Any) -
 
 @pytest.mark.parametrize("clock", ["asymptotic", "published"])
 def test_images_that_change_now_and_then(clock: str) -> None:
-    """`observe` only when the image changes is `stream` over all frames, whatever the clock."""
+    """Calling `observe` only when the image changes equals `stream` over all frames, under both clocks."""
     model = make(clock=clock)
     a, b = images(2, 2, 3, 9, 8)
     frames = [a] * 6 + [b] * 6 + [a] * 3
@@ -164,7 +164,7 @@ def test_images_that_change_now_and_then(clock: str) -> None:
     state = model.initial_state(a)
     for time, frame in enumerate(frames):
         if time and frame is not frames[time - 1]:
-            state = model.observe(model.observe(state, 1 - frame), frame)  # of two before one step, the later counts
+            state = model.observe(model.observe(state, 1 - frame), frame)  # if two arrive before one step, the later counts
         logits, state = model.step(state)
         assert (logits - expected[time]).abs().max() < 1e-12, time
 
@@ -178,7 +178,7 @@ def test_frames_in_one_tensor() -> None:
         list(model.stream([frames[0], "a"]))
 
 
-def test_an_image_is_followed_by_one_of_its_shape() -> None:
+def test_a_new_image_must_have_the_shape_of_the_first() -> None:
     model, x = make(), images(2, 3, 8, 8)
     for steps in (0, 1, 3):
         state = model.initial_state(x)
@@ -187,26 +187,26 @@ def test_an_image_is_followed_by_one_of_its_shape() -> None:
         for wrong in (images(2, 3, 9, 9), images(1, 3, 8, 8), images(3, 3, 8, 8)):
             with pytest.raises(ValueError, match=re.escape(f"has shape {list(wrong.shape)}, the first had [2, 3, 8, 8]")):
                 model.observe(state, wrong)
-        _, one = model.step(model.observe(select_samples(state, torch.tensor([1])), x[:1]))  # of a batch that has shrunk
+        _, one = model.step(model.observe(select_samples(state, torch.tensor([1])), x[:1]))  # a batch that has shrunk
         assert len(one.inputs[0]) == 1
 
 
 def test_loaded_weights_share_no_memory() -> None:
-    """Also where they become the model's own: a later training changes each row and head alone."""
+    """Not even if they become the model's own: later training must change each row and head separately."""
     model = make(heads="separate")
     model.load_state_dict(make("serial_resnet18").state_dict(), assign=True)
     assert len({head.weight.data_ptr() for head in model.heads}) == 9
     assert all(buffer.is_contiguous() for buffer in model.buffers())
 
 
-def test_pooling_is_no_matter_of_dynamics() -> None:
+def test_conversion_does_not_change_pooling() -> None:
     with pytest.raises(ValueError, match="pool=True would make another function of these weights: the network does not pool"):
         convert(make(), pool=True)
     assert convert(make(), pool=False).stem.pools is False
 
 
-def test_relatives_alone_are_converted() -> None:
-    with pytest.raises(ValueError, match="'ann' is no relative of 'cascaded_resnet18'"):
+def test_only_relatives_are_converted() -> None:
+    with pytest.raises(ValueError, match="'ann' is not a relative of 'cascaded_resnet18': only residual networks"):
         convert(make(), "ann")
     from anytime.models.cascaded.resnet import CascadedResNet
 
@@ -218,10 +218,10 @@ def test_relatives_alone_are_converted() -> None:
     ("arguments", "message"),
     [
         ({"alpha": "0.5"}, r"alpha must lie in \[0, 1\), got '0.5'"),
-        ({"kernel": 0.5}, "kernel must be 'instant', 'osd', 'ews' or a list of weights; .* got 0.5"),
+        ({"kernel": 0.5}, "kernel must be 'instant', 'osd', 'ews' or a list of weights, .* got 0.5"),
         ({"num_steps": 2.5}, "num_steps must be a whole number, got 2.5"),
         ({"width": 2.5}, "width must be a whole number, got 2.5"),
-        ({"pool": "no"}, "pool must be True, False or None, got 'no'"),
+        ({"pool": "no"}, "pool must be one of True, False, None, got 'no'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

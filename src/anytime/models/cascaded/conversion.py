@@ -1,4 +1,4 @@
-"""From one kind of residual network to another: the same weights, other dynamics."""
+"""One set of weights under other dynamics: conversion between residual networks, and calibration of their statistics."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from anytime.registry import find_factory
 def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> ResidualNet:
     """The trained weights in a relative: other dynamics, kernel, heads or number of steps.
 
-    Its last answer is the same where both settle. The arguments are those of `model` but for `num_steps`, which is the
-    relative's default, and for `changes`.
+    The last answers of both agree if both have settled. The relative takes the arguments of `model`, except for `changes` and
+    for `num_steps`, which is the relative's default.
 
     Args:
         model: A trained network made by `create_model`.
-        name: Name of the relative, e.g. `"serial_resnet18"`; default: that of the model.
+        name: Name of the relative, e.g. `"serial_resnet18"`; default: the model's own.
         **changes: Arguments that differ, e.g. `kernel="ews"`.
 
     Raises:
-        ValueError: The weights do not fit: separate heads where a shared one is wanted, another width, missing statistics;
-            `name` is no cascaded or serial residual network.
+        ValueError: The weights do not fit (separate heads where a shared one is needed, another width, missing statistics),
+            or `name` is not a cascaded or serial residual network.
     """
     model.check_saveable()
     name = name or model.config["model"]
@@ -38,7 +38,7 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
     arguments = {k: v for k, v in model.config["arguments"].items() if k in known and k != "num_steps"}
     relative = create_model(name, **arguments | changes)
     if not isinstance(relative, ResidualNet):
-        raise ValueError(f"{name!r} is no relative of {model.config['model']!r}: weights go between residual networks alone")
+        raise ValueError(f"{name!r} is not a relative of {model.config['model']!r}: only residual networks can be converted")
     if relative.stem.pools != model.stem.pools:
         has = "pools after its stem" if model.stem.pools else "does not pool after its stem"
         raise ValueError(f"pool={relative.stem.pools} would make another function of these weights: the network {has}")
@@ -55,28 +55,28 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
 
 @torch.no_grad()
 def calibrate(model: AnytimeModel, batches: Iterable[Tensor]) -> None:
-    """Estimates the running statistics anew: the mean, over batches of images, of those under the model's own dynamics.
+    """Re-estimates the running statistics under the model's own dynamics: their mean over batches of images.
 
-    A row that several time steps share gets the mean over these, too: under a delay with `statistics="shared"`, which is
-    smoothing's default, a compromise between early inputs and settled ones, with which the last answer is not the settled
-    network's; of this it warns. `convert(model, statistics="per_step")` first gives every step of the model a row of its own.
-    The weights stay as they are.
+    A row that several time steps share gets the mean over these as well. With `statistics="shared"`, the default under
+    smoothing, this is a compromise between early and settled inputs; the last answer then differs from the settled network's,
+    so a warning is issued. Call `convert(model, statistics="per_step")` first to give every step a row of its own. The weights
+    do not change.
 
     Args:
-        model: Its running statistics are replaced.
-        batches: Training images `[B, C, H, W]` in [0, 1], or pairs whose first they are, as data loaders give them; some
+        model: The network whose running statistics are replaced.
+        batches: Training images `[B, C, H, W]` in [0, 1], or pairs that start with them, as data loaders yield them; a few
             thousand images are enough.
 
     Raises:
-        ValueError: No batches, or a model without such batch norms.
+        ValueError: There are no batches, or the model has no such batch norms.
     """
     norms = [module for module in model.modules() if isinstance(module, StepBatchNorm2d)]
     if not norms:
         raise ValueError(f"calibrate is for networks with StepBatchNorm2d, this {type(model).__name__} has none")
     if isinstance(model, ResidualNet) and model.dynamics.mixed:
         warnings.warn(
-            "statistics='shared': one row gets the mean over all steps, so that the last answer is not the settled network's; "
-            "convert(model, statistics='per_step') before calibrate gives each step its own",
+            "statistics='shared': a row gets the mean over all steps, so the last answer differs from the settled network's: "
+            "call convert(model, statistics='per_step') before calibrate to give each step its own",
             stacklevel=3,
         )
     seen = False

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from anytime.models.cascaded.statistics import KEY, Dynamics, convert_state
 from anytime.models.common.delay_kernels import make_kernel
+from anytime.models.common.layers import he_init
 from anytime.models.common.step_norm import StepBatchNorm2d
 from anytime.models.surgery.delays.model import DelayedNetwork
-from anytime.registry import register_model
+from anytime.registry import variant
 
 
 class DenseLayer(nn.Module):
-    """[new(z), z], new = BN-ReLU-conv1x1-BN-ReLU-conv3x3: `growth` new channels, put before the old ones."""
+    """[new(z), z], new = BN-ReLU-conv1x1-BN-ReLU-conv3x3: `growth` new channels, placed before the old ones."""
 
     def __init__(self, channels: int, growth: int, rows: int) -> None:
         super().__init__()
@@ -43,10 +44,10 @@ class DenseNet(nn.Sequential):
         layers: Dense layers of each block.
         growth: New channels of each layer; the stem has twice as many.
         reduction: Share of the channels that a transition keeps, in (0, 1].
-        rows: Rows of the running statistics of what lies behind a number of dense layers.
+        rows: Rows of running statistics of a batch norm, as a function of the number of dense layers before it.
 
     Raises:
-        ValueError: No layers, or growth or reduction out of range.
+        ValueError: There are no layers, or growth or reduction is out of range.
     """
 
     def __init__(
@@ -64,16 +65,16 @@ class DenseNet(nn.Sequential):
             raise ValueError(f"growth must be at least 1 and reduction lie in (0, 1], got {growth!r} and {reduction!r}")
         super().__init__()
         channels, before = 2 * growth, 0
-        self.delays: dict[str, int] = {}  # of each batch norm: dense layers before it
+        self.delays: dict[str, int] = {}  # number of dense layers before each batch norm
         self.stem = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
         for block, count in enumerate(layers):
             if block:
-                kept = int(channels * reduction)
+                reduced = int(channels * reduction)
                 norm = StepBatchNorm2d(channels, rows(before))
-                conv = nn.Conv2d(channels, kept, 1, bias=False)
+                conv = nn.Conv2d(channels, reduced, 1, bias=False)
                 self.delays[f"transition{block}.0"] = before
                 self.add_module(f"transition{block}", nn.Sequential(norm, nn.ReLU(), conv, nn.AvgPool2d(2)))
-                channels = kept
+                channels = reduced
             dense = [DenseLayer(channels + i * growth, growth, rows(before + i)) for i in range(count)]
             self.add_module(f"block{block}", nn.Sequential(*dense))
             self.delays |= {f"block{block}.{i}.new.{norm}": before + i for i in range(count) for norm in (0, 3)}
@@ -81,37 +82,43 @@ class DenseNet(nn.Sequential):
         self.norm, self.delays["norm"] = StepBatchNorm2d(channels, rows(before)), before
         self.act, self.pool, self.flatten = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.head = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_init(self)
 
 
 class CascadedDenseNet(DelayedNetwork):
     """A DenseNet whose new features arrive late: z[t, k+1] = [D(new_k(z[., k]))[t], z[t, k]].
 
-    Stem, transitions and read-out are not delayed, so that the answer at t = 0 has seen the image, and under a one-step delay
-    that at t = K, with K dense layers, is the one of the network itself: K + 1 answers. Layer k = 1..K sees k distinct inputs,
-    so that all answers take K (K + 1) / 2 evaluations of layers, instead of K (K + 1).
+    Stem, transitions and head are not delayed, so the answer at t = 0 has seen the image. With K dense layers under a one-step
+    delay, the answer at t = K is that of the network itself: K + 1 answers. Layer k = 1..K sees k distinct inputs, so all
+    answers take K (K + 1) / 2 evaluations of layers instead of K (K + 1).
 
-    Batch norm has running statistics for each time step, as many as its input has distinct states; later steps take the last.
-    With smoothing it has one row, that of the settled network, to which every state dict is converted when it is loaded, as it
-    is without delay: the ordinary network.
+    Each batch norm has running statistics for each time step, as many as its input has distinct states; later steps take the
+    last. With smoothing, as without delay (the ordinary network), it has one row: that of the settled network, to which every
+    state dict is converted when it is loaded.
 
-    See `cascaded_densenet` for the arguments.
+    Args:
+        num_classes: K of the logits, or the sizes of several label levels.
+        in_channels: Channels of the images.
+        layers: Dense layers of each block.
+        growth: New channels of each layer; the stem has twice as many.
+        reduction: Share of the channels that a transition between two blocks keeps.
+        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
+        alpha: Weight of the previous output under smoothing, in [0, 1).
+        num_steps: T; default: until the answer has settled (with smoothing 70).
 
-    Source: the code published with Iuzzolino, Mozer, Bengio, NeurIPS 2021, where it does not run; the paper has no results.
+    Source: the code published with Iuzzolino, Mozer, Bengio, NeurIPS 2021, which does not run; the paper has no results.
     """
 
     head_names = ("network.head",)
 
     def __init__(
         self,
-        num_classes: int | Sequence[int] = 10,
+        num_classes: int | tuple[int, ...] = 10,
         in_channels: int = 3,
-        layers: Sequence[int] = (6, 12, 24, 16),
+        layers: tuple[int, ...] = (6, 12, 24, 16),
         growth: int = 16,
         reduction: float = 0.5,
-        kernel: Literal["osd", "ews", "instant"] | Sequence[float] = "osd",
+        kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
         alpha: float = 0.9,
         num_steps: int | None = None,
     ) -> None:
@@ -128,34 +135,15 @@ class CascadedDenseNet(DelayedNetwork):
         self.dynamics = Dynamics.of(self.kernel, 0 < memory < math.inf, self.first)
         self.delays = {f"network.{name}": before for name, before in network.delays.items()}
         self.register_buffer(KEY, self.dynamics.tensor())
-        self.register_load_state_dict_pre_hook(_fit)
+        self.register_load_state_dict_pre_hook(_fit_state)
 
 
-def _fit(model: CascadedDenseNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _fit_state(model: CascadedDenseNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
     convert_state(model, state, prefix, model.dynamics, model.delays)
 
 
-@register_model
-def cascaded_densenet(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    layers: tuple[int, ...] = (6, 12, 24, 16),
-    growth: int = 16,
-    reduction: float = 0.5,
-    kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
-    alpha: float = 0.9,
-    num_steps: int | None = None,
-) -> CascadedDenseNet:
-    """Cascaded DenseNet for small images: 58 dense layers, 59 answers at t = 0..58, the last that of the ordinary network.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        layers: Dense layers of each block.
-        growth: New channels of each layer; the stem has twice as many.
-        reduction: Share of the channels that a transition between two blocks keeps.
-        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
-        alpha: Of smoothing, in [0, 1).
-        num_steps: T; default: until the answer has settled (with smoothing 70).
-    """
-    return CascadedDenseNet(num_classes, in_channels, layers, growth, reduction, kernel, alpha, num_steps)
+cascaded_densenet = variant(
+    CascadedDenseNet,
+    "cascaded_densenet",
+    "Cascaded DenseNet for small images: 58 dense layers, 59 answers at t = 0..58, the last that of the ordinary network.",
+)

@@ -1,4 +1,4 @@
-"""What cascaded and serial residual networks share: stem, blocks, read-outs, and so their weights."""
+"""The base of cascaded and serial residual networks: stem, blocks and heads, and with them the layout of the state dict."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
 from anytime.models.cascaded.statistics import KEY, Dynamics, convert_state
+from anytime.models.common.layers import he_init
 from anytime.models.common.step_norm import StepBatchNorm2d
 
-Layout = Literal["cifar", "tinyimagenet", "imagenet"]
+StemLayout = Literal["cifar", "tinyimagenet", "imagenet"]
 Heads = Literal["shared", "separate"]
 Clock = Literal["asymptotic", "published"]
 
@@ -21,17 +22,21 @@ STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuses what is not a whole number of at least 1."""
-    if not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    """Raises ValueError if `value` is not a whole number of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be {'at least 1' if isinstance(value, int) else 'a whole number'}, got {value!r}")
 
 
-class Stem(nn.Sequential):
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises ValueError if `value` is not one of the `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+class ResidualStem(nn.Sequential):
     """Convolution, batch norm, ReLU and (`pool`) 3x3 max-pooling of stride 2."""
 
-    def __init__(self, in_channels: int, width: int, layout: Layout, pool: bool) -> None:
+    def __init__(self, in_channels: int, width: int, layout: StemLayout, pool: bool) -> None:
         size, stride, padding = (7, 2, 3) if layout == "imagenet" else (3, 1, 1)
         super().__init__(
             nn.Conv2d(in_channels, width, size, stride, padding, bias=False),
@@ -42,13 +47,13 @@ class Stem(nn.Sequential):
         self.pools = pool
 
     def forward(self, input: Tensor, steps: int = 1) -> Tensor:
-        """Of the images of `steps` time steps, one after the other in the batch: in training each has its own statistics."""
+        """The images of `steps` time steps follow each other in the batch; in training each step has its own statistics."""
         parts: list[Any] = list(self)
         conv, norm, relu, pool = parts
         return pool(relu(norm.over_time(conv(input), (0,) * steps)))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A residual branch F (convolutions, batch norms) and its shortcut S (identity, or a 1x1 convolution where shapes change).
 
     Basic: conv3x3-BN-ReLU-conv3x3-BN. Bottleneck: conv1x1-BN-ReLU-conv3x3-BN-ReLU-conv1x1-BN with four times the channels.
@@ -65,41 +70,42 @@ class Block(nn.Module):
         self.projection = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def residual(self, z: Tensor, rows: Sequence[int]) -> Tensor:
-        """F of n time steps that lie one after the other in the batch, with their rows of statistics."""
-        return self._rest(self.convs[0](z), rows, 1)
+        """F for n time steps that follow each other in the batch, each with its row of statistics."""
+        return self._after_first_conv(self.convs[0](z), rows, 1)
 
-    def _rest(self, z: Tensor, rows: Sequence[int], copies: int) -> Tensor:
+    def _after_first_conv(self, z: Tensor, rows: Sequence[int], copies: int) -> Tensor:
         z = self.norms[0].over_time(z, rows, copies)
         for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
             z = norm.over_time(conv(F.relu_(z)), rows, copies)
         return z
 
     def empty(self, like: Tensor, copies: int) -> Tensor:
-        """F(0), the same for all images, `[1, C, H, W]`: what the block gives before its first input has come.
+        """F(0), the same for all images, `[1, C, H, W]`: the block's output before its first input has arrived.
 
-        The first convolution of zeros is left out. In evaluation the rest is constant but for the border, so that a small map
-        tells all of a large one.
+        The first convolution of zeros is skipped. In evaluation the rest is constant except at the border, so a small map
+        determines a large one.
         """
         first, stride = self.convs[0], self.convs[1].stride[0]
         sides = [(side - 1) // first.stride[0] + 1 for side in like.shape[2:]]
         small = [min(side, 2 * stride + (stride == 1 or side % 2)) for side in sides]
-        out = self._rest(like.new_zeros(1, first.out_channels, *(sides if self.training else small)), (0,), copies)
+        zeros = like.new_zeros(1, first.out_channels, *(sides if self.training else small))
+        out = self._after_first_conv(zeros, (0,), copies)
         for dim, side in enumerate(sides, 2):
             last, wanted = out.shape[dim] - 1, (side - 1) // stride + 1
             if wanted > last + 1:
                 index = torch.ones(wanted, dtype=torch.int64, device=out.device)
                 index[0], index[-1] = 0, last
                 out = out.index_select(dim, index)
-        channels_last = like.is_contiguous(memory_format=torch.channels_last)  # a sum with another layout would be slow
+        channels_last = like.is_contiguous(memory_format=torch.channels_last)  # adding mixed memory formats would be slow
         return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def shortcut(self, z: Tensor) -> Tensor:
-        """S of any number of images."""
+        """S for any number of images."""
         return z if self.projection is None else self.projection(z)
 
 
 class ResidualNet(AnytimeModel):
-    """What cascaded and serial networks share: stem, blocks and read-outs, and with them the state dict.
+    """The base of cascaded and serial networks: they share stem, blocks, heads and therefore the state dict.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
@@ -107,11 +113,11 @@ class ResidualNet(AnytimeModel):
         depth: 18, 34 (basic blocks) or 50 (bottlenecks).
         num_steps: T.
         rows: Rows of statistics of block k = 1..K.
-        dynamics: What these rows are of; kept in the state dict.
-        heads: One read-out for all steps, or one for each.
+        dynamics: The dynamics that these rows belong to; stored in the state dict.
+        heads: One head for all steps, or one for each.
         width: Channels of the first stage.
         layout: Stem for `"cifar"` and `"tinyimagenet"` (3x3) or `"imagenet"` (7x7, stride 2).
-        pool: Max-pooling after the stem.
+        pool: Max-pooling after the stem; None: only for `"imagenet"`.
     """
 
     def __init__(
@@ -124,43 +130,36 @@ class ResidualNet(AnytimeModel):
         dynamics: Dynamics,
         heads: Heads,
         width: int,
-        layout: Layout,
+        layout: StemLayout,
         pool: bool | None,
     ) -> None:
         super().__init__(num_classes, in_channels)
-        for name, value, valid in (
-            ("heads", heads, ("shared", "separate")),
-            ("layout", layout, ("cifar", "tinyimagenet", "imagenet")),
-            ("depth", depth, tuple(STAGES)),
-        ):
-            if value not in valid:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
+        check_choice("heads", heads, ("shared", "separate"))
+        check_choice("layout", layout, ("cifar", "tinyimagenet", "imagenet"))
+        check_choice("depth", depth, tuple(STAGES))
         check_count("width", width)
-        if pool not in (None, True, False):
-            raise ValueError(f"pool must be True, False or None, got {pool!r}")
+        check_choice("pool", pool, (True, False, None))
         self.num_steps = num_steps
         bottleneck = depth >= 50
-        self.stem = Stem(in_channels, width, layout, layout == "imagenet" if pool is None else pool)
-        blocks: list[Block] = []
+        self.stem = ResidualStem(in_channels, width, layout, layout == "imagenet" if pool is None else pool)
+        blocks: list[ResidualBlock] = []
         channels = width
         for stage, count in enumerate(STAGES[depth]):
             for i in range(count):
                 stride = 2 if stage and not i else 1
-                blocks.append(Block(channels, width * 2**stage, stride, rows(len(blocks) + 1), bottleneck))
+                blocks.append(ResidualBlock(channels, width * 2**stage, stride, rows(len(blocks) + 1), bottleneck))
                 channels = width * 2**stage * (4 if bottleneck else 1)
-        self.blocks: Any = nn.ModuleList(blocks)  # of Block, which a ModuleList does not say
-        self._top = channels
+        self.blocks: Any = nn.ModuleList(blocks)  # typed as Any: a ModuleList does not tell its elements' type
+        self._top_channels = channels
         answers = num_steps if heads == "separate" else 1
         self.heads: Any = nn.ModuleList(nn.Linear(channels, self.num_classes) for _ in range(answers))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_init(self)
         self.dynamics = dynamics
         self.register_buffer(KEY, dynamics.tensor())
-        self.register_load_state_dict_pre_hook(_convert)
+        self.register_load_state_dict_pre_hook(_fit_state)
 
-    def read(self, features: Tensor, first: int = 0) -> Tensor:
-        """Logits `[n, B, K]` of the pooled top features `[n, B, C]` of the steps after the `first` ones."""
+    def _logits(self, features: Tensor, first: int = 0) -> Tensor:
+        """Logits `[n, B, K]` from the pooled top features `[n, B, C]` of n steps, the first being number `first` from 0."""
         steps = len(features)
         if len(self.heads) == 1:
             return self.heads[0](features)
@@ -185,27 +184,30 @@ class ResidualNet(AnytimeModel):
             yield logits
 
     def observe(self, state: Any, x: Tensor) -> Any:
-        """The state in which the image has changed to `x` `[B, C, H, W]` before the next step: of cascaded networks alone."""
+        """The state after the image has changed to `x` `[B, C, H, W]`, before the next step.
+
+        Raises:
+            ValueError: The images have another shape than before, or the network is not a cascaded one.
+        """
         raise ValueError(
-            f"a {type(self).__name__} answers to one image: its blocks run once each, and cannot follow new frames"
+            f"a {type(self).__name__} answers to one image: its blocks run only once and cannot follow new frames"
         )
 
 
-def _convert(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Makes the state dict of a relative fit: statistics by their rows, a shared head copied to separate ones."""
+def _fit_state(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Makes a relative's state dict fit, in place: statistics by their rows, a shared head copied to separate ones."""
     norms = {f"blocks.{k}.norms.{i}": k + 1 for k, block in enumerate(model.blocks) for i in range(len(block.norms))}
     source = convert_state(model, state, prefix, model.dynamics, norms)
-    given_heads = {name for name in state if name.startswith(f"{prefix}heads.") and name.endswith("weight")}
-    if len(given_heads) == 1 < len(model.heads):
-        for i in range(1, len(model.heads)):
+    needed = len(model.heads)
+    given = sum(key.startswith(f"{prefix}heads.") and key.endswith("weight") for key in state)
+    if given == 1 < needed:
+        for i in range(1, needed):
             for part in ("weight", "bias"):
                 state[f"{prefix}heads.{i}.{part}"] = state[f"{prefix}heads.0.{part}"].clone()
-    elif len(given_heads) not in (0, len(model.heads)):
+    elif given not in (0, needed):
+        raise ValueError(f"{given} separate heads cannot become {needed}: each answers only at its own step")
+    elif given > 1 and not model.dynamics.shares_heads(source):
         raise ValueError(
-            f"{len(given_heads)} separate heads cannot become {len(model.heads)}: each answers at its own step alone"
-        )
-    elif len(given_heads) > 1 and not model.dynamics.shares_heads(source):
-        raise ValueError(
-            f"separate heads of {source.description} cannot answer to {model.dynamics.description}: each knows the features "
-            "of its own time alone"
+            f"separate heads of {source.description} cannot answer to {model.dynamics.description}: each knows only the "
+            "features of its own time"
         )

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime.models.cascaded.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet, check_count
+from anytime.models.cascaded.residual import (
+    STAGES,
+    Clock,
+    Heads,
+    ResidualBlock,
+    ResidualNet,
+    StemLayout,
+    check_choice,
+    check_count,
+)
 from anytime.models.cascaded.statistics import Dynamics
-from anytime.models.common.delay_kernels import DelayLine, Kernels, Smoothing, make_kernel
+from anytime.models.common.delay_kernels import DelayLine, Smoothing, make_kernel
 from anytime.models.common.layers import pooled
 from anytime.models.common.step_norm import Statistics
-from anytime.registry import register_model
+from anytime.registry import variant
 
-CHUNK = 64  # images that a block sees at once under smoothing, whose time steps are many
+CHUNK = 64  # images that a block processes at once under smoothing, which has many time steps
 
 
 class CascadeState(NamedTuple):
-    """`time` is t of the next answer; `age` is the time of the last one, counted anew when the image changes; `images` have
-    not yet entered, each with the time at which its features arrive. For each block: its input z, its last residual, what is
-    on its way, and its projected shortcut. `shape` is that of an image."""
+    """The state of a cascade between two steps.
+
+    Attributes:
+        time: t of the next answer.
+        age: Time of the last answer, counted anew when the image changes.
+        shape: Shape of an image.
+        images: Images that have not entered yet, each with the time at which its features arrive.
+        stem: Output of the stem.
+        stem_line: What the stem has sent and has not arrived yet.
+        inputs: Input z of each block, and the top features.
+        residuals: Last residual of each block.
+        lines: Residuals of each block that have not arrived yet.
+        shortcuts: Projected shortcut of each block.
+    """
 
     time: int
     age: int
@@ -42,33 +62,35 @@ class CascadedResNet(ResidualNet):
 
     z[t, 1] = D(stem(x))[t], z[t, k+1] = ReLU(D(F_k(z[., k]))[t] + S_k(z[t, k])), logits[t] = head(GAP(z[t, K+1])), with the
     delay D(r)[t] = sum_s kappa_s r[t - s]. So all K blocks can update in parallel, and shortcuts bring a first answer at once.
-    Under a one-step delay the input of block k no longer changes from t = k on, and the answer at t = K + 1 is that of the
-    ordinary (serial) network.
+    Under a one-step delay the input of block k is constant from t = k on, and the answer at t = K + 1 is that of the ordinary
+    (serial) network.
 
-    Work (static image, one-step delay): a block is evaluated on its distinct inputs alone, K (K + 1) / 2 block evaluations in
-    place of K (K + 1). `forward` goes layer by layer, all time steps of a block in one batch; `stream` goes step by step and
-    never runs a block whose input is stable. F_k(0), which a block gives before its first input has come, is the same for all
+    Work (static image, one-step delay): a block is evaluated only on its distinct inputs, K (K + 1) / 2 block evaluations
+    instead of K (K + 1). `forward` goes layer by layer, all time steps of a block in one batch; `stream` goes step by step and
+    never runs a block whose input is stable. F_k(0), a block's output before its first input has arrived, is the same for all
     images and computed once a batch.
 
-    Batch norm (`statistics="per_step"`): statistics of each time step of their own, one affine map. Block k has k + 1 rows,
-    since from t = k on its input is the same; later steps take the last row. Smoothing (`"ews"`) sees other inputs than a
-    one-step delay at the same t, so that its default is `"shared"`: the row of the settled network, to which every state dict
-    is converted when it is loaded; per step, `anytime.models.cascaded.conversion.calibrate` estimates rows of its own.
+    Batch norm (`statistics="per_step"`): one affine map, and separate statistics for each time step. Block k has k + 1 rows,
+    since its input is constant from t = k on; later steps take the last row. At the same t, smoothing (`"ews"`) sees other
+    inputs than a one-step delay, so its default is `"shared"`: the row of the settled network, to which every state dict is
+    converted when it is loaded. With `"per_step"`, `anytime.models.cascaded.conversion.calibrate` estimates separate rows.
+
+    The asymptotic clock gives the answers of t = 1..T, the first that have seen the image. The published one gives t = 0..T-1:
+    its first answer knows no image, and its last is one update short of the asymptote.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         depth: 18, 34 or 50.
-        kernel: `"osd"`, `"ews"`, `"instant"`, or the weights of a tapped delay line.
-        alpha: Of smoothing.
-        heads: One read-out for all steps, or one for each.
+        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
+        alpha: Weight of the previous output under smoothing, in [0, 1).
+        heads: "shared" by all steps, or "separate".
         num_steps: T; default: until the answer has settled (with smoothing 70).
         width: Channels of the first stage.
-        layout: The stem.
-        pool: Max-pooling after the stem.
-        statistics: Running statistics `"per_step"` or `"shared"` by all steps.
-        clock: `"asymptotic"`: the answers are those of t = 1..T, the first that have seen the image. `"published"`: t = 0..T-1
-            as in the authors' code, whose first answer knows no image and whose last is one update short of the asymptote.
+        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
+        pool: Max-pooling after the stem; default: only for "imagenet". The authors' code always pools.
+        statistics: Running statistics "per_step" or "shared" by all; default: per step, with smoothing shared.
+        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
 
     Source: Iuzzolino, Mozer, Bengio, "Improving Anytime Prediction with Parallel Cascaded Networks and a Temporal-Difference
     Loss", NeurIPS 2021, section 2.
@@ -76,15 +98,15 @@ class CascadedResNet(ResidualNet):
 
     def __init__(
         self,
-        num_classes: int | Sequence[int] = 10,
+        num_classes: int | tuple[int, ...] = 10,
         in_channels: int = 3,
         depth: int = 18,
-        kernel: Kernels = "osd",
+        kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
         alpha: float = 0.9,
         heads: Heads = "shared",
         num_steps: int | None = None,
         width: int = 64,
-        layout: Layout = "cifar",
+        layout: StemLayout = "cifar",
         pool: bool | None = None,
         statistics: Statistics | None = None,
         clock: Clock = "asymptotic",
@@ -95,10 +117,8 @@ class CascadedResNet(ResidualNet):
         if num_steps is None:
             num_steps = 70 if memory == math.inf else int(memory) * (blocks + 1) + 1 - lag
         check_count("num_steps", num_steps)
-        if statistics not in (None, "per_step", "shared"):
-            raise ValueError(f"statistics must be 'per_step' or 'shared', got {statistics!r}")
-        if clock not in ("asymptotic", "published"):
-            raise ValueError(f"clock must be 'asymptotic' or 'published', got {clock!r}")
+        check_choice("statistics", statistics, ("per_step", "shared", None))
+        check_choice("clock", clock, ("asymptotic", "published"))
         first = 0 if clock == "published" else lag
         last = first + num_steps - 1 - (lag if clock == "asymptotic" else 0)  # time of the last residual with a row
         if statistics is None:
@@ -118,7 +138,7 @@ class CascadedResNet(ResidualNet):
         """The time from which the input of block 1..K+1 is constant, if the image is."""
         return block * self.kernel.memory
 
-    # Step by step
+    # -- step by step --------------------------------------------------------------------------------------------------
 
     def initial_state(self, x: Tensor) -> CascadeState:
         self.check_input(x)
@@ -131,17 +151,17 @@ class CascadedResNet(ResidualNet):
         if list(x.shape) != before:
             raise ValueError(f"a frame has shape {list(x.shape)}, the first had {before}")
         arrives = state.time + self.kernel.lag - self.first
-        waiting = tuple(image for image in state.images if image[0] < arrives)  # one that nothing has looked at is replaced
+        waiting = tuple(image for image in state.images if image[0] < arrives)  # an image not yet seen is replaced
         return state._replace(images=(*waiting, (arrives, self.normalize(x))))
 
     def step(self, state: CascadeState) -> tuple[Tensor, CascadeState]:
         answer = state.time - self.first
-        if state.time < self.kernel.lag:  # of the published clock: nothing has arrived anywhere
+        if state.time < self.kernel.lag:  # published clock: nothing has arrived anywhere
             first = state.images[0][1]
-            empty = first.new_zeros(1, len(first), self._top)
-            return self.read(empty, answer)[0], state._replace(time=state.time + 1)
+            empty = first.new_zeros(1, len(first), self._top_channels)
+            return self._logits(empty, answer)[0], state._replace(time=state.time + 1)
         state = self._tick(state)
-        return self.read(pooled(state.inputs[-1])[None], answer)[0], state
+        return self._logits(pooled(state.inputs[-1])[None], answer)[0], state
 
     def _tick(self, state: CascadeState) -> CascadeState:
         time, before = state.time, state.age
@@ -158,14 +178,12 @@ class CascadedResNet(ResidualNet):
         shortcuts: list[Tensor | None] = []
         for k, block in enumerate(self.blocks, 1):
             settled = self._settled(k)
-            line: DelayLine = ()
-            shortcut: Tensor | None = None
-            if state.inputs:
-                line, shortcut = state.lines[k - 1], state.shortcuts[k - 1]
+            line = state.lines[k - 1] if state.inputs else ()
+            shortcut = state.shortcuts[k - 1] if state.inputs else None
             if age > self._settled(k + 1):
                 z, r = state.inputs[k], state.residuals[k - 1]
             else:
-                if self.late and not state.inputs:  # the first to arrive is what the block gave before it had an input
+                if self.late and not state.inputs:  # what arrives first is the block's output before it had an input
                     r = block.empty(z, len(z)).expand(len(z), -1, -1, -1)
                     line = (r,) * (self.kernel.lag - 1)
                 elif (before if self.late else age) <= settled:
@@ -183,30 +201,30 @@ class CascadedResNet(ResidualNet):
         parts = (tuple(inputs), tuple(residuals), tuple(lines), tuple(shortcuts))
         return CascadeState(time + 1, age, state.shape, images, stem, stem_line, *parts)
 
-    # Layer by layer
+    # -- layer by layer ------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """All answers `[T, B, K]`, or with `step` = 1..T that answer alone, `[B, K]`, at its contract cost.
+        """All answers `[T, B, K]`, or with `step` = 1..T only that answer, `[B, K]`, at its contract cost.
 
         Args:
             x: Images `[B, C, H, W]`, or frames `[T, B, C, H, W]`, each seen for one step.
-            step: The one answer that is wanted (of a static image).
+            step: The only answer wanted (static image).
         """
-        if x.ndim == 5 and step is None:
-            if not len(x):
-                raise ValueError(f"there are no frames: got {list(x.shape)}")
-            return self._layers(x.flatten(0, 1), len(x), len(x))
         if step is not None:
             return super().forward(x, step)
-        return self._layers(x, 1, self.num_steps)
+        if x.ndim != 5:
+            return self._layers(x, 1, self.num_steps)
+        if not len(x):
+            raise ValueError(f"there are no frames: got {list(x.shape)}")
+        return self._layers(x.flatten(0, 1), len(x), len(x))
 
     def answer(self, x: Tensor, step: int) -> Tensor:
-        """The answer of step 1..T alone: a block runs on those inputs only that can still reach it. The settled one is an
-        ordinary pass through the network."""
+        """Only the answer of step 1..T: a block runs only on inputs that can still reach it. The settled answer is an ordinary
+        pass through the network."""
         return self._layers(x, 1, step, step - 1)[0]
 
     def _layers(self, x: Tensor, frames: int, steps: int, skip: int = 0) -> Tensor:
-        """Answers number `skip`..`steps`-1 `[steps - skip, B, K]` to `frames` (1: a static image) that lie in the batch."""
+        """Answers number `skip`..`steps`-1 `[steps - skip, B, K]` to `frames` (1: a static image) in the batch dimension."""
         self.check_input(x)
         lag, batch = self.kernel.lag, len(x) // frames
         start, end = max(self.first + skip, lag), self.first + steps - 1
@@ -219,17 +237,16 @@ class CascadedResNet(ResidualNet):
                 tops = list(self._smoothed(arrived, frames > 1, end, batch))[skip:]
             else:
                 tops = self._delayed(arrived, frames > 1, start, end, batch)
-        features = [x.new_zeros(batch, self._top)] * dark + [pooled(top) for top in tops]
-        return self.read(torch.stack(features), skip)
+        features = [x.new_zeros(batch, self._top_channels)] * dark + [pooled(top) for top in tops]
+        return self._logits(torch.stack(features), skip)
 
     def _delayed(self, stem: Tensor, moving: bool, start: int, end: int, batch: int) -> list[Tensor]:
-        """The top features `[B, C, H, W]` at times start..end, of a kernel of finite length.
+        """The top features `[B, C, H, W]` at times start..end under a kernel of finite length.
 
-        From the top down it is seen at which times each block's input is wanted; from the bottom up these times are computed,
-        all of a block in one batch. A time after a block's input has settled is the time at which it did.
+        A pass from the top down finds the times at which each block's input is needed; a pass from the bottom up computes
+        them, all times of a block in one batch. Times after a block's input has settled map to the time at which it did.
         """
-        kernel, lag = self.kernel, self.kernel.lag
-        memory = int(kernel.memory)
+        lag, memory = self.kernel.lag, int(self.kernel.memory)
 
         def at(time: int, k: int) -> int:
             return time if moving else min(time, int(self._settled(k)))
@@ -246,14 +263,14 @@ class CascadedResNet(ResidualNet):
             parts.append(self.arrival.arrive(seen[0], tuple(seen[1:]))[0])
         z = torch.cat(parts) if len(parts) > 1 else parts[0]
 
-        def passed(k: int, block: Block, z: Tensor) -> Tensor:
-            times = range(at(max(low[k] - memory, lag), k), at(high[k] - lag, k) + 1)  # at which the residual is wanted
+        def run_block(k: int, block: ResidualBlock, z: Tensor) -> Tensor:
+            times = range(at(max(low[k] - memory, lag), k), at(high[k] - lag, k) + 1)  # of the residuals needed
             part = z[(times.start - low[k - 1]) * batch : (times.stop - low[k - 1]) * batch]
-            part = z if len(part) == len(z) else part  # not a slice, whose gradient would be a second large map
+            part = z if len(part) == len(z) else part  # a slice's gradient would be a second large map
             r = block.residual(part, times).split(batch) if times else ()
             empty: Any = block.empty(z, batch) if max(low[k] - memory, 0) < lag else None
             if self.training and self.first < lag and times.stop - 1 < at(end, k):
-                with torch.no_grad():  # the published code learns the statistics of this residual, which comes too late
+                with torch.no_grad():  # the published code also updates statistics with this residual, which comes too late
                     block.residual(z[-batch:], (at(end, k),))
             s = block.shortcut(z).split(batch)
             parts = []
@@ -264,13 +281,13 @@ class CascadedResNet(ResidualNet):
                 parts.append(out + s[at(time, k) - low[k - 1]])
             return F.relu_(torch.cat(parts) if len(parts) > 1 else parts[0])
 
-        for k, block in enumerate(blocks, 1):  # by a function, which forgets what it made on the way
-            z = passed(k, block, z)
+        for k, block in enumerate(blocks, 1):  # in a function, which frees its intermediate tensors
+            z = run_block(k, block, z)
         tops = z.split(batch)
         return [tops[at(time, len(blocks) + 1) - low[-1]] for time in range(start, end + 1)]
 
     def _smoothed(self, stem: Tensor, moving: bool, end: int, batch: int) -> Iterator[Tensor]:
-        """The top features `[B, C, H, W]` at times 0..end under smoothing, in chunks of time that all blocks pass in turn."""
+        """The top features `[B, C, H, W]` at times 0..end under smoothing, one chunk of time after the other."""
         alpha = self.kernel.alpha  # type: ignore[union-attr]
         size = end + 1 if torch.is_grad_enabled() else max(CHUNK // batch, 1)
         stems = stem.split(batch)
@@ -287,7 +304,7 @@ class CascadedResNet(ResidualNet):
             yield from z.split(batch)
 
     def _scan(self, r: Tensor, steps: int, line: DelayLine) -> tuple[Tensor, DelayLine]:
-        """The kernel over `steps` time steps that lie one after the other in the batch."""
+        """Applies the kernel to `steps` time steps that follow each other in the batch."""
         arrived = []
         for part in r.chunk(steps):
             out, line = self.kernel.arrive(part, line)
@@ -295,103 +312,21 @@ class CascadedResNet(ResidualNet):
         return torch.cat(arrived), line
 
 
-@register_model
-def cascaded_resnet18(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
-    alpha: float = 0.9,
-    heads: Heads = "shared",
-    num_steps: int | None = None,
-    width: int = 64,
-    layout: Layout = "cifar",
-    pool: bool | None = None,
-    statistics: Statistics | None = None,
-    clock: Clock = "asymptotic",
-) -> CascadedResNet:
-    """Cascaded ResNet-18: 8 basic blocks, 11,172,170 parameters, 9 answers, the last that of the ordinary network.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
-        alpha: Of smoothing, in [0, 1).
-        heads: "shared" by all steps, or "separate".
-        num_steps: T; default: until the answer has settled (with smoothing 70).
-        width: Channels of the first stage.
-        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
-        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
-        statistics: Running statistics "per_step" or "shared" by all; default: per step, with smoothing shared.
-        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
-    """
-    return CascadedResNet(
-        num_classes, in_channels, 18, kernel, alpha, heads, num_steps, width, layout, pool, statistics, clock
-    )
-
-
-@register_model
-def cascaded_resnet34(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
-    alpha: float = 0.9,
-    heads: Heads = "shared",
-    num_steps: int | None = None,
-    width: int = 64,
-    layout: Layout = "cifar",
-    pool: bool | None = None,
-    statistics: Statistics | None = None,
-    clock: Clock = "asymptotic",
-) -> CascadedResNet:
-    """Cascaded ResNet-34: 16 basic blocks, 17 answers, the last that of the ordinary network.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
-        alpha: Of smoothing, in [0, 1).
-        heads: "shared" by all steps, or "separate".
-        num_steps: T; default: until the answer has settled (with smoothing 70).
-        width: Channels of the first stage.
-        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
-        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
-        statistics: Running statistics "per_step" or "shared" by all; default: per step, with smoothing shared.
-        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
-    """
-    return CascadedResNet(
-        num_classes, in_channels, 34, kernel, alpha, heads, num_steps, width, layout, pool, statistics, clock
-    )
-
-
-@register_model
-def cascaded_resnet50(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
-    alpha: float = 0.9,
-    heads: Heads = "shared",
-    num_steps: int | None = None,
-    width: int = 64,
-    layout: Layout = "cifar",
-    pool: bool | None = None,
-    statistics: Statistics | None = None,
-    clock: Clock = "asymptotic",
-) -> CascadedResNet:
-    """Cascaded ResNet-50: 16 bottleneck blocks, 17 answers, the last that of the ordinary network.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
-        alpha: Of smoothing, in [0, 1).
-        heads: "shared" by all steps, or "separate".
-        num_steps: T; default: until the answer has settled (with smoothing 70).
-        width: Channels of the first stage.
-        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
-        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
-        statistics: Running statistics "per_step" or "shared" by all; default: per step, with smoothing shared.
-        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
-    """
-    return CascadedResNet(
-        num_classes, in_channels, 50, kernel, alpha, heads, num_steps, width, layout, pool, statistics, clock
-    )
+cascaded_resnet18 = variant(
+    CascadedResNet,
+    "cascaded_resnet18",
+    "Cascaded ResNet-18: 8 basic blocks, 11,172,170 parameters, 9 answers, the last that of the ordinary network.",
+    fixed={"depth": 18},
+)
+cascaded_resnet34 = variant(
+    CascadedResNet,
+    "cascaded_resnet34",
+    "Cascaded ResNet-34: 16 basic blocks, 17 answers, the last that of the ordinary network.",
+    fixed={"depth": 34},
+)
+cascaded_resnet50 = variant(
+    CascadedResNet,
+    "cascaded_resnet50",
+    "Cascaded ResNet-50: 16 bottleneck blocks, 17 answers, the last that of the ordinary network.",
+    fixed={"depth": 50},
+)

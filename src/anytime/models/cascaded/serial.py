@@ -1,24 +1,39 @@
-"""Serial residual networks: the peer of cascaded ones, in which one block after the other completes its work."""
+"""Serial residual networks, the counterpart of cascaded ones: each block completes its work before the next one starts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime.models.cascaded.residual import STAGES, Block, Clock, Heads, Layout, ResidualNet, check_count
+from anytime.models.cascaded.residual import (
+    STAGES,
+    Clock,
+    Heads,
+    ResidualBlock,
+    ResidualNet,
+    StemLayout,
+    check_choice,
+    check_count,
+)
 from anytime.models.cascaded.statistics import Dynamics
 from anytime.models.common.layers import pooled
-from anytime.registry import register_model
+from anytime.registry import variant
 
 Form = Literal["paper", "published"]
 
 
 class SerialState(NamedTuple):
-    """`active` is a_t (at first the image), `shortcut` is S_t(a_t), `stale` (published form) is s_{t+1}."""
+    """The state of a serial network between two steps.
+
+    Attributes:
+        time: t of the next answer.
+        active: a_t; at first the image.
+        shortcut: S_t(a_t).
+        stale: s_{t+1} (published form).
+    """
 
     time: int
     active: Tensor
@@ -27,61 +42,62 @@ class SerialState(NamedTuple):
 
 
 class SerialResNet(ResidualNet):
-    """A residual network that answers after every block: blocks that have not run yet pass on their shortcut alone.
+    """A residual network that answers after every block: blocks that have not run yet only pass on their shortcut.
 
     a_1 = stem(x), a_{k+1} = ReLU(F_k(a_k) + S_k(a_k)); logits[t] = head(GAP(C_K(...C_t(a_t)))), C_k(v) = ReLU(S_k(v)): t - 1
-    blocks are active at step t, each completely, and the answer at t = K + 1 is that of the ordinary network: of a cascaded
-    network with the same weights, too.
+    blocks are active at step t, each completely, and the answer at t = K + 1 is that of the ordinary network, and so of a
+    cascaded network with the same weights. With separate heads it resembles a shallow-deep network (SDN).
 
-    `form="published"` is what the authors' code computes in place of it: at step t block t takes part as well, with the
-    residual of its input at step t - 1, s_{k+1} = ReLU(F_k(s_k) + S_k(a_k)), s_1 = 0;
-    logits[t] = head(GAP(C_K(...C_{t+1}(s_{t+1})))), at t = K + 1 as above.
+    `form="published"` computes instead what the authors' code does: at step t block t takes part as well, with the residual of
+    its input at step t - 1, s_{k+1} = ReLU(F_k(s_k) + S_k(a_k)), s_1 = 0; logits[t] = head(GAP(C_K(...C_{t+1}(s_{t+1})))), at
+    t = K + 1 as above.
 
-    Every batch norm sees one input only, so it has one row of statistics; in the published form two, the stale one first.
+    Each batch norm sees only one input, so it has one row of statistics; in the published form two, the stale one first.
+
+    The asymptotic clock is t = 1..T. The published one is t = 0..T-1: its first answer knows no image, and in the paper's form
+    the last block never runs.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         depth: 18, 34 or 50.
-        heads: One read-out for all steps, or one for each (then it resembles a shallow-deep network, SDN).
+        heads: "shared" by all steps, or "separate".
         num_steps: T; default: all.
         width: Channels of the first stage.
-        layout: The stem.
-        pool: Max-pooling after the stem.
-        form: `"paper"` or `"published"`.
-        clock: `"asymptotic"`: t = 1..T. `"published"`: t = 0..T-1; the first answer knows no image, and in the paper's form
-            the last block never runs.
+        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
+        pool: Max-pooling after the stem; default: only for "imagenet". The authors' code always pools.
+        form: "paper": t - 1 blocks are active at step t; "published": the authors' code, a block more with a stale residual.
+        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
 
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 3 (SerialTD, SerialCE).
     """
 
     def __init__(
         self,
-        num_classes: int | Sequence[int] = 10,
+        num_classes: int | tuple[int, ...] = 10,
         in_channels: int = 3,
         depth: int = 18,
         heads: Heads = "shared",
         num_steps: int | None = None,
         width: int = 64,
-        layout: Layout = "cifar",
+        layout: StemLayout = "cifar",
         pool: bool | None = None,
         form: Form = "paper",
         clock: Clock = "asymptotic",
     ) -> None:
-        if form not in ("paper", "published"):
-            raise ValueError(f"form must be 'paper' or 'published', got {form!r}")
-        if clock not in ("asymptotic", "published"):
-            raise ValueError(f"clock must be 'asymptotic' or 'published', got {clock!r}")
+        check_choice("form", form, ("paper", "published"))
+        check_choice("clock", clock, ("asymptotic", "published"))
         most = sum(STAGES.get(depth, ())) + 1
         num_steps = most if num_steps is None else num_steps
         check_count("num_steps", num_steps)
         if num_steps > most:
             raise ValueError(f"num_steps of a serial network of {most - 1} blocks must lie in 1..{most}, got {num_steps!r}")
         self.first = 0 if clock == "published" else 1
-        stale = form == "published"
-        dynamics = Dynamics(per_step=stale, first=self.first)
-        super().__init__(num_classes, in_channels, depth, num_steps, lambda _: 1 + stale, dynamics, heads, width, layout, pool)
-        self.stale = stale
+        published = form == "published"
+        dynamics = Dynamics(per_step=published, first=self.first)
+        rows = 1 + published
+        super().__init__(num_classes, in_channels, depth, num_steps, lambda _: rows, dynamics, heads, width, layout, pool)
+        self.published = published
 
     def initial_state(self, x: Tensor) -> SerialState:
         self.check_input(x)
@@ -93,30 +109,32 @@ class SerialResNet(ResidualNet):
             raise ValueError(f"all {self.num_steps} steps are done")
         answer = time - self.first
         if time == 0:
-            return self.read(a.new_zeros(1, len(a), self._top), answer)[0], state._replace(time=1)
+            return self._logits(a.new_zeros(1, len(a), self._top_channels), answer)[0], state._replace(time=1)
         a = self.stem(a) if time == 1 else F.relu(self.blocks[time - 2].residual(a, (1,)) + s)
         if time <= len(self.blocks):
             block = self.blocks[time - 1]
             s = block.shortcut(a)
-            stale = F.relu(self._stale(block, stale, a) + s) if self.stale else None
+            stale = self._next_stale(block, stale, a, s)
             v = stale if stale is not None else F.relu(s)
             for later in self.blocks[time:]:
                 v = _carry(later, v)
         else:
             v = a
-        return self.read(pooled(v)[None], answer)[0], SerialState(time + 1, a, s, stale)
+        return self._logits(pooled(v)[None], answer)[0], SerialState(time + 1, a, s, stale)
 
-    def _stale(self, block: Block, stale: Tensor | None, a: Tensor) -> Tensor:
-        """F_k(s_k), s_1 = 0."""
-        return block.empty(a, len(a)) if stale is None else block.residual(stale, (0,))
+    def _next_stale(self, block: ResidualBlock, stale: Tensor | None, a: Tensor, s: Tensor) -> Tensor | None:
+        """s_{k+1} = ReLU(F_k(s_k) + S_k(a_k)), s_1 = 0; None in the paper's form."""
+        if not self.published:
+            return None
+        return F.relu((block.empty(a, len(a)) if stale is None else block.residual(stale, (0,))) + s)
 
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """All answers `[T, B, K]`, or with `step` = 1..T that answer alone, `[B, K]`, at its contract cost.
+        """All answers `[T, B, K]`, or with `step` = 1..T only that answer, `[B, K]`, at its contract cost.
 
-        Block by block, with all shortcuts of a block in one batch.
+        It goes block by block, with all shortcuts of a block in one batch.
         """
         if x.ndim == 5:
-            self.observe(None, x)  # which says that it answers to one image
+            self.observe(None, x)  # raises: it answers to one image
         return self._answers(x, 0, self.num_steps) if step is None else super().forward(x, step)
 
     def answer(self, x: Tensor, step: int) -> Tensor:
@@ -128,7 +146,7 @@ class SerialResNet(ResidualNet):
         wanted = range(self.first + skip, self.first + steps)
         a = self.stem(self.normalize(x)) if wanted.stop > 1 else x  # t = 0 knows no image
         stale: Tensor | None = None
-        carried: list[Tensor] = []  # what answers wanted of earlier times have come to
+        carried: list[Tensor] = []  # activations of the answers wanted from earlier times
         for k, block in enumerate(self.blocks, 1):
             if k >= wanted.stop:
                 carried = [_carry(block, v) for v in carried]
@@ -138,104 +156,37 @@ class SerialResNet(ResidualNet):
             else:
                 *passed, s = block.shortcut(torch.cat([*carried, a])).split(len(x))
                 carried = [F.relu(v) for v in passed]
-            if not self.stale:
-                carried += [F.relu(s)] if k in wanted else []
-                a = F.relu(block.residual(a, (1,)) + s) if k + 1 < wanted.stop else a
-                continue
-            late = F.relu(self._stale(block, stale, a) + s)
-            carried += [late] if k in wanted else []
-            a = F.relu(block.residual(a, (1,)) + s) if k + 1 < wanted.stop else a
-            stale = late
+            stale = self._next_stale(block, stale, a, s)
+            if k in wanted:
+                carried.append(F.relu(s) if stale is None else stale)
+            if k + 1 < wanted.stop:
+                a = F.relu(block.residual(a, (1,)) + s)
         if len(self.blocks) + 1 in wanted:
             carried.append(a)
-        dark = [x.new_zeros(len(x), self._top)] if 0 in wanted else []
-        return self.read(torch.stack([*dark, *(pooled(v) for v in carried)]), skip)
+        dark = [x.new_zeros(len(x), self._top_channels)] if 0 in wanted else []
+        return self._logits(torch.stack([*dark, *(pooled(v) for v in carried)]), skip)
 
 
-def _carry(block: Block, v: Tensor) -> Tensor:
-    """What a block that has not run passes on: ReLU(S(v)), v itself where the shortcut is the identity, since v >= 0."""
+def _carry(block: ResidualBlock, v: Tensor) -> Tensor:
+    """The output of a block that has not run: ReLU(S(v)), v itself if the shortcut is the identity, since v >= 0."""
     return v if block.projection is None else F.relu(block.projection(v))
 
 
-@register_model
-def serial_resnet18(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    heads: Heads = "shared",
-    num_steps: int | None = None,
-    width: int = 64,
-    layout: Layout = "cifar",
-    pool: bool | None = None,
-    form: Form = "paper",
-    clock: Clock = "asymptotic",
-) -> SerialResNet:
-    """Serial ResNet-18: one block after the other, 9 answers; shares its weights with cascaded_resnet18.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        heads: "shared" by all steps, or "separate".
-        num_steps: T; default: all.
-        width: Channels of the first stage.
-        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
-        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
-        form: "paper": t - 1 blocks are active at step t; "published": the authors' code, a block more with a stale residual.
-        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
-    """
-    return SerialResNet(num_classes, in_channels, 18, heads, num_steps, width, layout, pool, form, clock)
-
-
-@register_model
-def serial_resnet34(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    heads: Heads = "shared",
-    num_steps: int | None = None,
-    width: int = 64,
-    layout: Layout = "cifar",
-    pool: bool | None = None,
-    form: Form = "paper",
-    clock: Clock = "asymptotic",
-) -> SerialResNet:
-    """Serial ResNet-34: one block after the other, 17 answers; shares its weights with cascaded_resnet34.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        heads: "shared" by all steps, or "separate".
-        num_steps: T; default: all.
-        width: Channels of the first stage.
-        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
-        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
-        form: "paper": t - 1 blocks are active at step t; "published": the authors' code, a block more with a stale residual.
-        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
-    """
-    return SerialResNet(num_classes, in_channels, 34, heads, num_steps, width, layout, pool, form, clock)
-
-
-@register_model
-def serial_resnet50(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    heads: Heads = "shared",
-    num_steps: int | None = None,
-    width: int = 64,
-    layout: Layout = "cifar",
-    pool: bool | None = None,
-    form: Form = "paper",
-    clock: Clock = "asymptotic",
-) -> SerialResNet:
-    """Serial ResNet-50: one block after the other, 17 answers; shares its weights with cascaded_resnet50.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        heads: "shared" by all steps, or "separate".
-        num_steps: T; default: all.
-        width: Channels of the first stage.
-        layout: Stem for "cifar", "tinyimagenet" or "imagenet".
-        pool: Max-pooling after the stem; default: for "imagenet" alone. The authors' code always pools.
-        form: "paper": t - 1 blocks are active at step t; "published": the authors' code, a block more with a stale residual.
-        clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
-    """
-    return SerialResNet(num_classes, in_channels, 50, heads, num_steps, width, layout, pool, form, clock)
+serial_resnet18 = variant(
+    SerialResNet,
+    "serial_resnet18",
+    "Serial ResNet-18: one block after the other, 9 answers; shares its weights with cascaded_resnet18.",
+    fixed={"depth": 18},
+)
+serial_resnet34 = variant(
+    SerialResNet,
+    "serial_resnet34",
+    "Serial ResNet-34: one block after the other, 17 answers; shares its weights with cascaded_resnet34.",
+    fixed={"depth": 34},
+)
+serial_resnet50 = variant(
+    SerialResNet,
+    "serial_resnet50",
+    "Serial ResNet-50: one block after the other, 17 answers; shares its weights with cascaded_resnet50.",
+    fixed={"depth": 50},
+)

@@ -1,4 +1,4 @@
-"""Of which dynamics the running statistics of a network are: rows of one delay kernel mean nothing under another."""
+"""Records which delay kernel a network's batch-norm statistics belong to; those of one kernel are invalid under another."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from anytime.models.common.delay_kernels import Kernel, Smoothing
 from anytime.models.common.step_norm import RUNNING
 
-KEY = "dynamics_text"  # of the state dict
+KEY = "dynamics_text"  # in the state dict
 
 
 class Dynamics(NamedTuple):
-    """What a state dict says of its rows of statistics and of its separate heads.
+    """The dynamics that the rows of statistics and the separate heads in a state dict belong to.
 
     Attributes:
-        taps: Weights of a tapped delay line; () of smoothing and of a serial network.
-        alpha: Of smoothing.
-        per_step: Whether rows are those of time steps; else there is one, of the settled network or shared by all steps. The
-            two rows of a serial network are the stale residual's and the settled one's.
+        taps: Weights of a tapped delay line; () for smoothing and for a serial network.
+        alpha: Smoothing factor; None without smoothing.
+        per_step: True if each row belongs to a time step; otherwise there is one row, of the settled network or shared by all
+            steps. The two rows of a serial network belong to the stale residual and to the settled one.
         first: t of the first answer; None if unknown.
     """
 
@@ -33,42 +33,42 @@ class Dynamics(NamedTuple):
 
     @classmethod
     def of(cls, kernel: Kernel, per_step: bool, first: int | None) -> Dynamics:
-        """Those of a delay kernel."""
+        """The dynamics of a delay kernel."""
         if isinstance(kernel, Smoothing):
             return cls((), kernel.alpha, per_step, first)
         return cls(kernel.weights, None, per_step, first)
 
     def tensor(self) -> Tensor:
-        """As text, byte by byte: a buffer that no change of precision touches."""
+        """As text in bytes: a buffer that changes of precision leave alone."""
         return torch.tensor(list(json.dumps(self._asdict()).encode()), dtype=torch.uint8)
 
     @property
     def memory(self) -> int | None:
-        """Steps of time until a delayed constant is constant; of a serial network 1, of smoothing None."""
+        """Time steps until a delayed constant is constant: 1 for a serial network, None for smoothing."""
         if self.alpha is not None:
             return None
         return len(self.taps) - 1 if self.taps else 1
 
     @property
     def mixed(self) -> bool:
-        """Whether one row is for several time steps whose inputs differ."""
+        """Whether one row covers several time steps whose inputs differ."""
         return not self.per_step and (self.alpha is not None or len(self.taps) > 1)
 
     @property
     def description(self) -> str:
-        """For messages."""
+        """A phrase for messages."""
         what = f"the kernel {[*self.taps]}" if self.taps else "a serial network"
         what = what if self.alpha is None else f"smoothing (alpha {self.alpha:g})"
         return what if self.first is None else f"{what} from t = {self.first} on"
 
     def rows(self, given: Tensor, count: int, delays: int, source: Dynamics) -> Tensor | None:
-        """`count` rows for these dynamics out of those `given` by others; None where they cannot be told.
+        """`count` rows for these dynamics, derived from the `given` ones of others; None if that is impossible.
 
         Args:
-            given: `[n, C]` of a batch norm behind `delays` delays in a row.
-            count: Rows wanted.
-            delays: Of a serial network as if each block were one.
-            source: What the given rows are of.
+            given: Rows `[n, C]` of a batch norm behind `delays` delays in series.
+            count: Rows needed.
+            delays: Number of delays; in a serial network each block counts as one.
+            source: The dynamics that the given rows belong to.
         """
         if not source.per_step:
             return given[-1:].expand(count, -1)
@@ -84,7 +84,7 @@ class Dynamics(NamedTuple):
         return given[settled].expand(count, -1)
 
     def shares_heads(self, source: Dynamics) -> bool:
-        """Whether separate heads of `source` answer to the same: the same times, under the same delays or serially."""
+        """Whether separate heads of `source` see the same features: at the same times, under the same delays or serially."""
 
         def clock(dynamics: Dynamics) -> Any:
             return dynamics.taps or (0.0, 1.0), dynamics.alpha
@@ -92,12 +92,12 @@ class Dynamics(NamedTuple):
         return clock(self) == clock(source) and (source.first is None or self.first == source.first)
 
 
-def _stated(state: Mapping[str, Any], prefix: str, delays: Mapping[str, int]) -> Dynamics:
-    """What a state dict is of: it says so itself; one without a word has ordinary batch norm, or a one-step delay's rows."""
+def _read_dynamics(state: Mapping[str, Any], prefix: str, delays: Mapping[str, int]) -> Dynamics:
+    """The dynamics of a state dict, as recorded in it; if it has no record, ordinary batch norm or a one-step delay."""
     text = state.get(prefix + KEY)
     if text is not None:
-        found = json.loads(bytes(text.tolist()))
-        return Dynamics(**found | {"taps": tuple(found["taps"])})
+        fields = json.loads(bytes(text.tolist()))
+        return Dynamics(**fields | {"taps": tuple(fields["taps"])})
     rows = {
         name: value.shape[0]
         for name in delays
@@ -108,28 +108,28 @@ def _stated(state: Mapping[str, Any], prefix: str, delays: Mapping[str, int]) ->
         return Dynamics()
     if all(count == delays[name] + 1 for name, count in rows.items()):
         return Dynamics((0.0, 1.0), None, True)
-    raise ValueError("these weights have statistics of several time steps and do not say under which delays they were made")
+    raise ValueError("these weights have statistics of several time steps but no record of the delays they were made under")
 
 
 def convert_state(
     model: nn.Module, state: MutableMapping[str, Any], prefix: str, target: Dynamics, delays: Mapping[str, int]
 ) -> Dynamics:
-    """Makes the statistics in the state dict of a relative fit `model`, in place, and says what they were of.
+    """Makes the statistics in a relative's state dict fit `model`, in place, and returns the dynamics they belonged to.
 
     Args:
-        model: Has the buffer `KEY`.
-        state: From tensors of names that begin with `prefix`.
-        prefix: As in `torch.nn.Module.load_state_dict`.
-        target: What the statistics of the model are of.
-        delays: Names of the batch norms, and behind how many delays in a row each lies.
+        model: The network to load into; it has the buffer `KEY`.
+        state: The state dict.
+        prefix: Prefix of the model's names, as in `torch.nn.Module.load_state_dict`.
+        target: The dynamics that the model's statistics belong to.
+        delays: For each batch norm by name, the number of delays in series before it.
 
     Raises:
-        ValueError: The statistics that the model needs are not among those given.
+        ValueError: The statistics that the model needs cannot be derived from the given ones.
     """
     buffers = dict(model.named_buffers())
-    source = _stated(state, prefix, delays)
+    source = _read_dynamics(state, prefix, delays)
     for key in [name for name in state if name.startswith(prefix) and name.endswith("num_batches_tracked")]:
-        del state[key]  # of ordinary batch norm
+        del state[key]  # only ordinary batch norm has it
     for name, own in buffers.items():
         layer, _, kind = name.rpartition(".")
         given = state.get(prefix + name)
@@ -139,10 +139,9 @@ def convert_state(
         fitting = target.rows(given, len(own), delays[layer], source) if layer in delays else given
         if fitting is None:
             raise ValueError(
-                f"{name} has statistics of {len(given)} uses, but {len(own)} are needed, which cannot be told from those: "
-                f"they are of {source.description}, these of {target.description}; "
-                "those of the settled network are not among them"
+                f"{name} has statistics of {len(given)} uses under {source.description}, but {len(own)} are needed under "
+                f"{target.description}; these cannot be derived: those of the settled network are not among them"
             )
-        state[prefix + name] = fitting.contiguous()  # rows of their own, also where they become the model's (assign=True)
+        state[prefix + name] = fitting.contiguous()  # a copy of each row, also if it becomes the model's (assign=True)
     state[prefix + KEY] = buffers[KEY]
     return source

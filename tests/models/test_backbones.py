@@ -113,10 +113,10 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"seven.pth does not fit .*Own: size mismatch for stem.0.weight"):
         own(pretrained=str(path))
     path.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"seven.pth is no file of weights"):
+    with pytest.raises(ValueError, match=r"seven.pth is not a file of weights"):
         own(pretrained=str(path))
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match=r"seven.pth holds no state dict"):
+    with pytest.raises(ValueError, match=r"seven.pth does not hold a state dict"):
         own(pretrained=str(path))
     with pytest.raises(FileNotFoundError, match=r"there are no weights at .*none.pth"):
         own(pretrained=str(tmp_path / "none.pth"))

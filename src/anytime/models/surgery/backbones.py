@@ -1,4 +1,4 @@
-"""Backbones by name: built, filled with weights from a file, fitted with another classifier or other input channels."""
+"""Backbones by name: built, loaded with weights from a file, given a new classifier or other input channels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 from anytime.support.names import import_subclass, nearest
 
-RESERVED = frozenset(  # what our own arguments say, or what reads files
+RESERVED = frozenset(  # options that arguments of ours set, or that read files
     ("num_classes", "in_channels", "in_chans", "weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 ) | {"checkpoint_path", "cache_dir", "features_only"}
-CLASSIFIERS = ("fc", "classifier", "head", "heads")  # where torchvision, timm and most others keep theirs
+CLASSIFIERS = ("fc", "classifier", "head", "heads")  # the usual names, also of torchvision and timm
 
 
 class Backbone(NamedTuple):
-    """A network with the normalisation that its own configuration names (None: none)."""
+    """A network with the normalisation of its own configuration, if that has one."""
 
     network: nn.Module
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
 
 def _torchvision(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
@@ -40,10 +40,9 @@ def _torchvision(name: str, size: Sequence[int], classes: int | None, options: d
         options = {"image_size": size[-1]} | options
     weights = models.get_model_weights(name).DEFAULT
     given = {"weights": weights} if classes is None else {"num_classes": classes}
-    network = models.get_model(name, **given, **options)
+    network = _with_channels(models.get_model(name, **given, **options), size[0], trained=classes is None)
     transforms = weights.transforms()
-    network = _with_channels(network, size[0], trained=classes is None)
-    return Backbone(network, transforms.mean, transforms.std) if size[0] == 3 else Backbone(network, None, None)
+    return Backbone(network, transforms.mean, transforms.std) if size[0] == 3 else Backbone(network)
 
 
 def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
@@ -59,28 +58,28 @@ def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str
         options = {"img_size": tuple(size[1:])} | options
     given = {"pretrained": True} if classes is None else {"num_classes": classes}
     network = timm.create_model(name, in_chans=size[0], **given, **options)
-    found: Any = network.pretrained_cfg
-    return Backbone(network, found["mean"], found["std"]) if len(found["mean"]) == size[0] else Backbone(network, None, None)
+    config: Any = network.pretrained_cfg
+    return Backbone(network, config["mean"], config["std"]) if len(config["mean"]) == size[0] else Backbone(network)
 
 
-def _own(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
+def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
     if classes is None:
         raise ValueError(f"nothing can be downloaded for {name!r}; pretrained must be a file")
     kind = import_subclass(name, nn.Module, "backbone")
     takes = inspect.signature(kind).parameters
     given: dict[str, Any] = {"num_classes": classes, "in_channels": size[0]}
     network = kind(**{key: value for key, value in given.items() if key in takes}, **options)
-    return Backbone(_with_channels(network, size[0]), None, None)
+    return Backbone(_with_channels(network, size[0]))
 
 
 def _build(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
-    """A backbone for `classes` classes; None: with the weights that its library downloads, and their classes."""
+    """A backbone for `classes` classes, untrained; None: with the weights that its library downloads and their classes."""
     library, colon, rest = name.partition(":")
     builders = {"torchvision": _torchvision, "timm": _timm}
     if (colon and library not in builders) or (not colon and "." not in name):
         raise ValueError(f"backbone must be 'torchvision:NAME', 'timm:NAME' or the import path of a class, got {name!r}")
     try:
-        return builders[library](rest, size, classes, options) if colon else _own(name, size, classes, options)
+        return builders[library](rest, size, classes, options) if colon else _custom(name, size, classes, options)
     except (TypeError, AssertionError, RuntimeError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be built for {(*size,)} images with {options}: {text}") from error
@@ -102,65 +101,62 @@ def build_backbone(
             `num_classes` and `in_channels` where it takes them.
         num_classes: K of its logits.
         input_size: (channels, height, width). Channels other than 3 replace the first convolution.
-        pretrained: False; True: the weights its library downloads; or a file with a state dict.
-        reset: Accept weights of another class count; the classifier then has theirs and must be replaced.
+        pretrained: False; True: the weights that its library downloads; or a file with a state dict.
+        reset: Accept weights of another class count; the classifier then keeps that count and must be replaced.
         classifier: Name of the layer that makes the logits, if it is not found.
         options: Further arguments of the network, e.g. `{"drop_path_rate": 0.1}`.
 
     Raises:
-        ValueError: An unknown name, options that it does not take, a file that does not fit, weights of another class count.
+        ValueError: An unknown name or option, a file that does not fit, weights of another class count.
         ImportError: timm is not installed.
     """
     options = dict(options or {})
     if taken := sorted(RESERVED & options.keys()):
-        raise ValueError(f"options cannot hold {', '.join(taken)}: num_classes, input_size and pretrained say so")
+        raise ValueError(f"options cannot hold {', '.join(taken)}: use num_classes, input_size and pretrained")
     if pretrained is False:
         return _build(name, input_size, num_classes, options)
     if pretrained is True:
         backbone = _build(name, input_size, None, options)
         layer = backbone.network.get_submodule(find_classifiers(backbone.network, classifier)[-1])
-        _check_classes(f"the weights of {name}", _classes(layer.weight), num_classes, reset)
+        _check_classes(f"the weights of {name}", layer.weight, num_classes, reset)
         return backbone
     weights, mean, std = read_weights(pretrained)
     backbone = _build(name, input_size, num_classes, options)
     error = _load(backbone.network, weights)
-    if error is not None:  # only then the classifier must be known: perhaps it is all that does not fit
+    if error is not None:  # only now look for the classifier: it may be the only layer that does not fit
         key = f"{find_classifiers(backbone.network, classifier)[-1]}.weight"
-        classes = _classes(weights[key]) if key in weights else num_classes
-        _check_classes(str(pretrained), classes, num_classes, reset)
-        backbone = _build(name, input_size, classes, options)
-        error = _load(backbone.network, weights)
+        if key in weights:
+            _check_classes(str(pretrained), weights[key], num_classes, reset)
+            backbone = _build(name, input_size, len(weights[key]), options)
+            error = _load(backbone.network, weights)
     if error is not None:
         raise ValueError(f"{pretrained} does not fit {name}: {error}")
     return backbone if mean is None else Backbone(backbone.network, mean, std)
 
 
 def _load(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
-    """Loads weights, all or none; returns what does not fit."""
-    own = {key: value.shape for key, value in network.state_dict().items()}
-    other = [key for key in own if key in weights and weights[key].shape != own[key]]
-    if own.keys() == weights.keys() and not other:
-        network.load_state_dict(weights)
-        return None
-    if other:
-        return f"size mismatch for {other[0]}: {[*weights[other[0]].shape]}, wanted {[*own[other[0]]]}"
-    missing = [key for key in own if key not in weights]
-    return f"missing key {missing[0]}" if missing else f"unexpected key {next(key for key in weights if key not in own)}"
+    """Loads all weights and returns None, or loads none and returns the first that does not fit."""
+    own = {key: [*value.shape] for key, value in network.state_dict().items()}
+    given = {key: [*value.shape] for key, value in weights.items()}
+    errors = [f"size mismatch for {k}: {given[k]}, wanted {own[k]}" for k in own if k in given and given[k] != own[k]]
+    errors += [f"missing key {key}" for key in own if key not in given]
+    errors += [f"unexpected key {key}" for key in given if key not in own]
+    if errors:
+        return errors[0]
+    network.load_state_dict(weights)
+    return None
 
 
-def _classes(weight: Any) -> int:
-    return int(weight.shape[0])
-
-
-def _check_classes(what: str, found: int, num_classes: int, reset: bool) -> None:
-    if found != num_classes and not reset:
+def _check_classes(what: str, weight: Any, num_classes: int, reset: bool) -> None:
+    if len(weight) != num_classes and not reset:
         raise ValueError(
-            f"{what}: {found} classes, but num_classes={num_classes}; reset=True takes the weights and starts a new classifier"
+            f"{what}: {len(weight)} classes, but num_classes={num_classes}; reset=True takes the weights and starts a new "
+            "classifier"
         )
 
 
 class Weights(NamedTuple):
-    """A backbone's state dict, and the normalisation that is stored beside it (None: none)."""
+    """A backbone's state dict with the normalisation stored beside it, if there is one."""
 
     tensors: dict[str, Tensor]
     mean: Sequence[float] | None = None
@@ -170,7 +166,7 @@ class Weights(NamedTuple):
 def read_weights(path: str | os.PathLike[str]) -> Weights:
     """A state dict from a file (safetensors, or torch's format read without executing pickled code).
 
-    The dict may lie under "state_dict" or "model". Of a model with exits only the backbone is taken, and its normalisation.
+    The dict may lie under "state_dict" or "model". From a model with exits, only the backbone and its normalisation are read.
 
     Raises:
         FileNotFoundError: No such file.
@@ -183,15 +179,15 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         safe = path.suffix == ".safetensors"
         found = safetensors.torch.load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is no file of weights: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{path} is not a file of weights: {' '.join(str(error).split())[:200]}") from error
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no state dict")
+        raise ValueError(f"{path} does not hold a state dict")
     inner = {key.removeprefix("backbone."): value for key, value in found.items() if key.startswith("backbone.")}
     others = {key for key in found if not key.startswith(("backbone.", "heads."))}
-    if not inner or others != {"mean", "std"}:  # no model with exits: perhaps a network with a part called backbone
+    if not inner or others != {"mean", "std"}:  # not a model with exits; a network may have a part called backbone
         return Weights(found)
     return Weights(inner, found["mean"].tolist(), found["std"].tolist())
 
@@ -199,25 +195,25 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 def find_classifiers(backbone: nn.Module, name: str | None = None) -> list[str]:
     """The names of the layers that make the logits: the last linear layer (or convolution) of the backbone's classifier.
 
-    There are several where timm says so: the two of a distilled DeiT.
+    timm may report several, such as the two of a distilled DeiT.
 
     Args:
-        backbone: The network; timm's say themselves what their classifier is, of others `fc`, `classifier`, `head` and `heads`
-            are tried.
+        backbone: The network. timm's networks report their classifier; in others `fc`, `classifier`, `head` and `heads` are
+            tried.
         name: The layer's name, if it is none of these.
 
     Raises:
-        ValueError: Not found; the message says how to name it.
+        ValueError: Not found; the message explains how to name it.
     """
     layers = {key: layer for key, layer in backbone.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    asked: Any = getattr(backbone, "get_classifier", None)
-    if name is None and asked is not None:
-        own = asked()
-        several = tuple(own) if isinstance(own, tuple | list) else (own,)
+    get_classifier: Any = getattr(backbone, "get_classifier", None)
+    if name is None and get_classifier is not None:
+        own = get_classifier()
+        several = own if isinstance(own, tuple | list) else (own,)
         found = [key for key, layer in layers.items() if any(layer is classifier for classifier in several)]
     else:
         places = CLASSIFIERS if name is None else (name,)
-        found = [key for key in layers if any(f"{key}.".startswith(f"{place}.") for place in places)]
+        found = [key for key in layers if any(f"{key}.".startswith(f"{place}.") for place in places)][-1:]
     if not found:
         tried = repr(name) if name else f"any of {', '.join(CLASSIFIERS)}"
         raise ValueError(
@@ -226,52 +222,49 @@ def find_classifiers(backbone: nn.Module, name: str | None = None) -> list[str]:
             if layers
             else f"{type(backbone).__name__} has no linear layer at all"
         )
-    return found if name is None and asked is not None else found[-1:]
+    return found
 
 
 def replace_classifier(backbone: nn.Module, num_classes: int, name: str | None = None) -> None:
-    """Gives a backbone a new classifier, in place: timm's by `reset_classifier`, others' by `find_classifiers`."""
+    """Replaces a backbone's classifier in place: timm's by `reset_classifier`, others' by `find_classifiers`."""
     reset: Any = getattr(backbone, "reset_classifier", None)
     if reset is not None and (name is None or name in find_classifiers(backbone)):
         reset(num_classes)
         return
     (place,) = find_classifiers(backbone, name)
-    old = backbone.get_submodule(place)
-    new: nn.Module
+    old: Any = backbone.get_submodule(place)
     if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+        new: nn.Module = nn.Linear(old.in_features, num_classes, old.bias is not None)
     else:
-        assert isinstance(old, nn.Conv2d)
         new = _convolution(old, old.in_channels, num_classes)
-    _put(backbone, place, new.to(old.weight))
+    _replace(backbone, place, new.to(old.weight))
 
 
 def _with_channels(network: nn.Module, channels: int, trained: bool = False) -> nn.Module:
     """The network with a new first convolution, if the old one reads another number of channels.
 
-    If it is trained, the new weights are the old ones' sum over the channels, shared out evenly (as timm does for one).
+    If it is trained, each new channel gets an equal share of the old weights' sum over the channels (as timm does for one), so
+    that grey images give the same answer.
     """
-    place = next((name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)), None)
-    if place is not None:
-        old = network.get_submodule(place)
-        assert isinstance(old, nn.Conv2d)
-        if old.in_channels != channels:
-            new = _convolution(old, channels, old.out_channels).to(old.weight)
-            if trained and old.groups == 1:
-                with torch.no_grad():  # of grey images the same answer, of others the mean of what the old weights say
-                    new.weight.copy_(old.weight.sum(1, keepdim=True).expand_as(new.weight) / channels)
-                    if old.bias is not None and new.bias is not None:
-                        new.bias.copy_(old.bias)
-            _put(network, place, new)
+    convolutions = ((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    place, old = next(convolutions, ("", None))
+    if old is not None and old.in_channels != channels:
+        new = _convolution(old, channels, old.out_channels).to(old.weight)
+        if trained and old.groups == 1:
+            with torch.no_grad():
+                new.weight.copy_(old.weight.sum(1, keepdim=True).expand_as(new.weight) / channels)
+                if old.bias is not None and new.bias is not None:
+                    new.bias.copy_(old.bias)
+        _replace(network, place, new)
     return network
 
 
 def _convolution(old: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
-    kept: Any = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-    return nn.Conv2d(inputs, outputs, bias=old.bias is not None, **kept)
+    same: Any = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    return nn.Conv2d(inputs, outputs, bias=old.bias is not None, **same)
 
 
-def _put(network: nn.Module, place: str, layer: nn.Module) -> None:
+def _replace(network: nn.Module, place: str, layer: nn.Module) -> None:
     parent, _, name = place.rpartition(".")
     layer.train(network.get_submodule(place).training)
     setattr(network.get_submodule(parent), name, layer)

@@ -1,4 +1,4 @@
-"""Plain classifiers for images of 32x32 pixels, to which exits are attached."""
+"""Plain classifiers for images of 32x32 pixels, as backbones for exits."""
 
 from __future__ import annotations
 
@@ -50,13 +50,8 @@ class SmallMobileNet(nn.Sequential):
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: float = 0.5) -> None:
         from torchvision.models import MobileNetV2
 
-        blocks = [
-            [1, 16, 1, 1],
-            [6, 24, 2, 1],
-            [6, 32, 3, 2],
-            [6, 64, 3, 2],
-            [6, 96, 1, 1],
-        ]  # expansion, width, blocks, stride
+        # expansion, width, blocks, stride
+        blocks = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 3, 2], [6, 96, 1, 1]]
         network = MobileNetV2(num_classes, width, blocks, dropout=0.0)
         features, classifier = network.features, network.classifier
         features[0][0] = nn.Conv2d(in_channels, features[0][0].out_channels, 3, 2, 1, bias=False)

@@ -110,7 +110,7 @@ def test_svhn(tmp_path, folder):
 
     path = tmp_path / folder / "test_32x32.mat"
     savemat(path, {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[11], [3]], np.uint8)})
-    with pytest.raises(ValueError, match=r"test_32x32\.mat .*from 3 to 11"):
+    with pytest.raises(ValueError, match=r"test_32x32\.mat .*range from 3 to 11"):
         SVHN(root=tmp_path).setup("test")
     path.write_bytes(b"no MATLAB file")
     with pytest.raises(ValueError, match=r"test_32x32\.mat is damaged"):

@@ -228,11 +228,11 @@ def test_a_folder_with_a_taxonomy(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"label_levels is at least 2, of a taxonomy, got 3 with taxonomy=None"):
+    with pytest.raises(ValueError, match=r"label_levels needs a taxonomy and at least 2, got 3 with taxonomy=None"):
         Digits(label_levels=3)
     with pytest.raises(ValueError, match=r"got 1 with taxonomy='tree\.csv'"):
         Digits(taxonomy="tree.csv", label_levels=1)
-    with pytest.raises(ValueError, match=r"2 levels of their own, leave out taxonomy='tree\.csv'"):
+    with pytest.raises(ValueError, match=r"already have 2 levels, leave out taxonomy='tree\.csv'"):
         CIFAR100(labels="both", taxonomy="tree.csv").setup()
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         Digits(taxonomy=str(tmp_path / "none.csv")).setup()

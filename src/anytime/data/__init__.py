@@ -6,9 +6,11 @@ from anytime.data.datasets import Description, create_data, describe, list_datas
 from anytime.data.images import read_image
 from anytime.data.sets.cars import StanfordCars
 from anytime.data.sets.cifar import CIFAR10, CIFAR100
+from anytime.data.sets.cub200 import CUB200
 from anytime.data.sets.digits import Digits
-from anytime.data.sets.folders import CUB200, ImageFolder, ImageNet
+from anytime.data.sets.folders import ImageFolder
 from anytime.data.sets.gtsrb import GTSRB
+from anytime.data.sets.imagenet import ImageNet
 from anytime.data.sets.lsun import LSUN
 from anytime.data.sets.mnist import MNIST, FashionMNIST
 from anytime.data.sets.svhn import SVHN

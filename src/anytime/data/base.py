@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -21,24 +20,25 @@ from anytime.data.noise import Noise, create_noise
 from anytime.data.splits import choose_classes, hold_out, stratified_order
 from anytime.data.stream import LazyImages, StreamedBatches
 from anytime.data.taxonomy import LabelLevels, read_taxonomy
+from anytime.support.names import nearest
 
-Choice = Literal["none", "crop", "flip", "crop+flip"]
-Augment = Literal["standard", "none", "crop", "flip", "crop+flip"]
+CropFlip = Literal["none", "crop", "flip", "crop+flip"]
+Augment = Literal["standard", CropFlip]
 
 
 def default_root() -> Path:
-    """Where data lie: the folder named by `ANYTIME_DATA`, otherwise `~/.cache/anytime/data`."""
+    """The folder that holds data: `$ANYTIME_DATA`, or `~/.cache/anytime/data` if that is not set."""
     return Path(os.environ.get("ANYTIME_DATA") or Path.home() / ".cache" / "anytime" / "data")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of a data set with their labels, as a reader returns them.
+    """The images of one split of a data set with their labels, as a reader returns them.
 
     Args:
-        images: uint8 `[N, C, H, W]`, or files to be read when they are needed.
+        images: uint8 `[N, C, H, W]`, or images to be read on demand.
         targets: int64 `[N]`, or `[N, D]` for D label levels.
-        source: the file or folder that errors name.
+        source: The file or folder that errors name.
         groups: int64 `[N]`, numbers of groups that a validation split must not divide.
     """
 
@@ -66,43 +66,43 @@ class Split:
 
 
 class ImageData(LightningDataModule, ABC):
-    """Images with class labels, in training, validation and test parts.
+    """Images with class labels in training, validation and test splits.
 
-    A data set of one's own subclasses this and implements `read_names` and `read`; it may set the class attributes
-    below and implement `fetch`.
+    To define a custom data set, subclass this and implement `read_names` and `read`; also implement `fetch` and set the
+    class attributes below where they apply.
 
     Args:
-        root: folder that holds the data; default `$ANYTIME_DATA` or `~/.cache/anytime/data`.
-        download: download what is missing.
-        classes: use only these classes: names or patterns such as `"*terrier*"`; labels are numbered anew in the
-            order of the data set.
-        validation: share (below 1) or number of training images held out for validation, stratified by class;
-            0 for none.
-        split_seed: which images are held out, and which are used under `limit`.
-        batch_size: training images a batch and process.
-        eval_batch_size: validation and test images a batch and process.
-        augment: of training images: `"standard"` is what is usual for the data set, the rest is explicit. `crop` is a
-            random crop after padding with black by an eighth of the image size (of large streamed images a random
+        root: Folder that holds the data; default `$ANYTIME_DATA` or `~/.cache/anytime/data`.
+        download: Download missing files.
+        classes: Use only these classes: names or patterns such as `"*terrier*"`; labels are renumbered in the data set's
+            order.
+        validation: Share (below 1) or number of training images to hold out for validation, stratified by class; 0 for
+            none.
+        split_seed: Decides which images are held out, and which are used under `limit`.
+        batch_size: Training images per batch and process.
+        eval_batch_size: Validation and test images per batch and process.
+        augment: Augmentation of training images: `"standard"` is the data set's usual one, the others are explicit. `crop`
+            is a random crop after padding with black by an eighth of the image size (for large streamed images a random
             resized crop), `flip` mirrors half of the images left to right.
         crop_padding: `"zeros"` pads with black, `"reflect"` mirrors the image (sets in memory).
-        noise: put on every training image after that, see `anytime.data.noise` (sets in memory); what is removed shows the
-            mean colour.
-        seed: of the order and augmentation of training images.
-        workers: processes that read streamed images; images in memory need none.
-        limit: train on this many images only, stratified by class.
-        taxonomy: file with a tree of which the classes are the leaves: targets become `[N, D]`, fine to coarse. For what it
-            may hold see `anytime.data.taxonomy.read_taxonomy`: CSV, paths, or WordNet's `data.noun`.
-        label_levels: D, of a taxonomy; default: as many as tell something apart.
+        noise: Noise applied to every training image after augmentation, see `anytime.data.noise` (sets in memory); removed
+            pixels show the mean colour.
+        seed: Seed of the order and augmentation of training images.
+        workers: Number of processes that read streamed images; images in memory need none.
+        limit: Train on this many images only, stratified by class.
+        taxonomy: File with a tree whose leaves are the classes: targets become `[N, D]`, fine to coarse. For its formats
+            see `anytime.data.taxonomy.read_taxonomy`: CSV, paths, or WordNet's `data.noun`.
+        label_levels: D, the number of levels of a taxonomy; default: as many as distinguish something.
 
     Attributes:
         input_size: (channels, height, width).
-        class_names: in label order, available after `setup`. Several label levels stand one after another.
-        num_classes: number of outputs that a model needs: the length of `class_names`.
-        levels: number of classes of each label level; empty where there is only one level.
+        class_names: In label order, available after `setup`. Several label levels follow one another.
+        num_classes: Number of outputs that a model needs: the length of `class_names`.
+        levels: Number of classes of each label level; empty if there is only one level.
 
     Raises:
-        ValueError: for arguments that make no sense, and from `setup` for damaged files and wrong labels.
-        FileNotFoundError: from `setup`, for missing files.
+        ValueError: An argument is invalid; from `setup`: files are damaged or labels are wrong.
+        FileNotFoundError: From `setup`: files are missing.
     """
 
     title: ClassVar[str] = ""
@@ -110,15 +110,15 @@ class ImageData(LightningDataModule, ABC):
     license: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     official: ClassVar[tuple[int, int] | None] = None
-    """Official numbers of training and test images."""
+    """The official numbers of training and test images."""
     official_classes: ClassVar[int | None] = None
     files: ClassVar[tuple[str, ...]] = ()
-    """Paths under the root of which one shows that the data set is there; empty if it needs no files."""
-    standard_augment: ClassVar[Choice] = "crop+flip"
+    """Paths under the root; if one exists, the data set is there. Empty if it needs no files."""
+    standard_augment: ClassVar[CropFlip] = "crop+flip"
 
     input_size: tuple[int, int, int] = (3, 32, 32)
     resize_ratio: float = 1.0
-    """Test images are resized to this many times the wanted size before their centre is cut out."""
+    """Test images are resized to this multiple of the target size before their centre is cropped."""
 
     def __init__(
         self,
@@ -139,22 +139,23 @@ class ImageData(LightningDataModule, ABC):
         label_levels: int | None = None,
     ) -> None:
         super().__init__()
-        if augment not in get_args(Augment):
-            near = difflib.get_close_matches(str(augment), get_args(Augment), n=1, cutoff=0)
-            raise ValueError(f"augment must be one of {get_args(Augment)}, got {augment!r}; did you mean {near[0]!r}?")
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit}.items():
+        for name, option, valid in (
+            ("augment", augment, get_args(Augment)),
+            ("crop_padding", crop_padding, get_args(Padding)),
+            ("noise", noise, (None, *get_args(Noise))),
+        ):
+            if option not in valid:
+                raise ValueError(f"unknown {name} {option!r}{nearest(str(option), map(str, valid))}")
+        at_least_1 = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit}
+        for name, value in at_least_1.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if workers < 0:
             raise ValueError(f"workers must be at least 0, got {workers}")
         if not (0 <= validation < 1 or (validation >= 1 and validation == int(validation))):
             raise ValueError(f"validation must be a share in [0, 1) or a number of images, got {validation}")
-        if crop_padding not in get_args(Padding):
-            raise ValueError(f"crop_padding must be one of {get_args(Padding)}, got {crop_padding!r}")
-        if noise is not None and noise not in get_args(Noise):
-            raise ValueError(f"noise must be one of {get_args(Noise)}, got {noise!r}")
         if label_levels is not None and (taxonomy is None or label_levels < 2):
-            raise ValueError(f"label_levels is at least 2, of a taxonomy, got {label_levels!r} with taxonomy={taxonomy!r}")
+            raise ValueError(f"label_levels needs a taxonomy and at least 2, got {label_levels!r} with taxonomy={taxonomy!r}")
         self.root = Path(root).expanduser() if root is not None else default_root()
         self.taxonomy, self.label_levels = taxonomy, label_levels
         self.download, self.classes = download, classes
@@ -168,42 +169,39 @@ class ImageData(LightningDataModule, ABC):
         self.class_names: list[str]
         self.num_classes: int
         self._names: list[list[str]] = []
-        self._coarser: LabelLevels | None = None
-        self._kept: list[Tensor] = []
-        self._parts: dict[str, Split] = {}
+        self._taxonomy_levels: LabelLevels | None = None
+        self._used_labels: list[Tensor] = []
+        self._splits: dict[str, Split] = {}
 
-    # What a data set implements
+    # -- implemented by a data set ----
 
     @abstractmethod
     def read_names(self) -> list[list[str]]:
-        """Class names in label order, one list for each label level."""
+        """Class names in label order, one list per label level."""
 
     @abstractmethod
-    def read(self, part: str) -> Split | None:
+    def read(self, split: str) -> Split | None:
         """Reads all images of `"train"`, `"validation"` or `"test"`.
 
-        Only `"validation"` may be `None`: then it is held out from the training images.
+        Only `"validation"` may give `None`: it is then held out from the training images.
         """
 
     def fetch(self) -> None:
-        """Downloads what is missing."""
+        """Downloads missing files."""
 
     def find(self, *candidates: str) -> Path:
-        """The first of some paths under the root that exists.
+        """The first of these paths under the root that exists.
 
         Raises:
-            FileNotFoundError: if none does; says what to do about it.
+            FileNotFoundError: None of them exists; the message says what to do.
         """
         for candidate in candidates:
             if (path := self.root / candidate).exists():
                 return path
         looked = f"looked in {self.root}" if self.root.is_dir() else f"there is no folder {self.root}"
-        able = type(self).fetch is not ImageData.fetch
-        cure = (
-            "download it (--data.download true; of evaluate and fit --download), or put it there yourself"
-            if able
-            else "put it there"
-        )
+        cure = "put it there"
+        if type(self).fetch is not ImageData.fetch:
+            cure = f"download it (--data.download true, or --download of evaluate and fit), or {cure} yourself"
         raise FileNotFoundError(
             f"{self.title or type(self).__name__}: no {' or '.join(candidates)}; {looked}; {cure}, "
             f"or name another folder by --data.root (--root) or ANYTIME_DATA"
@@ -212,11 +210,11 @@ class ImageData(LightningDataModule, ABC):
 
     @classmethod
     def found(cls, root: str | os.PathLike[str] | None = None) -> bool:
-        """Whether the data set lies under `root`, as far as names of files tell."""
+        """Whether the data set is under `root`, judging by file names only."""
         folder = Path(root).expanduser() if root is not None else default_root()
         return not cls.files or any((folder / name).exists() for name in cls.files)
 
-    # What Lightning, and everybody else, calls
+    # -- called by Lightning and by users ----
 
     def prepare_data(self) -> None:
         """Downloads missing files if `download` is set."""
@@ -224,135 +222,138 @@ class ImageData(LightningDataModule, ABC):
             self.fetch()
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the parts that `stage` needs (`None`: all), once."""
+        """Reads the splits that `stage` needs (`None`: all), once."""
         if self.trainer is None:
             self.prepare_data()
         if stage in (None, "fit", "validate"):
-            self._part("train")
+            self.split("train")
         if stage in (None, "test", "predict"):
-            self._part("test")
+            self.split("test")
 
     def train_dataloader(self) -> Loader:
         """Batches in random order, augmented."""
-        return self._loader(self._part("train"), train=True)
+        return self.loader(self.split("train"), train=True)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Batches of held-out training images, or an empty list if none are held out."""
-        part = self._part("validation")
-        return self._loader(part, train=False) if len(part) else []
+        validation = self.split("validation")
+        return self.loader(validation, train=False) if len(validation) else []
 
     def test_dataloader(self) -> Loader:
         """Batches of test images in the order of the data set."""
-        return self._loader(self._part("test"), train=False)
+        return self.loader(self.split("test"), train=False)
 
     @property
     def mean(self) -> list[float]:
-        """Mean of each channel over the training images, in [0, 1]; of streamed sets over a sample of 1,024."""
+        """Mean of each channel over the training images, in [0, 1]; for streamed sets over a sample of 1,024."""
         return self._statistics[0]
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of each channel, as `mean`."""
+        """Standard deviation of each channel, computed like `mean`."""
         return self._statistics[1]
 
-    # How the parts are made
+    # -- splits and their loaders ----
 
-    def _part(self, name: str) -> Split:
-        """`"train"`, `"validation"` or `"test"` with classes chosen, held-out images removed and the limit applied."""
-        if not self._kept:
-            self._choose()
-        if name == "test" and name not in self._parts:
-            self._parts["test"] = self._required("test")
-        elif name not in self._parts:
-            train, validation = self._required("train"), self._selected("validation")
+    def split(self, name: str) -> Split:
+        """`"train"`, `"validation"` or `"test"` after choosing classes, holding out images and applying the limit."""
+        if not self._used_labels:
+            self._choose_classes()
+        if name == "test" and name not in self._splits:
+            self._splits["test"] = self._read_required("test")
+        elif name not in self._splits:
+            train, validation = self._read_required("train"), self._read_classes("validation")
             if validation is None:
-                stay, held = hold_out(train.labels, self.validation, self.split_seed, train.groups)
-                train, validation = train[stay], train[held]
+                stay, held_out = hold_out(train.labels, self.validation, self.split_seed, train.groups)
+                train, validation = train[stay], train[held_out]
             if self.limit is not None and self.limit < len(train):
                 train = train[stratified_order(train.labels, self.split_seed)[: self.limit].sort().values]
-            self._parts |= {"train": train, "validation": validation}
-        return self._parts[name]
+            self._splits |= {"train": train, "validation": validation}
+        return self._splits[name]
 
-    def _choose(self) -> None:
-        """Finds the class names, and which original labels of each level are used."""
-        names = self.read_names()
-        if self.taxonomy is not None:
-            if len(names) > 1:
-                raise ValueError(f"these labels have {len(names)} levels of their own, leave out taxonomy={self.taxonomy!r}")
-            self._coarser = read_taxonomy(self.taxonomy, names[0]).levels(names[0], self.label_levels)
-            names = [list(level) for level in self._coarser.names]
-        self._names = names
-        kept = [torch.arange(len(level)) for level in names]
-        if self.classes is not None:
-            kept[0] = torch.tensor(choose_classes(names[0], self.classes))
-            if len(names) > 1:
-                targets = cast(Split, self._checked("train")).targets
-                kept[1:] = [level.unique() for level in targets[torch.isin(targets[:, 0], kept[0])].T[1:]]
-        self._kept = kept
-        levels = [[level[i] for i in keep.tolist()] for level, keep in zip(names, kept, strict=True)]
-        self.class_names = [name for level in levels for name in level]
-        self.num_classes = len(self.class_names)
-        self.levels = tuple(map(len, levels)) if len(levels) > 1 else ()
-
-    def _checked(self, name: str) -> Split | None:
-        part = self.read(name)
-        if part is None:
-            return None
-        if isinstance(part.images, Tensor) and part.images.shape[1:] != self.input_size:
-            raise ValueError(f"{part.source}: images are {list(part.images.shape[1:])}, not {list(self.input_size)}")
-        if self._coarser is not None:
-            check_labels(part.labels, len(self._names[0]), part.source)
-            part = replace(part, targets=self._coarser.targets(part.targets))
-        for names, labels in zip(self._names, part.levels, strict=True):
-            check_labels(labels, len(names), part.source)
-        return part
-
-    def _selected(self, name: str) -> Split | None:
-        part = self._checked(name)
-        if part is None or self.classes is None:
-            return part
-        part = part[torch.isin(part.labels, self._kept[0]).nonzero().flatten()]
-        levels = [torch.searchsorted(k, c.contiguous()) for k, c in zip(self._kept, part.levels, strict=True)]
-        return replace(part, targets=torch.stack(levels, 1).view(part.targets.shape))
-
-    def _required(self, name: str) -> Split:
-        part = self._selected(name)
-        if part is None:
-            raise ValueError(f"{type(self).__name__}.read({name!r}) returned None; only 'validation' may be left out")
-        if not len(part):
-            raise ValueError(f"{part.source}: no {name} images of the classes wanted")
-        return part
-
-    def _loader(self, part: Split, train: bool) -> Loader:
+    def loader(self, split: Split, train: bool) -> Loader:
+        """Batches of a split: in random order and augmented if `train`, otherwise as they are."""
         device, rank, world_size = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         size = self.batch_size if train else self.eval_batch_size
         crop, flip = train and "crop" in self.augment, train and "flip" in self.augment
-        place: dict[str, Any] = {"shuffle": train, "seed": self.seed, "rank": rank, "world_size": world_size}
-        images = part.images
+        order: dict[str, Any] = {"shuffle": train, "seed": self.seed, "rank": rank, "world_size": world_size}
+        images = split.images
         if isinstance(images, LazyImages):
             if self.noise is not None or self.crop_padding != "zeros":
                 raise ValueError(
                     f"{type(self).__name__} is read image by image: noise and crop_padding are for sets in memory, "
                     f"got {self.noise!r} and {self.crop_padding!r}"
                 )
-            place |= {"crop": crop, "flip": flip, "workers": self.workers, "device": device}
-            return StreamedBatches(images, part.targets, size, self.input_size, **place)
-        parts = [crop_and_flip(max(1, self.input_size[-1] // 8) if crop else 0, flip, self.crop_padding)]
+            order |= {"crop": crop, "flip": flip, "workers": self.workers, "device": device}
+            return StreamedBatches(images, split.targets, size, self.input_size, **order)
+        augment = crop_and_flip(max(1, self.input_size[-1] // 8) if crop else 0, flip, self.crop_padding)
         if train and self.noise is not None:
-            parts.append(create_noise(self.noise, self.mean))
-        augment = compose(parts)
-        return Batches(images.to(device), part.targets.to(device), size, augment=augment, **place)
+            augment = compose([augment, create_noise(self.noise, self.mean)])
+        return Batches(images.to(device), split.targets.to(device), size, augment=augment, **order)
+
+    def _choose_classes(self) -> None:
+        """Sets the class names and which original labels of each level are used."""
+        names = self.read_names()
+        if self.taxonomy is not None:
+            if len(names) > 1:
+                raise ValueError(f"these labels already have {len(names)} levels, leave out taxonomy={self.taxonomy!r}")
+            self._taxonomy_levels = read_taxonomy(self.taxonomy, names[0]).levels(names[0], self.label_levels)
+            names = [list(level) for level in self._taxonomy_levels.names]
+        self._names = names
+        used = [torch.arange(len(level)) for level in names]
+        if self.classes is not None:
+            used[0] = torch.tensor(choose_classes(names[0], self.classes))
+            if len(names) > 1:
+                targets = cast(Split, self._read_checked("train")).targets
+                used[1:] = [level.unique() for level in targets[torch.isin(targets[:, 0], used[0])].T[1:]]
+        self._used_labels = used
+        levels = [[level[i] for i in labels.tolist()] for level, labels in zip(names, used, strict=True)]
+        self.class_names = [name for level in levels for name in level]
+        self.num_classes = len(self.class_names)
+        self.levels = tuple(map(len, levels)) if len(levels) > 1 else ()
+
+    def _read_checked(self, name: str) -> Split | None:
+        """Reads a split, checks image size and labels, and adds the levels of the taxonomy."""
+        split = self.read(name)
+        if split is None:
+            return None
+        if isinstance(split.images, Tensor) and split.images.shape[1:] != self.input_size:
+            raise ValueError(f"{split.source}: images are {list(split.images.shape[1:])}, not {list(self.input_size)}")
+        if self._taxonomy_levels is not None:
+            check_labels(split.labels, len(self._names[0]), split.source)
+            split = replace(split, targets=self._taxonomy_levels.targets(split.targets))
+        for names, labels in zip(self._names, split.levels, strict=True):
+            check_labels(labels, len(names), split.source)
+        return split
+
+    def _read_classes(self, name: str) -> Split | None:
+        """Reads the images of the chosen classes and renumbers their labels."""
+        split = self._read_checked(name)
+        if split is None or self.classes is None:
+            return split
+        split = split[torch.isin(split.labels, self._used_labels[0]).nonzero().flatten()]
+        pairs = zip(self._used_labels, split.levels, strict=True)
+        levels = [torch.searchsorted(used, labels.contiguous()) for used, labels in pairs]
+        return replace(split, targets=torch.stack(levels, 1).view(split.targets.shape))
+
+    def _read_required(self, name: str) -> Split:
+        split = self._read_classes(name)
+        if split is None:
+            raise ValueError(f"{type(self).__name__}.read({name!r}) returned None; only 'validation' may be None")
+        if not len(split):
+            raise ValueError(f"{split.source}: no {name} images of the chosen classes")
+        return split
 
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]]:
-        part = self._part("train")
-        images = part.images
+        split = self.split("train")
+        images = split.images
         if isinstance(images, LazyImages):
-            rows = stratified_order(part.labels, self.split_seed)[:1024]
-            loader = StreamedBatches(images[rows], part.targets[rows], 128, self.input_size, workers=self.workers)
+            rows = stratified_order(split.labels, self.split_seed)[:1024]
+            loader = StreamedBatches(images[rows], split.targets[rows], 128, self.input_size, workers=self.workers)
             images = torch.cat([batch for batch, _ in loader]).mul_(255).round_().to(torch.uint8)
         # From exact counts of the 256 values, so that the numbers are the same everywhere.
         counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
@@ -361,3 +362,18 @@ class ImageData(LightningDataModule, ABC):
         mean = share @ values
         variance = (share * (values - mean[:, None]) ** 2).sum(1)
         return mean.tolist(), variance.sqrt().tolist()
+
+
+class ResizedData(ImageData):
+    """Base of data sets whose images are resized while they are read.
+
+    Args:
+        size: Height and width of the images in pixels.
+        **kwargs: Arguments of `ImageData`.
+    """
+
+    input_size = (3, 48, 48)
+
+    def __init__(self, size: int = 48, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.input_size = (3, size, size)

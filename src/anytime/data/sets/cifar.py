@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, in their official binary and in their official Python (pickled) layout."""
+"""CIFAR-10 and CIFAR-100, in their official binary and Python (pickled) layouts."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,16 +28,13 @@ insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_sce
 large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
 vehicles_1 vehicles_2""".split()  # noqa: SIM905
 
-CIFAR100_SUPERCLASS = tuple(
-    map(
-        int,
-        """
-4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10
-16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13
-""".split(),  # noqa: SIM905
-    )
-)
-"""The coarse label of each fine one."""
+_COARSE_LABELS = """
+4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10
+12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1
+9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13""".split()  # noqa: SIM905
+
+CIFAR100_SUPERCLASS = tuple(map(int, _COARSE_LABELS))
+"""The coarse label of each fine label."""
 
 
 def cifar100_levels() -> LabelLevels:
@@ -46,7 +43,7 @@ def cifar100_levels() -> LabelLevels:
 
 
 class _CIFAR(ImageData):
-    """Both layouts; the binary one is preferred where both are there."""
+    """Reads both layouts, and prefers the binary one if both are present."""
 
     homepage = "https://www.cs.toronto.edu/~kriz/cifar.html"
     license = "free for research; no formal licence"
@@ -55,20 +52,20 @@ class _CIFAR(ImageData):
     binary: ClassVar[dict[str, list[str]]]
     pickled: ClassVar[dict[str, list[str]]]
     columns: ClassVar[dict[str, int]]
-    """Name of each label in the pickled layout and number of its classes, in the order of the binary label bytes."""
+    """Number of classes by label name in the pickled layout, in the order of the binary label bytes."""
 
-    def read(self, part: str) -> Split | None:
-        if part == "validation":
+    def read(self, split: str) -> Split | None:
+        if split == "validation":
             return None
         layouts = {self.files[0]: (self.binary, self._read_binary), self.files[1]: (self.pickled, self._read_pickled)}
         folder = self.find(*self.files)
         names, read = layouts[folder.name]
-        paths = [self.find(f"{folder.name}/{name}") for name in names[part]]
+        paths = [self.find(f"{folder.name}/{name}") for name in names[split]]
         pixels, labels = map(torch.cat, zip(*map(read, paths), strict=True))
         return Split(pixels.view(-1, 3, 32, 32), self.choose_labels(labels), folder)
 
     def choose_labels(self, labels: Tensor) -> Tensor:
-        """Targets made of all label columns `[N, D]`."""
+        """The targets, given all label columns `[N, D]`."""
         return labels[:, 0]
 
     def _read_binary(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -107,7 +104,7 @@ class CIFAR10(_CIFAR):
         return [CIFAR10_NAMES]
 
     def fetch(self) -> None:
-        if not (self.root / self.files[0]).exists():  # torchvision knows the other layout
+        if not (self.root / self.files[0]).exists():  # torchvision downloads the other layout
             torchvision.datasets.CIFAR10(self.root, download=True)
 
 
@@ -118,7 +115,7 @@ class CIFAR100(_CIFAR):
 
     Args:
         labels: `"fine"`, `"coarse"`, or `"both"`: targets `[N, 2]` (fine, coarse) and `levels = (100, 20)`.
-        **kwargs: arguments of `ImageData`. `classes` chooses by fine names unless labels are `"coarse"`.
+        **kwargs: Arguments of `ImageData`. `classes` chooses by fine names unless labels are `"coarse"`.
     """
 
     title = "CIFAR-100"
@@ -143,5 +140,5 @@ class CIFAR100(_CIFAR):
         return {"fine": fine, "coarse": coarse, "both": torch.stack([fine, coarse], 1)}[self.labels].contiguous()
 
     def fetch(self) -> None:
-        if not (self.root / self.files[0]).exists():  # torchvision knows the other layout
+        if not (self.root / self.files[0]).exists():  # torchvision downloads the other layout
             torchvision.datasets.CIFAR100(self.root, download=True)

@@ -11,7 +11,7 @@ DIGITS = [str(digit) for digit in range(10)]
 class Digits(ImageData):
     """1,797 handwritten digits, 8x8 grey, from scikit-learn: real data without a download.
 
-    The 360 test images are a stratified sample that is the same always. Values 0..16 become `round(v * 255 / 16)`.
+    The 360 test images are a fixed stratified sample. Values 0..16 become `round(v * 255 / 16)`.
     """
 
     title = "Optical recognition of handwritten digits"
@@ -26,8 +26,8 @@ class Digits(ImageData):
     def read_names(self) -> list[list[str]]:
         return [DIGITS]
 
-    def read(self, part: str) -> Split | None:
-        if part == "validation":
+    def read(self, split: str) -> Split | None:
+        if split == "validation":
             return None
         from sklearn.datasets import load_digits
 
@@ -35,4 +35,4 @@ class Digits(ImageData):
         images = torch.from_numpy((bunch.images * (255 / 16)).round().astype("uint8"))[:, None]
         whole = Split(images, torch.from_numpy(bunch.target.astype("int64")), "sklearn.datasets.load_digits")
         train, test = hold_out(whole.targets, 360, seed=0)
-        return whole[test if part == "test" else train]
+        return whole[test if split == "test" else train]

@@ -1,13 +1,12 @@
 """German traffic signs: the official archives, or whole frames at 32x32 in one array."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from anytime.data.base import ImageData, Split
+from anytime.data.base import ResizedData, Split
 from anytime.data.files import (
     Box,
     crop_and_resize,
@@ -19,51 +18,18 @@ from anytime.data.files import (
     to_tensor,
 )
 
-GTSRB_NAMES = """
-speed limit 20 km/h
-speed limit 30 km/h
-speed limit 50 km/h
-speed limit 60 km/h
-speed limit 70 km/h
-speed limit 80 km/h
-end of speed limit 80 km/h
-speed limit 100 km/h
-speed limit 120 km/h
-no overtaking
-no overtaking by lorries
-priority at next crossing
-priority road
-give way
-stop
-no vehicles
-no lorries
-no entry
-danger
-bend to left
-bend to right
-double bend
-uneven road
-slippery road
-road narrows
-road works
-traffic lights
-pedestrians
-children
-bicycles
-ice or snow
-wild animals
-end of all restrictions
-turn right ahead
-turn left ahead
-ahead only
-ahead or right only
-ahead or left only
-keep right
-keep left
-roundabout
-end of no overtaking
-end of no overtaking by lorries
-""".strip().splitlines()
+GTSRB_NAMES = (
+    """
+speed limit 20 km/h, speed limit 30 km/h, speed limit 50 km/h, speed limit 60 km/h, speed limit 70 km/h,
+speed limit 80 km/h, end of speed limit 80 km/h, speed limit 100 km/h, speed limit 120 km/h, no overtaking,
+no overtaking by lorries, priority at next crossing, priority road, give way, stop, no vehicles, no lorries, no entry,
+danger, bend to left, bend to right, double bend, uneven road, slippery road, road narrows, road works, traffic lights,
+pedestrians, children, bicycles, ice or snow, wild animals, end of all restrictions, turn right ahead, turn left ahead,
+ahead only, ahead or right only, ahead or left only, keep right, keep left, roundabout, end of no overtaking,
+end of no overtaking by lorries""".replace("\n", " ")
+    .strip()
+    .split(", ")
+)
 
 _SITE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 _ARCHIVES = {
@@ -74,17 +40,13 @@ _ARCHIVES = {
 _ROI = "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2"
 
 
-class GTSRB(ImageData):
+class GTSRB(ResizedData):
     """GTSRB: traffic signs in 43 classes, 39,209 for training and 12,630 for testing, cropped to the sign and resized.
 
     Reads the official archives, unpacked in `gtsrb` or in the root (`GTSRB/Final_Training/Images`,
     `GTSRB/Final_Test/Images`, `GT-final_test.csv`), or else `gtsrb32/{train,test}.npz`: whole frames resized to 32x32,
     with regions of interest as fractions; results on these are "GTSRB at 32x32". The frames of a track are almost
-    the same picture, so validation holds out whole tracks.
-
-    Args:
-        size: height and width of images in pixels.
-        **kwargs: arguments of `ImageData`.
+    identical, so validation holds out whole tracks. Takes the arguments of `ResizedData`.
     """
 
     title = "GTSRB"
@@ -95,26 +57,21 @@ class GTSRB(ImageData):
     official_classes = 43
     files = ("gtsrb/GTSRB/Final_Training/Images", "GTSRB/Final_Training/Images", "gtsrb32/train.npz")
     standard_augment = "crop"
-    input_size = (3, 48, 48)
-
-    def __init__(self, size: int = 48, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.input_size = (3, size, size)
 
     def read_names(self) -> list[list[str]]:
         return [GTSRB_NAMES]
 
-    def read(self, part: str) -> Split | None:
-        if part == "validation":
+    def read(self, split: str) -> Split | None:
+        if split == "validation":
             return None
         if self.find(*self.files).suffix == ".npz":
-            return self._read_frames(self.find(f"gtsrb32/{part}.npz"))
-        return self._read_official(part)
+            return self._read_frames(self.find(f"gtsrb32/{split}.npz"))
+        return self._read_official(split)
 
-    def _read_official(self, part: str) -> Split:
-        where = f"GTSRB/Final_{'Training' if part == 'train' else 'Test'}/Images"
+    def _read_official(self, split: str) -> Split:
+        where = f"GTSRB/Final_{'Training' if split == 'train' else 'Test'}/Images"
         folder = self.find(f"gtsrb/{where}", where)
-        if part == "train":
+        if split == "train":
             tables = sorted(folder.glob("*/GT-*.csv"))
             if not tables:
                 raise FileNotFoundError(f"{self.title}: no tables {folder}/*/GT-*.csv")
@@ -130,9 +87,9 @@ class GTSRB(ImageData):
                 corners = [[int(row[column]) for column in _ROI] for row in rows]
                 labels += [int(row["ClassId"]) for row in rows]
             boxes += [(left, upper, right + 1, lower + 1) for left, upper, right, lower in corners]
-            paths += [(table.parent if part == "train" else folder) / row["Filename"] for row in rows]
+            paths += [(table.parent if split == "train" else folder) / row["Filename"] for row in rows]
         targets = torch.tensor(labels)
-        groups = self._tracks([path.name for path in paths], targets) if part == "train" else None
+        groups = self._tracks([path.name for path in paths], targets) if split == "train" else None
         return Split(read_images(paths, self.input_size, boxes), targets, folder, groups)
 
     def _read_frames(self, path: Path) -> Split:
@@ -151,11 +108,11 @@ class GTSRB(ImageData):
 
         with errors_naming(path):
             in_parallel(resize, range(len(frames)))
-        # Names of test images are a running number, not a track.
+        # The names of test images are running numbers, not tracks.
         return Split(images, targets, path, self._tracks(names, targets) if path.stem == "train" else None)
 
     def _tracks(self, names: list[str], targets: torch.Tensor) -> torch.Tensor:
-        """Numbers of tracks from file names `track_frame.ppm`; each class counts its own."""
+        """Track numbers from file names `track_frame.ppm`; each class has its own count."""
         return targets * 100_000 + torch.tensor([int(name.partition("_")[0]) for name in names])
 
     def fetch(self) -> None:

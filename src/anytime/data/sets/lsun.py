@@ -23,7 +23,7 @@ def _open(path: Path) -> Any:
     try:
         lmdb = importlib.import_module("lmdb")
     except ImportError as error:
-        raise ImportError("LSUN is stored in LMDB files; to read them: pip install lmdb") from error
+        raise ImportError("LSUN is stored in LMDB files; install lmdb to read them: pip install lmdb") from error
     with errors_naming(path):
         try:
             return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
@@ -32,7 +32,7 @@ def _open(path: Path) -> Any:
 
 
 class _Databases:
-    """Opens the image of a row, out of several databases that each process opens for itself."""
+    """Reads the image of a row from several databases, which each process opens for itself."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -64,13 +64,9 @@ class _Databases:
 class LSUN(StreamedData):
     """LSUN: 10 kinds of scenes, about 10 million images for training; streamed by workers. Needs `pip install lmdb`.
 
-    Reads `{class}_train_lmdb` and `{class}_val_lmdb` in `lsun` or in the root, of those classes only that are used.
-    Labels of the official test images were never published, so the official validation images, 300 a class, are
-    the test part.
-
-    Args:
-        size: height and width of images in pixels.
-        **kwargs: arguments of `ImageData`.
+    Reads `{class}_train_lmdb` and `{class}_val_lmdb` in `lsun` or in the root, only for the classes in use. Labels of
+    the official test images were never published, so the official validation images, 300 per class, are the test
+    split. Takes the arguments of `StreamedData`.
     """
 
     title = "LSUN"
@@ -84,11 +80,11 @@ class LSUN(StreamedData):
     def read_names(self) -> list[list[str]]:
         return [LSUN_NAMES]
 
-    def read(self, part: str) -> Split | None:
-        if part == "validation":
+    def read(self, split: str) -> Split | None:
+        if split == "validation":
             return None
-        used = self._kept[0]
-        names = [f"{LSUN_NAMES[label]}_{'train' if part == 'train' else 'val'}_lmdb" for label in used]
+        used = self._used_labels[0]
+        names = [f"{LSUN_NAMES[label]}_{'train' if split == 'train' else 'val'}_lmdb" for label in used]
         read = _Databases([self.find(f"lsun/{name}", name) for name in names])
         targets = used.repeat_interleave(torch.tensor([len(keys) for keys in read.keys]))
         return Split(LazyImages(read, torch.arange(len(targets))), targets, self.root)

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torchvision
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from anytime.data.base import Choice, ImageData, Split
+from anytime.data.base import CropFlip, ImageData, Split
 from anytime.data.files import errors_naming
 from anytime.data.sets.digits import DIGITS
 
@@ -23,16 +23,16 @@ class MNIST(ImageData):
     official = (60_000, 10_000)
     official_classes = 10
     files = ("MNIST/raw",)
-    standard_augment: ClassVar[Choice] = "crop"
+    standard_augment: ClassVar[CropFlip] = "crop"
     input_size = (1, 28, 28)
 
     def read_names(self) -> list[list[str]]:
         return [DIGITS]
 
-    def read(self, part: str) -> Split | None:
-        if part == "validation":
+    def read(self, split: str) -> Split | None:
+        if split == "validation":
             return None
-        prefix = f"{self.files[0]}/{'train' if part == 'train' else 't10k'}"
+        prefix = f"{self.files[0]}/{'train' if split == 'train' else 't10k'}"
         image_path, label_path = self.find(f"{prefix}-images-idx3-ubyte"), self.find(f"{prefix}-labels-idx1-ubyte")
         with errors_naming(image_path):
             images = read_image_file(str(image_path))[:, None]

@@ -18,8 +18,8 @@ class SVHN(ImageData):
     Reads `train_32x32.mat`, `test_32x32.mat` and `extra_32x32.mat` in `svhn` or in the root.
 
     Args:
-        extra: train on the 531,131 easier extra images as well (1.6 GB more memory).
-        **kwargs: arguments of `ImageData`.
+        extra: Also train on the 531,131 easier extra images (1.6 GB more memory).
+        **kwargs: Arguments of `ImageData`.
     """
 
     title = "SVHN"
@@ -38,10 +38,10 @@ class SVHN(ImageData):
     def read_names(self) -> list[list[str]]:
         return [DIGITS]
 
-    def read(self, part: str) -> Split | None:
-        if part == "validation":
+    def read(self, split: str) -> Split | None:
+        if split == "validation":
             return None
-        names = ["train", "extra"] if part == "train" and self.extra else [part]
+        names = ["train", "extra"] if split == "train" and self.extra else [split]
         images, targets = map(torch.cat, zip(*map(self._read_file, names), strict=True))
         return Split(images, targets, self.root)
 
@@ -49,12 +49,12 @@ class SVHN(ImageData):
         path = self.find(f"svhn/{name}_32x32.mat", f"{name}_32x32.mat")
         pixels, labels = read_mat(path, "X", "y")
         with errors_naming(path):
-            pixels = pixels.reshape(32, 32, 3, -1)  # one image alone was squeezed
+            pixels = pixels.reshape(32, 32, 3, -1)  # a single image was squeezed
             if pixels.dtype != "uint8" or pixels.shape[-1] != len(labels):
                 raise ValueError(f"{len(labels)} labels for images of {pixels.dtype} {list(pixels.shape)}")
             if not ((labels >= 1) & (labels <= 10)).all():
-                raise ValueError(f"labels go from {labels.min()} to {labels.max()}, not from 1 to 10")
-        targets = torch.from_numpy(labels.astype("int64")) % 10  # the file calls a zero 10
+                raise ValueError(f"labels range from {labels.min()} to {labels.max()}, not from 1 to 10")
+        targets = torch.from_numpy(labels.astype("int64")) % 10  # the file labels a zero 10
         return torch.from_numpy(pixels).permute(3, 2, 0, 1).contiguous(), targets
 
     def fetch(self) -> None:

@@ -10,7 +10,7 @@ class TinyImageNet(ImageData):
     """TinyImageNet: 200 classes of ImageNet, 64x64, 100,000 images for training; takes the arguments of `ImageData`.
 
     Reads `tiny-imagenet-200`. Labels of the official test images were never published, so the 10,000 official
-    validation images are the test part. Classes are numbered in the order of their WordNet numbers.
+    validation images are the test split. Classes are numbered in the order of their WordNet IDs.
     """
 
     title = "TinyImageNet"
@@ -29,22 +29,22 @@ class TinyImageNet(ImageData):
         words = dict(line.partition("\t")[::2] for line in read_lines(self.find("tiny-imagenet-200/words.txt")))
         return [[words.get(wnid, wnid) for wnid in self._wnids()]]
 
-    def read(self, part: str) -> Split | None:
-        if part == "validation":
+    def read(self, split: str) -> Split | None:
+        if split == "validation":
             return None
         numbers = {wnid: number for number, wnid in enumerate(self._wnids())}
-        if part == "train":
+        if split == "train":
             folder = self.find("tiny-imagenet-200/train")
-            found = [(path, n) for wnid, n in numbers.items() for path in sorted(folder.glob(f"{wnid}/images/*.JPEG"))]
-            if not found:
+            files = [(path, n) for wnid, n in numbers.items() for path in sorted(folder.glob(f"{wnid}/images/*.JPEG"))]
+            if not files:
                 raise FileNotFoundError(f"{self.title}: no images {folder}/*/images/*.JPEG")
         else:
             folder = self.find("tiny-imagenet-200/val")
             table = self.find("tiny-imagenet-200/val/val_annotations.txt")
             rows = [line.split("\t") for line in read_lines(table)]
             with errors_naming(table):
-                found = [(folder / "images" / row[0], numbers[row[1]]) for row in rows]
-        paths, labels = zip(*found, strict=True)
+                files = [(folder / "images" / row[0], numbers[row[1]]) for row in rows]
+        paths, labels = zip(*files, strict=True)
         return Split(read_images(paths, self.input_size), torch.tensor(labels), folder)
 
     def fetch(self) -> None:

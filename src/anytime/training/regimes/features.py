@@ -88,7 +88,7 @@ class CachedFeatures(L.LightningDataModule):
 
     def _views_of(self, images: Loader) -> list[Loader]:
         """A loader of each view, in the order of the data set."""
-        loaders = [self._data._loader(self._data._part("train"), train=False)]
+        loaders = [self._data.loader(self._data.split("train"), train=False)]
         for view in range(1, self._views):
             loader = copy.copy(images)
             loader.shuffle = False

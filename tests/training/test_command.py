@@ -132,7 +132,7 @@ def test_existing_run(tiny, capsys):
     assert main(["train", *tiny, "--run", "mine", "--epochs", "1"]) == 0
     before = Path("mine/run.json").stat().st_mtime_ns
     assert main(["train", *tiny, "--run", "mine"]) == 2
-    assert "mine exists; give another --run, --resume mine to go on, or --overwrite" in capsys.readouterr().err
+    assert "mine exists; give another --run, --resume mine to continue, or --overwrite" in capsys.readouterr().err
     Path("large.py").write_text(LARGE)
     assert main(["train", "--model=large.Large", "--data=digits", "--run", "mine", "--overwrite"]) == 2
     assert "images must be at least 16x16 pixels, got 8x8" in capsys.readouterr().err
@@ -152,14 +152,14 @@ def test_resume_of_what_cannot_be_resumed(tiny, capsys):
     Path("half").mkdir()
     Path("half/config.yaml").write_text("model: anytimenet")
     assert main(["train", "--resume", "half"]) == 1
-    assert "half is not a run directory, or only half written: run.json is missing" in capsys.readouterr().err
+    assert "half is not a complete run directory: run.json is missing" in capsys.readouterr().err
     Path("half/run.json").write_text('{"format": 1}')
     assert main(["train", "--resume", "half"]) == 1
-    assert "half/run.json is damaged: it does not say the state of the run" in capsys.readouterr().err
+    assert "half/run.json is damaged: the state of the run is missing" in capsys.readouterr().err
     Path("half/run.json").write_text('{"format": 1, "state": "interrupted"}')
     Path("half/config.yaml").write_text("model: anytimenet\nfoo: 1")
     assert main(["train", "--resume", "half"]) == 1
-    assert "half/config.yaml is damaged: unknown key 'foo'" in capsys.readouterr().err
+    assert "half is damaged: recipe half/config.yaml: unknown key 'foo'" in capsys.readouterr().err
 
 
 def test_resume_with_a_checkpoint_of_another_model(tiny, capsys):
@@ -169,8 +169,8 @@ def test_resume_with_a_checkpoint_of_another_model(tiny, capsys):
         path.write_text(path.read_text().replace(old, new))
     assert main(["train", "--resume", "run"]) == 1
     assert capsys.readouterr().err == (
-        "anytime train: error: run/checkpoints/last.ckpt does not fit the configuration: it has [10, 16] for "
-        "model.head.weight, the model [10, 32]\n"
+        "anytime train: error: run/checkpoints/last.ckpt does not fit the configuration: "
+        "model.stem.weight is [4, 1, 3, 3], here [8, 1, 3, 3]\n"
     )
 
 

@@ -10,6 +10,7 @@ from anytime.training.config import SECTIONS, UsageError, canonical_name, find, 
 
 BASE = ["--model", "anytimenet", "--data", "digits"]
 NOT_REGISTERED = "anytime.models.anytimenet.AnytimeNet"
+OLD_STEPS = ("Steps", "steps", "anytime.training.schedules.Steps")
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def test_defaults():
         ("optimizer", "torch.optim.adam.Adam", "Adam", "torch.optim.adam.Adam"),
         ("schedule", "one_cycle", "OneCycle", "anytime.training.schedules.OneCycle"),
         ("schedule", "OneCycle", "OneCycle", "anytime.training.schedules.OneCycle"),
+        *[("schedule", old, "MultiStep", "anytime.training.schedules.MultiStep") for old in OLD_STEPS],
         ("regime", "anytime.training.regimes.HeadsOnly", "HeadsOnly", "anytime.training.regimes.heads_only.HeadsOnly"),
     ],
 )
@@ -63,7 +65,7 @@ def test_every_constructor_argument_can_be_set():
             *BASE,
             *("--model.blocks", "[2,1,2]", "--model.scheme=[[1,1,1],[1,0,1]]", "--model.statistics", "shared"),
             *("--data.classes", '["1","7"]', "--data.augment", "none", "--data.validation", "100"),
-            *("--objective.weights", "[1, 2]", "--schedule", "steps", "--schedule.milestones", "[0.3]"),
+            *("--objective.weights", "[1, 2]", "--schedule", "multi_step", "--schedule.milestones", "[0.3]"),
             *("--optimizer.lr", "1e-3", "--optimizer.nesterov", "false", "--gradient_clip", "1", "--devices", "2"),
         ]
     )
@@ -252,7 +254,7 @@ def test_recipe_that_is_missing_or_of_the_wrong_type(recipe):
         ),
         (
             ["--model", "ann", "--model.regime", "midfeat"],
-            "on a trained network, but this one has no weights.*by --weights RUN$",
+            "heads need a trained network, but this one has no weights: give --weights RUN$",
         ),
     ],
 )

@@ -148,7 +148,9 @@ def test_additive_exits_train_their_heads_alone(exits: Any, train: Any, watch: A
 def test_weights_are_read_when_a_training_starts_and_not_when_it_goes_on(exits: Any, tmp_path: Path) -> None:
     name = exits().config["arguments"]["backbone"]
     flags = ["--model=attach", f"--model.backbone={name}", "--model.exits=2", "--data=digits", "--data.limit=96"]
-    with pytest.raises(UsageError, match="heads are to be trained on a trained network, but this one has no weights"):
+    with pytest.raises(
+        UsageError, match="heads need a trained network, but this one has no weights: give --model.pretrained FILE"
+    ):
         build(parse([*flags, "--regime=heads_only"]))
     config = parse([*flags, "--regime=heads_only", f"--model.pretrained={tmp_path / 'gone.pt'}"])
     with pytest.raises(FileNotFoundError, match=r"no weights at .*gone\.pt"):

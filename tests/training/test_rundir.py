@@ -65,10 +65,10 @@ def test_what_is_no_run_is_never_overwritten(config, tmp_path):
 def test_run_that_is_missing_or_half_written(config, tmp_path):
     with pytest.raises(UsageError, match="there is no run directory"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"half written: run\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"is not a complete run directory: run\.json is missing"):
         read_run(tmp_path)
     set_state(tmp_path, "started")
-    with pytest.raises(FileNotFoundError, match=r"half written: config\.yaml is missing"):
+    with pytest.raises(FileNotFoundError, match=r"is not a complete run directory: config\.yaml is missing"):
         read_run(tmp_path)
     create_run(tmp_path, config, overwrite=True)
     assert read_run(tmp_path)[0] == config
@@ -85,7 +85,7 @@ def test_run_that_is_damaged_or_of_another_version(config, tmp_path):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(state))
     (tmp_path / "config.yaml").write_text("- 1")
-    with pytest.raises(ValueError, match="expected a mapping"):
+    with pytest.raises(ValueError, match="config.yaml must be a mapping .* got list"):
         read_run(tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"modle": "anytimenet"}))
     with pytest.raises(ValueError, match=r"unknown key 'modle'; did you mean 'model'"):

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from anytime.training.schedules import Constant, Cosine, OneCycle, Schedule, Steps
+from anytime.training.schedules import Constant, Cosine, OneCycle, Schedule, MultiStep
 
 PROGRESS = st.floats(0, 1)
 SCHEDULES = st.one_of(
     st.builds(Constant),
     st.builds(Cosine, st.floats(0, 0.99)),
     st.builds(OneCycle, st.floats(0.01, 0.99), st.floats(0, 1)),
-    st.builds(Steps, st.lists(st.floats(0.01, 0.99), unique=True, max_size=4).map(sorted), st.floats(0, 1)),
+    st.builds(MultiStep, st.lists(st.floats(0.01, 0.99), unique=True, max_size=4).map(sorted), st.floats(0, 1)),
 )
 
 
@@ -59,21 +59,21 @@ def test_up_before_the_peak_and_down_after_it(first: float, second: float, peak:
 
 
 @given(PROGRESS, PROGRESS)
-def test_steps_never_rise(first: float, second: float) -> None:
+def test_multi_step_never_rises(first: float, second: float) -> None:
     low, high = sorted((first, second))
-    assert Steps()(low) >= Steps()(high)
+    assert MultiStep()(low) >= MultiStep()(high)
 
 
-def test_steps_are_the_papers() -> None:
-    schedule = Steps()
+def test_milestones_are_the_papers() -> None:
+    schedule = MultiStep()
     epochs = [0, 99, 100, 149, 150, 199]
     assert [schedule(epoch / 200) for epoch in epochs] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert schedule(1) == pytest.approx(0.01)
 
 
 @given(st.lists(st.floats(0.01, 0.99), unique=True, max_size=4).map(sorted), st.floats(0.1, 0.9))
-def test_steps_fall_exactly_at_their_milestones(milestones: list[float], gamma: float) -> None:
-    schedule = Steps(milestones, gamma)
+def test_multi_step_falls_exactly_at_its_milestones(milestones: list[float], gamma: float) -> None:
+    schedule = MultiStep(milestones, gamma)
     for passed, milestone in enumerate(milestones):
         assert schedule(math.nextafter(milestone, 0)) == gamma**passed
         assert schedule(milestone) == gamma ** (passed + 1)
@@ -95,9 +95,9 @@ def test_cosine_is_continuous(progress: float, warmup: float) -> None:
         (lambda: OneCycle(peak=0.0), r"peak must lie in \(0, 1\) and start in \[0, 1\], got peak=0.0, start=0.1"),
         (lambda: OneCycle(peak=1.0), "peak"),
         (lambda: OneCycle(start=1.5), "start=1.5"),
-        (lambda: Steps((0.75, 0.5)), r"milestones must rise within \(0, 1\), got \(0.75, 0.5\)"),
-        (lambda: Steps((0.0,)), "milestones"),
-        (lambda: Steps((0.5, 1.0)), "milestones"),
+        (lambda: MultiStep((0.75, 0.5)), r"milestones must increase within \(0, 1\), got \(0.75, 0.5\)"),
+        (lambda: MultiStep((0.0,)), "milestones"),
+        (lambda: MultiStep((0.5, 1.0)), "milestones"),
     ],
 )
 def test_wrong_arguments(build: Callable[[], Schedule], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Training: the Lightning module, schedules, callbacks and the run directory."""
+"""Training: regimes, schedules, the Lightning module, callbacks and the run directory."""
 
 from anytime.training.fit import Settings, fit
 from anytime.training.module import AnytimeModule, NonFiniteLoss
@@ -7,7 +7,7 @@ from anytime.training.regimes.heads_only import HeadsOnly
 from anytime.training.regimes.mixed import Mixed
 from anytime.training.regimes.rescaling import GradientRescaling
 from anytime.training.regimes.sandwich import Sandwich
-from anytime.training.schedules import Constant, Cosine, OneCycle, Schedule, Steps
+from anytime.training.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule
 
 __all__ = [
     "AnytimeModule",
@@ -17,12 +17,12 @@ __all__ = [
     "HeadsOnly",
     "Joint",
     "Mixed",
+    "MultiStep",
     "NonFiniteLoss",
     "OneCycle",
     "Regime",
     "Sandwich",
     "Schedule",
     "Settings",
-    "Steps",
     "fit",
 ]

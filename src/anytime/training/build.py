@@ -1,4 +1,4 @@
-"""From a resolved configuration to the parts of a training: model, data, objective, optimizer, schedule, settings."""
+"""From a resolved configuration to a training job: model, data, objective, optimizer, schedule, settings, regime."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from anytime.model import AnytimeModel, create_model, eval_mode
 from anytime.objectives import Objective
 from anytime.pretrained import load
 from anytime.saving import ModelInfo
+from anytime.training.checkpoints import first_difference
 from anytime.training.config import Config, UsageError, find
 from anytime.training.fit import Settings, fit, hardware_arguments
 from anytime.training.module import decay_groups
@@ -28,11 +29,11 @@ from anytime.training.schedules import Schedule
 
 
 @dataclass
-class Parts:
-    """What `anytime.training.fit` is called with.
+class TrainingJob:
+    """The arguments of `anytime.training.fit`, built from a configuration.
 
     Attributes:
-        config: The configuration that these were built from, with what was measured on the way.
+        config: That configuration, with the arguments that were measured during the build.
     """
 
     model: AnytimeModel
@@ -46,29 +47,20 @@ class Parts:
 
     def fit(self, run: str | os.PathLike[str], resume: bool = False) -> None:
         """Trains the model into the directory `run`, see `anytime.training.fit`."""
-        fit(
-            self.model,
-            self.data,
-            self.objective,
-            self.optimizer,
-            self.schedule,
-            self.settings,
-            run,
-            resume=resume,
-            regime=self.regime,
-        )
+        parts = (self.model, self.data, self.objective, self.optimizer, self.schedule, self.settings)
+        fit(*parts, run, resume=resume, regime=self.regime)
 
 
-def build(config: Config, filled_later: bool = False) -> Parts:
-    """Builds all parts of a training from a resolved configuration, after seeding; reads the data.
+def build(config: Config, filled_later: bool = False) -> TrainingJob:
+    """Builds a training job from a resolved configuration, after seeding; reads the data.
 
     Args:
         config: The configuration.
-        filled_later: Whether all weights will come from elsewhere, such as a checkpoint: then no file of weights is read.
+        filled_later: Whether all weights will come from elsewhere, such as a checkpoint: then no weights file is read.
 
     Raises:
-        UsageError: An argument out of range, or hardware that is not there.
-        ValueError, FileNotFoundError, OSError: Data that are missing or damaged.
+        UsageError: An argument is out of range, or the hardware is not there.
+        ValueError, FileNotFoundError, OSError: Data are missing or damaged.
     """
 
     def create(section: str, **more: Any) -> Any:
@@ -79,8 +71,8 @@ def build(config: Config, filled_later: bool = False) -> Parts:
         L.Trainer(**hardware_arguments(settings), logger=False, enable_checkpointing=False, enable_progress_bar=False)
         objective, schedule, data = create("objective"), create("schedule"), create("data", seed=settings.seed)
         optimizer = functools.partial(find("optimizer", config["optimizer"]["class_path"]), **config["optimizer"]["init_args"])
-        regime = create("regime") if "regime" in config else Joint()  # runs from before regimes were written without
-        optimizer(decay_groups(nn.Linear(1, 1)))  # refuses bad values now and not after reading the data
+        regime = create("regime") if "regime" in config else Joint()  # old runs have none
+        optimizer(decay_groups(nn.Linear(1, 1)))  # raises for bad values now, before the data are read
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise UsageError(str(error)) from error
     L.seed_everything(settings.seed, workers=True, verbose=False)
@@ -94,27 +86,23 @@ def build(config: Config, filled_later: bool = False) -> Parts:
         size["input_size"] = data.input_size
     if "pretrained" in takes and filled_later:
         size["pretrained"] = False
-    classes = data.levels if data.levels else data.num_classes
     try:
         random = not (given.get("pretrained") or settings.weights or filled_later)
         if random and (given.get("regime") == "midfeat" or ("pretrained" in takes and isinstance(regime, HeadsOnly))):
-            named = "--model.pretrained FILE (or true: those that its library downloads)" if "pretrained" in takes else ""
-            given_by = " or ".join(filter(None, [named, "--weights RUN"]))
-            raise ValueError(
-                f"heads are to be trained on a trained network, but this one has no weights: give them by {given_by}"
-            )
+            pretrained = "--model.pretrained FILE (true: its library's download) or " if "pretrained" in takes else ""
+            raise ValueError(f"heads need a trained network, but this one has no weights: give {pretrained}--weights RUN")
         objective.set_levels(data.levels or (data.num_classes,))
-        model = create_model(name, classes, **given | size)
+        model = create_model(name, data.levels or data.num_classes, **given | size)
         regime.check(model, settings.epochs)
         objective.check(model.num_steps)
         with torch.no_grad(), eval_mode(model):
-            model.step(model.initial_state(torch.zeros(1, *data.input_size)))  # refuses a wrong image size here
+            model.step(model.initial_state(torch.zeros(1, *data.input_size)))  # raises for a wrong image size
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(str(error)) from error
     measured = {key: value for key, value in model.measured_arguments.items() if key in given}
-    config = config | {"model": config["model"] | {"init_args": given | measured}}  # a resumed training must not measure again
+    config = config | {"model": config["model"] | {"init_args": given | measured}}  # not measured again on resuming
     if settings.weights is not None and not filled_later:
-        _fill(model, settings.weights)
+        _load_weights(model, settings.weights)
     if settings.normalize and not model.own_normalization and settings.weights is None:
         model.set_normalization(data.mean, data.std)
     model.info = ModelInfo(
@@ -124,21 +112,16 @@ def build(config: Config, filled_later: bool = False) -> Parts:
         class_names=tuple(data.class_names),
         recipe=config,
     )
-    return Parts(model, data, objective, optimizer, schedule, settings, regime, config)
+    return TrainingJob(model, data, objective, optimizer, schedule, settings, regime, config)
 
 
-def _fill(model: AnytimeModel, name: str) -> None:
-    """Gives a model the weights, and the normalisation, of a trained one of the same parts."""
-    found, wanted = load(name).state_dict(), model.state_dict()
+def _load_weights(model: AnytimeModel, name: str) -> None:
+    """Copies the weights and the normalisation of a trained model with the same parts."""
+    weights = load(name).state_dict()
     try:
-        model.load_state_dict(found)  # which relatives make fit: a cascaded network takes the weights of a serial one
-        return
+        model.load_state_dict(weights)  # some models convert those of related networks: a cascaded one takes a serial one's
     except ValueError as error:
         raise UsageError(f"the weights of {name} do not fit: {error}") from error
-    except RuntimeError:
-        pass
-    names = [name for name, _ in model.named_parameters()]
-    differ = [key for key in [*names, *wanted] if key not in found or found[key].shape != wanted[key].shape]
-    differ += [key for key in found if key not in wanted]
-    shapes = [str([*state[differ[0]].shape]) if differ[0] in state else "not there" for state in (found, wanted)]
-    raise UsageError(f"the weights of {name} are those of another network: {differ[0]} is {shapes[0]}, here {shapes[1]}")
+    except RuntimeError as error:
+        difference = first_difference(weights, model.state_dict())
+        raise UsageError(f"the weights of {name} are those of another network: {difference}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from anytime.support.files import atomic_write
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files; a full disk or a kill at any moment leaves the previous one as it was."""
+    """Lightning's checkpoint files; after a full disk or a kill at any moment, the previous one is intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()  # first, for torch says nothing of a full disk
+        buffer = io.BytesIO()  # torch itself would not report a full disk
         torch.save(checkpoint, buffer)
         try:
             with atomic_write(path) as part, part.open("wb") as file:
@@ -32,11 +33,11 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint on the CPU: tensors and plain values only.
+    """A checkpoint on the CPU: only tensors and plain values.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is damaged, or holds other things.
+        ValueError: It is damaged, or holds other objects.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -44,3 +45,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"checkpoint {path} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def first_difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first tensor whose name or shape differs between two state dicts, as half a sentence; empty if there is none."""
+    here, there = (
+        {name: [*value.shape] for name, value in state.items() if hasattr(value, "shape")} for state in (wanted, saved)
+    )
+    for name in here | there:
+        if here.get(name) != there.get(name):
+            return f"{name} is {there.get(name, 'missing')}, here {here.get(name, 'missing')}"
+    return ""

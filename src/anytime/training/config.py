@@ -45,7 +45,7 @@ _OFFERED_BY: dict[str, tuple[ModuleType, type]] = {
     "schedule": (schedules, Schedule),
     "regime": (regimes, Regime),
 }
-_RENAMED: dict[str, dict[str, str]] = {}  # old names in saved files, as `_folded`
+_RENAMED = {"schedule": {"steps": "MultiStep"}}  # old names in saved files, as `_folded`
 DEFAULTS: Config = {
     "objective": {"class_path": "Weighted", "init_args": {}},
     "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}},

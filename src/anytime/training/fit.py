@@ -17,7 +17,7 @@ from anytime.data import ImageData
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible
-from anytime.training.checkpoints import WholeFiles, read_checkpoint
+from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
 from anytime.training.logs import loggers
 from anytime.training.module import AnytimeModule
 from anytime.training.regimes.base import Joint, Regime
@@ -142,8 +142,8 @@ def fit(
     regime = Joint() if regime is None else regime
     regime.check(model, settings.epochs)
     module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last, regime)
-    if resume:
-        _check_fits(saved["state_dict"], module, checkpoint)
+    if resume and (difference := first_difference(saved["state_dict"], module.state_dict())):
+        raise ValueError(f"{checkpoint} does not fit the configuration: {difference}")
     shown = [Progress()] if settings.progress else []
     trainer = L.Trainer(
         **hardware_arguments(settings, regime.partial),
@@ -171,15 +171,3 @@ def fit(
     if trainer.is_global_zero:
         model.save(run)
     return trainer
-
-
-def _check_fits(saved: dict[str, Any], module: AnytimeModule, path: Path) -> None:
-    """Refuses, with a ValueError, the weights of another model."""
-    found, wanted = (
-        {name: list(value.shape) for name, value in state.items() if hasattr(value, "shape")}
-        for state in (saved, module.state_dict())
-    )
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            has, needs = (f"{shapes[name]}" if name in shapes else "nothing" for shapes in (found, wanted))
-            raise ValueError(f"{path} does not fit the configuration: it has {has} for {name}, the model {needs}")

@@ -1,4 +1,4 @@
-"""What `anytime train` does: a run directory from a configuration, started or resumed."""
+"""Starts or resumes a training in a run directory, as `anytime train` does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anytime.support.allocator import keep_freed_memory
-from anytime.training.build import Parts, build
+from anytime.training.build import TrainingJob, build
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import Config, UsageError
 from anytime.training.fit import CHECKPOINT
@@ -20,7 +20,7 @@ from anytime.training.rundir import create_run, read_run, set_state
 
 
 class Stopped(RuntimeError):
-    """Training ended early for a reason that is told in one sentence; `exit_code` is the command's."""
+    """Training ended early; the message is one sentence about the reason, `exit_code` is the command's."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -35,21 +35,21 @@ def default_run(config: Config) -> Path:
 def start_training(config: Config, run: Path | None = None, overwrite: bool = False) -> Path:
     """Trains from a resolved configuration into a new run directory; returns it.
 
-    Everything that can be wrong with the configuration or the data is found before the directory is touched.
+    All errors in the configuration and the data are found before the directory is touched.
     """
-    _prepare()
+    _set_up_process()
     run = run or default_run(config)
     if is_main_process():
         create_run(run, config, overwrite, dry=True)
-    parts = build(config)
+    job = build(config)
     if is_main_process():
-        create_run(run, parts.config, overwrite)
-    return _train(run, parts, resume=False)
+        create_run(run, job.config, overwrite)
+    return _train(run, job, resume=False)
 
 
 def resume_training(run: Path) -> Path:
-    """Goes on from the last checkpoint of a run; one that had not got to its first checkpoint starts anew."""
-    _prepare()
+    """Resumes a run from its last checkpoint, or from the beginning if it has none yet."""
+    _set_up_process()
     config, state = read_run(run)
     if state["state"] == "finished":
         raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
@@ -58,47 +58,45 @@ def resume_training(run: Path) -> Path:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process, of those that train together, that writes and prints."""
+    """Whether this process, of those that train together, writes files and prints."""
     return getattr(rank_zero_only, "rank", None) in (None, 0)
 
 
-def _train(run: Path, parts: Parts, resume: bool) -> Path:
+def _train(run: Path, job: TrainingJob, resume: bool) -> Path:
     try:
-        parts.fit(run, resume)
-    except Interrupted as error:
-        _note(run, "interrupted")
-        raise Stopped(f"interrupted; a checkpoint is written: anytime train --resume {run}", 130) from error
-    except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
-        _note(run, "interrupted")
-        raise Stopped(f"interrupted at once; {_kept(run)}", 130) from error
-    except NonFiniteLoss as error:
-        _note(run, "failed")
-        raise Stopped(f"{error}; {_kept(run)}; a smaller --optimizer.lr may help", 1) from error
-    except OSError as error:
-        _note(run, "failed")
-        where = f": {error.filename}" if error.filename else ""
-        raise Stopped(f"{error.strerror or error}{where}; {_kept(run)}; anytime train --resume {run}", 1) from error
-    except BaseException:
-        _note(run, "failed")
+        job.fit(run, resume)
+    except BaseException as error:
+        interrupted = isinstance(error, Interrupted | SystemExit)  # Lightning turns KeyboardInterrupt into SystemExit
+        if is_main_process():
+            with contextlib.suppress(OSError):  # a full disk must not hide why the training ended
+                set_state(run, "interrupted" if interrupted else "failed")
+        if reason := _reason(error, run):
+            raise Stopped(reason, 130 if interrupted else 1) from error
         raise
     if is_main_process():
         set_state(run, "finished")
     return run
 
 
-def _kept(run: Path) -> str:
-    checkpoint = run / CHECKPOINT
-    return f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
+def _reason(error: BaseException, run: Path) -> str:
+    """Why a training ended, and how to continue; empty for errors that nobody expected."""
+    checkpoint, resume = run / CHECKPOINT, f"anytime train --resume {run}"
+    last = f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
+    match error:
+        case Interrupted():
+            return f"interrupted; a checkpoint is written: {resume}"
+        case SystemExit():
+            return f"interrupted at once; {last}"
+        case NonFiniteLoss():
+            return f"{error}; {last}; a smaller --optimizer.lr may help"
+        case OSError():
+            where = f": {error.filename}" if error.filename else ""
+            return f"{error.strerror or error}{where}; {last}; {resume}"
+    return ""
 
 
-def _note(run: Path, state: str) -> None:
-    if is_main_process():
-        with contextlib.suppress(OSError):  # a full disk must not hide why the training ended
-            set_state(run, state)
-
-
-def _prepare() -> None:
-    """Silences Lightning's advice, which is not about our users' commands; keeps freed memory where the CPU computes."""
+def _set_up_process() -> None:
+    """Silences Lightning's advice, which does not concern our commands; keeps freed memory if the CPU computes."""
     if not torch.cuda.is_available():
         keep_freed_memory()
     for name in ("lightning.pytorch", "lightning.fabric", "torch.utils.cpp_extension"):

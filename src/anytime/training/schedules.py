@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of progress in [0, 1], times the optimizer's own learning rate."""
+"""Learning-rate schedules: pure functions of progress in [0, 1] that scale the optimizer's own learning rate."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ class OneCycle(Schedule):
         return max(0.0, (1 - progress) / (1 - self.peak))
 
 
-class Steps(Schedule):
+class MultiStep(Schedule):
     """factor = gamma^(number of milestones passed).
 
     Args:
-        milestones: Shares of the training, rising, each in (0, 1); 1/2 and 3/4 are Kim 2020's epochs 100 and 150 of 200.
+        milestones: Shares of the training, increasing, each in (0, 1); 1/2 and 3/4 are Kim 2020's epochs 100 and 150 of 200.
         gamma: Factor at each milestone.
     """
 
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1) -> None:
         if list(milestones) != sorted(set(milestones)) or not all(0 < m < 1 for m in milestones):
-            raise ValueError(f"milestones must rise within (0, 1), got {milestones!r}")
+            raise ValueError(f"milestones must increase within (0, 1), got {milestones!r}")
         self.milestones, self.gamma = tuple(milestones), gamma
 
     def __call__(self, progress: float) -> float:

@@ -20,7 +20,7 @@ import torch
 from anytime.support.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from anytime.training.build import Parts
+    from anytime.training.build import TrainingJob
 
 
 class TrainingStopped(RuntimeError):
@@ -96,7 +96,7 @@ def _termination_is_interruption() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def train_in_passing(parts: Parts) -> None:
+def train_in_passing(parts: TrainingJob) -> None:
     """Trains `parts.model` here, in some minutes; no run directory is left, and an interrupted one starts anew.
 
     Raises:

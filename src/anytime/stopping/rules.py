@@ -1,4 +1,4 @@
-"""Stopping rules: small composable objects that say, sample by sample, whether the answer is good enough."""
+"""Stopping rules: small composable objects that decide, sample by sample, whether the answer is good enough."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,18 +16,18 @@ from anytime.support.tagged import Tagged
 from anytime.trace import Trace
 
 Verdict = tuple[Tensor, State]
-_ROUNDED_ONE = 1 + 1e-4  # a sum of weighted float32 probabilities may be a little more than 1
+_ROUNDED_ONE = 1 + 1e-4  # a weighted sum of float32 probabilities may slightly exceed 1
 
 
 class Rule(Tagged):
-    """Says after each step but the last which samples stop; after the last step all do.
+    """Decides after each step but the last which samples stop; after the last step all do.
 
     `a | b` stops a sample when either rule does, `a & b` when both do at the same step. `update` is pure; a state is a
     pytree of tensors with the batch in dimension 0, so `anytime.select_samples` compacts it.
 
     Attributes:
-        num_steps: T where the rule was fitted to a network of T steps; None where it fits any.
-        needs: Which costs of the next step `update` reads, of "macs" and "seconds".
+        num_steps: T if the rule was fitted to networks of T steps; None if it fits any.
+        needs: The costs of the next step that `update` reads, "macs" or "seconds" or both.
     """
 
     @property
@@ -42,7 +42,7 @@ class Rule(Tagged):
         """The state before the first step of a network of `num_steps` steps.
 
         Raises:
-            ValueError: Thresholds that were never fitted, or fitted to another number of steps.
+            ValueError: If thresholds were never fitted, or fitted to another number of steps.
         """
         if self.num_steps not in (None, num_steps):
             raise ValueError(f"this {self.kind!r} rule was fitted to {self.num_steps} steps, the model has {num_steps}")
@@ -53,10 +53,10 @@ class Rule(Tagged):
 
         Args:
             state: From `start` or the last `update`.
-            step: Number of the step, 1..T-1.
+            step: 1..T-1.
             probabilities: Combined answer after it, `[B, K]`.
-            next_macs: Cumulative MACs per sample if the next step is run, too.
-            next_seconds: Seconds since the start when the next step is expected to be done.
+            next_macs: Cumulative MACs per sample up to and including the next step.
+            next_seconds: Seconds from the start until the expected end of the next step.
         """
         raise NotImplementedError
 
@@ -64,16 +64,16 @@ class Rule(Tagged):
         """Index 0..T-1 of the step after which each sample stops, int64 `[N]`.
 
         Args:
-            trace: Gives the MACs and seconds of the steps.
-            probabilities: `[T, N, K]`, `combiner(trace.logits)`.
+            trace: Holds the MACs and seconds of the steps.
+            probabilities: `combiner(trace.logits)`, `[T, N, K]`.
 
         Raises:
-            ValueError: As `start`; probabilities of another shape; seconds that the trace does not hold.
+            ValueError: As `start`, or if the probabilities have another shape or the trace lacks seconds that the rule needs.
         """
         if probabilities.shape != trace.logits.shape:
             raise ValueError(f"probabilities must be {list(trace.logits.shape)}, got {list(probabilities.shape)}")
         if "seconds" in self.needs and trace.seconds is None:
-            raise ValueError(f"the rule {self.kind!r} needs seconds, which this trace does not hold; record it with them")
+            raise ValueError(f"the rule {self.kind!r} needs seconds, which this trace does not hold; record it with seconds")
         macs = trace.macs.tolist()
         seconds = [math.nan] * len(macs) if trace.seconds is None else trace.seconds.tolist()
         state, flags = self.start(len(macs)), []
@@ -100,11 +100,11 @@ class Never(Rule, kind="never"):
 
 @dataclass(frozen=True)
 class _Threshold(Rule):
-    """A rule on one number per sample, with one threshold or one per step; None until they are fitted."""
+    """A rule on one number per sample, with one threshold or one per step; None before they are fitted."""
 
     threshold: float | Sequence[float] | None = None
     largest: ClassVar[float] = math.inf
-    """Above it a threshold, but infinity, is a mistake."""
+    """Largest meaningful threshold; beyond it only infinity is valid."""
 
     def __post_init__(self) -> None:
         if self.threshold is None:
@@ -139,7 +139,7 @@ class Confidence(_Threshold, kind="confidence"):
     """Stops where max_k p_k >= θ_t (MSDNet, Huang et al. 2018; Shallow-Deep Networks, Kaya et al. 2019).
 
     Args:
-        threshold: θ, or θ_t for t = 1..T (the last is not read); infinity never stops.
+        threshold: θ, or θ_t for t = 1..T (the last is ignored); infinity never stops.
     """
 
     largest = _ROUNDED_ONE
@@ -153,7 +153,7 @@ class Margin(_Threshold, kind="margin"):
     """Stops where the largest probability exceeds the second by at least θ_t.
 
     Args:
-        threshold: θ, or θ_t for t = 1..T (the last is not read); infinity never stops.
+        threshold: θ, or θ_t for t = 1..T (the last is ignored); infinity never stops.
     """
 
     largest = _ROUNDED_ONE
@@ -175,7 +175,7 @@ class Entropy(_Threshold, kind="entropy"):
 class Patience(Rule, kind="patience"):
     """Stops where the label was the same for `times` steps in a row.
 
-    The patience of PABEE (Zhou et al. 2020) counts agreements between neighbours: its t is `times = t + 1`.
+    The patience t of PABEE (Zhou et al. 2020) counts agreements between neighbouring steps: `times = t + 1`.
     """
 
     times: int
@@ -191,13 +191,13 @@ class Patience(Rule, kind="patience"):
 
 @dataclass(frozen=True)
 class SelectionLatency(Rule, kind="selection_latency"):
-    """Stops where one and the same class, the most probable, was above θ for `hold` steps in a row.
+    """Stops where the same most probable class was above θ for `hold` steps in a row.
 
-    The selection latency of Iuzzolino et al. 2021 asks that the class stays above θ to the end, which only
-    a look back can tell (`latency`); `hold` is as much of it as can be known while the network runs.
+    The selection latency of Iuzzolino et al. 2021 requires that the class stays above θ to the end, which is known only in
+    hindsight (`latency`); `hold` approximates it while the network runs.
 
     Args:
-        threshold: θ in [0, 1); 0.83 in the paper, so that a tenth of the images never reach it.
+        threshold: θ in [0, 1); 0.83 in the paper, a value that a tenth of the images never reach.
         hold: At least 1.
     """
 
@@ -216,71 +216,72 @@ class SelectionLatency(Rule, kind="selection_latency"):
         return run >= self.hold, (label, run)
 
     def latency(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """min{t | some class j has p_t'(j) > θ for all t' >= t}, whether right or not (Iuzzolino et al. 2021).
+        """min{t | some class j has p_t'(j) > θ for all t' >= t}, right or wrong (Iuzzolino et al. 2021).
 
         Args:
             probabilities: `[T, N, K]`.
 
         Returns:
-            The latency in steps, 1..T, int64 `[N]`, and whether there is one, bool `[N]`; without one it is T.
+            The latency in steps, 1..T, int64 `[N]` (T if there is none), and whether there is one, bool `[N]`.
         """
         above = probabilities > self.threshold
-        held, first = above[-1], torch.full_like(above[0, :, 0], len(above), dtype=torch.int64)
-        reached = held.any(1)
+        stays, first = above[-1], torch.full_like(above[0, :, 0], len(above), dtype=torch.int64)
+        reached = stays.any(1)
         for step in range(len(above) - 1, 0, -1):
-            held = held & above[step - 1]
-            first = torch.where(held.any(1), step, first)
+            stays = stays & above[step - 1]
+            first = torch.where(stays.any(1), step, first)
         return first, reached
 
 
 @dataclass(frozen=True)
-class MacBudget(Rule, kind="mac_budget"):
-    """Stops all before the step that would exceed a budget; the first step always runs.
+class _Budget(Rule):
+    """Stops all samples before the step that would exceed a budget; the first step always runs."""
+
+    cost: ClassVar[Literal["macs", "seconds"]]
+
+    def __post_init__(self) -> None:
+        if not 0 < (value := getattr(self, self.cost)) < math.inf:
+            raise ValueError(f"{self.cost} must be finite and above zero, got {value!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.cost})
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        next_cost = next_macs if self.cost == "macs" else next_seconds
+        return _everyone(probabilities, next_cost > getattr(self, self.cost)), None
+
+
+@dataclass(frozen=True)
+class MacBudget(_Budget, kind="mac_budget"):
+    """Stops all samples before the step that would exceed a budget; the first step always runs.
 
     Args:
         macs: Multiply-adds per sample, above zero.
     """
 
+    cost = "macs"
     macs: float
-
-    def __post_init__(self) -> None:
-        _require_budget(self.macs, "macs")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"macs"})
-
-    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
-        return _everyone(probabilities, next_macs > self.macs), None
 
 
 @dataclass(frozen=True)
-class Deadline(Rule, kind="deadline"):
-    """Stops all before the step that is expected to end late; the first step always runs.
+class Deadline(_Budget, kind="deadline"):
+    """Stops all samples before the step that is expected to end late; the first step always runs.
 
     Args:
-        seconds: From the start, above zero.
+        seconds: Seconds from the start, above zero.
     """
 
+    cost = "seconds"
     seconds: float
-
-    def __post_init__(self) -> None:
-        _require_budget(self.seconds, "seconds")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"seconds"})
-
-    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
-        return _everyone(probabilities, next_seconds > self.seconds), None
 
 
 @dataclass(frozen=True)
 class ConfidenceBands(Rule, kind="confidence_bands"):
-    """Stops where low <= max_k p_k < high for one of the step's bands: sure answers, and those computing will not mend.
+    """Stops where low <= max_k p_k < high for one of the step's bands: sure answers, and those that more steps cannot improve.
 
     Args:
-        bands: For each step t = 1..T its bands `(low, high)`; those of the last are not read. See `value_of_computation`.
+        bands: The bands `(low, high)` of each step t = 1..T; those of the last are ignored. See `value_of_computation`.
     """
 
     bands: Sequence[Sequence[tuple[float, float]]]
@@ -288,7 +289,7 @@ class ConfidenceBands(Rule, kind="confidence_bands"):
     def __post_init__(self) -> None:
         bands = tuple(tuple((float(low), float(high)) for low, high in step) for step in self.bands)
         if not bands or not all(low < high for step in bands for low, high in step):
-            raise ValueError(f"bands must be (low, high) with low < high, a list for each step, got {self.bands!r}")
+            raise ValueError(f"bands must be (low, high) with low < high, one list per step, got {self.bands!r}")
         object.__setattr__(self, "bands", bands)
 
     @property
@@ -326,12 +327,9 @@ class _Several(Rule):
         return tuple(rule.start(num_steps) for rule in self.rules)
 
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
-        said = [
-            rule.update(part, step, probabilities, next_macs, next_seconds)
-            for rule, part in zip(self.rules, state, strict=True)
-        ]
-        join = torch.logical_or if isinstance(self, AnyOf) else torch.logical_and
-        return reduce(join, [stop for stop, _ in said]), tuple(part for _, part in said)
+        given = step, probabilities, next_macs, next_seconds
+        stops, states = zip(*(rule.update(part, *given) for rule, part in zip(self.rules, state, strict=True)), strict=True)
+        return reduce(torch.logical_or if isinstance(self, AnyOf) else torch.logical_and, stops), states
 
 
 @dataclass(frozen=True)
@@ -348,7 +346,7 @@ def rule(name: str, **arguments: Any) -> Rule:
     """A stopping rule by name.
 
     Raises:
-        ValueError: An unknown name or argument (the message names the nearest), or one out of range.
+        ValueError: If a name or argument is unknown (the message names the nearest) or out of range.
 
     Example:
         >>> rule("confidence", threshold=0.9)
@@ -364,8 +362,3 @@ def _everyone(probabilities: Tensor, stop: bool) -> Tensor:
 def _require_count(value: int, name: str) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
-
-
-def _require_budget(value: float, name: str) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be finite and above zero, got {value!r}")

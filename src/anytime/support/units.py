@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Literal
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -35,7 +36,7 @@ def ms_text(seconds: float) -> str:
     return f"{seconds * 1e3:#.3g}" if seconds < 0.0995 else f"{seconds * 1e3:,.0f}"
 
 
-def parse_budget(text: str, whole: float) -> tuple[float, str]:
+def parse_budget(text: str, whole: float) -> tuple[float, Literal["macs", "seconds"]]:
     """A mean cost from `"50%"` (of `whole` MACs), `"40M"` (MACs) or `"2ms"`: the amount and its unit, "macs" or "seconds".
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whether a confidence means what it says: over samples (Guo et al. 2017) and over classes (Kim et al. 2020)."""
+"""Does confidence match accuracy? Over samples (Guo et al. 2017) and over classes (Kim et al. 2020)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reliability(trace: Trace, bins: int = 15) -> Reliability:
     """ECE = sum_m |B_m| / N * |accuracy(B_m) - confidence(B_m)|, and its bins B_m (Guo et al. 2017, eq. 3).
 
     Raises:
-        ValueError: Less than one bin.
+        ValueError: There is less than one bin.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
@@ -55,12 +55,12 @@ def ece(trace: Trace, bins: int = 15) -> Tensor:
 
 @dataclass(frozen=True)
 class PerClass:
-    """Mean confidence and accuracy of each class, over the samples whose label it is.
+    """Mean confidence and accuracy of each class, over the samples with that label.
 
     Attributes:
         confidence: float64 `[T, K]`, nan for classes without samples.
         accuracy: float64 `[T, K]`, nan for classes without samples.
-        pearson: float64 `[T]`, Pearson's r over classes; nan with less than two classes, or where either does not vary.
+        pearson: float64 `[T]`, Pearson's r over classes; nan for fewer than two classes, or if either does not vary.
     """
 
     confidence: Tensor
@@ -72,11 +72,10 @@ def per_class(trace: Trace, confidence: Literal["true", "max"] = "true") -> PerC
     """Confidence against accuracy per class at every step (Kim et al. 2020, Fig. 4).
 
     Args:
-        trace: The answers.
         confidence: "true": probability of the correct class (eq. 5 there); "max": max softmax, known without labels.
 
     Raises:
-        ValueError: An unknown confidence.
+        ValueError: The confidence is unknown.
     """
     if confidence not in ("true", "max"):
         raise ValueError(f"unknown confidence {confidence!r}: use 'true' (probability of the correct class) or 'max'")
@@ -92,7 +91,7 @@ def per_class(trace: Trace, confidence: Literal["true", "max"] = "true") -> PerC
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's r over the last dimension; nan where it has less than two values or x or y does not vary."""
+    """Pearson's r over the last dimension; nan if it has fewer than two values or if x or y does not vary."""
     if x.shape[-1] < 2:
         return x.new_full(x.shape[:-1], torch.nan)
     varies = (x.amax(-1) - x.amin(-1) > 1e-12) & (y.amax(-1) - y.amin(-1) > 1e-12)

@@ -1,16 +1,16 @@
-"""What a trace says per step: accuracy, confidence, the error at a share of the cost, and stopping by confidence."""
+"""Metrics per step: accuracy, confidence, the error at a share of the cost, and stopping at a confidence threshold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from anytime.trace import Trace
+from anytime.trace import Trace, require_one_level
 
 Cost = Literal["macs", "contract", "seconds"]
 MILESTONES = (0.25, 0.5, 0.75, 1.0)
@@ -22,16 +22,12 @@ def answers(trace: Trace) -> Tensor:
     Raises:
         ValueError: The trace has several label levels; pick one with `trace.level(d)`.
     """
-    if trace.levels:
-        raise ValueError(
-            f"this trace has {len(trace.levels)} label levels of {trace.levels} classes; "
-            f"pick one: trace.level(0) to trace.level({len(trace.levels) - 1})"
-        )
+    require_one_level(trace)
     return trace.logits.argmax(2)
 
 
 def correct(trace: Trace) -> Tensor:
-    """Whether the answer is the label, bool `[T, N]`."""
+    """Whether each answer is right, bool `[T, N]`."""
     return answers(trace) == trace.labels
 
 
@@ -41,7 +37,7 @@ def max_probability(trace: Trace) -> Tensor:
 
 
 def true_probability(trace: Trace) -> Tensor:
-    """softmax(z)_label, S(x) of Kim et al. 2020 (eq. 5), float64 `[T, N]`."""
+    """softmax(z)_label, the S(x) of Kim et al. 2020 (eq. 5), float64 `[T, N]`."""
     return _probability_of(trace, trace.labels.expand_as(answers(trace)))
 
 
@@ -66,52 +62,59 @@ def true_class_probability(trace: Trace) -> Tensor:
 
 
 def average_error(trace: Trace) -> float:
-    """AE = 1/T * sum_t error_t, each exit counted alike (Hu et al. 2017)."""
+    """AE = 1/T * sum_t error_t, all exits weighted equally (Hu et al. 2017)."""
     return float(error(trace).mean())
 
 
 def timeliness(trace: Trace) -> float:
-    """1 - AE: the expected accuracy when the time to stop is uniform over the exits (Hu et al. 2017)."""
+    """1 - AE: the expected accuracy if the time to stop is uniform over the exits (Hu et al. 2017)."""
     return 1 - average_error(trace)
 
 
+def measured_costs(trace: Trace) -> dict[Cost, Tensor]:
+    """Every cost that the trace holds, `[T]`: interruptible MACs, contract MACs, seconds."""
+    values: dict[Cost, Tensor | None] = {"macs": trace.macs, "contract": trace.contract_macs, "seconds": trace.seconds}
+    return {cost: value for cost, value in values.items() if value is not None}
+
+
 def costs(trace: Trace, cost: Cost = "macs") -> Tensor:
-    """One cost of every step, `[T]`: interruptible MACs, contract MACs or seconds.
+    """One cost of every step, `[T]`.
 
     Raises:
-        ValueError: An unknown cost, or one that the trace does not hold.
+        ValueError: The cost is unknown, or the trace does not hold it.
     """
-    if cost not in ("macs", "contract", "seconds"):
+    if cost not in get_args(Cost):
         raise ValueError(f"unknown cost {cost!r}: use 'macs' (interruptible), 'contract' (MACs) or 'seconds'")
-    values = {"macs": trace.macs, "contract": trace.contract_macs, "seconds": trace.seconds}[cost]
-    if values is None:
+    if cost not in (measured := measured_costs(trace)):
         raise ValueError(f"this trace holds no {cost!r} cost; record it again with that cost measured")
-    return values
+    return measured[cost]
 
 
 def error_at_cost(trace: Trace, fractions: Sequence[float] = MILESTONES, cost: Cost = "macs") -> list[float]:
-    """Error of the last step with cost_t <= fraction * cost_T; nan where there is no such step (Hu et al. 2017).
+    """Error of the last step with cost_t <= fraction * cost_T; nan if there is no such step (Hu et al. 2017).
 
-    Args:
-        trace: The answers.
-        fractions: Shares of the cost of the last step.
-        cost: Which cost; with "contract" the network is chosen for that budget and nothing is streamed.
+    With cost "contract" the network is chosen for that budget and nothing is streamed.
     """
-    spent, errors = costs(trace, cost).double(), error(trace)
-    reached = [(spent <= fraction * spent[-1] * (1 + 1e-12)).nonzero().flatten() for fraction in fractions]
-    return [float(errors[steps[-1]]) if len(steps) else math.nan for steps in reached]
+    spent = costs(trace, cost).tolist()
+    return errors_within(error(trace).tolist(), spent, [fraction * spent[-1] for fraction in fractions])
+
+
+def errors_within(errors: Sequence[float], costs: Sequence[float], budgets: Sequence[float]) -> list[float]:
+    """Error of the last answer with cost <= each budget, up to rounding; nan if there is none."""
+    reached = [[e for e, c in zip(errors, costs, strict=True) if c <= budget * (1 + 1e-12)] for budget in budgets]
+    return [affordable[-1] if affordable else math.nan for affordable in reached]
 
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """What stopping at a confidence threshold costs and gives, per threshold.
+    """Cost and accuracy of stopping at each of M confidence thresholds, float64.
 
     Attributes:
-        thresholds: float64 `[M]`, growing; infinity never stops before the last step.
-        macs: float64 `[M]`, mean interruptible MACs per sample.
-        seconds: float64 `[M]`, mean seconds per stream, where the trace holds seconds.
-        accuracy: float64 `[M]`.
-        shares: float64 `[M, T]`, share of samples that stop at each step.
+        thresholds: `[M]`, rising; infinity never stops before the last step.
+        macs: `[M]`, mean interruptible MACs per sample.
+        seconds: `[M]`, mean seconds per stream, if the trace holds seconds.
+        accuracy: `[M]`.
+        shares: `[M, T]`, share of samples that stop at each step.
     """
 
     thresholds: Tensor
@@ -121,12 +124,12 @@ class ThresholdCurve:
     shares: Tensor
 
     def area(self) -> float:
-        """Mean accuracy over mean MACs, from the cheapest to the dearest threshold (trapezoids)."""
+        """Mean accuracy over mean MACs, from the cheapest to the most expensive threshold (trapezoids)."""
         width = self.macs[-1] - self.macs[0]
         return float(torch.trapezoid(self.accuracy, self.macs) / width if width > 0 else self.accuracy[-1])
 
     def cheapest(self, accuracy: float) -> int | None:
-        """Index of the cheapest threshold with at least this accuracy; None where there is none."""
+        """Index of the cheapest threshold with at least this accuracy; None if there is none."""
         reached = (self.accuracy >= accuracy).nonzero().flatten()
         return int(reached[0]) if len(reached) else None
 
@@ -135,12 +138,12 @@ def threshold_curve(trace: Trace, thresholds: Sequence[float] | None = None, num
     """Stops each sample at its first step with max softmax >= threshold, at the last step otherwise.
 
     Mean MACs = macs_1 + sum_t (macs_{t+1} - macs_t) P(c_t < threshold), c_t the largest confidence up to step t. So the
-    default thresholds are the quantiles of c weighted by the MACs of the next step: the mean cost grows evenly, from
-    that of the first answer alone to that of all answers.
+    default thresholds are the quantiles of c weighted by the MACs of the next step: the mean cost grows evenly, from that of
+    the first answer to that of all answers.
 
     Args:
-        trace: The answers. To choose a threshold for use, take the trace of a validation split.
-        thresholds: Any order. Default: `num` of them, as above.
+        trace: The answers; use a validation split to choose a threshold for deployment.
+        thresholds: In any order. Default: `num` of them, as above.
         num: At least 2.
     """
     confident = max_probability(trace)[:-1].cummax(0).values
@@ -167,16 +170,16 @@ def _even_cost_thresholds(confident: Tensor, step_macs: Tensor, num: int) -> Ten
     if num < 2:
         raise ValueError(f"num must be at least 2, the ends of the curve; got {num}")
     values, order = confident.flatten().sort()
-    below = step_macs.double().repeat_interleave(confident.shape[1])[order].cumsum(0)
-    if not len(below):
+    spent = step_macs.double().repeat_interleave(confident.shape[1])[order].cumsum(0)
+    if not len(spent):
         return torch.tensor([0.0, math.inf], dtype=torch.float64)
-    wanted = torch.linspace(0, 1, num, dtype=torch.float64)[1:-1] * below[-1]
-    inner = values[torch.searchsorted(below, wanted).clamp(max=len(values) - 1)]
+    wanted = torch.linspace(0, 1, num, dtype=torch.float64)[1:-1] * spent[-1]
+    inner = values[torch.searchsorted(spent, wanted).clamp(max=len(values) - 1)]
     return torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), math.inf)])
 
 
 def _probability_of(trace: Trace, classes: Tensor) -> Tensor:
     """softmax(z)_k of class k = `classes[t, n]`, float64 `[T, N]`."""
-    # One step at a time: in double precision all logits of a large trace would not fit beside the trace.
+    # One step at a time: the logits of a large trace may not fit into memory a second time, in double precision.
     steps = (logits.double() for logits in trace.logits)
     return torch.stack([(z.gather(1, k[:, None])[:, 0] - z.logsumexp(1)).exp() for z, k in zip(steps, classes, strict=True)])

@@ -1,15 +1,17 @@
-"""What a sequence of networks of growing depth costs: Proposition 3.1 of Hu et al. 2017 for any base, and any sequence.
+"""Cost inflation of a sequence of networks of growing depth: Proposition 3.1 of Hu et al. 2017 for any base and any sequence.
 
-Networks of depth d_1 < d_2 < ... run one after the other. After x units of depth in all, the sequence holds an answer that is
-worth a network trained for depth x' alone, so it has paid C = x / x' times too much: the cost inflation. With z units done in
-network j,
+Networks of depth d_1 < d_2 < ... run one after the other. After x units of depth in all, the answer is as good as that of a
+network trained only for depth x', so it has cost C = x / x' times too much: the cost inflation. With z units in network j,
 
-* anytime members: x' = z if z > d_{j-1}, else d_{j-1}: the last answer of the network before holds until its depth is passed;
+* anytime members: x' = max(z, d_{j-1}), as the last answer of the previous network stands until its depth is passed;
 * plain members, which answer only at their end: x' = d_{j-1}.
 
-In the proposition d_j = b^(j-1), every anytime member is as good as the best network of depth i at each i above 1/b of its
+In the proposition d_j = b^(j-1), every anytime member is as good as the best network of depth i for each i above 1/b of its
 depth, and the stop is uniform over the cost. `sup_inflation` and `expected_inflation` are its limits for ever longer
-sequences, which no finite one exceeds; `sequence_inflation` is exact for the depths given, `simulate` draws stops.
+sequences, which no finite one exceeds; `sequence_inflation` is exact for given depths, `simulate` draws stops.
+
+In all functions `base` is b > 1, the ratio of a network's depth to that of the previous one, and `anytime` says whether the
+members are anytime or plain.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 
 
 class Inflation(NamedTuple):
-    """C, the cost spent over the cost of the network that the answer is worth: its supremum, its mean over uniform stops."""
+    """C, the cost spent over that of a single network with an equal answer: its supremum, its mean over uniform stops."""
 
     sup: float
     mean: float
@@ -36,10 +38,6 @@ def _check_base(base: float) -> None:
 
 def sup_inflation(base: float, anytime: bool = True) -> float:
     """sup C = 2 + 1/(b - 1) for anytime members; b^2/(b - 1) = 2 + (b - 1) + 1/(b - 1) >= 4 for plain ones.
-
-    Args:
-        base: b > 1, the depth of a network over that of the one before.
-        anytime: Whether the members answer on their way or only at their end.
 
     Source: Hu et al. 2017, Proposition 3.1 and appendix A (where "(b - 1) + 1/(b - 1) >= 4" must be >= 2).
 
@@ -54,14 +52,8 @@ def sup_inflation(base: float, anytime: bool = True) -> float:
 def expected_inflation(base: float, anytime: bool = True) -> float:
     """E[C] <= 1 - 1/(2b) + (1 + ln b)/(b - 1) for anytime members; 3/2 + (b - 1)/2 + 1/(b - 1) >= 3/2 + sqrt 2 for plain ones.
 
-    The stop is uniform over the cost of the last network of an ever longer sequence, and so over the whole cost. The mean of
-    a finite sequence is smaller (of plain members: after the first network, before which there is no answer).
-
-    Args:
-        base: b > 1, the depth of a network over that of the one before.
-        anytime: Whether the members answer on their way or only at their end.
-
-    Source: Hu et al. 2017, Proposition 3.1 and appendix A.
+    The stop is uniform over the cost of the last network of an ever longer sequence, and so over the whole cost. The mean of a
+    finite sequence is smaller (for plain members: after the first network, before which there is no answer). Source: ibid.
 
     Example:
         >>> round(expected_inflation(2), 3), expected_inflation(2, anytime=False)
@@ -76,8 +68,7 @@ def expected_inflation(base: float, anytime: bool = True) -> float:
 def best_base(of: Literal["sup", "mean"], anytime: bool = True) -> float:
     """The base that minimises sup C or E[C]: for plain members 2 and 1 + sqrt(2), for anytime members none (infinity).
 
-    With anytime members both fall with b, to 2 and to 1: take the largest b with members that are good from 1/b of their
-    depth on.
+    With anytime members both fall with b, to 2 and to 1: take the largest b whose members are good from 1/b of their depth.
     """
     if of not in ("sup", "mean"):
         raise ValueError(f"of must be 'sup' or 'mean', got {of!r}")
@@ -96,15 +87,14 @@ def _check_depths(depths: Sequence[float], anytime: bool) -> list[float]:
 
 
 def sequence_inflation(depths: Sequence[float], anytime: bool = True) -> Inflation:
-    """sup C and E[C] of one sequence, exactly, the stop uniform over its cost.
+    """Exact sup C and E[C] of one sequence, the stop uniform over its cost.
 
-    With S = d_1 + ... + d_{j-1} and p = d_{j-1}, network j of depth d has sup C = S/p + 1 and the integral
-    of C over its cost S + p/2 + (d - p) + S ln(d/p); plain members (S + d)/p and (S d + d^2/2)/p. In the first network
-    C = 1; plain members have no answer in it, and the stop is uniform over the rest.
+    With S = d_1 + ... + d_{j-1} and p = d_{j-1}, network j of depth d has sup C = S/p + 1, and C integrates over its cost to
+    S + p/2 + (d - p) + S ln(d/p); for plain members (S + d)/p and (S d + d^2/2)/p. In the first network C = 1; plain members
+    have no answer in it, and the stop is uniform over the rest.
 
     Args:
         depths: d_1 < d_2 < ..., in units or MACs.
-        anytime: Whether the members answer on their way or only at their end.
 
     Example:
         >>> sup, mean = sequence_inflation([3, 9, 21, 39, 75])  # units of the paper's networks: n = 1, 3, 7, 13, 25
@@ -126,16 +116,15 @@ def sequence_inflation(depths: Sequence[float], anytime: bool = True) -> Inflati
 
 
 def simulate(depths: Sequence[float], anytime: bool = True, stops: int = 10_000, seed: int = 0) -> Inflation:
-    """What `sequence_inflation` computes, found by stopping the sequence: at random for the mean, by an adversary for the sup.
+    """Estimates `sequence_inflation` by stopping the sequence: at random for the mean, by an adversary for the sup.
 
-    Each stop walks through the sequence: which network runs, how far it is, whose answer is held. The adversary stops just
-    before each new answer, and at the end of each network.
+    Each stop walks through the sequence: which network runs, how far it has come, whose answer is the latest. The adversary
+    stops just before each new answer, and at the end of each network.
 
     Args:
         depths: d_1 < d_2 < ..., e.g. `[b**k for k in range(20)]`.
-        anytime: Whether the members answer on their way or only at their end.
-        stops: Random stops, uniform over the cost.
-        seed: Of the stops.
+        stops: Number of random stops, uniform over the cost.
+        seed: Seed of the stops.
     """
     depths = _check_depths(depths, anytime)
     if stops < 1:
@@ -144,10 +133,9 @@ def simulate(depths: Sequence[float], anytime: bool = True, stops: int = 10_000,
     first = 0.0 if anytime else ends[0]
     drawn = torch.rand(stops, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     uniform = (first + (ends[-1] - first) * (1 - drawn)).tolist()  # 1 - drawn: never 0
-    starts = [0.0, *ends[:-1]]
-    held = [start + before for start, before in zip(starts[1:], depths, strict=False)] if anytime else []
+    passed = [start + before for start, before in zip(ends[:-1], depths, strict=False)] if anytime else []
     nearly = [end * (1 - 1e-12) for end in ends]
-    adverse = [stop for stop in (*held, *nearly) if stop > first]
+    adverse = [stop for stop in (*passed, *nearly) if stop > first]
     return Inflation(
         sup=max(_inflation(stop, depths, anytime) for stop in adverse),
         mean=sum(_inflation(stop, depths, anytime) for stop in uniform) / stops,
@@ -161,5 +149,4 @@ def _inflation(spent: float, depths: Sequence[float], anytime: bool) -> float:
         if left <= depth:
             break
         left, before = left - depth, depth
-    worth = left if anytime and left > before else before
-    return spent / worth
+    return spent / (max(left, before) if anytime else before)

@@ -1,4 +1,4 @@
-"""Whether more computing helps: drops of accuracy and of the true class, overthinking, and regret to the best exit."""
+"""Does more computation help? Drops of accuracy and of the true class, overthinking, and regret against the best exit."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from anytime.trace import Trace, require_one_level
 
 
 def largest_drop(trace: Trace) -> float:
-    """max over s <= t of accuracy_s - accuracy_t: 0 where the accuracy never falls."""
+    """max over s <= t of accuracy_s - accuracy_t: 0 if the accuracy never falls."""
     values = accuracy(trace)
     return float((values.cummax(0).values - values).max())
 
 
 def answer_changes(trace: Trace) -> Tensor:
-    """Share of samples whose answer differs from that of the step before, float64 `[T - 1]`."""
-    given = answers(trace)
-    return (given[1:] != given[:-1]).double().mean(1)
+    """Share of samples whose answer differs from that of the previous step, float64 `[T - 1]`."""
+    return answers(trace).diff(dim=0).ne(0).double().mean(1)
 
 
 @dataclass(frozen=True)
 class Overthinking:
-    """What the steps after the first right answer do (Shallow-Deep Networks, Kaya et al. 2019).
+    """Effect of the steps after the first right answer (Shallow-Deep Networks, Kaya et al. 2019).
 
     Attributes:
-        destructive: Share of samples right at an earlier step but wrong at the last.
-        wasteful: Share of samples right at the last step and at an earlier one.
-        oracle_accuracy: Share of samples right at some step.
-        oracle_macs: Mean interruptible MACs up to the first right answer, over those; nan where there are none.
+        destructive: Share of samples that are right at an earlier step but wrong at the last.
+        wasteful: Share of samples that are right at the last step and at an earlier one.
+        oracle_accuracy: Share of samples that are right at some step.
+        oracle_macs: Mean interruptible MACs of those up to the first right answer; nan if there are none.
     """
 
     destructive: float
@@ -42,7 +41,7 @@ class Overthinking:
 
 
 def overthinking(trace: Trace) -> Overthinking:
-    """How often, and how dearly, the network computes on after it was right."""
+    """How often the network continues after a right answer, with which effect, and what an oracle would save."""
     right = correct(trace)
     earlier, last, ever = right[:-1].any(0), right[-1], right.any(0)
     first = right.int().argmax(0)[ever]
@@ -55,11 +54,10 @@ def overthinking(trace: Trace) -> Overthinking:
 
 
 def true_class_drops(trace: Trace, probabilities: Tensor | None = None) -> Tensor:
-    """max over s <= t of p_s(label) - p_t(label): how far the true class ever falls back, float64 `[N]`.
+    """max over s <= t of p_s(label) - p_t(label): the largest drop of the true class, float64 `[N]`.
 
     Args:
-        trace: The answers.
-        probabilities: `[T, N, K]` of a combiner; default softmax(z).
+        probabilities: Combined probabilities `[T, N, K]`; default softmax(z).
     """
     if probabilities is None:
         values = true_probability(trace)
@@ -73,14 +71,13 @@ def true_class_drops(trace: Trace, probabilities: Tensor | None = None) -> Tenso
 def monotonicity_violations(
     trace: Trace, taus: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5), probabilities: Tensor | None = None
 ) -> Tensor:
-    """Share of samples whose true class falls back by more than τ, float64 `[len(taus)]`.
+    """Share of samples whose true class drops by more than τ, float64 `[len(taus)]`.
 
-    The network is conditionally monotone where all are 0 (Jazbec et al. 2023).
+    If all are 0, the network is conditionally monotone (Jazbec et al. 2023).
 
     Args:
-        trace: The answers.
         taus: Tolerated drops of a probability.
-        probabilities: `[T, N, K]` of a combiner; default softmax(z).
+        probabilities: Combined probabilities `[T, N, K]`; default softmax(z).
     """
     drops = true_class_drops(trace, probabilities)
     return (drops > torch.tensor(taus, dtype=drops.dtype)[:, None]).double().mean(1)
@@ -88,13 +85,13 @@ def monotonicity_violations(
 
 @dataclass(frozen=True)
 class Regret:
-    """How far a stopping rule stays behind the oracle, which leaves at the first right answer, or at once where none is.
+    """A stopping rule against the oracle, which stops at the first right answer, or at the first step if there is none.
 
     Attributes:
-        accuracy: Accuracy of the oracle less that of the rule, never below zero.
-        cost: Mean cost of the rule less that of the oracle; below zero where the rule is hasty.
-        early: Share of samples that leave before a right answer that was to come.
-        late: Share of samples that leave after the oracle.
+        accuracy: Accuracy of the oracle minus that of the rule, never below zero.
+        cost: Mean cost of the rule minus that of the oracle; negative if the rule stops too early.
+        early: Share of samples that stop before their first right answer.
+        late: Share of samples that stop after the oracle.
     """
 
     accuracy: float
@@ -107,13 +104,12 @@ def regret(trace: Trace, steps: Tensor, cost: Cost = "macs", probabilities: Tens
     """The accuracy that a stopping rule loses, and the cost it adds, against the best exit of each sample.
 
     Args:
-        trace: The answers.
         steps: Index 0..T-1 of the step after which each sample stops, int64 `[N]`: `rule.stops(trace, probabilities)`.
-        cost: Which cost.
-        probabilities: `[T, N, K]` of a combiner; default softmax(z).
+        cost: The cost to use.
+        probabilities: Combined probabilities `[T, N, K]`; default softmax(z).
 
     Raises:
-        ValueError: Steps of another number of samples or outside 0..T-1.
+        ValueError: Steps are not one per sample in 0..T-1.
     """
     require_one_level(trace)
     if steps.shape != trace.labels.shape or not bool(((steps >= 0) & (steps < trace.num_steps)).all()):
@@ -121,9 +117,9 @@ def regret(trace: Trace, steps: Tensor, cost: Cost = "macs", probabilities: Tens
         raise ValueError(f"steps must be {wanted}, got {list(steps.shape)} in {int(steps.min())}..{int(steps.max())}")
     right = correct(trace) if probabilities is None else probabilities.argmax(2) == trace.labels
     spent, oracle = costs(trace, cost).double(), right.int().argmax(0)
-    ever, found = right.any(0), right.gather(0, steps[None])[0]
+    ever, at_stop = right.any(0), right.gather(0, steps[None])[0]
     return Regret(
-        accuracy=float((ever & ~found).double().mean()),
+        accuracy=float((ever & ~at_stop).double().mean()),
         cost=float((spent[steps] - spent[oracle]).mean()),
         early=float((steps < oracle).double().mean()),
         late=float((steps > oracle).double().mean()),

@@ -1,33 +1,26 @@
-"""Against OPT, the networks trained for one exit each: relative increase of the error, OPT+, and "better in k of n runs".
+"""Comparison with OPT, the networks trained for one exit each: error at a cost, OPT+, relative increase of the error.
 
-Hu, Dey, Bagnell, Hebert, 2017, sections 4.1 to 4.6. Errors are shares (or per cent, as long as all are), costs MACs or units.
-The average error over exits and timeliness are in `anytime.analysis.curves`.
+Source: Hu, Dey, Bagnell, Hebert 2017, sections 4.1 to 4.6. Errors are shares (or all per cent), costs are MACs or units.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from anytime.analysis.curves import MILESTONES, Cost, answers, costs, error
+from anytime.analysis.curves import MILESTONES, Cost, answers, costs, error, errors_within
 from anytime.trace import Trace
 
 
 @dataclass(frozen=True)
 class Exits:
-    """The error after each exit, and what was spent until then.
-
-    Attributes:
-        errors: At least one.
-        costs: Cumulative, growing, as many as errors.
+    """The error after each exit, at least one, and the cumulative cost until then.
 
     Raises:
-        ValueError: Lengths that differ, costs that do not grow.
+        ValueError: Lengths differ, or costs are not above 0 and growing.
     """
 
     errors: tuple[float, ...]
@@ -37,7 +30,7 @@ class Exits:
         object.__setattr__(self, "errors", tuple(map(float, self.errors)))
         object.__setattr__(self, "costs", tuple(map(float, self.costs)))
         if not self.errors or len(self.errors) != len(self.costs):
-            raise ValueError(f"an error and a cost for each exit, got {len(self.errors)} errors and {len(self.costs)} costs")
+            raise ValueError(f"each exit needs an error and a cost, got {len(self.errors)} errors and {len(self.costs)} costs")
         if not all(before < after for before, after in zip((0.0, *self.costs), self.costs, strict=False)):
             raise ValueError(f"costs must be above 0 and grow from exit to exit, got {list(self.costs)}")
 
@@ -46,20 +39,20 @@ class Exits:
         """The exits of one network: error and cost of every step of a trace.
 
         Raises:
-            ValueError: Contract costs that do not grow with the step.
+            ValueError: Contract costs do not grow with the step.
         """
         return cls(tuple(error(trace).tolist()), tuple(costs(trace, cost).tolist()))
 
     @classmethod
     def of_family(cls, traces: Mapping[int, Trace], cost: Cost = "contract") -> Exits:
-        """OPT: for each exit the network that was trained for it alone.
+        """OPT: for each exit the network that was trained only for it.
 
         Args:
             traces: Exit (1..T, as in `--objective optimal --objective.exit i`) to the trace of its network.
-            cost: Default: of that one answer alone, since no other counts.
+            cost: The cost to use. Default: that of computing only this answer, as no other counts.
 
         Raises:
-            ValueError: An exit that the trace does not have.
+            ValueError: A trace does not have its exit.
         """
         for exit, trace in traces.items():
             if not 1 <= exit <= trace.num_steps:
@@ -72,24 +65,23 @@ class Exits:
 
     def errors_at(self, spent: Sequence[float]) -> list[float]:
         """Error of the last exit with cost <= each of `spent`; nan before the first exit."""
-        exits = [bisect_right(self.costs, budget * (1 + 1e-12)) for budget in spent]
-        return [self.errors[exit - 1] if exit else math.nan for exit in exits]
+        return errors_within(self.errors, self.costs, spent)
 
     def at(self, fractions: Sequence[float] = MILESTONES, total: float | None = None) -> list[float]:
         """Error of the last exit with cost <= fraction * total.
 
         Args:
             fractions: Default: the four milestones.
-            total: Default: the cost of the last exit. OPT+ goes by the total of the deepest network.
+            total: Default: the cost of the last exit. For OPT+, give that of the deepest network.
         """
         total = self.costs[-1] if total is None else total
         return self.errors_at([fraction * total for fraction in fractions])
 
     def step_curve(self, total: float | None = None) -> tuple[list[float], list[float]]:
-        """The corners (cost, error) of the error held over the cost, which drops at each new answer (Fig. 3 of the paper).
+        """The corners (costs, errors) of the error over the cost, a step at each new answer (Fig. 3 of the paper).
 
         Args:
-            total: Where the curve ends; default: at the last exit.
+            total: The cost at which the curve ends; default: that of the last exit.
 
         Example:
             >>> Exits((0.5, 0.25), (10, 30)).step_curve(total=40)
@@ -109,10 +101,10 @@ def opt_plus(networks: Sequence[Exits]) -> Exits:
     """OPT+: the smallest error of any network that costs no more: e(c) = min {e_i : c_i <= c} (section 4.6).
 
     Args:
-        networks: The OPT of several networks, costs in one unit.
+        networks: The OPT of several networks, all costs in the same unit.
 
     Returns:
-        Only the exits where the error falls. Its milestones are shares of the deepest network: `opt_plus(all).at(total=...)`.
+        Only the exits at which the error falls. Milestones are shares of the deepest network: `opt_plus(all).at(total=...)`.
 
     Example:
         >>> opt_plus([Exits((0.4, 0.2), (1, 4)), Exits((0.3, 0.25), (2, 6))])
@@ -129,14 +121,14 @@ def opt_plus(networks: Sequence[Exits]) -> Exits:
 
 
 def relative_increase(errors: Sequence[float], optimal: Sequence[float]) -> list[float]:
-    """(e_i - opt_i) / opt_i, one by one, e.g. at the milestones; 0 is as good as OPT (Table 2b of the paper, in per cent).
+    """(e_i - opt_i) / opt_i, element by element, e.g. at the milestones; 0 is as good as OPT (Table 2b, in per cent).
 
     Args:
-        errors: Of an anytime network, e.g. `exits.at()`.
-        optimal: Of OPT at the same places.
+        errors: Errors of an anytime network, e.g. `exits.at()`.
+        optimal: Errors of OPT at the same costs.
 
     Raises:
-        ValueError: Lengths that differ, an optimal error that is not above 0.
+        ValueError: Lengths differ, or an error of OPT is not above 0.
     """
     if len(errors) != len(optimal) or not all(best > 0 for best in optimal):
         raise ValueError(f"optimal must hold {len(errors)} errors above 0, got {list(optimal)}")
@@ -146,7 +138,7 @@ def relative_increase(errors: Sequence[float], optimal: Sequence[float]) -> list
 def cross_entropy(trace: Trace) -> Tensor:
     """-mean_n log softmax(z_n)_label, in nats, float64 `[T]`.
 
-    Of a trace of training images it is the final training loss of each exit (Fig. 2d of the paper).
+    For a trace of training images this is the final training loss of each exit (Fig. 2d of the paper).
     """
     labels = trace.labels.expand_as(answers(trace))
     losses = [torch.nn.functional.cross_entropy(z.double(), k) for z, k in zip(trace.logits, labels, strict=True)]

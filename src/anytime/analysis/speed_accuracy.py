@@ -1,4 +1,4 @@
-"""Accuracy over the mean time of stopping, for many thresholds."""
+"""Speed against accuracy: accuracy at the stop over the mean stop time, for many confidence thresholds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from anytime.analysis.curves import threshold_curve
 from anytime.trace import Trace
 
 THRESHOLDS = (*torch.linspace(0, 1, 100, dtype=torch.float64).tolist(), math.inf)
+"""The 100 thresholds of Iuzzolino et al. 2021, and one that never stops before the last step."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class SpeedAccuracy:
     """Mean stop time and cost, and accuracy at the stop, per threshold, float64 `[M]`.
 
     Attributes:
-        time: In time steps.
+        time: Stop time in time steps.
         macs: Interruptible MACs per sample.
-        seconds: Of a stream, where the traces hold seconds.
+        seconds: Seconds of a stream, if the traces hold them.
         accuracy: Share of right answers.
     """
 
@@ -33,19 +34,17 @@ class SpeedAccuracy:
     accuracy: Tensor
 
     def at(self, times: Sequence[float]) -> list[float]:
-        """Accuracy at mean stop times, linear between thresholds as a line in a figure; nan outside."""
+        """Accuracy at mean stop times, linear between thresholds like a line in a figure; nan outside."""
         return numpy.interp(times, self.time, self.accuracy, left=math.nan, right=math.nan).tolist()
 
 
 def speed_accuracy(trace: Trace, first: int = 1, thresholds: Sequence[float] = THRESHOLDS) -> SpeedAccuracy:
-    """Each sample stops at its first step with max softmax >= threshold, at the last step otherwise.
+    """Stops as in `threshold_curve`; time in steps instead of MACs (Iuzzolino et al. 2021, section 4.2).
 
     Args:
         trace: The answers of one network.
-        first: Time of the first answer; the next one comes a time step later.
+        first: Time of the first answer; each further answer takes one time step.
         thresholds: Rising.
-
-    Source: Iuzzolino et al. 2021, section 4.2.
     """
     curve = threshold_curve(trace, thresholds)
     times = torch.arange(first, first + trace.num_steps, dtype=torch.float64)
@@ -53,7 +52,7 @@ def speed_accuracy(trace: Trace, first: int = 1, thresholds: Sequence[float] = T
 
 
 def mean_curve(curves: Sequence[SpeedAccuracy]) -> SpeedAccuracy:
-    """The mean over seeds, at equal thresholds; of seconds where all have them."""
+    """The mean over seeds at equal thresholds; seconds only if all curves have them."""
 
     def mean(values: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(values)).mean(0)

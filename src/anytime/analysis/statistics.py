@@ -1,4 +1,4 @@
-"""Numbers over several seeds: speed-accuracy curves, and standard errors without what a seed does to all networks alike."""
+"""Statistics over runs: standard errors over seeds, paired differences, and the sign test over paired runs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-"""The 100 thresholds of Iuzzolino et al. 2021, and one that never stops before the last step."""
-
 
 def standard_error(values: Sequence[Sequence[float]]) -> list[float]:
     """SEM_c = sd_s(x_sc - mean_c'(x_sc') + mean(x)) / sqrt(S): each seed's own level is removed (Masson and Loftus 2003).
 
-    A seed that is good for all conditions alike says nothing of their differences. sd divides by S - 1; the published code of
-    Iuzzolino et al. 2021 divides by S.
+    A seed that is good under all conditions alike says nothing about their differences. sd divides by S - 1; the published
+    code of Iuzzolino et al. 2021 divides by S.
 
     Args:
-        values: x `[S, C]` of S seeds under the same C conditions.
+        values: x `[S, C]`: S seeds under the same C conditions.
 
     Returns:
         `[C]`; nan for a single seed.
@@ -33,7 +31,7 @@ def standard_error(values: Sequence[Sequence[float]]) -> list[float]:
 
 
 def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
-    """Mean over seeds of left - right, and its standard error; nan for a single seed."""
+    """Mean over seeds of left - right, and its standard error (nan for a single seed)."""
     if len(left) != len(right) or not left:
         raise ValueError(f"a difference needs the same seeds on both sides, got {len(left)} and {len(right)} values")
     d = torch.tensor(left, dtype=torch.float64) - torch.tensor(right, dtype=torch.float64)
@@ -41,13 +39,13 @@ def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, fl
 
 
 def sign_test(wins: int, runs: int) -> float:
-    """P(X >= k), X binomial(n, 1/2): how likely k wins in n runs are if neither method is better; exact, one-sided.
+    """P(X >= wins), X binomial(runs, 1/2): the exact one-sided p-value of so many wins if neither method is better.
 
-    (The paper's test puts a relative deviation into Hoeffding's additive bound and so finds far too much significant.)
+    (The test of Hu et al. 2017 puts a relative deviation into Hoeffding's additive bound and so overstates significance.)
 
     Args:
-        wins: k, runs in which the method had the smaller error.
-        runs: n.
+        wins: Runs in which the method had the smaller error.
+        runs: All runs.
 
     Example:
         >>> round(sign_test(26, 39), 3)
@@ -60,13 +58,7 @@ def sign_test(wins: int, runs: int) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """In how many of n paired runs a method has the smaller error.
-
-    Attributes:
-        better: Runs with a smaller error.
-        tied: Runs with the same.
-        runs: n.
-    """
+    """Of n paired runs, those in which a method has a smaller error (`better`) or the same (`tied`)."""
 
     better: int
     tied: int
@@ -74,12 +66,12 @@ class Comparison:
 
     @property
     def share(self) -> float:
-        """(better + tied / 2) / n, as in Tables 2 and 5 of the paper."""
+        """(better + tied / 2) / n, as in Tables 2 and 5 of Hu et al. 2017."""
         return (self.better + self.tied / 2) / self.runs
 
     @property
     def p_value(self) -> float:
-        """`sign_test(better, n)`: a tie is no win."""
+        """`sign_test(better, n)`: a tie is not a win."""
         return sign_test(self.better, self.runs)
 
 
@@ -87,11 +79,11 @@ def compare(errors: Sequence[float], others: Sequence[float]) -> Comparison:
     """Counts the runs in which a method beats another.
 
     Args:
-        errors: Of the method, one per run.
-        others: Of the other method in the same runs (model, data set, seed).
+        errors: Errors of the method, one per run.
+        others: Errors of the other method in the same runs (model, data set, seed).
 
     Raises:
-        ValueError: Lengths that differ, no runs, or an error that is NaN.
+        ValueError: Lengths differ, there are no runs, or an error is NaN.
     """
     pairs = list(zip(errors, others, strict=False))
     if not pairs or len(errors) != len(others) or any(math.isnan(value) for pair in pairs for value in pair):

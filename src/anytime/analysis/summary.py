@@ -1,4 +1,4 @@
-"""The numbers of a trace as plain JSON-able values, and the rows that compare several traces."""
+"""The metrics of a trace as plain values for JSON, and rows that compare several traces."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from torch import Tensor
 from anytime.analysis import calibration, curves, monotonicity
 from anytime.trace import Trace
 
-"""Columns of `summary(trace)["steps"]` for `tables.format_table` and reports."""
-
-"""Columns of the rows of `comparison`."""
-
 
 def summary(trace: Trace) -> dict[str, Any]:
-    """Every metric of one trace as plain values, ready for JSON; None where a value does not exist.
+    """Every metric of one trace as plain values, ready for JSON; None if a value does not exist.
 
     Returns:
-        `steps`: one row per step (`STEP_COLUMNS`); `accuracy` of the last step, `average_error`, `timeliness`;
-        `error_at_cost` per cost and share of it; `largest_drop`, `answer_changes`, `overthinking`; `threshold`: area
-        under the threshold curve, and the cheapest threshold that loses no accuracy on this trace; `meta`.
+        `steps`: one row per step (columns: `STEP_COLUMNS`); `accuracy` of the last step, `average_error`, `timeliness`;
+        `error_at_cost` per cost and share of it; `largest_drop`, `answer_changes`, `overthinking`; `threshold`: area under
+        the threshold curve, and the cheapest threshold that loses no accuracy on this trace; `meta`.
     """
     table = {
         "macs": trace.macs,
@@ -38,12 +34,12 @@ def summary(trace: Trace) -> dict[str, Any]:
         "seconds_low": trace.meta.get("seconds_low"),
         "seconds_high": trace.meta.get("seconds_high"),
     }
-    columns = {key: _plain(values) for key, values in table.items() if values is not None}
+    columns = {key: _json_value(values) for key, values in table.items() if values is not None}
     steps = [{"step": t + 1, **{key: values[t] for key, values in columns.items()}} for t in range(trace.num_steps)]
     curve = curves.threshold_curve(trace)
     final = float(curve.accuracy[-1])
-    free = curve.cheapest(final)
-    assert free is not None  # the last threshold never stops early
+    lossless = curve.cheapest(final)
+    assert lossless is not None  # the last threshold never stops early
     return {
         "steps": steps,
         "samples": trace.num_samples,
@@ -51,25 +47,25 @@ def summary(trace: Trace) -> dict[str, Any]:
         "accuracy": final,
         "average_error": curves.average_error(trace),
         "timeliness": curves.timeliness(trace),
-        "error_at_cost": {cost: _milestones(trace, cost) for cost in _held_costs(trace)},
+        "error_at_cost": {cost: _milestones(trace, cost) for cost in curves.measured_costs(trace)},
         "largest_drop": monotonicity.largest_drop(trace),
         "answer_changes": monotonicity.answer_changes(trace).tolist(),
-        "overthinking": _plain(asdict(monotonicity.overthinking(trace))),
+        "overthinking": _json_value(asdict(monotonicity.overthinking(trace))),
         "threshold": {
             "area": curve.area(),
-            "lossless": _plain(float(curve.thresholds[free])),
-            "lossless_share_of_macs": float(curve.macs[free] / trace.macs[-1]),
+            "lossless": _json_value(float(curve.thresholds[lossless])),
+            "lossless_share_of_macs": float(curve.macs[lossless] / trace.macs[-1]),
         },
         "meta": dict(trace.meta),
     }
 
 
 def comparison(traces: Mapping[str, Trace], cost: curves.Cost = "macs") -> list[dict[str, Any]]:
-    """One row per trace (`COMPARISON_COLUMNS`); a network of one step has no AE, for it cannot be stopped earlier.
+    """One row per trace (columns: `COMPARISON_COLUMNS`); a network of one step has no AE, as it cannot be stopped earlier.
 
     Args:
-        traces: By name.
-        cost: Which cost the errors at 1/4, 1/2, 3/4 and 1 go by; each trace's own last step is 1.
+        traces: Traces by name.
+        cost: The cost for the errors at 1/4, 1/2, 3/4 and 1; 1 is each trace's own last step.
     """
     return [
         {
@@ -88,23 +84,17 @@ def comparison(traces: Mapping[str, Trace], cost: curves.Cost = "macs") -> list[
     ]
 
 
-def _held_costs(trace: Trace) -> list[curves.Cost]:
-    held: dict[curves.Cost, Tensor | None]
-    held = {"macs": trace.macs, "contract": trace.contract_macs, "seconds": trace.seconds}
-    return [cost for cost, values in held.items() if values is not None]
-
-
 def _milestones(trace: Trace, cost: curves.Cost) -> dict[str, float | None]:
-    errors = _plain(curves.error_at_cost(trace, curves.MILESTONES, cost))
+    errors = _json_value(curves.error_at_cost(trace, curves.MILESTONES, cost))
     return {f"{share:g}": value for share, value in zip(curves.MILESTONES, errors, strict=True)}
 
 
-def _plain(value: Any) -> Any:
-    """Tensors as lists, numbers that JSON lacks as None."""
+def _json_value(value: Any) -> Any:
+    """Tensors as lists, infinity and NaN as None."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anytime.objectives.weighted import TINY, StepLoss, StepObjective, process_mean
-from anytime.objectives.weighting import Normalization, check_normalization
+from anytime.objectives.weighting import Normalization, normalized
 
 
 class AdaLoss(StepObjective):
@@ -17,6 +17,7 @@ class AdaLoss(StepObjective):
     m <- momentum m + (1 - momentum) l in every training step, starting from the first loss. Every `update_every` steps, in
     this order: w = 1 / m + 1e-8; w <- w / max w; w_T <- w_T + final_extra; w <- w / max w; w <- (1 - gamma) w + gamma. So each
     weight lies in [gamma, 1] and the largest is 1. Before the first update all are 1; eval mode does not change them.
+    Source: the authors' published code; the gradient is that of sum_t log E l_t.
 
     Args:
         gamma: Smallest weight, in [0, 1].
@@ -32,8 +33,6 @@ class AdaLoss(StepObjective):
 
     Raises:
         ValueError: An argument is out of range, or (when called) the number of answers has changed.
-
-    Source: the authors' published code; the gradient is that of sum_t log E l_t.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class AdaLoss(StepObjective):
         normalize: Normalization = "none",
     ) -> None:
         super().__init__(label_smoothing, loss)
-        check_normalization(normalize)
+        normalized([1.0], normalize)  # raises ValueError if the scale is unknown
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
         if not 0 <= momentum < 1:
@@ -56,9 +55,8 @@ class AdaLoss(StepObjective):
             raise ValueError(f"final_extra must be at least 0 and finite, got {final_extra!r}")
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1 step, got {update_every!r}")
-        self.gamma, self.momentum = gamma, momentum
-        self.final_extra, self.update_every = final_extra, update_every
-        self.normalize: Normalization = normalize
+        self.gamma, self.momentum, self.final_extra = gamma, momentum, final_extra
+        self.update_every, self.normalize = update_every, normalize
         self.steps = 0  # training steps so far
         self.means: Tensor | None = None
         self.weights: Tensor | None = None

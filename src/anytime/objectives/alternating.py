@@ -18,7 +18,8 @@ class Alternating(Weighted):
 
     j is drawn from `probabilities`; in the first step it is the last answer. The draw depends only on the seed and the number
     of training steps, so that a resumed training repeats it. In eval mode L is the expected loss, with p_j instead of a draw,
-    and nothing is counted or learned. A subclass defines `distribution`, and `learn` if it learns.
+    and nothing is counted or learned. A subclass defines `distribution`, and `learn` if it learns. Source: Hu et al. 2017,
+    sections 3.2, 4.4 and appendix D.
 
     Args:
         weights: B, a scheme of `anytime.objectives.weighting` or one weight per answer.
@@ -34,8 +35,6 @@ class Alternating(Weighted):
 
     Raises:
         ValueError: tau is negative or not finite, or the weights are wrong.
-
-    Source: Hu et al. 2017, sections 3.2, 4.4 and appendix D.
     """
 
     def __init__(
@@ -82,14 +81,12 @@ class Alternating(Weighted):
         extra = self.probabilities.to(losses)
         if self.training:
             extra = self._draw(extra)
-        loss = torch.dot(losses, weights + self.tau * weights.sum() * extra)
-        if self.training:
             with torch.no_grad():
                 self.learn(losses, extra, weights)
                 self.probabilities = self.distribution(weights)
             self.amplified = extra.argmax() + 1
             self.steps += 1
-        return loss
+        return torch.dot(losses, weights + self.tau * weights.sum() * extra)
 
     def _draw(self, probabilities: Tensor) -> Tensor:
         """One-hot `[T]`; does not read values on an accelerator, which would wait for it."""

@@ -16,7 +16,8 @@ class SelfDistillation(Weighted):
     """L = sum_t w_t l_t with l_T = CE_T and l_t = (1 - alpha) CE_t + alpha tau^2 KL(p_T || p_t) for t < T.
 
     p = softmax(logits / tau). The last answer teaches and gets no gradient from the others; tau^2 keeps the gradient's scale.
-    KL is summed over classes and averaged over the batch.
+    KL is summed over classes and averaged over the batch. Source: Li et al., ICCV 2019 (one-for-all knowledge distillation),
+    whose published code also averages KL over classes, so that alpha weighs K times less there; Phuong, Lampert, ICCV 2019.
 
     Args:
         alpha: Share of the teacher, in [0, 1]; 0 is `Weighted`.
@@ -28,9 +29,6 @@ class SelfDistillation(Weighted):
 
     Raises:
         ValueError: alpha or temperature is out of range, or the weights are wrong.
-
-    Source: Li et al., ICCV 2019 (one-for-all knowledge distillation), whose published code also averages KL over classes, so
-    that alpha weighs K times less there; Phuong, Lampert, ICCV 2019.
 
     Example:
         >>> logits = torch.zeros(2, 3, 4)  # answers that agree have nothing to learn from each other

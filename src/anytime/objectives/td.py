@@ -270,12 +270,8 @@ class IncrementalTD:
             seed = error.to(self._logits.dtype)
             terms = torch.autograd.grad(self._logits, self._parameters, seed, retain_graph=True, allow_unused=True)
         else:
-            terms = [None if trace is None else self._contract(error, trace) for trace in self._trace]
+            with torch.autocast(error.device.type, enabled=False):  # autocast would multiply in half precision
+                terms = [e if e is None else torch.tensordot(error.flatten().to(e.dtype), e, 1) for e in self._trace]
         for parameter, term in zip(self._parameters, terms, strict=True):
             if term is not None:
                 parameter.grad = term.clone() if parameter.grad is None else parameter.grad.add_(term)
-
-    @staticmethod
-    def _contract(error: Tensor, trace: Tensor) -> Tensor:
-        with torch.autocast(trace.device.type, enabled=False):  # autocast would multiply in half precision
-            return torch.tensordot(error.flatten().to(trace.dtype), trace, 1)

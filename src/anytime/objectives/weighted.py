@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.objectives.weighting import Normalization, check_normalization, find_scheme, normalized, sdn_ramp
+from anytime.objectives.weighting import Normalization, find_scheme, normalized, sdn_ramp
 from anytime.support.names import import_object
 
 StepLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [T, B, ...], target) -> [T]
@@ -167,12 +167,9 @@ class Weighted(StepObjective):
         loss: str | StepLoss | None = None,
     ) -> None:
         super().__init__(label_smoothing, loss)
-        check_normalization(normalize)
         self.weights, self.normalize = weights, normalize
-        if isinstance(weights, str):
-            find_scheme(weights)  # a bad name, like bad weights below, is an error now and not in training
-        else:
-            normalized(weights, normalize)
+        # Errors in names and weights are raised here, not during training.
+        normalized(find_scheme(weights)(1) if isinstance(weights, str) else weights, normalize)
 
     def step_weights(self, losses: Tensor) -> Tensor:
         """The fixed weights `[T]`, with the dtype and device of the losses `[T]`."""
@@ -220,7 +217,7 @@ class SDNRamp(StepObjective):
     """L = CE(logits_T) + sum_{t<T} min(tau_t, 0.01 + tau_t epoch / epochs) CE(logits_t): early answers are phased in.
 
     The epoch, 1 in the first, follows from the number of training steps (calls in train mode). After the last epoch the
-    weights stay constant.
+    weights stay constant. Source: Kaya, Hong, Dumitras, ICML 2019 (shallow-deep networks), and its published code.
 
     Args:
         epochs: Epochs of the whole training.
@@ -231,8 +228,6 @@ class SDNRamp(StepObjective):
 
     Raises:
         ValueError: Epochs or steps are below 1, or (when called) there is not one tau for each early answer.
-
-    Source: Kaya, Hong, Dumitras, ICML 2019 (shallow-deep networks), and its published code.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
-"""How much each answer counts in the loss: plain functions of the number of answers, one weight each.
+"""Weights of the answers in the loss: plain functions of the number n of answers that return one weight each.
 
-Since learning rates are fixed the scale matters, and published codes are not consistent in it; each function says its own,
-and `normalized` makes them alike. In a recipe or on the command line a scheme is its name, with the base of an exponential
-after a colon: `sieve`, `exponential:0.5`.
+Learning rates are fixed, so the scale matters, and published codes differ in it: each function states its own; `normalized`
+unifies them. Recipes and the command line name a scheme, with the base of an exponential: `sieve`, `exponential:0.5`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def constant(n: int) -> list[float]:
 
 
 def final_only(n: int) -> list[float]:
-    """w_n = 1, all others 0: the last answer alone is trained."""
+    """w_n = 1, all others 0: only the last answer is trained."""
     _check(n)
     return [0.0] * (n - 1) + [1.0]
 
@@ -58,7 +57,7 @@ def linear(n: int) -> list[float]:
 
 
 def half_end(n: int) -> list[float]:
-    """w_n = 1 and w_t = 1 / (n - 1) before: the last answer has half of all weight (Hu 2017, section 4.3).
+    """w_n = 1 and w_t = 1 / (n - 1) for t < n: the last answer has half of all weight (Hu 2017, section 4.3).
 
     Example:
         >>> half_end(5)
@@ -69,7 +68,7 @@ def half_end(n: int) -> list[float]:
 
 
 def sieve(n: int) -> list[float]:
-    """w_t = 1 + nu2(n - t) for t < n, nu2(m) = how often 2 divides m, and w_n = their sum (Hu 2017, section 3.2).
+    """w_t = 1 + nu2(n - t) for t < n, where nu2(m) is how often 2 divides m, and w_n = their sum (Hu 2017, section 3.2).
 
     Halves, quarters, eighths of the depth, counted from the end, weigh more; the last answer has half of all weight.
 
@@ -83,11 +82,7 @@ def sieve(n: int) -> list[float]:
 
 
 def exponential(n: int, base: float) -> list[float]:
-    """w_t proportional to base^t, the largest 1 (Hu 2017: expb2, expb0.5).
-
-    Args:
-        n: Number of answers.
-        base: Above 1 favours late answers, below 1 early ones.
+    """w_t proportional to base^t, the largest 1 (Hu 2017: expb2, expb0.5); base > 1 favours late answers, base < 1 early ones.
 
     Example:
         >>> exponential(3, 2), exponential(3, 0.5)
@@ -100,12 +95,7 @@ def exponential(n: int, base: float) -> list[float]:
 
 
 def one_hot(n: int, exit: int) -> list[float]:
-    """w_t = 1 for t = exit, all others 0: the network is trained for one of its answers alone (Hu 2017: OPT).
-
-    Args:
-        n: Number of answers.
-        exit: 1..n.
-    """
+    """OPT: w_t = 1 for t = exit in 1..n, all others 0; the network is trained for only one of its answers (Hu 2017)."""
     _check(n)
     if not 1 <= exit <= n:
         raise ValueError(f"exit must lie in 1..{n}, got {exit!r}")
@@ -119,8 +109,8 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
         n: Number of answers.
         epoch: 1 in the first epoch.
         epochs: Epochs of the whole training.
-        largest: tau, the weights of the n - 1 early answers at the end; default 0.15, 0.3, ..., 0.9 as in the
-            paper, whose networks have up to 6 of them; of more, even steps up to 0.9.
+        largest: tau, the final weights of the n - 1 early answers; default 0.15, 0.3, ..., 0.9 as in the paper, whose networks
+            have up to 6 of them, or even steps up to 0.9 for more.
 
     Example:
         >>> sdn_ramp(3, epoch=50, epochs=100)
@@ -139,18 +129,14 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
     return [min(tau, 0.01 + epoch * (tau / epochs)) for tau in largest] + [1.0]
 
 
-def check_normalization(how: str) -> None:
-    """Refuses, with a ValueError, what is no `Normalization`."""
-    if how not in get_args(Normalization):
-        raise ValueError(f"normalize must be 'none', 'sum' or 'last', got {how!r}")
-
-
 def normalized(weights: Sequence[float], how: Normalization) -> list[float]:
-    """The weights as they are ("none"), with sum 1 ("sum"), or with 1 for the last answer ("last").
+    """The weights unchanged ("none"), scaled to sum 1 ("sum"), or scaled to 1 for the last answer ("last").
 
     Raises:
-        ValueError: Weights that are negative, infinite, NaN or all zero; "last" where the last is zero.
+        ValueError: The scale is unknown; weights are negative, infinite, NaN or all zero; the last is zero and `how` "last".
     """
+    if how not in get_args(Normalization):
+        raise ValueError(f"normalize must be 'none', 'sum' or 'last', got {how!r}")
     weights = [float(weight) for weight in weights]
     if not weights or not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
         raise ValueError(f"weights must be at least 0 and not all 0, got {weights}")
@@ -166,15 +152,15 @@ SCHEMES: dict[str, Callable[[int], list[float]]] = {
 
 
 def find_scheme(name: str) -> Callable[[int], list[float]]:
-    """The function of n behind `sieve`, `exponential:0.5` and so on.
+    """The function of n that `sieve`, `exponential:0.5` and so on name.
 
     Raises:
-        ValueError: No such scheme, an argument too many, missing, or not a number above 0.
+        ValueError: The scheme is unknown, or its argument is superfluous, missing or not a number above 0.
     """
-    word, colon, argument = name.partition(":")
-    if word in SCHEMES and not colon:
-        return SCHEMES[word]
-    if word != "exponential":
+    scheme, _, argument = name.partition(":")
+    if name in SCHEMES:
+        return SCHEMES[name]
+    if scheme != "exponential":
         raise ValueError(f"unknown weights {name!r}{nearest(name, [*SCHEMES, 'exponential:BASE'])}")
     try:
         base = float(argument)

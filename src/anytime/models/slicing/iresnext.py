@@ -1,30 +1,33 @@
-"""I-ResNeXt: one ResNeXt that holds K thin sub-networks of full depth (Lee, Shin: Anytime Neural Prediction via Slicing
-Networks Vertically, 2018), and the parts it shares with `anytime.models.slicing.isresnext`."""
+"""I-ResNeXt: one ResNeXt that holds K thin sub-networks of full depth.
+
+Source: Lee, Shin: Anytime Neural Prediction via Slicing Networks Vertically, 2018, section 3.1.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.models.slicing.sliced import (
-    BatchNorm,
-    Layout,
     ResNeXtBlock,
     SliceBatchNorm2d,
     SliceConv2d,
     SlicedModel,
+    SliceLayout,
     plain_conv,
     widen,
 )
-from anytime.registry import register_model
+from anytime.registry import variant
+
+BatchNorm = Literal["independent", "shared"]
 
 
 class IResNeXtBlock(nn.Module):
-    """y = x + the sum of branches 1..kC/K of x: the bottleneck has its first kD/K channels, the trunk all of its W."""
+    """y = x + the sum of branches 1..kC/K of x: the first kD/K channels of the bottleneck, all W channels of the trunk."""
 
     def __init__(self, width: int, steps: int, cardinality: int, bottleneck: int, batch_norm: BatchNorm) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class IResNeXtBlock(nn.Module):
         return F.conv2d(F.relu_(self.norm3(h, k - 1)), self.conv3.weight[:, :stop]).add_(x)
 
     def plain(self, k: int) -> ResNeXtBlock:
-        """The block of sub-network k, copied."""
+        """A copy of the block of sub-network k."""
         stop = k * self.unit
         norms = self.norm1.plain(k - 1, self.width), self.norm2.plain(k - 1, stop), self.norm3.plain(k - 1, stop)
         convs = self.conv1.plain(stop), self.conv2.plain(stop), plain_conv(self.conv3.weight[:, :stop])
@@ -57,7 +60,7 @@ class IResNeXtBlock(nn.Module):
 
 
 class IResNeXtState(NamedTuple):
-    """`x`: before the first step the normalised images, then the output of the stem."""
+    """`x` holds the normalised images before the first step, the output of the stem afterwards."""
 
     step: int
     x: Tensor
@@ -67,36 +70,37 @@ class IResNeXt(SlicedModel):
     """I-ResNeXt: sub-network k is the ResNeXt of branches 1..kC/K; trunk at full width, convolutions shared.
 
     f_k(x) = g_k(x_k^(L+1)), x_k^(l+1) = x_k^(l) + sum_{i <= kC/K} F(x_k^(l); w_i^(l), u_{i,k}^(l)): the sub-networks share the
-    convolutions w, and have batch norms u of their own. So their features differ everywhere: a step runs all of its
-    sub-network, only the stem's output is kept. `forward` is K passes, and one backward through its answers sums K gradients.
+    convolutions w but have separate batch norms u (all three of a block), so their features differ everywhere. A step runs its
+    whole sub-network and reuses only the stem's output. `forward` is K passes, and one backward through its answers sums K
+    gradients.
 
-    The zero channels of a new scale stand at the end. `batch_norm="shared"` is the ablation of Fig. 3a (over 70 % error at the
-    thinnest sub-network); the branches of its first block run again although their input is the same.
+    The zero channels of a new scale are at the end. `batch_norm="shared"` is the ablation of Fig. 3a (over 70 % error at the
+    thinnest sub-network); the branches of its first block run again although their input is unchanged.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
-        blocks: Blocks at each scale; the sum is the paper's L.
-        width: W, channels of the trunk at the first scale.
-        steps: K, number of sub-networks; divides `cardinality`.
-        cardinality: C, branches of a block.
-        bottleneck: B, width of a branch at the first scale.
-        layout: `"cifar"` (3x3 stem) or `"imagenet"` (7x7 stem of stride 2 and 2x2 max-pooling).
-        batch_norm: `"independent"` for each sub-network (all three of a block), or `"shared"`.
+        blocks: Blocks at each scale.
+        width: Channels of the trunk at the first scale.
+        steps: Number of sub-networks; divides `cardinality`.
+        cardinality: Branches of a block.
+        bottleneck: Width of a branch at the first scale.
+        layout: "cifar" (3x3 stem) or "imagenet" (7x7 stem of stride 2 and max-pooling).
+        batch_norm: "independent" for each sub-network, or "shared" (the paper's ablation).
 
     Source: Lee, Shin 2018, section 3.1 and appendix B.
     """
 
     def __init__(
         self,
-        num_classes: int | Sequence[int] = 10,
+        num_classes: int | tuple[int, ...] = 10,
         in_channels: int = 3,
-        blocks: Sequence[int] = (7, 7, 7),
+        blocks: tuple[int, ...] = (7, 7, 7),
         width: int = 64,
         steps: int = 8,
         cardinality: int = 8,
         bottleneck: int = 4,
-        layout: Layout = "cifar",
+        layout: SliceLayout = "cifar",
         batch_norm: BatchNorm = "independent",
     ) -> None:
         super().__init__(num_classes, in_channels, blocks, width, steps, cardinality, bottleneck, layout)
@@ -119,53 +123,16 @@ class IResNeXt(SlicedModel):
         return self.heads[step - 1](h), IResNeXtState(step, stem)
 
 
-@register_model
-def iresnext(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    blocks: tuple[int, ...] = (7, 7, 7),
-    width: int = 64,
-    steps: int = 8,
-    cardinality: int = 8,
-    bottleneck: int = 4,
-    layout: Layout = "cifar",
-    batch_norm: BatchNorm = "independent",
-) -> IResNeXt:
-    """I-ResNeXt for CIFAR: 8 sub-networks of 65 layers (L = 21), 15.9 to 114.6 million MACs, 0.876 million parameters.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        blocks: Blocks at each scale.
-        width: Channels of the trunk at the first scale.
-        steps: Number of sub-networks; divides `cardinality`.
-        cardinality: Branches of a block.
-        bottleneck: Width of a branch at the first scale.
-        layout: "cifar" (3x3 stem) or "imagenet" (7x7 stem of stride 2 and max-pooling).
-        batch_norm: "independent" for each sub-network, or "shared" (the paper's ablation).
-    """
-    return IResNeXt(num_classes, in_channels, blocks, width, steps, cardinality, bottleneck, layout, batch_norm)
-
-
-@register_model
-def iresnext29(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    blocks: tuple[int, ...] = (3, 3, 3),
-    width: int = 64,
-    steps: int = 8,
-    cardinality: int = 8,
-    batch_norm: BatchNorm = "independent",
-) -> IResNeXt:
-    """I-ResNeXt of the paper's ablation study: 8 sub-networks of 29 layers (L = 9), 7.8 to 50.1 million MACs on CIFAR-10.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        blocks: Blocks at each scale.
-        width: Channels of the trunk at the first scale.
-        steps: Number of sub-networks; divides `cardinality`.
-        cardinality: Branches of a block, of width 4 at the first scale.
-        batch_norm: "independent" for each sub-network, or "shared".
-    """
-    return IResNeXt(num_classes, in_channels, blocks, width, steps, cardinality, batch_norm=batch_norm)
+iresnext = variant(
+    IResNeXt,
+    "iresnext",
+    "I-ResNeXt for CIFAR: 8 sub-networks of 65 layers (L = 21), 15.9 to 114.6 million MACs, 0.876 million parameters.",
+)
+iresnext29 = variant(
+    IResNeXt,
+    "iresnext29",
+    "I-ResNeXt of the paper's ablation study: 8 sub-networks of 29 layers (L = 9), 7.8 to 50.1 million MACs on CIFAR-10."
+    "\n\nA branch has width 4 at the first scale.",
+    fixed={"bottleneck": 4, "layout": "cifar"},
+    blocks=(3, 3, 3),
+)

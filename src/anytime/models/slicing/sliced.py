@@ -1,4 +1,4 @@
-"""Layers whose first channels are a layer of their own, and what sliced networks share."""
+"""The parts that I-ResNeXt and IS-ResNeXt share: layers that can run on a slice of their channels, and their base class."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel, State
+from anytime.models.common.layers import he_init
 
-Layout = Literal["cifar", "imagenet"]
-BatchNorm = Literal["independent", "shared"]
+SliceLayout = Literal["cifar", "imagenet"]
 
 
-def cut(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """`tensor[start:stop]`, or the tensor itself where that is all of it: training the full network then makes no views."""
+def slice_rows(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """`tensor[start:stop]`, or the tensor itself if that is all of it, so that training the full network makes no views."""
     return tensor if stop - start == len(tensor) else tensor[start:stop]
 
 
-class SliceBatchNorm2d(nn.Module):
-    """Batch norm that holds one stretch of channels per use; uses may overlap.
+def plain_conv(weight: Tensor, groups: int = 1, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+    """A convolution without bias with a copy of `weight`."""
+    out, inputs, kernel = weight.shape[0], weight.shape[1] * groups, weight.shape[2]
+    conv = nn.Conv2d(inputs, out, kernel, stride, padding, groups=groups, bias=False, device="meta")
+    conv.weight = nn.Parameter(weight.detach().clone())
+    return conv
 
-    Use k: y_c = weight_{s + c} * (x_c - mu_c) / sqrt(var_c + 1e-5) + bias_{s + c}, s = starts[k], for as many channels c as x
-    has; mu and var are those of the batch in training, and the running statistics of channel s + c in evaluation.
+
+class SliceBatchNorm2d(nn.Module):
+    """Batch norm with one range of channels per use; the ranges may overlap.
+
+    Use k: y_c = weight_{s + c} * (x_c - mu_c) / sqrt(var_c + 1e-5) + bias_{s + c}, s = starts[k], for all channels c of x; mu
+    and var are those of the batch in training, and the running statistics of channel s + c in evaluation.
 
     Args:
-        channels: Channels of all uses together.
+        channels: Total channels of all uses.
         starts: First channel of each use.
     """
 
@@ -43,19 +51,19 @@ class SliceBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def _stretch(self, use: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _slices(self, use: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean, variance, weight and bias of the first `channels` channels of one use."""
         start = self.starts[use]
-        mean, var, weight, bias = (
-            cut(tensor, start, start + channels) for tensor in (self.running_mean, self.running_var, self.weight, self.bias)
-        )
+        whole = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, var, weight, bias = (slice_rows(tensor, start, start + channels) for tensor in whole)
         return mean, var, weight, bias
 
     def forward(self, x: Tensor, use: int) -> Tensor:
-        return F.batch_norm(x, *self._stretch(use, x.shape[1]), self.training)
+        return F.batch_norm(x, *self._slices(use, x.shape[1]), self.training)
 
     def plain(self, use: int, channels: int) -> nn.BatchNorm2d:
-        """The first `channels` channels of one use, copied."""
-        mean, var, weight, bias = (tensor.detach().clone() for tensor in self._stretch(use, channels))
+        """A copy of the first `channels` channels of one use."""
+        mean, var, weight, bias = (tensor.detach().clone() for tensor in self._slices(use, channels))
         norm = nn.BatchNorm2d(channels, device="meta")
         norm.running_mean, norm.running_var, norm.num_batches_tracked = mean, var, torch.tensor(0, device=mean.device)
         norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
@@ -63,9 +71,9 @@ class SliceBatchNorm2d(nn.Module):
 
 
 class SliceConv2d(nn.Conv2d):
-    """A convolution without bias of which the output channels `start..stop - 1` may run alone.
+    """A convolution without bias that can compute only the output channels `start..stop - 1`.
 
-    Of a grouped convolution the input then holds the channels of these groups alone.
+    The input of a grouped convolution then holds only the channels of these groups.
     """
 
     def _groups(self, channels: int) -> int:
@@ -73,18 +81,18 @@ class SliceConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         stop = self.out_channels if stop is None else stop
-        weight = cut(self.weight, start, stop)
+        weight = slice_rows(self.weight, start, stop)
         return F.conv2d(input, weight, None, self.stride, self.padding, 1, self._groups(stop - start))
 
     def plain(self, channels: int) -> nn.Conv2d:
-        """The convolution of the first output channels, copied."""
+        """A copy of the convolution, with only the first `channels` output channels."""
         return plain_conv(self.weight[:channels], self._groups(channels), self.stride[0], self.kernel_size[0] // 2)
 
 
-class Stem(SliceConv2d):
+class SliceStem(SliceConv2d):
     """`"cifar"`: 3x3 convolution. `"imagenet"`: 7x7 convolution of stride 2, then 2x2 max-pooling: 224 to 56 pixels."""
 
-    def __init__(self, in_channels: int, width: int, layout: Layout) -> None:
+    def __init__(self, in_channels: int, width: int, layout: SliceLayout) -> None:
         kernel, stride = (3, 1) if layout == "cifar" else (7, 2)
         super().__init__(in_channels, width, kernel, stride, kernel // 2, bias=False)
         self.pool = nn.Identity() if layout == "cifar" else nn.MaxPool2d(2, ceil_mode=True)
@@ -94,7 +102,7 @@ class Stem(SliceConv2d):
 
 
 def widen(x: Tensor, groups: int) -> Tensor:
-    """Between two scales: 2x2 average pooling of stride 2, then each of the `groups` groups is doubled by zeros, [x_g; 0]."""
+    """Between two scales: 2x2 average pooling of stride 2, then zeros double each of the `groups` groups, [x_g; 0]."""
     parts = F.avg_pool2d(x, 2, ceil_mode=True).chunk(groups, 1)
     zeros = torch.zeros_like(parts[0])
     return torch.cat([half for part in parts for half in (part, zeros)], 1)
@@ -108,18 +116,10 @@ def classifier(channels: int, classes: int) -> nn.Sequential:
 
 
 class LevelClassifiers(nn.ModuleList):
-    """g_{k,d}: a classifier of its own for each label level; their logits side by side."""
+    """g_{k,d}: a separate classifier for each label level; their logits are concatenated."""
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.cat([classify(h) for classify in self], 1)
-
-
-def plain_conv(weight: Tensor, groups: int = 1, stride: int = 1, padding: int = 0) -> nn.Conv2d:
-    """A convolution without bias with a copy of `weight`."""
-    out, inputs, kernel = weight.shape[0], weight.shape[1] * groups, weight.shape[2]
-    conv = nn.Conv2d(inputs, out, kernel, stride, padding, groups=groups, bias=False, device="meta")
-    conv.weight = nn.Parameter(weight.detach().clone())
-    return conv
 
 
 class ResNeXtBlock(nn.Module):
@@ -139,7 +139,8 @@ class ResNeXtBlock(nn.Module):
 class ResNeXt(nn.Module):
     """A stand-alone network for images `[B, C, H, W]` in [0, 1], to logits `[B, K]`: stem, scales of blocks, classifier.
 
-    Made of torch's own layers alone, so that other tools can fuse, quantise or export it. `SlicedModel.subnetwork` makes it.
+    It consists only of torch's own layers, so that other tools can fuse, quantise or export it. Built by
+    `SlicedModel.subnetwork`.
     """
 
     def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module, like: SlicedModel, groups: int) -> None:
@@ -159,16 +160,16 @@ class ResNeXt(nn.Module):
 
 
 class SlicedModel(AnytimeModel):
-    """What I-ResNeXt and IS-ResNeXt share: K nested thin sub-networks of one ResNeXt, each with a classifier of its own.
+    """Base class of I-ResNeXt and IS-ResNeXt: K nested thin sub-networks of one ResNeXt, each with its own classifier.
 
     Blocks BN-ReLU-1x1, BN-ReLU-3x3 (C groups), BN-ReLU-1x1, plus identity; no block has a stride. Scale s = 0, 1, ... has
-    W 2^s channels and C branches of width B 2^s. Depth 3 L + 2 for L blocks. Each sub-network has a classifier for each
-    label level.
+    W 2^s channels and C branches of width B 2^s. Depth 3 L + 2 for L blocks. Each sub-network has one classifier per label
+    level. The arguments: L = sum(`blocks`), W = `width`, K = `steps`, C = `cardinality`, B = `bottleneck`.
 
     Source: Lee, Shin 2018, sections 2.2 and 3, appendix B.
     """
 
-    grouped = False  # whether the trunk is cut into K groups, too
+    grouped = False  # whether the trunk is also divided into K groups
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class SlicedModel(AnytimeModel):
         steps: int,
         cardinality: int,
         bottleneck: int,
-        layout: Layout,
+        layout: SliceLayout,
     ) -> None:
         super().__init__(num_classes, in_channels)
         if isinstance(blocks, int):
@@ -194,22 +195,20 @@ class SlicedModel(AnytimeModel):
         if layout not in ("cifar", "imagenet"):
             raise ValueError(f"layout must be 'cifar' or 'imagenet', got {layout!r}")
         self.num_steps, self.width = steps, width
-        self.smallest = 2 ** (len(blocks) - 1) * (1 if layout == "cifar" else 4)  # pixels: one at the last scale
+        self.smallest = 2 ** (len(blocks) - 1) * (1 if layout == "cifar" else 4)  # pixels: leaves one at the last scale
         self.last_width = width * 2 ** (len(blocks) - 1)
-        self.widening = frozenset(accumulate(blocks[:-1]))  # the first block of each scale but the first
-        self.stem = Stem(in_channels, width, layout)
+        self.widening = frozenset(accumulate(blocks[:-1]))  # the first block of each later scale
+        self.stem = SliceStem(in_channels, width, layout)
 
     def _build(self, blocks: Sequence[int], block: Callable[[int], nn.Module], heads: Sequence[int]) -> None:
-        """Makes the blocks, `block(2 ** s)` at scale s, and classifiers of these widths; He's initialisation (fan-in)."""
+        """Adds the blocks, `block(2**s)` at scale s, and classifiers of widths `heads`; He's initialisation (fan-in)."""
         self.blocks = nn.ModuleList(block(2**s) for s, n in enumerate(blocks) for _ in range(n))
-        levels = [[classifier(channels, classes) for classes in self.levels] for channels in heads]
-        self.heads = nn.ModuleList(own[0] if len(own) == 1 else LevelClassifiers(own) for own in levels)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        by_level = [[classifier(channels, classes) for classes in self.levels] for channels in heads]
+        self.heads = nn.ModuleList(levels[0] if len(levels) == 1 else LevelClassifiers(levels) for levels in by_level)
+        he_init(self, "fan_in")
 
     def _advance(self, state: Any, step: int) -> tuple[Tensor, State]:
-        """Logits of sub-network `step` > `state.step` and the state after it; the ones between give no answer."""
+        """Logits of sub-network `step` > `state.step` and the state after it; those in between give no answer."""
         raise NotImplementedError
 
     def _check_step(self, step: int, name: str = "step") -> None:
@@ -222,9 +221,9 @@ class SlicedModel(AnytimeModel):
         return self._advance(state, state.step + 1)
 
     def stream(self, x: Tensor, start: int = 1) -> Iterator[Tensor]:
-        """The answers `[B, K]` of the sub-networks `start..T`, one by one; the first at its contract cost.
+        """The answers `[B, K]` of sub-networks `start..T`, one by one; the first at its contract cost.
 
-        `start` is the largest sub-network that the budget suffices for in any case: the thinner ones need not answer.
+        Choose `start` as the largest sub-network that even the smallest budget allows: the thinner ones need not answer.
         """
         self._check_step(start, "start")
 
@@ -238,11 +237,11 @@ class SlicedModel(AnytimeModel):
         return answers(self.initial_state(x))
 
     def answer(self, x: Tensor, step: int) -> Tensor:
-        """The answer of sub-network `step` alone; no other one runs."""
+        """The answer of sub-network `step`; no other one runs."""
         return self._advance(self.initial_state(x), step)[0]
 
     def subnetwork(self, step: int) -> ResNeXt:
-        """Sub-network `step` as a module of its own, with copied weights, in this model's mode; same logits `[B, K]`."""
+        """Sub-network `step` as a stand-alone module with copied weights, in this model's mode; same logits `[B, K]`."""
         self._check_step(step)
         width, groups = (self.width * step // self.num_steps, step) if self.grouped else (self.width, 1)
         stem = nn.Sequential(self.stem.plain(width), copy.deepcopy(self.stem.pool))
@@ -253,7 +252,7 @@ class SlicedModel(AnytimeModel):
 def branch_l1_norms(model: SlicedModel) -> Tensor:
     """n_{l,i} = sum |w|, w the weights of branch i in the last convolution of block l; float64 `[L, C]`.
 
-    Where sub-networks are trained jointly, branches of low index are in all of them, and their norms are larger.
+    If sub-networks are trained jointly, branches of low index belong to all of them, and their norms are larger.
 
     Source: Lee, Shin 2018, Fig. 3b.
     """

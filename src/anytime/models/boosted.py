@@ -1,8 +1,7 @@
-"""Additive answers: each step corrects the sum of the ones before (BoostNet)."""
+"""Any model with additive answers: each step corrects the sum of the earlier ones (BoostNet)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,19 +12,19 @@ from anytime.registry import register_model
 
 
 class Boosted(AnytimeModel):
-    """F_t = f_t + shrink F_{t-1}, f_t the answers of any model: in training step t learns what the ones before leave wrong.
+    """F_t = f_t + shrink F_{t-1}, f_t the answers of any model: in training, step t learns what F_{t-1} gets wrong.
 
-    The sum before has no gradient in training (with its own loss it has its own), in evaluation it is an ordinary sum. Answer
-    t alone needs all f up to it, so its contract cost is that of the stream.
+    In training F_{t-1} gets no gradient from F_t, only from its own loss; in evaluation it is an ordinary sum. A single answer
+    t needs all f up to it, so its contract cost is that of the stream.
 
     Args:
-        model: Gives f_t. Its normalisation moves to this one: its own buffers mean and std become the identity.
-        shrink: How much of the answer before stays, in (0, 1].
+        model: Computes f_t. Its normalisation moves to this model: its own buffers mean and std become the identity.
+        shrink: How much of the previous answer stays, in (0, 1].
 
     Raises:
         ValueError: `shrink` outside (0, 1].
 
-    Source: Yu, Li, Hua, Shi, AAAI 2023 (boosted dynamic neural networks). There heads are trained with rescaled gradients, too
+    Source: Yu, Li, Hua, Shi, AAAI 2023 (boosted dynamic neural networks). They also rescale the gradients of the heads
     (`GradientRescaling`), and some networks of the published code have shrink = 0.5.
     """
 
@@ -63,23 +62,20 @@ def boosted(
     arguments: dict[str, Any] | None = None,
     shrink: float = 1.0,
 ) -> Boosted:
-    """Any model with additive answers (BoostNet): each step adds to the sum of the ones before.
+    """Any model with additive answers (BoostNet): each step adds to the sum of the earlier ones.
 
-    For `attach` its own argument `additive` does the same, under the backbone's own names.
+    For `attach`, its argument `additive` does the same and keeps the backbone's parameter names.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         base: Name or import path of the model whose answers are added up.
         arguments: Its arguments, e.g. {"width": 8}.
-        shrink: How much of the answer before stays, in (0, 1].
+        shrink: How much of the previous answer stays, in (0, 1].
     """
-    model = create_model(base, _levels(num_classes), in_channels=in_channels, **(arguments or {}))
+    levels = num_classes if isinstance(num_classes, int) else tuple(num_classes)
+    model = create_model(base, levels, in_channels=in_channels, **(arguments or {}))
     added = Boosted(model, shrink)
     settled = {key: value for key, value in model.config["arguments"].items() if key not in ("num_classes", "in_channels")}
     added.settled_arguments = {"arguments": settled}
     return added
-
-
-def _levels(num_classes: int | Sequence[int]) -> Any:
-    return num_classes if isinstance(num_classes, int) else tuple(num_classes)

@@ -1,4 +1,4 @@
-"""Trained models: those inside the package by name, others by directory."""
+"""Trained models: load one of the package by name or any other from its directory, and chain several into an EANN."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def pretrained_folder(name: str) -> Path:
 
 
 def load(path_or_name: str | os.PathLike[str]) -> AnytimeModel:
-    """A trained model from a run directory or by name, in eval mode on the CPU; executes no pickled code.
+    """Loads a trained model by directory or name, in eval mode on the CPU; executes no pickled code.
 
     Args:
         path_or_name: A directory written by `anytime train` or `model.save`, or a name of `list_pretrained()`.
 
     Raises:
         ValueError: Neither a directory nor a known name, or a damaged file.
-        FileNotFoundError: The directory holds no finished model.
+        FileNotFoundError: The directory contains no finished model.
 
     Example:
         >>> load("anytimenet_cifar10").num_steps
@@ -42,7 +42,7 @@ def load(path_or_name: str | os.PathLike[str]) -> AnytimeModel:
     path = Path(path_or_name)
     if path.is_dir():
         if not (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
-            raise FileNotFoundError(f"{path}: the training has not finished; go on with `anytime train --resume {path}`")
+            raise FileNotFoundError(f"{path}: the training has not finished; continue it with `anytime train --resume {path}`")
         return read_model(path)
     name = os.fspath(path_or_name)
     if name in list_pretrained():
@@ -50,33 +50,25 @@ def load(path_or_name: str | os.PathLike[str]) -> AnytimeModel:
     raise ValueError(f"there is no directory and no pretrained model {name!r}{nearest(name, list_pretrained())}")
 
 
-def _agree(what: str, names: Sequence[str], values: Sequence[Any]) -> None:
-    """Raises ValueError if values differ; None means unknown and agrees with every value."""
-    known = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
-    for name, value in known[1:]:
-        if value != known[0][1]:
-            raise ValueError(f"members must agree in {what}: {known[0][0]} has {known[0][1]!r}, {name} has {value!r}")
-
-
 def chain_networks(
     members: Sequence[str | os.PathLike[str]],
     rule: ReportBy = "depth",
     validation_errors: Sequence[Sequence[float]] | None = None,
 ) -> EANN:
-    """Trained networks of growing depth as one EANN, in eval mode; once saved, it loads without their directories.
+    """Chains trained networks of growing depth into an EANN in eval mode; once saved, it loads without their directories.
 
-    Each member keeps its weights and normalisation. `info` of the sequence holds what the members agree in, the data set of
-    the last one (so that `anytime evaluate` finds it), and everything about each member.
+    Each member keeps its weights and normalisation. `info` of the sequence contains what the members agree on, the data set of
+    the last one (so that `anytime evaluate` finds it), and the full `info` of each member.
 
     Args:
-        members: Run directories or pretrained names in order, each as `anytime.load` takes it.
+        members: Run directories or pretrained names in order, each as `anytime.load` accepts it.
         rule: `"depth"` or `"validation"`, see `EANN`.
-        validation_errors: For `"validation"`, errors of each member's exits; from traces of validation images:
+        validation_errors: For `"validation"`, errors of each member's exits, e.g. from traces of validation images:
             `[curves.error(trace).tolist() for trace in traces]`.
 
     Raises:
-        ValueError: Members that disagree in classes, class names or images, and whatever `EANN` does not accept.
-        FileNotFoundError: A directory holds no finished model.
+        ValueError: Members disagree in classes, class names or images, or `EANN` rejects them.
+        FileNotFoundError: A directory contains no finished model.
     """
     if isinstance(members, str | os.PathLike):
         raise ValueError(f"members must be a list of directories or names, got {members!r}")
@@ -112,3 +104,11 @@ def chain_networks(
         members=[{"name": name, **info.to_dict()} for name, info in zip(names, infos, strict=True)],
     )
     return model.eval()
+
+
+def _agree(what: str, names: Sequence[str], values: Sequence[Any]) -> None:
+    """Raises ValueError if values differ; None means unknown and agrees with any value."""
+    known = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
+    for name, value in known[1:]:
+        if value != known[0][1]:
+            raise ValueError(f"members must agree in {what}: {known[0][0]} has {known[0][1]!r}, {name} has {value!r}")

@@ -124,7 +124,7 @@ def test_unknown_run(run, command, refused):
 
 def test_run_that_is_not_finished(run, refused):
     Path("tiny/config.json").unlink()
-    assert "go on with `anytime train --resume tiny`" in refused(["evaluate", run], 1)
+    assert "continue it with `anytime train --resume tiny`" in refused(["evaluate", run], 1)
     Path("empty").mkdir()
     assert "empty holds no trained model" in refused(["predict", "empty", "x.png"], 1)
 

@@ -207,13 +207,12 @@ def combiner(name: str, macs: Sequence[float] | None = None) -> Combiner:
         >>> combiner("product")
         Product(weights=None)
     """
-    simple: dict[str, type[Combiner]] = {kind.kind: kind for kind in (Last, Caching, Product)}
     if name == Mixture.kind:
         if macs is None:
             raise ValueError("'mixture' weighs the steps by their MACs: give macs=, or build Mixture(weights)")
         return Mixture(macs)
     if name == Temperature.kind:
         raise ValueError("temperatures are fitted on a validation trace: use fit_temperatures(trace)")
-    if name not in simple:
+    if name not in Combiner.kinds:
         raise ValueError(f"unknown combiner {name!r}{nearest(name, Combiner.kinds)}")
-    return simple[name]()
+    return Combiner.kinds[name]()

@@ -207,10 +207,7 @@ def record(
         for images, target in tqdm(loader, desc="recording", unit="batch", disable=not progress, leave=False):
             input_size = input_size or tuple(images.shape[1:])
             target = target if target.is_floating_point() else target.long()
-            try:
-                _check_labels(target, model.levels, len(images))
-            except ValueError as error:
-                raise ValueError(f"batch {len(labels)}: {error}") from None
+            _check_labels(target, model.levels, len(images), f"batch {len(labels)}: ")
             logits = model(images.to(place, non_blocking=True))
             if logits.shape != (steps, len(images), classes):
                 wanted = f"[{steps}, {len(images)}, {classes}]"
@@ -257,15 +254,15 @@ def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
-def _check_labels(labels: Tensor, levels: tuple[int, ...], samples: int) -> None:
+def _check_labels(labels: Tensor, levels: tuple[int, ...], samples: int, where: str = "") -> None:
     """Raises ValueError unless labels are int64 `[N]` in 0..K-1, or `[N, D]` with column d in 0..levels[d]-1."""
     wanted = (samples,) if len(levels) == 1 and labels.ndim == 1 else (samples, len(levels))
     if labels.dtype != torch.int64 or labels.shape != wanted:
-        raise ValueError(f"labels must be torch.int64 {list(wanted)}, got {_describe(labels)}")
+        raise ValueError(f"{where}labels must be torch.int64 {list(wanted)}, got {_describe(labels)}")
     for column, size in zip(labels.reshape(samples, -1).T, levels, strict=True):
         low, high = int(column.min()), int(column.max())
         if low < 0 or high >= size:
-            raise ValueError(f"labels must lie in 0..{size - 1} for {size} classes, got values from {low} to {high}")
+            raise ValueError(f"{where}labels must lie in 0..{size - 1} for {size} classes, got values from {low} to {high}")
 
 
 def _crc32(header: str, tensors: Mapping[str, Tensor]) -> str:

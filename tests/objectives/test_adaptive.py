@@ -131,7 +131,7 @@ def test_on_the_command_line() -> None:
     [
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\], got 1.1"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
-        ({"final_extra": -1.0}, "final_extra must be at least 0 and finite, got -1.0"),
+        ({"final_extra": -1.0}, r"final_extra must lie in \[0, inf\), got -1.0"),
         ({"normalize": "all"}, "normalize must be 'none', 'sum' or 'last', got 'all'"),
         ({"update_every": 0}, "update_every must be at least 1 step, got 0"),
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),

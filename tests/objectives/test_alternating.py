@@ -279,8 +279,8 @@ def test_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AANN(tau=-1), "tau must be at least 0 and finite, got -1"),
-        (lambda: AANN(tau=math.inf), "tau must be at least 0 and finite, got inf"),
+        (lambda: AANN(tau=-1), r"tau must lie in \[0, inf\), got -1"),
+        (lambda: AANN(tau=math.inf), r"tau must lie in \[0, inf\), got inf"),
         (lambda: AANN("seive"), "unknown weights 'seive'; did you mean 'sieve'"),
         (lambda: AANN([0.0, 0.0]), "weights must be at least 0 and not all 0"),
         (lambda: AANN(normalize="all"), "normalize must be 'none', 'sum' or 'last', got 'all'"),  # type: ignore[arg-type]

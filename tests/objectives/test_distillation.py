@@ -60,8 +60,8 @@ def test_edges() -> None:
     [
         ({"alpha": -0.1}, r"alpha must lie in \[0, 1\], got -0.1"),
         ({"alpha": 1.1}, r"alpha must lie in \[0, 1\], got 1.1"),
-        ({"temperature": 0}, "temperature must be above 0 and finite, got 0"),
-        ({"temperature": math.inf}, "temperature must be above 0 and finite, got inf"),
+        ({"temperature": 0}, r"temperature must lie in \(0, inf\), got 0"),
+        ({"temperature": math.inf}, r"temperature must lie in \(0, inf\), got inf"),
         ({"weights": "constnt"}, "did you mean 'constant'"),
     ],
 )

@@ -98,8 +98,8 @@ def test_names() -> None:
     [
         (lambda: sieve(0), "number of answers must be at least 1, got 0"),
         (lambda: exponential(0, 2), "number of answers must be at least 1, got 0"),
-        (lambda: exponential(3, 0), "base must be above 0 and finite, got 0"),
-        (lambda: exponential(3, math.nan), "base must be above 0 and finite, got nan"),
+        (lambda: exponential(3, 0), r"base must lie in \(0, inf\), got 0"),
+        (lambda: exponential(3, math.nan), r"base must lie in \(0, inf\), got nan"),
         (lambda: one_hot(3, 4), r"exit must lie in 1\.\.3, got 4"),
         (lambda: one_hot(3, 0), r"exit must lie in 1\.\.3, got 0"),
         (lambda: sdn_ramp(8, 1, 100, [0.15]), r"largest needs 7 values, one for each answer before the last, got \[0.15"),

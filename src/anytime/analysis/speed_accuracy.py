@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy
 import torch
@@ -54,13 +55,8 @@ def speed_accuracy(trace: Trace, first: int = 1, thresholds: Sequence[float] = T
 def mean_curve(curves: Sequence[SpeedAccuracy]) -> SpeedAccuracy:
     """The mean over seeds at equal thresholds; seconds only if all curves have them."""
 
-    def mean(values: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(values)).mean(0)
+    def mean(name: str) -> Any:
+        values = [getattr(curve, name) for curve in curves]
+        return None if any(value is None for value in values) else torch.stack(values).mean(0)
 
-    seconds = [curve.seconds for curve in curves if curve.seconds is not None]
-    return SpeedAccuracy(
-        time=mean([curve.time for curve in curves]),
-        macs=mean([curve.macs for curve in curves]),
-        seconds=mean(seconds) if len(seconds) == len(curves) else None,
-        accuracy=mean([curve.accuracy for curve in curves]),
-    )
+    return SpeedAccuracy(*(mean(field.name) for field in fields(SpeedAccuracy)))

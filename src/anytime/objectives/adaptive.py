@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anytime.objectives.weighted import TINY, StepLoss, StepObjective, process_mean
-from anytime.objectives.weighting import Normalization, normalized
+from anytime.objectives.weighting import Normalization, check_interval, normalized
 
 
 class AdaLoss(StepObjective):
@@ -47,12 +47,9 @@ class AdaLoss(StepObjective):
     ) -> None:
         super().__init__(label_smoothing, loss)
         normalized([1.0], normalize)  # raises ValueError if the scale is unknown
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
-        if not 0 <= final_extra < float("inf"):
-            raise ValueError(f"final_extra must be at least 0 and finite, got {final_extra!r}")
+        check_interval("gamma", gamma, "[0, 1]")
+        check_interval("momentum", momentum, "[0, 1)")
+        check_interval("final_extra", final_extra, "[0, inf)")
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1 step, got {update_every!r}")
         self.gamma, self.momentum, self.final_extra = gamma, momentum, final_extra

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anytime.objectives.weighted import TINY, StepLoss, Weighted, process_mean
-from anytime.objectives.weighting import Normalization
+from anytime.objectives.weighting import Normalization, check_interval
 
 
 class Alternating(Weighted):
@@ -47,8 +47,7 @@ class Alternating(Weighted):
         loss: str | StepLoss | None = None,
     ) -> None:
         super().__init__(weights, label_smoothing, normalize, loss)
-        if not 0 <= tau < float("inf"):
-            raise ValueError(f"tau must be at least 0 and finite, got {tau!r}")
+        check_interval("tau", tau, "[0, inf)")
         self.tau, self.seed = tau, seed
         self.steps = 0  # training steps so far
         self.values: Tensor | None = None  # what has been learned, [T]
@@ -147,6 +146,8 @@ class Learned(Alternating):
         ValueError: gamma or eta lies outside [0, 1], gamma is 0 so that nothing would be learned, or warmup is negative.
     """
 
+    gamma_interval = "(0, 1]"
+
     def __init__(
         self,
         weights: str | Sequence[float] = "sieve",
@@ -160,16 +161,11 @@ class Learned(Alternating):
         loss: str | StepLoss | None = None,
     ) -> None:
         super().__init__(weights, tau, seed, normalize, label_smoothing, loss)
-        self._check_gamma(gamma)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta!r}")
+        check_interval("gamma", gamma, self.gamma_interval)
+        check_interval("eta", eta, "[0, 1]")
         if warmup < 0:
             raise ValueError(f"warmup must be at least 0 steps, got {warmup!r}")
         self.gamma, self.eta, self.warmup = gamma, eta, warmup
-
-    def _check_gamma(self, gamma: float) -> None:
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma must lie in (0, 1], got {gamma!r}")
 
     def distribution(self, weights: Tensor) -> Tensor:
         uniform = torch.full_like(weights, 1 / len(weights))
@@ -234,6 +230,8 @@ class AVGL(Learned):
         rule: Average as in the "paper" or in the published "code".
     """
 
+    gamma_interval = "[0, 1]"
+
     def __init__(
         self,
         weights: str | Sequence[float] = "sieve",
@@ -249,15 +247,10 @@ class AVGL(Learned):
         loss: str | StepLoss | None = None,
     ) -> None:
         super().__init__(weights, tau, gamma, eta, warmup, seed, normalize, label_smoothing, loss)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
+        check_interval("momentum", momentum, "[0, 1)")
         if rule not in ("paper", "code"):
             raise ValueError(f"rule must be 'paper' or 'code', got {rule!r}")
         self.momentum, self.rule = momentum, rule
-
-    def _check_gamma(self, gamma: float) -> None:
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
 
     def start(self, weights: Tensor) -> Tensor:
         return super().start(weights) if self.rule == "code" else torch.zeros_like(weights)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anytime.objectives.weighted import StepLoss, Weighted, full_precision
-from anytime.objectives.weighting import Normalization
+from anytime.objectives.weighting import Normalization, check_interval
 
 
 class SelfDistillation(Weighted):
@@ -47,10 +47,8 @@ class SelfDistillation(Weighted):
         loss: str | StepLoss | None = None,
     ) -> None:
         super().__init__(weights, label_smoothing, normalize, loss)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0 and finite, got {temperature!r}")
+        check_interval("alpha", alpha, "[0, 1]")
+        check_interval("temperature", temperature, "(0, inf)")
         self.alpha, self.temperature = alpha, temperature
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Hierarchical(Weighted):
             levels, or the sizes of several label levels are unknown.
 
     Example:
+        >>> import torch
         >>> objective = Hierarchical(levels=(4, 2))
         >>> logits, target = torch.zeros(3, 5, 6), torch.zeros(5, 2, dtype=torch.long)
         >>> bool(objective(logits, target).isclose(3 * torch.tensor(4.0 * 2.0).log()))

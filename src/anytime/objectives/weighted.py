@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.objectives.weighting import Normalization, find_scheme, normalized, sdn_ramp
+from anytime.objectives.weighting import Normalization, check_interval, find_scheme, normalized, sdn_ramp
 from anytime.support.names import import_object
 
 StepLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [T, B, ...], target) -> [T]
@@ -121,8 +121,7 @@ class StepObjective(Objective):
 
     def __init__(self, label_smoothing: float = 0.0, loss: str | StepLoss | None = None) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing!r}")
+        check_interval("label_smoothing", label_smoothing, "[0, 1)")
         if label_smoothing and loss is not None:
             raise ValueError(f"label_smoothing={label_smoothing!r} belongs to cross-entropy, not to loss={loss!r}")
         if isinstance(loss, str):

@@ -17,6 +17,15 @@ Normalization = Literal["none", "sum", "last"]
 SDN_LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 
 
+def check_interval(name: str, value: float, interval: str) -> None:
+    """Raises ValueError unless a value lies in an interval such as "[0, 1)" or "(0, inf)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = low < value if interval[0] == "(" else low <= value
+    below = value < high if interval[-1] == ")" else value <= high
+    if not (above and below):
+        raise ValueError(f"{name} must lie in {interval}, got {value!r}")
+
+
 def _check(n: int) -> None:
     if n < 1:
         raise ValueError(f"the number of answers must be at least 1, got {n!r}")
@@ -85,12 +94,11 @@ def exponential(n: int, base: float) -> list[float]:
     """w_t proportional to base^t, the largest 1 (Hu 2017: expb2, expb0.5); base > 1 favours late answers, base < 1 early ones.
 
     Example:
-        >>> exponential(3, 2), exponential(3, 0.5)
+        >>> exponential(3, 2.0), exponential(3, 0.5)
         ([0.25, 0.5, 1.0], [1.0, 0.5, 0.25])
     """
     _check(n)
-    if not 0 < base < math.inf:
-        raise ValueError(f"base must be above 0 and finite, got {base!r}")
+    check_interval("base", base, "(0, inf)")
     return [base ** (t - n if base >= 1 else t - 1) for t in range(1, n + 1)]
 
 
@@ -113,7 +121,7 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
             have up to 6 of them, or even steps up to 0.9 for more.
 
     Example:
-        >>> sdn_ramp(3, epoch=50, epochs=100)
+        >>> [round(weight, 3) for weight in sdn_ramp(3, epoch=50, epochs=100)]
         [0.085, 0.16, 1.0]
     """
     _check(n)

@@ -7,7 +7,7 @@ import torch
 
 import anytime
 from anytime.runtime import Predictor
-from anytime.runtime.transfer import Arrived, Pinned, send
+from anytime.runtime.transfer import Arrival, send
 
 X = torch.full((1, 3, 2, 2), 0.5)
 
@@ -99,17 +99,18 @@ class Event:
 
 def test_pinned_answers_are_polled_until_the_deadline() -> None:
     ticks = iter(range(100))
-    assert Pinned(X, Event(3)).wait(lambda: next(ticks), 50)
+    assert Arrival(X, Event(3)).wait(lambda: next(ticks), 50)
     assert next(ticks) == 3
-    assert not Pinned(X, Event(100)).wait(lambda: next(ticks), 10)
+    assert not Arrival(X, Event(100)).wait(lambda: next(ticks), 10)
     event = Event(100)
-    assert Pinned(X, event).wait(lambda: 0.0, None)
+    assert Arrival(X, event).wait(lambda: 0.0, None)
     assert event.queries == 0
 
 
 def test_on_the_cpu_an_answer_arrives_at_once() -> None:
     arrival = send(X)
-    assert isinstance(arrival, Arrived)
+    assert isinstance(arrival, Arrival)
+    assert arrival.event is None
     assert arrival.value is X
     assert arrival.wait(lambda: 0.0, -1.0)
 

@@ -37,7 +37,7 @@ def test_it_runs_under_inference_mode(make_trace):
 
 
 def test_clear_errors(make_trace):
-    with pytest.raises(ValueError, match="nowhere to stop earlier"):
+    with pytest.raises(ValueError, match="no earlier step to stop at"):
         learned_stop(make_trace(5, steps=1), 1)
     with pytest.raises(ValueError, match="price must be finite"):
         learned_stop(make_trace(5), -1)

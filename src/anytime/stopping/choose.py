@@ -1,4 +1,4 @@
-"""Thresholds chosen on a validation trace: for given shares per exit, and for the best accuracy under a mean cost."""
+"""Thresholds chosen on a validation trace: for given shares per exit, or for the best accuracy under a mean cost."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ RATIOS = tuple(p / 20 for p in range(1, 40))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stopping rule gives and costs on a trace.
+    """Accuracy and cost of a stopping rule on a trace.
 
     Attributes:
         rule: The rule.
         accuracy: Share of right answers at the step where each sample stops.
         macs: Mean interruptible MACs per sample.
-        seconds: Mean seconds per stream; None where the trace holds none.
+        seconds: Mean seconds per stream; None if the trace holds none.
         shares: Share of samples that stop at each step, length T.
     """
 
@@ -50,14 +50,14 @@ class Answers:
 
     @classmethod
     def of(cls, trace: Trace, combiner: Combiner | None) -> Answers:
-        """The answers of `combiner`, by default the last step's own."""
+        """The answers made by `combiner`, default `Last()`."""
         require_one_level(trace)
         probabilities = (combiner or Last())(trace.logits)
         confidence, labels = probabilities.max(2)
         return cls(trace, probabilities, confidence, labels == trace.labels)
 
     def outcome(self, rule: Rule) -> Outcome:
-        """What `rule` gives and costs."""
+        """Accuracy and cost of a rule."""
         trace, steps = self.trace, rule.stops(self.trace, self.probabilities)
         shares = torch.bincount(steps, minlength=trace.num_steps).double() / trace.num_samples
         return Outcome(
@@ -70,20 +70,20 @@ class Answers:
 
 
 def measure(rule: Rule, trace: Trace, combiner: Combiner | None = None) -> Outcome:
-    """What a stopping rule gives and costs on a trace, such as one it was not chosen on.
+    """Accuracy and cost of a stopping rule on a trace, such as one that it was not chosen on.
 
     Args:
-        rule: Any rule; the one of `chosen.rule`.
+        rule: Any rule, such as `outcome.rule`.
         trace: The answers.
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
+        combiner: How answers are made from several steps; default `Last()`.
     """
     return Answers.of(trace, combiner).outcome(rule)
 
 
 def exit_shares(ratio: float, num_steps: int) -> tuple[float, ...]:
-    """π_t = r^t / sum_i r^i, t = 1..T: the share of samples wanted at each exit (MSDNet, Huang et al. 2018).
+    """π_t = r^t / sum_i r^i, t = 1..T: the share of samples that should leave at each exit (MSDNet, Huang et al. 2018).
 
-    The paper's q_t = z q (1 - q)^(t - 1) is r = 1 - q; its code goes on to r > 1, where most samples leave late.
+    The paper's q_t = z q (1 - q)^(t - 1) is r = 1 - q; its code also covers r > 1, where most samples leave late.
 
     Args:
         ratio: r > 0.
@@ -100,18 +100,18 @@ def ratio_for(step_costs: Sequence[float] | Tensor, budget: float) -> float:
     """The largest ratio r in 1e-18..1e18 with sum_t π_t(r) cost_t <= budget (Huang et al. 2018).
 
     Args:
-        step_costs: Cumulative cost of each step, growing.
+        step_costs: Cumulative cost of each step, increasing.
         budget: Mean cost per sample.
 
     Raises:
-        ValueError: The budget is less than the first step costs.
+        ValueError: If the budget is less than the cost of the first step.
     """
-    spent = [float(cost) for cost in step_costs]
-    require_affordable(budget, spent[0])
+    prices = [float(cost) for cost in step_costs]
+    _require_affordable(budget, prices[0])
 
     def affordable(power: float) -> bool:
-        shares = exit_shares(10**power, len(spent))
-        return sum(share * cost for share, cost in zip(shares, spent, strict=True)) <= budget
+        shares = exit_shares(10**power, len(prices))
+        return sum(share * cost for share, cost in zip(shares, prices, strict=True)) <= budget
 
     low, high = -18.0, 18.0
     if affordable(high):
@@ -123,11 +123,11 @@ def ratio_for(step_costs: Sequence[float] | Tensor, budget: float) -> float:
 
 
 def share_thresholds(confidence: Tensor, shares: Sequence[float]) -> tuple[float, ...]:
-    """Thresholds θ_t under which floor(N π_t) of the N validation samples leave at exit t (Huang et al. 2018, their code).
+    """Thresholds θ_t such that floor(N π_t) of the N validation samples leave at exit t (Huang et al. 2018, their code).
 
     In order t = 1..T-1: θ_t is the floor(N π_t)-th largest confidence at exit t among the samples that have not left yet;
-    all at or above θ_t leave. Infinity where that number is 0 or fewer are left; 0 at the last exit. Equal confidences
-    leave together, so that more may leave than wanted.
+    all samples at or above θ_t leave. θ_t is infinite if that number is 0 or exceeds the samples left, and 0 at the last exit.
+    Samples of equal confidence leave together, so more may leave than intended.
 
     Args:
         confidence: `[T, N]`.
@@ -148,12 +148,11 @@ def budgeted(trace: Trace, ratio: float, combiner: Combiner | None = None) -> Ou
     """MSDNet's budgeted batch classification: the thresholds that give geometric exit shares π_t ∝ r^t on this trace.
 
     Args:
-        trace: The answers about a validation split.
-        ratio: r; `ratio_for(trace.macs, budget)` where a mean cost per sample is given.
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
+        trace: The answers on a validation split.
+        ratio: r; for a given mean cost per sample `ratio_for(trace.macs, budget)`.
+        combiner: How answers are made from several steps; default `Last()`.
     """
-    answers = Answers.of(trace, combiner)
-    return answers.outcome(Confidence(share_thresholds(answers.confidence, exit_shares(ratio, trace.num_steps))))
+    return budgeted_curve(trace, (ratio,), combiner)[0]
 
 
 def budgeted_curve(
@@ -162,78 +161,68 @@ def budgeted_curve(
     """`budgeted` for every ratio: accuracy against mean cost, the budgeted batch curves of Huang et al. 2018.
 
     Args:
-        trace: The answers about a validation split, on which the thresholds are chosen.
+        trace: The answers on a validation split, for choosing the thresholds.
         ratios: r of each point.
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
-        test: The trace on which the outcomes are measured; default `trace` itself.
+        combiner: How answers are made from several steps; default `Last()`.
+        test: The trace for measuring the outcomes; default `trace`.
     """
     answers = Answers.of(trace, combiner)
-    judged = answers if test is None else Answers.of(test, combiner)
+    measured = answers if test is None else Answers.of(test, combiner)
     shares = (exit_shares(ratio, trace.num_steps) for ratio in ratios)
-    return [judged.outcome(Confidence(share_thresholds(answers.confidence, wanted))) for wanted in shares]
+    return [measured.outcome(Confidence(share_thresholds(answers.confidence, wanted))) for wanted in shares]
 
 
 def best_threshold(trace: Trace, budget: float, cost: Spent = "macs", combiner: Combiner | None = None) -> Outcome:
-    """argmax_θ accuracy subject to mean cost <= budget, one confidence threshold θ for all steps.
+    """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ for all steps.
 
-    θ runs over infinity and 512 quantiles of the confidences of the trace, and their largest.
+    θ runs over infinity, 512 quantiles of the confidences of the trace, and their maximum.
 
     Args:
-        trace: The answers about a validation split.
+        trace: The answers on a validation split.
         budget: Mean cost per sample, in MACs or seconds.
         cost: "macs" (interruptible) or "seconds".
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
+        combiner: How answers are made from several steps; default `Last()`.
 
     Raises:
-        ValueError: The budget is less than the first step costs, or the trace does not hold that cost.
+        ValueError: If the budget is less than the cost of the first step, or the trace does not hold that cost.
     """
     answers = Answers.of(trace, combiner)
     return answers.outcome(Confidence(_Search(answers, budget, cost).single()))
 
 
 def best_thresholds(trace: Trace, budget: float, cost: Spent = "macs", combiner: Combiner | None = None) -> Outcome:
-    """argmax_θ accuracy subject to mean cost <= budget, one confidence threshold θ_t per step.
+    """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ_t per step.
 
-    Coordinate ascent, exact in each θ_t, on accuracy - λ * cost for a bisection over λ, then on accuracy under the budget
-    from the best affordable thresholds met, that of `best_threshold` and those of `budgeted` among them: on `trace` it is
-    never worse than they are. With few samples it fits their noise: `measure` it on others.
-
-    Args:
-        trace: The answers about a validation split.
-        budget: Mean cost per sample, in MACs or seconds.
-        cost: "macs" (interruptible) or "seconds".
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
-
-    Raises:
-        ValueError: The budget is less than the first step costs, or the trace does not hold that cost.
+    Coordinate ascent, exact in each θ_t: first on accuracy - λ * cost for a bisection over λ, then on accuracy under the
+    budget from the best affordable thresholds found, including those of `best_threshold` and `budgeted`: on `trace` it is never
+    worse than they are. With few samples it fits their noise: `measure` it on others. Arguments and errors as `best_threshold`.
     """
     answers = Answers.of(trace, combiner)
     return answers.outcome(Confidence(_Search(answers, budget, cost).per_step()))
 
 
-def require_affordable(budget: float, first: float) -> None:
-    """Refuses a budget under which not even the first step can run."""
-    if not budget >= first:
-        raise ValueError(f"budget must be at least the cost of the first step, {first:g}, got {budget!r}")
-
-
 def require_price(price: float) -> None:
-    """Refuses what is no price of a unit of cost."""
+    """Raises ValueError if a price per unit of cost is negative or not finite."""
     if not 0 <= price < math.inf:
         raise ValueError(f"price must be finite and at least zero (accuracy per unit of cost), got {price!r}")
+
+
+def _require_affordable(budget: float, first: float) -> None:
+    if not budget >= first:
+        raise ValueError(f"budget must be at least the cost of the first step, {first:g}, got {budget!r}")
 
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Search:
-    """Thresholds `[T]` for the accuracy under a mean cost; costs are shares of the last step's."""
+    """Searches thresholds `[T]` for the best accuracy under a mean cost, as a share of the last step's cost."""
 
     def __init__(self, answers: Answers, budget: float, cost: Spent) -> None:
-        spent = costs(answers.trace, cost).double()
-        require_affordable(budget, float(spent[0]))
-        self.budget = budget / float(spent[-1]) * (1 + 1e-12)
-        self.cost = spent / spent[-1]
+        cumulative = costs(answers.trace, cost).double()
+        _require_affordable(budget, float(cumulative[0]))
+        self.budget = budget / float(cumulative[-1]) * (1 + 1e-12)
+        self.cost = cumulative / cumulative[-1]
         self.answers = answers
         self.right = answers.right.double()
         self.order = answers.confidence[:-1].argsort(dim=1, descending=True)
@@ -249,24 +238,23 @@ class _Search:
 
     def per_step(self) -> list[float]:
         steps = len(self.cost)
-        ratio = ratio_for(self.cost, self.budget)
-        shares = exit_shares(ratio, steps)
-        met = [[self.single()] * steps, list(share_thresholds(self.answers.confidence, shares))]
+        shares = exit_shares(ratio_for(self.cost, self.budget), steps)
+        found = [[self.single()] * steps, list(share_thresholds(self.answers.confidence, shares))]
         low, high = -5.0, 3.0  # powers of ten of λ
         for _ in range(14):
             weight = 10 ** ((low + high) / 2)
-            met.append(self.ascend(met[-1], lambda right, cost, weight=weight: right - weight * cost))  # type: ignore[misc]
-            dear = self.value(met[-1])[1] > self.budget
-            low, high = ((low + high) / 2, high) if dear else (low, (low + high) / 2)
-        best = max(met, key=lambda thresholds: float(self.allowed(*self.value(thresholds))))
+            found.append(self.ascend(found[-1], lambda right, cost, weight=weight: right - weight * cost))  # type: ignore[misc]
+            too_costly = self.value(found[-1])[1] > self.budget
+            low, high = ((low + high) / 2, high) if too_costly else (low, (low + high) / 2)
+        best = max(found, key=lambda thresholds: float(self.allowed(*self.value(thresholds))))
         return self.ascend(best, self.allowed)
 
     def allowed(self, right: Tensor, cost: Tensor) -> Tensor:
-        """Accuracy where the budget is kept, and of equal accuracies the cheapest first."""
+        """Score of thresholds within the budget: accuracy, and the lower cost among equal accuracies."""
         return torch.where(cost <= self.budget, right - 1e-9 * cost, -math.inf)
 
     def exits(self, thresholds: list[float]) -> Tensor:
-        """Whether each sample would stop at each step, bool `[T, N]`."""
+        """Whether each sample would stop at each step if it got there, bool `[T, N]`."""
         stops = self.answers.confidence >= torch.tensor(thresholds, dtype=self.answers.confidence.dtype)[:, None]
         stops[-1] = True
         return stops
@@ -277,32 +265,32 @@ class _Search:
         return self.right.gather(0, steps[None]).mean(), self.cost[steps].mean()
 
     def ascend(self, thresholds: list[float], score: Score) -> list[float]:
-        """Moves one threshold at a time to its best place until none moves."""
+        """Moves one threshold at a time to its best value until none moves."""
         thresholds = list(thresholds)
         best = score(*self.value(thresholds))
         for _ in range(50):
             before = best
             for step in range(len(thresholds) - 1):
-                found, value = self.move(thresholds, step, score)
-                if found > best:
-                    best, thresholds[step] = found, value
+                reached, value = self.move(thresholds, step, score)
+                if reached > best:
+                    best, thresholds[step] = reached, value
             if not best > before:
                 break
         return thresholds
 
     def move(self, thresholds: list[float], step: int, score: Score) -> tuple[Tensor, float]:
-        """The best score over all thresholds of one step, and that threshold."""
+        """The best score over all thresholds of one step, and the threshold that reaches it."""
         stops = self.exits(thresholds)
         later = stops[step + 1 :].int().argmax(0) + step + 1
         here = ~stops[:step].any(0)
         steps = torch.where(here, later, stops.int().argmax(0))
         right, cost = self.right.gather(0, steps[None])[0], self.cost[steps]
-        order = self.order[step][here[self.order[step]]]  # those that get here, the most confident first
+        order = self.order[step][here[self.order[step]]]  # samples that get here, the most confident first
         values = self.answers.confidence[step][order]
         zero = right.new_zeros(1)
         rights = right.sum() + torch.cat([zero, (self.right[step] - right)[order].cumsum(0)])
         spent = cost.sum() + torch.cat([zero, (self.cost[step] - cost)[order].cumsum(0)])
         scores = score(rights / len(right), spent / len(right))
-        scores[1:-1][values[1:] == values[:-1]] = -math.inf  # equal confidences leave together
+        scores[1:-1][values[1:] == values[:-1]] = -math.inf  # samples of equal confidence leave together
         best = int(scores.argmax())
         return scores[best], float(values[best - 1]) if best else math.inf

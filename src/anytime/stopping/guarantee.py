@@ -23,11 +23,7 @@ CANDIDATES = tuple(Confidence(threshold) for threshold in torch.linspace(12, -4,
 
 
 def certified(
-    trace: Trace,
-    epsilon: float,
-    alpha: float = 0.1,
-    candidates: Sequence[Rule] = CANDIDATES,
-    combiner: Combiner | None = None,
+    trace: Trace, epsilon: float, alpha: float = 0.1, candidates: Sequence[Rule] = CANDIDATES, combiner: Combiner | None = None
 ) -> Outcome:
     """The boldest candidate with P(E[L] <= epsilon) >= 1 - alpha over the draw of the calibration samples.
 
@@ -69,11 +65,11 @@ def conformal(
     Args:
         trace: The answers on a calibration split.
         epsilon: The allowed loss of accuracy, in (0, 1).
-        candidates: From cautious to bold, in an order fixed without looking at `trace`.
+        candidates: As for `certified`.
         combiner: How answers are made from several steps; default `Last()`.
 
     Returns:
-        The outcome on `trace`; its rule is `Never()` if not even the first candidate passes.
+        As `certified`.
     """
     _require_share(epsilon, "epsilon")
     worst = torch.zeros(trace.num_samples, dtype=torch.bool)

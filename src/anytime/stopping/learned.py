@@ -1,4 +1,4 @@
-"""A learned stopping rule: a small recurrent network reads the answers of a stream and says when to stop."""
+"""A learned stopping rule: a small recurrent network reads the answers of a stream and decides when to stop."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _BATCH = 512
 class Recurrent(Rule, kind="recurrent"):
     """h_t = GRU(f_t, h_{t-1}), stops where w · h_t + b > 0.
 
-    f_t: the two largest probabilities, entropy / log K, whether the label is that of the step before, and t / T. Dearer than
-    the other rules, some 30 microseconds a step. See `learned_stop`.
+    f_t: the two largest probabilities, entropy / log K, whether the label is that of the previous step, and t / T. It costs
+    some 30 microseconds a step, more than the other rules. See `learned_stop`.
 
     Args:
         steps: T.
-        weights: GRU weights `[3H, 5]`, `[3H, H]`, biases `[3H]`, `[3H]`, then w `[1, H]` and b `[1]`, as nested sequences.
+        weights: GRU weights `[3H, 5]` and `[3H, H]`, biases `[3H]` and `[3H]`, then w `[1, H]` and b `[1]`, nested sequences.
     """
 
     steps: int
@@ -39,9 +39,9 @@ class Recurrent(Rule, kind="recurrent"):
         tensors = tuple(torch.tensor(weight, dtype=torch.float32) for weight in self.weights)
         units = tensors[-2].shape[-1] if len(tensors) == 6 else 0
         wanted = [(3 * units, _FEATURES), (3 * units, units), (3 * units,), (3 * units,), (1, units), (1,)]
-        found = [tuple(tensor.shape) for tensor in tensors]
-        if found != wanted:
-            raise ValueError(f"weights must have the shapes {wanted}, got {found}")
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        if shapes != wanted:
+            raise ValueError(f"weights must have the shapes {wanted}, got {shapes}")
         object.__setattr__(self, "weights", tuple(_nested(tensor.tolist()) for tensor in tensors))
         object.__setattr__(self, "_tensors", {torch.device("cpu"): tensors})
 
@@ -70,50 +70,50 @@ def learned_stop(
     seed: int = 0,
     combiner: Combiner | None = None,
 ) -> Outcome:
-    """Trains `Recurrent` on a trace for E[correct - price * cost]: it predicts what stopping now gains over going on.
+    """Trains `Recurrent` on a trace for E[correct - price * cost]: it predicts the gain of stopping now over continuing.
 
-    w · h_t + b ≈ E[u_t - U_{t+1} | f_1 .. f_t] by least squares, u_t = correct_t - price * cost_t; U_{t+1} is what the sample
-    gets if the rule, as it is by now, decides from the next step on (regression for optimal stopping, Longstaff and
-    Schwartz 2001). Adam, some seconds for some thousand samples.
+    w · h_t + b ≈ E[u_t - U_{t+1} | f_1 .. f_t] by least squares, u_t = correct_t - price * cost_t; U_{t+1} is the utility if
+    the current rule decides from the next step on (regression for optimal stopping, Longstaff and Schwartz 2001). Adam; a few
+    seconds for a few thousand samples.
 
     Args:
-        trace: The answers about a validation split.
-        price: What a unit of cost is worth in accuracy: 1e-9 per MAC, 20 per second, ...
+        trace: The answers on a validation split.
+        price: Accuracy that a unit of cost is worth: 1e-9 per MAC, 20 per second, ...
         cost: "macs" (interruptible) or "seconds".
         units: H.
         epochs: Passes over the samples, in batches of 512.
-        seed: Of the first weights.
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
+        seed: Seed of the initial weights and of the order of the samples.
+        combiner: How answers are made from several steps; default `Last()`.
 
     Raises:
-        ValueError: A price below zero, a trace of one step, or a cost that it does not hold.
+        ValueError: If the price is negative, or the trace has one step or does not hold that cost.
     """
     require_price(price)
     answers, steps = Answers.of(trace, combiner), trace.num_steps
     if steps < 2:
-        raise ValueError("a trace of one step leaves nothing to learn: there is nowhere to stop earlier")
+        raise ValueError("a trace of one step leaves nothing to learn: there is no earlier step to stop at")
     utility = answers.right.float() - (price * costs(trace, cost).double()).float()[:, None]
-    told, label = [], None
+    inputs, label = [], None
     for step, probabilities in enumerate(answers.probabilities[:-1], start=1):
         features, label = _features(probabilities, label, step / steps)
-        told.append(features)
+        inputs.append(features)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inputs = torch.stack(told)
+        sequence = torch.stack(inputs)
         gru, head = nn.GRUCell(_FEATURES, units), nn.Linear(units, 1)
         parameters = [*gru.parameters(), *head.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=0.03)
         for _ in range(epochs):
             for chosen in torch.randperm(trace.num_samples).split(_BATCH):
-                worth, hidden, said = utility[:, chosen], torch.zeros(len(chosen), units), []
-                for features in inputs[:, chosen]:
+                worth, hidden, predicted = utility[:, chosen], torch.zeros(len(chosen), units), []
+                for features in sequence[:, chosen]:
                     hidden = gru(features, hidden)
-                    said.append(head(hidden)[:, 0])
-                ahead, gains = worth[-1], []
-                for now, advantage in zip(worth[:-1].flip(0), reversed(said), strict=True):
-                    gains.append(now - ahead)
-                    ahead = torch.where(advantage.detach() > 0, now, ahead)
-                loss = (torch.stack(said) - torch.stack(gains).flip(0)).square().mean()
+                    predicted.append(head(hidden)[:, 0])
+                later, gains = worth[-1], []
+                for now, gain in zip(worth[:-1].flip(0), reversed(predicted), strict=True):
+                    gains.append(now - later)
+                    later = torch.where(gain.detach() > 0, now, later)
+                loss = (torch.stack(predicted) - torch.stack(gains).flip(0)).square().mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -121,7 +121,7 @@ def learned_stop(
 
 
 def _features(probabilities: Tensor, before: Tensor | None, time: float) -> tuple[Tensor, Tensor]:
-    """f_t `[B, 5]` and the labels `[B, 1]`."""
+    """f_t `[B, 5]` and the labels `[B, 1]` of one step, given those of the step before."""
     top, index = probabilities.topk(2, 1)
     label = index[:, :1]
     entropy = torch.special.entr(probabilities).sum(1, keepdim=True) / math.log(probabilities.shape[1])

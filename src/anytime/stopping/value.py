@@ -17,30 +17,25 @@ from anytime.trace import Trace
 
 
 def value_of_computation(
-    trace: Trace,
-    price: float,
-    cost: Spent = "macs",
-    bins: int = 10,
-    myopic: bool = False,
-    combiner: Combiner | None = None,
+    trace: Trace, price: float, cost: Spent = "macs", bins: int = 10, myopic: bool = False, combiner: Combiner | None = None
 ) -> Outcome:
     """The rule that maximises E[correct - price * cost], by monitoring the confidence at every step.
 
-    V_t(b) = max(a_t(b), sum_b' P_t(b' | b) V_{t+1}(b') - price * (cost_{t+1} - cost_t)), with b the quantised confidence,
-    a_t(b) the share of right answers in it and P_t the frequency of going to b' at the next step, all counted on the
-    trace; stop where a_t(b) is the larger (Hansen and Zilberstein 2001). The myopic rule looks one step
-    ahead: a_{t+1} stands for V_{t+1}, so it stops too early where one step alone does not pay but several do.
+    V_t(b) = max(a_t(b), sum_b' P_t(b' | b) V_{t+1}(b') - price * (cost_{t+1} - cost_t)), where b is the quantised confidence,
+    a_t(b) the share of right answers in it and P_t the frequency of moving to b' at the next step, all counted on the trace;
+    the rule stops where a_t(b) is the larger (Hansen and Zilberstein 2001). The myopic rule looks one step ahead, with a_{t+1}
+    instead of V_{t+1}, so it stops too early where a single step does not pay but several do.
 
     Args:
-        trace: The answers about a validation split; at least some ten samples per bin and step.
-        price: What a unit of cost is worth in accuracy: 1e-9 per MAC, 20 per second, ...
+        trace: The answers on a validation split; at least about ten samples per bin and step.
+        price: Accuracy that a unit of cost is worth: 1e-9 per MAC, 20 per second, ...
         cost: "macs" (interruptible) or "seconds".
-        bins: Quantiles of the confidence per step; equal confidences share a bin.
-        myopic: Looks one step ahead only.
-        combiner: Makes the answers of several steps' outputs; default `Last()`.
+        bins: Number of quantile bins of the confidence per step; equal confidences share a bin.
+        myopic: Looks only one step ahead.
+        combiner: How answers are made from several steps; default `Last()`.
 
     Raises:
-        ValueError: A price below zero, less than one bin, or a cost that the trace does not hold.
+        ValueError: If the price is negative, there is less than one bin, or the trace does not hold that cost.
     """
     require_price(price)
     if bins < 1:
@@ -63,16 +58,16 @@ def value_of_computation(
 def solve(
     accuracy: Sequence[Tensor], transitions: Sequence[Tensor], prices: Sequence[float], myopic: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Dynamic programming backwards over steps, see `value_of_computation`.
+    """Dynamic programming backwards over the steps, see `value_of_computation`.
 
     Args:
         accuracy: a_t(b), T tensors `[B_t]`.
-        transitions: P_t(b' | b), T - 1 tensors `[B_t, B_{t+1}]`, rows sum to 1.
-        prices: Price of going from step t to t + 1, length T - 1.
-        myopic: Decides by the accuracy of the next step alone.
+        transitions: P_t(b' | b), T - 1 tensors `[B_t, B_{t+1}]` whose rows sum to 1.
+        prices: Price of moving from step t to t + 1, length T - 1.
+        myopic: Decides by the accuracy of only the next step.
 
     Returns:
-        Whether to stop, bool `[B_t]`, and the expected accuracy less the price to come, `[B_t]`, both for each step.
+        For each step, whether to stop, bool `[B_t]`, and the expected accuracy minus the remaining price, `[B_t]`.
     """
     stops, values = [torch.ones_like(accuracy[-1], dtype=torch.bool)], [accuracy[-1]]
     for step in reversed(range(len(transitions))):
@@ -85,14 +80,14 @@ def solve(
 
 
 def _edges(confidence: Tensor, bins: int) -> Tensor:
-    """Lower edges of all bins but the first, taken from the values themselves: no bin is empty."""
+    """Lower edges of all bins but the first, taken from the values themselves, so that no bin is empty."""
     ordered = confidence.sort().values
     edges = ordered[[len(ordered) * i // bins for i in range(1, bins)]].unique()
     return edges[edges > ordered[0]]
 
 
 def _bands(edges: Tensor, stop: Tensor) -> list[tuple[float, float]]:
-    """The bins in which to stop as bands of confidence, neighbours joined."""
+    """The bins in which to stop, as bands of confidence; adjacent bins are joined."""
     limits = [0.0, *edges.tolist(), math.inf]
     bands: list[tuple[float, float]] = []
     for low, high, stopping in zip(limits[:-1], limits[1:], stop.tolist(), strict=True):

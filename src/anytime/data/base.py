@@ -109,9 +109,8 @@ class ImageData(LightningDataModule, ABC):
     homepage: ClassVar[str] = ""
     license: ClassVar[str] = ""
     citation: ClassVar[str] = ""
-    official: ClassVar[tuple[int, int] | None] = None
-    """The official numbers of training and test images."""
-    official_classes: ClassVar[int | None] = None
+    official: ClassVar[tuple[int, int, int] | None] = None
+    """The official numbers of training images, test images and classes."""
     files: ClassVar[tuple[str, ...]] = ()
     """Paths under the root; if one exists, the data set is there. Empty if it needs no files."""
     standard_augment: ClassVar[CropFlip] = "crop+flip"
@@ -146,12 +145,11 @@ class ImageData(LightningDataModule, ABC):
         ):
             if option not in valid:
                 raise ValueError(f"unknown {name} {option!r}{nearest(str(option), map(str, valid))}")
-        at_least_1 = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit}
-        for name, value in at_least_1.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if workers < 0:
-            raise ValueError(f"workers must be at least 0, got {workers}")
+        numbers = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "workers": workers}
+        for name, number in numbers.items():
+            least = 0 if name == "workers" else 1
+            if number is not None and number < least:
+                raise ValueError(f"{name} must be at least {least}, got {number}")
         if not (0 <= validation < 1 or (validation >= 1 and validation == int(validation))):
             raise ValueError(f"validation must be a share in [0, 1) or a number of images, got {validation}")
         if label_levels is not None and (taxonomy is None or label_levels < 2):

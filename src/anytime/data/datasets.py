@@ -73,8 +73,8 @@ def describe(root: str | os.PathLike[str] | None = None) -> list[Description]:
     rows = []
     for name in _NAMES:
         dataset = import_subclass(resolve(name), ImageData, "data set")
-        train, test = dataset.official or (None, None)
+        train, test, classes = dataset.official or (None, None, None)
         facts = {key: getattr(dataset, key) for key in ("title", "input_size", "license", "homepage", "citation")}
         found = dataset.official is not None and dataset.found(root)
-        rows.append(Description(name, train=train, test=test, classes=dataset.official_classes, found=found, **facts))
+        rows.append(Description(name, train=train, test=test, classes=classes, found=found, **facts))
     return rows

@@ -198,22 +198,31 @@ def read_images(paths: Sequence[Path], input_size: tuple[int, int, int], boxes: 
         FileNotFoundError: A file is missing.
         ValueError: A file cannot be read or its box lies outside the image; the message names the file.
     """
-    images = torch.empty((len(paths), *input_size), dtype=torch.uint8)
 
-    def read(index: int) -> None:
-        image = open_image(paths[index], input_size[0])
-        with errors_naming(paths[index]):
-            images[index] = to_tensor(crop_and_resize(image, boxes[index] if boxes else None, input_size[1:]))
+    def read(index: int) -> Image.Image:
+        with Image.open(paths[index]) as image:
+            return to_channels(image, input_size[0])
 
-    in_parallel(read, range(len(paths)))
-    return images
+    return resize_images(read, paths, input_size, boxes)
 
 
-def in_parallel(function: Callable[[int], None], items: Sequence[int]) -> None:
-    """Calls `function` on every item in threads (image decoders release the GIL) and raises the first error."""
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(function, items):
+def resize_images(
+    read: Callable[[int], Image.Image],
+    sources: Sequence[Path],
+    input_size: tuple[int, int, int],
+    boxes: Sequence[Box] | None = None,
+) -> Tensor:
+    """Crops and resizes the images that `read` returns, one per source that errors name; as `read_images`."""
+    images = torch.empty((len(sources), *input_size), dtype=torch.uint8)
+
+    def resize(index: int) -> None:
+        with errors_naming(sources[index]):
+            images[index] = to_tensor(crop_and_resize(read(index), boxes[index] if boxes else None, input_size[1:]))
+
+    with ThreadPoolExecutor() as pool:  # image decoders release the GIL
+        for _ in pool.map(resize, range(len(sources))):
             pass
+    return images
 
 
 def download_archives(archives: Mapping[str, str], target: Path, inside: str = ".") -> None:

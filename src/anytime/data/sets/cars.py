@@ -18,8 +18,7 @@ class StanfordCars(ResizedData):
     homepage = "https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.StanfordCars.html"
     license = "non-commercial research"
     citation = "Krause et al. 2013"
-    official = (8_144, 8_041)
-    official_classes = 196
+    official = (8_144, 8_041, 196)
     files = ("stanford_cars/devkit",)
 
     def read_names(self) -> list[list[str]]:

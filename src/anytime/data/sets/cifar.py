@@ -48,21 +48,23 @@ class _CIFAR(ImageData):
     homepage = "https://www.cs.toronto.edu/~kriz/cifar.html"
     license = "free for research; no formal licence"
     citation = "Krizhevsky 2009"
-    official = (50_000, 10_000)
-    binary: ClassVar[dict[str, list[str]]]
-    pickled: ClassVar[dict[str, list[str]]]
+    batches: ClassVar[dict[str, list[str]]]
+    """Names of the files of a split, without the suffix that they have in the binary layout."""
     columns: ClassVar[dict[str, int]]
     """Number of classes by label name in the pickled layout, in the order of the binary label bytes."""
 
     def read(self, split: str) -> Split | None:
         if split == "validation":
             return None
-        layouts = {self.files[0]: (self.binary, self._read_binary), self.files[1]: (self.pickled, self._read_pickled)}
         folder = self.find(*self.files)
-        names, read = layouts[folder.name]
-        paths = [self.find(f"{folder.name}/{name}") for name in names[split]]
-        pixels, labels = map(torch.cat, zip(*map(read, paths), strict=True))
-        return Split(pixels.view(-1, 3, 32, 32), self.choose_labels(labels), folder)
+        binary = folder.name == self.files[0]
+        read = self._read_binary if binary else self._read_pickled
+        paths = [self.find(f"{folder.name}/{name}{'.bin' if binary else ''}") for name in self.batches[split]]
+        pixels, labels = zip(*map(read, paths), strict=True)
+        for path, columns in zip(paths, labels, strict=True):
+            for column, number in zip(columns.T, self.columns.values(), strict=True):
+                check_labels(column, number, path)
+        return Split(torch.cat(pixels).view(-1, 3, 32, 32), self.choose_labels(torch.cat(labels)), folder)
 
     def choose_labels(self, labels: Tensor) -> Tensor:
         """The targets, given all label columns `[N, D]`."""
@@ -70,7 +72,7 @@ class _CIFAR(ImageData):
 
     def _read_binary(self, path: Path) -> tuple[Tensor, Tensor]:
         labels, pixels = read_records(path, len(self.columns), 3072)
-        return pixels, self._checked_labels(labels.long(), path)
+        return pixels, labels.long()
 
     def _read_pickled(self, path: Path) -> tuple[Tensor, Tensor]:
         content = read_pickle(path)
@@ -79,12 +81,7 @@ class _CIFAR(ImageData):
             labels = torch.tensor([content[name] for name in self.columns]).T
             if pixels.dtype != torch.uint8 or pixels.shape != (len(labels), 3072):
                 raise ValueError(f"{len(labels)} labels but images of {pixels.dtype} {list(pixels.shape)}")
-        return pixels, self._checked_labels(labels, path)
-
-    def _checked_labels(self, labels: Tensor, path: Path) -> Tensor:
-        for column, number in zip(labels.T, self.columns.values(), strict=True):
-            check_labels(column, number, path)
-        return labels
+        return pixels, labels
 
 
 class CIFAR10(_CIFAR):
@@ -94,10 +91,9 @@ class CIFAR10(_CIFAR):
     """
 
     title = "CIFAR-10"
-    official_classes = 10
+    official = (50_000, 10_000, 10)
     files = ("cifar-10-batches-bin", "cifar-10-batches-py")
-    binary: ClassVar = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
-    pickled: ClassVar = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    batches: ClassVar = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
     columns: ClassVar = {"labels": 10}
 
     def read_names(self) -> list[list[str]]:
@@ -119,10 +115,9 @@ class CIFAR100(_CIFAR):
     """
 
     title = "CIFAR-100"
-    official_classes = 100
+    official = (50_000, 10_000, 100)
     files = ("cifar-100-binary", "cifar-100-python")
-    binary: ClassVar = {"train": ["train.bin"], "test": ["test.bin"]}
-    pickled: ClassVar = {"train": ["train"], "test": ["test"]}
+    batches: ClassVar = {"train": ["train"], "test": ["test"]}
     columns: ClassVar = {"coarse_labels": 20, "fine_labels": 100}
 
     def __init__(self, labels: Literal["fine", "coarse", "both"] = "fine", **kwargs: Any) -> None:

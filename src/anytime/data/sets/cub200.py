@@ -15,8 +15,7 @@ class CUB200(StreamedData):
     homepage = "https://www.vision.caltech.edu/datasets/cub_200_2011"
     license = "non-commercial research"
     citation = "Wah et al. 2011"
-    official = (5_994, 5_794)
-    official_classes = 200
+    official = (5_994, 5_794, 200)
     files = ("CUB_200_2011",)
 
     def _table(self, name: str) -> dict[str, str]:

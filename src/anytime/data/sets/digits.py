@@ -18,8 +18,7 @@ class Digits(ImageData):
     homepage = "https://archive.ics.uci.edu/dataset/80"
     license = "CC BY 4.0; part of scikit-learn"
     citation = "Alpaydin & Kaynak 1998"
-    official = (1437, 360)
-    official_classes = 10
+    official = (1437, 360, 10)
     standard_augment = "crop"
     input_size = (1, 8, 8)
 

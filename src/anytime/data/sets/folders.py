@@ -1,6 +1,7 @@
 """Streamed sets of image files, and the set made from any folder of images."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,13 @@ class StreamedData(ResizedData):
         super().__init__(size=size, **kwargs)
 
 
-class _OpenPath:
-    """Opens the image file of a row."""
-
-    def __init__(self, paths: Sequence[Path | str]) -> None:
-        self.paths = [str(path) for path in paths]
-
-    def __call__(self, row: int) -> Image.Image:
-        return open_image(self.paths[row])
+def _open_row(paths: Sequence[str], row: int) -> Image.Image:
+    return open_image(paths[row])
 
 
 def lazy_split(paths: Sequence[Path | str], labels: Sequence[int], source: Path) -> Split:
     """A split whose image files are read on demand."""
-    images = LazyImages(_OpenPath(paths), torch.arange(len(paths)))
+    images = LazyImages(partial(_open_row, [str(path) for path in paths]), torch.arange(len(paths)))
     return Split(images, torch.tensor(labels, dtype=torch.int64), source)
 
 

@@ -7,16 +7,7 @@ import torch
 from PIL import Image
 
 from anytime.data.base import ResizedData, Split
-from anytime.data.files import (
-    Box,
-    crop_and_resize,
-    download_archives,
-    errors_naming,
-    in_parallel,
-    read_images,
-    read_table,
-    to_tensor,
-)
+from anytime.data.files import Box, download_archives, errors_naming, read_images, read_table, resize_images
 
 GTSRB_NAMES = (
     """
@@ -53,8 +44,7 @@ class GTSRB(ResizedData):
     homepage = "https://benchmark.ini.rub.de"
     license = "free for research; cite the authors"
     citation = "Stallkamp et al. 2012"
-    official = (39_209, 12_630)
-    official_classes = 43
+    official = (39_209, 12_630, 43)
     files = ("gtsrb/GTSRB/Final_Training/Images", "GTSRB/Final_Training/Images", "gtsrb32/train.npz")
     standard_augment = "crop"
 
@@ -99,15 +89,9 @@ class GTSRB(ResizedData):
             if frames.dtype != np.uint8 or frames.ndim != 4 or not len(frames) == len(labels) == len(roi) == len(names):
                 raise ValueError("images, labels, roi and track do not belong together")
         targets = torch.from_numpy(labels.astype(np.int64))
-        boxes = roi * np.array(frames.shape[1:3][::-1] * 2)
-        images = torch.empty((len(frames), *self.input_size), dtype=torch.uint8)
-
-        def resize(index: int) -> None:
-            frame = Image.fromarray(frames[index])
-            images[index] = to_tensor(crop_and_resize(frame, tuple(boxes[index].tolist()), self.input_size[1:]))
-
-        with errors_naming(path):
-            in_parallel(resize, range(len(frames)))
+        boxes = list(map(tuple, (roi * np.array(frames.shape[1:3][::-1] * 2)).tolist()))
+        sources = [path] * len(frames)
+        images = resize_images(lambda index: Image.fromarray(frames[index]), sources, self.input_size, boxes)
         # The names of test images are running numbers, not tracks.
         return Split(images, targets, path, self._tracks(names, targets) if path.stem == "train" else None)
 

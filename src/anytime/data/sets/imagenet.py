@@ -23,8 +23,7 @@ class ImageNet(StreamedData):
     homepage = "https://image-net.org"
     license = "non-commercial research; registration needed"
     citation = "Russakovsky et al. 2015"
-    official = (1_281_167, 50_000)
-    official_classes = 1000
+    official = (1_281_167, 50_000, 1000)
     files = ("imagenet/meta.bin", "meta.bin")
 
     def _folder(self, name: str) -> Path:

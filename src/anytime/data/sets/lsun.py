@@ -73,8 +73,7 @@ class LSUN(StreamedData):
     homepage = "https://www.yf.io/p/lsun"
     license = "research"
     citation = "Yu et al. 2015"
-    official = (9_895_373, 3_000)
-    official_classes = 10
+    official = (9_895_373, 3_000, 10)
     files = tuple(f"{folder}{name}_train_lmdb" for folder in ("lsun/", "") for name in LSUN_NAMES)
 
     def read_names(self) -> list[list[str]]:

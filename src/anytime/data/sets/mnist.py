@@ -20,8 +20,7 @@ class MNIST(ImageData):
     homepage = "https://yann.lecun.com/exdb/mnist"
     license = "CC BY-SA 3.0"
     citation = "LeCun, Cortes & Burges 1998"
-    official = (60_000, 10_000)
-    official_classes = 10
+    official = (60_000, 10_000, 10)
     files = ("MNIST/raw",)
     standard_augment: ClassVar[CropFlip] = "crop"
     input_size = (1, 28, 28)

@@ -26,8 +26,7 @@ class SVHN(ImageData):
     homepage = "http://ufldl.stanford.edu/housenumbers"
     license = "non-commercial use"
     citation = "Netzer et al. 2011"
-    official = (73_257, 26_032)
-    official_classes = 10
+    official = (73_257, 26_032, 10)
     files = ("svhn/train_32x32.mat", "train_32x32.mat")
     standard_augment = "crop"
 

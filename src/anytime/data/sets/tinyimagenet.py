@@ -17,8 +17,7 @@ class TinyImageNet(ImageData):
     homepage = "http://cs231n.stanford.edu"
     license = "non-commercial research (ImageNet's terms)"
     citation = "Le & Yang 2015"
-    official = (100_000, 10_000)
-    official_classes = 200
+    official = (100_000, 10_000, 200)
     files = ("tiny-imagenet-200",)
     input_size = (3, 64, 64)
 

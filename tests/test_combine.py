@@ -72,7 +72,7 @@ def test_product_support_only_shrinks(seed):
 
 
 def test_heaviside_experts_are_monotone():
-    """With experts of equal height the product is uniform on its support: the true class never falls while it is in."""
+    """Experts of equal height: the product is uniform on its support, so the true class never falls while it is in."""
     logits = (torch.randn(6, 200, 5, generator=torch.Generator().manual_seed(0)) > -1).float()
     logits[..., 0] = 1  # the true class is in every support
     assert bool((Product()(logits)[..., 0].diff(dim=0) >= -1e-6).all())
@@ -183,6 +183,6 @@ def test_clear_errors():
         ({"kind": "never"}, "unknown combiner 'never'"),
     ],
 )
-def test_damaged_descriptions_are_refused(values, message):
+def test_damaged_descriptions_raise(values, message):
     with pytest.raises(ValueError, match=message):
         Combiner.from_dict(values)

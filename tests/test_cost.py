@@ -14,7 +14,7 @@ from anytime.model import AnytimeModel
 
 
 class Toy(AnytimeModel):
-    """Two steps: a 3x3 convolution without padding, then the head; then the head alone on its rectified output."""
+    """Two steps: a 3x3 convolution without padding, then the head; then only the head on its rectified output."""
 
     num_steps = 2
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and memory is kept where glibc is."""
+"""Atomic writes, and glibc set to keep freed memory."""
 
 import platform
 import sys
@@ -26,7 +26,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_memory_is_kept_where_glibc_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freed_memory_is_kept_only_with_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False

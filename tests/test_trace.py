@@ -51,14 +51,14 @@ def test_round_trip(tmp_path_factory, steps, samples, classes, everything):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_views_are_saved_as_they_look(tmp_path):
+def test_views_are_saved_by_value(tmp_path):
     trace = make(classes=4)
     view = replace(trace, logits=trace.logits[..., ::2], labels=trace.labels % 2, class_names=("a", "b"))
     view.save(tmp_path / "view")
     assert equal(Trace.load(tmp_path / "view"), view)
 
 
-def test_damaged_files_are_refused_by_name(tmp_path):
+def test_errors_about_damaged_files_name_them(tmp_path):
     path = tmp_path / "my.trace"
     make().save(path)
     whole = path.read_bytes()
@@ -73,7 +73,7 @@ def test_damaged_files_are_refused_by_name(tmp_path):
         Trace.load(tmp_path / "nowhere")
 
 
-def test_other_formats_and_versions_are_refused(tmp_path):
+def test_other_formats_and_versions_raise(tmp_path):
     path = tmp_path / "my.trace"
     safetensors.torch.save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(ValueError, match=r"my\.trace is a safetensors file but not a trace"):
@@ -127,12 +127,12 @@ def test_meta_must_be_json(tmp_path):
         ({"meta": {"levels": [1, 1]}}, r"labels must be torch.int64 \[4, 2\], got torch.int64 \[4\]"),
     ],
 )
-def test_contradictions_are_refused(changes, message):
+def test_contradictions_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
 
 
-def test_level_cuts_out_one_label_level():
+def test_level_selects_one_label_level():
     labels = torch.stack([torch.arange(4) % 3, torch.arange(4) % 2], dim=1)
     weights = torch.arange(10.0).reshape(5, 2)
     trace = make(classes=5, labels=labels, class_weights=weights, meta={"levels": [3, 2], "model": "two"})
@@ -150,7 +150,7 @@ def test_level_cuts_out_one_label_level():
 
 
 class Tiny(AnytimeModel):
-    """Two steps over the image's mean: a linear layer each."""
+    """Two steps, each a linear layer on the normalised pixels."""
 
     num_steps = 2
 
@@ -174,7 +174,7 @@ def batches(labels, size=4):
 
 def test_record():
     model = Tiny()
-    model.norm.eval()  # frozen on purpose: record must leave it so
+    model.norm.eval()  # frozen on purpose: record must keep it frozen
     model.heads.train()
     loader = batches([0, 1, 2, 0, 1, 2, 1])
     trace = record(model, loader, progress=False, meta={"dataset": "noise", "model": "mine"})
@@ -196,7 +196,7 @@ def test_record():
         assert torch.equal(trace.logits, torch.cat([model(images) for images, _ in loader], dim=1))
 
 
-def test_record_of_names_and_levels():
+def test_record_takes_names_and_levels_from_the_model():
     model = Tiny((3, 2)).eval()
     model.info.class_names = tuple("abcde")
     labels = torch.tensor([[0, 1], [2, 0], [1, 1]], dtype=torch.int32)
@@ -216,7 +216,7 @@ def test_record_of_names_and_levels():
         ([0.0, 0.5], "batch 0: labels must be torch.int64"),
     ],
 )
-def test_record_refuses_labels_outside_the_classes(labels, message):
+def test_record_rejects_labels_outside_the_classes(labels, message):
     model = Tiny().train()
     with pytest.raises(ValueError, match=message):
         record(model, batches(labels), progress=False)
@@ -224,7 +224,7 @@ def test_record_refuses_labels_outside_the_classes(labels, message):
     assert model.norm.training
 
 
-def test_record_refuses_nothing_and_nonsense(monkeypatch):
+def test_record_rejects_empty_loaders_and_wrong_shapes(monkeypatch):
     with pytest.raises(ValueError, match="the loader is empty"):
         record(Tiny(), [], progress=False)
     monkeypatch.setattr(Tiny, "forward", lambda self, x: torch.zeros(len(x), 3))

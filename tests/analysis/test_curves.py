@@ -37,7 +37,7 @@ def test_per_step_metrics(trace):
     assert curves.timeliness(trace) == pytest.approx(1.75 / 3)
 
 
-def test_error_at_cost_is_that_of_the_last_step_paid_for(trace):
+def test_error_at_cost_is_that_of_the_last_affordable_step(trace):
     assert curves.error_at_cost(trace) == [0.5, 0.5, 0.5, 0.25]
     assert curves.error_at_cost(trace, (0.1, 0.4, 0.999)) == [0.5, 0.5, 0.5]
     assert math.isnan(curves.error_at_cost(trace, (0.099,))[0])

@@ -1,4 +1,4 @@
-"""Proposition 3.1 of Hu et al. 2017: its numbers, its limits, and sequences that are stopped at random and by an adversary."""
+"""Proposition 3.1 of Hu et al. 2017: its numbers, its limits, and sequences stopped at random or by an adversary."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_expectations_of_the_paper() -> None:
 def test_formulas(base: float, anytime: bool) -> None:
     sup, mean = sup_inflation(base, anytime), expected_inflation(base, anytime)
     assert sup == pytest.approx(2 + 1 / (base - 1) if anytime else base**2 / (base - 1), rel=1e-12)
-    own = 1 + base * math.log(base) / (base - 1) ** 2  # in the share 1 - 1/b of the time in which a network is the deepest
+    own = 1 + base * math.log(base) / (base - 1) ** 2  # for the share 1 - 1/b of its time in which a network is the deepest
     wanted = (1.5 + 1 / (base - 1)) / base + own * (1 - 1 / base) if anytime else 1 + base / 2 + 1 / (base - 1)
     assert mean == pytest.approx(wanted, rel=1e-12)
     assert mean < sup
@@ -40,7 +40,7 @@ def test_formulas(base: float, anytime: bool) -> None:
 
 @given(BASES, st.floats(1.001, 3))
 def test_best_bases(base: float, factor: float) -> None:
-    """Anytime members: the larger the better, to 2 and 1. Plain ones: least 4 at 2, least 1.5 + sqrt(2) at 1 + sqrt(2)."""
+    """Anytime members: the larger the better, down to 2 and 1. Plain ones: minima 4 at 2 and 1.5 + sqrt(2) at 1 + sqrt(2)."""
     assert best_base("sup") == best_base("mean") == math.inf
     assert 2 < sup_inflation(base * factor) < sup_inflation(base)
     assert 1 < expected_inflation(base * factor) < expected_inflation(base)
@@ -77,7 +77,7 @@ def test_simulated_stops_confirm_the_proposition(base: float, networks: int, any
     exact = sequence_inflation(depths, anytime)
     assert sup == pytest.approx(exact.sup, rel=1e-9)
     assert sup < sup_inflation(base, anytime) * (1 + 1e-9)
-    within = 5 * exact.sup / math.sqrt(12 * stops)  # 5 standard errors of what lies in 0..sup, were it uniform there
+    within = 5 * exact.sup / math.sqrt(12 * stops)  # 5 standard errors of a uniform variable in 0..sup
     assert abs(mean - exact.mean) < within
     assert mean < expected_inflation(base, anytime) + within
 
@@ -92,7 +92,7 @@ def test_a_long_sequence_of_base_2() -> None:
 
 
 def test_by_hand() -> None:
-    """Depths 1 and 2: C = 1; then 1 + z while the first answer holds; then (1 + z) / z."""
+    """Depths 1 and 2: C = 1; then 1 + z while the first answer stands; then (1 + z) / z."""
     sup, mean = sequence_inflation([1, 2])
     assert sup == 2
     assert mean == pytest.approx((1 + 1.5 + 1 + math.log(2)) / 3, rel=1e-15)
@@ -100,8 +100,8 @@ def test_by_hand() -> None:
     assert sequence_inflation([5]) == (1, 1)
 
 
-def test_the_paper_s_networks() -> None:
-    """Their bases lie around 2 and so does what they cost: less than the limit for 2, 2.443."""
+def test_networks_of_the_paper() -> None:
+    """Their bases lie around 2; they cost less than 2.443, the limit for base 2."""
     sup, mean = sequence_inflation(UNITS)
     assert sup == pytest.approx(72 / 39 + 1)
     assert mean == pytest.approx(2.1223, abs=5e-5)

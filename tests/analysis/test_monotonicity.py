@@ -32,7 +32,7 @@ def test_largest_drop_counts_from_the_best_earlier_step(trace):
 
 
 def test_true_class_drops_by_hand(trace):
-    """The true class has 0.5 0.8 0.9, 0.3 0.7 0.8, 0.25 0.3 0.6, 0.7 0.3 0.2."""
+    """The probabilities of the true class: 0.5 0.8 0.9, 0.3 0.7 0.8, 0.25 0.3 0.6, 0.7 0.3 0.2."""
     torch.testing.assert_close(monotonicity.true_class_drops(trace), torch.tensor([0, 0, 0, 0.5]).double())
     assert monotonicity.monotonicity_violations(trace, [0.1, 0.49, 0.51]).tolist() == [0.25, 0.25, 0]
     backwards = replace(trace, logits=trace.logits.flip(0))
@@ -40,7 +40,7 @@ def test_true_class_drops_by_hand(trace):
     torch.testing.assert_close(drops, torch.tensor([0.4, 0.5, 0.35, 0]).double(), atol=1e-6, rtol=0)
 
 
-def test_a_combiner_mends_violations(trace):
+def test_a_combiner_removes_violations(trace):
     probabilities = trace.logits.softmax(2)[:1].expand(3, 4, 3)  # never changes
     assert monotonicity.monotonicity_violations(trace, probabilities=probabilities).tolist() == [0] * 5
     torch.testing.assert_close(
@@ -49,7 +49,7 @@ def test_a_combiner_mends_violations(trace):
 
 
 def test_regret_by_hand(trace):
-    """The first right answers are those of steps 1 2 3 1, at 10 40 100 10 MACs."""
+    """The first right answers come at steps 1 2 3 1, at 10 40 100 10 MACs."""
     assert monotonicity.regret(trace, torch.tensor([0, 1, 2, 0])) == monotonicity.Regret(0.0, 0.0, 0.0, 0.0)
     assert monotonicity.regret(trace, torch.tensor([2, 2, 2, 2])) == monotonicity.Regret(0.25, 60.0, 0.0, 0.75)
     assert monotonicity.regret(trace, torch.tensor([0, 0, 0, 0])) == monotonicity.Regret(0.5, -30.0, 0.5, 0.0)
@@ -62,13 +62,13 @@ def test_regret_of_a_combiner_and_of_no_right_answer(trace):
     assert found == monotonicity.Regret(accuracy=0.0, cost=30.0, early=0.0, late=1.0)
 
 
-def test_regret_refuses_wrong_steps(trace):
+def test_regret_rejects_wrong_steps(trace):
     for wrong in ([0, 1, 2], [0, 1, 2, 3], [-1, 0, 0, 0]):
         with pytest.raises(ValueError, match=r"steps must be \[4\] in 0..2, got"):
             monotonicity.regret(trace, torch.tensor(wrong))
 
 
-def test_label_levels_are_refused(levels):
+def test_label_levels_raise(levels):
     with pytest.raises(ValueError, match="label levels"):
         monotonicity.true_class_drops(levels)
     with pytest.raises(ValueError, match="label levels"):

@@ -1,4 +1,4 @@
-"""Comparisons with OPT on hand-made exits, and on the published numbers of Hu et al. 2017 (Tables 2, 3 and 6)."""
+"""Comparison with OPT on hand-made exits and on the published numbers of Hu et al. 2017 (Tables 2, 3 and 6)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_errors_at_a_share_of_the_cost() -> None:
     assert exits.errors_at([10, 39.9, 40, 1000]) == [0.5, 0.5, 0.4, 0.2]
 
 
-def test_of_a_trace(trace) -> None:
+def test_exits_of_a_trace(trace) -> None:
     for cost in ("macs", "contract", "seconds"):
         exits = Exits.of(trace, cost)
         assert exits.errors == (0.5, 0.5, 0.25)
@@ -82,7 +82,7 @@ def test_of_a_trace(trace) -> None:
 
 
 def test_a_family_of_networks(trace) -> None:
-    """Each trace counts with the exit that its network was trained for, at the cost of that answer alone."""
+    """Each trace contributes the exit that its network was trained for, at the cost of computing only that answer."""
     other = replace(trace, labels=torch.tensor([0, 1, 2, 1]))
     assert error(other).tolist() == [0.75, 0.25, 0.0]
     family = Exits.of_family({3: other, 1: trace})
@@ -94,7 +94,7 @@ def test_a_family_of_networks(trace) -> None:
 
 
 @given(EXITS, st.integers(0, 20))
-def test_step_curve_holds_each_answer_until_the_next(exits: Exits, more: int) -> None:
+def test_step_curve_is_level_until_the_next_answer(exits: Exits, more: int) -> None:
     total = exits.costs[-1] + more
     x, y = exits.step_curve(total)
     assert x == sorted(x)
@@ -120,7 +120,7 @@ def test_opt_plus_is_the_best_that_costs_no_more(networks: list[Exits], budget: 
 
 @pytest.mark.parametrize(("dataset", "row"), [(1, [5.23, 4.73, 4.73]), (2, [23.63, 22.66, 22.66])])
 def test_opt_plus_of_the_paper(dataset: int, row: list[float]) -> None:
-    """Table 3, c = 32, at 1/2, 3/4 and 1 of n = 25 (at 1/4 it rests on a network whose row is not known here)."""
+    """Table 3, c = 32, at 1/2, 3/4 and 1 of n = 25 (at 1/4 it depends on a network whose row is unknown)."""
     networks = [Exits(tuple(CELLS[f"{n},32", "OPT"][dataset]), units) for n, units in UNITS.items()]
     assert opt_plus(networks).at((0.5, 0.75, 1), total=75) == row
     assert opt_plus(networks[:-1]).costs[-1] <= 51
@@ -128,7 +128,7 @@ def test_opt_plus_of_the_paper(dataset: int, row: list[float]) -> None:
 
 @pytest.mark.parametrize(("method", "mean"), [("ANN", [54.9, 28.7, 13.5, 2.7]), ("AANN", [49.4, 22.7, 5.6, 1.1])])
 def test_relative_increase_of_the_paper(method: str, mean: list[float]) -> None:
-    """Mean over the 33 cells of Table 6 that are known here. (Table 2b: 52.72 28.05 14.36 2.57, 47.77 22.70 7.99 1.66.)"""
+    """Mean over the 33 known cells of Table 6. (Table 2b: 52.72 28.05 14.36 2.57, 47.77 22.70 7.99 1.66.)"""
     models = sorted({model for model, _ in CELLS})
     increases = [
         relative_increase(errors, optimal)
@@ -147,7 +147,7 @@ def test_relative_increase() -> None:
             relative_increase([0.3, 0.1], optimal)
 
 
-def test_exact_test_of_the_spec() -> None:
+def test_sign_test() -> None:
     assert round(sign_test(26, 39), 3) == 0.027
     assert round(sign_test(30, 39), 4) == 0.0005
     assert round(sign_test(25, 39), 3) == 0.054
@@ -157,13 +157,13 @@ def test_exact_test_of_the_spec() -> None:
 
 
 @given(st.integers(1, 60), st.data())
-def test_exact_test_is_the_binomial_tail(runs: int, data: st.DataObject) -> None:
+def test_sign_test_is_the_binomial_tail(runs: int, data: st.DataObject) -> None:
     from scipy.stats import binom
 
     wins = data.draw(st.integers(0, runs))
     p = sign_test(wins, runs)
     assert p == pytest.approx(float(binom.sf(wins - 1, runs, 0.5)), rel=1e-9)
-    assert p + sign_test(runs - wins, runs) >= 1, "both tails hold the middle"
+    assert p + sign_test(runs - wins, runs) >= 1, "both tails contain the middle"
     assert p <= math.exp(-2 * runs * max(wins / runs - 0.5, 0) ** 2) * (1 + 1e-12), "Hoeffding's bound, with its n"
     assert wins == 0 or p < sign_test(wins - 1, runs)
 

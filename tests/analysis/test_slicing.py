@@ -1,4 +1,4 @@
-"""Costs at equal errors and errors at equal costs on lines drawn by hand; branch norms branch by branch."""
+"""Costs at equal error and errors at equal cost on hand-made lines; the norm of each branch."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ from anytime.trace import Trace
 
 
 def line(points: dict[int, int], contract: list[int] | None = None) -> Trace:
-    """Of 100 samples, so many are wrong at each interruptible cost."""
+    """A trace of 100 samples: interruptible cost -> number of wrong samples."""
     right = torch.arange(100) >= torch.tensor(list(points.values()))[:, None]
     return Trace(
         logits=torch.stack([right, ~right], 2).float(),
@@ -42,7 +42,7 @@ def test_lines_by_hand():
 
 
 def test_the_papers_measures_by_hand():
-    """At 30 % the reference pays 150, at 15 % 300; at 100 it has 40 % errors, at 250 17.5 %."""
+    """The reference costs 150 at 30 % errors and 300 at 15 %; it has 40 % errors at cost 100 and 17.5 % at 250."""
     reference = line({100: 40, 200: 20, 400: 10})
     trace = line({50: 50, 100: 30, 250: 15, 500: 5})
     saved, smaller = macs_saved(trace, reference, "macs"), relative_error_saved(trace, reference, "macs")
@@ -52,7 +52,7 @@ def test_the_papers_measures_by_hand():
 
 
 def test_contract_cost_is_another_line():
-    """Interruptible the second answer costs 300, alone 200; and alone the first is the dearest."""
+    """The second answer costs 300 interruptible but 200 by contract; by contract the first costs more than the second."""
     trace = line({100: 20, 300: 30, 600: 10}, contract=[300, 200, 400])
     assert cost_at_error(trace, numbers(0.2)).item() == 300
     assert cost_at_error(trace, numbers(0.25)).item() == pytest.approx(250)
@@ -65,12 +65,12 @@ def test_a_line_that_rises_again_gives_its_first_cost():
     assert cost_at_error(trace, numbers(0.3, 0.35, 0.2, 0.15), "macs").tolist() == pytest.approx([150, 125, 200, 380])
 
 
-def test_of_equal_costs_the_better_answer_counts():
+def test_the_best_answer_counts_at_equal_cost():
     trace = line({100: 40, 200: 20, 300: 10}, contract=[100, 200, 200])
     assert error_at_equal_cost(trace, numbers(200)).item() == pytest.approx(0.1)
 
 
-def test_costs_that_are_not_there():
+def test_missing_and_unknown_costs():
     trace = line({100: 40, 200: 20})
     with pytest.raises(ValueError, match="holds no 'contract' cost"):
         macs_saved(trace, trace)
@@ -86,7 +86,7 @@ lines = st.lists(st.integers(1, 99), min_size=2, max_size=6, unique=True).map(
 @settings(deadline=None, max_examples=50)
 @given(lines, st.integers(2, 9))
 def test_a_trace_at_a_fraction_of_the_cost(trace, factor):
-    """Against itself nothing is saved; with all costs divided, at every error the same share; and the two measures agree."""
+    """Nothing is saved against itself; with all costs scaled, the same share is saved at every error; the measures agree."""
     assert macs_saved(trace, trace, "macs").tolist() == pytest.approx([0] * trace.num_steps)
     assert relative_error_saved(trace, trace, "macs").tolist() == pytest.approx([0] * trace.num_steps)
     dear = replace(trace, macs=trace.macs * factor)
@@ -99,7 +99,7 @@ def test_a_trace_at_a_fraction_of_the_cost(trace, factor):
 @settings(deadline=None, max_examples=50)
 @given(lines, st.floats(0, 1))
 def test_error_and_cost_are_inverse(trace, share):
-    """On a line that falls, the cost at the error at a cost is that cost."""
+    """On a falling line, the cost at the error at a cost is that cost."""
     cost = trace.macs[0] + share * (trace.macs[-1] - trace.macs[0]).double()
     wrong = error_at_equal_cost(trace, cost[None], "macs")
     found = cost_at_error(trace, wrong, "macs")
@@ -108,7 +108,7 @@ def test_error_and_cost_are_inverse(trace, share):
 
 @pytest.mark.parametrize(("kind", "width"), [(IResNeXt, 12), (ISResNeXt, 12)])
 def test_branch_norms(kind: type[SlicedModel], width: int) -> None:
-    """The norm of a branch is what is lost from the last convolution when the branch is set to zero."""
+    """The norm of a branch is that of its inputs' weights in the last convolution."""
     model = kind(10, 3, blocks=(1, 2), width=width, steps=3, cardinality=6, bottleneck=2)
     norms = branch_l1_norms(model)
     assert norms.shape == (3, 6)

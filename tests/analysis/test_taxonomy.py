@@ -1,4 +1,4 @@
-"""Label levels per step: errors, choice, words; and in which superclass the errors lie."""
+"""Label levels per step: errors, choice, answers in words; and the superclass of errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = ("albatross", "petrel", "gull", "owl", "seabird", "other bird")
 
 
 def made(said: list[list[list[int]]], labels: list[list[int]], levels: list[int], names: Sequence[str] = ()) -> Trace:
-    """A trace whose answers at step t about sample n are the classes `said[t][n]`, one for each level."""
+    """A trace whose answers to sample n at step t are the classes `said[t][n]`, one for each level."""
     answers = torch.tensor(said)
     logits = torch.cat([torch.nn.functional.one_hot(answers[..., d], size) for d, size in enumerate(levels)], 2).float()
     several = len(levels) > 1
@@ -41,7 +41,7 @@ def made(said: list[list[list[int]]], labels: list[list[int]], levels: list[int]
 
 @pytest.fixture
 def birds() -> Trace:
-    """Right at the finest level: 1, 2, 4 of 4 samples; at the coarser one: 3, 4, 3."""
+    """Number of 4 samples that are right at the finest level: 1, 2, 4; at the coarser one: 3, 4, 3."""
     labels = [[0, 0], [1, 0], [2, 0], [3, 1]]
     said = [
         [[0, 0], [0, 0], [0, 0], [0, 0]],
@@ -83,7 +83,7 @@ def test_targets_out_of_reach(birds: Trace) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.floats(0.01, 1))
-def test_the_finest_level_that_will_do(seed: int, target: float) -> None:
+def test_the_finest_sufficient_level_is_chosen(seed: int, target: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     said = torch.stack([torch.randint(size, (3, 7), generator=generator) for size in (4, 3, 2)], 2)
     trace = made(said.tolist(), [[0, 0, 0]] * 7, [4, 3, 2])
@@ -109,17 +109,17 @@ def test_a_choice_for_another_trace(birds: Trace) -> None:
 
 def test_choice_is_saved_with_the_model(tmp_path: Path) -> None:
     model = anytime.create_model("anytimenet", (4, 2), blocks=(1, 1, 1), scheme=(1,), width=8)
-    assert LevelChoice.kept(model) is None
+    assert LevelChoice.saved_in(model) is None
     choice = LevelChoice((4, 2), (1,) * model.num_steps, 0.8, (0.9,) * model.num_steps)
-    choice.keep(model)
+    choice.save_to(model)
     model.save(tmp_path)
-    assert LevelChoice.kept(anytime.load(tmp_path)) == choice
+    assert LevelChoice.saved_in(anytime.load(tmp_path)) == choice
     assert LevelChoice.from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
     with pytest.raises(ValueError, match=r"chosen for 2 steps and label levels \(4, 2\), but the model has 1"):
-        LevelChoice((4, 2), (1, 0), 0.8, (0.9, 0.9)).keep(model)
+        LevelChoice((4, 2), (1, 0), 0.8, (0.9, 0.9)).save_to(model)
     model.info.answer_levels = {"sizes": [4, 2]}
-    with pytest.raises(ValueError, match="no choice of label levels"):
-        LevelChoice.kept(model)
+    with pytest.raises(ValueError, match="not a choice of label levels"):
+        LevelChoice.saved_in(model)
 
 
 def test_wrong_choices() -> None:
@@ -151,7 +151,7 @@ def test_answers_in_words() -> None:
 
 
 def test_compliance_by_hand(birds: Trace) -> None:
-    """Superclasses {0, 1, 2} and {3}. Step 1 says 0 thrice wrongly (labels 1, 2, 3), step 2 says 1 for 2 and 0 for 3."""
+    """Superclasses {0, 1, 2} and {3}. Step 1 wrongly answers 0 for labels 1, 2, 3; step 2 answers 1 for 2 and 0 for 3."""
     found = compliance(birds, (0, 0, 0, 1))
     assert found.errors.tolist() == [3, 2, 0]
     assert found.value[:2].tolist() == [2 / 3, 1 / 2]
@@ -164,7 +164,7 @@ def test_compliance_by_hand(birds: Trace) -> None:
 
 
 def test_compliance_of_cifar100() -> None:
-    """Where every wrong answer is given once to every label, compliance is chance: 4 of 99."""
+    """If every label gets every wrong answer once, compliance equals chance: 4 of 99."""
     labels, said = zip(*[(a, b) for a in range(100) for b in range(100) if a != b], strict=True)
     trace = made([[[b] for b in said]], [[a] for a in labels], [100])
     found = compliance(trace, CIFAR100_SUPERCLASS)

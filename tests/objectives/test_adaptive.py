@@ -1,4 +1,4 @@
-"""AdaLoss against the numbers of its spec and its running averages by hand."""
+"""AdaLoss against its specified numbers and against running means computed by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = torch.zeros(1, dtype=torch.int64)
 
 
 def given_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """A loss that is the answer itself."""
+    """The loss is the answer itself."""
     return logits[:, 0, 0]
 
 
@@ -35,7 +35,7 @@ def test_constant_losses(extra: float, expected: tuple[float, ...]) -> None:
     objective = AdaLoss(gamma=0.07, final_extra=extra, update_every=100, loss=given_losses)
     losses = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
     for _ in range(100):
-        assert weights_of(objective, losses).tolist() == [1, 1, 1], "until the first change every weight is 1"
+        assert weights_of(objective, losses).tolist() == [1, 1, 1], "every weight is 1 until the first update"
     for _ in range(100):
         assert weights_of(objective, losses).tolist() == pytest.approx(expected, abs=1e-7)
 
@@ -65,7 +65,7 @@ def test_weights_lie_between_gamma_and_one(losses: list[float], gamma: float, ex
 
 
 @pytest.mark.parametrize(("how", "scale"), [("none", 1.0), ("sum", 7.0), ("last", 4.0)])
-def test_the_scale_of_the_weights_is_that_of_the_loss_alone(how: Any, scale: float) -> None:
+def test_normalization_scales_only_the_loss(how: Any, scale: float) -> None:
     objective = AdaLoss(normalize=how, loss=given_losses).eval()
     objective.weights = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     expected = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64) / scale
@@ -108,7 +108,7 @@ def test_cross_entropy_by_default() -> None:
 
 
 def test_gradient_is_that_of_the_sum_of_log_losses() -> None:
-    """With weights of this very batch (momentum 0, gamma 0) and up to one factor."""
+    """Up to one factor, with the weights of this batch (momentum 0, gamma 0)."""
     objective = AdaLoss(gamma=0, momentum=0, update_every=1, loss=given_losses)
     losses = torch.tensor([2.0, 1.0, 0.25], dtype=torch.float64)
     weights_of(objective, losses)

@@ -1,4 +1,4 @@
-"""Amplified losses: who is drawn how often, what is learned, and that a resumed training goes on exactly."""
+"""Amplified losses: frequencies of the draws, learning, and exact resumption of a training."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LABELS = torch.zeros(1, dtype=torch.int64)
 
 
 def given_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """A loss that is the answer itself."""
+    """The loss is the answer itself."""
     return logits[:, 0, 0]
 
 
 def at_once(kind: Any) -> dict[str, int]:
-    """Learning from the second step on, for those who learn."""
+    """Arguments with which an objective that learns does so from the second step."""
     return {} if kind in (AANN, Milestone) else {"warmup": 0}
 
 
@@ -77,7 +77,7 @@ def draws(objective: Any, losses: Tensor, steps: int) -> list[int]:
 
 
 def test_last_answer_is_drawn_half_the_time() -> None:
-    """Checklist: empirical frequency of the last answer 0.5; others as their share of the sieve."""
+    """The frequency of the last answer is 0.5, that of the others their share of the sieve."""
     steps = 4000
     drawn = draws(AANN(loss=given_losses), answers(*[1.0] * 7), steps)
     shares = [weight / sum(sieve(7)) for weight in sieve(7)]
@@ -95,7 +95,7 @@ def test_draws_follow_seed_and_step() -> None:
     assert one[1:] == expected
     state = torch.get_rng_state()
     draws(AANN(loss=given_losses), losses, 5)
-    assert torch.equal(torch.get_rng_state(), state), "nobody else's random numbers are used"
+    assert torch.equal(torch.get_rng_state(), state), "torch's global generator is not used"
 
 
 def test_an_answer_without_weight_is_never_drawn() -> None:
@@ -199,7 +199,7 @@ def test_average_is_uniform_where_no_answer_lags() -> None:
 
 
 @pytest.mark.parametrize("kind", [EXP3, RWM, AVGL])
-def test_nothing_is_learned_in_the_warmup(kind: Any) -> None:
+def test_nothing_is_learned_during_warmup(kind: Any) -> None:
     objective = kind(warmup=4, loss=given_losses)
     for step in range(6):
         objective(numbers(step, 3), LABELS)
@@ -213,7 +213,7 @@ def test_a_lagging_answer_is_drawn_more(kind: Any) -> None:
     for _ in range(300):
         objective(answers(1.0, 1.0, 0.5, 0.5), LABELS)
     p = objective.probabilities.tolist()
-    assert p[1] > 0.5, "the second lags most behind the next"
+    assert p[1] > 0.5, "the second lags furthest behind the next"
     assert p[3] > p[0]
     assert min(p) >= 0.3 / 4
 
@@ -257,7 +257,7 @@ def test_cross_entropy_by_default() -> None:
         torch.testing.assert_close(AANN(label_smoothing=smoothing)(logits, target), expected, rtol=0, atol=1e-12)
 
 
-def test_half_precision_is_learned_from_in_single() -> None:
+def test_learning_from_half_precision_uses_float32() -> None:
     objective = RWM(warmup=0, loss=given_losses)
     for step in range(3):
         objective(numbers(step, 4).to(torch.bfloat16), LABELS)

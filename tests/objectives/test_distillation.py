@@ -1,4 +1,4 @@
-"""Self-distillation from the last answer: the formula by hand, who learns from whom, the edges."""
+"""Self-distillation from the last answer: the formula by hand, gradients, edge cases."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_gradient_of_an_early_answer(alpha: float, tau: float) -> None:
     wrong = z.softmax(-1) - torch.nn.functional.one_hot(TARGET, 5)
     soft = (z / tau).softmax(-1)
     expected = (1 - alpha) * wrong + alpha * tau * (soft - soft[-1])
-    expected[-1] = wrong[-1]  # the teacher learns from the labels alone
+    expected[-1] = wrong[-1]  # the teacher learns only from the labels
     assert torch.allclose(found, expected / 3, atol=1e-12, rtol=0)
 
 

@@ -54,8 +54,8 @@ def test_one_level_is_weighted() -> None:
         assert torch.equal(objective(logits, target[:, None]), expected)
 
 
-def test_levels_do_not_touch_each_other() -> None:
-    """The gradient of a level's logits depends on that level alone, and is (p - y) / B as of any cross-entropy."""
+def test_levels_are_independent() -> None:
+    """The gradient of a level's logits depends only on that level; it is (p - y) / B, as for any cross-entropy."""
     logits, target = example()
     logits.requires_grad_()
     (gradient,) = torch.autograd.grad(Hierarchical(levels=SIZES)(logits, target), logits)
@@ -64,7 +64,7 @@ def test_levels_do_not_touch_each_other() -> None:
     torch.testing.assert_close(gradient, torch.cat(expected, 2) / 6, rtol=1e-12, atol=1e-15)
 
 
-def test_half_precision_is_lifted() -> None:
+def test_half_precision_becomes_float32() -> None:
     logits, target = example()
     assert Hierarchical(levels=SIZES)(logits.bfloat16(), target).dtype == torch.float32
 

@@ -1,4 +1,4 @@
-"""TD(lambda): targets against the sum of the paper, gradients against their closed forms, incremental against batch."""
+"""TD(lambda): targets against the sum in the paper, gradients against closed forms, incremental against batch form."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_skipped_answers_change_nothing_else(lam: float, reduction: Any) -> None
 def test_huge_logits(lam: float) -> None:
     logits = torch.tensor([[[1e4, -1e4]], [[-1e4, 1e4]]], dtype=torch.float32, requires_grad=True)
     loss = TDLambda(lam)(logits, torch.tensor([1]))
-    assert loss.item() == 2e4  # answer 1 is wrong about the truth, and so about what answer 2 says
+    assert loss.item() == 2e4  # answer 1 differs from the truth, which answer 2 predicts
     assert torch.autograd.grad(loss, logits)[0].tolist() == [[[1, -1]], [[0, 0]]]
 
 
@@ -155,7 +155,7 @@ def test_heat_maps(lam: float, weighted: bool) -> None:
     torch.testing.assert_close(gradient, w * (answers - targets).detach() / answers[0].numel(), **exactly)
 
 
-def test_outputs_of_ones_own() -> None:
+def test_custom_outputs() -> None:
     class Angles(HeatMaps):
         def predict(self, answers: Tensor) -> Tensor:
             return answers.remainder(2 * math.pi)
@@ -249,14 +249,14 @@ def test_incremental_adds_up_at_once_and_starts_again(lam: float) -> None:
     for _ in range(2):  # sequences of two batches
         for t, logits in enumerate(model.answers()):
             td.observe(logits)
-            if t == 1:  # the first answer has its term as soon as the second is known
+            if t == 1:  # the first answer's term is added as soon as the second is known
                 assert model.V.grad is not None
                 assert model.V.grad.any()
         td.finish(model.labels)
     assert_same(gradients(model), [2 * gradient for gradient in expected])
 
 
-def test_what_is_kept() -> None:
+def test_stored_traces_and_logits() -> None:
     model = Chain(3)
     answers = list(model.answers())
     for lam in (0.0, 0.3):
@@ -274,14 +274,14 @@ def test_what_is_kept() -> None:
 
 @pytest.mark.parametrize("lam", [0.0, 0.3])
 def test_a_detached_state_frees_the_graphs_of_past_steps(lam: float) -> None:
-    class Saved:
+    class SavedTensor:
         def __init__(self, tensor: Tensor) -> None:
             self.tensor = tensor.detach()  # a saved output would hold its own graph
 
-    alive: weakref.WeakSet[Saved] = weakref.WeakSet()
+    alive: weakref.WeakSet[SavedTensor] = weakref.WeakSet()
 
-    def pack(tensor: Tensor) -> Saved:
-        alive.add(saved := Saved(tensor))
+    def pack(tensor: Tensor) -> SavedTensor:
+        alive.add(saved := SavedTensor(tensor))
         return saved
 
     def saved_tensors(detached: bool) -> list[int]:
@@ -300,7 +300,7 @@ def test_a_detached_state_frees_the_graphs_of_past_steps(lam: float) -> None:
     assert growing == sorted(set(growing))
 
 
-def test_it_is_an_objective_without_state() -> None:
+def test_tdlambda_has_no_state() -> None:
     objective = TDLambda()
     assert isinstance(objective, Objective)
     assert (objective.lam, objective.reduction, objective.skip) == (0.0, "sum", 0)
@@ -345,7 +345,7 @@ def test_wrong_targets(lam: float) -> None:
         objective(answers, (truth, weights[:, 1:]))
 
 
-def test_what_does_not_fit_is_refused_before_a_training() -> None:
+def test_misfits_raise_before_training() -> None:
     TDLambda(skip=3).check(4)
     with pytest.raises(ValueError, match="skip must be below the number of answers, 4, got 4"):
         TDLambda(skip=4).check(4)

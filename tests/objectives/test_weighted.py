@@ -1,4 +1,4 @@
-"""Losses over all answers."""
+"""Fixed weights over all answers, a loss for one answer only, and the SDN ramp."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_gradient_of_an_answer_is_proportional_to_its_weight() -> None:
     assert not same.grad[2].any()
 
 
-def test_nothing_to_learn_and_nothing_to_save() -> None:
+def test_weighted_has_no_state() -> None:
     assert not Weighted().state_dict()
 
 

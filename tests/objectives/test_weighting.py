@@ -35,8 +35,8 @@ def test_sieve_by_its_definition(n: int) -> None:
 
 
 @given(st.integers(2, 119))
-def test_sieve_as_it_is_built_in_the_published_code(n: int) -> None:
-    """1 for every answer, 1 more for every second, fourth, ... counted from the last, and then the last."""
+def test_sieve_matches_the_published_code(n: int) -> None:
+    """1 for every answer, 1 more for every second, fourth, ... from the end; then the last is their sum."""
     built = [sum((n - 1 - i) % 2**k == 0 for k in range(n) if 2**k < n) for i in range(n)]
     built[-1] = sum(built[:-1])
     assert sieve(n) == built

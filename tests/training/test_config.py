@@ -204,7 +204,7 @@ def test_wrong_flags(flags, message):
     ("text", "message"),
     [
         ("- a", "must be a mapping like 'model: anytimenet', got list"),
-        ("", "must be a mapping .* got NoneType"),
+        ("", "a recipe must be a mapping .* got NoneType"),
         ("model: [", "is not valid YAML"),
         ("epoch: 3", "unknown key 'epoch'; did you mean 'epochs'"),
         ("model: anytimenett", "unknown model 'anytimenett'; did you mean 'anytimenet'"),

@@ -17,8 +17,8 @@ from anytime.training import HeadsOnly
 from anytime.training.build import build
 from anytime.training.config import UsageError, parse
 from anytime.training.module import AnytimeModule
-from anytime.training.regimes.features import CachedFeatures
 from anytime.training.regimes.freezing import find_heads
+from anytime.training.regimes.heads_only import CachedFeatures
 from anytime.training.schedules import Constant
 
 SIZE = (1, 8, 8)
@@ -149,7 +149,7 @@ def test_weights_are_read_when_a_training_starts_and_not_when_it_goes_on(exits: 
     name = exits().config["arguments"]["backbone"]
     flags = ["--model=attach", f"--model.backbone={name}", "--model.exits=2", "--data=digits", "--data.limit=96"]
     with pytest.raises(
-        UsageError, match="heads need a trained network, but this one has no weights: give --model.pretrained FILE"
+        UsageError, match=r"heads need a trained network, but this one has no weights: give --model\.pretrained FILE"
     ):
         build(parse([*flags, "--regime=heads_only"]))
     config = parse([*flags, "--regime=heads_only", f"--model.pretrained={tmp_path / 'gone.pt'}"])

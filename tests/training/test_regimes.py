@@ -246,7 +246,7 @@ def test_compiled(exits: Any, train: Any, watch: Any, regime: Regime, precision:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda _: HeadsOnly("float8"), "cache must be one of auto, none, float16, bfloat16, float32, got 'float8'"),  # type: ignore[arg-type]
+        (lambda _: HeadsOnly("float8"), "cache must be one of auto, float16, bfloat16, float32, none, got 'float8'"),  # type: ignore[arg-type]
         (lambda _: HeadsOnly(views=0), "views must be at least 1, got 0"),
         (lambda _: HeadsOnly(memory=0), "memory must be above 0 GiB, got 0"),
         (lambda _: Mixed(0), "backbone_epochs must be at least 1, got 0"),

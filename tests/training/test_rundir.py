@@ -85,7 +85,7 @@ def test_run_that_is_damaged_or_of_another_version(config, tmp_path):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(state))
     (tmp_path / "config.yaml").write_text("- 1")
-    with pytest.raises(ValueError, match="config.yaml must be a mapping .* got list"):
+    with pytest.raises(ValueError, match=r"config\.yaml: a recipe must be a mapping .* got list"):
         read_run(tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"modle": "anytimenet"}))
     with pytest.raises(ValueError, match=r"unknown key 'modle'; did you mean 'model'"):

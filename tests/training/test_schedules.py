@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from anytime.training.schedules import Constant, Cosine, OneCycle, Schedule, MultiStep
+from anytime.training.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule
 
 PROGRESS = st.floats(0, 1)
 SCHEDULES = st.one_of(

@@ -1,4 +1,4 @@
-"""Callbacks: chance as a function of the step, a clean end on Ctrl-C, a progress bar."""
+"""Callbacks: randomness as a function of the step, checkpoints and a clean end on Ctrl-C, a progress bar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from anytime.data import hashing
 
-AGREE_EVERY = 10  # steps between asking the other processes whether one of them was interrupted
+AGREE_EVERY = 10  # steps between asking all processes whether one was interrupted
 
 
 class Interrupted(Exception):
@@ -23,18 +23,16 @@ class Interrupted(Exception):
 
 
 class Reproducible(L.Callback):
-    """Makes chance a function of seed, process, epoch and step alone, so that a training can stop and go on anywhere.
+    """Reseeds all generators from (seed, rank, epoch, step), so that training can resume at any step.
 
-    The loader is told the epoch, on which its order depends; torch's generators, which dropout and noise use, start anew at
-    every step.
+    The loader's order depends on the epoch; torch's generators, used by dropout and noise, are seeded before every step.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        set_epoch = getattr(trainer.train_dataloader, "set_epoch", None)
-        if set_epoch is not None:
+        if set_epoch := getattr(trainer.train_dataloader, "set_epoch", None):
             set_epoch(trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -45,34 +43,33 @@ class Reproducible(L.Callback):
 class Checkpoints(Checkpoint):
     """Writes a checkpoint to `path` after every epoch, and on Ctrl-C, after which it raises `Interrupted`.
 
-    The current step is finished before, and if it was the last of its epoch the validation, too. A second Ctrl-C stops at
-    once. Of several processes it is enough that one is interrupted.
+    It first finishes the current step, and the validation if that step is the last of its epoch. A second Ctrl-C stops at
+    once. If there are several processes, interrupting one is enough.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._asked = False
+        self._interrupted = False
         self._previous: Any = None
 
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
+    def _interrupt(self, *_: Any) -> None:
+        self._interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _agreed(self, trainer: L.Trainer) -> bool:
-        if trainer.world_size > 1:
-            return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
-        return self._asked
+    def _any_interrupted(self, trainer: L.Trainer) -> bool:
+        several = trainer.world_size > 1
+        return trainer.strategy.reduce_boolean_decision(self._interrupted, all=False) if several else self._interrupted
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._ask)
+            self._previous = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step and self._agreed(trainer):  # asked at the end of the last epoch, which has been saved
+        if trainer.global_step and self._any_interrupted(trainer):  # since the last epoch was saved
             raise Interrupted
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if (trainer.world_size == 1 or trainer.global_step % AGREE_EVERY == 0) and self._agreed(trainer):
+        if (trainer.world_size == 1 or trainer.global_step % AGREE_EVERY == 0) and self._any_interrupted(trainer):
             trainer.save_checkpoint(self.path)
             if not trainer.is_last_batch:
                 raise Interrupted
@@ -89,7 +86,7 @@ class Checkpoints(Checkpoint):
 
 
 class Progress(L.Callback):
-    """One bar for the whole training, with the loss and the newest validation accuracy of the last step."""
+    """One bar for the whole training, with the loss and the latest validation accuracy of the last step."""
 
     def __init__(self) -> None:
         self._bar: Any = None

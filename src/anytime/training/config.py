@@ -29,15 +29,12 @@ from anytime.training.schedules import Schedule
 
 Config = dict[str, Any]
 
-SKIPPED: dict[str, dict[str, str]] = {  # arguments that users cannot give, and why
+SECTIONS = ("model", "data", "objective", "optimizer", "schedule", "regime")
+_SKIPPED = {  # arguments that users cannot give, and why
     "model": {"num_classes": "is given by the data set", "in_channels": "is given by the data set"},
     "data": {"seed": "follows --seed"},
-    "objective": {},
     "optimizer": {"params": "are the model's parameters"},
-    "schedule": {},
-    "regime": {},
 }
-SECTIONS = tuple(SKIPPED)
 _OFFERED_BY: dict[str, tuple[ModuleType, type]] = {
     "data": (anytime.data, ImageData),
     "objective": (objectives, Objective),
@@ -71,17 +68,17 @@ def offered(section: str) -> dict[str, Callable[..., Any]]:
 
 def find(section: str, name: str) -> Callable[..., Any]:
     """The class or factory behind a name in a resolved configuration; raises `UsageError` with the nearest valid name."""
-    known = offered(section)
-    if name in known:
-        return known[name]
-    if "." not in name:
-        raise UsageError(f"unknown {section} {name!r}{nearest(name, known)}")
     try:
         if section == "model":
             return registry.find_factory(name)
-        return import_subclass(name, _OFFERED_BY[section][1], section)
+        if "." in name:
+            return import_subclass(name, _OFFERED_BY[section][1], section)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    known = offered(section)
+    if name not in known:
+        raise UsageError(f"unknown {section} {name!r}{nearest(name, known)}")
+    return known[name]
 
 
 def canonical_name(section: str, name: str) -> str:
@@ -118,7 +115,7 @@ def build_parser(names: dict[str, str]) -> ArgumentParser:
     for section, name in names.items():
         target = find(section, name)
         add = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
-        add(target, section, skip=set(SKIPPED[section]), fail_untyped=False)
+        add(target, section, skip=set(_SKIPPED.get(section, ())), fail_untyped=False)
     parser.add_class_arguments(Settings)
     return parser
 
@@ -131,8 +128,8 @@ def _arguments(section: str, name: str) -> tuple[str, ...]:
 
 
 def _check_argument(section: str, name: str, argument: str) -> None:
-    if argument in SKIPPED[section]:
-        raise UsageError(f"{section}.{argument} {SKIPPED[section][argument]}, leave it out")
+    if reason := _SKIPPED.get(section, {}).get(argument):
+        raise UsageError(f"{section}.{argument} {reason}, leave it out")
     valid = _arguments(section, name)
     if argument not in valid:
         hint = nearest(argument, valid) if valid else "; it takes none"
@@ -146,21 +143,19 @@ def read_recipe(path: str | Path) -> Config:
         UsageError: No such file, not a YAML mapping, an unknown key or name (the message names the nearest valid one).
     """
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return resolve_recipe(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise UsageError(f"recipe {path} must be a mapping like 'model: anytimenet', got {type(recipe).__name__}")
-    try:
-        return resolve_recipe(recipe)
     except UsageError as error:
         raise UsageError(f"recipe {path}: {error}") from error
 
 
 def resolve_recipe(recipe: Config) -> Config:
     """The same recipe with canonical names; raises `UsageError` for unknown names and keys."""
+    if not isinstance(recipe, dict):
+        raise UsageError(f"a recipe must be a mapping like 'model: anytimenet', got {type(recipe).__name__}")
     resolved: Config = {}
     for key, value in recipe.items():
         if key not in top_level_keys():
@@ -185,11 +180,9 @@ def _layer(below: Config, above: Config) -> Config:
     """`above` over `below`: arguments stay where both name the same class; another class starts from its own defaults."""
     layered = below | above
     for section in below.keys() & above.keys() & set(SECTIONS):
-        if below[section]["class_path"] == above[section]["class_path"]:
-            layered[section] = {
-                "class_path": above[section]["class_path"],
-                "init_args": below[section]["init_args"] | above[section]["init_args"],
-            }
+        old, new = below[section], above[section]
+        if old["class_path"] == new["class_path"]:
+            layered[section] = new | {"init_args": old["init_args"] | new["init_args"]}
     return layered
 
 
@@ -247,10 +240,9 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     """
     base = functools.reduce(_layer, map(read_recipe, recipes), DEFAULTS)
     named = named_classes(flags)
-    pairs = [(flag, value) for flag, value in _split_flags(flags) if flag.removeprefix("--") not in named]
-    for flag, _ in pairs:
-        if not flag.startswith("--"):
-            raise UsageError(f"unexpected {flag!r}: options begin with --, e.g. --model {next(iter(offered('model')))}")
+    pairs = [(flag, value) for flag, value in _split_flags(flags) if flag not in {f"--{section}" for section in named}]
+    if stray := [flag for flag, _ in pairs if not flag.startswith("--")]:
+        raise UsageError(f"unexpected {stray[0]!r}: options begin with --, e.g. --model {next(iter(offered('model')))}")
     base = _layer(base, {section: {"class_path": name, "init_args": {}} for section, name in named.items()})
     for section, command in {"model": "models", "data": "datasets"}.items():
         if section not in base:
@@ -267,9 +259,8 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     ]
     given = [*below, *(f"{flag}={value}" for flag, value in pairs)]
     keys = values.keys() | {flag[2:].removesuffix("+") for flag, _ in pairs}
-    for action in parser._actions:
-        if action.required and action.dest not in keys:
-            raise UsageError(f"{action.dest} must be given")
+    if missing := [action.dest for action in parser._actions if action.required and action.dest not in keys]:
+        raise UsageError(f"{missing[0]} must be given")
     try:
         plain = yaml.safe_load(parser.dump(parser.parse_args(given), skip_unset=False))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -287,8 +278,7 @@ def _wrong_value(parser: ArgumentParser, given: Sequence[str]) -> str:
     """
     hints = {option: getattr(action, "_typehint", Any) for action in parser._actions for option in action.option_strings}
     for flag, value in (text.split("=", 1) for text in given):
-        hint = hints.get(flag, Any)
-        key = flag.removesuffix("+")
+        hint, key = hints.get(flag, Any), flag.removesuffix("+")
         single = ArgumentParser(exit_on_error=False)
         single.add_argument(key, type=hint)
         try:

@@ -1,4 +1,4 @@
-"""`fit`: trains a model on a data set into a run directory."""
+"""`fit` trains a model on a data set into a run directory."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class Settings:
 
     Args:
         epochs: Passes over the training images.
-        seed: Of initial weights, order of images and augmentation.
-        deterministic: Only deterministic algorithms: the same seed gives bit-identical weights on the same machine.
+        seed: Seed of initial weights, order of images and augmentation.
+        deterministic: Uses only deterministic algorithms: the same seed gives bit-identical weights on the same machine.
         precision: Lightning's names, e.g. "32-true" or "bf16-mixed".
-        channels_last: Channels-last memory format, faster on most devices for convolutions.
+        channels_last: Channels-last memory format; faster for convolutions on most devices.
         compile: Runs the model through `torch.compile` (a minute of compilation, then faster steps); "blocks": each block of
             the network by itself, for deep networks and several passes, which in one graph take much longer to compile.
         normalize: Sets the model's mean and standard deviation from the training images; false leaves the identity.
         accelerator: "auto", "cpu", "gpu", ...
-        devices: Devices per node; under `torchrun` the number of processes per node.
+        devices: Devices per node; under `torchrun`, the number of processes per node.
         num_nodes: Number of nodes.
         strategy: Lightning's strategy, e.g. "auto" or "ddp".
-        gradient_clip: Largest norm of the gradient, or none.
-        validate_every: Epochs between looks at the validation images.
+        gradient_clip: Maximum norm of the gradient; null: not clipped.
+        validate_every: Epochs between validations.
         progress: Shows a progress bar.
-        weights: Weights to start from, of a run directory or pretrained name with the same network; default: random ones.
+        weights: Run directory or pretrained name of the same network, whose weights to start from; default: random weights.
     """
 
     epochs: int = 10
@@ -76,9 +76,9 @@ class Settings:
 
 
 def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, Any]:
-    """What of the settings decides where and how Lightning computes; under `torchrun` on the processes it has started.
+    """The arguments of `L.Trainer` that decide where and how it computes; under `torchrun`, on the processes it has started.
 
-    With `partial` some steps leave parameters without a gradient, for which several processes must look out.
+    With `partial` some steps leave parameters without a gradient, for which DDP needs another strategy.
     """
     devices, num_nodes = settings.devices, settings.num_nodes
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
@@ -87,14 +87,8 @@ def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, A
     strategy = settings.strategy
     if partial and strategy in ("auto", "ddp") and (num_nodes > 1 or devices not in ("auto", 1, "1")):
         strategy = "ddp_find_unused_parameters_true"
-    return {
-        "accelerator": settings.accelerator,
-        "devices": devices,
-        "num_nodes": num_nodes,
-        "strategy": strategy,
-        "precision": settings.precision,
-        "deterministic": settings.deterministic,
-    }
+    unchanged = {name: getattr(settings, name) for name in ("accelerator", "precision", "deterministic")}
+    return unchanged | {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
 
 
 def fit(
@@ -110,30 +104,26 @@ def fit(
     callbacks: Iterable[Callback] = (),
     regime: Regime | None = None,
 ) -> L.Trainer:
-    """Trains `model` in place; checkpoints and metrics go to the directory `run`, the finished model too.
+    """Trains `model` in place; checkpoints, metrics and the finished model go to the directory `run`.
 
-    A checkpoint is written after every epoch and on Ctrl-C. It holds plain tensors and numbers and is read as such. With
-    `resume` training goes on from it; order of images and augmentation are functions of seed, epoch and image, so with
-    `settings.deterministic` the weights are the same, bit for bit, as without the interruption.
+    A checkpoint is written after every epoch and on Ctrl-C. It holds only plain tensors and numbers. With `resume` training
+    resumes from it; order of images and augmentation are functions of seed, epoch and image, so with
+    `settings.deterministic` the weights are bit-identical to those of an uninterrupted training.
 
     Args:
-        model: Trained in place, in eval mode afterwards.
+        model, objective, optimizer, schedule, regime: As for `AnytimeModule`; the model is in eval mode afterwards.
         data: Training and validation images.
-        objective: What to minimise.
-        optimizer: Called with parameter groups.
-        schedule: Of the learning rate.
         settings: How to train.
         run: The run directory.
-        resume: Go on from its checkpoint.
+        resume: Resume from its checkpoint.
         callbacks: Further Lightning callbacks.
-        regime: What a training step computes; joint training by default.
 
     Raises:
         NonFiniteLoss: The loss became NaN or infinite; the last checkpoint is from before.
         Interrupted: Ctrl-C; a checkpoint has been written.
         FileNotFoundError, ValueError: `resume`, and there is no checkpoint or it is damaged.
         ValueError: The regime cannot train this model, or it could not be saved afterwards.
-        OSError: The disk is full; the checkpoint before is as it was.
+        OSError: The disk is full; the previous checkpoint is intact.
     """
     model.check_saveable()
     run = Path(run)

@@ -1,4 +1,4 @@
-"""Where metrics go: always a CSV file, and TensorBoard where it is installed."""
+"""Metrics go to a CSV file, and to TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METRICS = Path("metrics", "metrics.csv")
 
 
 def loggers(run: Path, step: int) -> list[Logger]:
-    """The loggers of a training that starts at `step`: rows from before stay, those that it will write again go."""
+    """The loggers of a training that starts at `step`; rows before it stay, rows from it on will be written again."""
     rows = _take_rows(run / METRICS, step) or []
     table = CSVLogger(run, name=None, version=METRICS.parent.name, flush_logs_every_n_steps=1)
     for row in rows:
@@ -26,7 +26,7 @@ def loggers(run: Path, step: int) -> list[Logger]:
 
 @rank_zero_only
 def _take_rows(path: Path, step: int) -> list[dict[str, float]]:
-    """Removes a table that Lightning would not go on with, and returns its rows from before `step`."""
+    """Removes a table that Lightning would not continue, and returns its rows before `step`."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""The Lightning module: any anytime model under any objective."""
+"""The Lightning module: trains any anytime model under any objective."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import lightning as L
@@ -16,8 +16,8 @@ from anytime.objectives import Objective
 from anytime.training.regimes.base import Joint, Regime
 from anytime.training.schedules import Schedule
 
-SHAPES = 64  # graphs that one kind of block may have: shapes, passes, train and eval mode
-CHECK_EVERY = 50  # steps between looks at the loss on an accelerator, where each look waits for the device
+SHAPES = 64  # graphs per kind of block: shapes, passes, train and eval mode
+CHECK_EVERY = 50  # steps between checks of the loss on an accelerator, where each check waits for the device
 
 
 class NonFiniteLoss(RuntimeError):
@@ -25,7 +25,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups: weight decay for weights of two or more dimensions only, none for biases and norms."""
+    """Parameter groups: weight decay only for weights of two or more dimensions, not for biases and norms."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1]},
@@ -36,26 +36,24 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
 def compile_blocks(model: nn.Module) -> None:
     """Compiles each block in the model's lists of modules by itself, in place.
 
-    Blocks of one kind and shape share a graph, so the time it takes grows with the number of their shapes, not with depth or
-    with the number of passes through the network.
+    Blocks of one kind and shape share a graph, so compile time grows with the number of their shapes, not with depth or the
+    number of passes through the network.
 
     Raises:
         ValueError: The model has no list of modules (`torch.nn.ModuleList`, `torch.nn.Sequential`).
     """
-    blocks: list[nn.Module] = []
 
-    def find(module: nn.Module) -> None:
+    def find(module: nn.Module) -> Iterator[nn.Module]:
         for child in module.children():
-            if isinstance(module, nn.ModuleList | nn.Sequential) and not isinstance(child, nn.ModuleList | nn.Sequential):
-                if any(True for _ in child.children()):  # a layer alone gains nothing
-                    blocks.append(child)
-            else:
-                find(child)
+            if not isinstance(module, nn.ModuleList | nn.Sequential) or isinstance(child, nn.ModuleList | nn.Sequential):
+                yield from find(child)
+            elif any(True for _ in child.children()):  # a single layer gains nothing
+                yield child
 
-    find(model)
+    blocks = list(find(model))
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no list of blocks to compile; compile the whole model: compile=True")
-    from torch._dynamo import config  # here, for the compiler takes a second to import
+    from torch._dynamo import config  # imported here because the compiler takes a second to load
 
     config.recompile_limit = max(config.recompile_limit, SHAPES)
     for block in blocks:
@@ -63,11 +61,11 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 class AnytimeModule(L.LightningModule):
-    """Minimises `objective(model(images), target)`, or what the regime says; logs every step's accuracy on validation images.
+    """Minimises `objective(model(images), target)`, or the regime's loss; logs each step's accuracy on validation images.
 
     Args:
         model: Trained in place.
-        objective: From logits `[T, B, K]` and labels to a loss.
+        objective: Maps logits `[T, B, K]` and labels to a loss.
         optimizer: Called with parameter groups, e.g. `functools.partial(torch.optim.SGD, lr=0.1)`.
         schedule: Factor of the learning rate over the progress of training; applied at every step.
         compile: Runs the model through `torch.compile`; `"blocks"`: see `compile_blocks`.
@@ -99,11 +97,11 @@ class AnytimeModule(L.LightningModule):
         self._compiled = [torch.compile(answers) if compile is True else answers]  # in a list: not a second submodule
 
     def to_memory_format(self, images: Tensor) -> Tensor:
-        """Images in the memory format of the training."""
+        """The images in the memory format of the training."""
         return images.contiguous(memory_format=self._memory_format)
 
     def forward(self, images: Any, **how: Any) -> Tensor:
-        """Answers as the regime computes them, in float32: from images, or from what its loader gives out instead."""
+        """The regime's answers, in float32, from images or from whatever its loader yields instead."""
         return self._compiled[0](self.to_memory_format(images) if isinstance(images, Tensor) else images, **how).float()
 
     def configure_optimizers(self) -> Any:
@@ -112,7 +110,7 @@ class AnytimeModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _factor(self, step: int) -> float:
-        """The schedule at a step. The number of steps is not known at step 0, when Lightning has not seen the loader yet."""
+        """The schedule at a step; at step 0 Lightning has not seen the loader, so the number of steps is still unknown."""
         if not step:
             return self._schedule(0.0)
         assert self.trainer.max_epochs is not None
@@ -138,13 +136,13 @@ class AnytimeModule(L.LightningModule):
         return loss
 
     def _log_probabilities(self) -> None:
-        """Of an objective that amplifies answers at random, how likely each is the next: where the step is logged at all."""
+        """Logs the sampling probability of each answer (AANN, EXP3, ...), at Lightning's logging interval."""
         probabilities = getattr(self.objective, "probabilities", None)
         if probabilities is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({f"train/probability_{t}": p for t, p in enumerate(probabilities.tolist(), 1)})
 
     def on_train_epoch_end(self) -> None:
-        """Checkpoints are written after this, so none is written of a training that has failed."""
+        """Runs before checkpoints are written, so none is written after a failure."""
         self._check(self._last_loss)
         for name, parameter in self.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -162,8 +160,8 @@ class AnytimeModule(L.LightningModule):
         images, target = batch
         logits = self.model(self.to_memory_format(images)).float()
         loss = self.objective(logits, target)
-        first = target[:, 0] if target.ndim == 2 else target  # of several label levels
-        right = (logits[..., : self.model.levels[0]].argmax(2) == first).float().mean(1)
-        values = {"val/loss": loss, "val/accuracy": right[-1]}
-        values |= {f"val/accuracy_{t}": value for t, value in enumerate(right, 1)}
+        labels = target[:, 0] if target.ndim == 2 else target  # the first of several label levels
+        accuracy = (logits[..., : self.model.levels[0]].argmax(2) == labels).float().mean(1)
+        values = {"val/loss": loss, "val/accuracy": accuracy[-1]}
+        values |= {f"val/accuracy_{t}": value for t, value in enumerate(accuracy, 1)}
         self.log_dict(values, batch_size=len(images), sync_dist=True)

@@ -81,8 +81,8 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path / STATE} is damaged: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        version = state.get("format") if isinstance(state, dict) else None
+    version = state.get("format") if isinstance(state, dict) else None
+    if version != FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version of anytime ({__version__}) reads format {FORMAT}")
     if not isinstance(state.get("state"), str):
         raise ValueError(f"{path / STATE} is damaged: the state of the run is missing")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from anytime.model import AnytimeModel
@@ -66,13 +64,3 @@ def freeze_trunk(model: AnytimeModel) -> tuple[list[nn.Module], list[nn.Paramete
             module.training = False
             trunk.append(module)
     return trunk, frozen
-
-
-def require_frozen(trunk: Sequence[nn.Module]) -> None:
-    """Raises ValueError if a part of the trunk is in train mode: batch statistics would drift and dropout would be on."""
-    moving = [module for module in trunk if module.training]
-    if moving:
-        raise ValueError(
-            f"the trunk is frozen, but {len(moving)} of its modules are in train mode (first: {type(moving[0]).__name__}), so "
-            "batch-norm statistics drift and dropout is on; leave it in eval mode"
-        )

@@ -51,7 +51,6 @@ def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: b
     Counted in eval mode on the operators that run: convolutions and matrix products, as `torch.utils.flop_counter` does.
 
     Args:
-        model: An anytime model.
         input_size: (channels, height, width).
         contract: False: the interruptible cost, of the stream up to step t. True: the contract cost, of computing only
             answer t because the budget is known in advance (`model(x, step=t)`).
@@ -89,7 +88,6 @@ def step_seconds(
     """Measures the stream: cumulative seconds after each step for one batch, on the model's device.
 
     Args:
-        model: An anytime model.
         input_size: (channels, height, width).
         batch_size: Images per batch.
         repeats: Number of measured streams.

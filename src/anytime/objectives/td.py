@@ -194,11 +194,10 @@ class IncrementalTD:
     gradient of the batch form (reduction "sum") if no weight changes before `finish`.
 
     Cost, with P parameters: for lam > 0 the trace holds B K P numbers and each `observe` is one backward pass of B K vectors,
-    so this suits small networks and few classes. For lam = 0 there is no trace: the graph of the last answer waits for the
-    next one, and each `observe` is one ordinary backward pass. If the state is not detached between steps, each pass goes
-    back to the first step and autograd holds the graphs of all steps: T (T + 1) / 2 steps of backward instead of T, so the
-    batch form is cheaper. If it is detached (gradients through one step only), each pass is one step, and memory does not
-    grow with T.
+    so this suits small networks and few classes. For lam = 0 there is no trace: the last answer's graph is kept until the next
+    one, and each `observe` is one ordinary backward pass. Unless the state is detached between steps, each pass goes back to
+    the first step and autograd keeps the graphs of all steps: T (T + 1) / 2 steps of backward instead of T, so the batch form
+    is cheaper. With a detached state (gradients through one step only) each pass is one step; memory does not grow with T.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)

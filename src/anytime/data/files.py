@@ -72,23 +72,6 @@ def check_labels(labels: Tensor, number: int, source: str | PathLike[str]) -> No
         raise ValueError(f"{source}: label {int(wrong)} is outside 0..{number - 1}")
 
 
-def read_records(path: Path, header: int, pixels: int) -> tuple[Tensor, Tensor]:
-    """Reads a file of fixed-size records, `header` bytes followed by `pixels` bytes.
-
-    Returns:
-        uint8 `[N, header]` and uint8 `[N, pixels]`.
-
-    Raises:
-        ValueError: The file is empty, or its size is not a multiple of the record size.
-    """
-    with errors_naming(path):
-        data = np.fromfile(path, dtype=np.uint8)
-        if not len(data) or len(data) % (header + pixels):
-            raise ValueError(f"{len(data)} bytes are not whole records of {header + pixels}; it may be truncated")
-    records = torch.from_numpy(data).view(-1, header + pixels)
-    return records[:, :header], records[:, header:]
-
-
 class _ArraysOnly(pickle.Unpickler):
     """Builds only numpy arrays and plain containers, so that a file cannot run code."""
 

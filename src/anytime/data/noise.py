@@ -175,15 +175,9 @@ def create_noise(name: Noise, fill: Sequence[float]) -> Augmentation:
 
 
 def frames(noise: Augmentation, images: Tensor, keys: Tensor, steps: int) -> Tensor:
-    """A stream of the same images with fresh noise at every step: `[T, B, C, H, W]`.
+    """A stream of the same images with fresh `noise` (see `create_noise`) at each of T = `steps` steps: `[T, B, C, H, W]`.
 
     Frame t is a function of the keys and t only, so a longer stream begins like a shorter one.
-
-    Args:
-        noise: A noise, e.g. from `create_noise`.
-        images: `[B, C, H, W]`.
-        keys: int64 `[B]`.
-        steps: T.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps!r}")

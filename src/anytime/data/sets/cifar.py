@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
 
 from anytime.data.base import ImageData, Split
-from anytime.data.files import check_labels, errors_naming, read_pickle, read_records
+from anytime.data.files import check_labels, errors_naming, read_pickle
 from anytime.data.taxonomy import LabelLevels
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -71,7 +72,12 @@ class _CIFAR(ImageData):
         return labels[:, 0]
 
     def _read_binary(self, path: Path) -> tuple[Tensor, Tensor]:
-        labels, pixels = read_records(path, len(self.columns), 3072)
+        record = len(self.columns) + 3072
+        with errors_naming(path):
+            data = np.fromfile(path, dtype=np.uint8)
+            if not len(data) or len(data) % record:
+                raise ValueError(f"{len(data)} bytes are not whole records of {record}; it may be truncated")
+        labels, pixels = torch.from_numpy(data).view(-1, record).split([len(self.columns), 3072], dim=1)
         return pixels, labels.long()
 
     def _read_pickled(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -82,6 +88,10 @@ class _CIFAR(ImageData):
             if pixels.dtype != torch.uint8 or pixels.shape != (len(labels), 3072):
                 raise ValueError(f"{len(labels)} labels but images of {pixels.dtype} {list(pixels.shape)}")
         return pixels, labels
+
+    def fetch(self) -> None:
+        if not (self.root / self.files[0]).exists():  # torchvision downloads the other layout
+            getattr(torchvision.datasets, self.title.replace("-", ""))(self.root, download=True)
 
 
 class CIFAR10(_CIFAR):
@@ -98,10 +108,6 @@ class CIFAR10(_CIFAR):
 
     def read_names(self) -> list[list[str]]:
         return [CIFAR10_NAMES]
-
-    def fetch(self) -> None:
-        if not (self.root / self.files[0]).exists():  # torchvision downloads the other layout
-            torchvision.datasets.CIFAR10(self.root, download=True)
 
 
 class CIFAR100(_CIFAR):
@@ -133,7 +139,3 @@ class CIFAR100(_CIFAR):
     def choose_labels(self, labels: Tensor) -> Tensor:
         coarse, fine = labels.T
         return {"fine": fine, "coarse": coarse, "both": torch.stack([fine, coarse], 1)}[self.labels].contiguous()
-
-    def fetch(self) -> None:
-        if not (self.root / self.files[0]).exists():  # torchvision downloads the other layout
-            torchvision.datasets.CIFAR100(self.root, download=True)

@@ -36,26 +36,23 @@ class _Databases:
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
-        self.keys = [self._keys(path) for path in paths]
+        self.keys: list[np.ndarray] = []
+        for path in paths:
+            with _open(path) as database, database.begin() as transaction:
+                self.keys.append(np.array(list(transaction.cursor().iternext(values=False)), dtype=bytes))
         self.ends = np.cumsum([len(keys) for keys in self.keys])
-        self._opened: tuple[int, dict[int, Any]] = (0, {})
-
-    @staticmethod
-    def _keys(path: Path) -> np.ndarray:
-        with _open(path) as database, database.begin() as transaction:
-            return np.array(list(transaction.cursor().iternext(values=False)), dtype=bytes)
+        self._opened: dict[tuple[int, int], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": (0, {})}
+        return self.__dict__ | {"_opened": {}}
 
     def __call__(self, row: int) -> Image.Image:
         number = int(np.searchsorted(self.ends, row, side="right"))
         key = bytes(self.keys[number][row - self.ends[number]])
-        if self._opened[0] != os.getpid():
-            self._opened = os.getpid(), {}
-        if number not in self._opened[1]:
-            self._opened[1][number] = _open(self.paths[number])
-        with self._opened[1][number].begin() as transaction:
+        mine = os.getpid(), number
+        if mine not in self._opened:
+            self._opened[mine] = _open(self.paths[number])
+        with self._opened[mine].begin() as transaction:
             content = transaction.get(key)
         with errors_naming(f"{self.paths[number]}, image {key.decode()}"), Image.open(io.BytesIO(content)) as image:
             return to_channels(image, 3)

@@ -44,7 +44,7 @@ class MNIST(ImageData):
         return Split(images, targets, label_path)
 
     def fetch(self) -> None:
-        torchvision.datasets.MNIST(self.root, download=True)
+        getattr(torchvision.datasets, self.title)(self.root, download=True)
 
 
 class FashionMNIST(MNIST):
@@ -62,6 +62,3 @@ class FashionMNIST(MNIST):
 
     def read_names(self) -> list[list[str]]:
         return [torchvision.datasets.FashionMNIST.classes]
-
-    def fetch(self) -> None:
-        torchvision.datasets.FashionMNIST(self.root, download=True)

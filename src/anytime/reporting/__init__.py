@@ -1,1 +1,1 @@
-"""Tables, figures, the report and the model card: what was measured, for people to read."""
+"""Tables, figures, reports and model cards of what was measured."""

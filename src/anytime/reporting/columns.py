@@ -1,4 +1,4 @@
-"""The columns of the tables that several commands print."""
+"""The columns of tables that several commands print."""
 
 from __future__ import annotations
 

@@ -28,15 +28,9 @@ def output_folder(run: str | os.PathLike[str]) -> Path:
 
 
 def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None, download: bool = False) -> ImageData:
-    """The data set that a model was trained on, with the recipe's arguments.
+    """The data set that a model was trained on, with the arguments of the recipe that `anytime train` stores in `model.info`.
 
-    Args:
-        model: Trained by `anytime train`, which stores its recipe in `model.info`.
-        root: Folder of the data, instead of the recipe's.
-        download: Downloads missing data.
-
-    Raises:
-        ValueError: If the model holds no recipe.
+    `root` replaces the recipe's folder of the data. Raises ValueError if the model holds no recipe.
     """
     recipe = model.info.recipe
     if not recipe:
@@ -51,11 +45,7 @@ def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None, 
 
 
 def images_of(data: ImageData, part: str) -> Loader:
-    """Batches of the test (`part="test"`) or validation images of a data set.
-
-    Raises:
-        ValueError: If no images are held out for validation.
-    """
+    """Batches of the test (`part="test"`) or validation images of a data set; raises ValueError if the latter are missing."""
     data.setup("test" if part == "test" else "fit")
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
     if isinstance(loader, list):
@@ -65,21 +55,15 @@ def images_of(data: ImageData, part: str) -> Loader:
 
 
 def find_trace(
-    model: AnytimeModel,
-    folder: Path,
-    part: str,
-    root: str | os.PathLike[str] | None = None,
-    device: str | torch.device = "cpu",
-    download: bool = False,
+    model: AnytimeModel, folder: Path, part: str, root: Path | None = None, device: str = "cpu", download: bool = False
 ) -> Trace:
     """The trace of the model on a part of its data that is stored in `folder`; recorded and stored first if missing.
 
-    Raises:
-        ValueError: If the stored trace is of another model, or there are no validation images.
+    Raises ValueError if the stored trace is of another model, or there are no validation images.
     """
     path = _trace_path(folder, part)
     if not path.is_file():
-        trace = _recorded(model, part, root, device, download)
+        trace = _recorded(model, trained_on(model, root, download), part, device)
         model.cpu()
         trace.save(path)
         return trace
@@ -90,11 +74,7 @@ def find_trace(
 
 
 def stored_traces(runs: Sequence[str], part: str = "test") -> dict[str, Trace]:
-    """The traces stored by `evaluate_run`, by the runs' names.
-
-    Raises:
-        FileNotFoundError: If a run has not been evaluated; the message says how to do so.
-    """
+    """The traces stored by `evaluate_run`, by the runs' names; raises FileNotFoundError if a run has not been evaluated."""
     traces: dict[str, Trace] = {}
     for run in runs:
         folder = output_folder(run)
@@ -136,7 +116,9 @@ def evaluate_run(
         progress: Shows a progress bar.
         download: Downloads missing data.
     """
-    return write_results(_recorded(load(run), part, root, device, download, progress), out or output_folder(run), part)
+    model = load(run)
+    trace = _recorded(model, trained_on(model, root, download), part, device, progress)
+    return write_results(trace, out or output_folder(run), part)
 
 
 def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Section] = ()) -> Evaluation:
@@ -163,15 +145,7 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
     return result
 
 
-def _recorded(
-    model: AnytimeModel,
-    part: str,
-    root: str | os.PathLike[str] | None,
-    device: str | torch.device,
-    download: bool,
-    progress: bool = True,
-) -> Trace:
-    data = trained_on(model, root, download)
+def _recorded(model: AnytimeModel, data: ImageData, part: str, device: str | torch.device, progress: bool = True) -> Trace:
     data.prepare_data()
     loader = images_of(data, part)
     meta = {"dataset": type(data).__name__, "part": part, "recipe": model.info.recipe}

@@ -1,6 +1,6 @@
-"""Figures of traces, ready for a paper: each function returns a matplotlib `Figure` and leaves pyplot alone.
+"""Figures of traces, ready for a paper: each function returns a matplotlib `Figure` and does not touch pyplot.
 
-Costs are MACs per sample unless an axis says ms; a stream's answer holds until the next one, so lines are steps.
+Costs are MACs per sample unless the axis is in ms; a stream's answer holds until the next one, so lines are steps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, ParamSpec
 import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from torch import Tensor
@@ -24,7 +25,7 @@ from anytime.trace import Trace
 
 P = ParamSpec("P")
 
-# Okabe and Ito's palette: told apart by colour-blind readers, too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, "#000000")
 MARKERS = "osD^vPX*"
@@ -71,8 +72,8 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def steps(trace: Trace) -> Figure:
     """Accuracy, max softmax and probability of the correct class over the cost of the stream (Kim et al. 2020, Fig. 3).
 
-    One panel over interruptible MACs and, where the trace holds seconds, one over measured milliseconds. There is no
-    answer yet in the shade on the left.
+    One panel over interruptible MACs and, if the trace holds seconds, one over measured milliseconds. In the shaded area on
+    the left there is no answer yet.
     """
     lines = (
         ("accuracy", curves.accuracy(trace), BLUE, "-", "o"),
@@ -93,7 +94,7 @@ def steps(trace: Trace) -> Figure:
 
 @_styled
 def speed_accuracy(trace: Trace) -> Figure:
-    """Accuracy over mean MACs: stopping each sample at a confidence threshold, against stopping all at one step."""
+    """Accuracy over mean MACs: stopping each sample at a confidence threshold, against stopping all samples at one step."""
     curve, fixed = curves.threshold_curve(trace), curves.accuracy(trace)
     figure = Figure(figsize=(4.2, 3.1), layout="constrained")
     axes = figure.add_subplot()
@@ -115,7 +116,7 @@ def speed_accuracy(trace: Trace) -> Figure:
 def calibration(trace: Trace, bins: int = 15) -> Figure:
     """Reliability diagrams (Guo et al. 2017): accuracy per bin of max softmax, one panel per step, with the ECE.
 
-    The shade of a bar grows with the share of the samples in its bin; bars below the diagonal are overconfident.
+    A bar is darker the more samples are in its bin; bars below the diagonal are overconfident.
     """
     reliable = calibrate.reliability(trace, bins)
     shown = _spread(trace.num_steps)
@@ -123,7 +124,7 @@ def calibration(trace: Trace, bins: int = 15) -> Figure:
     left = [index / bins for index in range(bins)]
     for axes, t in zip(grid, shown, strict=True):
         weight = (reliable.counts[t] / reliable.counts[t].max()).sqrt()
-        colours = [(*_rgb(BLUE), 0.2 + 0.8 * float(w)) for w in weight]
+        colours = [(*to_rgb(BLUE), 0.2 + 0.8 * float(w)) for w in weight]
         height = reliable.accuracy[t].nan_to_num().tolist()
         axes.bar(left, height, 1 / bins, align="edge", color=colours, edgecolor="white", linewidth=0.5)
         axes.set_title(f"step {t + 1}: ECE {float(reliable.ece[t]):.3f}")
@@ -134,11 +135,11 @@ def calibration(trace: Trace, bins: int = 15) -> Figure:
 
 @_styled
 def per_class(trace: Trace, confidence: str = "true") -> Figure:
-    """Mean confidence against accuracy, a dot per class, a panel per step, with Pearson's r (Kim et al. 2020, Fig. 4).
+    """Mean confidence against accuracy, one dot per class and one panel per step, with Pearson's r (Kim et al. 2020, Fig. 4).
 
     Args:
         trace: The answers.
-        confidence: "true", the paper's probability of the correct class, or "max", max softmax.
+        confidence: "true" for the probability of the correct class, as in the paper, or "max" for max softmax.
     """
     classes = calibrate.per_class(trace, confidence)  # type: ignore[arg-type]
     shown = _spread(trace.num_steps)
@@ -160,10 +161,8 @@ def per_class(trace: Trace, confidence: str = "true") -> Figure:
 def compare(traces: Mapping[str, Trace]) -> Figure:
     """Accuracy over interruptible MACs and over measured milliseconds side by side, one step line per trace.
 
-    Traces without seconds are missing from the second panel; it is left out where none has any.
-
-    Raises:
-        ValueError: No trace.
+    Traces without seconds are missing from the second panel, which is omitted if no trace has any. Raises
+    ValueError if `traces` is empty.
     """
     if not traces:
         raise ValueError("there is no trace to compare")
@@ -191,16 +190,16 @@ def growing_answer(
     label: int | None = None,
     top: int = 5,
 ) -> Figure:
-    """One image and the probabilities of its likeliest classes, growing from step to step.
+    """One image and the probabilities of its most likely classes, step by step.
 
     Args:
         image: `[C, H, W]` in [0, 1], C = 1 or 3.
         probabilities: `[T, K]`.
         class_names: K names.
-        macs: `[T]`, cumulative, for the titles.
-        seconds: `[T]`, cumulative, for the titles.
+        macs: Cumulative MACs `[T]` for the titles.
+        seconds: Cumulative seconds `[T]` for the titles.
         label: The true class; its bar is green and its name bold.
-        top: How many classes are shown: those with the largest probability at any step, and the true one.
+        top: Number of classes: those with the largest probability at any step, including the true one.
     """
     if probabilities.ndim != 2 or probabilities.shape[1] != len(class_names):
         raise ValueError(f"probabilities must be [T, {len(class_names)}], got {list(probabilities.shape)}")
@@ -209,8 +208,8 @@ def growing_answer(
     peak = probabilities.amax(0)
     if label is not None:
         peak = peak.clone().index_fill_(0, torch.tensor([label]), 2.0)
-    kept = peak.topk(min(top, len(class_names))).indices
-    likely: list[int] = kept[probabilities[-1, kept].argsort(descending=True)].tolist()
+    top_classes = peak.topk(min(top, len(class_names))).indices
+    likely: list[int] = top_classes[probabilities[-1, top_classes].argsort(descending=True)].tolist()
     shown = _spread(len(probabilities), 7)
     height = 0.26 * len(likely)
     width = min(2 * height, height * image.shape[2] / image.shape[1])
@@ -238,7 +237,7 @@ def growing_answer(
 
 
 def file_kinds() -> list[str]:
-    """Endings of the files that a figure can be saved as, without the dot."""
+    """File formats that a figure can be saved in, as extensions without the dot."""
     return sorted(Figure().canvas.get_supported_filetypes())
 
 
@@ -277,13 +276,13 @@ def _percent_axis(axes: Axes, label: str) -> None:
 
 
 def _hold(axes: Axes, x: Tensor, y: Tensor, *, until: float | None = None, **look: Any) -> None:
-    """A step line: each value holds until the next one, the last one until the end."""
+    """A step line: each value holds until the next, and the last until the end."""
     end = float(x[-1]) * 1.06 if until is None else until
     axes.plot([*x.tolist(), end], [*y.tolist(), float(y[-1])], drawstyle="steps-post", markevery=range(len(x)), **look)
 
 
 def _legend_above(figure: Figure, axes: Axes) -> None:
-    """One row where it fits, else as many equal columns as do; at 8 points a letter is about 0.068 inches wide."""
+    """One row if it fits, else as many equal columns as fit; at 8 points a letter is about 0.068 inches wide."""
     handles, labels = axes.get_legend_handles_labels()
     widths = [0.068 * (len(label) + 6) for label in labels]
     room = figure.get_figwidth()
@@ -292,14 +291,14 @@ def _legend_above(figure: Figure, axes: Axes) -> None:
 
 
 def _spread(count: int, panels: int = _PANELS) -> list[int]:
-    """At most `panels` of the steps 0..count-1, evenly spread, both ends included."""
+    """At most `panels` of the steps 0..count-1, evenly spaced, including both ends."""
     if count <= panels:
         return list(range(count))
     return [round(index * (count - 1) / (panels - 1)) for index in range(panels)]
 
 
 def _small_multiples(count: int) -> tuple[Figure, list[Axes]]:
-    """`count` square panels with shared axes in at most two rows."""
+    """`count` panels with shared axes in at most two rows."""
     columns = count if count <= 4 else math.ceil(count / 2)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(0.5 + 1.75 * columns, 0.5 + 1.9 * rows), layout="constrained")
@@ -312,7 +311,7 @@ def _small_multiples(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _square(axes: Axes, low: float) -> None:
-    """Both axes from `low` to 1, and the diagonal."""
+    """Makes the panel square, with both axes from `low` to 1 and the diagonal."""
     ticks = [low, (low + 1) / 2, 1]
     labels = [f"{tick:.3g}" for tick in ticks]
     axes.plot([low, 1], [low, 1], color=GREY, linewidth=0.9, linestyle=DASHES, zorder=1.5)
@@ -325,8 +324,3 @@ def _outer_labels(grid: Sequence[Axes], x: str, y: str) -> None:
     figure = grid[0].figure
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return red, green, blue

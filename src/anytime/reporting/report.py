@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, figures and how they came about, with nothing to load from elsewhere."""
+"""One self-contained HTML page: tables, figures and the facts behind them; it loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Section:
 
     Attributes:
         title: Plain text.
-        text: Plain text; an empty line separates paragraphs.
+        text: Plain text; a blank line separates paragraphs.
         rows: Rows of the table, values by key.
-        columns: Its columns; those without any value are left out.
-        figures: By caption.
+        columns: Its columns; those without any value are omitted.
+        figures: Figures by caption.
     """
 
     title: str
@@ -47,14 +47,10 @@ def write_report(
     figures: Mapping[str, Figure],
     sections: Sequence[Section] = (),
 ) -> None:
-    """Writes the report of one trace: what it comes to, the table of steps, figures, further sections, and facts.
+    """Writes the report of a trace with one label level as an HTML file.
 
-    Args:
-        path: The HTML file.
-        title: Heading of the page.
-        trace: Of one label level.
-        figures: By caption.
-        sections: Go between the figures and the facts (hardware, recipe, all of `trace.meta`).
+    It holds a summary, the table of steps, the figures by caption, further sections, and the facts: hardware, recipe, all of
+    `trace.meta`.
     """
     numbers = summary(trace)
     standard = [
@@ -69,7 +65,7 @@ def write_report(
 
 
 def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
-    """Writes sections as one HTML file, whole or not at all; makes missing folders."""
+    """Writes sections to one HTML file, atomically; creates missing folders."""
     body = "\n".join(_section(section) for section in sections)
     page = _PAGE.format(title=escape(title), style=_STYLE, body=body)
     with atomic_write(path) as part:
@@ -81,14 +77,14 @@ def _in_short(numbers: Mapping[str, Any]) -> str:
     if len(numbers["steps"]) == 1:
         return f"One answer after {macs_text(last['macs'])} MACs: {last['accuracy']:.2%} accuracy."
     drop, stop = numbers["largest_drop"], numbers["threshold"]
-    monotone = "it never falls on the way" if drop == 0 else f"the largest fall on the way is {100 * drop:.2f} points"
+    monotone = "it never drops on the way" if drop == 0 else f"the largest drop on the way is {100 * drop:.2f} points"
     return (
         f"The first answer comes after {first['share_of_macs']:.1%} of the MACs ({macs_text(first['macs'])}) and is "
         f"right for {first['accuracy']:.2%} of the samples; the last, after {macs_text(last['macs'])} MACs, for "
         f"{last['accuracy']:.2%}. Accuracy: {monotone}.\n\n"
         f"Average error over all steps (AE) {numbers['average_error']:.2%}, so timeliness 1 - AE is "
-        f"{numbers['timeliness']:.2%}: the accuracy to expect when the time to stop is any step alike. "
-        f"{over['destructive']:.2%} of the samples were right earlier and are wrong at the end.\n\n"
+        f"{numbers['timeliness']:.2%}: the expected accuracy if all steps are equally likely to be the last. "
+        f"{over['destructive']:.2%} of the samples were right earlier but are wrong at the end.\n\n"
         f"Stopping each sample at a confidence threshold keeps the accuracy of the last step from "
         f"{stop['lossless_share_of_macs']:.1%} of the MACs on average (threshold chosen on these samples)."
     )
@@ -118,7 +114,7 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
 
 def _figure(caption: str, figure: Figure) -> str:
     buffer = io.BytesIO()
-    # An image of its own, not inline <svg>: the identifiers of several figures would clash on one page.
+    # An <img>, not inline <svg>: identifiers of several figures would clash on one page.
     with matplotlib.rc_context({"svg.hashsalt": "anytime"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     data, text = base64.b64encode(buffer.getvalue()).decode(), escape(caption)
@@ -127,7 +123,7 @@ def _figure(caption: str, figure: Figure) -> str:
 
 
 def _flat(meta: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"recipe": {"epochs": 3}}` as `{"recipe.epochs": 3}`; what the table of steps shows is left out."""
+    """`{"recipe": {"epochs": 3}}` as `{"recipe.epochs": 3}`, without the values in the table of steps."""
     flat: dict[str, Any] = {}
     for key, value in meta.items():
         if isinstance(value, Mapping):
@@ -139,7 +135,7 @@ def _flat(meta: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 _HOW_TO_READ = (
     "MACs are multiply-adds per sample (FLOPs / 2), cumulative over the stream; contract MACs are those of the "
-    "cheapest way to that answer alone. Confidence is the mean max softmax; p(correct class) the mean softmax "
+    "cheapest way to only that answer. Confidence is the mean max softmax; p(correct class) the mean softmax "
     "probability of the label, which Kim et al. (2020) call confidence; ECE the expected calibration error over 15 "
     "bins; r per class Pearson's correlation of p(correct class) with accuracy over classes. Milliseconds are "
     "cumulative, with their 10th and 90th percentile."

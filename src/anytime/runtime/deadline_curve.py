@@ -36,11 +36,7 @@ class DeadlineCurve:
         return self.accuracies[self.steps(deadlines)]
 
     def expected(self, deadlines: Sequence[float] | Tensor) -> float:
-        """E[accuracy(D)] for D drawn from these deadlines: the area under the curve over their distribution.
-
-        Args:
-            deadlines: A sample in seconds, such as a log of real deadlines.
-        """
+        """E[accuracy(D)] for D drawn from these deadlines in seconds, such as a log of real ones: the area over them."""
         accuracies = self.accuracy(deadlines)
         if not accuracies.numel():
             raise ValueError("deadlines is empty: give at least one, in seconds")
@@ -49,8 +45,7 @@ class DeadlineCurve:
     def area(self, shortest: float, longest: float, log: bool = False) -> float:
         """E[accuracy(D)] for D uniform in shortest..longest seconds, or log D with `log`: exact, without sampling.
 
-        Raises:
-            ValueError: Unless 0 <= shortest < longest < infinity, or 0 < shortest with `log`.
+        Raises ValueError unless 0 <= shortest < longest < infinity, and 0 < shortest with `log`.
         """
         if not 0 <= shortest < longest < math.inf or (log and shortest == 0):
             above = "0 < shortest" if log else "0 <= shortest"

@@ -47,11 +47,8 @@ def frames(
     Args:
         predictor: Its clock is the camera's.
         images: One image `[C, H, W]` per frame, on the model's device.
-        fps: Frames per second, above zero.
+        fps: Frames per second; raises ValueError if not above zero.
         sleep: Waits for some seconds; replaced in tests.
-
-    Raises:
-        ValueError: If fps is not above zero.
     """
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be a number of frames per second above zero, got {fps!r}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from anytime.combine import Combiner, Last, Temperature
 from anytime.model import AnytimeModel, SplitStep
@@ -13,7 +14,7 @@ from anytime.stopping.rules import Rule
 
 @dataclass
 class LazyAnswer:
-    """An answer that is not computed yet: the first `read()` runs its head, in the calling thread.
+    """An answer that is not computed yet: the first use of `answer` runs its head, in the calling thread.
 
     Attributes:
         compute: Computes the answer, given the reason.
@@ -24,18 +25,16 @@ class LazyAnswer:
     compute: Callable[[str], Answer]
     step: int
     reason: str = ""
-    _answer: Answer | None = field(default=None, init=False)
 
-    def read(self) -> Answer:
-        """The answer; its `elapsed` is the time of the first read."""
-        if self._answer is None:
-            self._answer = self.compute(self.reason)
-        return self._answer
+    @cached_property
+    def answer(self) -> Answer:
+        """The answer; its `elapsed` is the time of its first use."""
+        return self.compute(self.reason)
 
 
 def read(answer: Answer | LazyAnswer) -> Answer:
     """The answer itself, computed now if it is lazy."""
-    return answer.read() if isinstance(answer, LazyAnswer) else answer
+    return answer.answer if isinstance(answer, LazyAnswer) else answer
 
 
 def check_lazy_exits(model: AnytimeModel, rule: Rule | None, combiner: Combiner) -> None:

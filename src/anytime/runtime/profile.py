@@ -103,22 +103,14 @@ class Profile:
     contract_macs: tuple[int, ...]
 
     def at(self, batch_size: int) -> BatchProfile:
-        """The latencies of the smallest measured batch size that is not below `batch_size`.
-
-        Raises:
-            ValueError: If only smaller batches were measured.
-        """
+        """The latencies of the smallest measured batch size >= `batch_size`; raises ValueError if all are smaller."""
         fitting = [size for size in self.batches if size >= batch_size]
         if not fitting:
             raise ValueError(f"the profile knows batches up to {max(self.batches)}, got {batch_size}; profile larger ones")
         return self.batches[min(fitting)]
 
     def check(self, model: AnytimeModel, compiled: bool = False, foreign: bool = False) -> None:
-        """Checks that the profile belongs to this model, way of running and (unless `foreign`) hardware, threads, ...
-
-        Raises:
-            ValueError: If something differs; the message says what.
-        """
+        """Raises ValueError if the model, the way of running or (unless `foreign`) the hardware, threads, ... differ."""
         if self.model != architecture(model):
             raise ValueError(f"the profile is of another model (architecture {self.model}, this one is {architecture(model)})")
         if self.fingerprint.get("compiled") != compiled:

@@ -70,24 +70,14 @@ class Answers:
 
 
 def measure(rule: Rule, trace: Trace, combiner: Combiner | None = None) -> Outcome:
-    """Accuracy and cost of a stopping rule on a trace, such as one that it was not chosen on.
-
-    Args:
-        rule: Any rule, such as `outcome.rule`.
-        trace: The answers.
-        combiner: How answers are made from several steps; default `Last()`.
-    """
+    """Accuracy and cost of a rule on a trace, such as one that it was not chosen on; `combiner` defaults to `Last()`."""
     return Answers.of(trace, combiner).outcome(rule)
 
 
 def exit_shares(ratio: float, num_steps: int) -> tuple[float, ...]:
-    """π_t = r^t / sum_i r^i, t = 1..T: the share of samples that should leave at each exit (MSDNet, Huang et al. 2018).
+    """π_t = r^t / sum_i r^i, t = 1..T, r > 0: the share of samples that should leave at each exit (MSDNet, Huang et al. 2018).
 
     The paper's q_t = z q (1 - q)^(t - 1) is r = 1 - q; its code also covers r > 1, where most samples leave late.
-
-    Args:
-        ratio: r > 0.
-        num_steps: T.
     """
     if not 0 < ratio < math.inf:
         raise ValueError(f"ratio must be finite and above zero (the paper's 1 - q), got {ratio!r}")
@@ -97,14 +87,9 @@ def exit_shares(ratio: float, num_steps: int) -> tuple[float, ...]:
 
 
 def ratio_for(step_costs: Sequence[float] | Tensor, budget: float) -> float:
-    """The largest ratio r in 1e-18..1e18 with sum_t π_t(r) cost_t <= budget (Huang et al. 2018).
+    """The largest ratio r in 1e-18..1e18 with sum_t π_t(r) cost_t <= budget, the mean cost per sample (Huang et al. 2018).
 
-    Args:
-        step_costs: Cumulative cost of each step, increasing.
-        budget: Mean cost per sample.
-
-    Raises:
-        ValueError: If the budget is less than the cost of the first step.
+    `step_costs` are cumulative and increasing. Raises ValueError if the budget is less than the first of them.
     """
     prices = [float(cost) for cost in step_costs]
     _require_affordable(budget, prices[0])
@@ -125,13 +110,10 @@ def ratio_for(step_costs: Sequence[float] | Tensor, budget: float) -> float:
 def share_thresholds(confidence: Tensor, shares: Sequence[float]) -> tuple[float, ...]:
     """Thresholds θ_t such that floor(N π_t) of the N validation samples leave at exit t (Huang et al. 2018, their code).
 
-    In order t = 1..T-1: θ_t is the floor(N π_t)-th largest confidence at exit t among the samples that have not left yet;
-    all samples at or above θ_t leave. θ_t is infinite if that number is 0 or exceeds the samples left, and 0 at the last exit.
-    Samples of equal confidence leave together, so more may leave than intended.
-
-    Args:
-        confidence: `[T, N]`.
-        shares: π_t, length T.
+    `confidence` is `[T, N]`, `shares` are π_1 .. π_T. In order t = 1..T-1: θ_t is the floor(N π_t)-th largest confidence at
+    exit t among the samples that have not left yet; all samples at or above θ_t leave. θ_t is infinite if that number is 0 or
+    exceeds the samples left, and 0 at the last exit. Samples of equal confidence leave together, so more may leave than
+    intended.
     """
     samples = confidence.shape[1]
     staying = torch.ones(samples, dtype=torch.bool)
@@ -145,12 +127,9 @@ def share_thresholds(confidence: Tensor, shares: Sequence[float]) -> tuple[float
 
 
 def budgeted(trace: Trace, ratio: float, combiner: Combiner | None = None) -> Outcome:
-    """MSDNet's budgeted batch classification: the thresholds that give geometric exit shares π_t ∝ r^t on this trace.
+    """MSDNet's budgeted batch classification: the thresholds that give geometric exit shares π_t ∝ r^t on a validation trace.
 
-    Args:
-        trace: The answers on a validation split.
-        ratio: r; for a given mean cost per sample `ratio_for(trace.macs, budget)`.
-        combiner: How answers are made from several steps; default `Last()`.
+    For a given mean cost per sample, r = `ratio_for(trace.macs, budget)`; `combiner` defaults to `Last()`.
     """
     return budgeted_curve(trace, (ratio,), combiner)[0]
 
@@ -194,8 +173,9 @@ def best_thresholds(trace: Trace, budget: float, cost: Spent = "macs", combiner:
     """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ_t per step.
 
     Coordinate ascent, exact in each θ_t: first on accuracy - λ * cost for a bisection over λ, then on accuracy under the
-    budget from the best affordable thresholds found, including those of `best_threshold` and `budgeted`: on `trace` it is never
-    worse than they are. With few samples it fits their noise: `measure` it on others. Arguments and errors as `best_threshold`.
+    budget from the best affordable thresholds found, including those of `best_threshold` and `budgeted`: on `trace` it is
+    never worse than they are. With few samples it fits their noise: `measure` it on others. Arguments and errors are those of
+    `best_threshold`.
     """
     answers = Answers.of(trace, combiner)
     return answers.outcome(Confidence(_Search(answers, budget, cost).per_step()))

@@ -20,15 +20,10 @@ METHODS = ("confidence", "budgeted", "value", "learned")
 
 
 class Goal(NamedTuple):
-    """What to fit, and to which goal: a budget, a loss of accuracy (for sure or on average), or a price.
+    """What to fit, one of `METHODS` or None for only the combiner, and to which goal: one of budget, loss and price.
 
-    Attributes:
-        method: One of `METHODS`; None to fit only the combiner.
-        budget: Mean cost per sample, in MACs or seconds.
-        cost: The unit of the budget.
-        max_loss: Allowed loss of accuracy against all steps.
-        sure: Probability with which `max_loss` is kept; None: on average.
-        price: Accuracy per MAC.
+    The budget is a mean `cost` per sample, "macs" or "seconds"; `max_loss` is the loss of accuracy against all steps, kept on
+    average or with the probability `sure`; the price is in accuracy per MAC.
     """
 
     method: str | None

@@ -62,14 +62,7 @@ def conformal(
     L'_nm = max_{i <= m} L_ni. The mean is also over the draw of the calibration samples: cheaper than `certified`, which
     holds for nearly every single draw.
 
-    Args:
-        trace: The answers on a calibration split.
-        epsilon: The allowed loss of accuracy, in (0, 1).
-        candidates: As for `certified`.
-        combiner: How answers are made from several steps; default `Last()`.
-
-    Returns:
-        As `certified`.
+    Arguments and result are those of `certified`.
     """
     _require_share(epsilon, "epsilon")
     worst = torch.zeros(trace.num_samples, dtype=torch.bool)
@@ -84,10 +77,7 @@ def conformal(
 def mean_loss(trace: Trace, rule: Rule, combiner: Combiner | None = None) -> float:
     """The mean of L on a trace: the share of samples that are right at the last step, but not where they stop.
 
-    Args:
-        trace: The answers, preferably on samples that the rule was not chosen on.
-        rule: Any rule.
-        combiner: How answers are made from several steps; default `Last()`.
+    The trace should hold samples that the rule was not chosen on; `combiner` defaults to `Last()`.
     """
     return float(_losses(Answers.of(trace, combiner), rule).double().mean())
 

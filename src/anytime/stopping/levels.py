@@ -56,32 +56,20 @@ class LevelChoice:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LevelChoice:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: If a value is missing, unknown or wrong.
-        """
+        """The inverse of `to_dict`; raises ValueError if a value is missing, unknown or wrong."""
         try:
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"this is not a choice of label levels: {dict(values)!r} ({error})") from None
 
     def save_to(self, model: AnytimeModel) -> None:
-        """Stores the choice in `model.info`.
-
-        Raises:
-            ValueError: If the model has other levels, or another number of steps.
-        """
+        """Stores the choice in `model.info`; raises ValueError if the model has other levels or another number of steps."""
         self._check(model)
         model.info.answer_levels = self.to_dict()
 
     @classmethod
     def saved_in(cls, model: AnytimeModel) -> LevelChoice | None:
-        """The choice stored in `model.info`; None if there is none.
-
-        Raises:
-            ValueError: If it is damaged, or does not fit the model.
-        """
+        """The choice stored in `model.info`, or None; raises ValueError if it is damaged or does not fit the model."""
         if model.info.answer_levels is None:
             return None
         choice = cls.from_dict(model.info.answer_levels)
@@ -134,8 +122,7 @@ def highest_target(trace: Trace) -> float:
 def chosen_accuracy(trace: Trace, choice: LevelChoice) -> Tensor:
     """Accuracy of each step at the level chosen for it, such as on test data, float64 `[T]`.
 
-    Raises:
-        ValueError: If the trace has other label levels, or another number of steps.
+    Raises ValueError if the trace has other label levels or another number of steps.
     """
     sizes = trace.levels or (trace.num_classes,)
     if choice.sizes != sizes or len(choice.steps) != trace.num_steps:

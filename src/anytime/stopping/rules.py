@@ -41,8 +41,7 @@ class Rule(Tagged):
     def start(self, num_steps: int) -> State:
         """The state before the first step of a network of `num_steps` steps.
 
-        Raises:
-            ValueError: If thresholds were never fitted, or fitted to another number of steps.
+        Raises ValueError if thresholds were never fitted, or fitted to another number of steps.
         """
         if self.num_steps not in (None, num_steps):
             raise ValueError(f"this {self.kind!r} rule was fitted to {self.num_steps} steps, the model has {num_steps}")
@@ -343,10 +342,7 @@ class AllOf(_Several, kind="all"):
 
 
 def rule(name: str, **arguments: Any) -> Rule:
-    """A stopping rule by name.
-
-    Raises:
-        ValueError: If a name or argument is unknown (the message names the nearest) or out of range.
+    """A stopping rule by name; raises ValueError if a name or argument is unknown (it names the nearest) or out of range.
 
     Example:
         >>> rule("confidence", threshold=0.9)

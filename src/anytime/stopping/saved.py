@@ -32,8 +32,7 @@ class Fitted:
 def save_rule(model: AnytimeModel, name: str, fitted: Fitted) -> None:
     """Adds a fitted rule to a model's `info` under a name; `model.save` writes it to `config.json`.
 
-    Raises:
-        ValueError: If thresholds were never fitted, or fitted to another number of steps.
+    Raises ValueError if thresholds were never fitted, or fitted to another number of steps.
 
     Example:
         >>> save_rule(model, "half", Fitted(best_thresholds(trace, 0.5 * float(trace.macs[-1])).rule))
@@ -47,11 +46,7 @@ def save_rule(model: AnytimeModel, name: str, fitted: Fitted) -> None:
 
 
 def saved_rules(model: AnytimeModel) -> dict[str, Fitted]:
-    """The fitted rules saved with a model, by name.
-
-    Raises:
-        ValueError: If one of them is damaged; the message names it.
-    """
+    """The fitted rules saved with a model, by name; raises ValueError that names a damaged one."""
     return {name: _read(model, name) for name in model.info.rules}
 
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from anytime.model import AnytimeModel
 from anytime.models.common.layers import add_shortcut, he_init, pooled
 from anytime.models.common.step_norm import StepBatchNorm2d
-from anytime.registry import register_model, variant
+from anytime.registry import variant
 
-Scheme = tuple[int, ...] | tuple[tuple[int, ...], ...]
+Scheme = tuple[int, ...] | tuple[tuple[int, ...], ...] | None
 SMALLEST = 4  # pixels: leaves one for the last of three sections
 
 
@@ -30,7 +30,8 @@ def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]
     """How many blocks each section gains at each step, `[T][sections]`.
 
     A flat scheme is the paper's: `(1, 4, 3)` starts with 1 block in every section, then adds 4 and 3 to the first section,
-    then to the second, and so on. A nested scheme lists the gains of each step, e.g. `((1, 1, 1), (0, 2, 1))`.
+    then to the second, and so on. A nested scheme lists the gains of each step, e.g. `((1, 1, 1), (0, 2, 1))`. None is a
+    single step with all blocks.
 
     Raises:
         ValueError: The gains do not add up to `blocks`, a step gains nothing, or the first leaves a section empty.
@@ -38,17 +39,20 @@ def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]
     blocks = tuple(blocks)
     if not blocks or min(blocks) < 1:
         raise ValueError(f"blocks must be at least 1 in every section, got {blocks}")
-    if not scheme or not (all(isinstance(s, int) for s in scheme) or all(isinstance(s, Sequence) for s in scheme)):
+    sections = range(len(blocks))
+    gains: list[tuple[int, ...]]
+    if scheme is None:
+        gains = [blocks]
+    elif scheme and all(isinstance(number, int) for number in scheme):
+        start, *more = (int(number) for number in scheme)  # type: ignore[arg-type]
+        gains = [(start,) * len(blocks)]
+        gains += [tuple(n if s == section else 0 for s in sections) for section in sections for n in more]
+    elif scheme and all(isinstance(step, Sequence) for step in scheme):
+        gains = [tuple(step) for step in scheme]  # type: ignore[arg-type]
+    else:
         raise ValueError(
             f"scheme must be numbers like (1, 4, 3) or gains per step like ((1, 1, 1), (4, 0, 0)), got {scheme!r}"
         )
-    gains: list[tuple[int, ...]]
-    if isinstance(scheme[0], int):
-        start, *more = (int(number) for number in scheme)
-        gains = [(start,) * len(blocks)]
-        gains += [tuple(n if s == section else 0 for s in range(len(blocks))) for section in range(len(blocks)) for n in more]
-    else:
-        gains = [tuple(step) for step in scheme]
     if any(len(step) != len(blocks) or min(step) < 0 or sum(step) == 0 for step in gains):
         raise ValueError(f"each step of the scheme must add blocks to some of the {len(blocks)} sections, got {scheme!r}")
     if min(gains[0]) < 1:
@@ -118,7 +122,8 @@ class AnytimeNet(AnytimeModel):
     logits = OUT(h_S), OUT = BN-ReLU-global average pooling-linear, shared by all steps. Only one tensor per section is cached,
     and no block runs again on an unchanged input (Fig. 2 and Table I of the paper).
 
-    With a single step (`scheme=(blocks,)`) this is the paper's BASELINE.
+    The width doubles and the resolution halves from one section to the next. Batch norm has the paper's `eps`, 0.001. With a
+    single step (`scheme=None`) this is the paper's BASELINE.
 
     The paper does not specify how batch norm treats blocks that run several times. Training is the same either way, since it
     normalises by the batch; in evaluation `statistics="per_use"` (default) has running statistics for each use of a block,
@@ -128,11 +133,11 @@ class AnytimeNet(AnytimeModel):
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
-        blocks: Residual blocks per section; the width doubles and the resolution halves from one section to the next.
+        blocks: Residual blocks per section.
         scheme: (1, 4, 3): start with 1 block per section, then add 4 and 3 to one section after the other; or gains per step.
         width: Channels of the first section.
         statistics: Running batch-norm statistics "per_use" of a block, or "shared" by all uses.
-        eps: Added to the variance in batch norm (paper: 0.001).
+        eps: Added to the variance in batch norm.
 
     Source: Kim, Bradford, Shao, DATE 2020, sections II and III-A.
     """
@@ -211,23 +216,9 @@ anytimenet = variant(
     "anytimenet",
     "AnytimeNet of the paper: 7 steps, 24 residual blocks of width 16, 32, 64, 755,802 parameters for 10 classes.",
 )
-
-
-@register_model
-def anytimenet_baseline(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    blocks: tuple[int, ...] = (8, 8, 8),
-    width: int = 16,
-    eps: float = 1e-3,
-) -> AnytimeNet:
-    """BASELINE of the paper: the graph of AnytimeNet's last step, run at once; one answer, the same parameters.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        blocks: Residual blocks per section.
-        width: Channels of the first section.
-        eps: Added to the variance in batch norm.
-    """
-    return AnytimeNet(num_classes, in_channels, blocks, (tuple(blocks),), width, "shared", eps)
+anytimenet_baseline = variant(
+    AnytimeNet,
+    "anytimenet_baseline",
+    "BASELINE of the paper: the graph of AnytimeNet's last step, run at once; one answer, the same parameters.",
+    fixed={"scheme": None, "statistics": "shared"},
+)

@@ -1,7 +1,7 @@
 """Heads that answer from a backbone's features: one class per kind, "auto" chooses by the shape of the features.
 
 Every head is built as `Head(shape, num_classes)`, where the shape excludes the batch: an image (C, H, W), tokens (N, C) or a
-vector (C,). A custom class, named by import path, is built in the same way.
+vector (C,). It maps features of shape `[B, *shape]` to logits `[B, K]`. A custom class, named by import path, works alike.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ def _require(shape: Shape, kinds: Sequence[int], head: str, wanted: str) -> None
 
 
 class LinearHead(nn.Module):
-    """logits = W mean(h) + b, with the mean over all positions of an image `[B, C, H, W]` or all tokens `[B, N, C]`."""
+    """logits = W mean(h) + b, the mean over all positions of an image `[B, C, H, W]` or tokens `[B, N, C]`; `[B, C]` as is."""
 
     def __init__(self, shape: Shape, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(shape[-1] if len(shape) == 2 else shape[0], num_classes)
 
     def forward(self, h: Tensor) -> Tensor:
-        """`[B, C, H, W]`, `[B, N, C]` or `[B, C]` to logits `[B, K]`."""
         return self.linear(h.mean((2, 3)) if h.ndim == 4 else h.mean(1) if h.ndim == 3 else h)
 
 
 class MixedHead(nn.Module):
-    """logits = W p + b, p = a max(h) + (1 - a) mean(h) over the cells of a g x g grid, a learned.
+    """logits = W p + b, p = a max(h) + (1 - a) mean(h) over the cells of a g x g grid of images `[B, C, H, W]`, a learned.
 
     g is 4, or 2 or 1 where 4 x 4 cells would need more than 2^18 weights. If the cells are single pixels, nothing is mixed.
     The paper pools with kernels of size // 4, which is the same if 4 divides the size; here the grid is the same for all
@@ -56,7 +55,6 @@ class MixedHead(nn.Module):
         self.linear = nn.Linear(channels * self.grid[0] * self.grid[1], num_classes)
 
     def forward(self, h: Tensor) -> Tensor:
-        """`[B, C, H, W]` to logits `[B, K]`."""
         pooled = F.adaptive_avg_pool2d(h, self.grid)
         if self.mix is not None:
             pooled = torch.lerp(pooled, F.adaptive_max_pool2d(h, self.grid), self.mix.to(pooled))  # autocast mixes dtypes
@@ -64,7 +62,7 @@ class MixedHead(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """logits = W mean(g(g(h))) + b with g = relu(bn(conv3x3, stride 2)) to `width` channels: the strongest and dearest head.
+    """logits = W mean(g(g(h))) + b with g = relu(bn(conv3x3, stride 2)) to `width` channels: stronger, but the most expensive.
 
     Source: Huang et al., ICLR 2018 (MSDNet), appendix A; their 2 x 2 pooling and linear layer are a global mean here.
     """
@@ -79,12 +77,11 @@ class ConvHead(nn.Module):
         self.linear = nn.Linear(width, num_classes)
 
     def forward(self, h: Tensor) -> Tensor:
-        """`[B, C, H, W]` to logits `[B, K]`."""
         return self.linear(self.layers(h).mean((2, 3)))
 
 
 class TokenHead(nn.Module):
-    """logits = W mean(norm(h)) + b, layer norm over the channels of each token, the mean over all tokens.
+    """logits = W mean(norm(h)) + b, layer norm over the channels of each token `[B, N, C]`, the mean over all tokens.
 
     The pixels of an image `[B, C, H, W]` also count as tokens.
     """
@@ -97,13 +94,12 @@ class TokenHead(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, h: Tensor) -> Tensor:
-        """`[B, N, C]` or `[B, C, H, W]` to logits `[B, K]`."""
         tokens = h.flatten(2).transpose(1, 2) if h.ndim == 4 else h
         return self.linear(self.norm(tokens).mean(1))
 
 
 class ClassTokenHead(nn.Module):
-    """logits = W norm(h_0) + b, h_0 the first token: the class token of ViT and DeiT."""
+    """logits = W norm(h_0) + b, h_0 the first of the tokens `[B, N, C]`: the class token of ViT and DeiT."""
 
     def __init__(self, shape: Shape, num_classes: int) -> None:
         super().__init__()
@@ -112,7 +108,6 @@ class ClassTokenHead(nn.Module):
         self.linear = nn.Linear(shape[1], num_classes)
 
     def forward(self, h: Tensor) -> Tensor:
-        """`[B, N, C]` to logits `[B, K]`."""
         return self.linear(self.norm(h[:, 0]))
 
 

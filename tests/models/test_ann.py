@@ -1,4 +1,4 @@
-"""ANN against the costs and sizes of its spec, a network written out by hand, and counters of what runs."""
+"""ANN against the costs and sizes of its paper, a network written out by hand, and counters of what runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTRACT_ARGUMENTS = {
 }
 
 VARIANTS = [{}, {"transition": "unit"}, {"transition": "unit", "first_relu": True}, {"first_relu": True}]
-# n, c: million MACs of the last answer alone (of 9, 128: thousand millions), million weights of convolutions; code's variant
+# n, c: million MACs of only the last answer (9, 128: billion), million weights of convolutions; the published code's variant
 PUBLISHED = {
     (5, 16): ("68.9", "0.46"), (9, 16): ("125.5", "0.85"), (9, 32): ("501", "3.4"), (13, 32): ("728", "4.9"),
     (17, 32): ("954", "6.5"), (25, 32): ("1407", "9.6"), (9, 128): ("8.0", "54"),
@@ -32,13 +32,13 @@ PUBLISHED = {
 
 
 def on_meta(**arguments: Any) -> ANN:
-    """Shapes without numbers: costs of large networks at once."""
+    """Builds the model without numbers, so that costs of large networks take no time."""
     with torch.device("meta"):
         return ann(**arguments)
 
 
 def in_double(seed: int = 0, **arguments: Any) -> ANN:
-    """In float64 and eval mode, with batch-norm statistics as after training."""
+    """Builds the model in float64 and eval mode, with batch-norm statistics as after training."""
     torch.manual_seed(seed)
     model = ann(**arguments).double().eval()
     with torch.no_grad():
@@ -53,9 +53,9 @@ def images(*size: int, seed: int = 0) -> Tensor:
 
 
 def unit_macs(n: int, c: int, transition: str) -> list[int]:
-    """Of the units of three stages at 32x32, with the stem or the layer between stages that is in front of a unit."""
+    """MACs of each unit of three stages at 32x32, including the stem or the layer between stages that precedes it."""
     full, stem = 18 * c * c * 1024, 27 * c * 1024
-    between = full + 9 * c * 2 * c * 256 if transition == "conv" else full * 3 // 4  # the same twice: c and pixels change
+    between = full + 9 * c * 2 * c * 256 if transition == "conv" else full * 3 // 4  # equal in both: c and pixels change
     costs = [between if stage and not unit else full for stage in range(3) for unit in range(n)]
     return [stem + costs[0], *costs[1:]]
 
@@ -64,8 +64,8 @@ def widths(n: int, c: int) -> list[int]:
     return [c * 2**stage for stage in range(3) for _ in range(n)]
 
 
-def alone(n: int, c: int, transition: str = "unit", classes: int = 100) -> list[int]:
-    """Cost of stem and units up to an exit, and of its head."""
+def contract_costs(n: int, c: int, transition: str = "unit", classes: int = 100) -> list[int]:
+    """Cost of the stem and the units up to each exit, and of its head."""
     return [cost + classes * w for cost, w in zip(accumulate(unit_macs(n, c, transition)), widths(n, c), strict=True)]
 
 
@@ -84,7 +84,7 @@ def parameters(n: int, c: int, transition: str = "unit", classes: int = 100) -> 
 def test_costs_and_sizes(n: int, c: int, classes: int, transition: Any) -> None:
     model = on_meta(num_classes=classes, units=n, width=c, transition=transition)
     heads = [classes * w for w in widths(n, c)]
-    expected = alone(n, c, transition, classes)
+    expected = contract_costs(n, c, transition, classes)
     assert step_macs(model, (3, 32, 32)) == [cost + sum(heads[:t]) for t, cost in enumerate(expected)]
     if n == 1:
         assert step_macs(model, (3, 32, 32), contract=True) == expected
@@ -99,9 +99,9 @@ def test_costs_and_sizes(n: int, c: int, classes: int, transition: Any) -> None:
 def test_published_costs_and_sizes(n: int, c: int) -> None:
     macs, weights = PUBLISHED[n, c]
     scale = 1e9 if c == 128 else 1e6
-    assert f"{alone(n, c)[-1] / scale:.{len(macs.partition('.')[2])}f}" == macs
+    assert f"{contract_costs(n, c)[-1] / scale:.{len(macs.partition('.')[2])}f}" == macs
     assert f"{parameters(n, c)['conv'] / 1e6:.{len(weights.partition('.')[2])}f}" == weights
-    assert 1.01 < alone(n, c, "conv")[-1] / alone(n, c)[-1] < 1.07
+    assert 1.01 < contract_costs(n, c, "conv")[-1] / contract_costs(n, c)[-1] < 1.07
 
 
 MILESTONES = [  # n, s: units of the last exits within 1/4, 1/2 and 3/4 of the cost
@@ -119,7 +119,7 @@ def chain(depth: int, period: int) -> AnytimeChain:
 def test_milestones(n: int, s: int, units: tuple[int, ...], transition: str) -> None:
     exits = chain(3 * n, s).exits
     for c in (16, 32, 64, 128):
-        costs = alone(n, c, transition)
+        costs = contract_costs(n, c, transition)
         within = [[unit for unit in exits if costs[unit - 1] <= share * costs[-1]] for share in (0.25, 0.5, 0.75)]
         assert tuple(map(max, within)) == units
 
@@ -128,7 +128,7 @@ def test_milestones(n: int, s: int, units: tuple[int, ...], transition: str) -> 
     ("transition", "expected"), [("unit", [0.018, 0.077, 0.219, 0.485, 1]), ("conv", [0.024, 0.087, 0.231, 0.496, 1])]
 )
 def test_costs_of_a_sequence_of_networks(transition: str, expected: list[float]) -> None:
-    costs = list(accumulate(alone(n, 32, transition)[-1] for n in (1, 3, 7, 13, 25)))
+    costs = list(accumulate(contract_costs(n, 32, transition)[-1] for n in (1, 3, 7, 13, 25)))
     assert [cost / costs[-1] for cost in costs] == pytest.approx(expected, abs=6e-4)
 
 
@@ -142,7 +142,7 @@ def test_exits_count_from_the_last_unit(depth: int, data: Any) -> None:
 
 
 def by_hand(model: ANN, x: Tensor, transition: str, first_relu: bool) -> Tensor:
-    """The network of the paper or of the code, one exit after every unit, each with a head of its own."""
+    """The network of the paper or of the code, with an exit after every unit, each with its own head."""
 
     def norm(h: Tensor, module: nn.Module) -> Tensor:
         p = {name: value[:, None, None] for name, value in module.state_dict().items() if value.ndim}
@@ -215,7 +215,7 @@ def test_any_network_streams_what_it_forwards(n: int, c: int, size: int, variant
 
 
 def runs(model: ANN) -> Counter[str]:
-    """Counts the runs of units and heads from now on."""
+    """Counts the runs of the stem, units and heads from now on."""
     counts = Counter[str]()
     for kind, modules in {"units": model.units, "heads": model.heads, "stem": [model.stem]}.items():
         for module in modules:  # type: ignore[union-attr]
@@ -223,7 +223,7 @@ def runs(model: ANN) -> Counter[str]:
     return counts
 
 
-def test_each_unit_runs_once_and_heads_when_asked() -> None:
+def test_each_unit_runs_once_and_heads_only_when_read() -> None:
     model = in_double(num_classes=4, units=3, width=2, period=2)
     assert model.exits == (1, 3, 5, 7, 9)
     x = images(2, 3, 8, 8)
@@ -255,13 +255,13 @@ def test_lazy_exits_have_an_order() -> None:
 
 
 def reached(model: ANN, exit: int) -> set[str]:
-    """Parts that get a gradient from one exit, `units.3` or `heads.1`."""
+    """The parts that get a gradient from one exit, such as `units.3` or `heads.1`."""
     model.zero_grad()
     model(images(4, 3, 8, 8))[exit].square().sum().backward()
     return {".".join(name.split(".")[:2]) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-def test_regimes() -> None:
+def test_gradient_flow() -> None:
     regimes: tuple[Any, ...] = ("joint", "no_grad", "midfeat")
     joint, no_grad, midfeat = (in_double(num_classes=3, units=2, width=2, period=2, regime=regime) for regime in regimes)
     x = images(2, 3, 8, 8)
@@ -277,14 +277,14 @@ def test_regimes() -> None:
         assert reached(midfeat.train(), exit) == {f"heads.{exit}"}
 
 
-def test_no_grad_stops_the_stream_too() -> None:
+def test_no_grad_also_stops_the_stream() -> None:
     model = in_double(num_classes=3, units=1, width=2, regime="no_grad")
     *_, last = model.stream(images(2, 3, 8, 8))
     last.square().sum().backward()
     assert {n.split(".")[1] for n, p in model.named_parameters() if n.startswith("units") and p.grad is not None} == {"2"}
 
 
-def test_midfeat_changes_heads_alone() -> None:
+def test_midfeat_changes_only_heads() -> None:
     torch.manual_seed(0)
     model = ann(3, units=1, width=2, regime="midfeat")
     assert not model.units.training

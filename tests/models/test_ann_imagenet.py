@@ -1,4 +1,4 @@
-"""ANN on large images: the convolutions and costs of the well-known networks, exits where the published scripts have them."""
+"""ANN for large images: the convolutions and costs of the well-known networks, and the exits of the published scripts."""
 
 from __future__ import annotations
 

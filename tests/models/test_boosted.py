@@ -1,4 +1,4 @@
-"""Additive answers: the contract, the sum, what has a gradient, the cost, exits on a backbone."""
+"""Additive answers: the contract, the sum, its gradients, the cost, exits on a backbone."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def gradients(model: AnytimeModel, loss: Tensor) -> list[Tensor]:
     return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), found, strict=True)]
 
 
-def test_in_training_the_answers_before_are_constants() -> None:
+def test_in_training_earlier_answers_are_constants() -> None:
     plain, model = exits(additive=False).double(), exits().double()
     f = plain(images())
     fixed = f.detach()
@@ -88,24 +88,24 @@ def test_in_training_the_answers_before_are_constants() -> None:
         assert torch.allclose(g, e, atol=1e-14, rtol=1e-12)
     head = next(model.heads[0].parameters())
     assert not torch.autograd.grad(model(images())[2].sum(), head)[0].any()
-    assert torch.autograd.grad(model.eval()(images())[2].sum(), head)[0].any()  # in evaluation a sum is a sum
+    assert torch.autograd.grad(model.eval()(images())[2].sum(), head)[0].any()  # in evaluation it is an ordinary sum
 
 
-def test_an_answer_alone_needs_all_heads_before() -> None:
+def test_a_single_answer_needs_all_earlier_heads() -> None:
     model = exits()
     costs = step_macs(model, SIZE)
     assert costs == step_macs(model, SIZE, contract=True) == step_macs(exits(additive=False), SIZE)
     assert step_macs(exits(additive=False), SIZE, contract=True)[2] < costs[2]
 
 
-def test_features_and_heads_are_the_answers_and_names_are_the_backbones() -> None:
+def test_features_and_heads_give_the_answers_and_keep_the_backbones_names() -> None:
     model = exits().eval()
     x = images().float()
     assert torch.equal(model.head_answers(model.trunk_features(x)), model(x))
     assert model.state_dict().keys() == exits(additive=False).state_dict().keys()
 
 
-def test_built_by_name_and_again(tmp_path: Any) -> None:
+def test_built_by_name_and_loaded_again(tmp_path: Any) -> None:
     arguments: dict[str, Any] = {"backbone": "torchvision:shufflenet_v2_x0_5", "input_size": (3, 32, 32), "exits": 2}
     model = create_model("attach", 5, additive=True, shrink=0.5, **arguments).eval()
     assert model.config["arguments"]["additive"] is True

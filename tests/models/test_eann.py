@@ -1,4 +1,4 @@
-"""EANN against the costs and sources of its spec, a plain loop over its members, and counters of the heads that run."""
+"""EANN against the costs and sources of its paper, a plain loop over its members, and counters of the heads that run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def images(*size: int, seed: int = 0) -> Tensor:
 
 
 def trained(model: Any, seed: int = 0) -> Any:
-    """In float64 and eval mode, with normalisation and batch-norm statistics as after training."""
+    """Puts a model into float64 and eval mode, with normalisation and batch-norm statistics as after training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.double().state_dict().items():
@@ -63,7 +63,7 @@ def trained(model: Any, seed: int = 0) -> Any:
 
 
 def member_costs(n: int, c: int, transition: str, period: int = 1) -> list[int]:
-    """Cumulative cost of each exit's units at 32x32, without heads."""
+    """Cumulative cost of the units up to each exit at 32x32, without heads."""
     full = 18 * c * c * 1024
     between = full + 9 * c * 2 * c * 256 if transition == "conv" else full * 3 // 4
     units = [between if stage and not unit else full for stage in range(3) for unit in range(n)]
@@ -80,7 +80,7 @@ def places(exits: list[Any]) -> list[tuple[int, int]]:
 
 
 def stream_costs(model: EANN, c: int, transition: str) -> list[int]:
-    """Of the paper's sequence: each unit once, and the head of each answer that is not held."""
+    """Costs of the paper's sequence: each unit once, and the head of each answer that is new."""
     costs, before = [], 0
     for member, n in enumerate(PAPER_N):
         exits = model.members[member].exits
@@ -116,15 +116,15 @@ def test_costs_of_the_paper(transition: str, fractions: list[float]) -> None:
         assert round(costs[-1] / member_costs(25, 32, transition)[-1], 2) == 1.94
 
 
-def test_depth_in_macs_is_the_same_rule_only_if_widening_units_are_not_cheaper() -> None:
+def test_depth_in_macs_gives_the_same_rule_unless_widening_units_are_cheaper() -> None:
     units = [range(1, 3 * n + 1) for n in PAPER_N]
     for transition, same in (("conv", True), ("unit", False)):
         macs = [[cost + 320 * 2 ** (i // n) for i, cost in enumerate(member_costs(n, 32, transition))] for n in PAPER_N]
         assert (reported_exits(macs) == reported_exits(units)) is same
 
 
-def test_every_unit_runs_once_and_held_answers_cost_no_head() -> None:
-    """Exactly: the members' own streams, without the heads of exits that are not reported."""
+def test_every_unit_runs_once_and_unchanged_answers_cost_no_head() -> None:
+    """The cost is exactly that of the members' own streams without the heads of exits that are not reported."""
     model = create_model("eann", 5, members=SMALL)
     assert isinstance(model, EANN)
     expected, before = [], 0
@@ -136,8 +136,8 @@ def test_every_unit_runs_once_and_held_answers_cost_no_head() -> None:
             expected.append(before + cost - saved)
         before = expected[-1]
     assert step_macs(model, (3, 16, 16)) == expected
-    alone = [step_macs(member, (3, 16, 16), contract=True) for member in model.members]  # type: ignore[arg-type]
-    assert step_macs(model, (3, 16, 16), contract=True) == [alone[m][exit] for m, exit in model.sources]
+    contract_costs = [step_macs(member, (3, 16, 16), contract=True) for member in model.members]  # type: ignore[arg-type]
+    assert step_macs(model, (3, 16, 16), contract=True) == [contract_costs[m][exit] for m, exit in model.sources]
 
 
 @pytest.mark.parametrize(("rule", "errors"), [("depth", None), ("validation", ERRORS)])
@@ -160,8 +160,8 @@ def test_heads_run_only_for_reported_answers(rule: str, errors: Any) -> None:
 
 
 def test_depth_rule_by_hand() -> None:
-    held, last = [(0, 2)] * 3, [(1, 5)] * 3
-    expected = [(0, 0), (0, 1), (0, 2), *held, (1, 3), (1, 4), (1, 5), *last, (2, 3), (2, 4)]
+    first, second = [(0, 2)] * 3, [(1, 5)] * 3  # the last answers of the first and second network, still reported
+    expected = [(0, 0), (0, 1), (0, 2), *first, (1, 3), (1, 4), (1, 5), *second, (2, 3), (2, 4)]
     assert create_model("eann", members=SMALL).sources == tuple(expected)
     errors = [(0, 0), (0, 0), (0, 2), (0, 2), (0, 2), (1, 2), (1, 2), (1, 4), (1, 4), *[(1, 4)] * 3, (2, 3), (2, 3)]
     assert create_model("eann", members=SMALL, rule="validation", validation_errors=ERRORS).sources == tuple(errors)
@@ -171,7 +171,7 @@ DEPTHS = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=8, unique=Tr
 
 
 @given(DEPTHS.map(lambda rows: sorted(rows, key=lambda row: row[-1])))
-def test_by_depth_an_answer_is_the_own_one_or_the_last_of_the_network_before(exits: list[list[int]]) -> None:
+def test_by_depth_an_exit_reports_its_own_answer_or_the_previous_networks_last(exits: list[list[int]]) -> None:
     for (member, exit), source in zip(places(exits), reported_exits(exits), strict=True):
         own = member == 0 or exits[member][exit] > exits[member - 1][-1]
         before = [m for m in range(member) if m == 0 or exits[m][-1] > exits[m - 1][-1]]
@@ -209,7 +209,7 @@ def test_equals_a_plain_loop_over_the_members(seed: int, rule: Any) -> None:
         torch.testing.assert_close(model(x), torch.stack(expected), rtol=0, atol=1e-12)
         torch.testing.assert_close(torch.stack(list(model.stream(x))), torch.stack(expected), rtol=0, atol=1e-12)
         state = model.initial_state(x)
-        for answer in expected:  # lazy exits: a head runs when it is asked
+        for answer in expected:  # lazy exits: a head runs only when its answer is read
             state = model.advance(state)
             assert state.answer is None
             torch.testing.assert_close(model.read(state), answer, rtol=0, atol=1e-12)
@@ -239,6 +239,7 @@ CONTRACT = [
 
 @pytest.mark.parametrize("arguments", CONTRACT, ids=["validation", "no_grad", "two families"])
 def test_contract(arguments: dict[str, Any]) -> None:
+    torch.manual_seed(0)  # with some seeds a channel's ReLUs are all dead, so its parameters get no gradient
     check_anytime_model(create_model("eann", 3, **arguments), (3, 8, 8), batch_size=2)
 
 
@@ -248,7 +249,7 @@ def test_several_label_levels() -> None:
     assert model(torch.rand(2, 3, 8, 8)).shape == (6, 2, 5)
 
 
-def test_the_default_is_the_paper_s() -> None:
+def test_the_default_is_that_of_the_paper() -> None:
     assert [member["arguments"]["units"] for member in PAPER] == [1, 3, 7, 13, 25]
     assert {member["arguments"]["width"] for member in PAPER} == {32}
 
@@ -268,7 +269,7 @@ def run_directory(path: Path, seed: int = 0, info: dict[str, Any] | None = None,
     return path
 
 
-def test_combines_run_directories(tmp_path: Path) -> None:
+def test_chains_run_directories(tmp_path: Path) -> None:
     runs = [run_directory(tmp_path / f"n{n}", seed=n, units=n) for n in (1, 2, 3)]
     networks = [anytime.load(run).double() for run in runs]
     combined = chain_networks(runs)
@@ -294,7 +295,7 @@ def test_combines_run_directories(tmp_path: Path) -> None:
         assert torch.equal(again(x.float()), combined(x.float()))
 
 
-def test_combines_by_validation_error(tmp_path: Path) -> None:
+def test_chains_by_validation_error(tmp_path: Path) -> None:
     runs = [run_directory(tmp_path / f"n{n}", units=n, period=n) for n in (1, 2)]
     errors = [[0.5, 0.4, 0.3], [0.6, 0.35, 0.2]]
     combined = chain_networks(runs, "validation", errors)
@@ -318,7 +319,7 @@ def test_runs_that_disagree(tmp_path: Path, arguments: dict[str, Any], info: Any
         chain_networks(runs)
 
 
-def test_what_cannot_be_combined(tmp_path: Path) -> None:
+def test_what_cannot_be_chained(tmp_path: Path) -> None:
     one, two = (run_directory(tmp_path / f"n{n}", units=n) for n in (1, 2))
     with pytest.raises(ValueError, match="at least 2 networks, got 1"):
         chain_networks([one])
@@ -332,7 +333,7 @@ def test_what_cannot_be_combined(tmp_path: Path) -> None:
         chain_networks([one, "anytimenet_cifar10"])
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
+WRONG: list[tuple[dict[str, Any], str]] = [
     ({"members": TINY[:1]}, "members must be at least 2 networks, got 1"),
     ({"members": ()}, "members must be at least 2 networks, got 0"),
     ({"members": ("runs/a", "runs/b")}, r"members\[0\] must be .*got 'runs/a'; trained networks are combined by"),
@@ -355,7 +356,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         eann(**arguments)

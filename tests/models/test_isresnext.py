@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {"blocks": (1, 2, 1), "width": 12, "steps": 3, "cardinali
 
 
 def randomise(model: ISResNeXt, seed: int = 0) -> ISResNeXt:
-    """In float64 and eval mode, with parameters and running statistics as after training."""
+    """Puts a model into float64 and eval mode, with parameters and running statistics as after training."""
     generator = torch.Generator().manual_seed(seed)
     model.double()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -127,16 +127,16 @@ def test_any_model_is_that_of_the_formulas(
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_features_of_a_stand_alone_sub_network(training: bool) -> None:
-    """At every layer they are the first k groups of the full network's, also by the batch's statistics."""
+    """At every layer they are the first k groups of the full network's, also when normalised by the batch."""
     x = images(4, 3, 8, 8)
     for k in (1, 2, 3):
         model = tiny().train(training)
         thin = model.subnetwork(k)
         assert thin.training is training
-        features: dict[str, list[Tensor]] = {"inside": [], "alone": []}
+        features: dict[str, list[Tensor]] = {"inside": [], "outside": []}
         for block, plain in zip(model.blocks, thin.blocks, strict=True):
-            block.register_forward_hook(lambda _, args, out, kept=features["inside"]: kept.append(out[0]))
-            plain.register_forward_hook(lambda _, args, out, kept=features["alone"]: kept.append(out))
+            block.register_forward_hook(lambda _, args, out, seen=features["inside"]: seen.append(out[0]))
+            plain.register_forward_hook(lambda _, args, out, seen=features["outside"]: seen.append(out))
         close(model(x)[k - 1], thin(x))
         assert len(features["inside"]) == 4
         for many, few in zip(*features.values(), strict=True):
@@ -150,11 +150,11 @@ def test_features_of_a_stand_alone_sub_network(training: bool) -> None:
 
 
 def of_group(tensors: dict[str, Tensor], group: int) -> list[Tensor]:
-    """The parts that belong to one of 3 groups, as views, of tensors shaped as the parameters of stem and blocks."""
+    """Views of the parts that belong to one of 3 groups, of tensors shaped like the parameters of stem and blocks."""
     parts = []
     for name, tensor in tensors.items():
         if "conv1" in name:
-            unit = len(tensor) // 6  # of 1 + 2 + 3 blocks
+            unit = len(tensor) // 6  # 1 + 2 + 3 blocks
             parts.append(tensor[unit * group * (group - 1) // 2 : unit * group * (group + 1) // 2])
         elif "heads" not in name:
             parts.append(tensor.chunk(3)[group - 1])
@@ -177,7 +177,7 @@ def test_later_groups_change_no_earlier_answer(group: int) -> None:
         assert not torch.allclose(after[k - 1], before[k - 1])
 
 
-def test_gradients_of_an_answer_reach_its_groups_alone() -> None:
+def test_gradients_of_an_answer_reach_only_its_groups() -> None:
     for k in (1, 2, 3):
         model = tiny().train()
         model(images(4, 3, 8, 8))[k - 1].square().sum().backward()
@@ -208,8 +208,8 @@ def test_triangular_convolution() -> None:
     conv = TriangularConv(width=2, unit=3, groups=4).double()
     h = images(2, 8, 5, 5)
     dense = conv.dense()[:, :, 0, 0]
-    kept = torch.ones(4, 4).tril().repeat_interleave(3, 0).repeat_interleave(2, 1).bool()
-    assert torch.equal(dense != 0, kept)
+    triangle = torch.ones(4, 4).tril().repeat_interleave(3, 0).repeat_interleave(2, 1).bool()
+    assert torch.equal(dense != 0, triangle)
     for g in range(1, 5):
         assert torch.equal(conv.rows(g)[:, :, 0, 0], dense[3 * (g - 1) : 3 * g, : 2 * g])
     full = conv(h, 0, 4, dense=True)
@@ -220,11 +220,11 @@ def test_triangular_convolution() -> None:
     assert conv.weight.grad is not None
     assert conv.weight.grad.all()
     wide = TriangularConv(width=64, unit=64, groups=3)
-    for g in (1, 2, 3):  # He's initialisation by what each group reads
+    for g in (1, 2, 3):  # He's initialisation, by the number of inputs of each group
         assert abs(wide.rows(g).std().item() / (2 / (64 * g)) ** 0.5 - 1) < 0.05
 
 
-def test_a_step_runs_its_group_alone() -> None:
+def test_a_step_runs_only_its_group() -> None:
     model = tiny()
     x = images(1, 3, 8, 8)
     ran: list[tuple[str, list[int]]] = []
@@ -301,14 +301,14 @@ def test_several_label_levels() -> None:
 
 
 def test_a_classifier_for_each_label_level() -> None:
-    """Spec C.6: K D heads g_{k,d}, each with batch norm of its own; logits side by side, fine to coarse."""
+    """There are K D heads g_{k,d}, each with its own batch norm; their logits are concatenated, fine to coarse."""
     torch.manual_seed(0)
     model = isresnext((5, 2), **TINY).double().eval()
     x = images(2, 3, 8, 8)
     with torch.no_grad():
         before = model(x)
         for head in model.heads:
-            head[1][0].bias += 1.0  # of the coarse level's own batch norm
+            head[1][0].bias += 1.0  # the coarse level's own batch norm
     after = model(x)
     assert torch.equal(after[..., :5], before[..., :5])
     assert ((after[..., 5:] - before[..., 5:]).abs() > 1e-6).any(-1).all()

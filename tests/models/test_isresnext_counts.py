@@ -15,7 +15,7 @@ from anytime.models.slicing.isresnext import ISResNeXt, isresnext, isresnext_cub
 
 
 def on_meta(factory: Callable[..., ISResNeXt], *arguments: Any) -> ISResNeXt:
-    """The model without numbers: counts of full size take no time."""
+    """Builds the model without numbers, so that counts of full size take no time."""
     with torch.device("meta"):
         return factory(*arguments)
 
@@ -79,21 +79,21 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", ["CIFAR-10", "ImageNet", "CUB"])
 def test_macs_of_the_paper(name: str) -> None:
-    """Exact counts; in millions to the digits given."""
+    """Exact counts, and in millions to the digits given."""
     paper = PUBLISHED[name]
     model, rows = on_meta(paper.factory, paper.classes), [paper.counts(k) for k in range(1, paper.steps + 1)]
-    alone = step_macs(model, paper.image, contract=True)
-    assert alone == [row["macs"] for row in rows]
+    contract = step_macs(model, paper.image, contract=True)
+    assert contract == [row["macs"] for row in rows]
     digits = 1 if name == "CIFAR-10" else 0
-    assert [round(cost / 1e6, digits) for cost in alone] == paper.macs
+    assert [round(cost / 1e6, digits) for cost in contract] == paper.macs
     stream = step_macs(model, paper.image)
     heads = [row["head macs"] for row in rows]
-    assert stream == [cost + sum(heads[:k]) for k, cost in enumerate(alone)]
+    assert stream == [cost + sum(heads[:k]) for k, cost in enumerate(contract)]
     steps = [after - before for before, after in zip([0, *stream], stream, strict=False)]
     assert [round(step / 1e6, digits + 1) for step in steps] == paper.stream
     expected = {"CIFAR-10": (1.0001, 3.08), "ImageNet": (1.0017, 2.69), "CUB": (1.0005, 3.09)}[name]
-    assert (round(stream[-1] / alone[-1], 4), round(sum(alone) / alone[-1], 2)) == expected
-    assert stream[-1] <= 1.002 * alone[-1]
+    assert (round(stream[-1] / contract[-1], 4), round(sum(contract) / contract[-1], 2)) == expected
+    assert stream[-1] <= 1.002 * contract[-1]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

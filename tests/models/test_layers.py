@@ -37,7 +37,7 @@ def test_one_row_is_ordinary_batch_norm() -> None:
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
 
 
-def test_each_use_has_statistics_of_its_own() -> None:
+def test_each_use_has_separate_statistics() -> None:
     norm = StepBatchNorm2d(2, rows=3, momentum=1.0).double()
     first, second = images(8, 2, 4, 4), 3 * images(8, 2, 4, 4, seed=1) + 5
     norm(first, 0)
@@ -99,3 +99,9 @@ def test_shortcut_fits_a_strided_convolution(size: tuple[int, int]) -> None:
 def test_shortcut_of_equal_width_is_the_identity() -> None:
     x, out = images(2, 3, 4, 5), images(2, 3, 4, 5)
     torch.testing.assert_close(add_shortcut(out.clone(), x), out + x)
+
+
+def test_a_centred_shortcut_has_zeros_in_front_and_behind() -> None:
+    x, before = images(2, 3, 4, 4), images(2, 6, 2, 2)
+    wide = add_shortcut(before.clone(), x, centred=True) - before
+    torch.testing.assert_close(wide, F.pad(F.avg_pool2d(x, 2), (0, 0, 0, 0, 1, 2)))

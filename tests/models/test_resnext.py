@@ -1,4 +1,4 @@
-"""I-ResNeXt against the counts of its paper and the sum over branches that defines it; its stand-alone sub-networks."""
+"""I-ResNeXt against the counts of its paper and its defining sum over branches; its stand-alone sub-networks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {"blocks": (1, 2, 1), "width": 12, "steps": 3, "cardinali
 
 
 def randomise(model: IResNeXt, seed: int = 0) -> IResNeXt:
-    """In float64 and eval mode, with parameters and running statistics as after training."""
+    """Puts a model into float64 and eval mode, with parameters and running statistics as after training."""
     generator = torch.Generator().manual_seed(seed)
     model.double()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -48,7 +48,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def on_meta(factory: Callable[..., IResNeXt], *arguments: Any) -> IResNeXt:
-    """The model without numbers: counts of full size take no time."""
+    """Builds the model without numbers, so that counts of full size take no time."""
     with torch.device("meta"):
         return factory(*arguments)
 
@@ -69,7 +69,7 @@ def counts(blocks: int, classes: int, width: int = 64, branch: int = 4, cardinal
     return rows
 
 
-MACS = {  # of the sub-networks, in millions
+MACS = {  # MACs of the sub-networks, in millions
     iresnext29: [7.8, 13.9, 19.9, 26.0, 32.0, 38.0, 44.1, 50.1],
     iresnext: [15.9, 30.0, 44.1, 58.2, 72.3, 86.4, 100.5, 114.6],
 }
@@ -186,18 +186,18 @@ def test_zero_channels_are_interleaved_by_group() -> None:
 
 
 @pytest.mark.parametrize("batch_norm", ["independent", "shared"])
-def test_stand_alone_sub_network_trains_as_inside(batch_norm: Any) -> None:
-    """Same answers and gradients by the batch's statistics, same running statistics afterwards."""
+def test_a_stand_alone_sub_network_trains_as_inside(batch_norm: Any) -> None:
+    """It has the same answers and gradients by the batch's statistics, and the same running statistics afterwards."""
     for k in (1, 2, 3):
         model = randomise(iresnext(4, **TINY, batch_norm=batch_norm)).train()
         thin = model.subnetwork(k)
         assert thin.training
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         x = images(4, 3, 8, 8)
-        inside, alone = model(x, step=k), thin(x)
-        close(inside, alone)
+        inside, outside = model(x, step=k), thin(x)
+        close(inside, outside)
         inside.square().sum().backward()
-        alone.square().sum().backward()
+        outside.square().sum().backward()
         for index, (block, plain) in enumerate(zip(model.blocks, thin.blocks, strict=True)):
             for name in ("norm1", "norm2", "norm3"):
                 norm, other = getattr(block, name), getattr(plain, name)
@@ -206,7 +206,7 @@ def test_stand_alone_sub_network_trains_as_inside(batch_norm: Any) -> None:
                     now, then = getattr(norm, number).clone(), before[f"blocks.{index}.{name}.{number}"]
                     close(now[start : start + channels], getattr(other, number))
                     now[start : start + channels] = then[start : start + channels]
-                    assert torch.equal(now, then), "the other sub-networks' statistics are left alone"
+                    assert torch.equal(now, then), "the other sub-networks' statistics are unchanged"
                 for number in ("weight", "bias"):
                     grad = getattr(norm, number).grad
                     close(grad[start : start + channels], getattr(other, number).grad)
@@ -268,10 +268,10 @@ def test_a_sub_network_is_a_copy_of_plain_layers() -> None:
     close(thin(x), logits)
 
 
-def test_a_thin_network_alone_is_a_model_of_one_step() -> None:
-    """For the paper's comparison of jointly with separately trained sub-networks."""
-    alone = on_meta(lambda: IResNeXt(cardinality=3, steps=1))
-    assert sum(p.numel() for p in alone.parameters()) == sum(p.numel() for p in on_meta(iresnext).subnetwork(3).parameters())
+def test_a_single_thin_network_is_a_model_of_one_step() -> None:
+    """Needed for the paper's comparison of jointly and separately trained sub-networks."""
+    single = on_meta(lambda: IResNeXt(cardinality=3, steps=1))
+    assert sum(p.numel() for p in single.parameters()) == sum(p.numel() for p in on_meta(iresnext).subnetwork(3).parameters())
 
 
 def test_only_the_stem_is_reused() -> None:

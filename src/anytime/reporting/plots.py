@@ -106,7 +106,7 @@ def speed_accuracy(trace: Trace) -> Figure:
     axes.axhline(float(fixed[-1]), color=GREY, linewidth=0.9, linestyle=DASHES, label="all steps for all samples")
     axes.margins(y=0.12)
     axes.set_xlim(left=0)
-    _cost_axis(axes, "macs", "mean ")
+    _macs_axis(axes, "mean")
     _percent_axis(axes, "accuracy")
     _legend_above(figure, axes)
     return figure
@@ -254,20 +254,18 @@ def _cost_panels(traces: Sequence[Trace]) -> tuple[Figure, list[tuple[Axes, curv
     timed = [trace for trace in traces if trace.seconds is not None]
     figure = Figure(figsize=(7.2 if timed else 4.2, 3.0), layout="constrained")
     grid = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
-    panels: list[tuple[Axes, curves.Cost]] = [(grid[0], "macs"), (grid[1], "seconds")] if timed else [(grid[0], "macs")]
-    for axes, cost in panels:
-        _cost_axis(axes, cost, "cumulative ")
+    _macs_axis(grid[0], "cumulative")
     if timed:
         batches = sorted({int(trace.meta.get("seconds_batch", 1)) for trace in timed})
         grid[1].set_xlabel(f"cumulative median ms, batch of {' or '.join(map(str, batches))}")
-    return figure, panels
+        grid[1].xaxis.set_major_locator(MaxNLocator(6))
+    return figure, list(zip(grid, ("macs", "seconds"), strict=False))
 
 
-def _cost_axis(axes: Axes, cost: curves.Cost, prefix: str) -> None:
-    axes.set_xlabel(f"{prefix}ms" if cost == "seconds" else f"{prefix}MACs per sample (interruptible)")
+def _macs_axis(axes: Axes, statistic: str) -> None:
+    axes.set_xlabel(f"{statistic} MACs per sample (interruptible)")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    if cost == "macs":
-        axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_major_formatter(EngFormatter())
 
 
 def _percent_axis(axes: Axes, label: str) -> None:

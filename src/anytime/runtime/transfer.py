@@ -38,7 +38,7 @@ class Arrival:
 
 def mark(device: torch.device) -> Arrival:
     """Arrives, with an empty tensor, when everything queued on the device so far is done."""
-    return send(torch.empty(0, device=device))
+    return Arrival(torch.empty(0), _event(device) if device.type == "cuda" else None)
 
 
 def send(value: Tensor) -> Arrival:
@@ -48,6 +48,11 @@ def send(value: Tensor) -> Arrival:
     buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
     with torch.cuda.device(value.device):
         buffer.copy_(value, non_blocking=True)
+    return Arrival(buffer, _event(value.device))
+
+
+def _event(device: torch.device) -> torch.cuda.Event:
+    with torch.cuda.device(device):
         event = torch.cuda.Event()
         event.record()
-    return Arrival(buffer, event)
+    return event

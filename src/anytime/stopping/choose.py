@@ -154,16 +154,14 @@ def budgeted_curve(
 def best_threshold(trace: Trace, budget: float, cost: Spent = "macs", combiner: Combiner | None = None) -> Outcome:
     """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ for all steps.
 
-    θ runs over infinity, 512 quantiles of the confidences of the trace, and their maximum.
+    θ runs over infinity, 512 quantiles of the confidences of the trace, and their maximum. Raises ValueError if the budget is
+    less than the cost of the first step, or the trace does not hold that cost.
 
     Args:
         trace: The answers on a validation split.
         budget: Mean cost per sample, in MACs or seconds.
         cost: "macs" (interruptible) or "seconds".
         combiner: How answers are made from several steps; default `Last()`.
-
-    Raises:
-        ValueError: If the budget is less than the cost of the first step, or the trace does not hold that cost.
     """
     answers = Answers.of(trace, combiner)
     return answers.outcome(Confidence(_Search(answers, budget, cost).single()))

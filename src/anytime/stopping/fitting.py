@@ -45,8 +45,7 @@ class Goal(NamedTuple):
     ) -> Goal:
         """The goal as typed on the command line: a budget such as "50%", and the price of all MACs of the trace.
 
-        Raises:
-            ValueError: If the budget is not a cost or less than the first step's, or is in seconds but the method counts MACs.
+        Raises ValueError if the budget is not a cost, less than the first step's, or in seconds where the method counts MACs.
         """
         whole = float(trace.macs[-1])
         goal = cls(method, None, "macs", max_loss, sure, None if price is None else price / whole)

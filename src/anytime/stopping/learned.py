@@ -86,7 +86,7 @@ def learned_stop(
         combiner: How answers are made from several steps; default `Last()`.
 
     Raises:
-        ValueError: If the price is negative, or the trace has one step or does not hold that cost.
+        ValueError: If the price is negative, or the trace has only one step or does not hold that cost.
     """
     require_price(price)
     answers, steps = Answers.of(trace, combiner), trace.num_steps

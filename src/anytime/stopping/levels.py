@@ -83,14 +83,10 @@ class LevelChoice:
 
 
 def choose_levels(trace: Trace, target: float) -> LevelChoice:
-    """d_t = the finest label level with accuracy_{t,d} >= target, for each step t (Lee, Shin 2018, section 3.3).
+    """d_t = the finest label level with accuracy_{t,d} >= target, in (0, 1], for each step t (Lee, Shin 2018, section 3.3).
 
-    Args:
-        trace: The answers on a validation split.
-        target: The accuracy that every step must reach, in (0, 1].
-
-    Raises:
-        ValueError: If the target is out of range, or some step does not reach it at any level; the message names the nearest.
+    `trace` holds the answers on a validation split. Raises ValueError if the target is out of range, or some step does not
+    reach it at any level; the message names the nearest.
     """
     if not 0 < target <= 1:
         raise ValueError(f"target must be an accuracy in (0, 1], got {target!r}")

@@ -1,4 +1,4 @@
-"""The command `anytime`: the table of its verbs; exit codes 0 done, 1 failure, 2 wrong usage, 130 interrupted."""
+"""The command `anytime`: its verbs, and its exit codes: 0 done, 1 failure, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from anytime.support.names import nearest
 
-COMMANDS = {  # each is a file in `commands/` with a function `run(arguments) -> exit code`
-    "demo": "Train AnytimeNet on handwritten digits in about a minute, and watch it answer under deadlines.",
+COMMANDS = {  # each verb is a module of `anytime.commands`, imported only when it is used
+    "demo": "Train AnytimeNet on handwritten digits in about a minute and watch it answer under deadlines.",
     "train": "Train a model on a data set by recipe or flags.",
-    "evaluate": "Record what a trained model says on a data set; print and save metrics, figures and a report.",
+    "evaluate": "Record a trained model's answers about a data set; print and save metrics, figures and a report.",
     "compare": "Compare evaluated runs in one table and one figure, over MACs and over measured ms.",
     "fit": "Fit a stopping rule to a budget or to an accepted loss of accuracy; save it with the model.",
     "predict": "Answer images with a trained model, showing the answer as it improves.",
@@ -29,12 +29,12 @@ def _help() -> str:
     return (
         "usage: anytime COMMAND [options]\n\n"
         "Neural networks that hold an answer at any moment, and answer better the longer they may compute.\n\n"
-        "commands:\n" + "\n".join(lines) + "\n\nstart with `anytime demo`; `anytime COMMAND --help` explains each.\n"
+        "commands:\n" + "\n".join(lines) + "\n\nstart with `anytime demo`; `anytime COMMAND --help` explains a command.\n"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Runs one command and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"anytime: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for the user's own classes, named by import path
+        sys.path.append(os.getcwd())  # for custom classes given by import path
     return _guarded(name, rest)
 
 
 def _guarded(name: str, arguments: Sequence[str]) -> int:
-    """Runs a command; an expected error becomes one sentence on stderr and an exit code, an unexpected one stays raw."""
+    """Runs a command; an expected error becomes one sentence on stderr and an exit code, an unexpected one propagates."""
     try:
         return importlib.import_module(f"anytime.commands.{name}").run(arguments)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage

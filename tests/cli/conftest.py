@@ -1,4 +1,4 @@
-"""A small trained run that commands work on, and how they refuse."""
+"""A small trained run for the commands, and the form of their errors."""
 
 import shutil
 from collections.abc import Callable
@@ -18,7 +18,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A run that was trained under bf16 autocast and evaluated."""
+    """A run trained under bf16 autocast and evaluated."""
     run = tmp_path_factory.mktemp("cli") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.parent)
@@ -29,7 +29,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch) -> str:
-    """A copy of it, in the current folder."""
+    """A copy of the trained run in the current folder."""
     shutil.copytree(trained, tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     return "tiny"
@@ -46,7 +46,7 @@ def images(run) -> list[str]:
 
 @pytest.fixture
 def refused(capsys) -> Callable[[list[str], int], str]:
-    """`(arguments, code)` to the one line on stderr of a command that fails with `code`."""
+    """Maps `(arguments, code)` to the single line on stderr of a command that fails with `code`."""
 
     def line(arguments: list[str], code: int) -> str:
         capsys.readouterr()
@@ -62,7 +62,7 @@ def refused(capsys) -> Callable[[list[str], int], str]:
 
 @pytest.fixture
 def threads():
-    """`--threads` counts for the whole process."""
+    """Restores the number of threads, which `--threads` sets for the whole process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,8 +1,11 @@
-"""Every command as a user types it: what it prints, what it leaves, and how it refuses."""
+"""Every command as a user types it: what it prints and writes, and how it reports errors."""
 
+import importlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +21,24 @@ def test_help(capsys):
         text = capsys.readouterr().out
         assert all(f"  {name} " in text for name in COMMANDS)
     for name in COMMANDS:
+        assert callable(importlib.import_module(f"anytime.commands.{name}").run)
         assert main([name, "--help"]) == 0
         text = capsys.readouterr().out
         assert text.startswith(f"usage: anytime {name}")
     assert main(["--version"]) == 0
     assert re.fullmatch(r"anytime \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+def test_help_is_fast_because_it_loads_no_large_library():
+    large = ["lightning", "matplotlib", "torchvision"]
+    names = sorted(COMMANDS.keys() - {"demo", "study", "train"})  # whose help is made from what they load
+    code = (
+        f"import sys; from anytime.cli import main; codes = [main([name, '--help']) for name in {names}];"
+        f"loaded = [name for name in {large} if name in sys.modules]; sys.exit(f'{{codes}} {{loaded}}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == f"{[0] * len(names)} []\n"
+    assert done.stdout.count("usage: anytime ") == len(names)
 
 
 def test_help_of_train_and_of_one_class(capsys, refused):
@@ -190,10 +206,10 @@ def test_interrupt_and_unexpected_errors(monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "models", interrupted)
+    monkeypatch.setattr("anytime.commands.models.run", interrupted)
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "\nanytime models: interrupted\n"
-    monkeypatch.setitem(COMMANDS, "models", lambda _: {}["bug"])
+    monkeypatch.setattr("anytime.commands.models.run", lambda _: {}["bug"])
     with pytest.raises(KeyError):
         main(["models"])
 

@@ -1,4 +1,4 @@
-"""What is fitted to a run, rules, label levels, the camera and profiles, from the command to the answer."""
+"""Rules, label levels and profiles fitted to a run, and frames of a camera, from the command to the answer."""
 
 import re
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_fit_and_predict_by_name(run, images, capsys, refused):
     assert "test images that stop at step: 1: " in out
     assert "anytime predict tiny IMAGE --stop confidence" in out
     assert Path("tiny/trace-validation.safetensors").is_file()
-    fitted = anytime.stopping.kept(anytime.load(run))["confidence"]
+    fitted = anytime.stopping.saved_rules(anytime.load(run))["confidence"]
     assert fitted.combine.kind == "temperature"
     assert main(["predict", run, images[0], "--stop", "confidence"]) == 0
     assert "fitted to the answers of Temperature" in refused(
@@ -59,20 +59,20 @@ def test_fit_and_predict_by_name(run, images, capsys, refused):
     assert main(["fit", run, "--stop", "confidence", "--max-loss", "0.0001", "--sure", "0.9", "--name", "safe"]) == 0
     assert "no threshold keeps that loss for sure with " in capsys.readouterr().out
     assert main(["fit", run, "--combine", "temperature", "--out", "elsewhere"]) == 0
-    assert list(anytime.stopping.kept(anytime.load(run))) == ["confidence", "safe"]
-    assert list(anytime.stopping.kept(anytime.load("elsewhere"))) == ["confidence", "safe", "temperature"]
+    assert list(anytime.stopping.saved_rules(anytime.load(run))) == ["confidence", "safe"]
+    assert list(anytime.stopping.saved_rules(anytime.load("elsewhere"))) == ["confidence", "safe", "temperature"]
     assert main(["predict", "elsewhere", images[0], "--combine", "temperature"]) == 0
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "say which rule to fit: --stop confidence, budgeted, value, learned"),
+        ([], "choose a rule to fit: --stop confidence, budgeted, value, learned"),
         (["--stop", "confidence"], "--stop confidence needs --budget or --max-loss, one of them"),
         (["--stop", "confidence", "--budget", "50%", "--max-loss", "0.1"], "one of them"),
         (["--stop", "value", "--budget", "50%"], "--stop value needs --price"),
         (["--stop", "confidence", "--max-loss", "2"], "--max-loss must lie between 0 and 1, got 2"),
-        (["--stop", "confidence", "--budget", "50%", "--sure", "0.9"], "give --max-loss, too"),
+        (["--stop", "confidence", "--budget", "50%", "--sure", "0.9"], "give --max-loss as well"),
         (["--stop", "learned", "--price", "-1"], "--price must be at least 0, got -1"),
         (["--stop", "patience"], "invalid choice: 'patience'"),
         (["--levels", "0.9"], "--levels is for models with several label levels, tiny has one of 10 classes"),
@@ -120,9 +120,9 @@ def test_camera(run, frames, capsys, monkeypatch):
         (["grey.png", "--camera-like"], 2, "--camera-like needs one folder of images, got grey.png"),
         (["grey.png", "--fps", "5"], 2, "--fps 5 is the rate of --camera-like"),
         (["stream", "--camera-like", "--fps", "0"], 2, "--fps must be a number of frames per second above zero, got 0"),
-        (["stream", "--camera-like", "--deadline", "5ms"], 2, "give --fps in place of --deadline"),
+        (["stream", "--camera-like", "--deadline", "5ms"], 2, "give --fps instead of --deadline"),
         (["empty", "--camera-like"], 1, "there are no images in empty"),
-        (["other", "--camera-like"], 1, "the folder other/cat is no class of the model"),
+        (["other", "--camera-like"], 1, "the folder other/cat is not a class of the model"),
     ],
 )
 @pytest.mark.usefixtures("frames", "images")
@@ -134,7 +134,7 @@ def test_camera_refuses(run, arguments, code, message, refused):
 
 @pytest.fixture
 def leveled(run) -> str:
-    """A model of two label levels, and the traces of one whose first answer knows the coarse level only, its second both."""
+    """A model of two label levels, with traces whose first answer is right only at the coarse level, the second at both."""
     model = anytime.create_model("anytimenet", (4, 2), in_channels=1, blocks=(1, 2, 1), scheme=((1, 1, 1), (0, 1, 0)), width=4)
     model.info.class_names = ("robin", "wren", "carp", "eel", "bird", "fish")
     model.info.input_size = (1, 8, 8)
@@ -155,7 +155,7 @@ def test_fit_levels(leveled, images, capsys):
     assert main(["fit", leveled, "--levels", "0.95"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"1 +2 +100.00% +100.00%\n +2 +4 +100.00% +100.00%\nsaved in leveled", out)
-    assert LevelChoice.kept(anytime.load(leveled)) == LevelChoice((4, 2), (1, 0), 0.95, (1.0, 1.0))
+    assert LevelChoice.saved_in(anytime.load(leveled)) == LevelChoice((4, 2), (1, 0), 0.95, (1.0, 1.0))
     assert main(["predict", leveled, images[0]]) == 0
     first, second = capsys.readouterr().out.splitlines()[1:]
     assert re.search(r" (bird|fish) \(\d+ %\)$", first)
@@ -164,7 +164,7 @@ def test_fit_levels(leveled, images, capsys):
 
 def test_predict_answers_at_the_label_level_that_was_chosen(leveled, images, capsys):
     model = anytime.load(leveled)
-    LevelChoice((4, 2), (1, 0), 0.9, (0.95, 0.9)).keep(model)
+    LevelChoice((4, 2), (1, 0), 0.9, (0.95, 0.9)).save_to(model)
     model.save("levels")
     assert main(["predict", "levels", images[0], "--combine", "product"]) == 0
     first, second = capsys.readouterr().out.splitlines()[1:]

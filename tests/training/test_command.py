@@ -1,6 +1,5 @@
-"""`anytime train` as a user calls it; what is killed, interrupted or fails."""
+"""`anytime train` as a user calls it: runs that finish, are killed, interrupted, or fail."""
 
-import errno
 import json
 import os
 import signal
@@ -58,7 +57,7 @@ def in_tmp(tmp_path, monkeypatch):
 
 @pytest.fixture
 def start():
-    """Starts `anytime` in a process of its own, which does not outlive the test."""
+    """Starts `anytime` in a subprocess that does not outlive the test."""
     processes = []
 
     def started(*arguments: str) -> subprocess.Popen:
@@ -143,10 +142,10 @@ def test_existing_run(tiny, capsys):
     assert main(["train", "--resume", "mine"]) == 2
     assert "mine is finished" in capsys.readouterr().err
     assert main(["train", "--resume", "mine", "--epochs", "9"]) == 2
-    assert "--resume mine goes on with the run as it was" in capsys.readouterr().err
+    assert "--resume mine continues the run with its own options; leave out the others" in capsys.readouterr().err
 
 
-def test_resume_of_what_cannot_be_resumed(tiny, capsys):
+def test_resume_of_a_directory_that_cannot_be_resumed(tiny, capsys):
     assert main(["train", "--resume", "nowhere"]) == 2
     assert "there is no run directory nowhere" in capsys.readouterr().err
     Path("half").mkdir()
@@ -174,7 +173,7 @@ def test_resume_with_a_checkpoint_of_another_model(tiny, capsys):
     )
 
 
-def test_run_without_a_checkpoint_starts_anew(tiny):
+def test_run_without_a_checkpoint_starts_again(tiny):
     assert main(["train", *tiny, "--run", "whole"]) == 0
     for name in ("config.yaml", "run.json"):
         Path("early").mkdir(exist_ok=True)
@@ -193,17 +192,8 @@ def test_nan(tiny, capsys):
     assert state(Path("run")) == "failed"
 
 
-def test_full_disk(tiny, capsys, monkeypatch):
-    assert main(["train", *tiny, "--run", "whole"]) == 0
-    fsync, calls = os.fsync, []
-
-    def full(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    monkeypatch.setattr("anytime.training.checkpoints.os.fsync", full)
+@pytest.mark.usefixtures("second_checkpoint_finds_the_disk_full")
+def test_full_disk(tiny, capsys):
     assert main(["train", *tiny, "--run", "run"]) == 1
     assert capsys.readouterr().err == (
         "anytime train: error: No space left on device: run/checkpoints/last.ckpt; "
@@ -211,18 +201,19 @@ def test_full_disk(tiny, capsys, monkeypatch):
     )
     assert state(Path("run")) == "failed"
     assert main(["train", "--resume", "run"]) == 0
+    assert main(["train", *tiny, "--run", "whole"]) == 0
     assert same(Path("whole"), Path("run"))
 
 
-def test_errors_that_nobody_expected_keep_their_traceback(tiny, monkeypatch):
+def test_unexpected_errors_keep_their_traceback(tiny, monkeypatch):
     monkeypatch.setattr("anytime.training.build.fit", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", *tiny, "--run", "run"])
     assert state(Path("run")) == "failed"
 
 
-def test_interrupted_command_ends_with_130_and_goes_on(tiny, start):
-    """One real Ctrl-C in mid-epoch, then kill -9 at another moment, then to the end: weights as without."""
+def test_interrupted_command_ends_with_130_and_resumes(tiny, start):
+    """A real Ctrl-C in mid-epoch, then kill -9, then to the end: the weights are those of an uninterrupted training."""
     tiny = [*tiny, "--data.batch_size", "2", "--epochs", "6"]
     assert main(["train", *tiny, "--run", "whole"]) == 0
     run = Path("run")

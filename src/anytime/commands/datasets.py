@@ -1,26 +1,20 @@
-"""`anytime datasets`: the data sets, and whether they are on this machine."""
+"""List the data sets, where they come from, and whether they are on this machine."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from anytime.commands.parser import Parser
-from anytime.data import default_root, describe
 from anytime.reporting.tables import Column, format_table
 
 
 def run(arguments: Sequence[str]) -> int:
-    """List data sets, and whether they are on this machine."""
-    parser = Parser("datasets", "List the data sets, where they come from, and whether they are on this machine.")
+    parser = Parser("datasets", __doc__)
     parser.add_argument("--root", type=Path, help="folder to look in (default: $ANYTIME_DATA or ~/.cache/anytime/data)")
-    print(list_all_datasets(parser.parse_args(arguments).root))
-    return 0
+    root = parser.parse_args(arguments).root
+    from anytime.data import default_root, describe
 
-
-def list_all_datasets(root: str | os.PathLike[str] | None = None) -> str:
-    """All data sets with their sizes, and whether they are under `root`."""
     rows = [
         {
             "name": row.name,
@@ -35,5 +29,6 @@ def list_all_datasets(root: str | os.PathLike[str] | None = None) -> str:
     ]
     titles = {"size": "C x H x W", "found": "here", "source": "where it comes from"}
     columns = [Column(key, titles.get(key, key), ",d" if key in ("train", "test") else "") for key in rows[0]]
-    folder = Path(root).expanduser() if root is not None else default_root()
-    return f"{format_table(rows, columns)}\n\nlooked in {folder}; another folder: --root or ANYTIME_DATA"
+    folder = default_root() if root is None else root.expanduser()
+    print(f"{format_table(rows, columns)}\n\nlooked in {folder}; another folder: --root or ANYTIME_DATA")
+    return 0

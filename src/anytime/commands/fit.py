@@ -1,92 +1,87 @@
-"""What `anytime fit` does: a stopping rule fitted on validation images, measured on test images, saved with the model."""
+"""Fit a stopping rule on the validation images, measure it on the test images, and save it with the model, where
+`anytime predict --stop NAME` and anytime.Predictor(model, stop=NAME) find it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from anytime.commands.parser import RUN_HELP, Parser, check_device, check_trained
-from anytime.reporting.evaluation import find_trace
+from anytime.commands.parser import Parser
+from anytime.model import AnytimeModel
+from anytime.pretrained import load
+from anytime.reporting.tables import Column, format_table
+from anytime.stopping import Fitted, Never, mean_loss, measure, save_rule
 from anytime.stopping.fitting import METHODS, Goal, fit_rule
+from anytime.stopping.levels import choose_levels, chosen_accuracy
+from anytime.support.units import macs_text, ms_text
+from anytime.trace import Trace
 
-if TYPE_CHECKING:
-    from anytime.model import AnytimeModel
-    from anytime.stopping import Fitted
-    from anytime.trace import Trace
+GOALS = {"confidence": ["budget", "max_loss"], "budgeted": ["budget"], "value": ["price"], "learned": ["price"]}
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Fit a stopping rule to a budget, or to a loss of accuracy that it keeps below; save it with the model."""
     parser = Parser(
         "fit",
-        "Fit a stopping rule on the validation images, measure it on the test images, and save it with the model, where\n"
-        "`anytime predict --stop NAME` and anytime.Predictor(model, stop=NAME) find it.",
+        __doc__,
         "  anytime fit runs/demo --stop confidence --budget 50%\n"
         "  anytime fit runs/demo --stop confidence --max-loss 0.01 --sure 0.95 --name safe\n"
         "  anytime fit runs/demo --stop value --price 0.05 --combine product\n"
         "  anytime fit runs/demo --combine temperature\n"
         "  anytime fit runs/birds --levels 0.9",
     )
-    parser.add_argument("run", metavar="RUN|NAME", help=RUN_HELP)
+    parser.add_model("run")
     parser.add_argument(
         "--stop",
         choices=METHODS,
-        help="confidence: max softmax, a threshold per step; budgeted: the same by MSDNet's exit shares; value: monitoring of "
-        "the confidence by dynamic programming; learned: a small recurrent network. Default: none, only --combine is fitted",
+        help="confidence: max softmax, a threshold per step; budgeted: the same with MSDNet's exit shares; value: monitoring "
+        "of the confidence by dynamic programming; learned: a small recurrent network. Default: only --combine is fitted",
     )
     parser.add_argument("--budget", metavar="COST", help="mean cost per image: 50%% of all steps' MACs, 40M MACs, or 2ms")
     parser.add_argument("--max-loss", type=float, metavar="SHARE", help="loss of accuracy against all steps, e.g. 0.01")
-    parser.add_argument(
-        "--sure",
-        type=float,
-        metavar="P",
-        help="the probability with which --max-loss is kept (default: it is kept on average)",
-    )
-    parser.add_argument(
-        "--price", type=float, metavar="SHARE", help="accuracy that the MACs of all steps are worth, e.g. 0.05"
-    )
+    sure = "probability that the loss stays below --max-loss (default: it does on average)"
+    parser.add_argument("--sure", type=float, metavar="P", help=sure)
+    price = "accuracy that the MACs of all steps are worth, e.g. 0.05"
+    parser.add_argument("--price", type=float, metavar="SHARE", help=price)
     parser.add_argument("--combine", default="last", help="last, caching, product, mixture or temperature (default: last)")
     parser.add_argument(
         "--levels",
         type=float,
         metavar="ACCURACY",
-        help="of a model with several label levels: each step answers at the finest level that is right so often, e.g. 0.9",
+        help="for a model with several label levels: each step answers at the finest level with this accuracy, e.g. 0.9",
     )
-    parser.add_argument("--name", help="what to save it as (default: the rule's, or else the combiner's)")
-    parser.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")
-    parser.add_argument("--download", action="store_true", help="download the data if they are missing")
-    parser.add_argument("--device", default="cpu", help="where to record missing traces, e.g. cuda (default: cpu)")
+    parser.add_argument("--name", help="name to save under (default: the rule's, or else the combiner's)")
+    parser.add_data_folder()
+    parser.add_device("where to record missing traces")
     parser.add_argument("--out", type=Path, help="where to save the model (default: the run directory, or runs/NAME)")
     options = parser.parse_args(arguments)
     _check_goal(parser, options)
-    check_trained(parser, options.run)
-    check_device(parser, options.device)
-    from anytime.pretrained import load
-    from anytime.reporting.evaluation import output_folder
-    from anytime.stopping import keep
+    parser.check_model(options.run)
+    parser.check_device(options.device)
+    from anytime.reporting.evaluation import find_trace, output_folder
 
     model = load(options.run)
     folder = output_folder(options.run)
     where = (options.root, options.device, options.download)
     if options.levels is not None and len(model.levels) < 2:
         parser.error(f"--levels is for models with several label levels, {options.run} has one of {model.levels[0]} classes")
-    traces = [find_trace(model, folder, part, *where) for part in ("validation", "test")]
+    validation, test = (find_trace(model, folder, part, *where) for part in ("validation", "test"))
     out = options.out or folder
     if options.levels is not None:
-        _fit_levels(model, traces[0], traces[1], options.levels)
+        _fit_levels(model, validation, test, options.levels)
         model.save(out)
         print(f"saved in {out}; use it: anytime predict {out} IMAGE")
         return 0
-    validation, test = (trace.level(0) if trace.levels else trace for trace in traces)
+    validation, test = (trace.level(0) if trace.levels else trace for trace in (validation, test))
     try:
         goal = Goal.of(options.stop, options.budget, options.max_loss, options.sure, options.price, validation)
     except ValueError as error:
         parser.error(str(error))
     fitted = fit_rule(validation, test, options.combine, goal)
     name = options.name or options.stop or options.combine
-    keep(model, name, fitted)
+    save_rule(model, name, fitted)
     model.save(out)
     _show(fitted, validation, test)
     use = f"--stop {name}" if options.stop else f"--combine {name}"
@@ -95,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check_goal(parser: Parser, options: Any) -> None:
-    """Each method has its own way to say what is wanted."""
+    """Ends the command unless the options state one goal that the method can be fitted to."""
     if options.levels is not None:
         other = ["stop", "budget", "max_loss", "sure", "price", "name"]
         if options.combine != "last" or any(getattr(options, name) is not None for name in other):
@@ -104,17 +99,14 @@ def _check_goal(parser: Parser, options: Any) -> None:
             parser.error(f"--levels must be an accuracy above 0 and at most 1, got {options.levels:g}")
         return
     given = [name for name in ("budget", "max_loss", "price") if getattr(options, name) is not None]
-    takes = {"confidence": ["budget", "max_loss"], "budgeted": ["budget"], "value": ["price"], "learned": ["price"]}
-    wanted = takes.get(options.stop, [])
-    words = " or ".join(f"--{name.replace('_', '-')}" for name in wanted)
+    wanted = GOALS.get(options.stop, [])
     if options.stop is None and (given or options.combine in ("last", "caching", "product")):
-        parser.error(
-            f"say which rule to fit: --stop {', '.join(METHODS)}; without one, --combine temperature or mixture is kept"
-        )
+        parser.error(f"choose a rule to fit: --stop {', '.join(METHODS)}; or only a combiner: --combine temperature, mixture")
     if options.stop and (len(given) != 1 or given[0] not in wanted):
-        parser.error(f"--stop {options.stop} needs {words}" + (", one of them" if len(wanted) > 1 else ""))
+        flags = " or ".join(f"--{name.replace('_', '-')}" for name in wanted)
+        parser.error(f"--stop {options.stop} needs {flags}" + (", one of them" if len(wanted) > 1 else ""))
     if options.sure is not None and given != ["max_loss"]:
-        parser.error("--sure is the probability with which --max-loss is kept: give --max-loss, too")
+        parser.error("--sure is the probability that the loss stays below --max-loss: give --max-loss as well")
     for name in ("max_loss", "sure"):
         value = getattr(options, name)
         if value is not None and not 0 < value < 1:
@@ -124,10 +116,7 @@ def _check_goal(parser: Parser, options: Any) -> None:
 
 
 def _fit_levels(model: AnytimeModel, validation: Trace, test: Trace, target: float) -> None:
-    """Chooses a label level for each step on `validation`, shows what it gives on `test`, and lets the model know it."""
-    from anytime.reporting.tables import Column, format_table
-    from anytime.stopping.levels import choose_levels, chosen_accuracy
-
+    """Chooses a label level for each step on `validation`, prints its accuracy on `test`, and saves it to the model."""
     choice = choose_levels(validation, target)
     held_out = chosen_accuracy(test, choice).tolist()
     rows = [
@@ -141,21 +130,18 @@ def _fit_levels(model: AnytimeModel, validation: Trace, test: Trace, target: flo
         Column("test", "accuracy (test, held out)", ".2%"),
     ]
     print(format_table(rows, columns))
-    choice.keep(model)
+    choice.save_to(model)
 
 
 def _show(fitted: Fitted, validation: Trace, test: Trace) -> None:
-    from anytime.reporting.tables import Column, format_table
-    from anytime.stopping import Never, mean_loss, measure
-    from anytime.support.units import macs_text, ms_text
-
+    """Prints what the rule saves and loses on both parts."""
     whole, rows = float(test.macs[-1]), []
-    shown = {"all steps": Never()} | ({} if fitted.stop == Never() else {"with the rule": fitted.stop})
-    for title, rule in shown.items():
+    rules = {"all steps": Never()} | ({} if fitted.stop == Never() else {"with the rule": fitted.stop})
+    for title, rule in rules.items():
         for part, trace in (("validation", validation), ("test (held out)", test)):
-            found = measure(rule, trace, fitted.combine)
+            outcome = measure(rule, trace, fitted.combine)
             lost = None if rule == Never() else mean_loss(trace, rule, fitted.combine)
-            rows.append({"answers": title, "images": part, "n": trace.num_samples, "lost": lost} | vars(found))
+            rows.append({"answers": title, "images": part, "n": trace.num_samples, "lost": lost} | vars(outcome))
     columns = [
         Column("answers", "answers"),
         Column("images", "images"),

@@ -1,4 +1,4 @@
-"""What there is: models to train, trained models, data sets; as text for the command line."""
+"""List the models that can be trained, and the trained ones; or describe one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ from anytime.support.units import macs_text
 
 
 def run(arguments: Sequence[str]) -> int:
-    """List models: families to train, and trained ones; or the arguments of one."""
-    parser = Parser(
-        "models",
-        "List the models that can be trained, and the trained ones; or describe one.",
-        "  anytime models\n  anytime models anytimenet",
-    )
+    parser = Parser("models", __doc__, "  anytime models\n  anytime models anytimenet")
     parser.add_argument("name", nargs="?", help="describe this model: its arguments, parameters and steps")
     name = parser.parse_args(arguments).name
     known = [*list_models(), *list_pretrained()]
@@ -33,40 +28,37 @@ def run(arguments: Sequence[str]) -> int:
             find_factory(name)
         except ValueError as error:
             parser.error(str(error))
-    print(describe_model(name) if name else list_all_models())
+    print(_description(name) if name else _overview())
     return 0
 
 
-def _first_sentence(text: str | None) -> str:
-    return inspect.cleandoc(text or "").partition("\n")[0]
-
-
-def list_all_models() -> str:
-    """Families that can be trained, and trained models inside the package."""
-    rows = [{"name": name, "what": _first_sentence(find_factory(name).__doc__)} for name in list_models()]
-    text = "models to train (`anytime models NAME` describes one):\n" + format_table(
-        rows, [Column("name", "name"), Column("what", "what it is")]
-    )
+def _overview() -> str:
+    """The families that can be trained, and the trained models of the package."""
+    families = [
+        {"name": name, "what": inspect.cleandoc(find_factory(name).__doc__ or "").partition("\n")[0]} for name in list_models()
+    ]
+    columns = [Column("name", "name"), Column("what", "what it is")]
+    text = f"models to train (`anytime models NAME` describes one):\n{format_table(families, columns)}"
     trained = []
     for name in list_pretrained():
         info = ModelInfo.from_dict(read_config(pretrained_folder(name)).get("metadata", {}))
         trained.append({"name": name, "data": info.data, "result": info.result})
     if trained:
         columns = [Column("name", "name"), Column("data", "data set"), Column("result", "measured")]
-        text += "\n\ntrained models (`anytime predict NAME IMAGE`):\n" + format_table(trained, columns)
+        text += f"\n\ntrained models (`anytime predict NAME IMAGE`):\n{format_table(trained, columns)}"
     return text
 
 
-def describe_model(name: str) -> str:
-    """Arguments, parameters and steps of a model; of a trained one its model card."""
+def _description(name: str) -> str:
+    """Arguments, parameters and steps of a family; the model card of a trained model."""
     if name in list_pretrained():
         return (pretrained_folder(name) / "README.md").read_text(encoding="utf-8")
-    from anytime.commands.train_help import class_help  # here, for it imports Lightning
+    from anytime.commands.train_help import class_help  # late: imports Lightning
 
     model = create_model(name)
     size = (model.in_channels, 32, 32)
     macs = step_macs(model, size)
-    rows = [{"step": t + 1, "macs": m, "share": m / macs[-1]} for t, m in enumerate(macs)]
+    rows = [{"step": t, "macs": m, "share": m / macs[-1]} for t, m in enumerate(macs, 1)]
     columns = [Column("step", "step"), Column("macs", "MACs", macs_text), Column("share", "% of full", ".1%")]
     return (
         f"{class_help('model', name)}\n\nwith these: {sum(p.numel() for p in model.parameters()):,} parameters, "

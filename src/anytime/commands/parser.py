@@ -1,4 +1,4 @@
-"""The argument parser of every command."""
+"""The argument parser of all commands, with the arguments that several of them share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
+from anytime.pretrained import list_pretrained
 from anytime.support.names import nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, and an unknown option gets the nearest valid one."""
+    """Reports an error in one line and suggests the nearest option for an unknown one.
 
-    def __init__(self, command: str, description: str, examples: str = "") -> None:
+    Args:
+        command: The verb.
+        description: What it does.
+        examples: Command lines, indented by two spaces.
+    """
+
+    def __init__(self, command: str, description: str | None, examples: str = "") -> None:
         super().__init__(
             prog=f"anytime {command}",
             description=description,
@@ -24,32 +33,40 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            valid = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            self.error(f"unknown argument {unknown[0]}{nearest(unknown[0], valid)}")
+            self.error(f"unknown argument {unknown[0]}{nearest(unknown[0], self.flags())}")
         return options
+
+    def flags(self) -> list[str]:
+        """The long options."""
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
 
+    def add_model(self, name: str) -> None:
+        """Adds a trained model as a positional argument, for `check_model`."""
+        text = "a run directory, or the name of a pretrained model (see `anytime models`)"
+        self.add_argument(name, metavar="RUN|NAME", help=text)
 
-RUN_HELP = "a run directory, or the name of a pretrained model (see `anytime models`)"
+    def add_data_folder(self) -> None:
+        """Adds `--root` and `--download`."""
+        self.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")
+        self.add_argument("--download", action="store_true", help="download the data if they are missing")
 
+    def add_device(self, purpose: str = "where to run") -> None:
+        """Adds `--device`, for `check_device`."""
+        self.add_argument("--device", default="cpu", help=f"{purpose}, e.g. cuda (default: cpu)")
 
-def check_trained(parser: Parser, name: str) -> None:
-    """Refuses what is neither a run directory nor a pretrained model."""
-    from anytime.pretrained import list_pretrained
+    def check_model(self, name: str) -> None:
+        """Ends the command unless `name` is a run directory or a pretrained model."""
+        if not Path(name).is_dir() and name not in list_pretrained():
+            valid = [*list_pretrained(), *(str(path.parent) for path in sorted(Path().glob("runs/*/run.json")))]
+            hint = nearest(name, valid) if valid else ""
+            self.error(f"there is no run directory and no pretrained model {name!r}{hint}")
 
-    if not Path(name).is_dir() and name not in list_pretrained():
-        valid = [*list_pretrained(), *(str(path.parent) for path in sorted(Path().glob("runs/*/run.json")))]
-        hint = nearest(name, valid) if valid else ""
-        parser.error(f"there is no run directory and no pretrained model {name!r}{hint}")
-
-
-def check_device(parser: Parser, name: str) -> None:
-    """Refuses a device that this machine does not have."""
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f"device {name!r} is not available here: {str(error).splitlines()[0]}")
+    def check_device(self, name: str) -> None:
+        """Ends the command unless this machine has the device."""
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            self.error(f"device {name!r} is not available here: {str(error).splitlines()[0]}")

@@ -1,55 +1,56 @@
-"""What `anytime predict` does: images answered one by one, or as a camera's frames."""
+"""Answer images with a trained model; the answer is shown as it improves, until the deadline.
+With --camera-like, the images of a folder come as frames at a fixed rate, each to be answered until the next.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from anytime.commands.parser import RUN_HELP, Parser, check_device, check_trained
+from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
-
-    from anytime.combine import Combiner
-    from anytime.model import AnytimeModel
-    from anytime.stopping import Rule
+from anytime import stopping
+from anytime.combine import Combiner
+from anytime.commands.parser import Parser
+from anytime.cost import step_macs
+from anytime.model import AnytimeModel
+from anytime.pretrained import load
+from anytime.runtime import Predictor, parse_seconds, profile
+from anytime.stopping import Rule
+from anytime.stopping.levels import LevelChoice, answer_text
+from anytime.support.units import macs_text, ms_text
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Answer images with a trained model, showing the answer as it improves."""
     parser = Parser(
         "predict",
-        "Answer images with a trained model; the answer is shown as it improves, until the deadline.\n"
-        "With --camera-like, the images of a folder come as frames at a fixed rate, each to be answered until the next.",
+        __doc__,
         "  anytime predict anytimenet_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png --top 3\n"
         "  anytime predict runs/demo photo.png --stop confidence=0.9 --combine product\n"
         "  anytime predict anytimenet_cifar10 photos/ --camera-like --fps 30",
     )
-    parser.add_argument("model", metavar="RUN|NAME", help=RUN_HELP)
+    parser.add_model("model")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files; with --camera-like a folder")
     parser.add_argument("--deadline", metavar="TIME", help="time for each image, e.g. 5ms, 0.2s, 800us (default: none)")
-    parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
+    parser.add_device()
     parser.add_argument("--top", type=int, default=1, help="classes to show per answer (default: 1)")
     parser.add_argument(
         "--combine",
         metavar="NAME",
-        help="how answers are made of steps: last, caching, product, mixture, or a name of `anytime fit` (default: what the "
-        "rule was fitted to, or else last)",
+        help="how steps' outputs become answers: last, caching, product, mixture, or a name given to `anytime fit` (default: "
+        "as fitted with the rule, or else last)",
     )
-    parser.add_argument(
-        "--stop",
-        metavar="RULE",
-        help="stop early by the name of `anytime fit`, or e.g. confidence=0.9, margin=0.5, patience=3",
-    )
+    stop = "stop early by a rule named in `anytime fit`, or e.g. confidence=0.9, margin=0.5, patience=3"
+    parser.add_argument("--stop", metavar="RULE", help=stop)
     parser.add_argument("--camera-like", action="store_true", help="the images of a folder as frames at a fixed rate")
     parser.add_argument("--fps", type=float, help="frames per second (default: 30)")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top must be at least 1, got {options.top}")
     if options.camera_like and options.deadline:
-        parser.error("with --camera-like each frame has until the next one comes: give --fps in place of --deadline")
+        parser.error("with --camera-like the deadline of each frame is the next frame: give --fps instead of --deadline")
     if options.fps is not None and not options.camera_like:
         parser.error(f"--fps {options.fps:g} is the rate of --camera-like: give both, or neither")
     if options.fps is not None and not 0 < options.fps < 1e6:
@@ -59,24 +60,15 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--camera-like needs one folder of images, got {' '.join(map(str, options.images))}")
     if folders and not options.camera_like:
         parser.error(f"{folders[0]} is a folder: name its images, or add --camera-like")
-    from anytime.runtime import parse_seconds
-
-    try:
-        deadline = parse_seconds(options.deadline) if options.deadline else None
-        stop = _rule(options.stop) if options.stop else None
-    except (ValueError, TypeError) as error:
-        parser.error(str(error))
-    check_trained(parser, options.model)
-    check_device(parser, options.device)
-    from anytime.cost import step_macs
-    from anytime.pretrained import load
-    from anytime.stopping import resolve
-
+    parser.check_model(options.model)
+    parser.check_device(options.device)
     model = load(options.model)
     size = model.info.input_size or (model.in_channels, 32, 32)
+    macs = step_macs(model, size) if options.combine == "mixture" else None
     try:
-        rule, combine = resolve(model, stop, options.combine, step_macs(model, size) if options.combine == "mixture" else None)
-    except ValueError as error:
+        deadline = parse_seconds(options.deadline) if options.deadline else None
+        rule, combine = stopping.resolve(model, _rule(options.stop) if options.stop else None, options.combine, macs)
+    except (ValueError, TypeError) as error:
         parser.error(str(error))
     model.to(options.device)
     if options.camera_like:
@@ -86,23 +78,19 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from anytime.data import read_image
 
-    images = [
-        (path, read_image(path, size, model.info.resize_ratio)) for path in options.images
-    ]  # all at the door: one may be damaged
-    _predict(model, images, deadline, options.top, combine, rule)
+    images = [read_image(path, size, model.info.resize_ratio) for path in options.images]  # all first: one may be damaged
+    _predict(model, list(zip(options.images, images, strict=True)), deadline, options.top, combine, rule)
     return 0
 
 
 def _rule(text: str) -> Rule | str:
     """A rule from `"confidence=0.9"`, or the name of one saved with the model."""
-    from anytime import stopping
-
     name, equals, value = text.partition("=")
     if not equals:
         return name
-    if name not in stopping.Rule.kinds:
-        return stopping.rule(name)  # says which name is nearest
-    argument = fields(stopping.Rule.kinds[name])[0].name
+    if name not in Rule.kinds:
+        return stopping.rule(name)  # raises an error with the nearest name
+    argument = fields(Rule.kinds[name])[0].name
     try:
         number: Any = int(value) if value.isdigit() else float(value)
     except ValueError:
@@ -112,18 +100,15 @@ def _rule(text: str) -> Rule | str:
 
 def _predict(
     model: AnytimeModel,
-    images: list[tuple[Path, torch.Tensor]],
+    images: Sequence[tuple[Path, Tensor]],
     deadline: float | None,
     top: int,
     combine: Combiner,
     stop: Rule | None,
 ) -> None:
-    from anytime.runtime import Predictor, profile
-    from anytime.stopping.levels import LevelChoice, answer_text
-    from anytime.support.units import macs_text, ms_text
-
+    """Prints the answers about each image as they come."""
     names = model.info.class_names or [str(k) for size in model.levels for k in range(size)]
-    choice = LevelChoice.kept(model)
+    choice = LevelChoice.saved_in(model)
     measured = profile(model, images[0][1][None], repeats=50)
     predictor = Predictor(model, measured, combine, stop, quantile="p50")
     device = next(model.parameters()).device
@@ -134,7 +119,7 @@ def _predict(
             if answer.step < 1:
                 print(f"  no step fits: the first takes about {ms_text(measured.at(1).steps[0].p50)} ms here")
                 continue
-            said = answer_text([level[0] for level in answer.levels], names, answer.step, choice, top)
+            text = answer_text([level[0] for level in answer.levels], names, answer.step, choice, top)
             cost = f"{macs_text(int(answer.macs[0])):>8} MACs {ms_text(answer.elapsed):>6} ms"
             missed = "  (after the deadline)" if answer.missed else ""
-            print(f"  step {answer.step}/{model.num_steps}  {cost}  {said}{missed}", flush=True)
+            print(f"  step {answer.step}/{model.num_steps}  {cost}  {text}{missed}", flush=True)

@@ -1,27 +1,39 @@
-"""What `anytime profile` does: how long each step of a trained model takes on this machine, with its tail."""
+"""Measure every step of a trained model on this machine, with its tail: anytime.Predictor plans deadlines by it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from anytime.commands.parser import RUN_HELP, Parser, check_device, check_trained
+import torch
+
+from anytime.commands.parser import Parser
+from anytime.pretrained import load
+from anytime.reporting.tables import Column, format_table
+from anytime.runtime import profile
+from anytime.support.units import macs_text, ms_text
+
+COLUMNS = (
+    Column("step", "step"),
+    Column("macs", "MACs", macs_text),
+    *(Column(key, f"{key} ms", ms_text) for key in ("p50", "p90", "p99", "p999", "max")),
+    Column("reached", "answer at p99", ms_text),
+)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Measure how long each step of a trained model takes on this machine, with its tail."""
     parser = Parser(
         "profile",
-        "Measure every step of a trained model on this machine: what anytime.Predictor plans deadlines by.",
+        __doc__,
         "  anytime profile anytimenet_cifar10\n  anytime profile runs/demo --batch 1,8,32 --threads 1 --repeats 1000\n"
         "  anytime profile runs/demo --compile",
     )
-    parser.add_argument("model", metavar="RUN|NAME", help=RUN_HELP)
+    parser.add_model("model")
     parser.add_argument("--batch", default="1", metavar="N,N", help="batch sizes (default: 1)")
     parser.add_argument("--threads", type=int, help="threads to compute with (default: torch's)")
     parser.add_argument("--repeats", type=int, default=1000, help="streams to time (default: 1000)")
     parser.add_argument("--compile", action="store_true", help="compile each step first, which takes a minute or so")
-    parser.add_argument("--device", default="cpu", help="where to run, e.g. cuda (default: cpu)")
+    parser.add_device()
     parser.add_argument("--out", type=Path, help="the JSON file (default: profile.json in the run directory or runs/NAME)")
     options = parser.parse_args(arguments)
     if options.repeats < 1 or (options.threads is not None and options.threads < 1):
@@ -29,34 +41,22 @@ def run(arguments: Sequence[str]) -> int:
     sizes = options.batch.split(",")
     if not all(size.isdigit() and int(size) > 0 for size in sizes):
         parser.error(f"--batch must be numbers like 1,8,32, got {options.batch!r}")
-    check_trained(parser, options.model)
-    check_device(parser, options.device)
-    import torch
-
-    from anytime.pretrained import load
+    parser.check_model(options.model)
+    parser.check_device(options.device)
     from anytime.reporting.evaluation import output_folder
-    from anytime.reporting.tables import Column, format_table
-    from anytime.runtime import profile
-    from anytime.support.units import macs_text, ms_text
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = load(options.model).to(options.device)
     size = model.info.input_size or (model.in_channels, 32, 32)
     measured = profile(model, size, [int(size) for size in sizes], options.repeats, compile=options.compile)
-    columns = [
-        Column("step", "step"),
-        Column("macs", "MACs", macs_text),
-        *(Column(key, f"{key} ms", ms_text) for key in ("p50", "p90", "p99", "p999", "max")),
-        Column("reached", "answer at p99", ms_text),
-    ]
     how = "compiled, " if options.compile else ""
     for batch, latencies in measured.batches.items():
         where = measured.fingerprint["hardware"]
-        print(f"batch {batch}, {how}{where}, n = {options.repeats}: each step alone, and its answer")
+        print(f"batch {batch}, {how}{where}, n = {options.repeats}: each step by itself, and its answer")
         steps = zip(measured.macs, latencies.steps, latencies.reached, strict=True)
         rows = [{"step": t, "macs": m, "reached": r.p99, **s._asdict()} for t, (m, s, r) in enumerate(steps, 1)]
-        print(format_table(rows, columns))
+        print(format_table(rows, COLUMNS))
     out = options.out or output_folder(options.model) / "profile.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     measured.save(out)

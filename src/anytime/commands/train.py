@@ -1,4 +1,4 @@
-"""`anytime train`."""
+"""Train a model on a data set by recipe or flags; `train_help` holds the help."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytime.commands.parser import Parser
+from anytime.commands.train_help import help_wanted
+from anytime.training.config import UsageError, parse
+from anytime.training.launch import is_main_process, resume_training, start_training
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train a model on a data set by recipe or flags."""
-    from anytime.commands.train_help import help_wanted
-    from anytime.training.config import UsageError, parse
-    from anytime.training.launch import is_main_process, resume_training, start_training
-
     if text := help_wanted(arguments):
         print(text)
         return 0
@@ -26,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.resume is None:
         folder = start_training(parse(flags, options.config), options.run, options.overwrite)
     elif flags or options.config or options.run or options.overwrite:
-        raise UsageError(f"--resume {options.resume} goes on with the run as it was; leave out the other options")
+        raise UsageError(f"--resume {options.resume} continues the run with its own options; leave out the others")
     else:
         folder = resume_training(options.resume)
     if is_main_process():

@@ -18,7 +18,7 @@ usage: anytime train --model NAME --data NAME [option VALUE ...]
        anytime train --resume RUN
 
 Trains a model on a data set and writes a run directory: the model, checkpoints, metrics, and config.yaml, itself a recipe.
-Flags override recipes. NAME may be the import path of a class of your own, package.module.Class.
+Flags override recipes. NAME may be the import path of a custom class, package.module.Class.
 
 examples:
   anytime train --model anytimenet --data digits --epochs 20
@@ -31,34 +31,33 @@ examples:
 what:
   --model NAME          see `anytime models`
   --data NAME           see `anytime datasets`
-  --objective NAME      {objectives} (default: weighted)
+  --objective NAME      {objective} (default: weighted)
   --optimizer NAME      a class of torch.optim (default: SGD, lr 0.1, Nesterov momentum 0.9, weight decay 5e-4)
-  --schedule NAME       {schedules} (default: one_cycle)
-  --regime NAME         {regimes} (default: joint)
+  --schedule NAME       of the learning rate: {schedule} (default: one_cycle)
+  --regime NAME         what is trained: {regime} (default: joint)
   --model.ARGUMENT VALUE, --data.ARGUMENT VALUE, ...: any constructor argument of these
   --model.help NAME, --data.help NAME, ...: the arguments of one
 
 where:
-  --config RECIPE       a YAML recipe; may be given several times, later ones override
+  --config RECIPE       a YAML recipe; may be repeated, later ones override earlier ones
   --run DIR             where to write (default: runs/MODEL_DATA)
   --overwrite           replace the run directory if it exists
-  --resume RUN          go on with an interrupted run, from its last checkpoint
+  --resume RUN          continue an interrupted run from its last checkpoint
 
 how:
 """
 
 
 def _lines(parser: ArgumentParser, section: str = "") -> str:
-    """One entry for each argument of a section, or of none: flag, choices, default, what it is."""
+    """One entry for each argument of a section, or with no section each top-level one: flag, help, choices, default."""
     entries = []
     for action in parser._actions:
-        name = action.dest.partition(".")
-        if name[2] if not section else name[0] != section or not name[2]:
+        prefix, _, name = action.dest.rpartition(".")
+        if prefix.partition(".")[0] != section or name == "help":
             continue
-        if action.dest == "help" or action.dest.endswith(".help"):
-            continue
-        described = re.sub(r"\s*\(default: ([^()]|\([^)]*\))*\)", "", " ".join((action.help or "").split()).replace("%%", "%"))
-        text = textwrap.shorten(described, 400, placeholder=" ...")
+        description = " ".join((action.help or "").split()).replace("%%", "%")
+        description = re.sub(r"\s*\(default: ([^()]|\([^)]*\))*\)", "", description)
+        text = textwrap.shorten(description, 400, placeholder=" ...")
         metavar = str(action.metavar or "")
         choices = f"{metavar[1:-1].replace(',', ', ')}; " if metavar.startswith("{") else ""
         default = action.default if isinstance(action.default, str) else json.dumps(action.default, default=str)
@@ -71,7 +70,7 @@ def _lines(parser: ArgumentParser, section: str = "") -> str:
 
 
 def class_help(section: str, name: str) -> str:
-    """What a class is and which arguments it takes; `UsageError` with the nearest name for an unknown one."""
+    """The description and the arguments of a class; raises `UsageError` with the nearest name for an unknown one."""
     name = canonical_name(section, name)
     doc = inspect.cleandoc(find(section, name).__doc__ or "")
     about = re.split(r"\n(?:Args|Attributes|Raises|Example|Returns):|\n\.\. ", doc)[0].strip()
@@ -80,27 +79,20 @@ def class_help(section: str, name: str) -> str:
 
 
 def help_wanted(flags: Sequence[str]) -> str | None:
-    """The text that `--help` or `--model.help NAME` among `flags` asks for; None if they ask for none."""
+    """The help that `--help` or `--model.help NAME` among `flags` requests; None without such a flag."""
     for place, flag in enumerate(flags):
         section, dot, name = flag.removeprefix("--").partition(".help")
         if dot and section in SECTIONS and name[:1] in ("", "="):
             name = name[1:] or next(iter(flags[place + 1 : place + 2]), "")
             if name and not name.startswith("-"):
                 return class_help(section, name)
-            return f"--{section} takes: {', '.join(offered(section))}; or the import path of your own class"
+            return f"--{section} takes: {', '.join(offered(section))}; or the import path of a custom class"
     if not {"-h", "--help"} & set(flags):
         return None
-    objectives = ", ".join(name.lower() for name in offered("objective"))
-    schedules, regimes = (
-        ", ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in offered(section))
-        for section in ("schedule", "regime")
-    )
-    lists = {
-        "objectives": objectives,
-        "schedules": f"of the learning rate: {schedules}",
-        "regimes": f"what is trained: {regimes}",
-    }
-    wrapped = {key: f"\n{'':<24}".join(textwrap.wrap(text, 80)) for key, text in lists.items()}
-    text = TRAIN.format(**wrapped) + _lines(build_parser({}))
+    names = {}
+    for section in ("objective", "schedule", "regime"):
+        snake_case = ", ".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in offered(section))
+        names[section] = f"\n{'':<24}".join(textwrap.wrap(snake_case, 80))
+    text = TRAIN.format(**names) + _lines(build_parser({}))
     named = named_classes([flag for flag in flags if flag not in ("-h", "--help")])
     return "\n\n".join([text, *(f"--{section} {class_help(section, name)}" for section, name in named.items())])

@@ -54,9 +54,7 @@ class Loader(ABC):
 
     def __len__(self) -> int:
         full, rest = divmod(self.size, self.batch_size * self.world_size)
-        if self.shuffle:
-            return max(full, 1)
-        return full + (self.rank < rest)
+        return max(full, 1) if self.shuffle else full + (self.rank < rest)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration starts; a loaded position within this same epoch is kept."""

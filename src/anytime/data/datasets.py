@@ -35,11 +35,7 @@ def list_datasets() -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """The import path of the class that `name` (as in `create_data`) stands for.
-
-    Raises:
-        ValueError: There is no data set of this name.
-    """
+    """The import path of the class that `name` stands for; name and error are those of `create_data`."""
     known = {known.casefold(): known for known in _NAMES}
     key = name.casefold().replace("-", "").replace("_", "")
     if key in known:

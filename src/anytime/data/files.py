@@ -94,8 +94,7 @@ class _ArraysOnly(pickle.Unpickler):
 def read_pickle(path: Path) -> dict[str, Any]:
     """Reads a pickled dictionary of numpy arrays and plain containers (CIFAR's Python 2 batches) without running code.
 
-    Raises:
-        ValueError: The file is damaged or would build anything else.
+    Raises ValueError if the file is damaged or would build anything else.
     """
     with errors_naming(path), open(path, "rb") as file:
         # Under latin1, Python 2 strings, including the arrays' bytes, keep their values.
@@ -129,17 +128,16 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str = ";") -> list
     return rows
 
 
-def open_image(path: str | PathLike[str], channels: int = 3) -> Image.Image:
-    """Reads an image file as grey (`channels=1`) or RGB (`channels=3`); errors as in `errors_naming`."""
+def open_image(path: str | PathLike[str]) -> Image.Image:
+    """Reads an image file as RGB; errors as in `errors_naming`."""
     with errors_naming(path), Image.open(path) as image:
-        return to_channels(image, channels)
+        return to_channels(image, 3)
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """The image as grey (`channels=1`) or RGB (`channels=3`), 8 bits a channel, without transparency.
+    """The image as grey (`channels=1`) or RGB (`channels=3`), 8 bits per channel, without transparency.
 
-    Raises:
-        ValueError: The pixels have 32 bits, so their range is unknown.
+    Raises ValueError if the pixels have 32 bits, because their range is unknown.
     """
     if image.mode.startswith("I;16"):  # PIL would clip values above 255
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
@@ -159,10 +157,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 def crop_and_resize(image: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:
     """Crops `image` to `box` (`None`: the whole image) and resizes it to `size` = (height, width), bilinear.
 
-    Pixels entirely outside the box have no influence.
-
-    Raises:
-        ValueError: The box contains no pixel of the image.
+    Pixels entirely outside the box have no influence. Raises ValueError if the box contains no pixel of the image.
     """
     if box:
         left, upper, right, lower = max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height)
@@ -177,9 +172,7 @@ def crop_and_resize(image: Image.Image, box: Box | None, size: tuple[int, int]) 
 def read_images(paths: Sequence[Path], input_size: tuple[int, int, int], boxes: Sequence[Box] | None = None) -> Tensor:
     """Reads image files, crops each to its box and resizes it, into one uint8 tensor `[N, C, H, W]`.
 
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file cannot be read or its box lies outside the image; the message names the file.
+    Errors are those of `errors_naming`, also for a box outside its image.
     """
 
     def read(index: int) -> Image.Image:
@@ -190,12 +183,9 @@ def read_images(paths: Sequence[Path], input_size: tuple[int, int, int], boxes: 
 
 
 def resize_images(
-    read: Callable[[int], Image.Image],
-    sources: Sequence[Path],
-    input_size: tuple[int, int, int],
-    boxes: Sequence[Box] | None = None,
+    read: Callable[[int], Image.Image], sources: Sequence[Path], input_size: tuple[int, int, int], boxes: Sequence[Box] | None
 ) -> Tensor:
-    """Crops and resizes the images that `read` returns, one per source that errors name; as `read_images`."""
+    """Like `read_images`, for images that `read` returns by index; errors name their `sources`."""
     images = torch.empty((len(sources), *input_size), dtype=torch.uint8)
 
     def resize(index: int) -> None:

@@ -1,9 +1,9 @@
 """Image noise that destroys information in one glance but not in many (Iuzzolino et al., NeurIPS 2021, Fig. 6).
 
-Like an augmentation, every noise is a function of a batch `[B, C, H, W]` and one integer key per sample, int64 `[B]` (see
-`hashing`). It takes uint8 images, as in training, or floating-point images in [0, 1], and returns the same type on the same
-device. Sizes are the paper's, for images of 32x32 pixels. The published code adds noise after normalisation, where 0 is the
-data set's mean colour: here that colour is the argument `fill`, in [0, 1].
+Like an augmentation, every noise is a function of `images` `[B, C, H, W]` and `keys`, int64 `[B]`: a sample's key (see
+`hashing`) determines its random choices. It takes uint8 images, as in training, or floating-point images in [0, 1], and
+returns the same type on the same device. Sizes are the paper's, for images of 32x32 pixels. The published code adds noise
+after normalisation, where 0 is the data set's mean colour: here that colour is `fill`, one value per channel in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,10 @@ _SIDE = 0.1577  # weight of each neighbour in the published blur
 
 
 def focus(images: Tensor, keys: Tensor, size: int = 16) -> Tensor:
-    """Blurs each image except in a window of `size` pixels at a random position.
+    """Blurs each image except in a window of `size` x `size` pixels; each position within the image is equally likely.
 
     The blur is the published code's: weights (0.1577, 0.6845, 0.1577) along rows and columns (a standard deviation of 0.56
     pixels), with images mirrored at the border.
-
-    Args:
-        images: `[B, C, H, W]`.
-        keys: int64 `[B]`; determine the position, each position within the image being equally likely.
-        size: Side of the window in pixels.
     """
     sharp = _window(images, keys, size, _FOCUS)
     padded = functional.pad(_floating(images), [1, 1, 1, 1], mode="reflect")
@@ -46,14 +41,7 @@ def focus(images: Tensor, keys: Tensor, size: int = 16) -> Tensor:
 
 
 def occlusion(images: Tensor, keys: Tensor, fill: Sequence[float], size: int = 16) -> Tensor:
-    """Covers a window of `size` pixels at a random position with the colour `fill`.
-
-    Args:
-        images: `[B, C, H, W]`.
-        keys: int64 `[B]`; each position within the image is equally likely.
-        fill: The data set's mean, one value per channel in [0, 1].
-        size: Side of the window in pixels.
-    """
+    """Covers a window of `size` x `size` pixels with the colour `fill`; each position within the image is equally likely."""
     return torch.where(_window(images, keys, size, _OCCLUSION), _colour(fill, images), images)
 
 
@@ -66,9 +54,7 @@ def perlin(
     paper says "gradient noise randomly applied to 40 % of image pixels"; its code removes these pixels, all channels alike.
 
     Args:
-        images: `[B, C, H, W]`.
-        keys: int64 `[B]`; determine the gradients.
-        fill: Colour of removed pixels, one value per channel in [0, 1].
+        fill: Colour of removed pixels.
         share: Share of removed pixels, in [0, 1].
         cells: Number of cells along each side of the image.
         replace: Whether removed pixels show the noise n itself, as grey (1 + n) / 2, instead of `fill`.
@@ -90,9 +76,8 @@ def resolution(images: Tensor, keys: Tensor, factors: Sequence[int] = (2, 4)) ->
     The published code leaves a third of the images unchanged: `factors=(1, 2, 4)`.
 
     Args:
-        images: `[B, C, H, W]`; if a factor does not divide the size, the last windows average the pixels that remain.
-        keys: int64 `[B]`; determine the factor.
-        factors: Window sizes in pixels, 1 for unchanged.
+        factors: Window sizes in pixels, 1 for unchanged. If a factor does not divide the image size, the last windows
+            average the pixels that remain.
     """
     if not factors or min(factors) < 1:
         raise ValueError(f"factors must be one or more numbers of at least 1, got {factors!r}")
@@ -113,8 +98,6 @@ def translation(images: Tensor, keys: Tensor, time: int | None = None, length: i
     `torch.stack([translation(x, keys, t) for t in range(9)])`.
 
     Args:
-        images: `[B, C, H, W]`.
-        keys: int64 `[B]`; determine the walk.
         time: Number of steps taken; by default random in 0..length-1 for each sample.
         length: Length of the walk if the time is random; 5 as in the published code, so at most 4 pixels.
         limit: The walk is clamped to this many pixels from the start.
@@ -138,11 +121,6 @@ def rotation(images: Tensor, keys: Tensor, degrees: float = 60.0) -> Tensor:
     """Rotates each image about its centre by a random angle, uniform in +-`degrees`; the border is repeated outwards.
 
     Interpolates by cubic convolution (the published code uses cubic splines).
-
-    Args:
-        images: `[B, C, H, W]`.
-        keys: int64 `[B]`; determine the angle.
-        degrees: The largest angle.
     """
     values = _floating(images)
     height, width = images.shape[-2:]
@@ -156,11 +134,7 @@ def rotation(images: Tensor, keys: Tensor, degrees: float = 60.0) -> Tensor:
 
 
 def create_noise(name: Noise, fill: Sequence[float]) -> Augmentation:
-    """The noise called `name` at its default strength; removed pixels show the colour `fill`, one value per channel.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
+    """The noise called `name` at its default strength; raises ValueError if there is none."""
     noises: dict[str, Augmentation] = {
         "focus": focus,
         "occlusion": partial(occlusion, fill=fill),

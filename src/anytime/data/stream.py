@@ -1,6 +1,7 @@
 """Data sets too large for memory: worker processes read, augment and resize images on demand."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ RESIZE_RATIO = 8 / 7
 """The usual ratio: 256 pixels for 224."""
 
 
+@dataclass(frozen=True)
 class LazyImages:
     """Images read one at a time.
 
@@ -24,8 +26,8 @@ class LazyImages:
         rows: int64 `[N]`, the rows of `read` in use.
     """
 
-    def __init__(self, read: Callable[[int], Image.Image], rows: Tensor) -> None:
-        self.read, self.rows = read, rows
+    read: Callable[[int], Image.Image]
+    rows: Tensor
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -40,6 +40,5 @@ class CUB200(StreamedData):
         return lazy_split([folder / images[number] for number in chosen], targets, folder.parent)
 
     def fetch(self) -> None:
-        url = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
-        md5 = "97eceeb196236b17998738112f37df78"
-        download_archives({url: md5}, self.root / self.files[0], inside=self.files[0])
+        archives = {"https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz": "97eceeb196236b17998738112f37df78"}
+        download_archives(archives, self.root / self.files[0], inside=self.files[0])

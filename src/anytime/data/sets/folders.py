@@ -36,11 +36,7 @@ def lazy_split(paths: Sequence[Path | str], labels: Sequence[int], source: Path)
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the subfolders of `folder`, one class each.
-
-    Raises:
-        FileNotFoundError: There are no subfolders.
-    """
+    """Sorted names of the subfolders of `folder`, one class each; raises FileNotFoundError if there are none."""
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise FileNotFoundError(f"no folders in {folder}; it needs one folder of images for each class")

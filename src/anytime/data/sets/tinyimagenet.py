@@ -47,5 +47,5 @@ class TinyImageNet(ImageData):
         return Split(read_images(paths, self.input_size), torch.tensor(labels), folder)
 
     def fetch(self) -> None:
-        url, md5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
-        download_archives({url: md5}, self.root / self.files[0], inside=self.files[0])
+        archives = {"http://cs231n.stanford.edu/tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"}
+        download_archives(archives, self.root / self.files[0], inside=self.files[0])

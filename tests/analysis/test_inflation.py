@@ -117,9 +117,9 @@ def test_bad_bases(base: float) -> None:
 
 def test_bad_sequences() -> None:
     for depths in ([], [2, 1], [1, 1], [0, 1], [-1, 2], [1, math.inf], [1, math.nan]):
-        with pytest.raises(ValueError, match="depths must be at least 1, above 0 and growing, got"):
+        with pytest.raises(ValueError, match="depths must be at least 1 growing numbers above 0, got"):
             sequence_inflation(depths)
-    with pytest.raises(ValueError, match=r"depths must be at least 2, above 0 and growing, got \[1.0\]"):
+    with pytest.raises(ValueError, match=r"depths must be at least 2 growing numbers above 0, got \[1.0\]"):
         simulate([1], anytime=False)
     with pytest.raises(ValueError, match="stops must be at least 1, got 0"):
         simulate([1, 2], stops=0)

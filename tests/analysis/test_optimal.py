@@ -170,7 +170,7 @@ def test_sign_test_is_the_binomial_tail(runs: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(("wins", "runs"), [(-1, 3), (4, 3), (0, 0)])
 def test_impossible_counts(wins: int, runs: int) -> None:
-    with pytest.raises(ValueError, match=rf"wins must lie in 0\.\.runs and runs be at least 1, got {wins} of {runs}"):
+    with pytest.raises(ValueError, match=rf"wins must lie in 0\.\.runs and runs must be at least 1, got {wins} of {runs}"):
         sign_test(wins, runs)
 
 
@@ -186,7 +186,7 @@ def test_compare_counts_paired_runs() -> None:
     assert found == Comparison(better=2, tied=1, runs=4)
     assert (found.share, found.p_value) == (0.625, 11 / 16)
     for errors, others in (([], []), ([0.1], [0.1, 0.2]), ([math.nan], [0.1]), ([0.1], [math.nan])):
-        with pytest.raises(ValueError, match="two errors per run, none NaN; got"):
+        with pytest.raises(ValueError, match="each run needs two errors, none NaN; got"):
             compare(errors, others)
 
 
@@ -216,5 +216,5 @@ def test_bad_exits(errors: tuple[float, ...], costs: tuple[float, ...], message:
 
 
 def test_opt_plus_needs_a_network() -> None:
-    with pytest.raises(ValueError, match="networks must be at least one, got none"):
+    with pytest.raises(ValueError, match="opt_plus needs at least one network, got none"):
         opt_plus([])

@@ -159,7 +159,7 @@ def test_compliance_by_hand(birds: Trace) -> None:
     assert bool(found.value[2].isnan() and found.chance[2].isnan())
     same = compliance(birds.level(0), (5, 5, 5, 9))
     assert torch.equal(same.value[:2], found.value[:2])
-    with pytest.raises(ValueError, match=r"one for each of 4 classes, got 2"):
+    with pytest.raises(ValueError, match=r"one entry for each of 4 classes, got 2"):
         compliance(birds, (0, 1))
 
 

@@ -81,11 +81,11 @@ def test_levels_come_from_the_data_set() -> None:
 
 def test_errors() -> None:
     logits, target = example()
-    with pytest.raises(ValueError, match=r"labels have 3 levels: say how many classes each has"):
+    with pytest.raises(ValueError, match=r"labels have 3 levels: give the class count of each"):
         Hierarchical()(logits, target)
-    with pytest.raises(ValueError, match=r"levels \(5, 3\) need 8 logits and 2 labels an image, got 10 and 3"):
+    with pytest.raises(ValueError, match=r"levels \(5, 3\) need 8 logits and 2 labels per image, got 10 and 3"):
         Hierarchical(levels=(5, 3))(logits, target)
-    with pytest.raises(ValueError, match=r"need 10 logits and 3 labels an image, got 10 and 1"):
+    with pytest.raises(ValueError, match=r"need 10 logits and 3 labels per image, got 10 and 1"):
         Hierarchical(levels=SIZES)(logits, target[:, 0])
     with pytest.raises(ValueError, match=r"one weight for each of 3 levels, got \[1\.0, 2\.0\]"):
         Hierarchical(level_weights=(1, 2), levels=SIZES)

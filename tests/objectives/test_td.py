@@ -357,13 +357,13 @@ def test_misfits_raise_before_training() -> None:
 
 def test_wrong_use_of_targets_and_increments() -> None:
     logits, labels = example()
-    with pytest.raises(ValueError, match=r"the truth must be \[5, 3\], as a prediction, got \[5\]"):
+    with pytest.raises(ValueError, match=r"the truth must be \[5, 3\], like a prediction, got \[5\]"):
         td_targets(logits, labels.double(), 0.5)
     with pytest.raises(ValueError, match=r"lam must lie in \[0, 1\], got 2"):
         IncrementalTD([], 2)
     model = Chain(2)
     td = IncrementalTD(model.parameters())
-    with pytest.raises(ValueError, match="finish comes after at least one observe"):
+    with pytest.raises(ValueError, match="call observe at least once before finish"):
         td.finish(labels)
     with pytest.raises(ValueError, match="logits carry no graph"):
         td.observe(logits[0])

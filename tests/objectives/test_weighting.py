@@ -105,7 +105,7 @@ def test_names() -> None:
         (lambda: sdn_ramp(8, 1, 100, [0.15]), r"largest needs 7 values, one for each answer before the last, got \[0.15"),
         (lambda: sdn_ramp(3, 1, 100, [0.1]), r"largest needs 2 values, .*, got \[0.1\]"),
         (lambda: sdn_ramp(2, 1, 100, [-0.1]), r"largest must be at least 0 and finite, got \[-0.1\]"),
-        (lambda: sdn_ramp(2, 3, 2), "epoch must lie in 0..epochs and epochs be at least 1, got 3 of 2"),
+        (lambda: sdn_ramp(2, 3, 2), "epoch must lie in 0..epochs and epochs must be at least 1, got 3 of 2"),
         (lambda: normalized([1, 0], "last"), r"normalize='last' needs a last weight above 0, got \[1.0, 0.0\]"),
         (lambda: normalized([1, math.nan], "sum"), r"weights must be at least 0 and not all 0, got \[1.0, nan\]"),
         (lambda: find_scheme("seive"), r"unknown weights 'seive'; did you mean 'sieve'\?"),

@@ -82,7 +82,7 @@ def _check_depths(depths: Sequence[float], anytime: bool) -> list[float]:
     least = 1 if anytime else 2
     growing = all(before < after for before, after in zip([0.0, *depths], depths, strict=False))
     if len(depths) < least or not growing or depths[-1] == math.inf:
-        raise ValueError(f"depths must be at least {least}, above 0 and growing, got {depths}")
+        raise ValueError(f"depths must be at least {least} growing numbers above 0, got {depths}")
     return depths
 
 

@@ -111,7 +111,7 @@ def opt_plus(networks: Sequence[Exits]) -> Exits:
         Exits(errors=(0.4, 0.3, 0.2), costs=(1.0, 2.0, 4.0))
     """
     if not networks:
-        raise ValueError("networks must be at least one, got none")
+        raise ValueError("opt_plus needs at least one network, got none")
     points = sorted((cost, err) for exits in networks for err, cost in zip(exits.errors, exits.costs, strict=True))
     best: list[tuple[float, float]] = []
     for cost, err in points:

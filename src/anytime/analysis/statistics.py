@@ -52,7 +52,7 @@ def sign_test(wins: int, runs: int) -> float:
         0.027
     """
     if not 0 <= wins <= runs or runs < 1:
-        raise ValueError(f"wins must lie in 0..runs and runs be at least 1, got {wins!r} of {runs!r}")
+        raise ValueError(f"wins must lie in 0..runs and runs must be at least 1, got {wins!r} of {runs!r}")
     return sum(math.comb(runs, k) for k in range(wins, runs + 1)) / 2**runs
 
 
@@ -87,6 +87,6 @@ def compare(errors: Sequence[float], others: Sequence[float]) -> Comparison:
     """
     pairs = list(zip(errors, others, strict=False))
     if not pairs or len(errors) != len(others) or any(math.isnan(value) for pair in pairs for value in pair):
-        raise ValueError(f"two errors per run, none NaN; got {list(errors)} and {list(others)}")
+        raise ValueError(f"each run needs two errors, none NaN; got {list(errors)} and {list(others)}")
     better, tied = sum(mine < other for mine, other in pairs), sum(mine == other for mine, other in pairs)
     return Comparison(better, tied, len(pairs))

@@ -55,7 +55,7 @@ def compliance(trace: Trace, superclass: Sequence[int]) -> Compliance:
     """
     fine = trace.level(0) if trace.levels else trace
     if len(superclass) != fine.num_classes:
-        raise ValueError(f"superclass must hold one for each of {fine.num_classes} classes, got {len(superclass)}")
+        raise ValueError(f"superclass needs one entry for each of {fine.num_classes} classes, got {len(superclass)}")
     table = torch.tensor(superclass)
     answered = answers(fine)
     wrong = answered != fine.labels

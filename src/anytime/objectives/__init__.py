@@ -1,4 +1,4 @@
-"""What to minimise over all answers of an anytime model."""
+"""Losses over all answers of an anytime model."""
 
 from anytime.objectives import weighting
 from anytime.objectives.adaptive import AdaLoss

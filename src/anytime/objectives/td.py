@@ -38,7 +38,7 @@ def td_targets(predictions: Tensor, truth: Tensor, lam: float) -> Tensor:
     """
     _check_lam(lam)
     if predictions.shape[1:] != truth.shape:
-        raise ValueError(f"the truth must be {list(predictions.shape[1:])}, as a prediction, got {list(truth.shape)}")
+        raise ValueError(f"the truth must be {list(predictions.shape[1:])}, like a prediction, got {list(truth.shape)}")
     if lam == 1:
         return truth.expand_as(predictions)
     if lam == 0:
@@ -243,7 +243,7 @@ class IncrementalTD:
     def finish(self, target: Tensor) -> None:
         """Adds the last term, from the labels `[B]`; the next `observe` starts a new sequence."""
         if self._prediction is None:
-            raise ValueError("finish comes after at least one observe")
+            raise ValueError("call observe at least once before finish")
         self._add(Classification().truth(self._prediction, target))
         self._prediction = self._logits = None
         self._trace = [None] * len(self._parameters)

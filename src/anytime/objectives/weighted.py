@@ -68,11 +68,11 @@ def level_losses(
     columns = target[:, None] if target.ndim == 1 else target
     sizes = (logits.shape[-1],) if levels is None and columns.shape[1] == 1 else levels
     if sizes is None:
-        raise ValueError(f"labels have {columns.shape[1]} levels: say how many classes each has, Hierarchical(levels=...)")
+        raise ValueError(f"labels have {columns.shape[1]} levels: give the class count of each, Hierarchical(levels=...)")
     if len(sizes) == 1 and target.ndim == 1:
         return step_losses(logits, target, label_smoothing)
     if logits.shape[-1] != sum(sizes) or columns.shape[1] != len(sizes):
-        wanted = f"{sum(sizes)} logits and {len(sizes)} labels an image"
+        wanted = f"{sum(sizes)} logits and {len(sizes)} labels per image"
         raise ValueError(f"levels {tuple(sizes)} need {wanted}, got {logits.shape[-1]} and {columns.shape[1]}")
     total = logits.new_zeros(len(logits))
     for part, label, weight in zip(logits.split(tuple(sizes), -1), columns.T, weights or [1.0] * len(sizes), strict=True):

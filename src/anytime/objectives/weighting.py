@@ -126,7 +126,7 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
     """
     _check(n)
     if not 0 <= epoch <= epochs or epochs < 1:
-        raise ValueError(f"epoch must lie in 0..epochs and epochs be at least 1, got {epoch!r} of {epochs!r}")
+        raise ValueError(f"epoch must lie in 0..epochs and epochs must be at least 1, got {epoch!r} of {epochs!r}")
     if largest is None:
         early = n - 1
         largest = SDN_LARGEST[:early] if early <= len(SDN_LARGEST) else [SDN_LARGEST[-1] * t / early for t in range(1, n)]

@@ -71,8 +71,8 @@ def member_costs(n: int, c: int, transition: str, period: int = 1) -> list[int]:
 
 
 def sequence(transition: str, c: int = 1) -> EANN:
-    members = [create_model("ann", units=n, width=c, period=3 if n == 25 else 1, transition=transition) for n in PAPER_N]
-    return EANN(10, 3, members)  # type: ignore[arg-type]
+    members = [{"units": n, "width": c, "period": 3 if n == 25 else 1, "transition": transition} for n in PAPER_N]
+    return EANN(members=configs(*members))
 
 
 def places(exits: list[Any]) -> list[tuple[int, int]]:
@@ -191,8 +191,8 @@ def test_by_validation_error_the_answer_is_the_best_so_far(errors: list[list[int
 @given(st.integers(0, 99), st.sampled_from(["depth", "validation"]))
 def test_equals_a_plain_loop_over_the_members(seed: int, rule: Any) -> None:
     torch.manual_seed(seed)
-    members = [trained(create_model("ann", 4, **member["arguments"]), seed + i) for i, member in enumerate(SMALL)]
-    model = EANN(4, 3, members, rule, ERRORS if rule == "validation" else None).double().eval()
+    model = EANN(4, 3, SMALL, rule, ERRORS if rule == "validation" else None).double().eval()
+    members = [trained(member, seed + i) for i, member in enumerate(model.members)]
     x, expected, best = images(2, 3, 9, 8, seed=seed), [], math.inf
     with torch.no_grad():
         finished: Any = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anytime.model import AnytimeModel, create_model, eval_mode
 from anytime.models.ann.chain import AnytimeChain, ChainState
-from anytime.registry import register_model
+from anytime.registry import variant
 
 ReportBy = Literal["depth", "validation"]
 ExitPlace = tuple[int, int]  # (member, exit), both from 0
@@ -85,44 +85,38 @@ class EANN(AnytimeModel):
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
-        members: At least two networks, each more expensive than the previous one, and deeper if depth decides.
-        rule: `"depth"` or `"validation"`.
-        validation_errors: For `"validation"`, the errors of each member's exits, 0 to 1.
+        members: Configurations of the networks in order, {"model": NAME, "arguments": {...}}, of ann and its relatives;
+            classes and channels are those of the sequence. Default: the paper's, n = 1, 3, 7, 13 and 25 of width 32.
+        rule: "depth": an exit reports its own answer once it is deeper than the network before; "validation": the exit with
+            the smallest validation error so far.
+        validation_errors: For "validation" the errors of the exits of each member, 0 to 1.
 
     Attributes:
         sources: For each step the (member, exit), both from 0, whose answer is reported.
 
     Raises:
-        ValueError: Too few members, members that disagree in classes or channels or do not grow, errors that do not fit.
+        ValueError: Fewer than two members, members that disagree in classes or channels or do not grow in cost (and in depth
+            if it decides), errors that do not fit.
 
     Source: Hu, Dey, Bagnell, Hebert, 2017, sections 3.3 and 4.6.
     """
 
     def __init__(
         self,
-        num_classes: int | Sequence[int],
-        in_channels: int,
-        members: Sequence[AnytimeChain],
+        num_classes: int | tuple[int, ...] = 10,
+        in_channels: int = 3,
+        members: tuple[dict[str, Any], ...] = PAPER,
         rule: ReportBy = "depth",
-        validation_errors: Sequence[Sequence[float]] | None = None,
+        validation_errors: tuple[tuple[float, ...], ...] | None = None,
     ) -> None:
         super().__init__(num_classes, in_channels)
         if rule not in ("depth", "validation"):
             raise ValueError(f"rule must be 'depth' or 'validation', got {rule!r}")
         if len(members) < 2:
             raise ValueError(f"members must be at least 2 networks, got {len(members)}")
-        for place, member in enumerate(members):
-            if not isinstance(member, AnytimeChain):
-                kinds = "networks of units with exits (ann, ann_resnet50, ...)"
-                raise ValueError(f"members must be {kinds}, members[{place}] is {type(member).__name__}")
-            for what, has, wanted in (
-                ("num_classes", member.levels, self.levels),
-                ("in_channels", member.in_channels, in_channels),
-            ):
-                if has != wanted:
-                    raise ValueError(f"members must agree in {what}: members[{place}] has {has}, the sequence {wanted}")
-        _check_growth(members, rule)
-        exits = [member.exits for member in members]
+        networks = [_build_member(place, member, num_classes, in_channels) for place, member in enumerate(members)]
+        _check_growth(networks, rule)
+        exits = [network.exits for network in networks]
         if (rule == "validation") != (validation_errors is not None):
             raise ValueError(f"rule='validation' needs validation_errors, no other rule takes them; got rule={rule!r}")
         if validation_errors is not None:
@@ -130,10 +124,10 @@ class EANN(AnytimeModel):
         self.sources = tuple(reported_exits(exits, validation_errors))
         self.num_steps = len(self.sources)
         self._places = [(member, exit) for member, depths in enumerate(exits) for exit in range(len(depths))]
-        self.smallest = max(member.smallest for member in members)
-        self.members = nn.ModuleList(members)
-        for place, member in enumerate(members):
-            _freeze_unused(member, {exit for source, exit in self.sources if source == place})
+        self.smallest = max(network.smallest for network in networks)
+        self.members = nn.ModuleList(networks)
+        for place, network in enumerate(networks):
+            _freeze_unused(network, {exit for source, exit in self.sources if source == place})
 
     def _member(self, place: int) -> AnytimeChain:
         member = self.members[place]
@@ -174,6 +168,24 @@ class EANN(AnytimeModel):
         """The answer of step `step`: runs the network it comes from up to its exit, and that exit's head."""
         place, exit = self.sources[step - 1]
         return self._member(place).answer(self.initial_state(x).images, exit + 1)
+
+
+def _build_member(place: int, member: Any, num_classes: int | tuple[int, ...], in_channels: int) -> AnytimeChain:
+    if not isinstance(member, Mapping) or "model" not in member or member.keys() - {"model", "arguments"}:
+        raise ValueError(
+            f"members[{place}] must be {{'model': NAME, 'arguments': {{...}}}}, got {member!r}; "
+            "trained networks are combined by anytime.chain_networks"
+        )
+    ours: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    network = create_model(member["model"], **ours | dict(member.get("arguments") or {}))
+    if not isinstance(network, AnytimeChain):
+        kinds = "networks of units with exits (ann, ann_resnet50, ...)"
+        raise ValueError(f"members must be {kinds}, members[{place}] is {type(network).__name__}")
+    levels = (num_classes,) if isinstance(num_classes, int) else tuple(num_classes)
+    for what, has, wanted in (("num_classes", network.levels, levels), ("in_channels", network.in_channels, in_channels)):
+        if has != wanted:
+            raise ValueError(f"members must agree in {what}: members[{place}] has {has}, the sequence {wanted}")
+    return network
 
 
 def _macs(member: AnytimeChain, side: int) -> int:
@@ -240,34 +252,9 @@ def _freeze_unused(member: AnytimeChain, used: set[int]) -> None:
         module.requires_grad_(False)
 
 
-@register_model
-def eann(
-    num_classes: int | tuple[int, ...] = 10,
-    in_channels: int = 3,
-    members: tuple[dict[str, Any], ...] = PAPER,
-    rule: ReportBy = "depth",
-    validation_errors: tuple[tuple[float, ...], ...] | None = None,
-) -> EANN:
-    """EANN of Hu et al. 2017: anytime networks of growing depth run one after the other.
-
-    `anytime.chain_networks` builds one from trained networks.
-
-    Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        members: Configurations of the networks in order, {"model": NAME, "arguments": {...}}, of ann and its relatives;
-            classes and channels are those of the sequence. Default: the paper's, n = 1, 3, 7, 13 and 25 of width 32.
-        rule: "depth": an exit reports its own answer once it is deeper than the network before; "validation": the exit with
-            the smallest validation error so far.
-        validation_errors: For "validation", the errors of the exits of each member, 0 to 1.
-    """
-    built: list[Any] = []
-    for place, member in enumerate(members):
-        if not isinstance(member, Mapping) or "model" not in member or member.keys() - {"model", "arguments"}:
-            raise ValueError(
-                f"members[{place}] must be {{'model': NAME, 'arguments': {{...}}}}, got {member!r}; "
-                "trained networks are combined by anytime.chain_networks"
-            )
-        given: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels} | dict(member.get("arguments") or {})
-        built.append(create_model(member["model"], **given))
-    return EANN(num_classes, in_channels, built, rule, validation_errors)
+eann = variant(
+    EANN,
+    "eann",
+    "EANN of Hu et al. 2017: anytime networks of growing depth run one after the other.\n\n"
+    "`anytime.chain_networks` builds one from trained networks.",
+)

@@ -1,4 +1,4 @@
-"""The model card says what was measured."""
+"""The model card states what was measured."""
 
 import torch
 

@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_everything_that_is_written_agrees(run):
+def test_all_written_files_agree(run):
     result = evaluate_run(run, progress=False)
     trace = Trace.load(result.trace)
     data = Digits(classes=["1", "7"])
@@ -45,7 +45,7 @@ def test_validation_images_are_those_of_the_training(run, tmp_path):
     labels = torch.cat([labels for _, labels in data.val_dataloader()])
     assert torch.equal(Trace.load(result.trace).labels, labels)
     assert result.trace.parent == tmp_path / "out"
-    assert result.report == tmp_path / "out/report-validation.html"  # beside that of the test images
+    assert result.report == tmp_path / "out/report-validation.html"  # beside the report on the test images
     assert (tmp_path / "out/figures/validation/steps.png").is_file()
     assert result.trace.stat().st_mode == result.metrics.stat().st_mode
 
@@ -58,12 +58,12 @@ def test_no_validation_images(run):
         evaluate_run(run, "validation", progress=False)
 
 
-def test_model_that_does_not_say_what_it_was_trained_on():
+def test_a_model_without_a_recipe():
     with pytest.raises(ValueError, match="does not say what it was trained on"):
         trained_on(create_model("anytimenet"))
 
 
-def test_data_are_looked_for_where_they_are(run, tmp_path, monkeypatch):
+def test_data_are_found_in_the_usual_folder_if_the_recipes_is_missing(run, tmp_path, monkeypatch):
     model = load(run)
     model.info.recipe = {"data": {"class_path": "CIFAR10", "init_args": {"root": "/gone/to/another/machine"}}}
     monkeypatch.setenv("ANYTIME_DATA", str(tmp_path / "here"))

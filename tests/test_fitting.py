@@ -1,4 +1,4 @@
-"""`anytime fit`: what is asked for in words, and what is fitted for it."""
+"""`anytime fit`: goals as typed, and the rules fitted to them."""
 
 import pytest
 import torch
@@ -30,17 +30,17 @@ VALIDATION, TEST = make(0), make(1)
         *[("2ms", (0.002, "seconds")), ("800us", (0.0008, "seconds")), ("0.5s", (0.5, "seconds"))],
     ],
 )
-def test_budgets_as_people_write_them(text: str, wanted: tuple) -> None:
+def test_budgets_with_units(text: str, wanted: tuple) -> None:
     assert parse_budget(text, 300.0) == (pytest.approx(wanted[0]), wanted[1])
 
 
 @pytest.mark.parametrize("text", ["", "50", "half", "-5%", "nan%", "5 m"])
-def test_no_budgets(text: str) -> None:
+def test_bad_budgets(text: str) -> None:
     with pytest.raises(ValueError, match="--budget must be a mean cost like 50%, 40M"):
         parse_budget(text, 300.0)
 
 
-def test_goals_that_cannot_be() -> None:
+def test_impossible_goals() -> None:
     with pytest.raises(ValueError, match=r"at least what the first step costs, 33.3% of all MACs, got '20%'"):
         Goal.of("confidence", "20%", None, None, None, VALIDATION)
     with pytest.raises(ValueError, match=r"at least what the first step costs, 0.1ms, got '50us'"):
@@ -53,7 +53,7 @@ def test_goals_that_cannot_be() -> None:
 @pytest.mark.parametrize("combine", ["last", "product", "mixture", "temperature"])
 def test_a_budget_is_kept_on_validation_and_measured_on_test(method: str, combine: str) -> None:
     fitted = fit_rule(VALIDATION, TEST, combine, Goal.of(method, "60%", None, None, None, VALIDATION))
-    spared = 300 * 3 / 600 if method == "budgeted" else 1e-6  # its shares are whole numbers of images, rounded down
+    spared = 300 * 3 / 600 if method == "budgeted" else 1e-6  # its shares are whole images, rounded down
     assert measure(fitted.stop, VALIDATION, fitted.combine).macs <= 180 + spared
     found = measure(fitted.stop, TEST, fitted.combine)
     assert fitted.facts["test_accuracy"] == found.accuracy
@@ -62,7 +62,7 @@ def test_a_budget_is_kept_on_validation_and_measured_on_test(method: str, combin
     assert fitted.combine.kind == combine
 
 
-def test_seconds_are_a_budget_too() -> None:
+def test_a_budget_in_seconds() -> None:
     fitted = fit_rule(VALIDATION, TEST, "last", Goal.of("confidence", "0.18ms", None, None, None, VALIDATION))
     assert fitted.stop == fit_rule(VALIDATION, TEST, "last", Goal.of("confidence", "60%", None, None, None, VALIDATION)).stop
 
@@ -85,7 +85,7 @@ def test_prices() -> None:
     assert dear.facts["price"] == 5.0 / 300
 
 
-def test_without_a_rule_the_combiner_alone_is_fitted() -> None:
+def test_without_a_rule_only_the_combiner_is_fitted() -> None:
     fitted = fit_rule(VALIDATION, TEST, "temperature", Goal.of(None, None, None, None, None, VALIDATION))
     assert fitted.stop == Never()
     assert fitted.combine == Temperature(fitted.combine.temperatures)

@@ -14,7 +14,7 @@ VOID = {"meta", "img"}
 
 
 class Checker(HTMLParser):
-    """Fails on tags that do not match; collects the references of the page."""
+    """Fails on unbalanced tags; collects the references of the page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,6 +81,6 @@ def test_same_input_same_page(trace, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_page_of_sections_alone(tmp_path):
+def test_page_of_only_sections(tmp_path):
     write_page(tmp_path / "page.html", "Nothing", [Section("Empty")])
     assert "<h2>Empty</h2>" in (tmp_path / "page.html").read_text()

@@ -1,4 +1,4 @@
-"""Synthetic traces: logits that grow towards the label, sooner for easy samples."""
+"""Synthetic traces: logits grow towards the label, sooner for easy samples."""
 
 from collections.abc import Callable
 

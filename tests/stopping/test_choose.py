@@ -65,7 +65,7 @@ def test_exit_shares_are_the_papers():
 
 
 @given(st.floats(1, 5))
-def test_ratio_for_a_budget_spends_it(budget):
+def test_ratio_for_a_budget_uses_it_up(budget):
     spent = [1, 2, 3, 5]
     ratio = ratio_for(spent, budget)
     expected = sum(share * cost for share, cost in zip(exit_shares(ratio, 4), spent, strict=True))
@@ -74,20 +74,20 @@ def test_ratio_for_a_budget_spends_it(budget):
 
 
 def published(confidence, shares):
-    """MSDNet's procedure as a walk over the samples, written down from its description."""
+    """MSDNet's procedure as a loop over the samples, written from its description."""
     steps, samples = confidence.shape
-    left = [False] * samples
+    gone = [False] * samples
     thresholds = []
     for step in range(steps - 1):
         wanted, count, threshold = math.floor(samples * shares[step] + 1e-9), 0, math.inf
         for n in confidence[step].argsort(descending=True).tolist():
-            if wanted and not left[n]:
+            if wanted and not gone[n]:
                 count += 1
                 if count == wanted:
                     threshold = float(confidence[step, n])
                     break
         thresholds.append(threshold)
-        left = [gone or float(value) >= threshold for gone, value in zip(left, confidence[step], strict=True)]
+        gone = [left or float(value) >= threshold for left, value in zip(gone, confidence[step], strict=True)]
     return (*thresholds, 0.0)
 
 
@@ -101,7 +101,7 @@ def test_share_thresholds_are_the_published_ones(seed, ratio, ties):
 
 
 @pytest.mark.parametrize("ratio", RATIOS[::6])
-def test_budgeted_shares_are_as_wanted(make_trace, ratio):
+def test_budgeted_shares_are_as_intended(make_trace, ratio):
     trace = make_trace(1000)
     found = budgeted(trace, ratio)
     wanted = exit_shares(ratio, 5)
@@ -121,7 +121,7 @@ def test_budgeted_curve_is_measured_on_the_other_trace(make_trace):
 
 
 @pytest.mark.parametrize("budget", [100, 130, 200, 290, 400, 500, 1000])
-def test_budgets_are_kept_and_steps_are_as_good_as_one_threshold(make_trace, budget):
+def test_budgets_are_kept_and_a_threshold_per_step_is_as_good_as_one(make_trace, budget):
     trace = make_trace(400, seed=3)
     one, steps = best_threshold(trace, budget), best_thresholds(trace, budget)
     assert one.macs <= budget + 1e-6
@@ -139,7 +139,7 @@ def test_best_threshold_beats_every_other(make_trace):
 
 
 def test_best_thresholds_find_the_optimum_of_a_small_trace(make_trace):
-    """Brute force over all thresholds of two early exits; coordinate ascent may miss a sample, no more."""
+    """Against brute force over all thresholds of two early exits, coordinate ascent may miss at most one sample."""
     for seed in range(6):
         trace = make_trace(12, steps=3, seed=seed)
         grids = [[math.inf, *step.tolist()] for step in trace.logits[:-1].softmax(2).amax(2)]
@@ -149,7 +149,7 @@ def test_best_thresholds_find_the_optimum_of_a_small_trace(make_trace):
 
 
 def test_best_thresholds_use_an_exit_that_one_threshold_cannot(from_probabilities):
-    """The first exit is sure and wrong, the second unsure and right: one threshold takes the bad one or pays for all."""
+    """The first exit is confident and wrong, the second unsure and right: a single threshold takes the first or runs all."""
     wrong, right, last = [0.99, 0.01], [0.4, 0.6], [0.1, 0.9]
     trace = from_probabilities([[wrong] * 10, [right] * 10, [last] * 10], labels=[1] * 10, macs=[1, 2, 10])
     assert best_threshold(trace, 2).accuracy == 0

@@ -20,7 +20,7 @@ def draw(population, samples, generator):
     return Trace(population.logits[:, index], population.labels[index], population.macs, None, None, population.class_names)
 
 
-LADDER = [Confidence(percent / 100) for percent in range(84, 48, -1)]  # its risk crosses 5 % in small steps
+LADDER = [Confidence(percent / 100) for percent in range(84, 48, -1)]  # risk crosses 5 % in small steps
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +34,18 @@ def risks(population):
 
 
 def test_the_certificate_holds_as_often_as_promised(population, risks):
-    """120 draws of calibration samples: the true loss exceeds epsilon in at most a share alpha of them."""
+    """In 120 draws of calibration samples, the true loss exceeds epsilon in at most a share alpha of them."""
     generator = torch.Generator().manual_seed(0)
     epsilon, alpha, draws = 0.05, 0.2, 120
     traces = [draw(population, 200, generator) for _ in range(draws)]
     found = torch.tensor([risks[certified(trace, epsilon, alpha, LADDER).rule] for trace in traces])
     noise = 2 * (alpha * (1 - alpha) / draws) ** 0.5
-    assert alpha / 4 < float((found > epsilon).double().mean()) <= alpha + noise  # kept, and not idly
+    assert alpha / 4 < float((found > epsilon).double().mean()) <= alpha + noise  # kept, but not by being overcautious
     assert float(found.mean()) > epsilon / 2
 
 
 def test_conformal_risk_is_kept_on_average(population, risks):
-    """The mean over draws is below epsilon, though single draws exceed it more often than a certificate allows."""
+    """The mean over draws is below epsilon, although single draws exceed it more often than a certificate allows."""
     generator = torch.Generator().manual_seed(1)
     epsilon, draws = 0.05, 120
     traces = [draw(population, 100, generator) for _ in range(draws)]
@@ -55,7 +55,7 @@ def test_conformal_risk_is_kept_on_average(population, risks):
 
 
 def test_fixed_sequence_by_hand(from_probabilities):
-    """40 samples, of which 2 leave wrong at a threshold up to 0.8: P(Bin(40, 0.1) <= 2) = 0.2228, <= 0) = 0.0148."""
+    """Of 40 samples, 2 leave wrong at thresholds up to 0.8: P(Bin(40, 0.1) <= 2) = 0.2228, P(Bin(40, 0.1) <= 0) = 0.0148."""
     sure, wrong = [0.05, 0.95], [0.8, 0.2]
     trace = from_probabilities([[sure] * 38 + [wrong] * 2, [sure] * 40], labels=[1] * 40, macs=[1, 2])
     candidates = [Confidence(0.99), Confidence(0.9), Confidence(0.7), Confidence(0.3)]
@@ -67,8 +67,8 @@ def test_fixed_sequence_by_hand(from_probabilities):
     assert conformal(trace, 1 / 42, candidates).rule == Never()
 
 
-def test_the_order_of_the_candidates_is_kept_to(from_probabilities):
-    """The first that fails ends it, though later ones would pass."""
+def test_candidates_are_tested_in_order(from_probabilities):
+    """The first failure ends the search, although later candidates would pass."""
     sure, wrong = [0.05, 0.95], [0.8, 0.2]
     trace = from_probabilities([[sure] * 20 + [wrong] * 20, [sure] * 40], labels=[1] * 40, macs=[1, 2])
     assert certified(trace, 0.1, 0.2, [Confidence(0.7), Confidence(0.9)]).rule == Never()

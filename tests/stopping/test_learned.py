@@ -6,7 +6,7 @@ import torch
 from anytime.stopping import Never, Rule, learned_stop, measure
 
 
-def test_it_learns_to_stop_where_stopping_pays(make_trace):
+def test_it_learns_to_stop_when_stopping_pays(make_trace):
     trace, test, price = make_trace(1500, steps=4), make_trace(1500, steps=4, seed=1), 4e-4
 
     def utility(rule):
@@ -14,13 +14,13 @@ def test_it_learns_to_stop_where_stopping_pays(make_trace):
         return found.accuracy - price * found.macs
 
     found = learned_stop(trace, price, epochs=15)
-    always = min(trace.macs.tolist())
-    first = measure(Rule.from_dict({"kind": "mac_budget", "macs": always}), test)
+    least = min(trace.macs.tolist())
+    first = measure(Rule.from_dict({"kind": "mac_budget", "macs": least}), test)
     assert utility(found.rule) > utility(Never()) + 0.02
     assert utility(found.rule) > first.accuracy - price * first.macs + 0.005
 
 
-def test_it_is_repeatable_and_leaves_the_random_state_alone(make_trace):
+def test_it_is_repeatable_and_does_not_change_the_random_state(make_trace):
     trace = make_trace(50, steps=3)
     state = torch.get_rng_state()
     rules = [learned_stop(trace, 1e-3, epochs=2, units=3).rule for _ in range(2)]

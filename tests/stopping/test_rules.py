@@ -60,7 +60,7 @@ RULES = [
 
 
 def stream(rule, combiner, trace):
-    """What a run-time does: one step at a time on the samples still in the batch."""
+    """What the runtime does: one step at a time on the samples still in the batch."""
     steps = torch.full((trace.num_samples,), -1)
     answers = torch.empty(trace.num_samples, trace.num_classes)
     alive = torch.arange(trace.num_samples)
@@ -102,7 +102,7 @@ def test_every_rule_stops_some_samples_early_and_some_late(made, make_trace):
 
 
 @pytest.mark.parametrize("made", RULES, ids=repr)
-def test_saved_and_read_exactly(made):
+def test_round_trip_through_json_is_exact(made):
     text = json.dumps(made.to_dict(), allow_nan=False)
     again = Rule.from_dict(json.loads(text))
     assert again == made
@@ -149,7 +149,7 @@ def test_deadline_never_starts_a_step_that_ends_late(make_trace):
         assert Deadline(seconds).stops(trace, probabilities).unique().tolist() == [step]
 
 
-def test_selection_latency_looks_back_from_the_end():
+def test_selection_latency_by_hand():
     found, reached = SelectionLatency(0.55).latency(torch.tensor(HAND))
     assert found.tolist() == [2, 2, 4]
     assert reached.tolist() == [True, True, True]
@@ -162,9 +162,9 @@ def test_selection_latency_against_its_definition():
     probabilities = torch.rand(6, 50, 3, generator=torch.Generator().manual_seed(0)).log().mul(2).softmax(2)
     found, reached = SelectionLatency(0.3).latency(probabilities)
     for n in range(50):
-        held = [t for t in range(6) if any(bool((probabilities[t:, n, j] > 0.3).all()) for j in range(3))]
-        assert bool(reached[n]) == bool(held)
-        assert int(found[n]) == (held[0] + 1 if held else 6)
+        stable = [t for t in range(6) if any(bool((probabilities[t:, n, j] > 0.3).all()) for j in range(3))]
+        assert bool(reached[n]) == bool(stable)
+        assert int(found[n]) == (stable[0] + 1 if stable else 6)
 
 
 def test_combinations_are_flat_and_know_what_they_need():

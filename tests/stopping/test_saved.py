@@ -1,4 +1,4 @@
-"""Rules that are saved with the model they were fitted to."""
+"""Rules saved with the model that they were fitted to."""
 
 import json
 from pathlib import Path
@@ -47,14 +47,14 @@ def test_a_rule_comes_back_exactly_with_the_model(fitted: Fitted, tmp_path: Path
     save_rule(model, "mine", fitted)
     save_rule(model, "other", Fitted(Confidence(0.5)))
     model.save(tmp_path)
-    json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)  # infinity is no JSON
+    json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)  # infinity is not valid JSON
     again = saved_rules(anytime.load(tmp_path))
     assert list(again) == ["mine", "other"]
     assert again["mine"] == fitted
     assert again["other"] == Fitted(Confidence(0.5), Last())
 
 
-def test_fitted_on_a_trace_used_by_name(make_trace, tmp_path: Path) -> None:
+def test_rules_fitted_on_a_trace_are_used_by_name(make_trace, tmp_path: Path) -> None:
     model, trace = tiny(), make_trace(300, steps=3, classes=10)
     for name, found in {
         "half": best_thresholds(trace, 0.5 * float(trace.macs[-1]), combiner=Product()),
@@ -89,7 +89,7 @@ def test_names_of_simple_combiners_mean_what_they_say() -> None:
     assert resolve(model, None, "last") == (None, Last())
 
 
-def test_a_rule_that_was_never_fitted_gets_a_sentence() -> None:
+def test_rules_that_were_never_fitted_have_clear_errors() -> None:
     model = tiny()
     with pytest.raises(ValueError, match=r"'confidence' was never fitted to this model \(no rules are saved.*`anytime fit`"):
         Predictor(model, stop="confidence")
@@ -124,6 +124,6 @@ def test_damage_is_named(damage) -> None:
 def test_mean_loss_by_hand(from_probabilities) -> None:
     right, wrong = [0.1, 0.9], [0.9, 0.1]
     trace = from_probabilities([[wrong, right, right, wrong], [right, right, wrong, wrong]], labels=[1] * 4, macs=[1, 2])
-    assert mean_loss(trace, Confidence(0.5)) == 0.25  # the first sample alone: the third got better by stopping
+    assert mean_loss(trace, Confidence(0.5)) == 0.25  # only the first sample: the third improved by stopping
     assert mean_loss(trace, Never()) == 0
     assert measure(Confidence(0.5), trace).accuracy == 0.5

@@ -42,7 +42,7 @@ def test_dynamic_programming_finds_the_best_of_all_policies(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_values_of_the_myopic_rule_are_its_own(seed):
+def test_values_of_the_myopic_rule_are_its_expected_utility(seed):
     right, moves, prices = random_problem(seed)
     stops, values = solve(right, moves, prices, myopic=True)
     assert float(values[0].mean()) == pytest.approx(expected_utility(right, moves, prices, stops[:-1]))
@@ -58,15 +58,15 @@ def test_the_myopic_rule_does_not_see_two_steps_ahead():
     assert [bool(stop) for stop in solve(right, moves, [0.1, 0.1], myopic=True)[0]] == [True, False, True]
 
 
-def test_learned_tables_give_the_utility_that_was_planned(make_trace):
-    """With two steps the model of the trace is exact: no other band does better on it."""
+def test_the_chosen_bands_have_the_highest_utility(make_trace):
+    """With two steps the model of the trace is exact: no other bands do better on it."""
     trace, price = make_trace(200, steps=2, seed=4), 5e-4
     found = value_of_computation(trace, price, bins=4)
     confidence = Last()(trace.logits)[0].amax(1).sort().values
     edges = [0.0, *confidence[[50, 100, 150]].tolist(), math.inf]
     bands = list(itertools.pairwise(edges))
     every = [
-        measure(ConfidenceBands([[b for b, keep in zip(bands, flags, strict=True) if keep], []]), trace)
+        measure(ConfidenceBands([[b for b, stop in zip(bands, flags, strict=True) if stop], []]), trace)
         for flags in itertools.product([False, True], repeat=4)
     ]
     assert found.accuracy - price * found.macs == pytest.approx(max(o.accuracy - price * o.macs for o in every))
@@ -82,11 +82,11 @@ def test_price_moves_the_cost(make_trace):
     assert value_of_computation(trace, 30, "seconds").rule == value_of_computation(trace, 3e-4).rule
 
 
-def test_hopeless_samples_stop_too(from_probabilities):
-    """Unsure answers that stay wrong are not worth a step; middling ones are mended by it."""
-    low, middle, high, mended = [0.4, 0.3, 0.3], [0.6, 0.3, 0.1], [0.9, 0.05, 0.05], [0.05, 0.9, 0.05]
+def test_hopeless_samples_also_stop(from_probabilities):
+    """Unsure answers that stay wrong are not worth a step; a further step improves the middling ones."""
+    low, middle, high, improved = [0.4, 0.3, 0.3], [0.6, 0.3, 0.1], [0.9, 0.05, 0.05], [0.05, 0.9, 0.05]
     trace = from_probabilities(
-        [[low] * 10 + [middle] * 10 + [high] * 10, [low] * 10 + [mended] * 10 + [high] * 10],
+        [[low] * 10 + [middle] * 10 + [high] * 10, [low] * 10 + [improved] * 10 + [high] * 10],
         labels=[2] * 10 + [1] * 10 + [0] * 10,
         macs=[1, 2],
     )

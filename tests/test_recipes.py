@@ -1,4 +1,4 @@
-"""Every recipe is complete: it is read, its parts are built on stand-in images, and it trains one step."""
+"""Every recipe is complete: it is read, its training job is built on stand-in images, and it trains one step."""
 
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def test_recipe(path: Path, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "read", images)
     monkeypatch.setattr(data, "read_names", lambda self: [[str(k) for k in range(classes)]])
     assert path.read_text().startswith("#"), "a recipe says what it is for"
-    parts = build(parse([*SMALL, "--data.batch_size", "4", "--strategy", "auto", "--devices", "1"], [path]))
-    parts.data.limit = 4
-    trainer = fit(parts.model, parts.data, parts.objective, parts.optimizer, parts.schedule, parts.settings, tmp_path)
+    job = build(parse([*SMALL, "--data.batch_size", "4", "--strategy", "auto", "--devices", "1"], [path]))
+    job.data.limit = 4
+    trainer = fit(job.model, job.data, job.objective, job.optimizer, job.schedule, job.settings, tmp_path)
     assert trainer.global_step >= 1
     model = load(tmp_path)
     assert model.info.recipe["data"]["class_path"] == data.__name__

@@ -1,5 +1,8 @@
 """A training so small that a test can run it many times."""
 
+import errno
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,9 +173,39 @@ class Each(L.Callback):
         self.function(pl_module, batch)
 
 
+class Interrupt(L.Callback):
+    """Ctrl-C in the middle of step number `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def interrupt() -> type[Interrupt]:
+    return Interrupt
+
+
+@pytest.fixture
+def second_checkpoint_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the second checkpoint fails; later ones are written."""
+    calls, fsync = [], os.fsync
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr("anytime.training.checkpoints.os.fsync", full)
+
+
 @pytest.fixture
 def exits() -> Callable[..., AttachedExits]:
-    """`exits(**arguments)`: three exits on `Plain`, always of the same weights."""
+    """`exits(**arguments)`: three exits on `Plain`, always with the same weights."""
     return _exits
 
 
@@ -190,7 +223,7 @@ def digits() -> Callable[..., Digits]:
 
 @pytest.fixture
 def train() -> Callable[..., L.Trainer]:
-    """`train(model, regime, run, ...)`: deterministic training on 96 digits, by SGD at rate 0.05."""
+    """`train(model, regime, run, ...)`: deterministic training on 96 digits, by SGD with learning rate 0.05."""
     return _train
 
 
@@ -201,7 +234,7 @@ def each() -> type[Each]:
 
 @pytest.fixture
 def watch() -> Callable[[nn.Module], Callable[[], set[str]]]:
-    """`changed = watch(model)`; later, `changed()` are the names of weights and statistics that have changed."""
+    """`changed = watch(model)`; later, `changed()` returns the names of weights and statistics that have changed."""
 
     def watched(model: nn.Module) -> Callable[[], set[str]]:
         before = {name: value.clone() for name, value in model.state_dict().items()}

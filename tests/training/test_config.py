@@ -263,7 +263,7 @@ def test_values_out_of_range(flags, message):
         build(parse([*BASE, *flags]))
 
 
-def test_resolve_recipe_leaves_the_rest():
+def test_resolve_recipe_leaves_settings_unchanged():
     assert resolve_recipe({"model": "anytimenet", "epochs": 3}) == {
         "model": {"class_path": "anytimenet", "init_args": {}},
         "epochs": 3,
@@ -287,7 +287,7 @@ def test_help():
         help_wanted(["--optimizer.help", "adamm"])
 
 
-def test_objective_is_told_the_label_levels(tmp_path: Path) -> None:
+def test_objective_gets_the_label_levels_of_the_data(tmp_path: Path) -> None:
     tree = tmp_path / "tree.csv"
     tree.write_text("".join(f"{digit},{'even' if digit % 2 == 0 else 'odd'}\n" for digit in range(10)))
     flags = ["--model=ann", "--model.units=1", "--model.width=4", "--data=digits", f"--data.taxonomy={tree}"]

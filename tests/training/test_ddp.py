@@ -55,7 +55,7 @@ def test_two_processes_give_the_losses_of_one(tiny, own_net, tmp_path, monkeypat
     assert not list(Path("two").rglob("*.part"))
 
 
-def test_wrong_usage_is_told_under_torchrun(tiny, tmp_path, monkeypatch):
+def test_wrong_usage_is_reported_under_torchrun(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = torchrun("train", *tiny, "--model.widht", "3")
     assert result.returncode != 0

@@ -1,8 +1,6 @@
 import csv
-import errno
 import importlib.util
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -25,10 +23,8 @@ STEPS, STEPS_PER_EPOCH = 9, 3
 
 
 def trained(flags: list[str], run: Path, resume: bool = False, **more) -> L.Trainer:
-    parts = build(parse(flags))
-    return fit(
-        parts.model, parts.data, parts.objective, parts.optimizer, parts.schedule, parts.settings, run, resume=resume, **more
-    )
+    job = build(parse(flags))
+    return fit(job.model, job.data, job.objective, job.optimizer, job.schedule, job.settings, run, resume=resume, **more)
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -43,19 +39,8 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-class Interrupt(L.Callback):
-    """Ctrl-C in the middle of step number `step`."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 class Copies(L.Callback):
-    """Copies the run directory at many moments: what would be there after a kill -9 at that moment."""
+    """Copies the run directory at many moments: the state that a kill -9 at that moment would leave."""
 
     def __init__(self, run: Path, to: Path) -> None:
         self.run, self.to = run, to
@@ -81,17 +66,17 @@ class Copies(L.Callback):
 
 @pytest.fixture
 def flags(tiny: list[str], own_net: str) -> list[str]:
-    """A model with dropout, so that chance must be restored, and augmentation."""
+    """A model with dropout, so that random states must be restored, and augmentation."""
     rest = [flag for flag in tiny if not flag.startswith("--model")]
     return [f"--model={own_net}", "--model.dropout=0.2", *rest]
 
 
-def test_interrupted_at_any_step_and_resumed_the_weights_are_the_same(flags, tmp_path):
+def test_interrupted_at_any_step_and_resumed_the_weights_are_the_same(flags, tmp_path, interrupt):
     trained(flags, tmp_path / "whole")
     for step in range(1, STEPS):
         run = tmp_path / f"interrupted{step}"
         with pytest.raises(Interrupted):
-            trained(flags, run, callbacks=[Interrupt(step)])
+            trained(flags, run, callbacks=[interrupt(step)])
         checkpoint = read_checkpoint(run / "checkpoints/last.ckpt")
         assert checkpoint["global_step"] == step
         assert not (run / "model.safetensors").exists()
@@ -113,23 +98,23 @@ def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tiny, tmp_pat
         ]
 
 
-def test_interrupted_in_the_last_step_the_training_is_complete(flags, tmp_path):
-    assert trained(flags, tmp_path, callbacks=[Interrupt(STEPS)]).global_step == STEPS
+def test_interrupted_in_the_last_step_training_completes(flags, tmp_path, interrupt):
+    assert trained(flags, tmp_path, callbacks=[interrupt(STEPS)]).global_step == STEPS
     assert (tmp_path / "model.safetensors").is_file()
 
 
-def test_interrupted_twice(flags, tmp_path):
+def test_interrupted_twice(flags, tmp_path, interrupt):
     trained(flags, tmp_path / "whole")
     for step, resume in ((2, False), (5, True)):
         with pytest.raises(Interrupted):
-            trained(flags, tmp_path / "run", resume=resume, callbacks=[Interrupt(step)])
+            trained(flags, tmp_path / "run", resume=resume, callbacks=[interrupt(step)])
     trained(flags, tmp_path / "run", resume=True)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_checkpoint_holds_no_pickled_code_and_knows_the_position_of_the_loader(tiny, tmp_path):
+def test_checkpoint_holds_no_pickled_code_and_knows_the_position_of_the_loader(tiny, tmp_path, interrupt):
     with pytest.raises(Interrupted):
-        trained(tiny, tmp_path, callbacks=[Interrupt(5)])
+        trained(tiny, tmp_path, callbacks=[interrupt(5)])
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"epoch": 1, "batch": 2}]
     assert not list(tmp_path.rglob("*.part"))
@@ -173,7 +158,7 @@ def test_compiled(tiny, tmp_path, how):
 
 
 def test_blocks_to_compile(monkeypatch):
-    """The blocks of lists, not their layers, nor what stands alone."""
+    """Compiles the blocks in lists, but neither their layers nor single layers."""
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
     model = create_model("iresnext", blocks=(1, 2), width=4, steps=2, cardinality=2, bottleneck=1)
@@ -195,9 +180,9 @@ def test_metrics_are_written_to_csv_always_and_to_tensorboard_if_installed(tiny,
     assert (tmp_path / "tensorboard").exists() == installed
 
 
-def test_line_of_a_killed_run_that_was_written_half_is_no_obstacle(tiny, tmp_path):
+def test_half_written_line_of_a_killed_run_is_ignored(tiny, tmp_path, interrupt):
     with pytest.raises(Interrupted):
-        trained(tiny, tmp_path, callbacks=[Interrupt(5)])
+        trained(tiny, tmp_path, callbacks=[interrupt(5)])
     with (tmp_path / "metrics/metrics.csv").open("a") as file:
         file.write("0.5,nonsen")
     trained(tiny, tmp_path, resume=True)
@@ -217,7 +202,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
     assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
 
 
-def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(tiny, tmp_path):
+def test_weights_spoiled_by_the_last_step_of_an_epoch_are_not_saved(tiny, tmp_path):
     class Spoil(L.Callback):
         def on_train_batch_end(self, trainer, module, *_):
             if trainer.global_step == 6:
@@ -228,16 +213,8 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(tiny, tmp_pa
     assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == 3
 
 
-def test_full_disk_leaves_the_checkpoint_before(tiny, tmp_path, monkeypatch):
-    saved, fsync = [], os.fsync
-
-    def full(descriptor: int) -> None:
-        saved.append(descriptor)
-        if len(saved) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    monkeypatch.setattr("anytime.training.checkpoints.os.fsync", full)
+@pytest.mark.usefixtures("second_checkpoint_finds_the_disk_full")
+def test_full_disk_leaves_the_previous_checkpoint(tiny, tmp_path):
     with pytest.raises(OSError, match="No space left on device") as caught:
         trained(tiny, tmp_path)
     assert caught.value.filename == str(tmp_path / "checkpoints/last.ckpt")
@@ -262,8 +239,8 @@ def test_wrong_settings_are_repeated(wrong):
 
 
 def test_a_model_that_cannot_be_saved_is_refused_before_the_training(tmp_path: Path) -> None:
-    parts = build(parse(["--model=ann", "--model.units=1", "--model.width=4", "--data=digits", "--epochs=1"]))
-    parts.model = attach_exits(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), exits=1, input_size=(1, 8, 8))
+    job = build(parse(["--model=ann", "--model.units=1", "--model.width=4", "--data=digits", "--epochs=1"]))
+    job.model = attach_exits(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), exits=1, input_size=(1, 8, 8))
     with pytest.raises(ValueError, match="built without create_model, so nothing says how to build it again"):
-        parts.fit(tmp_path / "run")
+        job.fit(tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Training of heads alone: which parts are heads, what stays as it is, features that are kept in memory."""
+"""Training only the heads: which parts are heads, what stays unchanged, features that are kept in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE = (1, 8, 8)
 # Heads
 
 
-def test_heads_are_found_by_convention_or_as_the_model_names_them(exits: Any, chain: Any) -> None:
+def test_heads_are_found_by_convention_or_by_head_names(exits: Any, chain: Any) -> None:
     plain = exits().backbone
     assert list(find_heads(exits())) == ["heads"]
     assert list(find_heads(chain())) == ["head"]
@@ -50,20 +50,20 @@ def test_heads_are_found_by_convention_or_as_the_model_names_them(exits: Any, ch
 
 
 @pytest.mark.parametrize("cache", ["auto", "float32", "none"])
-def test_heads_only_leaves_the_trunk_as_it_is(
+def test_heads_only_leaves_the_trunk_unchanged(
     exits: Any, train: Any, watch: Any, cache: Any, tmp_path: Path, capsys: Any
 ) -> None:
     model = exits(head="conv")
     changed, names = watch(model), set(model.state_dict())
     train(model, HeadsOnly(cache), tmp_path)
-    assert changed() == {name for name in names if name.startswith("heads.")}  # batch statistics of heads, too
+    assert changed() == {name for name in names if name.startswith("heads.")}  # including the heads' batch statistics
     assert all(p.requires_grad for p in model.parameters())
     kept = {"auto": "96 x 1,044 bytes of features in float16", "float32": "96 x 2,088 bytes of features in float32"}
     said = capsys.readouterr().err
     assert kept[cache] in said if cache in kept else not said
 
 
-def test_heads_of_a_model_that_has_no_features_to_keep(train: Any, watch: Any, tmp_path: Path) -> None:
+def test_heads_of_a_model_without_features_to_keep(train: Any, watch: Any, tmp_path: Path) -> None:
     model = create_model("anytimenet", 10, in_channels=1, blocks=(1, 2), scheme=((1, 1), (0, 1)), width=4)
     model.set_normalization([0.3], [0.3])
     changed = watch(model)
@@ -138,14 +138,14 @@ def test_a_trunk_in_train_mode_is_refused(exits: Any, train: Any, each: Any, cac
         train(exits(), HeadsOnly(cache), tmp_path, callbacks=[each(spoil)])
 
 
-def test_additive_exits_train_their_heads_alone(exits: Any, train: Any, watch: Any, tmp_path: Path) -> None:
+def test_additive_exits_train_only_their_heads(exits: Any, train: Any, watch: Any, tmp_path: Path) -> None:
     model = exits(additive=True)
     changed, names = watch(model), set(model.state_dict())
     train(model, HeadsOnly("float32"), tmp_path)
     assert changed() == {name for name in names if name.startswith("heads.")}
 
 
-def test_weights_are_read_when_a_training_starts_and_not_when_it_goes_on(exits: Any, tmp_path: Path) -> None:
+def test_weights_are_read_when_a_training_starts_but_not_when_it_resumes(exits: Any, tmp_path: Path) -> None:
     name = exits().config["arguments"]["backbone"]
     flags = ["--model=attach", f"--model.backbone={name}", "--model.exits=2", "--data=digits", "--data.limit=96"]
     with pytest.raises(
@@ -155,5 +155,5 @@ def test_weights_are_read_when_a_training_starts_and_not_when_it_goes_on(exits: 
     config = parse([*flags, "--regime=heads_only", f"--model.pretrained={tmp_path / 'gone.pt'}"])
     with pytest.raises(FileNotFoundError, match=r"no weights at .*gone\.pt"):
         build(config)
-    parts = build(config, filled_later=True)
-    assert parts.model.info.recipe["model"]["init_args"]["pretrained"] == str(tmp_path / "gone.pt")
+    job = build(config, filled_later=True)
+    assert job.model.info.recipe["model"]["init_args"]["pretrained"] == str(tmp_path / "gone.pt")

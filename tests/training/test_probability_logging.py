@@ -1,4 +1,4 @@
-"""The choice probabilities of an objective that amplifies answers are in the metrics, where steps are logged at all."""
+"""The sampling probabilities of an objective that amplifies answers are in the metrics of every logged step."""
 
 import csv
 from pathlib import Path

@@ -1,13 +1,10 @@
-"""Training regimes: what learns, by which gradients, at what cost; and that each goes on, bit for bit, where it stopped."""
+"""Training regimes: what learns, by which gradients, at what cost; and that each resumes bit-identically."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import yaml
@@ -48,7 +45,7 @@ def test_mixed_trains_the_backbone_first_each_phase_with_its_own_schedule(
     rates = [rate for rate, *_ in seen]
     one, two = OneCycle(), OneCycle()
     assert rates == pytest.approx([0.05 * one(k / 3) for k in range(3)] + [0.05 * two(k / 6) for k in range(6)])
-    assert all(torch.equal(heads, seen[0][1]) for _, heads, *_ in seen[:4])  # no weight decay, either
+    assert all(torch.equal(heads, seen[0][1]) for _, heads, *_ in seen[:4])  # nor weight decay
     assert not torch.equal(seen[4][1], seen[0][1])
     assert [counted for *_, counted in seen] == [0, 0, 0, 0, 1, 2, 3, 4, 5]
 
@@ -177,15 +174,6 @@ def test_sandwich_distils_without_teaching_the_teacher() -> None:
 # All of them
 
 
-class Interrupt(L.Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def sliced() -> AnytimeModel:
     torch.manual_seed(0)
     return create_model("iresnext", 10, in_channels=1, blocks=(1,), width=4, steps=4, cardinality=4, bottleneck=1)
@@ -202,7 +190,7 @@ def sliced() -> AnytimeModel:
     ids=["mixed", "heads_only", "rescaling", "sandwich"],
 )
 def test_interrupted_and_resumed_the_weights_are_the_same(
-    exits: Any, train: Any, build_model: Any, regime: Any, steps: Any, tmp_path: Path
+    exits: Any, train: Any, interrupt: Any, build_model: Any, regime: Any, steps: Any, tmp_path: Path
 ) -> None:
     objective, build_model = (Weighted, build_model) if build_model else (AANN, exits)
     train(build_model(), regime(), tmp_path / "whole", epochs=3, objective=objective())
@@ -210,13 +198,13 @@ def test_interrupted_and_resumed_the_weights_are_the_same(
     for step in steps:
         run = tmp_path / f"interrupted{step}"
         with pytest.raises(Interrupted):
-            train(build_model(), regime(), run, epochs=3, objective=objective(), callbacks=[Interrupt(step)])
+            train(build_model(), regime(), run, epochs=3, objective=objective(), callbacks=[interrupt(step)])
         train(build_model(), regime(), run, epochs=3, objective=objective(), resume=True)
         again = load_file(run / "model.safetensors")
         assert [name for name in whole if not torch.equal(whole[name], again[name])] == [], step
 
 
-def test_joint_is_what_it_was(exits: Any, train: Any, tmp_path: Path) -> None:
+def test_joint_is_the_default(exits: Any, train: Any, tmp_path: Path) -> None:
     models = [exits(), exits()]
     train(models[0], Joint(), tmp_path / "a")
     trainer_objective = Weighted("constant")
@@ -256,7 +244,7 @@ def test_compiled(exits: Any, train: Any, watch: Any, regime: Regime, precision:
         (lambda chain: GradientRescaling().check(chain(head_names=()), 1), "heads of Chain are not known"),
     ],
 )
-def test_what_makes_no_sense(make: Any, message: str, chain: Any) -> None:
+def test_wrong_arguments(make: Any, message: str, chain: Any) -> None:
     with pytest.raises(ValueError, match=message):
         make(chain)
 
@@ -289,13 +277,13 @@ def test_names_defaults_and_help() -> None:
 
 
 class Mine(Regime):
-    """A user's own: the first answer alone."""
+    """A custom regime: trains only the first answer."""
 
     def loss(self, module: AnytimeModule, images: Tensor, target: Tensor) -> Tensor:
         return step_losses(module(images)[:1], target)[0]
 
 
-def test_a_run_without_a_regime_in_its_configuration_goes_on(
+def test_a_run_without_a_regime_in_its_configuration_resumes(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -316,17 +304,17 @@ def test_a_regime_by_import_path_in_a_run(tiny: list[str], tmp_path: Path, monke
     assert yaml.safe_load(Path("mine/config.yaml").read_text())["regime"]["class_path"] == f"{__name__}.Mine"
 
 
-def test_exits_that_a_clock_has_chosen_are_kept_in_the_configuration(tiny: list[str], own_backbone: str) -> None:
+def test_exits_chosen_by_measured_latency_are_kept_in_the_configuration(tiny: list[str], own_backbone: str) -> None:
     rest = [flag for flag in tiny if not flag.startswith("--model")]
     flags = [f"--model.backbone={own_backbone}", "--model.exits=3", "--model.spread=latency", "--model.first=0.3"]
     config = parse(["--model=attach", *flags, *rest])
-    parts = build(config)
-    assert isinstance(parts.model, AttachedExits)
-    given = parts.config["model"]["init_args"]
-    assert (given["exits"], given["first"], given["spread"]) == (list(parts.model.exits), None, "latency")
+    job = build(config)
+    assert isinstance(job.model, AttachedExits)
+    given = job.config["model"]["init_args"]
+    assert (given["exits"], given["first"], given["spread"]) == (list(job.model.exits), None, "latency")
     assert config["model"]["init_args"]["exits"] == 3
-    again = build(yaml.safe_load(yaml.safe_dump(parts.config)))
-    assert again.model.exits == parts.model.exits  # type: ignore[union-attr]
+    again = build(yaml.safe_load(yaml.safe_dump(job.config)))
+    assert again.model.exits == job.model.exits  # type: ignore[union-attr]
     assert not again.model.measured_arguments  # nothing was measured
     counted = parse(["--model=attach", flags[0], "--model.exits=3", *rest])
     assert build(counted).config["model"]["init_args"]["exits"] == 3  # MACs are the same everywhere

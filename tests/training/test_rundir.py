@@ -53,7 +53,7 @@ def test_existing_run_is_not_overwritten_unless_asked(config, tmp_path):
     assert not (tmp_path / "old").exists()
 
 
-def test_what_is_no_run_is_never_overwritten(config, tmp_path):
+def test_a_directory_that_is_not_a_run_is_never_overwritten(config, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match=r"is not a run directory \(run\.json is missing\), so it is not overwritten"):
         create_run(tmp_path, config, overwrite=True)
@@ -62,7 +62,7 @@ def test_what_is_no_run_is_never_overwritten(config, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_run_that_is_missing_or_half_written(config, tmp_path):
+def test_run_that_is_missing_or_incomplete(config, tmp_path):
     with pytest.raises(UsageError, match="there is no run directory"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"is not a complete run directory: run\.json is missing"):

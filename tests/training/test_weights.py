@@ -1,4 +1,4 @@
-"""Training that starts from trained weights: of a run, for heads on a frozen trunk, for every exit of a family."""
+"""Training from trained weights: those of a run, for heads on a frozen trunk, for every exit of a family."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def test_weights_of_another_network_and_of_none(trained: str) -> None:
         build(parse([*wider, "--weights", trained]))
     with pytest.raises((UsageError, FileNotFoundError, ValueError), match="nowhere"):
         build(parse([*ANN, "--weights", "nowhere"]))
-    parts = build(parse([*ANN, "--weights", trained, "--data.augment=none", "--seed=5"]))
-    assert all(torch.equal(value, parts.model.state_dict()[key]) for key, value in anytime.load(trained).state_dict().items())
+    job = build(parse([*ANN, "--weights", trained, "--data.augment=none", "--seed=5"]))
+    assert all(torch.equal(value, job.model.state_dict()[key]) for key, value in anytime.load(trained).state_dict().items())
 
 
 def test_weights_of_a_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     anytime.create_model("serial_resnet18", width=2, in_channels=1).save("serial")
     flags = ["--data=digits", "--model.width=2", "--weights=serial"]
-    parts = build(parse(["--model=cascaded_resnet18", *flags]))
-    assert torch.equal(parts.model.state_dict()["heads.0.weight"], anytime.load("serial").state_dict()["heads.0.weight"])
+    job = build(parse(["--model=cascaded_resnet18", *flags]))
+    assert torch.equal(job.model.state_dict()["heads.0.weight"], anytime.load("serial").state_dict()["heads.0.weight"])
     anytime.create_model("cascaded_resnet18", width=2, in_channels=1, num_steps=3).save("short")
     with pytest.raises(UsageError, match=r"the weights of short do not fit: .* settled network"):
         build(parse(["--model=serial_resnet18", *flags[:2], "--weights=short"]))

@@ -49,7 +49,6 @@ DEFAULTS: Config = {
     "schedule": {"class_path": "OneCycle", "init_args": {}},
     "regime": {"class_path": "Joint", "init_args": {}},
 }
-COMMAND_OPTIONS = ("config", "run", "overwrite", "resume")
 
 
 class UsageError(ValueError):
@@ -221,7 +220,7 @@ def _check_flag(flag: str, value: str | None, names: dict[str, str]) -> None:
     key = flag[2:].removesuffix("+")
     section, _, argument = key.partition(".")
     if section not in top_level_keys():
-        valid = [f"--{key}" for key in (*top_level_keys(), *COMMAND_OPTIONS)]
+        valid = [f"--{key}" for key in (*top_level_keys(), "config", "run", "overwrite", "resume")]
         raise UsageError(f"unknown option --{key}{nearest(f'--{section}', valid)}")
     if section in SECTIONS:
         _check_argument(section, names[section], argument)

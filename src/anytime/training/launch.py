@@ -39,11 +39,9 @@ def start_training(config: Config, run: Path | None = None, overwrite: bool = Fa
     """
     _set_up_process()
     run = run or default_run(config)
-    if is_main_process():
-        create_run(run, config, overwrite, dry=True)
+    create_run(run, config, overwrite, dry=True)
     job = build(config)
-    if is_main_process():
-        create_run(run, job.config, overwrite)
+    create_run(run, job.config, overwrite)
     return _train(run, job, resume=False)
 
 
@@ -67,14 +65,12 @@ def _train(run: Path, job: TrainingJob, resume: bool) -> Path:
         job.fit(run, resume)
     except BaseException as error:
         interrupted = isinstance(error, Interrupted | SystemExit)  # Lightning turns KeyboardInterrupt into SystemExit
-        if is_main_process():
-            with contextlib.suppress(OSError):  # a full disk must not hide why the training ended
-                set_state(run, "interrupted" if interrupted else "failed")
+        with contextlib.suppress(OSError):  # a full disk must not hide why the training ended
+            set_state(run, "interrupted" if interrupted else "failed")
         if reason := _reason(error, run):
             raise Stopped(reason, 130 if interrupted else 1) from error
         raise
-    if is_main_process():
-        set_state(run, "finished")
+    set_state(run, "finished")
     return run
 
 

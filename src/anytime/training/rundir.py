@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anytime.cost import hardware
 from anytime.support.files import atomic_write
@@ -22,8 +23,9 @@ CONFIG = "config.yaml"
 STATE = "run.json"
 
 
+@rank_zero_only
 def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -> None:
-    """Makes a new run directory with its configuration; `dry` only checks whether this is possible.
+    """Makes a new run directory with its configuration, in the main process; `dry` only checks whether this is possible.
 
     Raises:
         UsageError: It exists and `overwrite` is not set, or the existing directory is not a run directory.
@@ -50,8 +52,9 @@ def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -
         shutil.rmtree(part, ignore_errors=True)
 
 
+@rank_zero_only
 def set_state(path: Path, state: str) -> None:
-    """Records the state of the run (`started`, `interrupted`, `failed`, `finished`), when and on which machine."""
+    """Records the run's state (`started`, `interrupted`, `failed`, `finished`), date and machine, in the main process."""
     entry = {
         "format": FORMAT,
         "anytime": __version__,

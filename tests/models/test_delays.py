@@ -331,7 +331,7 @@ def test_images_that_change_now_and_then() -> None:
     _, one = model.step(model.observe(select_samples(state, torch.tensor([1])), b[:1]))  # of a batch that has shrunk
     assert {len(leaf) for leaf in pytree.tree_leaves(one) if isinstance(leaf, Tensor)} == {1}
     _, still = model.step(model.initial_state(a))
-    with pytest.raises(ValueError, match="a still image has been answered to up to t = 1, so that what new ones need is gone"):
+    with pytest.raises(ValueError, match="a still image has been answered up to t = 1, so the values that new ones need are gone"):
         model.observe(still, b)
 
 

@@ -38,12 +38,9 @@ class DenseLayer(nn.Module):
 class DenseNet(nn.Sequential):
     """Conv3x3, blocks of dense layers with transitions (BN-ReLU-conv1x1-average pooling) between them, BN-ReLU-GAP-linear.
 
+    `CascadedDenseNet` documents the arguments except for this.
+
     Args:
-        num_classes: K of the logits.
-        in_channels: Channels of the images.
-        layers: Dense layers of each block.
-        growth: New channels of each layer; the stem has twice as many.
-        reduction: Share of the channels that a transition keeps, in (0, 1].
         rows: Rows of running statistics of a batch norm, as a function of the number of dense layers before it.
 
     Raises:
@@ -101,7 +98,7 @@ class CascadedDenseNet(DelayedNetwork):
         in_channels: Channels of the images.
         layers: Dense layers of each block.
         growth: New channels of each layer; the stem has twice as many.
-        reduction: Share of the channels that a transition between two blocks keeps.
+        reduction: Share of the channels that a transition between two blocks keeps, in (0, 1].
         kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
         alpha: Weight of the previous output under smoothing, in [0, 1).
         num_steps: T; default: until the answer has settled (with smoothing 70).

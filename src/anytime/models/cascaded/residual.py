@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.model import AnytimeModel
 from anytime.models.cascaded.statistics import KEY, Dynamics, convert_state
+from anytime.models.common.frames import FrameModel
 from anytime.models.common.layers import he_init
 from anytime.models.common.step_norm import StepBatchNorm2d
 
@@ -104,20 +104,15 @@ class ResidualBlock(nn.Module):
         return z if self.projection is None else self.projection(z)
 
 
-class ResidualNet(AnytimeModel):
+class ResidualNet(FrameModel):
     """The base of cascaded and serial networks: they share stem, blocks, heads and therefore the state dict.
 
+    Depths 18 and 34 have basic blocks, 50 bottlenecks. The stem of `"cifar"` and `"tinyimagenet"` is 3x3, that of `"imagenet"`
+    7x7 of stride 2. `CascadedResNet` documents the arguments except for these.
+
     Args:
-        num_classes: K of the logits, or the sizes of several label levels.
-        in_channels: Channels of the images.
-        depth: 18, 34 (basic blocks) or 50 (bottlenecks).
-        num_steps: T.
         rows: Rows of statistics of block k = 1..K.
         dynamics: The dynamics that these rows belong to; stored in the state dict.
-        heads: One head for all steps, or one for each.
-        width: Channels of the first stage.
-        layout: Stem for `"cifar"` and `"tinyimagenet"` (3x3) or `"imagenet"` (7x7, stride 2).
-        pool: Max-pooling after the stem; None: only for `"imagenet"`.
     """
 
     def __init__(
@@ -169,29 +164,6 @@ class ResidualNet(AnytimeModel):
         weights = torch.stack([head.weight for head in heads])
         bias = torch.stack([head.bias for head in heads])
         return features @ weights.mT + bias[:, None]
-
-    def stream(self, x: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
-        """The answers `[B, K]`, one by one: T to an image batch, or one to each frame of an iterable of batches."""
-        if isinstance(x, Tensor) and x.ndim != 5:
-            return super().stream(x)
-        return self._watch(iter(x))
-
-    def _watch(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        state = None
-        for frame in frames:
-            state = self.initial_state(frame) if state is None else self.observe(state, frame)
-            logits, state = self.step(state)
-            yield logits
-
-    def observe(self, state: Any, x: Tensor) -> Any:
-        """The state after the image has changed to `x` `[B, C, H, W]`, before the next step.
-
-        Raises:
-            ValueError: The images have another shape than before, or the network is not a cascaded one.
-        """
-        raise ValueError(
-            f"a {type(self).__name__} answers to one image: its blocks run only once and cannot follow new frames"
-        )
 
 
 def _fit_state(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) -> None:

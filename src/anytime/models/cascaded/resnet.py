@@ -173,9 +173,7 @@ class CascadedResNet(ResidualNet):
             z, stem_line = self.arrival.arrive(stem, stem_line)
         else:
             z = state.inputs[0]
-        inputs, residuals = [z], []
-        lines: list[DelayLine] = []
-        shortcuts: list[Tensor | None] = []
+        entered, after = z, []
         for k, block in enumerate(self.blocks, 1):
             settled = self._settled(k)
             line = state.lines[k - 1] if state.inputs else ()
@@ -194,29 +192,14 @@ class CascadedResNet(ResidualNet):
                 if shortcut is None or age <= settled:
                     shortcut = block.shortcut(z)
                 z = F.relu(out + shortcut)
-            inputs.append(z)
-            residuals.append(r)
-            lines.append(line)
-            shortcuts.append(shortcut if block.projection is not None else None)
-        parts = (tuple(inputs), tuple(residuals), tuple(lines), tuple(shortcuts))
-        return CascadeState(time + 1, age, state.shape, images, stem, stem_line, *parts)
+            after.append((z, r, line, shortcut if block.projection is not None else None))
+        outputs, *rest = zip(*after, strict=True)
+        return CascadeState(time + 1, age, state.shape, images, stem, stem_line, (entered, *outputs), *rest)
 
     # -- layer by layer ------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """All answers `[T, B, K]`, or with `step` = 1..T only that answer, `[B, K]`, at its contract cost.
-
-        Args:
-            x: Images `[B, C, H, W]`, or frames `[T, B, C, H, W]`, each seen for one step.
-            step: The only answer wanted (static image).
-        """
-        if step is not None:
-            return super().forward(x, step)
-        if x.ndim != 5:
-            return self._layers(x, 1, self.num_steps)
-        if not len(x):
-            raise ValueError(f"there are no frames: got {list(x.shape)}")
-        return self._layers(x.flatten(0, 1), len(x), len(x))
+    def all_answers(self, x: Tensor, frames: int) -> Tensor:
+        return self._layers(x, frames or 1, frames or self.num_steps)
 
     def answer(self, x: Tensor, step: int) -> Tensor:
         """Only the answer of step 1..T: a block runs only on inputs that can still reach it. The settled answer is an ordinary
@@ -312,21 +295,16 @@ class CascadedResNet(ResidualNet):
         return torch.cat(arrived), line
 
 
-cascaded_resnet18 = variant(
-    CascadedResNet,
-    "cascaded_resnet18",
-    "Cascaded ResNet-18: 8 basic blocks, 11,172,170 parameters, 9 answers, the last that of the ordinary network.",
-    fixed={"depth": 18},
-)
-cascaded_resnet34 = variant(
-    CascadedResNet,
-    "cascaded_resnet34",
-    "Cascaded ResNet-34: 16 basic blocks, 17 answers, the last that of the ordinary network.",
-    fixed={"depth": 34},
-)
-cascaded_resnet50 = variant(
-    CascadedResNet,
-    "cascaded_resnet50",
-    "Cascaded ResNet-50: 16 bottleneck blocks, 17 answers, the last that of the ordinary network.",
-    fixed={"depth": 50},
+cascaded_resnet18, cascaded_resnet34, cascaded_resnet50 = (
+    variant(
+        CascadedResNet,
+        f"cascaded_resnet{depth}",
+        f"Cascaded ResNet-{depth}: {facts}, the last that of the ordinary network.",
+        fixed={"depth": depth},
+    )
+    for depth, facts in (
+        (18, "8 basic blocks, 11,172,170 parameters, 9 answers"),
+        (34, "16 basic blocks, 17 answers"),
+        (50, "16 bottleneck blocks, 17 answers"),
+    )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,20 +128,19 @@ class SerialResNet(ResidualNet):
             return None
         return F.relu((block.empty(a, len(a)) if stale is None else block.residual(stale, (0,))) + s)
 
-    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """All answers `[T, B, K]`, or with `step` = 1..T only that answer, `[B, K]`, at its contract cost.
+    def observe(self, state: Any, x: Tensor) -> Any:
+        raise ValueError(
+            f"a {type(self).__name__} answers to one image: its blocks run only once and cannot follow new frames"
+        )
 
-        It goes block by block, with all shortcuts of a block in one batch.
-        """
-        if x.ndim == 5:
-            self.observe(None, x)  # raises: it answers to one image
-        return self._answers(x, 0, self.num_steps) if step is None else super().forward(x, step)
+    def all_answers(self, x: Tensor, frames: int) -> Tensor:
+        return self.observe(None, x) if frames else self._answers(x, 0, self.num_steps)
 
     def answer(self, x: Tensor, step: int) -> Tensor:
         return self._answers(x, step - 1, step)[0]
 
     def _answers(self, x: Tensor, skip: int, steps: int) -> Tensor:
-        """Answers number `skip`..`steps`-1, `[steps - skip, B, K]`."""
+        """Answers number `skip`..`steps`-1, `[steps - skip, B, K]`, block by block, all shortcuts of a block in one batch."""
         self.check_input(x)
         wanted = range(self.first + skip, self.first + steps)
         a = self.stem(self.normalize(x)) if wanted.stop > 1 else x  # t = 0 knows no image
@@ -172,21 +171,13 @@ def _carry(block: ResidualBlock, v: Tensor) -> Tensor:
     return v if block.projection is None else F.relu(block.projection(v))
 
 
-serial_resnet18 = variant(
-    SerialResNet,
-    "serial_resnet18",
-    "Serial ResNet-18: one block after the other, 9 answers; shares its weights with cascaded_resnet18.",
-    fixed={"depth": 18},
-)
-serial_resnet34 = variant(
-    SerialResNet,
-    "serial_resnet34",
-    "Serial ResNet-34: one block after the other, 17 answers; shares its weights with cascaded_resnet34.",
-    fixed={"depth": 34},
-)
-serial_resnet50 = variant(
-    SerialResNet,
-    "serial_resnet50",
-    "Serial ResNet-50: one block after the other, 17 answers; shares its weights with cascaded_resnet50.",
-    fixed={"depth": 50},
+serial_resnet18, serial_resnet34, serial_resnet50 = (
+    variant(
+        SerialResNet,
+        f"serial_resnet{depth}",
+        f"Serial ResNet-{depth}: one block after the other, {answers} answers; "
+        f"shares its weights with cascaded_resnet{depth}.",
+        fixed={"depth": depth},
+    )
+    for depth, answers in ((18, 9), (34, 17), (50, 17))
 )

@@ -85,11 +85,8 @@ class Dynamics(NamedTuple):
 
     def shares_heads(self, source: Dynamics) -> bool:
         """Whether separate heads of `source` see the same features: at the same times, under the same delays or serially."""
-
-        def clock(dynamics: Dynamics) -> Any:
-            return dynamics.taps or (0.0, 1.0), dynamics.alpha
-
-        return clock(self) == clock(source) and (source.first is None or self.first == source.first)
+        same_delays = (self.taps or (0.0, 1.0), self.alpha) == (source.taps or (0.0, 1.0), source.alpha)
+        return same_delays and source.first in (None, self.first)
 
 
 def _read_dynamics(state: Mapping[str, Any], prefix: str, delays: Mapping[str, int]) -> Dynamics:

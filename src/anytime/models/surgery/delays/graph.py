@@ -1,10 +1,11 @@
-"""A network as a list of operations, some of them delays: tracing, and skip connections."""
+"""A network as a flat list of operations, some of them delays: tracing, and the search for skip connections."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import operator
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,16 +14,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from anytime.models.surgery.delays.purity import SIZES, WritingProxy, delayed, without_in_place
+from anytime.models.surgery.delays.purity import InPlaceProxy, asks_size, mark_delay, remove_in_place
 from anytime.support.names import nearest
 
-ROOT = "network"  # the attribute under which a DelayedNetwork, and the tracer, hold the network
+ROOT = "network"  # the attribute under which a DelayedNetwork, and the traced root, hold the network
 ADDITIONS = {operator.add, torch.add, "add"}
 
 
 @dataclass(frozen=True)
 class Ref:
-    """The output of operation `index`, where it is an argument of another."""
+    """The output of operation `index`, used as an argument of another operation."""
 
     index: int
 
@@ -32,16 +33,16 @@ class Op:
     """One operation of the network.
 
     Attributes:
-        name: For messages.
+        name: Name for messages.
         kind: As in torch.fx: placeholder (the images), get_attr, call_module, call_function, call_method.
         target: The module's or attribute's path, the function, or the method's name.
         args: Arguments, with `Ref` for the outputs of other operations.
         kwargs: Keyword arguments, likewise.
-        inputs: The operations with values over time on which it depends, straight or through free ones.
-        sources: Those of them whose values matter, not their sizes alone.
-        free: It has no values over time (parameters, sizes, what is made of these alone): evaluated wherever it is needed.
-        plain: None of its arguments is free.
-        row: It is a module that takes its time as `row`, as `StepBatchNorm2d` does.
+        inputs: The operations with values over time on which it depends, directly or through timeless ones.
+        sources: Those inputs whose values matter, not only their sizes.
+        timeless: It has no values over time (parameters, sizes, results made only of these); evaluated wherever it is needed.
+        plain: None of its arguments is timeless.
+        takes_row: It is a module that takes its time as `row`, as `StepBatchNorm2d` does.
     """
 
     name: str
@@ -51,20 +52,26 @@ class Op:
     kwargs: dict[str, Any]
     inputs: tuple[int, ...]
     sources: tuple[int, ...]
-    free: bool
+    timeless: bool
     plain: bool
-    row: bool
+    takes_row: bool
 
     @property
-    def delay(self) -> bool:
-        """It is a delay."""
-        return self.target is delayed
+    def is_delay(self) -> bool:
+        """Whether it is a delay."""
+        return self.target is mark_delay
 
 
 @dataclass(frozen=True)
-class Network:
-    """A traced network: operation 0 gives the images, operation `output` the answer; `branches` are the delayed ones.
-    `constants` are tensors that the tracer met outside of the network's modules, by the target that names them."""
+class OpGraph:
+    """A traced network.
+
+    Attributes:
+        ops: All operations in order; the first is the images.
+        output: Index of the operation that gives the answer.
+        branches: Names of the delayed branches.
+        constants: Tensors that the tracer met outside the network's modules, by the target that names them.
+    """
 
     ops: tuple[Op, ...]
     output: int
@@ -75,44 +82,37 @@ class Network:
 def evaluate(
     ops: Sequence[Op], index: int, values: Mapping[int, Any], root: nn.Module, time: int = 0, hooks: bool = True
 ) -> Any:
-    """The output of an operation, given the `values` of its inputs, all of them at `time`; without `hooks` of the modules."""
+    """The output of an operation from the `values` of its inputs, all at `time`; `hooks=False` skips the modules' hooks."""
     op = ops[index]
 
     def resolve(argument: Any) -> Any:
         if not isinstance(argument, Ref):
             return argument
-        here = argument.index
-        return values[here] if here in values else evaluate(ops, here, values, root, time, hooks)
+        i = argument.index
+        return values[i] if i in values else evaluate(ops, i, values, root, time, hooks)
 
     args, kwargs = map_aggregate(op.args, resolve), map_aggregate(op.kwargs, resolve)
     if op.kind == "get_attr":
         return operator.attrgetter(op.target)(root)
     if op.kind == "call_module":
         module = root.get_submodule(op.target)
-        return (module if hooks else module.forward)(*args, **kwargs, **({"row": time} if op.row else {}))
+        return (module if hooks else module.forward)(*args, **kwargs, **({"row": time} if op.takes_row else {}))
     return op.target(*args, **kwargs) if op.kind == "call_function" else getattr(args[0], op.target)(*args[1:], **kwargs)
 
 
 # -- tracing -----------------------------------------------------------------------------------------------------------
 
 
-class _Root(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+class _DelayTracer(fx.Tracer):
+    """Traces a network with a delay after each branch, and with modules that take a `row` as leaves."""
 
-    def forward(self, x: Tensor) -> Any:
-        return self.network(x)
-
-
-class _Tracer(fx.Tracer):
     def __init__(self, branches: dict[nn.Module, str], leaves: Collection[nn.Module]) -> None:
         super().__init__()
         self.branches, self.leaves = branches, leaves
         self.met: set[str] = set()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return WritingProxy(node, self)
+        return InPlaceProxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return module in self.leaves or _takes_row(module) or super().is_leaf_module(module, name)
@@ -123,21 +123,21 @@ class _Tracer(fx.Tracer):
             return out
         self.met.add(self.branches[module])
         first, *rest = out if isinstance(out, tuple) else (out,)
-        late = self.create_proxy("call_function", delayed, (first,), {})
+        late = self.create_proxy("call_function", mark_delay, (first,), {})
         return (late, *rest) if isinstance(out, tuple) else late
 
 
-def trace(network: nn.Module, branches: Sequence[str] | None, leaves: Sequence[str], prefix: str = "") -> Network:
-    """The operations of a network, in the mode it is in, with a delay after each branch.
+def build_graph(network: nn.Module, branches: Sequence[str] | None, leaves: Sequence[str], prefix: str = "") -> OpGraph:
+    """The operations of a network in its current mode, with a delay after each branch.
 
     Args:
-        network: From images to one tensor.
-        branches: Names of modules whose output is delayed (of several outputs the first); None: those of `x + f(x)`.
-        leaves: Names of modules that are one operation each.
-        prefix: Of the names of the constants.
+        network: A network from images to one tensor.
+        branches: Names of modules whose output is delayed (the first of several outputs); None: the branches of `x + f(x)`.
+        leaves: Names of modules that run as one operation each.
+        prefix: Prefix for the names of constants.
 
     Raises:
-        ValueError: An unknown module, one that does not run, no skip connection, or a network that cannot be traced.
+        ValueError: A module is unknown or does not run, there is no skip connection, or the network cannot be traced.
     """
     modules = {name: module for name, module in network.named_modules() if name}
     for what, names in (("branches", branches or ()), ("leaves", leaves)):
@@ -148,28 +148,28 @@ def trace(network: nn.Module, branches: Sequence[str] | None, leaves: Sequence[s
                 raise ValueError(f"{what} must be a list of names of modules, as in named_modules(), but has {name!r}")
             if name not in modules:
                 raise ValueError(f"{what} names {name!r}, but the network has no such module{nearest(name, modules)}")
-    tracer = _Tracer({modules[name]: name for name in branches or ()}, {modules[name] for name in leaves})
-    root = _Root(network)
+    tracer = _DelayTracer({modules[name]: name for name in branches or ()}, {modules[name] for name in leaves})
+    root = nn.Sequential(OrderedDict({ROOT: network}))
     try:
         graph = tracer.trace(root)
     except Exception as error:
         raise ValueError(
-            f"{type(network).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}. Where the way through a "
-            "module depends on the sizes of tensors, name the module in `leaves`: it then runs as one operation"
+            f"{type(network).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}. If a module's control "
+            "flow depends on tensor sizes, name the module in `leaves`: it then runs as one operation"
         ) from error
     idle = [name for name in branches or () if name not in tracer.met]
     if idle:
-        raise ValueError(f"branches names {idle[0]!r}, but this module does not run, or runs inside of one that is not traced")
-    without_in_place(graph, root)
+        raise ValueError(f"branches names {idle[0]!r}, but this module does not run, or runs inside one that is not traced")
+    remove_in_place(graph, root)
     _delay_first_outputs(graph)
     if branches is None:
-        branches = _delay_found(graph, network)
+        branches = _delay_residual_branches(graph, network)
     if not branches:
         raise ValueError(
             f"no skip connection of the form x + f(x) was found in {type(network).__name__}; name the modules whose output is "
             f"delayed: branches=[...], as network.named_modules() calls them, for instance {min(modules, default='')!r}"
         )
-    return _listed(graph, tuple(branches), root, prefix)
+    return _flatten(graph, tuple(branches), root, prefix)
 
 
 def _takes_row(module: nn.Module) -> bool:
@@ -177,11 +177,11 @@ def _takes_row(module: nn.Module) -> bool:
 
 
 def _delay_first_outputs(graph: fx.Graph) -> None:
-    """Where a branch gives several outputs (attention its result and weights), the delay moves to the first of them."""
+    """If a branch has several outputs (attention: its result and weights), moves the delay to the first of them."""
     for node in list(graph.nodes):
         users = list(node.users)
         picked = [user for user in users if user.target is operator.getitem and isinstance(user.args[1], int)]
-        if node.target is not delayed or not users or len(picked) < len(users):
+        if node.target is not mark_delay or not users or len(picked) < len(users):
             continue
         for user in picked:
             user.replace_input_with(node, node.args[0])
@@ -192,7 +192,7 @@ def _delay_first_outputs(graph: fx.Graph) -> None:
 
 def _insert_delay(graph: fx.Graph, node: fx.Node, users: Sequence[fx.Node]) -> None:
     with graph.inserting_after(node):
-        late = graph.call_function(delayed, (node,))
+        late = graph.call_function(mark_delay, (node,))
     for user in users:
         user.replace_input_with(node, late)
 
@@ -201,57 +201,56 @@ Roots = dict[fx.Node, tuple[fx.Node, ...]]
 
 
 def _dependencies(graph: fx.Graph) -> tuple[set[fx.Node], Roots, Roots]:
-    """The free operations, and for every operation those with values over time that it depends on: all, and those of which it
-    takes more than the size."""
-    free: set[fx.Node] = set()
+    """The timeless operations; for each operation, all those with values over time that it depends on; and only those of which
+    it uses more than the size."""
+    timeless: set[fx.Node] = set()
     roots: Roots = {}
     sources: Roots = {}
     for node in graph.nodes:
-        asked = node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None
         inputs = node.all_input_nodes
-        if node.op != "placeholder" and (asked in SIZES or all(i in free for i in inputs)):
-            free.add(node)
-        roots[node] = tuple(dict.fromkeys(r for i in inputs for r in (roots[i] if i in free else (i,))))
-        solid = () if asked in SIZES else inputs
-        sources[node] = tuple(dict.fromkeys(r for i in solid for r in (sources[i] if i in free else (i,))))
-    return free, roots, sources
+        if node.op != "placeholder" and (asks_size(node) or all(i in timeless for i in inputs)):
+            timeless.add(node)
+        roots[node] = tuple(dict.fromkeys(r for i in inputs for r in (roots[i] if i in timeless else (i,))))
+        read = () if asks_size(node) else inputs
+        sources[node] = tuple(dict.fromkeys(r for i in read for r in (sources[i] if i in timeless else (i,))))
+    return timeless, roots, sources
 
 
 # -- skip connections --------------------------------------------------------------------------------------------------
 
 
-def _delay_found(graph: fx.Graph, network: nn.Module) -> list[str]:
-    """Delays the branches of all blocks x + f(x), and says their names."""
-    free, _, roots = _dependencies(graph)
+def _delay_residual_branches(graph: fx.Graph, network: nn.Module) -> list[str]:
+    """Delays the branches of all blocks x + f(x) and returns their names."""
+    timeless, _, roots = _dependencies(graph)
     order = {node: i for i, node in enumerate(graph.nodes)}
-    above: dict[fx.Node, fx.Node] = {}  # the operation that all ways from the images to this one lead through, the nearest
+    dominator: dict[fx.Node, fx.Node] = {}  # the nearest operation on all paths from the images to this one
 
-    def meeting(nodes: Sequence[fx.Node]) -> fx.Node:
-        met, *others = nodes
+    def common_dominator(nodes: Sequence[fx.Node]) -> fx.Node:
+        common, *others = nodes
         for other in others:
-            while met is not other:
-                if order[met] > order[other]:
-                    met = above[met]
+            while common is not other:
+                if order[common] > order[other]:
+                    common = dominator[common]
                 else:
-                    other = above[other]
-        return met
+                    other = dominator[other]
+        return common
 
     names = []
     for node in list(graph.nodes):
-        if node not in free and node.op not in ("placeholder", "output"):
-            above[node] = meeting(roots[node])
+        if node not in timeless and node.op not in ("placeholder", "output"):
+            dominator[node] = common_dominator(roots[node])
         if not _adds(node) or (len(node.users) == 1 and _adds(next(iter(node.users)))):
             continue
-        terms = [(term, user) for term, user in _terms(node) if term not in free]
+        terms = [(term, user) for term, user in _terms(node) if term not in timeless]
         if len(terms) < 2:
             continue
-        source = meeting([term for term, _ in terms])
-        ways = [_way(term, source, roots) for term, _ in terms]
-        shortest = min(length for _, length in ways)
-        if sum(length == shortest for _, length in ways) > 1:
+        source = common_dominator([term for term, _ in terms])
+        paths = [_paths(term, source, roots) for term, _ in terms]
+        shortest = min(length for _, length in paths)
+        if sum(length == shortest for _, length in paths) > 1:
             continue
-        skip = next(region for region, length in ways if length == shortest)
-        for (term, user), (region, _) in zip(terms, ways, strict=True):
+        skip = next(region for region, length in paths if length == shortest)
+        for (term, user), (region, _) in zip(terms, paths, strict=True):
             if region is not skip and not region & skip and any(_learns(step, network) for step in region):
                 _insert_delay(graph, term, [user])
                 names.append(str(term.target).removeprefix(f"{ROOT}.") if term.op == "call_module" else term.name)
@@ -263,7 +262,7 @@ def _adds(node: fx.Node) -> bool:
 
 
 def _terms(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """The terms of a sum, x + f(x) + g(x) taken as one, each with the addition that takes it."""
+    """The terms of a sum, with x + f(x) + g(x) taken as one sum, each with the addition that uses it."""
     for part in node.args[:2]:
         if isinstance(part, fx.Node):
             if _adds(part) and len(part.users) == 1:
@@ -272,8 +271,8 @@ def _terms(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
                 yield part, node
 
 
-def _way(node: fx.Node, source: fx.Node, roots: Roots) -> tuple[frozenset[fx.Node], float]:
-    """All operations after `source` up to `node`, and the length of the shortest way."""
+def _paths(node: fx.Node, source: fx.Node, roots: Roots) -> tuple[frozenset[fx.Node], float]:
+    """All operations after `source` up to `node`, and the length of the shortest path."""
     seen: set[fx.Node] = set()
     front, length, shortest = {node}, 0, math.inf
     while front:
@@ -295,8 +294,8 @@ def _learns(node: fx.Node, network: nn.Module) -> bool:
 # -- the list of operations --------------------------------------------------------------------------------------------
 
 
-def _listed(graph: fx.Graph, branches: tuple[str, ...], root: nn.Module, prefix: str) -> Network:
-    free, roots, sources = _dependencies(graph)
+def _flatten(graph: fx.Graph, branches: tuple[str, ...], root: nn.Module, prefix: str) -> OpGraph:
+    timeless, roots, sources = _dependencies(graph)
     index = {node: i for i, node in enumerate(graph.nodes)}
     constants: dict[str, Tensor] = {}
     ops: list[Op] = []
@@ -304,16 +303,16 @@ def _listed(graph: fx.Graph, branches: tuple[str, ...], root: nn.Module, prefix:
         if node.op == "output":
             if not isinstance(node.args[0], fx.Node):
                 raise ValueError(f"the network must give one tensor, but it gives {node.args[0]!r}")
-            return Network(tuple(ops), index[node.args[0]], branches, constants)
+            return OpGraph(tuple(ops), index[node.args[0]], branches, constants)
         target = node.target
         if node.op == "get_attr" and not str(target).startswith(f"{ROOT}."):
             target = f"{prefix}{target.lstrip('_')}"
             constants[target] = getattr(root, str(node.target))
 
-        def referred(leaf: Any) -> Any:
+        def as_ref(leaf: Any) -> Any:
             return Ref(index[leaf]) if isinstance(leaf, fx.Node) else leaf
 
-        args, kwargs = map_aggregate((node.args, node.kwargs), referred)
+        args, kwargs = map_aggregate((node.args, node.kwargs), as_ref)
         ops.append(
             Op(
                 node.name,
@@ -321,11 +320,11 @@ def _listed(graph: fx.Graph, branches: tuple[str, ...], root: nn.Module, prefix:
                 target,
                 args,
                 kwargs,
-                tuple(sorted(index[i] for i in roots[node])),
-                tuple(sorted(index[i] for i in sources[node])),
-                node in free,
-                not any(i in free for i in node.all_input_nodes),
-                node.op == "call_module" and _takes_row(root.get_submodule(str(target))),
+                inputs=tuple(sorted(index[i] for i in roots[node])),
+                sources=tuple(sorted(index[i] for i in sources[node])),
+                timeless=node in timeless,
+                plain=not any(i in timeless for i in node.all_input_nodes),
+                takes_row=node.op == "call_module" and _takes_row(root.get_submodule(str(target))),
             )
         )
     raise AssertionError("a traced graph ends with its output")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import chain
@@ -17,85 +17,83 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from anytime.model import AnytimeModel, eval_mode
+from anytime.model import eval_mode
 from anytime.models.common.delay_kernels import Kernels, Smoothing, make_kernel
+from anytime.models.common.frames import FrameModel
 from anytime.models.common.step_norm import Statistics, StepBatchNorm2d
-from anytime.models.surgery.delays.graph import evaluate, trace
-from anytime.models.surgery.delays.norms import set_rows, with_rows
-from anytime.models.surgery.delays.plan import DelayState, Plan, Series
+from anytime.models.surgery.delays.graph import build_graph, evaluate
+from anytime.models.surgery.delays.norms import set_rows, use_step_norms
+from anytime.models.surgery.delays.plan import DelayPlan, DelayState, Series
 
-CHUNK = 256  # images that an operation sees at once where no gradients are wanted, so that memory stays bounded
-REHEARSED = 1009  # images of the rehearsal, a number that no other dimension has by chance
+CHUNK = 256  # images that an operation processes at once without gradients, so that memory stays bounded
+PROBE_BATCH = 1009  # batch size of the shape probe: a prime no other dimension is likely to equal
 
-# What treats every image alone, wherever it lies in the batch; all else runs once for each time.
-ALONE = (
+# Modules that treat each image separately, wherever it lies in the batch; anything else runs once for each time.
+PER_IMAGE = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear, nn.LayerNorm, nn.GroupNorm),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
     *(nn.Identity, nn.Dropout, nn.Dropout2d),
 )
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)  # likewise, in eval mode
+PER_IMAGE_IN_EVAL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 ELEMENTWISE = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, torch.add, torch.sub, torch.mul),
     *(torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.gelu, F.silu, F.sigmoid, F.tanh),
     *("add", "sub", "mul", "relu", "sigmoid", "tanh"),
 }
 
-Setting = tuple[torch.Size, torch.dtype, bool, torch.dtype | None]  # size and type of images, train mode, type of autocast
+ProbeKey = tuple[torch.Size, torch.dtype, bool, torch.dtype | None]  # size and type of images, train mode, autocast type
 
 
-class DelayedNetwork(AnytimeModel):
+class DelayedNetwork(FrameModel):
     """A network whose branches arrive late, while its skip connections are instantaneous.
 
-    Wherever the network uses the output r of a branch it now gets D(r)[t] = sum_s kappa_s r[t - s], with r = 0 before t = 0;
-    all else is computed at every t from what it gets at that t. So x + f(x) gives x at once, and f of what x was one step
-    before (one-step delay).
+    Wherever the network uses the output r of a branch, it now gets D(r)[t] = sum_s kappa_s r[t - s], with r = 0 before t = 0;
+    everything else is computed at each t from its inputs at that t. So x + f(x) gives x at once, and f of the x one step
+    earlier (one-step delay).
 
-    Clock: the first answer is the first that has seen the image. That is the one of t = 0, which skip connections alone give,
-    unless every way from the image to the answer is delayed (then t is the lag of the shortest). An operation settles when its
-    input has; a delay as long as its memory later. By default the last answer is the settled one: after as many steps as the
-    longest chain of branches has, times the memory of the kernel. It is that of the network itself, if the weights of the
-    kernel sum to 1.
+    Clock: the first answer is the first that has seen the image: at t = 0, through skip connections only, unless every path
+    from the image to the answer is delayed (then t is the lag of the shortest). An operation settles when its input has; a
+    delay settles later by its memory. By default the last answer is the settled one, after as many steps as the longest chain
+    of branches has, times the memory of the kernel. It is the network's own answer if the weights of the kernel sum to 1.
 
-    Work: nothing is evaluated twice on the same input, nor before an answer needs it: the branch of a one-step delay, all that
-    leads to nothing else included, is evaluated in the step in which it arrives. `forward` goes operation by operation: those
-    known to treat every image alone (convolutions, linear maps, norms in evaluation, attention with the batch first, ...) see
-    all their times in one batch, any other (batch norm in training) runs once for each time, so that nothing needs to be known
-    of it. Without gradients, times go in chunks, so that memory is bounded.
+    Work: nothing is evaluated twice on the same input, nor before an answer needs it: the branch of a one-step delay, with
+    everything that leads only to it, is evaluated in the step in which it arrives. `forward` goes operation by operation:
+    those known to treat each image separately (convolutions, linear maps, norms in evaluation, attention with the batch first,
+    ...) process all their times in one batch; any other (batch norm in training) runs once for each time, so nothing needs to
+    be known about it. Without gradients, times go in chunks, so memory is bounded.
 
-    The network is traced by torch.fx once in train and once in eval mode. Its own modules are used, under `network.` in the
-    state dict, with their weights; activations that work in place are switched to working out of place. Modules whose
-    `forward` takes a `row` (`StepBatchNorm2d`) get the time t of their input. What does not depend on the image but on
-    parameters alone is evaluated wherever it is used.
+    torch.fx traces the network once in train and once in eval mode. Its own modules are used, under `network.` in the state
+    dict, with their weights; in-place activations are switched to out of place. Modules whose `forward` takes a `row`
+    (`StepBatchNorm2d`) get the time t of their input. Values that depend only on parameters are evaluated wherever needed.
 
-    Batch norm (`statistics="per_step"`): each `nn.BatchNorm2d` becomes a `StepBatchNorm2d` with its weights, and with running
-    statistics of its own for each distinct time of its input; later times take the last. In training each time is normalised
-    by its own batch, so that statistics shared by all are a mixture which fits none. At first every row is that of the
-    network, and the answers are the same; the state dict of an ordinary network is loaded into every row. Norms inside of
-    leaves keep one row. Others stay: `BatchNorm1d`, `BatchNorm3d`, subclasses, those without weights, running statistics or
-    momentum.
+    Batch norm (`statistics="per_step"`): each `nn.BatchNorm2d` becomes a `StepBatchNorm2d` with its weights, and with separate
+    running statistics for each distinct time of its input; later times take the last. In training each time is normalised by
+    its own batch, so statistics shared by all times are a mixture that fits none. At first every row is the network's, and the
+    answers are the same; the state dict of an ordinary network is loaded into every row. Norms inside leaves keep one row.
+    Others stay: `BatchNorm1d`, `BatchNorm3d`, subclasses, those without weights, running statistics or momentum.
 
     Args:
-        network: From images to logits, or to maps `[B, ...]`.
-        branches: Names of the modules whose output is delayed; default: the branches of all blocks x + f(x), that is of the
-            sums whose terms lead back to one tensor on separate ways: the shortest is the skip, the others are branches.
+        network: A network from images to logits, or to maps `[B, ...]`.
+        branches: Names of the modules whose output is delayed; default: the branches of all blocks x + f(x), that is, of the
+            sums whose terms lead back to one tensor on separate paths: the shortest is the skip, the others are branches.
         kernel: `"osd"`, `"ews"`, `"instant"`, or the weights of a tapped delay line.
-        alpha: Of smoothing.
+        alpha: Weight of the previous output under smoothing, in [0, 1).
         num_steps: T; default: until the answer has settled (with smoothing 70).
-        num_classes: K of the logits, or the sizes of several label levels; of maps, their channels.
+        num_classes: K of the logits, or the sizes of several label levels; for maps, their channels.
         in_channels: Channels of the images.
         leaves: Names of modules that run as one operation, because torch.fx cannot look into them.
         statistics: Running statistics of batch norm `"shared"` by all times, or `"per_step"`; None: per step where there are
-            such norms, but with smoothing shared.
+            such norms, but shared under smoothing.
 
     Attributes:
         branches: Names of the delayed branches.
         first: t of the first answer.
 
     Raises:
-        ValueError: Unknown branches, none found, a network that cannot be traced, steps beyond the settled answer, no norm
-            whose statistics could be per step.
-        TypeError: No network.
+        ValueError: Branches are unknown or none is found, the network cannot be traced, there are more steps than until the
+            settled answer, or no norm's statistics can be per step.
+        TypeError: `network` is not a network.
 
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 2.
     """
@@ -120,32 +118,32 @@ class DelayedNetwork(AnytimeModel):
         self.own_normalization = False
         self.kernel = make_kernel(kernel, alpha)
         self.arrival = self.kernel.after(self.kernel.lag)
-        norms = with_rows(network, statistics, self.kernel)
+        norms = use_step_norms(network, statistics, self.kernel)
         with eval_mode(network):
-            self._traced = {False: trace(network, branches, leaves, "eval_")}
+            self._graphs = {False: build_graph(network, branches, leaves, "eval_")}
             network.train()
-            self._traced[True] = trace(network, branches, leaves, "train_")
+            self._graphs[True] = build_graph(network, branches, leaves, "train_")
         for module in network.modules():
             if getattr(module, "inplace", False) is True:
                 setattr(module, "inplace", False)  # noqa: B010, for the type checker
         self.network = network
-        for name, constant in chain(*(traced.constants.items() for traced in self._traced.values())):
+        for name, constant in chain(*(graph.constants.items() for graph in self._graphs.values())):
             self.register_buffer(name, constant, persistent=False)
         self._plans = {  # by train mode, and whether the images move
-            (mode, moving): Plan(traced, self.kernel, moving=moving)
-            for mode, traced in self._traced.items()
+            (mode, moving): DelayPlan(graph, self.kernel, moving=moving)
+            for mode, graph in self._graphs.items()
             for moving in (False, True)
         }
-        self._shapes: dict[Setting, list[tuple[torch.Size, torch.dtype]]] = {}  # of the delays, by the size of the images
+        self._shapes: dict[ProbeKey, list[tuple[torch.Size, torch.dtype]]] = {}  # shapes and types of the delays
         plan = self._plans[False, False]
-        self.branches, self.first = self._traced[False].branches, plan.first
+        self.branches, self.first = self._graphs[False].branches, plan.first
         limit = plan.settled[plan.output] + 1 - self.first
         if num_steps is None:
             num_steps = 70 if limit == math.inf else int(limit)
         if not 1 <= num_steps <= limit:
-            raise ValueError(f"num_steps must lie in 1..{limit}, for then the answer has settled, got {num_steps!r}")
+            raise ValueError(f"num_steps must lie in 1..{limit}, when the answer has settled, got {num_steps!r}")
         self.num_steps = num_steps
-        set_rows(norms, (self._plans[mode, False] for mode in self._traced), self.first + num_steps, self)
+        set_rows(norms, (self._plans[mode, False] for mode in self._graphs), self.first + num_steps, self)
 
     # -- step by step --------------------------------------------------------------------------------------------------
 
@@ -154,43 +152,35 @@ class DelayedNetwork(AnytimeModel):
         x = self.normalize(x)
         return DelayState(0, 0, (x,), (), tuple(self._zeros(x, len(x)).values()))
 
+    def first_frame(self, x: Tensor) -> DelayState:
+        return self.initial_state(x)._replace(moving=1)
+
     def step(self, state: DelayState) -> tuple[Tensor, DelayState]:
         if not state.moving and state.time >= self.first + self.num_steps:
             raise ValueError(f"all {self.num_steps} steps are done")
         plan = self._plans[self.training, bool(state.moving)]
-        kept = zip(plan.kept(state.time), state.values, strict=True)
-        series = {i: Series(first, list(parts)) for (i, first), parts in kept}
+        live = zip(plan.live(state.time), state.values, strict=True)
+        series = {i: Series(oldest, list(parts)) for (i, oldest), parts in live}
         for image in state.images:
             new = Series(max(state.time - self.first, 0), [image])
             series[0] = series[0].followed_by(new) if 0 in series else new
         stop = max(state.time, self.first) + 1
         zeros = dict(zip(plan.delays, state.zeros, strict=False))
         answers = self._advance(plan, series, zeros, state.time, stop)
-        values = tuple(tuple(series[i].parts) for i, _ in plan.kept(stop))
+        values = tuple(tuple(series[i].parts) for i, _ in plan.live(stop))
         images = state.images if state.moving else ()
-        return answers[-1], DelayState(stop, state.moving, images, values, state.zeros if stop < plan.dark else ())
-
-    def stream(self, x: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
-        """The answers `[B, K]`, one by one: T to an image batch, or one to each frame of an iterable of batches."""
-        return super().stream(x) if isinstance(x, Tensor) and x.ndim != 5 else self._watch(iter(x))
-
-    def _watch(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        state = None
-        for frame in frames:
-            state = self.initial_state(frame)._replace(moving=1) if state is None else self.observe(state, frame)
-            logits, state = self.step(state)
-            yield logits
+        return answers[-1], DelayState(stop, state.moving, images, values, state.zeros if stop < plan.zeros_until else ())
 
     def observe(self, state: DelayState, x: Tensor) -> DelayState:
-        """The state in which the image has changed to `x` `[B, C, H, W]` before the next step.
+        """The state after the image has changed to `x` `[B, C, H, W]`, before the next step.
 
         Raises:
-            ValueError: Images of another shape or type than before; a still image, of which steps have been done.
+            ValueError: The images have another shape or type than before, or steps with a still image have been done.
         """
         if not state.images:
             raise ValueError(
-                f"a still image has been answered to up to t = {state.time - 1}, so that what new ones need is gone: give the "
-                "frames to stream, or start from initial_state(x)._replace(moving=1)"
+                f"a still image has been answered up to t = {state.time - 1}, so the values that new ones need are gone: pass "
+                "the frames to stream, or start from first_frame(x)"
             )
         self.check_input(x)
         before, x = state.images[0], self.normalize(x)
@@ -202,27 +192,15 @@ class DelayedNetwork(AnytimeModel):
 
     # -- operation by operation ----------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """All answers `[T, B, K]`, or with `step` = 1..T that answer alone, `[B, K]`, at its contract cost.
-
-        Args:
-            x: Images `[B, C, H, W]`, or frames `[T, B, C, H, W]`, each seen for one step.
-            step: The one answer that is wanted (of a static image).
-        """
-        if step is not None:
-            return super().forward(x, step)
-        if x.ndim != 5:
-            return self._answers(self._plans[self.training, False], x, 1, self.num_steps)
-        if not len(x):
-            raise ValueError(f"there are no frames: got {list(x.shape)}")
-        return self._answers(self._plans[self.training, True], x.flatten(0, 1), len(x), len(x))
+    def all_answers(self, x: Tensor, frames: int) -> Tensor:
+        return self._answers(self._plans[self.training, frames > 0], x, frames or 1, frames or self.num_steps)
 
     def answer(self, x: Tensor, step: int) -> Tensor:
-        """The answer of step 1..T alone: an operation runs at those times only that can still reach it."""
-        plan = Plan(self._traced[self.training], self.kernel, self.first + step - 1)
+        """Only the answer of step 1..T: an operation runs only at times that can still reach it."""
+        plan = DelayPlan(self._graphs[self.training], self.kernel, self.first + step - 1)
         return self._answers(plan, x, 1, step)[0]
 
-    def _answers(self, plan: Plan, x: Tensor, frames: int, steps: int) -> Tensor:
+    def _answers(self, plan: DelayPlan, x: Tensor, frames: int, steps: int) -> Tensor:
         self.check_input(x)
         batch, stop = len(x) // frames, self.first + steps
         x = self.normalize(x)
@@ -234,7 +212,9 @@ class DelayedNetwork(AnytimeModel):
             answers += self._advance(plan, series, zeros, start, min(start + size, stop))
         return torch.stack(answers)
 
-    def _advance(self, plan: Plan, series: dict[int, Series], zeros: dict[int, Tensor], start: int, stop: int) -> list[Tensor]:
+    def _advance(
+        self, plan: DelayPlan, series: dict[int, Series], zeros: dict[int, Tensor], start: int, stop: int
+    ) -> list[Tensor]:
         """The answers at times start..stop-1. `series` holds the values needed for them, and afterwards for the next ones."""
 
         def forget(j: int) -> None:
@@ -242,12 +222,14 @@ class DelayedNetwork(AnytimeModel):
             if oldest is None:
                 series.pop(j, None)
             elif j in series:
-                series[j].since(max(oldest, series[j].first))
+                series[j].forget_before(max(oldest, series[j].first))
 
         for i in plan.order:
             times = plan.times(i, start, stop)
             if times:
-                new = self._arrive(plan, i, times, series, zeros) if plan.ops[i].delay else self._run(plan, i, times, series)
+                new = (
+                    self._arrive(plan, i, times, series, zeros) if plan.ops[i].is_delay else self._run(plan, i, times, series)
+                )
                 series[i] = series[i].followed_by(new) if i in series else new
             for j in plan.last[i]:
                 forget(j)
@@ -256,8 +238,8 @@ class DelayedNetwork(AnytimeModel):
         forget(plan.output)
         return answers
 
-    def _arrive(self, plan: Plan, i: int, times: range, series: dict[int, Series], zeros: dict[int, Tensor]) -> Series:
-        """What the delay i gives at `times`."""
+    def _arrive(self, plan: DelayPlan, i: int, times: range, series: dict[int, Series], zeros: dict[int, Tensor]) -> Series:
+        """The output of delay i at `times`."""
         (j,) = plan.ops[i].inputs
         settled, arrived = plan.settled[j], Series(times.start, [])
         earlier = series.get(i, arrived)
@@ -273,40 +255,40 @@ class DelayedNetwork(AnytimeModel):
             arrived.parts.append(out)
         return arrived
 
-    def _run(self, plan: Plan, i: int, times: range, series: dict[int, Series]) -> Series:
-        """What the operation i gives at `times`: in one call where that is known to be the same, else one by one."""
+    def _run(self, plan: DelayPlan, i: int, times: range, series: dict[int, Series]) -> Series:
+        """The output of operation i at `times`: from one call if that is known to be the same, otherwise one by one."""
         op = plan.ops[i]
         whole = self._at_once(plan, i, times, series) if len(times) > 1 and op.plain else None
         if whole is None:
             parts = []
             for t in times:
                 given = {j: series[j].at(min(t, plan.settled[j])) for j in op.sources}
-                given |= {j: series[j].parts[-1] for j in op.inputs if j not in given}  # the size is that of any time
+                given |= {j: series[j].parts[-1] for j in op.inputs if j not in given}  # its size is the same at all times
                 parts.append(evaluate(plan.ops, i, given, self, t))
             return Series(times.start, parts)
         leaves, spec = pytree.tree_flatten(whole)
-        cut = [leaf.chunk(len(times)) if isinstance(leaf, Tensor) else [leaf] * len(times) for leaf in leaves]
-        return Series(times.start, [pytree.tree_unflatten(list(part), spec) for part in zip(*cut, strict=True)], whole)
+        chunks = [leaf.chunk(len(times)) if isinstance(leaf, Tensor) else [leaf] * len(times) for leaf in leaves]
+        return Series(times.start, [pytree.tree_unflatten(list(part), spec) for part in zip(*chunks, strict=True)], whole)
 
-    def _at_once(self, plan: Plan, i: int, times: range, series: dict[int, Series]) -> Any:
-        """What the operation i gives at `times`, one after the other in the batch; None where that may not be the same."""
+    def _at_once(self, plan: DelayPlan, i: int, times: range, series: dict[int, Series]) -> Any:
+        """The output of operation i at all `times`, which follow each other in the batch; None if that may not be the same."""
         op = plan.ops[i]
         module = self.get_submodule(op.target) if op.kind == "call_module" else None
-        alone = (
-            type(module) in ALONE
+        per_image = (
+            type(module) in PER_IMAGE
             or isinstance(module, StepBatchNorm2d)
-            or (type(module) in NORMS and not module.training and module.running_mean is not None)  # type: ignore[union-attr]
+            or (type(module) in PER_IMAGE_IN_EVAL and not module.training and module.running_mean is not None)  # type: ignore[union-attr]
             or (type(module) is nn.MultiheadAttention and module.batch_first)
         )
         picks = op.target is operator.getitem and isinstance(op.args[1], int)  # one of several outputs
         light = module is None and (picks or op.target in ELEMENTWISE)  # not worth a copy of its input
-        if not alone and not light:
+        if not per_image and not light:
             return None
-        given = {j: series[j].together([min(t, plan.settled[j]) for t in times], copies=alone) for j in op.inputs}
+        given = {j: series[j].batched([min(t, plan.settled[j]) for t in times], copies=per_image) for j in op.inputs}
         if any(value is None for value in given.values()):
             return None
         if picks and not all(isinstance(value, tuple) for value in given.values()):
-            return None  # of a tensor it would be one image
+            return None  # indexing a tensor would pick one image
         if light and not picks and len({(value.ndim, value.shape[:1]) for value in given.values()}) > 1:
             return None  # broadcasting
         if isinstance(module, StepBatchNorm2d):
@@ -316,47 +298,49 @@ class DelayedNetwork(AnytimeModel):
     # -- before anything arrives ---------------------------------------------------------------------------------------
 
     def _zeros(self, x: Tensor, batch: int) -> dict[int, Tensor]:
-        """What each delay gives to normalised images before anything has arrived: zeros, which take no memory."""
+        """The output of each delay for normalised images before anything has arrived: zeros, which take no memory."""
         kind = x.device.type
         cast = torch.is_autocast_enabled(kind) if torch.amp.is_autocast_available(kind) else False
         key = (x.shape[1:], x.dtype, self.training, torch.get_autocast_dtype(kind) if cast else None)
         if key not in self._shapes:
-            rehearse = torch.compiler.disable(self._rehearse)  # here, for the compiler takes a second to import
-            with ThreadPoolExecutor(1) as pool:  # a thread is free of this one's modes, such as the counting of FLOPs
-                self._shapes[key] = pool.submit(rehearse, x.device, key).result()
+            probe = torch.compiler.disable(self._probe)  # not a decorator: importing the compiler takes a second
+            with ThreadPoolExecutor(1) as pool:  # a new thread has none of this one's modes, such as the FLOP counter's
+                self._shapes[key] = pool.submit(probe, x.device, key).result()
         plan = self._plans[self.training, False]
-        if not plan.dark:
+        if not plan.zeros_until:
             return {}
         shapes = zip(plan.delays, self._shapes[key], strict=True)
         return {i: x.new_zeros((), dtype=dtype).expand(batch, *shape) for i, (shape, dtype) in shapes}
 
     @torch.no_grad()
-    def _rehearse(self, device: torch.device, key: Setting) -> list[tuple[torch.Size, torch.dtype]]:
-        """The shapes and types of what the delays give to images of a size, found by a run of a copy without data, under the
-        caller's autocast (`cast`), which belongs to a thread."""
+    def _probe(self, device: torch.device, key: ProbeKey) -> list[tuple[torch.Size, torch.dtype]]:
+        """The shapes and types of the delays' outputs, found by running a copy on fake tensors.
+
+        The caller's autocast (`cast`) is set again, because it belongs to the caller's thread.
+        """
         size, dtype, training, cast = key
         plan = self._plans[training, False]
-        memo: dict[int, Any] = {id(kept): kept for kept in (self._traced, self._plans)}
+        memo: dict[int, Any] = {id(shared): shared for shared in (self._graphs, self._plans)}
         autocast = torch.autocast(device.type, cast) if cast else nullcontext()
         values: dict[int, Any] = {}
         try:
             with FakeTensorMode(allow_non_fake_inputs=True), autocast:
                 tensors = chain(self.parameters(), self.buffers())
                 memo |= {id(tensor): torch.empty_like(tensor) for tensor in tensors}
-                copied = copy.deepcopy(self, memo).train()  # in eval mode, attention takes a way that needs data
-                values[0] = torch.empty(REHEARSED, *size, dtype=dtype, device=device)
+                copied = copy.deepcopy(self, memo).train()  # in eval mode, attention takes a path that needs data
+                values[0] = torch.empty(PROBE_BATCH, *size, dtype=dtype, device=device)
                 for i, op in enumerate(plan.ops):
-                    if (plan.late[i] < math.inf and i) or op.target is torch._assert:
+                    if (plan.lag_to_answer[i] < math.inf and i) or op.target is torch._assert:
                         values[i] = evaluate(plan.ops, i, values, copied, hooks=False)
         except Exception as error:
             raise ValueError(f"the network cannot run on images {list(size)}: {error}") from error
-        kept = {i for time in range(1, self.first + self.num_steps) for i, _ in plan.kept(time)}
-        for i in {*kept, *plan.delays, plan.output}:
+        live = {i for time in range(1, self.first + self.num_steps) for i, _ in plan.live(time)}
+        for i in {*live, *plan.delays, plan.output}:
             for leaf in pytree.tree_leaves(values[i]):
-                if isinstance(leaf, Tensor) and leaf.shape[:1] != (REHEARSED,):
+                if isinstance(leaf, Tensor) and leaf.shape[:1] != (PROBE_BATCH,):
                     raise ValueError(
-                        f"{plan.ops[i].name} gives {list(leaf.shape)} for {REHEARSED} images: what is "
-                        "delayed or kept from step to step must have the batch in dimension 0"
+                        f"{plan.ops[i].name} gives {list(leaf.shape)} for {PROBE_BATCH} images: tensors that are delayed or "
+                        "stored from step to step must have the batch in dimension 0"
                     )
         answer = values[plan.output]
         if not isinstance(answer, Tensor) or (answer.ndim == 2 and answer.shape[1] != self.num_classes):
@@ -381,8 +365,8 @@ def add_delays(
 ) -> DelayedNetwork:
     """Puts propagation delays on a network with skip connections: it then answers at once, and better with every step.
 
-    The network keeps its weights. Images are in [0, 1]: `set_normalization` says what it was trained on. See `DelayedNetwork`
-    for the arguments; `num_classes` is what the network gives.
+    The network keeps its weights. Images are in [0, 1]: `set_normalization` sets the normalisation it was trained with.
+    `DelayedNetwork` documents the arguments; `num_classes` is the number of logits that the network gives.
 
     Example:
         >>> from torchvision.models import resnet18

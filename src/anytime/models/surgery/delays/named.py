@@ -1,4 +1,4 @@
-"""Propagation delays on a network by name, so that commands and configuration files can have it."""
+"""Propagation delays on a network given by name, for commands and configuration files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def delayed(
         backbone: "torchvision:NAME", "timm:NAME" or the import path of a subclass of torch.nn.Module.
         branches: Names of the modules whose output is delayed; default: the branches of all blocks x + f(x).
         kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
-        alpha: Of smoothing, in [0, 1).
+        alpha: Weight of the previous output under smoothing, in [0, 1).
         num_steps: T; default: until the answer has settled (with smoothing 70).
         leaves: Names of modules that run as one operation, because torch.fx cannot look into them.
         statistics: Running statistics of batch norm "per_step" or "shared" by all; default: per step, with smoothing shared.
@@ -49,15 +49,13 @@ def delayed(
     if len(size) != 3 or size[0] != in_channels:
         raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
     classes = num_classes if isinstance(num_classes, int) else sum(num_classes)
-    found = build_backbone(backbone, classes, size, pretrained, reset, options=options)
+    built = build_backbone(backbone, classes, size, pretrained, reset, options=options)
     if reset and pretrained is not False:
-        replace_classifier(found.network, classes)
-    model = DelayedNetwork(found.network, branches, kernel, alpha, num_steps, num_classes, in_channels, leaves, statistics)
-    if found.mean is not None and found.std is not None:
-        model.set_normalization(found.mean, found.std)
+        replace_classifier(built.network, classes)
+    model = DelayedNetwork(built.network, branches, kernel, alpha, num_steps, num_classes, in_channels, leaves, statistics)
+    if built.mean is not None and built.std is not None:
+        model.set_normalization(built.mean, built.std)
         model.own_normalization = True
-    model.settled_arguments = {
-        "pretrained": False,
-        "reset": False,
-    }  # branches that were found may be no modules, but are found again
+    # Branches that were found are not settled: they may not be modules, but are found again.
+    model.settled_arguments = {"pretrained": False, "reset": False}
     return model

@@ -1,4 +1,4 @@
-"""Running statistics of their own for each time step, in the batch norms of an ordinary network."""
+"""Running statistics for each time step in the batch norms of an ordinary network."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from torch import nn
 
 from anytime.models.common.delay_kernels import Kernel, Smoothing
 from anytime.models.common.step_norm import RUNNING, Statistics, StepBatchNorm2d
-from anytime.models.surgery.delays.plan import Plan
+from anytime.models.surgery.delays.plan import DelayPlan
 
 
-def with_rows(network: nn.Module, statistics: Statistics | None, kernel: Kernel) -> list[StepBatchNorm2d]:
-    """Replaces each `nn.BatchNorm2d` of a network by a `StepBatchNorm2d` with its weights and statistics, so far in one row.
+def use_step_norms(network: nn.Module, statistics: Statistics | None, kernel: Kernel) -> list[StepBatchNorm2d]:
+    """Replaces each `nn.BatchNorm2d` of a network by a `StepBatchNorm2d` with its weights and statistics, at first in one row.
 
     Args:
-        network: Of other modules and subclasses none is replaced, nor norms without weights, running statistics or momentum.
-        statistics: `"shared"`: none is; None: as it is without smoothing.
-        kernel: Of the delays.
+        network: Its other modules stay, as do subclasses and norms without weights, running statistics or momentum.
+        statistics: `"shared"` replaces nothing; None means per step, but shared under smoothing.
+        kernel: The kernel of the delays.
 
     Raises:
-        ValueError: Unknown statistics, or `"per_step"` without such norms.
+        ValueError: `statistics` is unknown, or `"per_step"` and there are no such norms.
     """
     if statistics not in (None, "per_step", "shared"):
         raise ValueError(f"statistics must be 'per_step' or 'shared', got {statistics!r}")
     if statistics == "shared" or (statistics is None and isinstance(kernel, Smoothing)):
         return []
-    found: dict[nn.Module, StepBatchNorm2d] = {}
+    replaced: dict[nn.Module, StepBatchNorm2d] = {}
     for parent in list(network.modules()):
         for name, norm in parent._modules.items():
             if type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None:
-                found[norm] = found.get(norm) or _like(norm)
-                setattr(parent, name, found[norm])
-    if statistics and not found:
+                replaced[norm] = replaced.get(norm) or _step_norm(norm)
+                setattr(parent, name, replaced[norm])
+    if statistics and not replaced:
         raise ValueError(
             "statistics='per_step' needs torch.nn.BatchNorm2d with weights, running statistics and momentum, but "
             f"{type(network).__name__} has none: use 'shared'"
         )
-    return list(found.values())
+    return list(replaced.values())
 
 
-def _like(norm: nn.BatchNorm2d) -> StepBatchNorm2d:
+def _step_norm(norm: nn.BatchNorm2d) -> StepBatchNorm2d:
     new = StepBatchNorm2d(norm.num_features, 1, norm.eps, norm.momentum)  # type: ignore[arg-type]
     new.weight, new.bias = norm.weight, norm.bias
     for name in RUNNING:
@@ -50,8 +50,8 @@ def _like(norm: nn.BatchNorm2d) -> StepBatchNorm2d:
     return new.train(norm.training)
 
 
-def set_rows(norms: Iterable[StepBatchNorm2d], plans: Iterable[Plan], stop: int, root: nn.Module) -> None:
-    """Gives each norm as many rows as its input has distinct times before the answer at `stop`, all as its first."""
+def set_rows(norms: Iterable[StepBatchNorm2d], plans: Iterable[DelayPlan], stop: int, root: nn.Module) -> None:
+    """Gives each norm one row for each distinct time of its input before the answer at `stop`, all copies of its first row."""
     rows = dict.fromkeys(norms, 1)
     for plan in plans:
         for i in plan.order:
@@ -65,7 +65,7 @@ def set_rows(norms: Iterable[StepBatchNorm2d], plans: Iterable[Plan], stop: int,
 
 
 def _replicate(norm: StepBatchNorm2d, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Makes the state dict of an ordinary batch norm fit: every row begins with its statistics."""
+    """Makes an ordinary batch norm's state dict fit: every row starts as its statistics."""
     state.pop(f"{prefix}num_batches_tracked", None)
     for name in RUNNING:
         given = state.get(prefix + name)

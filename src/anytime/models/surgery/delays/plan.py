@@ -1,4 +1,4 @@
-"""Which operation of a delayed network runs when, and the values it gave."""
+"""When each operation of a delayed network runs, and the values it gave."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 
 from anytime.models.common.delay_kernels import Kernel, Smoothing
-from anytime.models.surgery.delays.graph import Network
+from anytime.models.surgery.delays.graph import OpGraph
 
 
 class DelayState(NamedTuple):
-    """`time` is t of the next answer; `images` is the one that enters next, () where none does; `values` are those that later
-    steps need of each operation, the latest last; `zeros` is what delays give at first. `moving` is 1 where each step has an
-    image of its own, which is the last one unless it has changed."""
+    """The state of a delayed network between two steps.
+
+    Attributes:
+        time: t of the next answer.
+        moving: 1 if each step has an image of its own, which is the last one unless it has changed; otherwise 0.
+        images: The image that enters next; () if none does.
+        values: For each operation, the values that later steps need, the latest last.
+        zeros: The initial output of each delay.
+    """
 
     time: int
     moving: int
@@ -26,20 +32,22 @@ class DelayState(NamedTuple):
 
 
 class Series:
-    """The values of an operation at times `first`, first + 1, ...; `whole` are those of n times from `begin` on, where they
-    were computed in one call and lie one after the other in the batch."""
+    """The values of an operation at times `first`, first + 1, ...
+
+    `whole` holds the values of n times from `begin` on if one call computed them: they follow each other in the batch.
+    """
 
     def __init__(self, first: int, parts: list[Any], whole: Any = None) -> None:
         self.first, self.parts = first, parts
         self.begin, self.count, self.whole = first, len(parts), whole
 
     def at(self, time: float) -> Any:
-        """The value of one time."""
+        """The value at one time."""
         assert time >= self.first
         return self.parts[int(time) - self.first]
 
-    def together(self, times: Sequence[float], copies: bool) -> Any:
-        """The values of several times, one after the other in the batch; None where this takes copying, if not `copies`."""
+    def batched(self, times: Sequence[float], copies: bool) -> Any:
+        """The values of several times, one after the other in the batch; None if that needs a copy and `copies` is False."""
         if self.whole is not None and list(times) == list(range(self.begin, self.begin + self.count)):
             return self.whole
         return torch.cat([self.at(time) for time in times]) if copies else None
@@ -49,68 +57,69 @@ class Series:
         later.first, later.parts = self.first, self.parts + later.parts
         return later
 
-    def since(self, time: int) -> Series:
-        """The values from `time` on."""
+    def forget_before(self, time: int) -> None:
+        """Drops the values before `time`."""
         self.first, self.parts = time, self.parts[time - self.first :]
         self.whole = self.whole if time <= self.begin else None
-        return self
 
 
-class Plan:
-    """Which operation runs at which time, so that nothing runs twice on the same input, or earlier than it is needed.
+class DelayPlan:
+    """When each operation runs: never twice on the same input, and not before an answer needs it.
 
-    Operation i has values at times 0, 1, ..., `settled[i]`, and from then on the same. For the answer of time t its value of
-    time t - `late[i]` is new (the delays on the way from it to the answer take that long); values before `low[i]` are never
-    needed. A value is kept until all that read it, some of them through long delay lines, have done so.
-
-    Attributes:
-        first: The first time at which the answer may know the image.
-        start: The time of the first answer.
-        order: The operations that the answer needs, in order, without the images.
-        delays: Those of them that are delays.
-        dark: From this time on no delay gives zeros any more.
-        span: How far back an operation reads its input.
-        last: After each operation, those that no later one reads in the same step.
+    Operation i has values at times 0, 1, ..., `settled[i]`, and stays constant from then on. The answer at time t uses its
+    value of time t - `lag_to_answer[i]` as the newest (the lag of the delays on the way from it to the answer); values before
+    `earliest[i]` are never needed. A value is stored until every reader, some through long delay lines, has used it.
 
     Args:
-        network: The operations.
-        kernel: Of all delays.
+        graph: The operations.
+        kernel: The kernel of all delays.
         start: Time of the first answer; default: the first that knows the image.
-        moving: The images change at every step, so that nothing settles.
+        moving: The images change at every step, so nothing settles.
+
+    Attributes:
+        first: The first time at which the answer can know the image.
+        start: The time of the first answer.
+        order: The operations that the answer needs, in order, without the images.
+        delays: The delays among them.
+        zeros_until: From this time on no delay outputs zeros.
+        span: How far back an operation reads its input.
+        last: For each operation, those whose last reader within a step it is.
     """
 
-    def __init__(self, network: Network, kernel: Kernel, start: int | None = None, moving: bool = False) -> None:
-        self.ops, self.output, self.moving = network.ops, network.output, moving
+    def __init__(self, graph: OpGraph, kernel: Kernel, start: int | None = None, moving: bool = False) -> None:
+        self.ops, self.output, self.moving = graph.ops, graph.output, moving
         count, smooth = len(self.ops), isinstance(kernel, Smoothing)
         self.settled: list[float] = [math.inf if moving else 0] * count
         for i, op in enumerate(self.ops):
-            if op.inputs and not op.free:
-                memory = kernel.memory if op.delay else 0
+            if op.inputs and not op.timeless:
+                memory = kernel.memory if op.is_delay else 0
                 self.settled[i] = max(self.settled[j] for j in op.inputs) + memory
-        self.late: list[float] = [math.inf] * count
-        self.late[self.output] = 0
+        lags = [kernel.lag if op.is_delay else 0 for op in self.ops]
+        self.lag_to_answer: list[float] = [math.inf] * count
+        self.lag_to_answer[self.output] = 0
         self.users: list[list[int]] = [[] for _ in self.ops]
         for i in reversed(range(count)):
-            for j in self.ops[i].inputs if self.late[i] < math.inf else ():
+            for j in self.ops[i].inputs if self.lag_to_answer[i] < math.inf else ():
                 self.users[j].append(i)
-                self.late[j] = min(self.late[j], self.late[i] + (kernel.lag if self.ops[i].delay else 0))
-        self.order = [i for i, op in enumerate(self.ops) if i and self.late[i] < math.inf]
-        lag = [math.inf] * count  # from the image to the operation
+                self.lag_to_answer[j] = min(self.lag_to_answer[j], self.lag_to_answer[i] + lags[i])
+        self.order = [i for i, op in enumerate(self.ops) if i and self.lag_to_answer[i] < math.inf]
+        lag_from_image = [math.inf] * count
         for i in [0, *self.order]:
-            lag[i] = min((lag[j] for j in self.ops[i].sources), default=0) + (kernel.lag if self.ops[i].delay else 0)
-        self.first = int(lag[self.output])
-        self.late[0] = self.first
+            lag_from_image[i] = min((lag_from_image[j] for j in self.ops[i].sources), default=0) + lags[i]
+        self.first = int(lag_from_image[self.output])
+        self.lag_to_answer[0] = self.first
         self.start = self.first if start is None else start
-        self.span = [int(kernel.memory) if op.delay and not smooth else 0 for op in self.ops]
-        self.low: list[float] = [math.inf] * count
-        self.low[self.output] = self.start
+        self.span = [int(kernel.memory) if op.is_delay and not smooth else 0 for op in self.ops]
+        self.recurrent = [smooth and op.is_delay for op in self.ops]
+        self.earliest: list[float] = [math.inf] * count
+        self.earliest[self.output] = self.start
         for i in reversed([0, *self.order]):
-            self.low[i] = 0 if smooth and self.ops[i].delay else max(0, min(self.low[i], self.settled[i]))
+            self.earliest[i] = 0 if self.recurrent[i] else max(0, min(self.earliest[i], self.settled[i]))
             for j in self.ops[i].inputs:
-                self.low[j] = min(self.low[j], self.low[i] - self.span[i])
-        self.delays = [i for i in self.order if self.ops[i].delay]
-        self.dark = int(max((self.late[i] for i in self.delays), default=0)) + kernel.lag if kernel.lag else 0
-        self.recurrent = [smooth and op.delay for op in self.ops]
+                self.earliest[j] = min(self.earliest[j], self.earliest[i] - self.span[i])
+        self.delays = [i for i in self.order if self.ops[i].is_delay]
+        latest = max((self.lag_to_answer[i] for i in self.delays), default=0)
+        self.zeros_until = int(latest) + kernel.lag if kernel.lag else 0
         self.last: list[list[int]] = [[] for _ in self.ops]
         for j in [0, *self.order]:
             if j != self.output:
@@ -118,24 +127,24 @@ class Plan:
 
     def times(self, i: int, start: int, stop: int) -> range:
         """The times at which operation i is evaluated for the answers at times start..stop-1."""
-        late = int(self.late[i])
-        return range(int(max(start - late, self.low[i])), int(min(stop - 1 - late, self.settled[i])) + 1)
+        lag = int(self.lag_to_answer[i])
+        return range(int(max(start - lag, self.earliest[i])), int(min(stop - 1 - lag, self.settled[i])) + 1)
 
     def oldest(self, i: int, time: int) -> int | None:
-        """The first time of which the value of operation i is needed for the answers from `time` on, None where none is."""
-        wanted = [(c, self.span[c]) for c in self.users[i]] + [(i, 1)] * self.recurrent[i]
+        """The oldest time whose value of operation i is needed for the answers from `time` on; None if there is none."""
+        readers = [(c, self.span[c]) for c in self.users[i]] + [(i, 1)] * self.recurrent[i]
         needed = math.inf
-        for c, span in wanted:
-            turn = max(time - self.late[c], self.low[c])
+        for c, span in readers:
+            turn = max(time - self.lag_to_answer[c], self.earliest[c])
             if turn <= self.settled[c]:
                 needed = min(needed, turn - span)
         return None if needed == math.inf else int(max(0, min(needed, self.settled[i])))
 
-    def kept(self, time: int) -> list[tuple[int, int]]:
-        """The operations of which values are kept before the answer at `time`, each with the time of the first of these."""
-        kept = []
+    def live(self, time: int) -> list[tuple[int, int]]:
+        """The operations with values stored before the answer at `time`, each with the time of the oldest one."""
+        live = []
         for i in [0, *self.order]:
-            first, newest = self.oldest(i, time), min(time - 1 - self.late[i], self.settled[i])
-            if first is not None and first <= newest:
-                kept.append((i, first))
-        return kept
+            oldest, newest = self.oldest(i, time), min(time - 1 - self.lag_to_answer[i], self.settled[i])
+            if oldest is not None and oldest <= newest:
+                live.append((i, oldest))
+        return live

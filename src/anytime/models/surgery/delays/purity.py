@@ -1,4 +1,4 @@
-"""Networks whose operations all give new tensors: in-place operations are replaced, or refused where that changes answers."""
+"""Networks whose operations all give new tensors: in-place operations are replaced, or rejected if that changes answers."""
 
 from __future__ import annotations
 
@@ -20,72 +20,74 @@ IN_PLACE = {
     operator.itruediv: operator.truediv,
     operator.ipow: operator.pow,
 }
-# What may give its input itself: casts, and what drops nothing in evaluation.
-SAME = {"float", "double", "half", "bfloat16", "type", "cuda", "stochastic_depth"}
-DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
-DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+# Operations that may return their input itself: casts, and dropouts in evaluation.
+MAY_RETURN_INPUT = {"float", "double", "half", "bfloat16", "type", "cuda", "stochastic_depth"}
+DROPOUT_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+DROPOUT_MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def delayed(x: Any) -> Any:
-    """Marks what arrives late; itself it does nothing."""
+def mark_delay(x: Any) -> Any:
+    """Marks a tensor that arrives late; it returns the tensor itself."""
     return x
 
 
-def _writing(target: Any) -> Any:
-    def write(self: fx.Proxy, other: Any) -> fx.Proxy:
+def _recorder(target: Any) -> Any:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", target, (self, other), {}, IN_PLACE[target].__name__)
 
-    return write
+    return record
 
 
-class WritingProxy(fx.Proxy):
-    """What a tracer gives for a tensor, but that it tells x += y from x = x + y."""
+class InPlaceProxy(fx.Proxy):
+    """A proxy of a traced tensor that, unlike fx.Proxy, tells x += y from x = x + y."""
 
-    __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = map(_writing, IN_PLACE)
+    __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = map(_recorder, IN_PLACE)
 
 
-def without_in_place(graph: fx.Graph, root: nn.Module) -> None:
-    """Makes every operation give a new tensor, since the old one may be needed later. Those that read a tensor after it was
-    changed read the new one. (Modules that work in place are left to the caller.)
+def remove_in_place(graph: fx.Graph, root: nn.Module) -> None:
+    """Makes every operation give a new tensor, since the old one may be needed later.
+
+    Operations that read a tensor after it was changed read the new one. Modules that work in place are left to the caller.
 
     Raises:
-        ValueError: The changed tensor shares memory with another one that is read later: this one would not change.
+        ValueError: The changed tensor shares memory with another one that is read later, which would then not change.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     written: dict[fx.Node, fx.Node] = {}  # what each operation wrote into
-    numbers: set[fx.Node] = set()  # sizes and what is computed from them, which no operation changes in place
+    numbers: set[fx.Node] = set()  # sizes and results computed from them, which no operation changes in place
     for node in graph.nodes:
-        changed = _first(node)
-        if _asks_size(node) or (_computes(node) and all(i in numbers for i in node.all_input_nodes)):
+        changed = _first_argument(node)
+        if asks_size(node) or (_is_arithmetic(node) and all(i in numbers for i in node.all_input_nodes)):
             numbers.add(node)
-        if not _made_pure(node, root) or not isinstance(changed, fx.Node) or node in numbers:
+        if not _replace_in_place(node, root) or not isinstance(changed, fx.Node) or node in numbers:
             continue
         written[node] = changed
         for user in [user for user in changed.users if order[user] > order[node]]:
             user.replace_input_with(changed, node)
-        if _seen_through(node, root) is not None:
+        if _viewed_tensor(node, root) is not None:
             continue  # x.unsqueeze_(0) changes no value
         for other, reader in _later_readers(node, order, written, root):
             raise ValueError(
                 f"{node.name} changes {changed.name} in place, and so {other.name}, which shares its memory and is read later "
-                f"by {reader.name}: this cannot be followed; let it give a new tensor, as x = f(x) does"
+                f"by {reader.name}: delays cannot follow this; let it give a new tensor, as x = f(x) does"
             )
 
 
-def _first(node: fx.Node) -> Any:
+def _first_argument(node: fx.Node) -> Any:
     return node.args[0] if node.args else next(iter(node.kwargs.values()), None)
 
 
-def _asks_size(node: fx.Node) -> bool:
+def asks_size(node: fx.Node) -> bool:
+    """Whether an operation reads only the size, type or device of a tensor."""
     return (node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None) in SIZES
 
 
-def _computes(node: fx.Node) -> bool:
+def _is_arithmetic(node: fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
 
 
-def _made_pure(node: fx.Node, root: nn.Module) -> bool:
-    """Whether the operation worked in place; if it can be, it is replaced by the one that does not."""
+def _replace_in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the operation works in place; all but modules are replaced by their out-of-place version."""
     if node.op == "call_module":
         return getattr(root.get_submodule(str(node.target)), "inplace", False) is True
     if node.op == "call_method":
@@ -114,30 +116,30 @@ def _made_pure(node: fx.Node, root: nn.Module) -> bool:
 
 @functools.cache
 def _views() -> frozenset[str]:
-    """Names of the operations that may give a view of their first argument, or this itself, as their schemas say."""
+    """Names of the operations that, by their schemas, may return a view of their first argument or the argument itself."""
     schemas = torch._C._jit_get_all_schemas()
     shares = [s.name for s in schemas if any(r.alias_info is not None and not r.alias_info.is_write for r in s.returns)]
     return frozenset(name.removeprefix("aten::") for name in shares if name.startswith("aten::"))
 
 
-def _seen_through(node: fx.Node, root: nn.Module) -> fx.Node | None:
-    """The tensor of which an operation may give a view, None where it gives new values."""
-    base = _first(node)
+def _viewed_tensor(node: fx.Node, root: nn.Module) -> fx.Node | None:
+    """The tensor of which an operation may give a view; None if it gives new values."""
+    base = _first_argument(node)
     if not isinstance(base, fx.Node):
         return None
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        dropping = isinstance(module, DROPPING) and not (module.training and module.p)
-        views = dropping or isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten)
+        drops_nothing = isinstance(module, DROPOUT_MODULES) and not (module.training and module.p)
+        views = drops_nothing or isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten)
     elif node.op == "call_method":
-        views = str(node.target) in _views() | SAME
+        views = str(node.target) in _views() | MAY_RETURN_INPUT
     elif node.target is getattr:
         views = node.args[1] not in SIZES
-    elif node.target in (delayed, operator.getitem):
+    elif node.target in (mark_delay, operator.getitem):
         views = True
     else:
         name, module_name = (getattr(node.target, key, "") for key in ("__name__", "__module__"))
-        views = name in SAME or name in (DROPOUTS if module_name == F.__name__ else _views())
+        views = name in MAY_RETURN_INPUT or name in (DROPOUT_FUNCTIONS if module_name == F.__name__ else _views())
     return base if views else None
 
 
@@ -147,31 +149,31 @@ def _later_readers(
     """The tensors other than its own result that `node` changes, each with an operation that reads its values later."""
 
     def source(other: fx.Node) -> fx.Node | None:
-        return written.get(other) or _seen_through(other, root)
+        return written.get(other) or _viewed_tensor(other, root)
 
     def chain(other: fx.Node) -> list[fx.Node]:
         """From the tensor that owns the memory to this view of it."""
-        found, base = [other], source(other)
+        path, base = [other], source(other)
         while base is not None:
-            found.insert(0, base)
+            path.insert(0, base)
             base = source(base)
-        return found
+        return path
 
     own = chain(node)
     family = [own[0]]
     for member in family:
         family += [user for user in member.users if user not in family and source(user) is member]
     for other in family:
-        way = chain(other)
-        if node in way or _apart(own, way):
+        path = chain(other)
+        if node in path or _disjoint(own, path):
             continue
         for user in other.users:
-            if order[user] > order[node] and source(user) is not other and not _asks_size(user):
+            if order[user] > order[node] and source(user) is not other and not asks_size(user):
                 yield other, user
 
 
-def _apart(a: list[fx.Node], b: list[fx.Node]) -> bool:
-    """Whether two views of a tensor are of different parts of it, as x[0] and x[1] are."""
+def _disjoint(a: list[fx.Node], b: list[fx.Node]) -> bool:
+    """Whether two views of a tensor cover different parts of it, as x[0] and x[1] do."""
     for one, other in zip(a, b, strict=False):
         if one is not other:
             parts = {view.args[1] for view in (one, other) if view.target is operator.getitem and type(view.args[1]) is int}

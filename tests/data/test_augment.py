@@ -26,12 +26,12 @@ def test_keys_depend_on_every_word_and_on_nothing_else():
         assert not torch.equal(hashing.keys(index, *words), keys)
 
 
-def test_below_is_uniform_and_choices_are_independent():
+def test_randint_is_uniform_and_salts_are_independent():
     keys = hashing.keys(torch.arange(90_000), 0)
     pairs = hashing.randint(keys, 9, 1) * 9 + hashing.randint(keys, 9, 2)
     counts = torch.bincount(pairs, minlength=81).double()
     chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
-    assert chi_square < 125  # 0.1 % of chi-square with 80 degrees of freedom lies above
+    assert chi_square < 125  # exceeded with probability 0.1 % at 80 degrees of freedom
 
 
 def test_permutation():
@@ -43,12 +43,12 @@ def test_crops_are_windows_of_the_padded_image():
     batch, padding = images(200), 2
     crops = random_crop(batch, hashing.keys(torch.arange(200), 0), padding)
     padded = functional.pad(batch, [padding] * 4)
-    places = set()
+    positions = set()
     for image, crop in zip(padded, crops, strict=True):
         here = [(y, x) for y in range(5) for x in range(5) if torch.equal(image[:, y : y + 6, x : x + 6], crop)]
         assert len(here) == 1
-        places.update(here)
-    assert len(places) == 25
+        positions.update(here)
+    assert len(positions) == 25
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -57,7 +57,7 @@ def test_crops_of_the_mirrored_image(dtype):
     crops = random_crop(batch, keys, 3, "reflect")
     assert crops.dtype == dtype
     padded = np.pad(batch.numpy(), [(0, 0), (0, 0), (3, 3), (3, 3)], "reflect")
-    # The places are those of the black padding.
+    # The positions are those of the black padding.
     rows, columns = hashing.randint(keys, 7, 1).tolist(), hashing.randint(keys, 7, 2).tolist()
     for image, crop, y, x in zip(padded, crops.numpy(), rows, columns, strict=True):
         assert np.array_equal(image[:, y : y + 6, x : x + 5], crop)

@@ -10,7 +10,7 @@ from anytime.data.augment import crop_and_flip
 
 
 def numbered(size: int, **options) -> Batches:
-    """A loader whose targets tell which samples a batch holds."""
+    """A loader whose targets are the indices of its samples."""
     images = torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Batches(images, torch.arange(size), options.pop("batch_size", 4), augment=crop_and_flip(2, True), **options)
 
@@ -65,7 +65,7 @@ def test_training_is_a_function_of_seed_and_epoch(make):
 
 
 @both
-def test_loading_leaves_the_global_random_stream_alone(make):
+def test_loading_does_not_advance_the_global_random_stream(make):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(make(10, shuffle=True))
@@ -86,22 +86,22 @@ def test_evaluation_keeps_every_sample_in_order():
 
 @both
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
-def test_goes_on_in_the_middle_of_an_epoch(make, stop):
+def test_resumes_in_the_middle_of_an_epoch(make, stop):
     loader = make(16, shuffle=True)
     loader.set_epoch(3)
     iterator = iter(loader)
-    handed = [next(iterator) for _ in range(stop)]
+    yielded = [next(iterator) for _ in range(stop)]
     state = loader.state_dict()
     assert state == {"epoch": 3, "batch": stop}
     rest = list(iterator)
 
     resumed = make(16, shuffle=True)
     resumed.load_state_dict(state)
-    iterator = iter(resumed)  # Lightning makes the iterator before it sets the epoch
+    iterator = iter(resumed)  # Lightning creates the iterator before it sets the epoch
     resumed.set_epoch(3)
     assert_same(iterator, rest)
     resumed.set_epoch(3)
-    assert_same(resumed, handed + rest)  # only the first iteration resumes
+    assert_same(resumed, yielded + rest)  # only the first iteration resumes
 
 
 def test_a_finished_epoch_is_followed_by_the_next():
@@ -128,14 +128,14 @@ def test_a_loaded_position_is_forgotten_in_another_epoch():
 @both
 def test_two_processes_share_the_batches_of_one(make):
     whole = list(make(22, shuffle=True, batch_size=8))
-    parts = [list(make(22, shuffle=True, batch_size=4, rank=rank, world_size=2)) for rank in range(2)]
-    joined = [tuple(map(torch.cat, zip(*pair, strict=True))) for pair in zip(*parts, strict=True)]
+    shares = [list(make(22, shuffle=True, batch_size=4, rank=rank, world_size=2)) for rank in range(2)]
+    joined = [tuple(map(torch.cat, zip(*pair, strict=True))) for pair in zip(*shares, strict=True)]
     assert_same(joined, whole)
 
 
 @given(size=st.integers(1, 60), batch_size=st.integers(1, 9), world_size=st.integers(1, 5), shuffle=st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_sharding_loses_and_doubles_nothing(size, batch_size, world_size, shuffle):
+def test_sharding_neither_loses_nor_duplicates_samples(size, batch_size, world_size, shuffle):
     if shuffle and size < world_size:
         with pytest.raises(ValueError, match="cannot be shared"):
             numbered(size, shuffle=True, world_size=world_size)
@@ -187,7 +187,7 @@ def test_wrong_arguments(arguments, message):
 
 
 class Recorder(LightningModule):
-    """Does nothing but note the batches that it is given, and save a checkpoint after `save_after` of them."""
+    """Records its batches, and saves a checkpoint after `save_after` of them."""
 
     def __init__(self, path, save_after: int = 0) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's about workers, loggers and its own use of torch
+@pytest.mark.filterwarnings("ignore")  # Lightning warns about workers, loggers and its own use of torch
 @pytest.mark.parametrize("save_after", [1, 3, 4, 6])
 def test_lightning_resumes_in_the_middle_of_an_epoch(tmp_path, save_after):
     def train(module: Recorder, checkpoint=None) -> list:
@@ -236,7 +236,7 @@ class Damaged:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_is_told_in_one_sentence_wherever_it_is_read(workers):
+def test_a_damaged_image_is_reported_in_one_sentence_by_any_process(workers):
     loader = StreamedBatches(LazyImages(Damaged(), torch.arange(4)), torch.arange(4), 2, (3, 8, 8), workers=workers)
     batches = iter(loader)
     assert len(next(batches)[1]) == 2

@@ -10,7 +10,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def write_binary(root, per_file=20):
-    """Both CIFAR sets in the official binary layout; returns what the training part of CIFAR-10 holds."""
+    """Writes both CIFAR sets in the official binary layout; returns labels and pixels of CIFAR-10's training split."""
     folder = root / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     written = []
@@ -30,7 +30,7 @@ def write_binary(root, per_file=20):
 
 
 def write_pickled(root, content=None):
-    """CIFAR-10 in torchvision's layout, pickled as the official files are."""
+    """Writes CIFAR-10 in torchvision's layout, pickled like the official files."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
@@ -103,7 +103,7 @@ def test_label_levels(tmp_path):
     assert targets.shape == (100, 2)
 
 
-def test_classes_are_numbered_anew_on_every_level(tmp_path):
+def test_classes_are_renumbered_on_every_level(tmp_path):
     write_binary(tmp_path)
     data = CIFAR100("both", root=tmp_path, validation=0, classes=["apple", "*tree", "Aquarium_Fish"])
     data.setup()

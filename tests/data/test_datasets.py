@@ -11,7 +11,7 @@ from anytime.data import CIFAR100, Digits, ImageData, Split, create_data, defaul
 
 
 class Stripes(ImageData):
-    """A data set of somebody else."""
+    """A third-party data set."""
 
     label = 1
     size = 4
@@ -19,8 +19,8 @@ class Stripes(ImageData):
     def read_names(self):
         return [["flat", "striped"]]
 
-    def read(self, part):
-        if part == "validation":
+    def read(self, split):
+        if split == "validation":
             return None
         targets = torch.tensor([0, self.label] * 10)
         images = torch.zeros(20, 3, self.size, self.size, dtype=torch.uint8)
@@ -91,10 +91,10 @@ def test_root_comes_from_the_environment(monkeypatch, tmp_path):
     assert Digits(root="~/data").root.is_absolute()
 
 
-def test_every_part_is_read_once(monkeypatch):
+def test_every_split_is_read_once(monkeypatch):
     asked = []
     original = Digits.read
-    monkeypatch.setattr(Digits, "read", lambda self, part: asked.append(part) or original(self, part))
+    monkeypatch.setattr(Digits, "read", lambda self, split: asked.append(split) or original(self, split))
     data = Digits()
     data.setup("test")
     assert asked == ["test"]
@@ -104,16 +104,16 @@ def test_every_part_is_read_once(monkeypatch):
     assert sorted(asked) == ["test", "train", "validation"]
 
 
-def test_limit_is_stratified_and_leaves_validation_alone():
+def test_limit_is_stratified_and_does_not_change_validation():
     whole, little = Digits(), Digits(limit=100)
     assert torch.equal(whole.val_dataloader().targets, little.val_dataloader().targets)
     assert torch.bincount(little.train_dataloader().targets).tolist() == pytest.approx([10] * 10, abs=1)
     assert Digits(limit=10**6).train_dataloader().size == whole.train_dataloader().size
-    kept = {image.numpy().tobytes() for image in little.train_dataloader().images}
-    assert kept <= {image.numpy().tobytes() for image in whole.train_dataloader().images}
+    limited = {image.numpy().tobytes() for image in little.train_dataloader().images}
+    assert limited <= {image.numpy().tobytes() for image in whole.train_dataloader().images}
 
 
-def test_classes_are_chosen_everywhere():
+def test_classes_are_chosen_in_every_split():
     data = Digits(classes=["7", "[12]"], validation=30)
     data.setup()
     assert data.class_names == ["1", "2", "7"]
@@ -146,7 +146,7 @@ def test_processes_come_from_the_trainer():
     assert torch.equal(next(iter(whole))[0][16:], next(iter(loader))[0])
 
 
-def test_wrong_readers_are_told(monkeypatch):
+def test_wrong_readers_are_reported(monkeypatch):
     monkeypatch.setattr(Stripes, "label", 2)
     with pytest.raises(ValueError, match=r"stripes: label 2 is outside 0\.\.1"):
         Stripes().setup()
@@ -174,6 +174,6 @@ def test_the_command_line_knows_every_argument(classes):
         parser.parse_args([f"--data=anytime.data.{name}", "--data.root=x", "--data.seed=3"])
 
 
-def test_import_anytime_leaves_lightning_alone():
+def test_import_anytime_does_not_import_lightning():
     code = "import sys, anytime; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,7 +17,7 @@ def save(path, mode="RGB", size=(40, 20)):
 @pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_image_fits_any_model(tmp_path, mode, channels):
+def test_any_image_suits_any_model(tmp_path, mode, channels):
     image = read_image(save(tmp_path / "image.png", mode), (channels, 16, 16))
     assert image.shape == (channels, 16, 16)
     assert image.dtype == torch.float32
@@ -31,7 +31,7 @@ def test_an_image_of_the_right_size_is_unchanged(tmp_path):
     assert torch.equal(read_image(path, (3, 20, 40)), expected)
 
 
-def test_the_centre_is_cut_out(tmp_path):
+def test_the_centre_is_cropped(tmp_path):
     image = Image.new("RGB", (40, 20))
     image.paste((255, 255, 255), (10, 0, 30, 20))
     image.save(tmp_path / "image.png")
@@ -43,23 +43,23 @@ def test_with_a_resize_ratio_the_view_is_that_of_streamed_test_images(tmp_path):
     save(tmp_path / "cat/other.png")
     data = ImageFolder(root=tmp_path, size=21, validation=0, test=1)
     data.setup()
-    seen = [image for loader in (data.test_dataloader(),) for images, _ in loader for image in images]
+    views = [image for loader in (data.test_dataloader(),) for images, _ in loader for image in images]
     trained = StreamedBatches(data.train_dataloader().images.files, torch.zeros(1), 1, (3, 21, 21))
-    seen += [image for images, _ in trained for image in images]
-    own = read_image(path, (3, 21, 21), data.resize_ratio)
+    views += [image for images, _ in trained for image in images]
+    view = read_image(path, (3, 21, 21), data.resize_ratio)
     assert data.resize_ratio == 8 / 7
-    assert any(torch.equal(own, image) for image in seen)
+    assert any(torch.equal(view, image) for image in views)
 
 
-def test_the_noted_orientation_is_respected(tmp_path):
+def test_the_exif_orientation_is_respected(tmp_path):
     image = Image.new("RGB", (16, 8))
     image.paste((255, 255, 255), (0, 0, 8, 8))  # left half white
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: white on top
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise: white on top
     image.save(tmp_path / "image.png", exif=exif)
-    turned = read_image(tmp_path / "image.png", (1, 16, 8))
-    assert turned[0, :8].min() == 1
-    assert turned[0, 8:].max() == 0
+    rotated = read_image(tmp_path / "image.png", (1, 16, 8))
+    assert rotated[0, :8].min() == 1
+    assert rotated[0, 8:].max() == 0
 
 
 def test_missing_and_damaged_images_are_named(tmp_path):
@@ -75,7 +75,7 @@ def test_missing_and_damaged_images_are_named(tmp_path):
         read_image(tmp_path / "whole.png", (2, 8, 8))
 
 
-def test_16_bits_are_scaled_and_32_refused(tmp_path):
+def test_16_bits_are_scaled_and_32_bits_rejected(tmp_path):
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     expected = torch.from_numpy(ramp.astype(np.float32) / 65535)

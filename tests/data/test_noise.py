@@ -31,14 +31,14 @@ def keys(number: int, seed: int = 0) -> Tensor:
 
 
 def changed(before: Tensor, after: Tensor) -> Tensor:
-    """Which pixels differ in every channel, `[B, H, W]`; there are none that differ in some."""
+    """Mask of the pixels that differ in every channel, `[B, H, W]`; none may differ in only some."""
     differ = before != after
     assert torch.equal(differ.any(1), differ.all(1))
     return differ.any(1)
 
 
 def windows(where: Tensor, size: int) -> list[tuple[int, int]]:
-    """The places of the windows that `where` `[B, H, W]` consists of."""
+    """The positions of the windows that make up `where` `[B, H, W]`."""
     places = []
     for mask in where:
         rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
@@ -50,7 +50,7 @@ def windows(where: Tensor, size: int) -> list[tuple[int, int]]:
 
 
 def assert_uniform(counts: Tensor) -> None:
-    """Chi-square below the value that one in 10,000 experiments exceeds (Wilson and Hilferty)."""
+    """Asserts that chi-square is below the value exceeded in one of 10,000 experiments (Wilson and Hilferty)."""
     counts = counts.double()
     chi_square = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
     degrees = len(counts) - 1
@@ -59,7 +59,7 @@ def assert_uniform(counts: Tensor) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(32, 32), (21, 30)])
-def test_a_sample_is_a_function_of_its_key_alone(name, size):
+def test_a_sample_is_a_function_of_its_key_only(name, size):
     batch, k, apply = images(12, *size), keys(12), create_noise(name, FILL)
     state, before = torch.get_rng_state(), batch.clone()
     noisy = apply(batch, k)
@@ -74,13 +74,13 @@ def test_a_sample_is_a_function_of_its_key_alone(name, size):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kinds_of_images(name):
+def test_types_of_images(name):
     batch, k, apply = (255 * images(8)).round().to(torch.uint8), keys(8), create_noise(name, FILL)
     noisy = apply(batch, k)
     assert noisy.dtype == torch.uint8
     exact = apply(batch.double() / 255, k)
     assert exact.dtype == torch.float64
-    assert (noisy.double() / 255 - exact).abs().max() <= 0.5 / 255 + 1e-6  # rounding, and nothing else
+    assert (noisy.double() / 255 - exact).abs().max() <= 0.5 / 255 + 1e-6  # rounding only
     assert apply(batch.float() / 255, k).dtype == torch.float32
     half = apply((batch.float() / 255).bfloat16(), k)
     assert half.dtype == torch.bfloat16
@@ -118,7 +118,7 @@ def test_focus():
 
 
 def plain_gradient_noise(gradients: list[list[tuple[int, int]]], height: int, width: int, cells: int) -> Tensor:
-    """Perlin's noise as it is usually written: dot products at four corners, blended twice. Gradients are (x, y)."""
+    """Perlin noise in its usual form: dot products at four corners, blended twice. Gradients are (x, y)."""
 
     def fade(t: float) -> float:
         return 6 * t**5 - 15 * t**4 + 10 * t**3
@@ -156,7 +156,7 @@ def test_perlin():
     batch, k = images(50), keys(50)
     noisy = perlin(batch, k, FILL)
     where = changed(batch, noisy)
-    assert (where.flatten(1).sum(1) == 410).all()  # as many as lie above numpy's 60th percentile of 1,024
+    assert (where.flatten(1).sum(1) == 410).all()  # the number of values above numpy's 60th percentile of 1,024
     values = noise._gradient_noise(k, 32, 32, 5)
     for value, lost in zip(values, where, strict=True):
         assert value[lost].min() >= value[~lost].max()
@@ -188,7 +188,7 @@ def test_resolution_where_the_factor_does_not_divide_the_size():
 
 
 def shifts(batch: Tensor, noisy: Tensor, reach: int) -> list[tuple[int, int]]:
-    """How far each image was shifted, with its border repeated."""
+    """The shift of each image, whose border is repeated."""
     places = []
     for image, shifted in zip(batch.numpy(), noisy.numpy(), strict=True):
         padded = np.pad(image, [(0, 0), (reach, reach), (reach, reach)], "edge")
@@ -218,7 +218,7 @@ def test_translation_is_a_random_walk():
     assert torch.equal(translation(batch, k, length=1), batch)
 
 
-def test_a_walk_is_held_within_its_limit():
+def test_a_walk_is_clamped_to_its_limit():
     batch, k = images(20, 5, 5), keys(20)
     path = np.array([shifts(batch, translation(batch, k, time, limit=2), 3) for time in range(15)])
     assert np.abs(path).max() == 2
@@ -248,14 +248,14 @@ def test_angles_are_uniform():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_frames_are_drawn_anew_at_every_step(name):
+def test_frames_have_fresh_noise_at_every_step(name):
     batch, k, apply = images(6, 20, 20), keys(6), create_noise(name, FILL)
     stream = frames(apply, batch, k, 8)
     assert stream.shape == (8, 6, 3, 20, 20)
     assert torch.equal(frames(apply, batch, k, 3), stream[:3])
     assert len({frame.numpy().tobytes() for frame in stream}) == 8
     torch.testing.assert_close(frames(apply, batch[2:], k[2:], 8), stream[:, 2:], rtol=1e-12, atol=1e-14)
-    assert not torch.equal(stream[0], apply(batch, k))  # a training image has another draw
+    assert not torch.equal(stream[0], apply(batch, k))  # training images use another draw
 
 
 def test_noise_is_independent_of_the_crop():
@@ -297,13 +297,13 @@ class Random32(ImageData):
     def read_names(self) -> list[list[str]]:
         return [["even", "odd"]]
 
-    def read(self, part: str) -> Split | None:
-        generator = torch.Generator().manual_seed(len(part))
+    def read(self, split: str) -> Split | None:
+        generator = torch.Generator().manual_seed(len(split))
         images = torch.randint(1, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return None if part == "validation" else Split(images, torch.arange(40) % 2, part)
+        return None if split == "validation" else Split(images, torch.arange(40) % 2, split)
 
 
-def test_data_sets_put_noise_on_training_images_alone() -> None:
+def test_data_sets_apply_noise_only_to_training_images() -> None:
     data = Random32(noise="occlusion", augment="none", crop_padding="reflect", validation=10, batch_size=30)
     data.setup()
     ((images, _),) = list(data.train_dataloader())
@@ -316,7 +316,7 @@ def test_data_sets_put_noise_on_training_images_alone() -> None:
         assert (torch.isclose(images, colour.expand_as(images)).all(1).sum((1, 2)) < 32).all()
 
 
-def test_data_sets_refuse_unknown_noise() -> None:
+def test_data_sets_reject_unknown_noise() -> None:
     with pytest.raises(ValueError, match=r"unknown noise 'fog'; did you mean 'focus'\?"):
         Random32(noise="fog")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"unknown crop_padding 'wrap'; valid: zeros, reflect"):

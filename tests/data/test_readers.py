@@ -1,4 +1,4 @@
-"""Every data set from a few tiny files in its official layout."""
+"""Every data set, read from a few tiny files in its official layout."""
 
 import hashlib
 import struct
@@ -33,7 +33,7 @@ from anytime.data.files import download_archives
 
 
 def save(path, colour, size=(20, 16), box=None):
-    """A black image with a box of one colour (all of it by default)."""
+    """Saves a black image with a box of one colour (by default the whole image)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size)
     image.paste(colour, box or (0, 0, *size))
@@ -46,23 +46,20 @@ def write(path, *lines):
 
 
 def read(data):
-    """Images and targets of the training and of the test part, all of them in order."""
+    """Images and targets of the first training batch and the first test batch."""
     data.setup()
     batches = [next(iter(loader)) for loader in (data.train_dataloader(), data.test_dataloader())]
     assert all(images.shape[1:] == data.input_size for images, _ in batches)
     return [item for batch in batches for item in batch]
 
 
-# Digits, MNIST, SVHN
-
-
 def test_digits():
     data = Digits()
     data.setup()
-    parts = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
-    assert [part.size for part in parts] == [1293, 144, 360]
-    assert all(torch.bincount(part.targets).min() > 0.07 * part.size for part in parts)
-    values = parts[0].images.unique().tolist()
+    loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    assert [loader.size for loader in loaders] == [1293, 144, 360]
+    assert all(torch.bincount(loader.targets).min() > 0.07 * loader.size for loader in loaders)
+    values = loaders[0].images.unique().tolist()
     assert values == [round(value * 255 / 16) for value in range(17)]
 
 
@@ -120,9 +117,6 @@ def test_svhn(tmp_path, folder):
         SVHN(root=tmp_path).setup("test")
 
 
-# Signs, cars
-
-
 def write_gtsrb(folder):
     columns = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
     for label in (0, 42):
@@ -140,7 +134,7 @@ def test_gtsrb_official(tmp_path, folder):
     write_gtsrb(tmp_path / folder)
     data = GTSRB(size=12, root=tmp_path, validation=0.2, augment="none")
     images, targets, test_images, test_targets = read(data)
-    assert images[:, 0].unique().tolist() == pytest.approx([200 / 255])  # only what is inside the box
+    assert images[:, 0].unique().tolist() == pytest.approx([200 / 255])  # only pixels inside the box
     assert torch.allclose(images[:, 2] * 255, targets[:, None, None].float())
     assert test_images[:, 1].unique().tolist() == pytest.approx([200 / 255])
     assert test_targets.tolist() == [7]
@@ -186,9 +180,9 @@ def write_cars(root, label=2, number=3):
     folder = root / "stanford_cars"
     fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
     rows = np.array([(6, 6, 15, 11, label, f"{i:05d}.png") for i in range(number)], [(f, "O") for f in fields])
-    for part, table in {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}.items():
+    for split, table in {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}.items():
         for i in range(number):
-            save(folder / f"cars_{part}/{i:05d}.png", (0, 0, 200), box=(5, 5, 15, 11))
+            save(folder / f"cars_{split}/{i:05d}.png", (0, 0, 200), box=(5, 5, 15, 11))
         (folder / "devkit").mkdir(exist_ok=True)
         savemat(folder / table, {"annotations": rows})
     savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array(["Acura RL", "Audi A5"], object)})
@@ -207,9 +201,6 @@ def test_stanford_cars(tmp_path, number):
         StanfordCars(root=tmp_path).setup()
     with pytest.raises(FileNotFoundError, match=r"Stanford Cars: no stanford_cars/devkit/cars_meta\.mat.*; put it there"):
         StanfordCars(root=tmp_path / "stanford_cars", download=True).setup()
-
-
-# ImageNet and its kin
 
 
 def test_tinyimagenet(tmp_path):
@@ -261,8 +252,8 @@ def test_cub(tmp_path):
 def test_imagenet(tmp_path, folder):
     words = {"n01": ("Boston bull", "Boston terrier"), "n02": ("crane",), "n03": ("crane",)}
     for wnid in words:
-        for part in ("train", "val"):
-            save(tmp_path / folder / part / wnid / "image.JPEG", (0, 100, 0))
+        for split in ("train", "val"):
+            save(tmp_path / folder / split / wnid / "image.JPEG", (0, 100, 0))
     torch.save((words, []), tmp_path / folder / "meta.bin")
     data = ImageNet(root=tmp_path, validation=0, size=32)
     _, targets, _, test_targets = read(data)
@@ -273,7 +264,7 @@ def test_imagenet(tmp_path, folder):
 
 
 class FakeDatabase:
-    """The part of lmdb that LSUN needs, over a folder of files."""
+    """The part of lmdb that LSUN needs, reading a folder of files."""
 
     def __init__(self, path, **options):
         self.files = {file.name.encode(): file.read_bytes() for file in sorted(Path(path).iterdir())}
@@ -295,9 +286,9 @@ class FakeDatabase:
 
 def test_lsun(tmp_path, monkeypatch):
     for number, name in enumerate(["bridge", "tower"]):
-        for part in ("train", "val"):
+        for split in ("train", "val"):
             for image in range(number + 2):
-                save(tmp_path / f"lsun/{name}_{part}_lmdb/{image}.webp", (0, 90 * number, 0))
+                save(tmp_path / f"lsun/{name}_{split}_lmdb/{image}.webp", (0, 90 * number, 0))
     fake = SimpleNamespace(open=FakeDatabase, Error=RuntimeError)
     monkeypatch.setitem(sys.modules, "lmdb", fake)
     data = LSUN(root=tmp_path, size=16, validation=0, classes=["bridge", "tower"])
@@ -309,9 +300,6 @@ def test_lsun(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(ImportError, match="pip install lmdb"):
         LSUN(root=tmp_path, classes="tower").setup()
-
-
-# Any folder
 
 
 def write_folder(folder, number=10):
@@ -330,9 +318,9 @@ def test_one_folder_is_split(tmp_path):
     assert test_targets.tolist() == [0, 0, 1, 1]
 
 
-def test_folders_for_parts(tmp_path):
-    for part, number in {"train": 4, "val": 3, "test": 2}.items():
-        write_folder(tmp_path / part, number)
+def test_folders_for_splits(tmp_path):
+    for split, number in {"train": 4, "val": 3, "test": 2}.items():
+        write_folder(tmp_path / split, number)
     data = ImageFolder(root=tmp_path, size=16)
     data.setup()
     assert [loader.size for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())] == [
@@ -353,7 +341,7 @@ def test_folders_for_parts(tmp_path):
     ]
 
 
-def test_a_class_without_images_and_one_that_only_tests_know_are_found_before_training(tmp_path):
+def test_a_class_without_images_or_only_in_the_test_folder_is_reported_before_training(tmp_path):
     write_folder(tmp_path / "train")
     (tmp_path / "train" / "mouse").mkdir()
     with pytest.raises(ValueError, match=r"train/mouse has no images"):
@@ -364,7 +352,7 @@ def test_a_class_without_images_and_one_that_only_tests_know_are_found_before_tr
         ImageFolder(root=tmp_path, size=16).setup("fit")
 
 
-def test_folders_that_do_not_fit(tmp_path):
+def test_unsuitable_folders(tmp_path):
     with pytest.raises(ValueError, match="needs root"):
         ImageFolder()
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*none"):
@@ -379,7 +367,7 @@ def test_folders_that_do_not_fit(tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    """Address of a server of the files in `tmp_path / "site"`."""
+    """URL of a server of the files in `tmp_path / "site"`."""
     (tmp_path / "site").mkdir()
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -403,4 +391,4 @@ def test_downloaded_archives_appear_only_when_complete(tmp_path, site):
         download_archives({f"{site}/source.zip": md5}, root / "inner", inside="inner")
         assert (root / "inner" / "a.txt").read_text() == "content"
         assert [path.name for path in root.iterdir()] == ["inner"]
-        source.unlink(missing_ok=True)  # what is there is not asked for again
+        source.unlink(missing_ok=True)  # existing folders are not downloaded again

@@ -10,27 +10,27 @@ label_lists = st.lists(st.integers(0, 6), min_size=2, max_size=200)
 
 @given(labels=label_lists, seed=st.integers(0, 10))
 @settings(max_examples=50, deadline=None)
-def test_every_beginning_of_the_order_is_stratified(labels, seed):
+def test_every_prefix_of_the_order_is_stratified(labels, seed):
     labels = torch.tensor(labels)
     order = stratified_order(labels, seed)
     assert order.sort().values.equal(torch.arange(len(labels)))
     total = torch.bincount(labels)
     for size in range(len(labels) + 1):
         share = torch.bincount(labels[order[:size]], minlength=len(total)) - total * size / len(labels)
-        # Each class is at most half a sample from a common share, which all classes together pin down.
+        # Each class is within half a sample of a common share, which all classes together determine.
         assert share.abs().max() <= 1 + 0.5 * (total > 0).sum() / len(labels) * total.max()
 
 
 @given(labels=label_lists, share=st.floats(0, 0.9), seed=st.integers(0, 10))
 @settings(max_examples=50, deadline=None)
-def test_parts_are_disjoint_complete_and_fixed(labels, share, seed):
+def test_splits_are_disjoint_complete_and_reproducible(labels, share, seed):
     labels = torch.tensor(labels)
-    stay, held = hold_out(labels, share, seed)
-    assert len(held) == min(round(share * len(labels)), len(labels) - 1)
-    assert torch.cat([stay, held]).sort().values.equal(torch.arange(len(labels)))
+    stay, held_out = hold_out(labels, share, seed)
+    assert len(held_out) == min(round(share * len(labels)), len(labels) - 1)
+    assert torch.cat([stay, held_out]).sort().values.equal(torch.arange(len(labels)))
     again = hold_out(labels, share, seed)
     assert again[0].equal(stay)
-    assert again[1].equal(held)
+    assert again[1].equal(held_out)
 
 
 @given(tracks=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), min_size=2, max_size=40))
@@ -38,21 +38,21 @@ def test_parts_are_disjoint_complete_and_fixed(labels, share, seed):
 def test_groups_are_not_divided(tracks):
     labels = torch.tensor([label for label, size in tracks for _ in range(size)])
     groups = torch.tensor([7 * number for number, (_, size) in enumerate(tracks) for _ in range(size)])
-    stay, held = hold_out(labels, 0.5, 0, groups)
-    assert len(stay) + len(held) == len(labels)
-    assert not set(groups[stay].tolist()) & set(groups[held].tolist())
-    assert abs(len(held) - len(labels) / 2) <= 5
+    stay, held_out = hold_out(labels, 0.5, 0, groups)
+    assert len(stay) + len(held_out) == len(labels)
+    assert not set(groups[stay].tolist()) & set(groups[held_out].tolist())
+    assert abs(len(held_out) - len(labels) / 2) <= 5
 
 
 def test_stratified_by_class():
     labels = torch.arange(1000) % 10
-    _, held = hold_out(labels, 100, 0)
-    assert torch.bincount(labels[held]).tolist() == [10] * 10
-    assert not held.equal(hold_out(labels, 100, 1)[1])
+    _, held_out = hold_out(labels, 100, 0)
+    assert torch.bincount(labels[held_out]).tolist() == [10] * 10
+    assert not held_out.equal(hold_out(labels, 100, 1)[1])
 
 
 @pytest.mark.parametrize(("amount", "message"), [(-0.1, "got -0.1"), (1.5, "got 1.5"), (10, "cannot hold out 10 of 10")])
-def test_amounts_that_make_no_sense(amount, message):
+def test_invalid_amounts(amount, message):
     with pytest.raises(ValueError, match=message):
         hold_out(torch.zeros(10, dtype=torch.int64), amount, 0)
 

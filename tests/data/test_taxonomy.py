@@ -1,4 +1,4 @@
-"""Trees of labels: what they are read from, the levels cut out of them, and data sets that use them."""
+"""Trees of labels: the files they are read from, the levels cut from them, and data sets that use them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ owl,bird
 CLASSES = ["owl", "gull", "petrel", "albatross"]
 
 
-def written(folder: Path, text: str, name: str = "birds.csv") -> Path:
+def write(folder: Path, text: str, name: str = "birds.csv") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def test_levels_are_cuts_by_depth(tmp_path: Path) -> None:
-    tree = read_taxonomy(written(tmp_path, BIRDS), CLASSES)
+    tree = read_taxonomy(write(tmp_path, BIRDS), CLASSES)
     assert tree.path("albatross") == ["albatross", "pelagic bird", "seabird", "bird"]
     levels = tree.levels(CLASSES)
     assert levels.sizes == (4, 3, 2)
@@ -44,11 +44,11 @@ def test_levels_are_cuts_by_depth(tmp_path: Path) -> None:
 
 
 def test_three_formats_of_one_tree(tmp_path: Path) -> None:
-    tree = read_taxonomy(written(tmp_path, BIRDS), CLASSES)
+    tree = read_taxonomy(write(tmp_path, BIRDS), CLASSES)
     edges = "albatross,pelagic bird\npetrel,pelagic bird\npelagic bird,seabird\ngull,seabird\nseabird,bird,,\nowl,bird\n"
     printed = "bird > seabird > pelagic bird > albatross\nseabird > pelagic bird > petrel\nseabird > gull\nbird > owl\n"
     for text in (edges, printed):
-        assert dict(read_taxonomy(written(tmp_path, text, "other"), CLASSES).parents) == dict(tree.parents)
+        assert dict(read_taxonomy(write(tmp_path, text, "other"), CLASSES).parents) == dict(tree.parents)
     tree.save(tmp_path / "saved.csv")
     assert read_taxonomy(tmp_path / "saved.csv", CLASSES).parents == tree.parents
 
@@ -69,7 +69,7 @@ def test_three_formats_of_one_tree(tmp_path: Path) -> None:
 )
 def test_wrong_trees(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_taxonomy(written(tmp_path, text), CLASSES).levels(CLASSES)
+        read_taxonomy(write(tmp_path, text), CLASSES).levels(CLASSES)
 
 
 def test_other_errors(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_other_errors(tmp_path: Path) -> None:
         read_taxonomy(tmp_path / "none.csv", CLASSES)
     with pytest.raises(ValueError, match=r"there is no label 'bird', the parent of 'owl'"):
         Taxonomy({"owl": "bird"})
-    tree = read_taxonomy(written(tmp_path, BIRDS), CLASSES)
+    tree = read_taxonomy(write(tmp_path, BIRDS), CLASSES)
     for number in (1, 4):
         with pytest.raises(ValueError, match=rf"up to 3 label levels, at least 2 make sense, got {number}"):
             tree.levels(CLASSES, number)
@@ -93,7 +93,7 @@ def test_other_errors(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=2, max_size=12))
 def test_levels_nest(choices: list[list[int]]) -> None:
-    """Classes of one label at a level share their labels at all coarser levels, and each level is smaller."""
+    """Classes with the same label at a level share their labels at all coarser levels, and each level is smaller."""
     groups = [["root" + "".join(map(str, way[:n])) for n in range(len(way), -1, -1)] for way in choices]
     paths = [[f"class {k}", *above] for k, above in enumerate(groups)]
     tree = from_paths(paths)
@@ -145,7 +145,7 @@ def test_wordnet(tmp_path: Path) -> None:
         *("Laysan_Albatross", "Wandering_Albatross", "Petrel", "Sea_Gull", "Clark_Nutcracker", "Whip_poor_Will"),
         *("Cardinal", "Geococcyx", "Green_Violetear"),
     ]
-    tree = read_taxonomy(written(tmp_path, WORDNET, "data.noun"), classes)
+    tree = read_taxonomy(write(tmp_path, WORDNET, "data.noun"), classes)
     assert {name: tree.path(name)[1:] for name in classes} == {
         "Laysan_Albatross": ["albatross", "pelagic bird", "seabird", "bird"],
         "Wandering_Albatross": ["albatross", "pelagic bird", "seabird", "bird"],
@@ -160,14 +160,14 @@ def test_wordnet(tmp_path: Path) -> None:
     assert tree.levels(classes).sizes == (9, 8, 7, 6)
     with pytest.raises(ValueError, match=r"data\.noun: WordNet has no noun for Dodo, Roc; give a CSV file"):
         read_taxonomy(tmp_path / "data.noun", ["Petrel", "Dodo", "Roc"])
-    written(tmp_path, WORDNET.replace("0a 0", "zz 0").replace("n 01 petrel", "n 7f petrel"), "data.noun")
+    write(tmp_path, WORDNET.replace("0a 0", "zz 0").replace("n 01 petrel", "n 7f petrel"), "data.noun")
     with pytest.raises(ValueError, match=r"data\.noun"):
         read_taxonomy(tmp_path / "data.noun", ["Petrel", "Sea_Gull"])
 
 
 def test_wordnet_with_a_cycle_ends(tmp_path: Path) -> None:
     text = "\n".join([synset(1, "a", "@ 00000002"), synset(2, "b", "@ 00000001"), synset(3, "c", "@ 00000001"), "    "])
-    assert read_taxonomy(written(tmp_path, text, "data.noun"), ["a", "c"]).path("c")[0] == "c"
+    assert read_taxonomy(write(tmp_path, text, "data.noun"), ["a", "c"]).path("c")[0] == "c"
 
 
 def test_superclasses_of_cifar100() -> None:
@@ -188,7 +188,7 @@ def test_superclasses_of_cifar100() -> None:
 
 def write_digits(folder: Path) -> str:
     rows = [f"{k},{'round' if k in (0, 6, 8, 9) else 'straight'}" for k in range(10)]
-    return str(written(folder, "\n".join(rows), "digits.csv"))
+    return str(write(folder, "\n".join(rows), "digits.csv"))
 
 
 def test_a_data_set_with_a_taxonomy(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_data_set_with_a_taxonomy(tmp_path: Path) -> None:
     assert targets.shape == (len(images), 2)
 
 
-def test_chosen_classes_are_numbered_anew_on_every_level(tmp_path: Path) -> None:
+def test_chosen_classes_are_renumbered_on_every_level(tmp_path: Path) -> None:
     data = Digits(taxonomy=write_digits(tmp_path), classes=["7", "3", "1"])
     data.setup()
     assert (data.levels, data.class_names) == ((3, 1), ["1", "3", "7", "straight"])
@@ -218,7 +218,7 @@ def test_a_folder_with_a_taxonomy(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for k in range(3):
             Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(folder / f"{k}.png")
-    path = str(written(tmp_path, BIRDS))
+    path = str(write(tmp_path, BIRDS))
     data = ImageFolder(root=tmp_path / "images", size=8, taxonomy=path, label_levels=2, validation=0, test=4, batch_size=8)
     data.setup()
     assert data.levels == (4, 3)
@@ -228,7 +228,7 @@ def test_a_folder_with_a_taxonomy(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"label_levels needs a taxonomy and at least 2, got 3 with taxonomy=None"):
+    with pytest.raises(ValueError, match=r"label_levels must be 2 or more with a taxonomy, got 3 with taxonomy=None"):
         Digits(label_levels=3)
     with pytest.raises(ValueError, match=r"got 1 with taxonomy='tree\.csv'"):
         Digits(taxonomy="tree.csv", label_levels=1)

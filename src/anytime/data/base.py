@@ -153,7 +153,9 @@ class ImageData(LightningDataModule, ABC):
         if not (0 <= validation < 1 or (validation >= 1 and validation == int(validation))):
             raise ValueError(f"validation must be a share in [0, 1) or a number of images, got {validation}")
         if label_levels is not None and (taxonomy is None or label_levels < 2):
-            raise ValueError(f"label_levels needs a taxonomy and at least 2, got {label_levels!r} with taxonomy={taxonomy!r}")
+            raise ValueError(
+                f"label_levels must be 2 or more with a taxonomy, got {label_levels!r} with taxonomy={taxonomy!r}"
+            )
         self.root = Path(root).expanduser() if root is not None else default_root()
         self.taxonomy, self.label_levels = taxonomy, label_levels
         self.download, self.classes = download, classes
@@ -170,8 +172,6 @@ class ImageData(LightningDataModule, ABC):
         self._taxonomy_levels: LabelLevels | None = None
         self._used_labels: list[Tensor] = []
         self._splits: dict[str, Split] = {}
-
-    # -- implemented by a data set ----
 
     @abstractmethod
     def read_names(self) -> list[list[str]]:
@@ -212,8 +212,6 @@ class ImageData(LightningDataModule, ABC):
         folder = Path(root).expanduser() if root is not None else default_root()
         return not cls.files or any((folder / name).exists() for name in cls.files)
 
-    # -- called by Lightning and by users ----
-
     def prepare_data(self) -> None:
         """Downloads missing files if `download` is set."""
         if self.download:
@@ -250,8 +248,6 @@ class ImageData(LightningDataModule, ABC):
     def std(self) -> list[float]:
         """Standard deviation of each channel, computed like `mean`."""
         return self._statistics[1]
-
-    # -- splits and their loaders ----
 
     def split(self, name: str) -> Split:
         """`"train"`, `"validation"` or `"test"` after choosing classes, holding out images and applying the limit."""

@@ -27,7 +27,7 @@ def candidates(model: AnytimeModel, baseline: AnytimeModel, x: Tensor, compiled:
     """What to time; compiled, a stream is one graph per step (so that it can stop), "whole" is all answers in one graph."""
     wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
     steps = harness.compile_steps(model.step, model.num_steps) if compiled else [model.step] * model.num_steps
-    alone = [wrap(lambda x, t=t: model(x, step=t)) for t in range(1, model.num_steps + 1)]
+    contract = [wrap(lambda x, t=t: model(x, step=t)) for t in range(1, model.num_steps + 1)]
     whole = wrap(lambda x: baseline(x)[0])
 
     def stream() -> list[Tensor]:
@@ -37,7 +37,7 @@ def candidates(model: AnytimeModel, baseline: AnytimeModel, x: Tensor, compiled:
             answers.append(logits)
         return answers
 
-    timed = {"stream": stream, "baseline": lambda: whole(x), "scratch": lambda: [answer(x) for answer in alone]}
+    timed = {"stream": stream, "baseline": lambda: whole(x), "scratch": lambda: [answer(x) for answer in contract]}
     if compiled:
         every = wrap(lambda x: model(x))
         timed["whole"] = lambda: every(x)

@@ -94,7 +94,7 @@ def streamed(predictor: Predictor, images: Tensor, labels: Tensor) -> list[Reque
     return requests
 
 
-def alone(network: Single, images: Tensor, labels: Tensor) -> list[Request]:
+def answers_of(network: Single, images: Tensor, labels: Tensor) -> list[Request]:
     """The same for a network with one answer."""
     with torch.inference_mode():
         for image in images[:20].split(1):
@@ -148,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     model = anytime.load(options.network)
-    plain = options.plain or Single("last answer alone", model.eval(), model.num_steps)
+    plain = options.plain or Single("only the last answer", model.eval(), model.num_steps)
     data = create_data("cifar10")
     data.setup("test")
     images, labels = (torch.cat(parts)[: options.requests] for parts in zip(*data.test_dataloader(), strict=True))
@@ -159,8 +159,8 @@ def main() -> None:
         burner.start()
     predictor = Predictor(model, measured, quantile=options.quantile)
     stream = streamed(predictor, images, labels)
-    once = alone(plain, images, labels)
-    separate = {network.name: alone(network, images, labels) for network in options.separate}
+    once = answers_of(plain, images, labels)
+    separate = {network.name: answers_of(network, images, labels) for network in options.separate}
     fits = {name: Latency.of([request[0][0] for request in each]).at(options.quantile) for name, each in separate.items()}
     rows = []
     for deadline in sweep(measured):

@@ -32,14 +32,14 @@ def inference(model: Any, batch_size: int, precision: str, options: Any) -> dict
     x = torch.rand(batch_size, 3, 32, 32, device=options.device).contiguous(memory_format=torch.channels_last)
     wrap: Callable[[Any], Any] = torch.compile if options.compile else lambda function: function
     steps = harness.compile_steps(model.step, model.num_steps) if options.compile else [model.step] * model.num_steps
-    alone = [wrap(lambda x, t=t: model(x, step=t)) for t in range(1, model.num_steps + 1)]
+    contract = [wrap(lambda x, t=t: model(x, step=t)) for t in range(1, model.num_steps + 1)]
 
     def stream() -> None:
         state = model.initial_state(x)
         for step in steps:
             _, state = step(state)
 
-    runs = {"stream": stream, "full": lambda: alone[-1](x), "scratch": lambda: [answer(x) for answer in alone]}
+    runs = {"stream": stream, "full": lambda: contract[-1](x), "scratch": lambda: [answer(x) for answer in contract]}
     with torch.inference_mode(), harness.autocast(precision, options.device):
         seconds = harness.time_in_turns(runs, options.repeats * (1 if batch_size > 1 else 5))
     return {

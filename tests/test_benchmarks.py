@@ -74,7 +74,7 @@ def test_heads_one_by_one_answer_alike(load_benchmark) -> None:
 
 def test_overhead_is_measured_with_steps_that_do_nothing(load_benchmark) -> None:
     overhead = load_benchmark("overhead")
-    found = overhead.per_step(classes=3, repeats=2)
-    assert list(found) == ["last answer", "deadline", "product", "rule", "session, polled"]
+    measured = overhead.per_step(classes=3, repeats=2)
+    assert list(measured) == ["last answer", "deadline", "product", "rule", "session, polled"]
     assert overhead.Nothing(3)(torch.rand(1, 3, 8, 8)).shape == (overhead.STEPS, 1, 3)
     assert set(overhead.session_start(2)) == {"returned", "first_step"}

@@ -67,9 +67,9 @@ def test_data_are_found_in_the_usual_folder_if_the_recipes_is_missing(run, tmp_p
     model = load(run)
     model.info.recipe = {"data": {"class_path": "CIFAR10", "init_args": {"root": "/gone/to/another/machine"}}}
     monkeypatch.setenv("ANYTIME_DATA", str(tmp_path / "here"))
-    found = trained_on(model)
-    assert isinstance(found, CIFAR10)
-    assert found.root == tmp_path / "here"
+    data = trained_on(model)
+    assert isinstance(data, CIFAR10)
+    assert data.root == tmp_path / "here"
     assert trained_on(model, tmp_path / "given").root == tmp_path / "given"
 
 

@@ -55,9 +55,9 @@ def test_a_budget_is_kept_on_validation_and_measured_on_test(method: str, combin
     fitted = fit_rule(VALIDATION, TEST, combine, Goal.of(method, "60%", None, None, None, VALIDATION))
     spared = 300 * 3 / 600 if method == "budgeted" else 1e-6  # its shares are whole images, rounded down
     assert measure(fitted.stop, VALIDATION, fitted.combine).macs <= 180 + spared
-    found = measure(fitted.stop, TEST, fitted.combine)
-    assert fitted.facts["test_accuracy"] == found.accuracy
-    assert fitted.facts["test_macs"] == found.macs == pytest.approx(180, rel=0.1)
+    outcome = measure(fitted.stop, TEST, fitted.combine)
+    assert fitted.facts["test_accuracy"] == outcome.accuracy
+    assert fitted.facts["test_macs"] == outcome.macs == pytest.approx(180, rel=0.1)
     assert fitted.facts["test_loss"] == mean_loss(TEST, fitted.stop, fitted.combine)
     assert fitted.combine.kind == combine
 

@@ -28,21 +28,21 @@ def test_measure_by_hand(from_probabilities):
     trace = from_probabilities(
         [[[0.6, 0.4], [0.9, 0.1]], [[0.3, 0.7], [0.8, 0.2]]], labels=[1, 1], macs=[10, 30]
     )  # confidences .6 .9, wrong wrong; then .7 .8, right wrong
-    found = measure(Confidence(0.8), trace)
-    assert found.accuracy == 0.5
-    assert found.macs == 20
-    assert found.seconds is None
-    assert found.shares == (0.5, 0.5)
+    outcome = measure(Confidence(0.8), trace)
+    assert outcome.accuracy == 0.5
+    assert outcome.macs == 20
+    assert outcome.seconds is None
+    assert outcome.shares == (0.5, 0.5)
 
 
 def test_measure_agrees_with_the_threshold_curve(make_trace):
     trace = make_trace(300)
     curve = threshold_curve(trace, [0.3, 0.5, 0.8])
     for i, threshold in enumerate((0.3, 0.5, 0.8)):
-        found = measure(Confidence(threshold), trace)
-        assert found.accuracy == pytest.approx(float(curve.accuracy[i]))
-        assert found.macs == pytest.approx(float(curve.macs[i]))
-        assert found.seconds == pytest.approx(float(curve.seconds[i]))
+        outcome = measure(Confidence(threshold), trace)
+        assert outcome.accuracy == pytest.approx(float(curve.accuracy[i]))
+        assert outcome.macs == pytest.approx(float(curve.macs[i]))
+        assert outcome.seconds == pytest.approx(float(curve.seconds[i]))
 
 
 def test_measure_of_a_combiner(make_trace):
@@ -103,11 +103,11 @@ def test_share_thresholds_are_the_published_ones(seed, ratio, ties):
 @pytest.mark.parametrize("ratio", RATIOS[::6])
 def test_budgeted_shares_are_as_intended(make_trace, ratio):
     trace = make_trace(1000)
-    found = budgeted(trace, ratio)
+    outcome = budgeted(trace, ratio)
     wanted = exit_shares(ratio, 5)
-    for share, want in zip(found.shares[:-1], wanted[:-1], strict=True):
+    for share, want in zip(outcome.shares[:-1], wanted[:-1], strict=True):
         assert want - 1e-3 < share <= want + 1e-12
-    assert found.rule.num_steps == 5
+    assert outcome.rule.num_steps == 5
 
 
 def test_budgeted_curve_is_measured_on_the_other_trace(make_trace):
@@ -133,9 +133,9 @@ def test_budgets_are_kept_and_a_threshold_per_step_is_as_good_as_one(make_trace,
 
 def test_best_threshold_beats_every_other(make_trace):
     trace = make_trace(60, steps=4)
-    found = best_threshold(trace, 250)
+    outcome = best_threshold(trace, 250)
     every = [measure(Confidence(t), trace) for t in [*trace.logits.softmax(2).amax(2).flatten().tolist(), math.inf]]
-    assert found.accuracy == max(point.accuracy for point in every if point.macs <= 250)
+    assert outcome.accuracy == max(point.accuracy for point in every if point.macs <= 250)
 
 
 def test_best_thresholds_find_the_optimum_of_a_small_trace(make_trace):
@@ -153,8 +153,8 @@ def test_best_thresholds_use_an_exit_that_one_threshold_cannot(from_probabilitie
     wrong, right, last = [0.99, 0.01], [0.4, 0.6], [0.1, 0.9]
     trace = from_probabilities([[wrong] * 10, [right] * 10, [last] * 10], labels=[1] * 10, macs=[1, 2, 10])
     assert best_threshold(trace, 2).accuracy == 0
-    found = best_thresholds(trace, 2)
-    assert (found.accuracy, found.macs) == (1, 2)
+    outcome = best_thresholds(trace, 2)
+    assert (outcome.accuracy, outcome.macs) == (1, 2)
 
 
 def test_seconds_and_macs_are_both_costs(make_trace):
@@ -171,8 +171,8 @@ def test_a_generous_budget_gives_the_best_accuracy_of_all(make_trace):
 
 def test_one_step_is_enough(make_trace):
     trace = make_trace(10, steps=1)
-    for found in (best_threshold(trace, 100), best_thresholds(trace, 100), budgeted(trace, 0.5)):
-        assert found.shares == (1.0,)
+    for outcome in (best_threshold(trace, 100), best_thresholds(trace, 100), budgeted(trace, 0.5)):
+        assert outcome.shares == (1.0,)
 
 
 def test_clear_errors(make_trace):

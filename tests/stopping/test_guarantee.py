@@ -38,10 +38,10 @@ def test_the_certificate_holds_as_often_as_promised(population, risks):
     generator = torch.Generator().manual_seed(0)
     epsilon, alpha, draws = 0.05, 0.2, 120
     traces = [draw(population, 200, generator) for _ in range(draws)]
-    found = torch.tensor([risks[certified(trace, epsilon, alpha, LADDER).rule] for trace in traces])
+    losses = torch.tensor([risks[certified(trace, epsilon, alpha, LADDER).rule] for trace in traces])
     noise = 2 * (alpha * (1 - alpha) / draws) ** 0.5
-    assert alpha / 4 < float((found > epsilon).double().mean()) <= alpha + noise  # kept, but not by being overcautious
-    assert float(found.mean()) > epsilon / 2
+    assert alpha / 4 < float((losses > epsilon).double().mean()) <= alpha + noise  # kept, but not by being overcautious
+    assert float(losses.mean()) > epsilon / 2
 
 
 def test_conformal_risk_is_kept_on_average(population, risks):
@@ -49,9 +49,9 @@ def test_conformal_risk_is_kept_on_average(population, risks):
     generator = torch.Generator().manual_seed(1)
     epsilon, draws = 0.05, 120
     traces = [draw(population, 100, generator) for _ in range(draws)]
-    found = torch.tensor([risks[conformal(trace, epsilon, LADDER).rule] for trace in traces])
-    assert 0.6 * epsilon < float(found.mean()) <= epsilon + 2 * float(found.std()) / draws**0.5
-    assert float((found > epsilon).double().mean()) > 0.2
+    losses = torch.tensor([risks[conformal(trace, epsilon, LADDER).rule] for trace in traces])
+    assert 0.6 * epsilon < float(losses.mean()) <= epsilon + 2 * float(losses.std()) / draws**0.5
+    assert float((losses > epsilon).double().mean()) > 0.2
 
 
 def test_fixed_sequence_by_hand(from_probabilities):
@@ -77,9 +77,10 @@ def test_candidates_are_tested_in_order(from_probabilities):
 
 def test_candidates_may_come_from_another_split(make_trace):
     curve = budgeted_curve(make_trace(500, seed=5), combiner=Caching())
-    found = certified(make_trace(500, seed=6), 0.05, candidates=[point.rule for point in reversed(curve)], combiner=Caching())
-    assert found.rule in [point.rule for point in curve]
-    assert found == measure(found.rule, make_trace(500, seed=6), Caching())
+    trace, candidates = make_trace(500, seed=6), [point.rule for point in reversed(curve)]
+    outcome = certified(trace, 0.05, candidates=candidates, combiner=Caching())
+    assert outcome.rule in candidates
+    assert outcome == measure(outcome.rule, trace, Caching())
 
 
 def test_candidates_go_from_cautious_to_bold():

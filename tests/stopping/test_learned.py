@@ -10,14 +10,14 @@ def test_it_learns_to_stop_when_stopping_pays(make_trace):
     trace, test, price = make_trace(1500, steps=4), make_trace(1500, steps=4, seed=1), 4e-4
 
     def utility(rule):
-        found = measure(rule, test)
-        return found.accuracy - price * found.macs
+        outcome = measure(rule, test)
+        return outcome.accuracy - price * outcome.macs
 
-    found = learned_stop(trace, price, epochs=15)
+    outcome = learned_stop(trace, price, epochs=15)
     least = min(trace.macs.tolist())
     first = measure(Rule.from_dict({"kind": "mac_budget", "macs": least}), test)
-    assert utility(found.rule) > utility(Never()) + 0.02
-    assert utility(found.rule) > first.accuracy - price * first.macs + 0.005
+    assert utility(outcome.rule) > utility(Never()) + 0.02
+    assert utility(outcome.rule) > first.accuracy - price * first.macs + 0.005
 
 
 def test_it_is_repeatable_and_does_not_change_the_random_state(make_trace):
@@ -32,8 +32,8 @@ def test_it_is_repeatable_and_does_not_change_the_random_state(make_trace):
 def test_it_runs_under_inference_mode(make_trace):
     trace = make_trace(20, steps=3)
     with torch.inference_mode():
-        found = learned_stop(trace, 1e-3, epochs=1)
-        assert measure(found.rule, trace) == found
+        outcome = learned_stop(trace, 1e-3, epochs=1)
+        assert measure(outcome.rule, trace) == outcome
 
 
 def test_clear_errors(make_trace):

@@ -150,21 +150,21 @@ def test_deadline_never_starts_a_step_that_ends_late(make_trace):
 
 
 def test_selection_latency_by_hand():
-    found, reached = SelectionLatency(0.55).latency(torch.tensor(HAND))
-    assert found.tolist() == [2, 2, 4]
+    latency, reached = SelectionLatency(0.55).latency(torch.tensor(HAND))
+    assert latency.tolist() == [2, 2, 4]
     assert reached.tolist() == [True, True, True]
-    found, reached = SelectionLatency(0.85).latency(torch.tensor(HAND))
-    assert found.tolist() == [4, 4, 4]
+    latency, reached = SelectionLatency(0.85).latency(torch.tensor(HAND))
+    assert latency.tolist() == [4, 4, 4]
     assert reached.tolist() == [True, False, False]
 
 
 def test_selection_latency_against_its_definition():
     probabilities = torch.rand(6, 50, 3, generator=torch.Generator().manual_seed(0)).log().mul(2).softmax(2)
-    found, reached = SelectionLatency(0.3).latency(probabilities)
+    latency, reached = SelectionLatency(0.3).latency(probabilities)
     for n in range(50):
         stable = [t for t in range(6) if any(bool((probabilities[t:, n, j] > 0.3).all()) for j in range(3))]
         assert bool(reached[n]) == bool(stable)
-        assert int(found[n]) == (stable[0] + 1 if stable else 6)
+        assert int(latency[n]) == (stable[0] + 1 if stable else 6)
 
 
 def test_combinations_are_flat_and_know_what_they_need():

@@ -56,12 +56,12 @@ def test_a_rule_comes_back_exactly_with_the_model(fitted: Fitted, tmp_path: Path
 
 def test_rules_fitted_on_a_trace_are_used_by_name(make_trace, tmp_path: Path) -> None:
     model, trace = tiny(), make_trace(300, steps=3, classes=10)
-    for name, found in {
+    for name, outcome in {
         "half": best_thresholds(trace, 0.5 * float(trace.macs[-1]), combiner=Product()),
         "safe": conformal(trace, 0.05, combiner=Product()),
         "worth": value_of_computation(trace, 1e-4, combiner=Product()),
     }.items():
-        save_rule(model, name, Fitted(found.rule, Product()))
+        save_rule(model, name, Fitted(outcome.rule, Product()))
     model.save(tmp_path)
     loaded = anytime.load(tmp_path)
     for name, fitted in saved_rules(model).items():

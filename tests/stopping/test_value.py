@@ -61,7 +61,7 @@ def test_the_myopic_rule_does_not_see_two_steps_ahead():
 def test_the_chosen_bands_have_the_highest_utility(make_trace):
     """With two steps the model of the trace is exact: no other bands do better on it."""
     trace, price = make_trace(200, steps=2, seed=4), 5e-4
-    found = value_of_computation(trace, price, bins=4)
+    outcome = value_of_computation(trace, price, bins=4)
     confidence = Last()(trace.logits)[0].amax(1).sort().values
     edges = [0.0, *confidence[[50, 100, 150]].tolist(), math.inf]
     bands = list(itertools.pairwise(edges))
@@ -69,7 +69,7 @@ def test_the_chosen_bands_have_the_highest_utility(make_trace):
         measure(ConfidenceBands([[b for b, stop in zip(bands, flags, strict=True) if stop], []]), trace)
         for flags in itertools.product([False, True], repeat=4)
     ]
-    assert found.accuracy - price * found.macs == pytest.approx(max(o.accuracy - price * o.macs for o in every))
+    assert outcome.accuracy - price * outcome.macs == pytest.approx(max(o.accuracy - price * o.macs for o in every))
 
 
 def test_price_moves_the_cost(make_trace):
@@ -90,9 +90,9 @@ def test_hopeless_samples_also_stop(from_probabilities):
         labels=[2] * 10 + [1] * 10 + [0] * 10,
         macs=[1, 2],
     )
-    found = value_of_computation(trace, 0.1, bins=3)
-    assert found.shares == pytest.approx((2 / 3, 1 / 3))
-    ((_, upper), (lower, infinity)), last = found.rule.bands
+    outcome = value_of_computation(trace, 0.1, bins=3)
+    assert outcome.shares == pytest.approx((2 / 3, 1 / 3))
+    ((_, upper), (lower, infinity)), last = outcome.rule.bands
     assert (upper, lower, infinity) == (pytest.approx(0.6), pytest.approx(0.9), math.inf)
     assert last == ((0.0, math.inf),)
 

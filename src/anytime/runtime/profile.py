@@ -195,9 +195,8 @@ def _measure(run: EagerSteps, x: Tensor, repeats: int, warmup: int, clock: Calla
             torch.cuda.synchronize(x.device)
         return clock()
 
-    steps: list[list[float]] = [[] for _ in range(model.num_steps)]
-    reached: list[list[float]] = [[] for _ in steps]
-    contract: list[list[float]] = [[] for _ in steps]
+    measured: list[list[list[float]]] = [[[] for _ in range(model.num_steps)] for _ in range(3)]
+    steps, reached, contract = measured
     for repeat in range(warmup + repeats):
         start = before = now()
         state = model.initial_state(x)
@@ -213,4 +212,4 @@ def _measure(run: EagerSteps, x: Tensor, repeats: int, warmup: int, clock: Calla
             model(x, step=t + 1)
             if repeat >= warmup:
                 seconds.append(now() - before)
-    return BatchProfile(*(tuple(map(Latency.of, rows)) for rows in (steps, reached, contract)))
+    return BatchProfile(*(tuple(map(Latency.of, rows)) for rows in measured))

@@ -130,14 +130,14 @@ class DenseTransition(nn.Module):
 class ANNDenseNet(AnytimeChain):
     """A DenseNet-BC with an exit after every s-th unit counted from the last.
 
-    The stem has 2g channels, a unit adds g, a transition halves channels and resolution. Exits: batch norm, relu, global
-    average pooling, linear, on all features so far.
+    The stem has 2g channels, a unit adds g (`growth`), a transition halves channels and resolution. Exits: batch norm, relu,
+    global average pooling, linear, on all features so far.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         blocks: Units per stage, (6, 12, 32, 32) for 169 layers.
-        growth: Channels that a unit adds (g).
+        growth: Channels that a unit adds.
         period: Units per exit (s).
         regime: "joint", "no_grad" or "midfeat".
 
@@ -157,20 +157,18 @@ class ANNDenseNet(AnytimeChain):
         if growth < 1:
             raise ValueError(f"growth must be at least 1, got {growth!r}")
         _check(blocks, growth)
-        starts, channels, now = [], [], 2 * growth  # channels of each unit's input, before a transition, and output
+        channels = [2 * growth]  # of the stem and of each unit's output
         for stage, count in enumerate(blocks):
             for unit in range(count):
-                starts.append(now)
-                now = (now // 2 if stage and not unit else now) + growth
-                channels.append(now)
+                channels.append((channels[-1] // 2 if stage and not unit else channels[-1]) + growth)
 
         def units() -> Iterator[nn.Module]:
-            for before, after in zip(starts, channels, strict=True):
+            for before, after in pairwise(channels):
                 unit = DenseUnit(after - growth, growth)
                 yield unit if before == after - growth else nn.Sequential(DenseTransition(before), unit)
 
         stem = partial(_stem, in_channels, 2 * growth)
-        super().__init__(num_classes, in_channels, stem, units(), channels, period, regime, head_norm=True)
+        super().__init__(num_classes, in_channels, stem, units(), channels[1:], period, regime, head_norm=True)
 
 
 ann_resnet50 = variant(

@@ -12,15 +12,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.models.slicing.sliced import (
-    ResNeXtBlock,
-    SliceBatchNorm2d,
-    SliceConv2d,
-    SlicedModel,
-    SliceLayout,
-    plain_conv,
-    widen,
-)
+from anytime.models.slicing.sliced import ResNeXtBlock, SliceBatchNorm2d, SliceConv2d, SlicedModel, SliceLayout, plain_conv
 from anytime.registry import variant
 
 BatchNorm = Literal["independent", "shared"]
@@ -119,7 +111,7 @@ class IResNeXt(SlicedModel):
     def _advance(self, state: IResNeXtState, step: int) -> tuple[Tensor, IResNeXtState]:
         h = stem = self.stem(state.x) if state.step == 0 else state.x
         for index, block in enumerate(self.blocks):
-            h = block(widen(h, 1) if index in self.widening else h, step)
+            h = block(self._enter(index, h, 1), step)
         return self.heads[step - 1](h), IResNeXtState(step, stem)
 
 

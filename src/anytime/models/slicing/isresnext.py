@@ -23,15 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.models.slicing.sliced import (
-    ResNeXtBlock,
-    SliceBatchNorm2d,
-    SliceConv2d,
-    SlicedModel,
-    SliceLayout,
-    plain_conv,
-    widen,
-)
+from anytime.models.slicing.sliced import ResNeXtBlock, SliceBatchNorm2d, SliceConv2d, SlicedModel, SliceLayout, plain_conv
 from anytime.registry import variant
 
 
@@ -192,7 +184,7 @@ class ISResNeXt(SlicedModel):
         caches: list[Tensor] = []
         h = self.stem(state.images, first * unit, last * unit)
         for index, block in enumerate(self.blocks):
-            h = widen(h, last - first) if index in self.widening else h
+            h = self._enter(index, h, last - first)
             h, read = block(h, first, last, state.caches[index] if first else None, dense)
             if keep:
                 caches.append(read)

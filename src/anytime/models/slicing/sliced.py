@@ -207,6 +207,10 @@ class SlicedModel(AnytimeModel):
         self.heads = nn.ModuleList(levels[0] if len(levels) == 1 else LevelClassifiers(levels) for levels in by_level)
         he_init(self, "fan_in")
 
+    def _enter(self, index: int, h: Tensor, groups: int) -> Tensor:
+        """The input of block `index` from the output of the block before: widened if a new scale begins."""
+        return widen(h, groups) if index in self.widening else h
+
     def _advance(self, state: Any, step: int) -> tuple[Tensor, State]:
         """Logits of sub-network `step` > `state.step` and the state after it; those in between give no answer."""
         raise NotImplementedError
@@ -228,10 +232,8 @@ class SlicedModel(AnytimeModel):
         self._check_step(start, "start")
 
         def answers(state: State) -> Iterator[Tensor]:
-            logits, state = self._advance(state, start)
-            yield logits
-            for _ in range(start, self.num_steps):
-                logits, state = self.step(state)
+            for step in range(start, self.num_steps + 1):
+                logits, state = self._advance(state, step)
                 yield logits
 
         return answers(self.initial_state(x))

@@ -56,9 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     except (RuntimeError, AssertionError) as error:
         parser.error(f"{options.backbone} cannot run on {options.device!r}: {str(error).splitlines()[0]}")
     surveyed = survey(network, sizes, measure=True)
-    end, chosen = surveyed.end, []
-    if options.exits:
-        chosen = choose_cuts(surveyed, options.exits, options.spread, options.first)
+    end = surveyed.end
+    chosen = choose_cuts(surveyed, options.exits, options.spread, options.first) if options.exits else []
     rows = [
         {
             "exit": "*" if i in chosen else "",

@@ -13,13 +13,7 @@ from anytime.support.names import nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error in one line and suggests the nearest option for an unknown one.
-
-    Args:
-        command: The verb.
-        description: What it does.
-        examples: Command lines, indented by two spaces.
-    """
+    """Reports an error in one line and suggests the nearest option for an unknown one."""
 
     def __init__(self, command: str, description: str | None, examples: str = "") -> None:
         super().__init__(

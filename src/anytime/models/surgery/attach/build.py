@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,15 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far th
 
 
 def _check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> None:
-    """Raises ValueError unless the stages give what the backbone gives, with the same random numbers.
-
-    They are compared on a batch and on one image in eval mode, and on a batch in train mode.
-    """
-
-    def composed(h: Tensor) -> Tensor:
-        for stage in stages:
-            h = stage(backbone, h)
-        return h
-
+    """Raises ValueError unless stages and backbone agree in eval mode, for one image, and in train mode with one seed."""
+    whole: Sequence[Stage] = (nn.Module.__call__,)
     for training, batch in ((False, x), (False, x[:1]), (True, x)):
         answers = []
-        functions: tuple[Callable[[Tensor], Tensor], ...] = (backbone, composed)
-        for function in functions:
+        for functions in (whole, stages):
             with preserved(backbone):
                 backbone.train(training)
                 torch.manual_seed(0)
-                answers.append(function(batch.clone()))
+                answers.append(reduce(lambda h, function: function(backbone, h), functions, batch.clone()))
         expected, found = answers
         difference = ((expected - found).abs().max() / expected.abs().max().clamp(min=1)).item()
         if not difference <= TOLERANCE.get(x.dtype, 1e-2):
@@ -208,11 +200,7 @@ def _count(num_classes: int | Sequence[int]) -> int:
 
 
 def _num_logits(network: nn.Module, x: Tensor) -> int:
-    """K of a network's logits `[B, K]`.
-
-    Raises:
-        ValueError: The network fails on the images, or returns something else.
-    """
+    """K of a network's logits `[B, K]`; raises ValueError if it fails on the images or returns something else."""
     try:
         with preserved(network):
             logits = network(x[:1])

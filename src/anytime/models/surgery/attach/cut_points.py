@@ -58,11 +58,7 @@ class Survey(NamedTuple):
 
 
 def example_images(backbone: nn.Module, input_size: Sequence[int], batch: int) -> Tensor:
-    """Random images `[batch, C, H, W]` in the network's dtype and on its device, the same in every call.
-
-    Raises:
-        ValueError: `input_size` is not (channels, height, width).
-    """
+    """The same random images `[batch, C, H, W]` in every call, in the network's dtype and on its device."""
     if len(input_size) != 3 or min(input_size) < 1:
         raise ValueError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
     x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0))
@@ -71,12 +67,9 @@ def example_images(backbone: nn.Module, input_size: Sequence[int], batch: int) -
 
 def _expected_channels(module: nn.Module) -> tuple[bool, int] | None:
     """Whether a layer reads the channels last, and their number; None if the layer does not determine this."""
-    if isinstance(module, nn.Conv2d):
-        return False, module.in_channels
-    if isinstance(module, _BatchNorm):
-        return False, module.num_features
-    if isinstance(module, nn.GroupNorm):
-        return False, module.num_channels
+    for kind, channels in ((nn.Conv2d, "in_channels"), (_BatchNorm, "num_features"), (nn.GroupNorm, "num_channels")):
+        if isinstance(module, kind):
+            return False, getattr(module, channels)
     if isinstance(module, nn.LayerNorm | nn.Linear):
         width = module.in_features if isinstance(module, nn.Linear) else module.normalized_shape[-1]
         return not type(module).__name__.endswith("2d"), width  # timm's and torchvision's LayerNorm2d norm (C, H, W) over C
@@ -84,9 +77,9 @@ def _expected_channels(module: nn.Module) -> tuple[bool, int] | None:
 
 
 class LayoutWatch:
-    """Context manager that infers where the channels of tensors are, by watching the layers that run inside.
+    """Infers where the channels of `tensors` are from the first later layer that reads a matching number of channels.
 
-    The first later layer that reads a matching number of channels determines a tensor's layout.
+    Watches all layers that run inside the context.
     """
 
     def __init__(self) -> None:
@@ -113,10 +106,7 @@ class LayoutWatch:
                 self._channels_last[index] = last
 
     def channels_last(self, index: int) -> bool:
-        """Whether `tensors[index]` is an image [B, H, W, C].
-
-        Falls back to the previous tensor's layout if no layer determined this one's and the shapes match.
-        """
+        """Whether `tensors[index]` is [B, H, W, C]; if no layer determined it, as the previous tensor of the same shape."""
         h = self.tensors[index]
         if h.ndim != 4 or index in self._channels_last:
             return h.ndim == 4 and self._channels_last[index]

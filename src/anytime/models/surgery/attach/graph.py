@@ -31,14 +31,8 @@ def preserved(module: nn.Module) -> Iterator[None]:
                 owner._buffers[name] = buffer.copy_(saved)
 
 
-class _TrainingFlag:
-    """Stands for `self.training` in a trace: stays `self.training` as an argument; its truth is `value`."""
-
-    def __init__(self, value: bool) -> None:
-        self.value = value
-
-    def __bool__(self) -> bool:
-        return self.value
+class _TrainingFlag(int):
+    """Stands for `self.training` in a trace: an argument stays symbolic, a condition takes the flag's truth."""
 
 
 def _contexts() -> tuple[bool, ...]:
@@ -47,11 +41,7 @@ def _contexts() -> tuple[bool, ...]:
 
 
 class _UndecidedError(Exception):
-    """The forward branches on a traced value."""
-
-    def __init__(self, node: fx.Node) -> None:
-        super().__init__("it decides by its input")
-        self.node = node
+    """The forward branches on a traced value, the node that is the error's argument."""
 
 
 class _LeafTracer(fx.Tracer):
@@ -131,15 +121,14 @@ def _trace_mode(module: nn.Module, training: bool, x: Tensor | None) -> tuple[fx
             with torch.enable_grad():
                 return _LeafTracer(answers).trace(module), fixed
         except _UndecidedError as error:
-            undecided = error
+            if x is None:
+                raise
+            node: fx.Node = error.args[0]
         finally:
             module.training = mode
-        if x is None:
-            raise undecided
-        node, graph = undecided.node, undecided.node.graph
-        fixed = fixed or node in _dependent(graph)
-        graph.output(node)
-        value = fx.Interpreter(module, graph=graph).run(x)
+        fixed = fixed or node in _dependent(node.graph)
+        node.graph.output(node)
+        value = fx.Interpreter(module, graph=node.graph).run(x)
         if isinstance(value, Tensor):
             raise TraceError(f"it decides by the values of a tensor ({node.format_node()})")
         answers.append(bool(value))

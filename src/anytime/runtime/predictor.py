@@ -178,7 +178,7 @@ class Predictor:
         start = self.clock()
         budget = self._budget(start, deadline, until)
         self._check(x)
-        return map(read, self._answers(x, start, budget, prior))
+        return (read(answer) for answer in self._answers(x, start, budget, prior))
 
     def session(self, x: Tensor, prior: Answer | None = None) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""

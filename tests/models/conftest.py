@@ -1,4 +1,4 @@
-"""The plain simulation of a network with delayed branches."""
+"""A plain simulation of a network with delayed branches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def _simulate(network: nn.Module, branches: Sequence[str], weights: Sequence[float], frames: Sequence[Tensor]) -> list[Tensor]:
-    """The answers at t = 0, 1, ...; nothing is skipped. `weights` of the delay as far as the simulation goes."""
+    """The answers at t = 0, 1, ...; nothing is skipped. `weights` of the delay reach as far as the simulation."""
     lines: dict[str, list[Tensor]] = {name: [] for name in branches}
     time = 0
 

@@ -1,4 +1,4 @@
-"""Tracing: networks written in many ways, the branches that are found in them, and what is refused."""
+"""Tracing: networks written in many ways, the branches found in them, and the networks that are rejected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
+from anytime import add_delays
 from anytime.model import select_samples
-from anytime.models.surgery.delays.model import add_delays
 
 TAPS = (0.5, 0.0, 0.5)
 
@@ -28,7 +28,7 @@ def largest(a: Tensor, b: Tensor) -> float:
 
 
 class Parts(nn.Module):
-    """What these networks share: three linear layers on flat images."""
+    """The base of these networks: three linear layers on flat images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Parts(nn.Module):
 
 
 class InPlace(Parts):
-    """Every reader of a tensor sees what was written into it before."""
+    """Every reader of a tensor sees earlier in-place changes."""
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x.flatten(1))
@@ -62,7 +62,7 @@ class Sum(Parts):
 
 
 class BatchSecond(Parts):
-    """Its branch puts the batch into dimension 1."""
+    """Its branch moves the batch to dimension 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -75,7 +75,7 @@ def len_of(x: Tensor) -> int:
 
 
 class Dropping(Parts):
-    """What it does depends on its mode, not on that of a module."""
+    """Its behaviour depends on its own mode, not on that of a module."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -133,7 +133,7 @@ def test_ways_of_writing(simulate: Any, kind: Any, branches: list[str], named: b
 
 
 class Views(Parts):
-    """In-place operations on views whose memory nobody else reads afterwards."""
+    """In-place operations on views whose memory is not read elsewhere afterwards."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -153,7 +153,7 @@ class Views(Parts):
 
 
 class FromView(Parts):
-    """A view is changed; by the name of the method, another is read afterwards."""
+    """A view is changed and another one is read afterwards: the one that the method is named after."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class FromView(Parts):
 
 
 def test_views_that_are_changed_in_place() -> None:
-    """They are refused where the change would be lost."""
+    """They are rejected if the change would be lost."""
     network, x = randomised(Views()).eval(), images(3, 3, 2, 2)
     model = add_delays(copy.deepcopy(network), ["a"], "instant", num_classes=12).eval()
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_views_that_are_changed_in_place() -> None:
 
 
 class Gated(Parts):
-    """A highway layer: two ways that share their gate are no x + f(x)."""
+    """A highway layer: two paths that share their gate are not x + f(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -227,7 +227,7 @@ class Gated(Parts):
 
 
 class Equal(Parts):
-    """Neither of two ways is the shorter, and a sum without parameters learns nothing."""
+    """Neither of two paths is shorter, and a sum without parameters learns nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x.flatten(1)) + self.b(x.flatten(1))
@@ -307,7 +307,7 @@ def test_networks_that_cannot_be_delayed(network: Any, arguments: dict[str, Any]
         add_delays(network(), num_classes=5, **arguments)
 
 
-def test_what_is_no_network() -> None:
+def test_a_network_must_be_a_module() -> None:
     with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module, got 'resnet18'"):
         add_delays("resnet18", num_classes=5)  # type: ignore[arg-type]
 

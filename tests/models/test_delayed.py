@@ -39,7 +39,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 class Functional(nn.Module):
-    """Its branches are no modules."""
+    """Its branches are not modules."""
 
     def __init__(self, num_classes: int = 5, in_channels: int = 3) -> None:
         super().__init__()
@@ -53,8 +53,8 @@ class Functional(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_branches_that_are_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are found again, not looked up by the names that they have for messages."""
+def test_branches_that_are_not_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found again; their names only serve messages and cannot be looked up."""
     monkeypatch.setitem(sys.modules, "own_network", types.SimpleNamespace(Functional=Functional))
     torch.manual_seed(0)
     model = anytime.create_model("delayed", 5, backbone="own_network.Functional", input_size=(3, 8, 8))

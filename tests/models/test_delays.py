@@ -1,4 +1,4 @@
-"""Delays on any network against a plain simulation: at every step the whole original network runs, its branches in queues."""
+"""Delays on any network against a plain simulation that runs the whole network at every step, its branches in queues."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torchvision.models import VisionTransformer, resnet18
 
+from anytime import add_delays
 from anytime.cost import flop_counter, step_macs
 from anytime.model import select_samples
-from anytime.models.surgery.delays.model import DelayedNetwork, add_delays
+from anytime.models.surgery.delays.model import DelayedNetwork
 from anytime.testing import _randomise, check_anytime_model
 
 
 class Block(nn.Module):
-    """Residual block that works in place and asks for sizes, as many do."""
+    """Residual block that works in place and reads sizes, as many do."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Highway(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Maps of the images' size, from two levels of skips."""
+    """Maps of the size of the images, from two levels of skips."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ def vit() -> VisionTransformer:
 
 
 LAYERS = [f"encoder.layers.encoder_layer_{i}." for i in range(3)]
-NETWORKS: dict[str, tuple[Any, list[str], int, int, bool]] = {  # network, branches, size, longest chain, found by itself
+NETWORKS: dict[str, tuple[Any, list[str], int, int, bool]] = {  # network, branches, size, longest chain, whether found
     "resnet": (ResNet, [f"blocks.{i}.bn2" for i in range(3)], 8, 3, True),
     "vit": (vit, [layer + part for layer in LAYERS for part in ("dropout", "mlp.4")], 16, 6, True),
     "highway": (Highway, [f"{i}.transform" for i in (2, 3, 4)], 4, 3, False),
@@ -184,7 +185,7 @@ def test_resnet_18_of_torchvision(simulate: Any) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cost_is_that_of_what_is_needed(name: str) -> None:
-    """The settled answer alone costs what the network costs; the first no branch at all."""
+    """The settled answer by itself costs as much as the network; the first one needs no branch."""
     network, branches, size, _, _ = NETWORKS[name]
     network = make(name).float()
     with flop_counter() as counter, torch.no_grad():
@@ -205,7 +206,7 @@ def test_cost_is_that_of_what_is_needed(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet", "unet", "vit"])
 def test_training(simulate: Any, name: str) -> None:
-    """Answers and gradients are those of the simulation; running statistics are of one update for each time."""
+    """Answers and gradients are those of the simulation; running statistics get one update for each time."""
     _, branches, size, chain, _ = NETWORKS[name]
     network = make(name).train()
     model, other = (add_delays(copy.deepcopy(network), branches, num_classes=5).train() for _ in range(2))
@@ -251,7 +252,7 @@ def test_frames_and_a_delayed_stem(simulate: Any, kernel: Any, weights: tuple[fl
 
 
 def test_small_chunks_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without gradients times go in chunks, here of 3 and then 1."""
+    """Without gradients times go in chunks, here of 3 and then of 1."""
     network = make("resnet").eval()
     model = add_delays(network, kernel=LATE, num_classes=5).eval()
     x = images(2, 3, 8, 8)
@@ -265,7 +266,7 @@ def test_small_chunks_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_attention_named_by_its_module(simulate: Any) -> None:
-    """Of a module with several outputs the first is delayed."""
+    """The first of several outputs of a module is delayed."""
     network = make("vit").eval()
     branches = [layer + part for layer in LAYERS for part in ("self_attention", "mlp")]
     model = add_delays(copy.deepcopy(network), branches, num_classes=5).eval()
@@ -275,17 +276,17 @@ def test_attention_named_by_its_module(simulate: Any) -> None:
     assert largest(torch.stack(list(model.stream(x))), expected) < 1e-10
 
 
-def test_only_what_is_needed_is_kept() -> None:
-    """At the end of a stream each block has left its shortcut and branch behind; zeros take no memory."""
+def test_only_needed_values_are_stored() -> None:
+    """At the end of a stream no block stores its shortcut or branch any more; zeros take no memory."""
     model = add_delays(make("unet"), ["up2", "up1"], num_classes=5).eval()
     state = model.initial_state(images(2, 3, 8, 8))
     assert [tuple(zero.shape) for zero in state.zeros] == [(2, 6, 4, 4), (2, 6, 8, 8)]
     assert all(zero.untyped_storage().nbytes() == 8 for zero in state.zeros)
-    kept = []
+    shapes = []
     for _ in range(3):
         _, state = model.step(state)
-        kept.append(sorted(tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(state.values)))
-    assert kept == [[(4, 8, 8)], [(4, 8, 8), (6, 4, 4)], []]
+        shapes.append(sorted(tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(state.values)))
+    assert shapes == [[(4, 8, 8)], [(4, 8, 8), (6, 4, 4)], []]
     with pytest.raises(ValueError, match="all 3 steps are done"):
         model.step(state)
 
@@ -310,7 +311,7 @@ def test_state_dict_is_that_of_the_network() -> None:
 
 
 def test_images_that_change_now_and_then() -> None:
-    """`observe` is needed only where the image changes."""
+    """`observe` is needed only when the image changes."""
     model = add_delays(make("resnet"), [*["stem"], *NETWORKS["resnet"][1]], num_classes=5).eval()
     a, b = images(2, 2, 3, 8, 8)
     frames = [a] * 3 + [b] * 4 + [a] * 2
@@ -319,7 +320,7 @@ def test_images_that_change_now_and_then() -> None:
         state = model.observe(model.initial_state(b), a)
         for time, frame in enumerate(frames):
             if time and frame is not frames[time - 1]:
-                state = model.observe(model.observe(state, 1 - frame), frame)  # of two before one step, the later counts
+                state = model.observe(model.observe(state, 1 - frame), frame)  # of two in one step, the later counts
             logits, state = model.step(state)
             assert largest(logits, expected[time]) < 1e-12
     for wrong in (images(2, 3, 9, 9), images(1, 3, 8, 8)):
@@ -328,15 +329,15 @@ def test_images_that_change_now_and_then() -> None:
     single = copy.deepcopy(model).float()
     with pytest.raises(ValueError, match=r"a frame has type torch\.float64, the first had torch\.float32"):
         list(single.stream([a.float(), b]))
-    _, one = model.step(model.observe(select_samples(state, torch.tensor([1])), b[:1]))  # of a batch that has shrunk
+    _, one = model.step(model.observe(select_samples(state, torch.tensor([1])), b[:1]))  # a batch that has shrunk
     assert {len(leaf) for leaf in pytree.tree_leaves(one) if isinstance(leaf, Tensor)} == {1}
     _, still = model.step(model.initial_state(a))
-    with pytest.raises(ValueError, match="a still image has been answered up to t = 1, so the values that new ones need are gone"):
+    with pytest.raises(ValueError, match="a still image has been answered up to t = 1, so new ones lack the values they need"):
         model.observe(still, b)
 
 
 def test_zeros_have_the_type_of_autocast() -> None:
-    """A sum with them would otherwise be in float32, and all that follows."""
+    """Otherwise a sum with them, and everything after it, would be in float32."""
     model = add_delays(make("resnet").float(), num_classes=5).eval()
     x = images(2, 3, 8, 8).float()
     seen = []

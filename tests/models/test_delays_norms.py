@@ -1,4 +1,4 @@
-"""Batch norm of delayed networks: running statistics of their own for each time step."""
+"""Batch norm of delayed networks: separate running statistics for each time step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anytime import add_delays
 from anytime.models.common.step_norm import StepBatchNorm2d
-from anytime.models.surgery.delays.model import DelayedNetwork, add_delays
+from anytime.models.surgery.delays.model import DelayedNetwork
 
-STEPS = 4  # of three blocks under a one-step delay
+STEPS = 4  # for three blocks under a one-step delay
 
 
 class Block(nn.Module):
@@ -28,7 +29,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Three blocks; norms of other kinds, too."""
+    """Three blocks, and norms of other kinds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ def largest(a: Tensor, b: Tensor) -> float:
 
 
 def make() -> Net:
-    """A network with running statistics of its own, in float64."""
+    """A network with updated running statistics, in float64."""
     torch.manual_seed(0)
     network = Net().double().train()
     for seed in range(3):
@@ -71,8 +72,8 @@ def per_step(network: nn.Module, **arguments: Any) -> DelayedNetwork:
 
 
 def simulated(network: Net, train: bool, frames: list[Tensor]) -> tuple[list[Tensor], list[Net]]:
-    """The answers at t = 0, 1, ... where each time t has a network of its own, and these networks. Their weights are the same
-    tensors; in training, each has its own statistics."""
+    """The answers at t = 0, 1, ..., each from a separate network, and these networks. They share their weights; in training,
+    each has its own statistics."""
     lines: dict[str, list[Tensor]] = {name: [] for name in BRANCHES}
     copies, answers = [], []
     for t, frame in enumerate(frames):
@@ -107,7 +108,7 @@ def test_fresh_networks_answer_as_before(simulate: Any) -> None:
 
 
 def test_training() -> None:
-    """Answers, gradients and statistics are those of a network for each time; shared statistics would be those of none."""
+    """Answers, gradients and statistics are those of one network per time; shared statistics would fit none of them."""
     network, x = make(), images(6, 3, 8, 8, seed=5)
     model, other = per_step(network).train(), per_step(network).train()
     answers = model(x)
@@ -137,7 +138,7 @@ def trained() -> DelayedNetwork:
     return model.eval()
 
 
-def test_evaluation_is_the_same_on_every_way(simulate: Any) -> None:
+def test_evaluation_is_the_same_on_every_path(simulate: Any) -> None:
     model, x = trained(), images(2, 3, 8, 8)
     frames = images(7, 2, 3, 8, 8)
     plain = copy.deepcopy(model.network)
@@ -154,7 +155,7 @@ def test_evaluation_is_the_same_on_every_way(simulate: Any) -> None:
 
 
 def test_settled_answers_have_the_statistics_of_training() -> None:
-    """Running statistics of one batch alone give its answers, where each time has its own."""
+    """With statistics per step, evaluation on the only training batch gives the answers of training."""
     x = images(16, 3, 8, 8)
     network = make()
     network.plain = network.batch = network.flat = nn.Identity()  # type: ignore[assignment]
@@ -186,7 +187,7 @@ def test_numbers_of_rows() -> None:
 
 
 def test_state_dicts() -> None:
-    """Ordinary weights are loaded into every row, without shared memory; those of other numbers of rows are refused."""
+    """Ordinary weights are loaded into every row, without shared memory; another number of rows is rejected."""
     network, x = make().eval(), images(2, 3, 8, 8)
     weights = {f"network.{key}": value for key, value in network.state_dict().items()}
     for assign in (False, True):

@@ -179,8 +179,8 @@ class DelayedNetwork(FrameModel):
         """
         if not state.images:
             raise ValueError(
-                f"a still image has been answered up to t = {state.time - 1}, so the values that new ones need are gone: pass "
-                "the frames to stream, or start from first_frame(x)"
+                f"a still image has been answered up to t = {state.time - 1}, so new ones lack the values they need: pass the "
+                "frames to stream, or start from first_frame(x)"
             )
         self.check_input(x)
         before, x = state.images[0], self.normalize(x)
@@ -227,9 +227,8 @@ class DelayedNetwork(FrameModel):
         for i in plan.order:
             times = plan.times(i, start, stop)
             if times:
-                new = (
-                    self._arrive(plan, i, times, series, zeros) if plan.ops[i].is_delay else self._run(plan, i, times, series)
-                )
+                delay = plan.ops[i].is_delay
+                new = self._arrive(plan, i, times, series, zeros) if delay else self._run(plan, i, times, series)
                 series[i] = series[i].followed_by(new) if i in series else new
             for j in plan.last[i]:
                 forget(j)

@@ -42,7 +42,7 @@ _OFFERED_BY: dict[str, tuple[ModuleType, type]] = {
     "schedule": (schedules, Schedule),
     "regime": (regimes, Regime),
 }
-_RENAMED = {"schedule": {"steps": "MultiStep"}}  # old names in saved files, as `_folded`
+_RENAMED = {"schedule": {"steps": "MultiStep"}}  # old names in saved files, folded as in `canonical_name`
 DEFAULTS: Config = {
     "objective": {"class_path": "Weighted", "init_args": {}},
     "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}},
@@ -91,16 +91,12 @@ def canonical_name(section: str, name: str) -> str:
     """
     package, _, last = name.rpartition(".")
     if not package or f"{package}.".startswith(("anytime.", "torch.optim.")):
-        folded = _folded if section in _OFFERED_BY else str
-        names = {folded(known): known for known in offered(section)} | _RENAMED.get(section, {})
-        if folded(last) in names:
-            return names[folded(last)]
+        fold = str if section == "model" else lambda text: text.replace("_", "").replace("-", "").lower()
+        names = {fold(known): known for known in offered(section)} | _RENAMED.get(section, {})
+        if fold(last) in names:
+            return names[fold(last)]
     find(section, name)
     return name
-
-
-def _folded(name: str) -> str:
-    return name.replace("_", "").replace("-", "").lower()
 
 
 def top_level_keys() -> list[str]:

@@ -36,8 +36,8 @@ class Settings:
         deterministic: Uses only deterministic algorithms: the same seed gives bit-identical weights on the same machine.
         precision: Lightning's names, e.g. "32-true" or "bf16-mixed".
         channels_last: Channels-last memory format; faster for convolutions on most devices.
-        compile: Runs the model through `torch.compile` (a minute of compilation, then faster steps); "blocks": each block of
-            the network by itself, for deep networks and several passes, which in one graph take much longer to compile.
+        compile: Runs the model through `torch.compile` (a minute of compilation, then faster steps); "blocks": compiles each
+            block by itself, for deep networks and several passes, which take much longer to compile as one graph.
         normalize: Sets the model's mean and standard deviation from the training images; false leaves the identity.
         accelerator: "auto", "cpu", "gpu", ...
         devices: Devices per node; under `torchrun`, the number of processes per node.

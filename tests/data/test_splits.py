@@ -25,11 +25,11 @@ def test_every_prefix_of_the_order_is_stratified(labels, seed):
 @settings(max_examples=50, deadline=None)
 def test_splits_are_disjoint_complete_and_reproducible(labels, share, seed):
     labels = torch.tensor(labels)
-    stay, held_out = hold_out(labels, share, seed)
+    rest, held_out = hold_out(labels, share, seed)
     assert len(held_out) == min(round(share * len(labels)), len(labels) - 1)
-    assert torch.cat([stay, held_out]).sort().values.equal(torch.arange(len(labels)))
+    assert torch.cat([rest, held_out]).sort().values.equal(torch.arange(len(labels)))
     again = hold_out(labels, share, seed)
-    assert again[0].equal(stay)
+    assert again[0].equal(rest)
     assert again[1].equal(held_out)
 
 
@@ -38,9 +38,9 @@ def test_splits_are_disjoint_complete_and_reproducible(labels, share, seed):
 def test_groups_are_not_divided(tracks):
     labels = torch.tensor([label for label, size in tracks for _ in range(size)])
     groups = torch.tensor([7 * number for number, (_, size) in enumerate(tracks) for _ in range(size)])
-    stay, held_out = hold_out(labels, 0.5, 0, groups)
-    assert len(stay) + len(held_out) == len(labels)
-    assert not set(groups[stay].tolist()) & set(groups[held_out].tolist())
+    rest, held_out = hold_out(labels, 0.5, 0, groups)
+    assert len(rest) + len(held_out) == len(labels)
+    assert not set(groups[rest].tolist()) & set(groups[held_out].tolist())
     assert abs(len(held_out) - len(labels) / 2) <= 5
 
 

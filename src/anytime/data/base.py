@@ -258,8 +258,8 @@ class ImageData(LightningDataModule, ABC):
         elif name not in self._splits:
             train, validation = self._read_required("train"), self._read_classes("validation")
             if validation is None:
-                stay, held_out = hold_out(train.labels, self.validation, self.split_seed, train.groups)
-                train, validation = train[stay], train[held_out]
+                rest, held_out = hold_out(train.labels, self.validation, self.split_seed, train.groups)
+                train, validation = train[rest], train[held_out]
             if self.limit is not None and self.limit < len(train):
                 train = train[stratified_order(train.labels, self.split_seed)[: self.limit].sort().values]
             self._splits |= {"train": train, "validation": validation}

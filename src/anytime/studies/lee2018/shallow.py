@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         bottleneck: int = 4,
     ) -> None:
         super().__init__()
-        plain = IResNeXt(num_classes, in_channels, blocks, width, 1, cardinality, bottleneck).subnetwork(1)
+        plain = IResNeXt(num_classes, in_channels, tuple(blocks), width, 1, cardinality, bottleneck).subnetwork(1)
         self.stem, self.blocks, self.head = plain.stem, plain.blocks, plain.head
         self.widening = plain.widening
 

@@ -15,13 +15,13 @@ from anytime.cli import main
 
 CONTRACT_ARGUMENTS = {
     "delayed": {
-        "backbone": "anytime.studies.lee2018.shallow.Backbone",
+        "backbone": "anytime.studies.lee2018.resnext.ResNeXt",
         "options": {"blocks": (1, 2), "width": 8, "cardinality": 2},
     },
 }
 
 BACKBONE = {
-    "backbone": "anytime.studies.lee2018.shallow.Backbone",
+    "backbone": "anytime.studies.lee2018.resnext.ResNeXt",
     "options": {"blocks": [1, 1], "width": 4, "cardinality": 2},
     "input_size": (1, 8, 8),
 }
@@ -74,10 +74,10 @@ def test_branches_that_are_not_modules(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_weights_of_a_file(tmp_path: Path) -> None:
-    from anytime.studies.lee2018.shallow import Backbone
+    from anytime.studies.lee2018.resnext import ResNeXt
 
     torch.manual_seed(0)
-    network = Backbone(7, 1, (1, 1), 4, 2).eval()
+    network = ResNeXt(7, 1, (1, 1), 4, 2).eval()
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     given = {**BACKBONE, "in_channels": 1, "pretrained": str(tmp_path / "weights.pt")}
     model = anytime.create_model("delayed", 7, **given).eval()

@@ -17,7 +17,7 @@ from anytime.studies import find_recipe, run_all
 from anytime.studies.hu2017 import STUDY
 from anytime.studies.hu2017 import published as hu2017_published
 from anytime.studies.hu2017.figures import read_probabilities, training_losses
-from anytime.studies.hu2017.networks import SCALES, Base, Network, last_optimal, milestone_exits
+from anytime.studies.hu2017.networks import SCALES, Base, TrainedNet, last_optimal, milestone_exits
 from anytime.studies.hu2017.published import METRICS, TABLE_1, TABLE_4, TABLE_6, compared, mean_increase
 from anytime.studies.study import plain
 from anytime.trace import Trace
@@ -50,7 +50,7 @@ def trace(wrong: Sequence[int], base: Base = CPU) -> Trace:
 
 
 def by_hand(method: str, *seeds: Sequence[int], base: Base = CPU) -> dict[str, dict[int, Trace]]:
-    return {Network(method, base).name: {seed: trace(wrong, base) for seed, wrong in enumerate(seeds)}}
+    return {TrainedNet(method, base).name: {seed: trace(wrong, base) for seed, wrong in enumerate(seeds)}}
 
 
 def optimal(base: Base, *seeds: Sequence[int]) -> dict[str, dict[int, Trace]]:
@@ -58,7 +58,7 @@ def optimal(base: Base, *seeds: Sequence[int]) -> dict[str, dict[int, Trace]]:
     made = {}
     for place, exit in enumerate(milestone_exits(base)):
         rows = [[90 if e != exit else wrong[place] for e in range(1, len(base.exits) + 1)] for wrong in seeds]
-        made[Network("optimal", base, exit).name] = {seed: trace(row, base) for seed, row in enumerate(rows)}
+        made[TrainedNet("optimal", base, exit).name] = {seed: trace(row, base) for seed, row in enumerate(rows)}
     return made
 
 
@@ -81,7 +81,7 @@ def test_the_trainings_of_table_1_come_in_order_of_value():
         *("optimal_9", "constant", "sieve", "adaloss", "linear", "expb2", "optimal_6", "optimal_4", "optimal_2"),
         *("halfend", "expb05", "aann", "nograd"),
     ]
-    assert list(runs[0].views) == [last_optimal(CPU).name, Network("midfeat", CPU).name]
+    assert list(runs[0].views) == [last_optimal(CPU).name, TrainedNet("midfeat", CPU).name]
     assert [run.name for run in STUDY.items["table 1a"].runs("cifar10", "cpu", [0])] == [run.name for run in runs[:6]]
     assert [run.name for run in STUDY.items["table 1b"].runs("cifar10", "cpu", [0])] == [run.name for run in runs[:9]]
     cifar100 = STUDY.items["table 1"].runs("cifar100", "cpu", [0])
@@ -246,7 +246,7 @@ def test_table_1_is_made_in_parts(schemes):
     assert rows["constant"]["increase_over_optimal"] == {"1/4": None, "1/2": None, "3/4": None, "1": 0.5, "AE": None}
     with pytest.raises(ValueError, match="traces are missing"):
         make("table 1b", few)
-    three = {name: few[name] for name in (last, Network("constant", CPU).name, Network("sieve", CPU).name)}
+    three = {name: few[name] for name in (last, TrainedNet("constant", CPU).name, TrainedNet("sieve", CPU).name)}
     found = claims(make("table 1", three, "cifar100"))
     assert found["sieve below constant at 1"]["paper"]["gains"]["1"] == pytest.approx(0.1985)
 

@@ -170,7 +170,7 @@ def test_figure_4_by_hand(stops):
     assert curve["time"][[0, 59, 60, 98, 99, 100]].tolist() == [1, 1, 3, 3, 9, 9]  # 59 / 99 < 0.6 < 60 / 99
     assert curve["macs"][[0, 60, 100]].tolist() == [100, 300, 900]
     assert curve["seconds"][[0, 60, 100]].tolist() == pytest.approx([0.001, 0.003, 0.009])
-    claims = {claim["claim"]: claim for claim in result.numbers["claims"]}
+    claims = {claim.statement: claim.to_dict() for claim in result.numbers["claims"]}
     first = claims["CascadedTD above SerialTD-MultiHead at every mean stop time"]
     assert first["gains"] == pytest.approx([0, 0.25, 0.5, 0.25, 0, 0, 0, 0], abs=1e-12)
     assert first["shows"] is False
@@ -195,16 +195,16 @@ def test_claims_at_the_asymptote_know_their_noise(stops):
     wrong = [[2, 4, 6], [2, 2, 2]]  # of 20 samples, by seed
     for name, counts in zip(("CascadedTD", "CascadedCE"), wrong, strict=True):
         traces[name] = {seed: trace(stops[name], [False] * count + ten[count:]) for seed, count in enumerate(counts)}
-    claim = next(c for c in figure_4(traces, "cifar10").numbers["claims"] if "two standard errors" in c["claim"])
-    assert claim["gain"] == pytest.approx(-0.1)
-    assert claim["standard_error"] == pytest.approx(0.1 / math.sqrt(3))
-    assert claim["shows"] is True
-    assert claim["paper"] == {"gain": pytest.approx(-0.002)}
+    claim = next(c for c in figure_4(traces, "cifar10").numbers["claims"] if "two standard errors" in c.statement)
+    assert claim.measured["gain"] == pytest.approx(-0.1)
+    assert claim.measured["standard_error"] == pytest.approx(0.1 / math.sqrt(3))
+    assert claim.shows is True
+    assert claim.paper == {"gain": pytest.approx(-0.002)}
     one = {name: {0: by_seed[0]} for name, by_seed in traces.items()}
     numbers = figure_4(one, "terriers").numbers
-    claim = next(c for c in numbers["claims"] if "two standard errors" in c["claim"])
-    assert claim["shows"] is None  # a single seed does not tell
-    assert claim["paper"] is None
+    claim = next(c for c in numbers["claims"] if "two standard errors" in c.statement)
+    assert claim.shows is None  # a single seed cannot tell
+    assert claim.paper is None
 
 
 def test_the_published_clock_counts_from_0(stops):
@@ -212,19 +212,17 @@ def test_the_published_clock_counts_from_0(stops):
     numbers = figure_4(traces, "cifar10").numbers
     assert numbers["clock"] == "answers at t = 0..8"
     assert numbers["rows"]["CascadedTD"]["accuracy"] == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1], abs=1e-12)
-    names = [claim["claim"] for claim in numbers["claims"]]
+    names = [claim.statement for claim in numbers["claims"]]
     assert "CascadedCE and SerialCE agree at the asymptote" not in names  # which comes at t = 9
-    before = next(c for c in numbers["claims"] if c["claim"].startswith("CascadedTD above CascadedCE"))
-    assert before["gains"][-1] == 0
-    assert before["shows"] is True  # for t = 8 is the end
+    before = next(c for c in numbers["claims"] if c.statement.startswith("CascadedTD above CascadedCE"))
+    assert before.measured["gains"][-1] == 0
+    assert before.shows is True  # because t = 8 is the end
 
 
 def test_figure_3_by_hand():
     wrong = {0.0: [1, 2], 0.25: [0, 1], 0.5: [1, 0], 0.83: [1, 2], 1.0: [3, 2]}  # of four samples, by seed
     traces = {
-        cascaded_td(lam): {
-            seed: trace([0] * 4, [False] * count + [True] * (4 - count)) for seed, count in enumerate(counts)
-        }
+        cascaded_td(lam): {seed: trace([0] * 4, [False] * count + [True] * (4 - count)) for seed, count in enumerate(counts)}
         for lam, counts in wrong.items()
     }
     result = figure_3(traces, "cifar100")
@@ -234,10 +232,10 @@ def test_figure_3_by_hand():
     assert rows[0.0]["sem"] == pytest.approx(0.1, rel=1e-9)
     assert rows[0.25]["paper"] == 0.6493
     worst, above = result.numbers["claims"]
-    assert worst["shows"] is True
-    assert worst["gain"] == pytest.approx(0.25)
-    assert worst["best"] == {"lambda": 0.25, "gain": 0.5}
-    assert above["shows"] is True
+    assert worst.shows is True
+    assert worst.measured["gain"] == pytest.approx(0.25)
+    assert worst.measured["best"] == {"lambda": 0.25, "gain": 0.5}
+    assert above.shows is True
     assert result.numbers["accuracy_by_step"]["0"] == [0.625] * 9
     assert "yes      lambda = 1 is the worst at the asymptote" in result.text
     alone = figure_3({name: {0: by_seed[0]} for name, by_seed in traces.items()}, "cifar100")

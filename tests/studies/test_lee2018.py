@@ -13,10 +13,12 @@ from anytime.cli import main
 from anytime.commands import study as command
 from anytime.cost import step_macs
 from anytime.models.slicing.sliced import branch_l1_norms
-from anytime.studies import find_recipe, lee2018, run_all
-from anytime.studies.lee2018 import SCALES, STUDY, with_norms
+from anytime.studies import find_recipe, run_all
+from anytime.studies.lee2018 import STUDY
+from anytime.studies.lee2018.figure_3 import figure_3a, figure_3b, figure_3c
+from anytime.studies.lee2018.figure_4 import figure_4
 from anytime.studies.lee2018.figure_5 import figure_5
-from anytime.studies.lee2018.figures import figure_3a, figure_3b, figure_3c, figure_4
+from anytime.studies.lee2018.networks import SCALES, Scale, shallow_alone, thin_alone, with_norms
 from anytime.studies.runner import on_validation
 from anytime.studies.study import plain
 from anytime.trace import Trace
@@ -50,7 +52,7 @@ def trace(wrong: list[int], contract: list[int], norms: list[list[float]] | None
 
 def claims(result: Any) -> dict[str, Any]:
     json.dumps(plain(result.numbers), allow_nan=False)
-    return {claim["claim"]: claim for claim in result.numbers["claims"]}
+    return {claim.statement: claim.to_dict() for claim in result.numbers["claims"]}
 
 
 # -- the trainings ---------------------------------------------------------------------------------------------------------
@@ -102,11 +104,11 @@ def test_sub_networks_trained_alone_cost_what_they_cost_jointly():
     size = (3, 32, 32)
     joint = step_macs(build(by_name["I-ResNeXt"]), size, contract=True)
     assert [round(macs / 1e6, 1) for macs in (joint[0], joint[-1])] == [7.8, 50.1]
-    thin = [build(by_name[lee2018.thin_alone(k, 8)]) for k in (1, 8)]
+    thin = [build(by_name[thin_alone(k, 8)]) for k in (1, 8)]
     assert [step_macs(model, size) for model in thin] == [[joint[k - 1]] for k in (1, 8)]
     shallow = build(by_name["ResNeXt with exits"])
     assert shallow.num_steps == 8
-    alone = [build(by_name[lee2018.shallow_alone(count)]) for count in (2, 4)]
+    alone = [build(by_name[shallow_alone(count)]) for count in (2, 4)]
     costs = step_macs(shallow, size, contract=True)
     assert [step_macs(model, size) for model in alone] == [[costs[count - 2]] for count in (2, 4)]
     assert costs[-1] == joint[-1]
@@ -159,7 +161,7 @@ def test_figure_3a_by_hand():
     worse = figure_3a(
         traces | {"I-ResNeXt, shared BN": {0: trace([40, 30, 9], costs), 1: trace([40, 30, 9], costs)}}, "cifar100"
     )
-    assert [claim["shows"] for claim in worse.numbers["claims"]] == [False, False, True]
+    assert [claim.shows for claim in worse.numbers["claims"]] == [False, False, True]
     assert worse.numbers["published"] is None
     assert "NO       independent batch norm at least halves" in worse.text
 
@@ -176,7 +178,7 @@ def test_figure_3b_by_hand():
     assert result.numbers["norms"]["I-ResNeXt"].tolist() == [[4.0, 3.5], [8.0, 8.0], [6.0, 3.0]]
     assert result.numbers["falls"]["I-ResNeXt"].tolist() == [0.125, 0.0, 0.5]
     assert result.numbers["falls"]["ResNeXt"].tolist() == [0.0, -2.0, 0.25]
-    assert [claim["shows"] for claim in result.numbers["claims"]] == [False, True, True]
+    assert [claim.shows for claim in result.numbers["claims"]] == [False, True, True]
     json.dumps(plain(result.numbers), allow_nan=False)
 
 
@@ -298,7 +300,7 @@ def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
         return main(["train", *arguments])
 
     monkeypatch.setattr(command, "run_all", functools.partial(run_all, train=train))
-    tiny = lee2018.Scale(
+    tiny = Scale(
         data={"cifar10": ("lee2018_cifar10_cpu.yaml", ("--data=Digits",))},
         ablation=("--model.blocks=[1,2]", "--model.width=8", "--model.steps=2", "--model.cardinality=2"),
         blocks=(1, 2),

@@ -16,10 +16,12 @@ import yaml
 from anytime import create_model
 from anytime.data import create_data
 from anytime.saving import ModelInfo
-from anytime.studies import Run, TrainingStopped, find_recipe, run_all, standing
-from anytime.studies.executors.subprocess import log_end, train_apart
+from anytime.studies import TrainingRun, TrainingStopped, find_recipe, run_all, run_status
+from anytime.studies.claims import Claim, format_claims
+from anytime.studies.executors.subprocess import log_end, train_in_subprocess
 from anytime.studies.runner import on_validation, record_views, trace_path
-from anytime.studies.study import Item, Result, Study, facts, find_study, plain
+from anytime.studies.seeds import facts
+from anytime.studies.study import Item, Result, Study, find_study, list_studies, plain, study_command
 from anytime.trace import Trace
 from anytime.training.config import UsageError, parse
 from anytime.training.rundir import create_run, set_state
@@ -37,7 +39,7 @@ def recipe(tmp_path) -> Path:
 
 @pytest.fixture
 def run(recipe):
-    return lambda name="a", *flags, seed=0: Run(name, recipe, flags, seed, {name: None})
+    return lambda name="a", *flags, seed=0: TrainingRun(name, recipe, flags, seed, {name: None})
 
 
 class Trainer:
@@ -111,7 +113,7 @@ def test_a_training_that_fails_in_its_course_does_not_hinder_the_others(run, tmp
     assert len(train.asked) == 2
     assert recorder.asked == [("b", ["b"])]
     assert f"[1/2] a: failed with exit code 1, see {tmp_path / 'logs' / 'a.log'}; 1 to train" in said
-    assert standing(run("a"), tmp_path) == "resume"
+    assert run_status(run("a"), tmp_path) == "resume"
 
 
 @pytest.mark.parametrize("state", ["started", "interrupted", "failed"])
@@ -119,8 +121,8 @@ def test_what_is_half_done_is_resumed(run, tmp_path, state):
     with pytest.raises(TrainingStopped, match=r"training a ended with exit code 130, see .*a\.log") as stopped:
         run_all([run("a"), run("b")], tmp_path, Trainer(state, 130), Recorder(), lambda _: None)
     assert log_end(stopped.value.log, 1) == ["step 2"]
-    assert standing(run("a"), tmp_path) == "resume"
-    assert standing(run("b"), tmp_path) == "start"
+    assert run_status(run("a"), tmp_path) == "resume"
+    assert run_status(run("b"), tmp_path) == "start"
     train = Trainer()
     run_all([run("a"), run("b")], tmp_path, train, Recorder(), lambda _: None)
     assert train.asked[0] == ["--resume", str(tmp_path / "a")]
@@ -148,19 +150,19 @@ def test_runs_of_one_name_count_once(run, tmp_path):
 def test_another_configuration_is_refused_before_anything_is_trained(run, tmp_path):
     run_all([run("b")], tmp_path, Trainer(), Recorder(), lambda _: None)
     train = Trainer()
-    message = r"b holds a training with epochs 2 \(wanted 3\), model.width 4 \(wanted 8\); give another --runs, or remove it"
+    message = r"b holds a training with epochs 2 \(wanted 3\), model.width 4 \(wanted 8\); choose another --runs or remove it"
     with pytest.raises(UsageError, match=message):
         run_all([run("a"), run("b", "--epochs=3", "--model.width", "8")], tmp_path, train, Recorder(), lambda _: None)
     with pytest.raises(UsageError, match="seed 0"):
-        standing(run("b", seed=1), tmp_path)
+        run_status(run("b", seed=1), tmp_path)
     with pytest.raises(UsageError, match=r"has no argument model\.widht"):
-        standing(run("new", "--model.widht=2"), tmp_path)
+        run_status(run("new", "--model.widht=2"), tmp_path)
     assert train.asked == []
 
 
 def test_where_data_lie_and_what_is_shown_make_no_other_training(run, tmp_path):
     run_all([run()], tmp_path, Trainer(), Recorder(), lambda _: None)
-    assert standing(run("a", "--data.root=elsewhere", "--progress=false"), tmp_path) == "finished"
+    assert run_status(run("a", "--data.root=elsewhere", "--progress=false"), tmp_path) == "finished"
 
 
 def test_arguments_that_came_later_count_by_their_defaults(run, tmp_path):
@@ -169,15 +171,15 @@ def test_arguments_that_came_later_count_by_their_defaults(run, tmp_path):
     config = yaml.safe_load(path.read_text())
     del config["data"]["init_args"]["limit"], config["gradient_clip"]
     path.write_text(yaml.safe_dump(config))
-    assert standing(run(), tmp_path) == "finished"
+    assert run_status(run(), tmp_path) == "finished"
 
 
 def test_a_folder_that_is_no_run_directory_is_left_alone(run, tmp_path):
     (tmp_path / "a").mkdir()
-    assert standing(run(), tmp_path) == "start"  # nothing in it yet
+    assert run_status(run(), tmp_path) == "start"  # nothing in it yet
     (tmp_path / "a" / "thesis.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
-        standing(run(), tmp_path)
+        run_status(run(), tmp_path)
 
 
 def test_each_network_of_a_run_has_a_trace_of_its_own(tmp_path):
@@ -227,8 +229,8 @@ def program(tmp_path, monkeypatch):
 def test_output_goes_to_the_log_and_the_exit_code_comes_back(program, tmp_path):
     program("print(sys.argv[1:], flush=True); print('1/2\\r2/2', file=sys.stderr); sys.exit(3)")
     log = tmp_path / "logs" / "a.log"
-    assert train_apart(["--epochs", "2"], log) == 3
-    assert train_apart(["--resume", "a"], log) == 3  # appends
+    assert train_in_subprocess(["--epochs", "2"], log) == 3
+    assert train_in_subprocess(["--resume", "a"], log) == 3  # appends
     first, second = ("['-m', 'anytime', 'train', '--epochs', '2']", "['-m', 'anytime', 'train', '--resume', 'a']")
     assert log_end(log) == [first, "2/2", second, "2/2"]
     assert log_end(log, 1) == ["2/2"]
@@ -250,7 +252,7 @@ def test_an_interruption_is_passed_on_and_waited_for(program, tmp_path, number):
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        train_apart([], log)
+        train_in_subprocess([], log)
     thread.join()
     assert log.read_text() == "ready\ncheckpoint\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -264,14 +266,15 @@ def test_two_processes_do_not_train_the_same_run(program, tmp_path):
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(TrainingStopped, match=r"another process is at work on this training: it writes .*a\.log"):
-            train_apart([], log)
+        with pytest.raises(TrainingStopped, match=r"another process is running this training and writes .*a\.log"):
+            train_in_subprocess([], log)
 
 
 # -- studies ---------------------------------------------------------------------------------------------------------------
 
 
 def test_find_study():
+    assert list_studies() == ["backbones", "hu2017", "iuzzolino2021", "lee2018"]
     found = find_study("iuzzolino2021")
     assert isinstance(found, Study)
     assert all(isinstance(item, Item) for item in found.items.values())
@@ -281,11 +284,31 @@ def test_find_study():
 
 def test_results_are_plain_json(tmp_path):
     numbers = {1: torch.tensor([0.123456789, 1.0]), "none": float("nan"), "far": float("inf"), "rows": [{"a": (1, 2)}, [], {}]}
-    written = Result(numbers, "text").write(tmp_path / "new" / "figure_4_0.5")
+    command = "anytime study hu2017 --figure 4"
+    written = Result(numbers, "text").write(tmp_path / "new" / "figure_4_0.5", command)
     assert [path.name for path in written] == ["figure_4_0.5.json"]
     expected = {"1": [0.123457, 1.0], "none": None, "far": None, "rows": [{"a": [1, 2]}, [], {}]}
-    assert json.loads(written[0].read_text()) == expected == plain(numbers)
+    assert plain(numbers) == expected
+    assert list(json.loads(written[0].read_text()).items()) == [("command", command), *expected.items()]
     assert '"1": [0.123457, 1.0],\n' in written[0].read_text()
+
+
+def test_a_result_names_the_command_that_makes_it():
+    command = study_command("hu2017", "table 1", "cifar10", "cpu", [0])
+    assert command == "anytime study hu2017 --table 1 --data cifar10 --scale cpu --seeds 0"
+    command = study_command("backbones", "table resnet20", "cifar10", "cpu", [0, 1], ["--model.blocks=[1, 2]"])
+    start = "anytime study backbones --table resnet20 --data cifar10 --scale cpu --seeds 0 1"
+    assert command == f"{start} '--model.blocks=[1, 2]'"
+
+
+def test_claims_are_told_in_one_form():
+    claims = [Claim("a", True, {"gain": 0.5}, {"shows": True}), Claim("b", False, {"gain": -0.25}), Claim("c", None)]
+    assert format_claims(claims) == "yes      a\nNO       b\nunknown  c"
+    assert format_claims(claims[:2], gains=True) == "yes      a (+50.00%)\nNO       b (-25.00%)"
+    assert plain(claims[:2]) == [
+        {"claim": "a", "shows": True, "gain": 0.5, "paper": {"shows": True}},
+        {"claim": "b", "shows": False, "gain": -0.25, "paper": None},
+    ]
 
 
 def test_facts_hold_what_a_number_must_carry():
@@ -321,7 +344,7 @@ def test_a_real_training_is_interrupted_and_goes_on(recipe, tmp_path):
     """One Ctrl-C in mid-training; the weights at the end are those of a training without it."""
     flags = ("--model.blocks=[1,2,1]", "--model.scheme=[[1,1,1],[0,1,0]]", "--data.limit=96", "--data.batch_size=2")
     flags += ("--epochs=6", "--deterministic=true")
-    whole, cut = (Run(name, recipe, flags, 0, {name: None}) for name in ("whole", "cut"))
+    whole, cut = (TrainingRun(name, recipe, flags, 0, {name: None}) for name in ("whole", "cut"))
     run_all([whole], tmp_path, say=lambda _: None)
 
     def interrupt() -> None:

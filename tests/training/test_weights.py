@@ -81,7 +81,7 @@ def test_optimal_of_any_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [arguments[-1] for arguments in asked] == ["family/small_optimal_3_seed0", "family/small_optimal_1_seed0"]
     assert train_family("small.yaml", [3], "family", flags, train=train).keys() == {3}
     assert len(asked) == 2
-    with pytest.raises(ValueError, match=r"exits must be at least one, each once, got \[1, 1\]"):
+    with pytest.raises(ValueError, match=r"exits must hold at least one exit and none twice, got \[1, 1\]"):
         train_family("small.yaml", [1, 1], "family")
 
 

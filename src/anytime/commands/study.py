@@ -13,8 +13,8 @@ from typing import Any
 
 from anytime.commands.parser import Parser
 from anytime.studies.executors.subprocess import TrainingStopped, log_end
-from anytime.studies.runner import run_all, standing
-from anytime.studies.study import Study, find_study, list_studies
+from anytime.studies.runner import run_all, run_status
+from anytime.studies.study import Study, find_study, list_studies, study_command
 from anytime.support.names import nearest
 from anytime.training.config import top_level_keys
 
@@ -52,9 +52,9 @@ def run(arguments: Sequence[str]) -> int:
     runs.sort(key=lambda run: run.seed)  # the first seed of everything comes first
     if options.dry_run:
         for run in {run.name: run for run in runs}.values():
-            state = standing(run, folder)
-            command = shlex.join(["anytime", "train", *run.arguments(folder, state)])
-            print(f"# finished: {folder / run.name}" if state == "finished" else command)
+            status = run_status(run, folder)
+            command = shlex.join(["anytime", "train", *run.arguments(folder, status)])
+            print(f"# finished: {folder / run.name}" if status == "finished" else command)
         return 0
     try:
         traces = run_all(runs, folder)
@@ -68,7 +68,8 @@ def run(arguments: Sequence[str]) -> int:
     out = options.out or Path("results") / options.study
     for name in wanted:
         result = study.items[name].make(traces, data)
-        files = result.write(out / f"{name.replace(' ', '_')}_{data}_{options.scale}")
+        made_by = study_command(options.study, name, data, options.scale, seeds, flags)
+        files = result.write(out / f"{name.replace(' ', '_')}_{data}_{options.scale}", made_by)
         print(f"\n{name.capitalize()}: {study.items[name].title}\n\n{result.text}\n\nwrote {', '.join(map(str, files))}")
     return 0
 

@@ -1,19 +1,37 @@
-"""A claim of a paper, what was measured of it, and whether it shows."""
+"""Claims of a paper: what was measured of each, and whether it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from anytime.analysis.statistics import difference
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that should show in the results.
+
+    Args:
+        statement: The statement.
+        shows: Whether it shows; None if the results cannot tell, e.g. a single seed has no standard error.
+        measured: The numbers that decide, by name.
+        paper: The same by the paper's numbers, or where the paper makes the statement; None if it does not.
+    """
+
+    statement: str
+    shows: bool | None
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to JSON."""
+        return {"claim": self.statement, "shows": self.shows, **self.measured, "paper": self.paper}
 
 
-def told(claims: Sequence[Mapping[str, Any]]) -> str:
-    said = {True: "yes", False: "NO", None: "unknown"}
-    return "\n".join(f"{said[claim['shows']]:<8} {claim['claim']}" for claim in claims)
-
-
-def gain_of(errors: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """How much smaller the first errors are; its standard error is nan for a single seed."""
-    gain, standard_error = difference(others, errors)
-    return {"gain": gain, "standard_error": standard_error, "seeds": len(errors)}
+def format_claims(claims: Sequence[Claim], gains: bool = False) -> str:
+    """One line per claim: yes, NO or unknown, then the statement, then its gain if asked for."""
+    words = {True: "yes", False: "NO", None: "unknown"}
+    lines = [f"{words[claim.shows]:<8} {claim.statement}" for claim in claims]
+    if gains:
+        lines = [f"{line} ({claim.measured['gain']:+.2%})" for line, claim in zip(lines, claims, strict=True)]
+    return "\n".join(lines)

@@ -1,21 +1,33 @@
-"""Drawings of studies: ours solid, the paper's dashed."""
+"""Drawings of studies: our results solid, the paper's dashed."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from anytime.analysis.curves import Cost
 from anytime.analysis.speed_accuracy import SpeedAccuracy
 from anytime.reporting.plots import BLUE, DASHES, GREY, STYLE
 
+COST_LABELS: dict[Cost, str] = {"contract": "MACs of the sub-network alone", "macs": "MACs of the stream"}
 _PAPER: dict[str, Any] = {"linestyle": DASHES, "linewidth": 1.0, "alpha": 0.75}
+
+
+@contextlib.contextmanager
+def panels(width: float, height: float, count: int = 1, share_y: bool = False) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A new figure, in inches, with `count` empty panels side by side; what is drawn inside `with` has the common style."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, list(figure.subplots(1, count, sharey=share_y, squeeze=False)[0])
 
 
 def points(
@@ -26,10 +38,8 @@ def points(
     x: str,
     y: str,
 ) -> Figure:
-    """Shares over one number that was varied, with standard errors; those of a single seed are not known (nan)."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2, 3.0), layout="constrained")
-        axes = figure.add_subplot()
+    """Shares over a number that was varied, with standard errors, which are unknown (nan) for a single seed."""
+    with panels(4.2, 3.0) as (figure, [axes]):
         bars = [errors[value] for value in means]
         ours = "ours" if any(map(math.isnan, bars)) else "ours (± 1 SEM)"
         axes.errorbar(list(means), list(means.values()), bars, color=BLUE, marker="o", capsize=2.5, label=ours)
@@ -48,29 +58,27 @@ def speed_accuracy(
     published: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     title: str,
 ) -> Figure:
-    """Accuracy over the mean stop time, and over what it costs here: MACs and milliseconds."""
-    with matplotlib.rc_context(STYLE):
-        timed = all(curve.seconds is not None for curve in curves.values())
-        figure = Figure(figsize=(10.5 if timed else 7.4, 3.9), layout="constrained")
-        panels = figure.subplots(1, 3 if timed else 2, sharey=True)
+    """Accuracy over the mean stop time, and over its cost here: MACs and, where all curves have them, milliseconds."""
+    timed = all(curve.seconds is not None for curve in curves.values())
+    with panels(10.5 if timed else 7.4, 3.9, 3 if timed else 2, share_y=True) as (figure, grid):
         for name, curve in curves.items():
             look = {"color": colours[name], "label": name}
-            panels[0].plot(curve.time.tolist(), curve.accuracy.tolist(), **look)
-            panels[1].plot(curve.macs.tolist(), curve.accuracy.tolist(), **look)
+            grid[0].plot(curve.time.tolist(), curve.accuracy.tolist(), **look)
+            grid[1].plot(curve.macs.tolist(), curve.accuracy.tolist(), **look)
             if timed and curve.seconds is not None:
-                panels[2].plot((1e3 * curve.seconds).tolist(), curve.accuracy.tolist(), **look)
+                grid[2].plot((1e3 * curve.seconds).tolist(), curve.accuracy.tolist(), **look)
             if name in published:
-                panels[0].plot(*published[name], color=colours[name], **_PAPER)
-        panels[0].set(xlabel="mean stop time in (simulated) parallel steps", ylabel="accuracy", title=title)
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1))
-        panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[1].set_xlabel("mean MACs per sample (interruptible)")
-        panels[1].xaxis.set_major_formatter(EngFormatter())
+                grid[0].plot(*published[name], color=colours[name], **_PAPER)
+        grid[0].set(xlabel="mean stop time in (simulated) parallel steps", ylabel="accuracy", title=title)
+        grid[0].yaxis.set_major_formatter(PercentFormatter(1))
+        grid[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[1].set_xlabel("mean MACs per sample (interruptible)")
+        grid[1].xaxis.set_major_formatter(EngFormatter())
         if timed:
-            panels[2].set_xlabel("mean median ms of a stream, batch of 1")
-        for panel in panels:
-            panel.set_xlim(left=0)
-        handles, labels = panels[0].get_legend_handles_labels()
+            grid[2].set_xlabel("mean median ms of a stream, batch of 1")
+        for axes in grid:
+            axes.set_xlim(left=0)
+        handles, labels = grid[0].get_legend_handles_labels()
         if published:
             handles.append(Line2D([], [], color=GREY, **_PAPER))
             labels.append("the paper's")
@@ -79,16 +87,16 @@ def speed_accuracy(
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line with markers at its points.
+class Curve:
+    """A line with a marker at each point.
 
     Args:
-        name: In the legend.
-        x: Of the points.
-        y: Of the points.
-        colour: Of the line.
-        dashed: Trained alone.
-        published: The paper's: crosses without a line.
+        name: Name in the legend.
+        x: Where the points are.
+        y: Their values.
+        colour: Colour of line and markers.
+        dashed: Dashed: sub-networks that were trained alone.
+        published: Crosses without a line: the paper's points.
     """
 
     name: str
@@ -99,16 +107,14 @@ class Line:
     published: bool = False
 
 
-def error_lines(panels: Mapping[str, Sequence[Line]], title: str) -> Figure:
-    """Errors in one panel for each label of the x-axis; where the label names MACs, in thousands and millions."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.6 + 3.7 * len(panels), 3.4), layout="constrained")
-        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (label, lines) in zip(grid, panels.items(), strict=True):
-            for line in lines:
-                style = "none" if line.published else DASHES if line.dashed else "-"
-                marker = "x" if line.published else "o"
-                axes.plot(line.x, line.y, label=line.name, color=line.colour, linestyle=style, marker=marker)
+def error_curves(by_label: Mapping[str, Sequence[Curve]], title: str) -> Figure:
+    """Errors, one panel for each label of the x-axis; an axis of MACs has SI prefixes."""
+    with panels(0.6 + 3.7 * len(by_label), 3.4, len(by_label), share_y=True) as (figure, grid):
+        for axes, (label, curves) in zip(grid, by_label.items(), strict=True):
+            for curve in curves:
+                style = "none" if curve.published else DASHES if curve.dashed else "-"
+                marker = "x" if curve.published else "o"
+                axes.plot(curve.x, curve.y, label=curve.name, color=curve.colour, linestyle=style, marker=marker)
             axes.set_xlabel(label)
             axes.set_xlim(left=0)
             if "MACs" in label:
@@ -116,5 +122,5 @@ def error_lines(panels: Mapping[str, Sequence[Line]], title: str) -> Figure:
         grid[0].set(ylabel="error", title=title)
         grid[0].yaxis.set_major_formatter(PercentFormatter(1))
         handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=2 * len(panels))
+        figure.legend(handles, labels, loc="outside upper left", ncols=2 * len(grid))
     return figure

@@ -1,4 +1,4 @@
-"""Runs the trainings of a study: what is finished is skipped, what is half done goes on, and every trace is recorded once."""
+"""Runs the trainings of a study: finished ones are skipped, unfinished ones resumed, and every trace is recorded once."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ import torch
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting.evaluation import images_of, trained_on
-from anytime.studies.executors.subprocess import TrainingStopped, train_apart
+from anytime.studies.executors.subprocess import TrainingStopped, train_in_subprocess
 from anytime.trace import Trace, record
 from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
 from anytime.training.rundir import CONFIG, read_run
 
-Standing = Literal["start", "resume", "finished"]
+RunStatus = Literal["start", "resume", "finished"]
 Traces = Mapping[str, Mapping[int, Trace]]
-"""What the networks of a study said: by name, then by seed."""
+"""The traces of a study's networks, by name, then by seed."""
 View = Callable[[AnytimeModel], AnytimeModel]
+"""Turns a trained model into the network whose answers are recorded."""
 
 
 def on_validation(model: AnytimeModel) -> AnytimeModel:
-    """The view that is the model as it is, asked about the validation images: for what a figure has to choose."""
+    """The unchanged model, recorded on the validation images: for what a figure has to choose."""
     return model
 
 
-_WHERE = ("progress", "data.root", "data.download", "data.workers")  # change where and how a training runs, not what comes out
+_WITHOUT_EFFECT = ("progress", "data.root", "data.download", "data.workers")  # on the result of a training
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training, `anytime train --config RECIPE FLAGS --seed SEED`, and the networks whose answers it gives.
+class TrainingRun:
+    """One training, `anytime train --config RECIPE FLAGS --seed SEED`, and the networks that are recorded from it.
 
     Args:
-        name: Of the run directory.
+        name: Name of the run directory.
         recipe: The recipe file.
-        flags: Over the recipe, as on the command line.
-        seed: Over the recipe.
-        views: By name, what is made of the trained model before its answers are recorded; None: the model as it is.
+        flags: Flags over the recipe, as on the command line.
+        seed: Seed over the recipe.
+        views: The recorded networks by name: a view of the trained model, or None for the model itself.
     """
 
     name: str
@@ -55,16 +56,16 @@ class Run:
         """The resolved configuration."""
         return parse([*self.flags, f"--seed={self.seed}"], [self.recipe])
 
-    def arguments(self, folder: Path, stand: Standing) -> list[str]:
-        """What follows `anytime train` to start or resume it in `folder`."""
+    def arguments(self, folder: Path, status: RunStatus) -> list[str]:
+        """The arguments of `anytime train` that start or resume it in `folder`."""
         run = str(folder / self.name)
-        if stand == "resume":
+        if status == "resume":
             return ["--resume", run]
         return ["--config", str(self.recipe), *self.flags, f"--seed={self.seed}", "--run", run]
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe of the library, `recipes/NAME`, as short a path as leads there.
+    """The path of a recipe of the library, `recipes/NAME`, relative to the current directory if it lies below it.
 
     Raises:
         FileNotFoundError: This installation does not have it.
@@ -74,16 +75,16 @@ def find_recipe(name: str) -> Path:
         if (path := folder / name).is_file():
             return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     raise FileNotFoundError(
-        f"this installation of anytime has no recipe {name}; it is in the folder recipes of its repository"
+        f"this installation of anytime has no recipe {name}; find it in the folder recipes of the repository"
     )
 
 
-def standing(run: Run, folder: Path) -> Standing:
-    """What is to be done for a run: start it, resume it, or nothing.
+def run_status(run: TrainingRun, folder: Path) -> RunStatus:
+    """Whether a training must be started or resumed, or is finished.
 
     Raises:
-        UsageError: Its flags make no sense, or its directory holds a training by another configuration.
-        FileNotFoundError, ValueError: Its directory is no run directory, or damaged.
+        UsageError: Its flags are invalid, or its directory holds a training with another configuration.
+        FileNotFoundError, ValueError: Its directory is not a run directory, or is damaged.
     """
     path, wanted = folder / run.name, _flat(run.config())
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -93,18 +94,18 @@ def standing(run: Run, folder: Path) -> Standing:
     keys = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
     if keys:
         listed = ", ".join(f"{key} {found.get(key)!r} (wanted {wanted.get(key)!r})" for key in keys)
-        raise UsageError(f"{path} holds a training with {listed}; give another --runs, or remove it")
+        raise UsageError(f"{path} holds a training with {listed}; choose another --runs or remove it")
     return "finished" if state["state"] == "finished" else "resume"
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    """All values of a configuration that decide what comes out of a training, by their flags."""
+    """All values of a configuration that affect the result of a training, by flag."""
     names = {section: config[section]["class_path"] for section in SECTIONS}
-    return {key: value for key, value in (names | flatten(config)).items() if key not in _WHERE}
+    return {key: value for key, value in (names | flatten(config)).items() if key not in _WITHOUT_EFFECT}
 
 
 class StoredTraces(Mapping[str, Mapping[int, Trace]]):
-    """Traces in files, read when they are asked for: all those of a study need not fit into memory."""
+    """Traces in files, read on access, so that those of a whole study need not fit into memory."""
 
     def __init__(self, paths: Mapping[str, Mapping[int, Path]]) -> None:
         self._paths = paths
@@ -113,7 +114,7 @@ class StoredTraces(Mapping[str, Mapping[int, Trace]]):
         return {seed: Trace.load(path) for seed, path in self._paths[name].items()}
 
     def folders(self, name: str) -> dict[int, Path]:
-        """The run directories of a network by seed."""
+        """The run directories of a network, by seed."""
         return {seed: path.parent for seed, path in self._paths[name].items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -124,7 +125,7 @@ class StoredTraces(Mapping[str, Mapping[int, Trace]]):
 
 
 def trace_path(path: Path, name: str, view: View | None = None) -> Path:
-    """Where in a run directory the answers of a network are, beside those that `anytime evaluate` keeps."""
+    """The file for the trace of a network in a run directory; `anytime evaluate` writes to other files."""
     slug = re.sub(r"\W+", "_", name.lower()).strip("_")
     return path / f"trace-{_part(view)}-{slug}.safetensors"
 
@@ -134,9 +135,9 @@ def _part(view: View | None) -> Literal["test", "validation"]:
 
 
 def record_views(path: Path, views: Mapping[str, View | None]) -> None:
-    """Records what networks made of a finished run say about the test images, and stores it in the run directory.
+    """Records views of the model of a finished run on the test images, and stores the traces in the run directory.
 
-    Those of the view `on_validation` are about the validation images.
+    The view `on_validation` is recorded on the validation images.
     """
     model = load(path)
     data = trained_on(model)
@@ -152,52 +153,52 @@ def record_views(path: Path, views: Mapping[str, View | None]) -> None:
 
 
 def run_all(
-    runs: Sequence[Run],
+    runs: Sequence[TrainingRun],
     folder: Path,
-    train: Callable[[Sequence[str], Path], int] = train_apart,
+    train: Callable[[Sequence[str], Path], int] = train_in_subprocess,
     recorder: Callable[[Path, Mapping[str, View | None]], None] = record_views,
     say: Callable[[str], None] = print,
 ) -> Traces:
-    """Trains what is missing, one run after the other, and returns the traces of all.
+    """Runs the missing trainings one after the other, and returns the traces of all.
 
-    A finished training of the very same configuration is skipped, an unfinished one resumed. After an interruption the same
-    call goes on where this one stopped. A training that failed in its course, say by a loss that is not finite, does not
-    hinder the others: its failure is raised after them.
+    Finished trainings of the same configuration are skipped and unfinished ones resumed, so after an interruption the same
+    call continues. If a training fails midway (e.g. non-finite loss), the remaining ones still run; the first error is
+    re-raised at the end.
 
     Args:
-        runs: Several of the same name count once.
-        folder: Of the run directories; the output of each training is in `logs/NAME.log` there.
+        runs: The trainings; of several with the same name, one is run.
+        folder: Where the run directories go; the output of each training is appended to `logs/NAME.log` there.
         train: Called with the arguments of `anytime train` and the log file; returns an exit code.
         recorder: Called with a finished run directory and the views whose traces are missing there.
         say: Called with each line of progress.
 
     Raises:
-        TrainingStopped: Trainings failed (tells of the first), or another process is at work on one.
-        UsageError, FileNotFoundError, ValueError: As `standing`, before anything is trained.
+        TrainingStopped: A training failed, or another process is running it.
+        UsageError, FileNotFoundError, ValueError: As `run_status`, before any training starts.
     """
     runs = list({run.name: run for run in runs}.values())
-    todo = {run.name: standing(run, folder) for run in runs}
-    left = sum(stand != "finished" for stand in todo.values())
+    statuses = {run.name: run_status(run, folder) for run in runs}
+    left = sum(status != "finished" for status in statuses.values())
     seconds: list[float] = []
     paths: dict[str, dict[int, Path]] = {}
-    failed: list[TrainingStopped] = []
+    failures: list[TrainingStopped] = []
     for number, run in enumerate(runs, 1):
         path, log = folder / run.name, folder / "logs" / f"{run.name}.log"
         head = f"[{number}/{len(runs)}] {run.name}"
-        if (stand := todo[run.name]) == "finished":
+        if (status := statuses[run.name]) == "finished":
             done = "finished before"
         else:
-            say(f"{head}: {stand}, see {log}")
+            say(f"{head}: {status}, see {log}")
             begin = time.monotonic()
-            if code := train(run.arguments(folder, stand), log):
-                failed.append(TrainingStopped(f"the training {run.name} ended with exit code {code}, see {log}", log))
+            code = train(run.arguments(folder, status), log)
+            left -= 1
+            if code:
+                failures.append(TrainingStopped(f"the training {run.name} ended with exit code {code}, see {log}", log))
                 if code != 1 or not path.is_dir() or read_run(path)[1]["state"] != "failed":
-                    raise failed[-1]
-                left -= 1
+                    raise failures[-1]
                 say(f"{head}: failed with exit code {code}, see {log}; {left} to train")
                 continue
             seconds.append(time.monotonic() - begin)
-            left -= 1
             done = f"trained in {_time(seconds[-1])}"
         stored = {name: trace_path(path, name, view) for name, view in run.views.items()}
         if missing := {name: view for name, view in run.views.items() if not stored[name].is_file()}:
@@ -206,8 +207,8 @@ def run_all(
             paths.setdefault(name, {})[run.seed] = file
         rest = f", about {_time(left * sum(seconds) / len(seconds))}" if seconds and left else ""
         say(f"{head}: {done}; {left} to train{rest}")
-    if failed:
-        raise failed[0]
+    if failures:
+        raise failures[0]
     return StoredTraces(paths)
 
 

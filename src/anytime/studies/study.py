@@ -1,10 +1,13 @@
-"""What a study is: the trainings behind each table and figure of a paper, and how their traces become numbers and a figure."""
+"""A study: the trainings behind each table and figure of a paper, and how their traces become numbers and a figure."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
+import pkgutil
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,28 +16,25 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anytime.studies.runner import Run, Traces
+from anytime.studies.claims import Claim
+from anytime.studies.runner import Traces, TrainingRun
 from anytime.support.files import atomic_write
 from anytime.support.names import nearest
-from anytime.trace import Trace
-
-NAMES = ("hu2017", "iuzzolino2021", "lee2018", "backbones")
-"""The studies, each a module of this package with a `STUDY`."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A table or figure of ours: plain numbers for JSON, the same to read, and a drawing if the paper has one."""
+    """A table or figure as measured here: numbers for JSON, the same as text, and a drawing if the paper has one."""
 
     numbers: Mapping[str, Any]
     text: str
     figure: Figure | None = None
 
-    def write(self, stem: Path) -> list[Path]:
-        """Writes `stem.json` and `stem.png`; returns what was written."""
+    def write(self, stem: Path, command: str) -> list[Path]:
+        """Writes `stem.json`, which names the command that made it, and `stem.png`; returns the files written."""
         written = [stem.with_name(f"{stem.name}.json")]
         with atomic_write(written[0]) as part:
-            part.write_text(_text(plain(self.numbers)) + "\n", encoding="utf-8")
+            part.write_text(_text(plain({"command": command, **self.numbers})) + "\n", encoding="utf-8")
         if self.figure is not None:
             written.append(stem.with_name(f"{stem.name}.png"))
             self.figure.savefig(written[1], dpi=150)
@@ -52,15 +52,20 @@ class Item:
     """
 
     title: str
-    runs: Callable[[str, str, Sequence[int]], list[Run]]
+    runs: Callable[[str, str, Sequence[int]], list[TrainingRun]]
     make: Callable[[Traces, str], Result]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A paper: its items by name ("figure 3", "table 1") and, by scale, the data sets and seeds; the first is the default.
+    """A paper whose tables and figures can be made again.
 
-    `fixed` are flags that a user cannot set for all trainings, for they are what the study compares, or what it goes by.
+    Args:
+        paper: The reference.
+        items: Tables and figures by name: "figure 3", "table 1".
+        data: Data sets by scale, the default first.
+        seeds: Seeds by scale.
+        fixed: Flags that users cannot set, because the study compares them or relies on them.
     """
 
     paper: str
@@ -70,42 +75,41 @@ class Study:
     fixed: Sequence[str] = ()
 
 
+@functools.cache
+def _studies() -> dict[str, Study]:
+    """The packages beside this file that define `STUDY`."""
+    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg]
+    packages = {name: importlib.import_module(f"anytime.studies.{name}") for name in names}
+    return {name: package.STUDY for name, package in packages.items() if hasattr(package, "STUDY")}
+
+
 def list_studies() -> list[str]:
     """Names of all studies."""
-    return list(NAMES)
+    return list(_studies())
 
 
 def find_study(name: str) -> Study:
     """The study of this name.
 
     Raises:
-        ValueError: There is none; names the nearest.
+        ValueError: There is none; the message names the nearest.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown study {name!r}{nearest(name, NAMES)}")
-    return importlib.import_module(f"anytime.studies.{name}").STUDY
+    if name not in _studies():
+        raise ValueError(f"unknown study {name!r}{nearest(name, _studies())}")
+    return _studies()[name]
 
 
-def facts(traces: Mapping[int, Trace]) -> dict[str, Any]:
-    """What a published number has to carry, of one network by seeds: data set, recipe, seeds, epochs, hardware, date."""
-    metas = [trace.meta for trace in traces.values()]
-    recipe = {key: value for key, value in metas[0]["recipe"].items() if key not in ("seed", "progress")}
-    given = {key: value for key, value in recipe["data"]["init_args"].items() if key not in ("root", "download")}
-    return {
-        "dataset": metas[0]["dataset"],
-        "part": metas[0]["part"],
-        "images": next(iter(traces.values())).num_samples,
-        "seeds": list(traces),
-        "epochs": recipe["epochs"],
-        "trained_on": sorted({meta["trained_on"] for meta in metas}),
-        "measured_on": sorted({meta["hardware"] for meta in metas}),
-        "date": max(meta["date"] for meta in metas)[:10],
-        "recipe": recipe | {"data": recipe["data"] | {"init_args": given}},
-    }
+def study_command(study: str, item: str, data: str, scale: str, seeds: Sequence[int], flags: Sequence[str] = ()) -> str:
+    """The shell command that makes one item: `anytime study hu2017 --table 1 --data cifar10 --scale cpu --seeds 0`."""
+    kind, number = item.split()
+    words = ["anytime", "study", study, f"--{kind}", number, "--data", data, "--scale", scale, "--seeds", *map(str, seeds)]
+    return shlex.join([*words, *flags])
 
 
 def plain(value: Any) -> Any:
-    """As JSON can say it: tensors as lists, six digits, null for what is no finite number."""
+    """A value as JSON can hold it: tensors and claims resolved, six digits, null for numbers that are not finite."""
+    if isinstance(value, Claim):
+        value = value.to_dict()
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -118,7 +122,7 @@ def plain(value: Any) -> Any:
 
 
 def _text(value: Any, indent: str = "") -> str:
-    """JSON with one line for each list of numbers."""
+    """JSON with one line per list of numbers."""
     inner = indent + " "
     if isinstance(value, dict) and value:
         lines = [f"{inner}{json.dumps(key)}: {_text(item, inner)}" for key, item in value.items()]

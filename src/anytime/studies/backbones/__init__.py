@@ -1,4 +1,4 @@
-"""Exits on a backbone, trained in six ways under one recipe, against the plain network: one table for each backbone."""
+"""Exits on a backbone, trained in six ways with one recipe, against the plain network: one table per backbone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anytime.analysis.curves import accuracy
-from anytime.analysis.statistics import difference
 from anytime.model import AnytimeModel
 from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from anytime.reporting.tables import Column, format_table
-from anytime.studies.executors.subprocess import train_in_passing
-from anytime.studies.figures import Line, error_lines
-from anytime.studies.runner import Run, Traces, View, find_recipe
-from anytime.studies.study import Item, Result, Study, facts
+from anytime.studies.claims import Claim, format_claims
+from anytime.studies.executors.subprocess import train_in_process
+from anytime.studies.figures import COST_LABELS, Curve, error_curves
+from anytime.studies.runner import Traces, TrainingRun, View, find_recipe
+from anytime.studies.seeds import facts, figure_title, first_trace, gain, means, per_seed
+from anytime.studies.study import Item, Result, Study
 from anytime.support.units import macs_text, ms_text
 
 SOURCE = (
@@ -24,9 +25,9 @@ SOURCE = (
 )
 BACKBONES = {"resnet20": "ResNet20", "mobilenet": "SmallMobileNet"}
 EPOCHS = {"resnet20": 8, "mobilenet": 4}
-OVER: dict[str, tuple[str, ...]] = {
+NETWORK_FLAGS: dict[str, tuple[str, ...]] = {
     "resnet20": (),
-    "mobilenet": ("--precision=32-true",),  # its depthwise convolutions take twice as long in bfloat16 on a CPU with AMX
+    "mobilenet": ("--precision=32-true",),  # bfloat16 doubles the time of depthwise convolutions on a CPU with AMX
 }
 EXITS = 4
 PLAIN, HEADS_ONLY, JOINT = "plain network", "heads only", "joint"
@@ -43,9 +44,9 @@ COLOURS = {PLAIN: "#000000", HEADS_ONLY: GREY, JOINT: BLUE, MIXED: ORANGE, RESCA
 
 
 def heads_only(model: AnytimeModel) -> AnytimeModel:
-    """Exits on a plain network that stays as it is: their heads are fitted to its features, kept in memory.
+    """Exits on a frozen plain network: only their heads are trained, on its features, which stay in memory.
 
-    By the network's recipe, but with Adam and a rate of 0.001, as Kaya et al. (2019) fit heads alone.
+    The recipe is the network's, but with Adam and a learning rate of 0.001, as Kaya et al. (2019) train heads only.
     """
     from anytime.training.build import build
     from anytime.training.config import resolve_recipe
@@ -55,19 +56,19 @@ def heads_only(model: AnytimeModel) -> AnytimeModel:
     regime = {"class_path": "HeadsOnly", "init_args": {"views": 2, "memory": 8.0}}
     optimizer = {"class_path": "Adam", "init_args": {"lr": 0.001}}
     recipe |= resolve_recipe({"regime": regime, "optimizer": optimizer})
-    recipe["compile"] = False  # heads alone are a matter of seconds
-    parts = build(recipe, filled_later=True)
-    new = {name: value for name, value in parts.model.state_dict().items() if name.startswith("heads.")}
-    parts.model.load_state_dict(model.state_dict() | new)
-    train_in_passing(parts)
-    return parts.model
+    recipe["compile"] = False  # training heads only takes seconds
+    job = build(recipe, filled_later=True)
+    new = {name: value for name, value in job.model.state_dict().items() if name.startswith("heads.")}
+    job.model.load_state_dict(model.state_dict() | new)
+    train_in_process(job)
+    return job.model
 
 
-def trainings(backbone: str, data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
-    """One training for each seed and way, the plain network first; heads only are made of it."""
+def trainings(backbone: str, data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """One training per seed and way, the plain network first; "heads only" is a view of it."""
     recipe = find_recipe(f"backbones_cifar10_{scale}.yaml")
     network = f"--model.backbone=anytime.models.surgery.small_networks.{BACKBONES[backbone]}"
-    common = (network, f"--epochs={EPOCHS[backbone]}", *OVER[backbone])
+    common = (network, f"--epochs={EPOCHS[backbone]}", *NETWORK_FLAGS[backbone])
     runs = []
     for seed in seeds:
         for name, flags in FLAGS.items():
@@ -77,52 +78,12 @@ def trainings(backbone: str, data: str, scale: str, seeds: Sequence[int]) -> lis
             slug = name.replace(" ", "_").replace("-", "_").lower()
             half = (f"--regime.backbone_epochs={EPOCHS[backbone] // 2}",) if name == MIXED else ()
             run = f"{data}_{scale}_{backbone}_{slug}_seed{seed}"
-            runs.append(Run(run, recipe, (*common, *flags, *half), seed, views))
+            runs.append(TrainingRun(run, recipe, (*common, *flags, *half), seed, views))
     return runs
 
 
 def _key(backbone: str, name: str) -> str:
     return f"{backbone}: {name}"
-
-
-def table(backbone: str, traces: Traces, data: str) -> Result:
-    """Accuracy of each answer, by way of training, and what the exits cost."""
-    names = [PLAIN, HEADS_ONLY, *(name for name in FLAGS if name != PLAIN)]
-    stored = {name: traces[_key(backbone, name)] for name in names}
-    by_seed = {name: [accuracy(trace).tolist() for trace in each.values()] for name, each in stored.items()}
-    means = {name: [sum(column) / len(column) for column in zip(*rows, strict=True)] for name, rows in by_seed.items()}
-    exits = next(iter(stored[JOINT].values()))
-    whole = next(iter(stored[PLAIN].values()))
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        trace = next(iter(stored[name].values()))
-        answers = {f"answer_{EXITS - len(means[name]) + t}": value for t, value in enumerate(means[name], 1)}
-        rows.append({"trained": name, **answers, "macs": int(trace.macs[-1]), "by_seed": by_seed[name]})
-        if trace.seconds is not None:
-            rows[-1]["seconds"] = float(trace.seconds[-1])
-    claims = [_claim(by_seed, left, right, step) for left, right, step in CLAIMS]
-    numbers = {
-        "source": SOURCE,
-        "backbone": BACKBONES[backbone],
-        **facts(stored[PLAIN]),
-        "exits": exits.meta["model_arguments"]["exits"],
-        "macs": exits.macs,
-        "plain_macs": whole.macs,
-        "rows": rows,
-        "claims": claims,
-    }
-    columns = [Column("trained", "trained")]
-    columns += [Column(f"answer_{t}", f"answer {t} ({macs_text(int(exits.macs[t - 1]))})", ".2%") for t in range(1, EXITS + 1)]
-    columns += [Column("macs", "MACs", macs_text), Column("seconds", "median ms", ms_text)]
-    said = {True: "yes", False: "NO", None: "unknown"}
-    told = "\n".join(f"{said[claim['shows']]:<8} {claim['claim']} ({claim['gain']:+.2%})" for claim in claims)
-    lines = [
-        Line(name, trace.macs.tolist(), [1 - value for value in means[name]], COLOURS[name], dashed=name == HEADS_ONLY)
-        for name in names
-        for trace in [next(iter(stored[name].values()))]
-    ]
-    title = f"{BACKBONES[backbone]}, {numbers['dataset']}, n = {len(by_seed[PLAIN])}"
-    return Result(numbers, f"{format_table(rows, columns)}\n\n{told}", error_lines({"MACs of the stream": lines}, title))
 
 
 CLAIMS = (
@@ -134,19 +95,48 @@ CLAIMS = (
     (BOOSTED, RESCALED, 1),
     (JOINT, PLAIN, EXITS),
 )
-"""Which way should be above which, at which answer: what the papers say of their methods, and joint training above all."""
+"""Which way should be above which, and at which answer: what the papers claim of their methods, and joint above plain."""
 
 
-def _claim(by_seed: Mapping[str, Sequence[Sequence[float]]], left: str, right: str, answer: int) -> dict[str, Any]:
-    place = answer - 1 - EXITS  # from the end: the plain network has one answer
-    gain, error = difference([row[place] for row in by_seed[left]], [row[place] for row in by_seed[right]])
-    where = "last" if answer == EXITS else "first"
-    return {
-        "claim": f"{left} above {right} at the {where} answer",
-        "shows": gain > 0,
-        "gain": gain,
-        "standard_error": error,
+def table(backbone: str, traces: Traces, data: str) -> Result:
+    """Accuracy of each answer by way of training, and the cost of the exits."""
+    names = [PLAIN, HEADS_ONLY, *(name for name in FLAGS if name != PLAIN)]
+    stored = {name: traces[_key(backbone, name)] for name in names}
+    any_trace = {name: first_trace(by_seed) for name, by_seed in stored.items()}
+    accuracies = {name: per_seed(accuracy, by_seed) for name, by_seed in stored.items()}
+    mean_accuracy = {name: means(rows) for name, rows in accuracies.items()}
+    exits = any_trace[JOINT]
+    rows: list[dict[str, Any]] = []
+    for name, trace in any_trace.items():
+        values = mean_accuracy[name]
+        answers = {f"answer_{EXITS - len(values) + t}": value for t, value in enumerate(values, 1)}
+        rows.append({"trained": name, **answers, "macs": int(trace.macs[-1]), "by_seed": accuracies[name]})
+        if trace.seconds is not None:
+            rows[-1]["seconds"] = float(trace.seconds[-1])
+    claims = [_claim(accuracies, better, worse, answer) for better, worse, answer in CLAIMS]
+    numbers = facts(stored[PLAIN], source=SOURCE, backbone=BACKBONES[backbone]) | {
+        "exits": exits.meta["model_arguments"]["exits"],
+        "macs": exits.macs,
+        "plain_macs": any_trace[PLAIN].macs,
+        "rows": rows,
+        "claims": claims,
     }
+    columns = [Column("trained", "trained")]
+    columns += [Column(f"answer_{t}", f"answer {t} ({macs_text(int(exits.macs[t - 1]))})", ".2%") for t in range(1, EXITS + 1)]
+    columns += [Column("macs", "MACs", macs_text), Column("seconds", "median ms", ms_text)]
+    curves = [
+        Curve(name, trace.macs.tolist(), [1 - value for value in mean_accuracy[name]], COLOURS[name], name == HEADS_ONLY)
+        for name, trace in any_trace.items()
+    ]
+    drawn = error_curves({COST_LABELS["macs"]: curves}, f"{BACKBONES[backbone]}, {figure_title(numbers)}")
+    return Result(numbers, f"{format_table(rows, columns)}\n\n{format_claims(claims, gains=True)}", drawn)
+
+
+def _claim(accuracies: Mapping[str, Sequence[Sequence[float]]], better: str, worse: str, answer: int) -> Claim:
+    place = answer - 1 - EXITS  # from the end, because the plain network has a single answer
+    measured = gain(*([row[place] for row in accuracies[name]] for name in (better, worse)))
+    where = "last" if answer == EXITS else "first"
+    return Claim(f"{better} above {worse} at the {where} answer", measured["gain"] > 0, measured)
 
 
 STUDY = Study(

@@ -1,1 +1,1 @@
-"""Where trainings run: in this process, or each in a process of its own."""
+"""Where trainings run: each in a subprocess, or small ones in this process."""

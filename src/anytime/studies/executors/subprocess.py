@@ -1,6 +1,6 @@
-"""One training in a process of its own: its memory is given back, its output is a file, and Ctrl-C ends it cleanly.
+"""Run a training in a subprocess: memory is released, output is logged, Ctrl-C is forwarded.
 
-And small ones here, of which nothing is kept but the model.
+Small trainings run in this process and keep only the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TrainingStopped(RuntimeError):
-    """A training of a study failed; `log` is the file with its output."""
+    """A training of a study failed; `log` is the file that holds its output."""
 
     exit_code = 1
 
@@ -34,25 +34,25 @@ class TrainingStopped(RuntimeError):
 
 
 def log_end(log: Path, lines: int = 15) -> list[str]:
-    """The last lines of a log; of a progress bar, which overwrites its line, the last state."""
+    """The last lines of a log; a progress bar, which overwrites its line, counts as one line with its last state."""
     text = log.read_bytes().decode(errors="replace").rstrip()
     return [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")[-lines:]]
 
 
-def train_apart(arguments: Sequence[str], log: Path) -> int:
-    """Runs `anytime train ARGUMENTS` in a process of its own that appends to `log`; returns its exit code.
+def train_in_subprocess(arguments: Sequence[str], log: Path) -> int:
+    """Runs `anytime train ARGUMENTS` in a subprocess that appends to `log`; returns its exit code.
 
-    Ctrl-C (and a request to terminate) is passed on: the training writes a checkpoint and ends, then this raises
-    KeyboardInterrupt. A second Ctrl-C ends it at once.
+    Ctrl-C and requests to terminate are forwarded: the training writes a checkpoint and ends, then this function raises
+    KeyboardInterrupt. A second Ctrl-C ends the training at once.
 
     Raises:
-        TrainingStopped: Another process is at work on this training.
+        TrainingStopped: Another process is running this training.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "anytime", "train", *arguments]
     with log.open("ab") as file, _termination_is_interruption():
         _claim(file, log)
-        # A process group of its own: the terminal's Ctrl-C comes here, and is passed on once.
+        # In its own process group the training does not see the terminal's Ctrl-C; this process forwards it once.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0)
         interruption: KeyboardInterrupt | None = None
         while process.returncode is None:
@@ -67,7 +67,7 @@ def train_apart(arguments: Sequence[str], log: Path) -> int:
 
 
 def _claim(file: IO[bytes], log: Path) -> None:
-    """Locks the log. The training inherits the lock, so it lasts as long as the training, even if this process is killed."""
+    """Locks the log. The training inherits the lock and holds it until it ends, even if this process is killed."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -75,18 +75,19 @@ def _claim(file: IO[bytes], log: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise TrainingStopped(f"another process is at work on this training: it writes {log}; wait for its end", log) from None
+        raise TrainingStopped(f"another process is running this training and writes {log}; wait until it ends", log) from None
     except OSError:  # a file system without locks
         return
 
 
 @contextlib.contextmanager
 def _termination_is_interruption() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt unless they are handled already; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    changed = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
+    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    changed = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
     for number in changed:
         signal.signal(number, signal.default_int_handler)
     try:
@@ -96,11 +97,12 @@ def _termination_is_interruption() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def train_in_passing(parts: TrainingJob) -> None:
-    """Trains `parts.model` here, in some minutes; no run directory is left, and an interrupted one starts anew.
+def train_in_process(job: TrainingJob) -> None:
+    """Trains `job.model` in this process; meant for minutes, as it leaves no run directory and cannot be resumed.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
+        ValueError: The loss is not finite.
     """
     from anytime.training.callbacks import Interrupted
     from anytime.training.module import NonFiniteLoss
@@ -109,8 +111,8 @@ def train_in_passing(parts: TrainingJob) -> None:
         keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            parts.fit(folder)
+            job.fit(folder)
         except Interrupted as error:
             raise KeyboardInterrupt from error
         except NonFiniteLoss as error:
-            raise ValueError(f"a training in passing failed: {error}") from error
+            raise ValueError(f"a training in this process failed: {error}") from error

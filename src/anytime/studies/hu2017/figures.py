@@ -1,4 +1,4 @@
-"""Figures 2 to 4 of Hu et al. 2017: errors and training losses over units, steps over the cost, probabilities over epochs."""
+"""Figures 2 to 4 of Hu et al. (2017): errors and losses over units, errors over the cost, probabilities over the training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from tqdm.auto import tqdm
 
@@ -22,12 +21,15 @@ from anytime.data import create_data
 from anytime.objectives import step_losses
 from anytime.objectives.weighting import normalized, sieve
 from anytime.pretrained import load
-from anytime.reporting.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED, STYLE
-from anytime.studies.hu2017.networks import Base, Network, Scale, run_folders
+from anytime.reporting.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED
+from anytime.studies.claims import Claim, format_claims
+from anytime.studies.figures import panels
+from anytime.studies.hu2017.networks import Base, Scale, TrainedNet, run_folders
 from anytime.studies.hu2017.published import PAPER
 from anytime.studies.hu2017.strategies import eann_exits, opt_plus_exits, rivals
-from anytime.studies.hu2017.tables import head, mean, measure, measure_optimal, told
+from anytime.studies.hu2017.tables import heading, measure, measure_optimal
 from anytime.studies.runner import Traces
+from anytime.studies.seeds import first_trace, means
 from anytime.studies.study import Result
 from anytime.support.files import atomic_write
 from anytime.training.logs import METRICS as METRICS_FILE
@@ -36,7 +38,7 @@ LOSSES = "training-losses.json"
 
 
 def training_losses(run: Path) -> list[float]:
-    """-mean log softmax(z_t)_label of each exit over the training images, as they are, in nats; kept in the run directory."""
+    """-mean log softmax(z_t)_label of each exit over the unaugmented training images, in nats; cached in the run directory."""
     if (run / LOSSES).is_file():
         return json.loads((run / LOSSES).read_text())
     model = load(run)
@@ -57,7 +59,7 @@ def training_losses(run: Path) -> list[float]:
     return (total / images).tolist()
 
 
-def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[Network]) -> Result:
+def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
     """Errors and training losses of weight schemes over the exits."""
     base = scale.chosen
     schemes = [net for net in networks if net.exit is None]
@@ -66,51 +68,44 @@ def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[Network
     losses: dict[str, list[float]] = {}
     for net in schemes:
         if net.method != "midfeat" and (folders := run_folders(traces, net)):
-            by_seed = [training_losses(folder) for folder in folders.values()]
-            losses[net.method] = [mean(values) for values in zip(*by_seed, strict=True)]
+            losses[net.method] = means([training_losses(folder) for folder in folders.values()])
     claims = []
     if {"sieve", "half-end"} <= losses.keys():
         lower = [s < h for s, h in zip(losses["sieve"], losses["half-end"], strict=True)]
         claims.append(
-            {
-                "claim": "the training loss is smaller with sieve than with half-end at almost all exits: at least 3/4",
-                "shows": sum(lower) >= 0.75 * len(lower),
-                "smaller_at": [exit for exit, is_lower in enumerate(lower, 1) if is_lower],
-            }
+            Claim(
+                "the training loss is smaller with sieve than with half-end at almost all exits: at least 3/4",
+                sum(lower) >= 0.75 * len(lower),
+                {"smaller_at": [exit for exit, is_lower in enumerate(lower, 1) if is_lower]},
+            )
         )
-    numbers = {
-        **head("figure 2a to d: errors and training losses over units", traces, networks[0], data),
+    numbers = heading("figure 2a to d: errors and training losses over units", traces, networks[0], data) | {
         "units": base.exits,
         "errors": errors,
         "training_losses": losses,
         "claims": claims,
     }
-    last = dict.fromkeys(range(max(0, len(base.exits) - 4), len(base.exits)))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11 if losses else 7.6, 3.6), layout="constrained")
-        panels = figure.subplots(1, 3 if losses else 2)
-        names = list(errors)  # whose colours are the same in all panels
-        end = {name: [row[i] for i in last] for name, row in errors.items()}
-        _over_units(panels[0], base.exits, errors, names, f"{base}, {numbers['dataset']}")
-        _over_units(panels[1], [base.exits[i] for i in last], end, names, "the end")
-        for panel in panels[:2]:
-            panel.set_ylabel("test error")
-            panel.yaxis.set_major_formatter(PercentFormatter(1))
+    names = list(errors)  # a network has the same colour in all panels
+    with panels(11 if losses else 7.6, 3.6, 3 if losses else 2) as (figure, grid):
+        _over_units(grid[0], base.exits, errors, names, f"{base}, {numbers['dataset']}")
+        _over_units(grid[1], base.exits[-4:], {name: row[-4:] for name, row in errors.items()}, names, "the end")
+        for axes in grid[:2]:
+            axes.set_ylabel("test error")
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
         if losses:
-            _over_units(panels[2], base.exits, losses, names, "training images")
-            panels[2].set_ylabel("cross-entropy (nats)")
-            panels[2].set_yscale("log")
-        handles, labels = panels[0].get_legend_handles_labels()
+            _over_units(grid[2], base.exits, losses, names, "training images")
+            grid[2].set_ylabel("cross-entropy (nats)")
+            grid[2].set_yscale("log")
+        handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=6)
-    return Result(numbers, f"{len(errors)} networks, {len(losses)} of them with training losses\n\n{told(claims)}", figure)
+    text = f"{len(errors)} networks, {len(losses)} of them with training losses"
+    return Result(numbers, f"{text}\n\n{format_claims(claims)}", figure)
 
 
-def figure_2f(traces: Traces, data: str, scale: Scale, networks: Sequence[Network]) -> Result:
+def figure_2f(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
     """The sieve's weights of 15 exits, the last of which is 1."""
     weights = normalized(sieve(15), "last")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3), layout="constrained")
-        axes = figure.subplots()
+    with panels(5, 3) as (figure, [axes]):
         axes.stem(range(1, 16), weights, basefmt=" ")
         axes.set_xlabel("exit")
         axes.set_ylabel("weight of its loss")
@@ -121,7 +116,7 @@ def figure_2f(traces: Traces, data: str, scale: Scale, networks: Sequence[Networ
 def _over_units(
     axes: Axes, units: Sequence[int], rows: Mapping[str, Sequence[float]], names: Sequence[str], title: str
 ) -> None:
-    """Draws rows over units, each in the colour of its name's place among `names`."""
+    """Draws rows over units; the place of a row's name among `names` decides its colour."""
     for name, row in rows.items():
         index = names.index(name)
         look: dict[str, Any] = {"linestyle": DASHES} if index >= len(COLOURS) else {}
@@ -134,8 +129,8 @@ def _over_units(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def figure_2e(traces: Traces, data: str, scale: Scale, networks: Sequence[Network]) -> Result:
-    """EANN over the cost, as it is and divided by E[C], against OPT+."""
+def figure_2e(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+    """EANN over the cost, and over the cost divided by E[C], against OPT+."""
     seed = next(iter(traces[networks[0].name]))
     eann = eann_exits(traces, scale.members, seed)
     best, total = opt_plus_exits(traces, rivals(scale), seed)
@@ -147,17 +142,14 @@ def figure_2e(traces: Traces, data: str, scale: Scale, networks: Sequence[Networ
         f"EANN, cost / {inflation:.2f}": (Exits(eann.errors, tuple(cost / inflation for cost in eann.costs)), GREEN),
         "OPT+": (best, RED),
     }
-    numbers = {
-        **head("figure 2e: EANN and OPT+", traces, networks[0], data),
+    numbers = heading("figure 2e: EANN and OPT+", traces, networks[0], data) | {
         "seed": seed,
         "mean_base": growth,
         "expected_inflation": inflation,
         "curves": {name: exits.step_curve() for name, (exits, _) in curves.items()},
         "cost_of_the_deepest": total,
     }
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axes = figure.add_subplot()
+    with panels(4.6, 3.4) as (figure, [axes]):
         for name, (exits, colour) in curves.items():
             axes.plot(*exits.step_curve(), color=colour, label=name)
         _cost_axes(axes, str(numbers["dataset"]))
@@ -172,84 +164,77 @@ def _cost_axes(axes: Axes, title: str) -> None:
     axes.legend(loc="upper right")
 
 
-def figure_3(traces: Traces, data: str, scale: Scale, networks: Sequence[Network]) -> Result:
-    """The error held over the cost, by units per exit; first seed."""
+def figure_3(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+    """The best error so far over the cost, by units per exit; first seed."""
     curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for units, periods in scale.periods.items():
-        curves[f"n={units}"] = {}
-        for s in periods:
-            trace = next(iter(traces[Network("sieve", Base(units, scale.period_width, s)).name].values()))
-            curves[f"n={units}"][f"s={s}"] = Exits.of(trace).step_curve()
-    numbers = {**head("figure 3: error over cost by units per exit", traces, networks[0], data), "curves": curves}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.6 + 3.6 * len(curves), 3.4), layout="constrained")
-        for index, (name, of_base) in enumerate(curves.items(), 1):
-            axes = figure.add_subplot(1, len(curves), index)
-            for (period, curve), colour in zip(of_base.items(), COLOURS, strict=False):
+        nets = {s: TrainedNet("sieve", Base(units, scale.period_width, s)) for s in periods}
+        curves[f"n={units}"] = {f"s={s}": Exits.of(first_trace(traces[net.name])).step_curve() for s, net in nets.items()}
+    heads = heading("figure 3: error over cost by units per exit", traces, networks[0], data)
+    with panels(0.6 + 3.6 * len(curves), 3.4, len(curves)) as (figure, grid):
+        for axes, (name, by_period) in zip(grid, curves.items(), strict=True):
+            for (period, curve), colour in zip(by_period.items(), COLOURS, strict=False):
                 axes.plot(*curve, color=colour, label=period)
-            _cost_axes(axes, f"{name} c={scale.period_width}, {numbers['dataset']}")
-    return Result(numbers, f"{sum(map(len, curves.values()))} curves", figure)
+            _cost_axes(axes, f"{name} c={scale.period_width}, {heads['dataset']}")
+    return Result({**heads, "curves": curves}, f"{sum(map(len, curves.values()))} curves", figure)
 
 
 def read_probabilities(run: Path) -> tuple[list[int], list[list[float]]]:
-    """Training steps, and at each the probability of every answer, from the metrics of a run.
+    """Training steps and the probability of every answer at each, from the metrics of a run.
 
     Raises:
-        ValueError: The run has logged none.
+        ValueError: The run logged none.
     """
     with (run / METRICS_FILE).open(newline="", encoding="utf-8") as file:
         table = [row for row in csv.DictReader(file) if row.get("train/probability_1")]
     if not table:
-        raise ValueError(f"{run / METRICS_FILE} holds no train/probability_1: it was trained by an objective without choices")
+        raise ValueError(f"{run / METRICS_FILE} holds no train/probability_1: the objective does not sample answers")
     names = sorted((key for key in table[0] if key.startswith("train/probability_")), key=lambda key: int(key.split("_")[1]))
     return [int(row["step"]) for row in table], [[float(row[name]) for name in names] for row in table]
 
 
-def figure_4(traces: Traces, data: str, scale: Scale, networks: Sequence[Network]) -> Result:
-    """Which exit is amplified, over the training; first seed."""
-    found = {}
+def figure_4(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+    """The probability with which each exit is amplified, over the training; first seed."""
+    logged = {}
     for net in networks:
         folders = run_folders(traces, net)
         if not folders:
-            raise ValueError(f"figure 4 reads the metrics of run directories, and there is none of {net.name}")
-        found[net.method] = read_probabilities(next(iter(folders.values())))
-    at_end = {method: rows[-1] for method, (_, rows) in found.items()}
-    claims: list[dict[str, Any]] = [
-        {
-            "claim": f"{method} picks the last exit with more than half of the probability in the end",
-            "shows": at_end[method][-1] > 0.5,
-            "probability": at_end[method][-1],
-            "paper": {"shows": True},
-        }
+            raise ValueError(f"figure 4 needs the metrics of run directories, and {net.name} has none")
+        logged[net.method] = read_probabilities(next(iter(folders.values())))
+    at_end = {method: rows[-1] for method, (_, rows) in logged.items()}
+    claims = [
+        Claim(
+            f"{method} picks the last exit with more than half of the probability in the end",
+            at_end[method][-1] > 0.5,
+            {"probability": at_end[method][-1]},
+            {"shows": True},
+        )
         for method in ("EXP3", "RWM")
         if method in at_end
     ]
     if "AVGL" in at_end:
-        average = mean([row[-1] for row in found["AVGL"][1]])
+        average = means(logged["AVGL"][1])
         claims.append(
-            {
-                "claim": "AVGL picks the last exit more often than any other, and less often than half, on average",
-                "shows": average < 0.5
-                and average == max(mean(list(column)) for column in zip(*found["AVGL"][1], strict=True)),
-                "probability": average,
-                "paper": {"shows": True},
-            }
+            Claim(
+                "AVGL picks the last exit more often than any other, and less often than half, on average",
+                average[-1] < 0.5 and average[-1] == max(average),
+                {"probability": average[-1]},
+                {"shows": True},
+            )
         )
-    numbers = {
-        **head("figure 4: probability of each exit over the training", traces, networks[0], data),
+    numbers = heading("figure 4: probability of each exit over the training", traces, networks[0], data) | {
         "networks": [net.name for net in networks],
-        "steps": {method: steps[:: max(1, len(steps) // 100)] for method, (steps, _) in found.items()},
-        "probabilities": {method: rows[:: max(1, len(rows) // 100)] for method, (_, rows) in found.items()},
+        "steps": {method: steps[:: max(1, len(steps) // 100)] for method, (steps, _) in logged.items()},
+        "probabilities": {method: rows[:: max(1, len(rows) // 100)] for method, (_, rows) in logged.items()},
         "claims": claims,
     }
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 3.2), layout="constrained")
+    with panels(10.5, 3.2, len(logged)) as (figure, grid):
         shades = matplotlib.colormaps["viridis"]
-        for index, (method, (steps, rows)) in enumerate(found.items(), 1):
-            axes = figure.add_subplot(1, len(found), index)
+        for axes, (method, (steps, rows)) in zip(grid, logged.items(), strict=True):
             exits = len(rows[0])
             colours = [shades(exit / max(1, exits - 1)) for exit in range(exits)]
             axes.stackplot(steps, *zip(*rows, strict=True), colors=colours, linewidth=0.3, edgecolor=GREY)
-            axes.set(xlabel="training step", ylabel="probability, first exit below" if index == 1 else "", title=method)
+            axes.set(xlabel="training step", title=method)
             axes.set(xlim=(steps[0], max(steps[-1], steps[0] + 1)), ylim=(0, 1))
-    return Result(numbers, told(claims), figure)
+        grid[0].set_ylabel("probability, first exit below")
+    return Result(numbers, format_claims(claims), figure)

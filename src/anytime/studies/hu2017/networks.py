@@ -1,4 +1,4 @@
-"""The trainings behind the tables and figures of Hu et al. 2017: which networks there are at each scale, and their flags."""
+"""The trainings behind the tables and figures of Hu et al. (2017): the networks at each scale and their flags."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from anytime.analysis.curves import MILESTONES
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel, create_model
-from anytime.studies.executors.subprocess import train_in_passing
-from anytime.studies.runner import Run, StoredTraces, Traces, View, find_recipe
+from anytime.studies.executors.subprocess import train_in_process
+from anytime.studies.runner import StoredTraces, Traces, TrainingRun, View, find_recipe
 
 Which = Literal["milestones", "every", "last"]
 
 
 class Base(NamedTuple):
-    """A network of 3n units of width c, 2c and 4c with an exit after every s-th."""
+    """A network of 3n units, n each of width c, 2c and 4c, with an exit after every s-th, counted from the last."""
 
     units: int
     width: int
@@ -37,8 +37,8 @@ class Base(NamedTuple):
         return list(range((depth - 1) % self.period + 1, depth + 1, self.period))
 
 
-class Network(NamedTuple):
-    """A base network and how it is trained; `exit` (from 1) is the one that OPT trains."""
+class TrainedNet(NamedTuple):
+    """A base network trained by one method; `exit` (from 1) is the exit that OPT trains."""
 
     method: str
     base: Base
@@ -46,25 +46,27 @@ class Network(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its traces."""
+        """Name of its traces."""
         return f"{self.method}{'' if self.exit is None else f' {self.exit}'} {self.base}"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is trained at a scale.
+    """The trainings at one scale.
 
     Args:
-        recipes: By data set the recipe and flags over it.
-        chosen: The network on which weight schemes are compared (table 1, figure 2), and flags of its trainings.
-        schemes: By data set, what is compared there.
-        optimal: By data set, for which of its exits OPT is trained.
-        models: Of tables 2, 5 and 6.
-        shown: Those of table 3.
-        periods: By n, the periods of table 4 and figure 3; `period_width` is their c.
-        members: Of EANN.
+        recipes: Recipe and flags over it, by data set.
+        chosen: The network on which weight schemes are compared (table 1, figure 2).
+        chosen_flags: Flags of its trainings.
+        schemes: Methods compared on it, by data set.
+        optimal: Exits of it for which OPT is trained, by data set.
+        models: Networks of tables 2, 5 and 6.
+        shown: Networks of table 3.
+        periods: Periods of table 4 and figure 3, by n.
+        period_width: Their c.
+        members: Members of EANN.
         sampled: The network of figure 4.
-        warmup: By data set, training steps before EXP3, RWM and AVGL learn.
+        warmup: Training steps before EXP3, RWM and AVGL learn, by data set.
     """
 
     recipes: Mapping[str, tuple[str, tuple[str, ...]]]
@@ -82,7 +84,7 @@ class Scale:
 
 
 SCHEMES = ("constant", "sieve", "AdaLoss", "linear", "expb2", "half-end", "expb0.5", "AANN", "midfeat", "no-grad")
-"""What table 1 compares, and AANN and AdaLoss; the most telling first."""
+"""The schemes of table 1, AANN and AdaLoss, the most informative first."""
 STRATEGIES = ("AANN", "milestone", "EXP3", "RWM", "AVGL")
 
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -102,11 +104,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "optimal": ("--objective=Optimal",),
 }
 NORMALIZE = dict.fromkeys(FLAGS, "none") | dict.fromkeys(("sieve", *STRATEGIES), "last")
-"""The largest weight is 1 in every scheme: nearest to the published code, whose scales differ from scheme to scheme."""
+"""The largest weight is 1 in every scheme, which is closest to the published code, whose scale differs between schemes."""
 
 _CIFAR100 = ("--data=CIFAR100", "--data.validation=0", "--data.batch_size=128")
 _SVHN = ("--data=SVHN", "--data.validation=0", "--data.batch_size=64", "--data.extra=true", "--epochs=60")
-_SVHN_STEPS = ("--schedule.milestones=[0.25,0.5,0.75]",)  # of the published code, as the 60 epochs; the paper does not say
+_SVHN_STEPS = ("--schedule.milestones=[0.25,0.5,0.75]",)  # from the published code, as the 60 epochs; the paper does not say
 _MODELS = (
     *(Base(7, 16), Base(7, 32), Base(9, 16), Base(9, 32), Base(9, 64), Base(9, 128), Base(13, 16), Base(13, 32)),
     *(Base(13, 64), Base(17, 16), Base(17, 32), Base(25, 16, 3), Base(25, 32, 3)),
@@ -125,7 +127,7 @@ SCALES: dict[str, Scale] = {
         period_width=16,
         members=(Base(1, 16), Base(3, 16)),
         sampled=Base(3, 16),
-        warmup={"cifar10": 100, "cifar100": 100},  # the published code waits for 1 epoch of 300
+        warmup={"cifar10": 100, "cifar100": 100},  # the published code waits 1 epoch of 300
     ),
     "full": Scale(
         recipes={
@@ -157,20 +159,20 @@ def milestone_exits(base: Base) -> tuple[int, ...]:
     return tuple(sum(cost <= share * macs[-1] * (1 + 1e-12) for cost in macs) for share in MILESTONES)
 
 
-def last_optimal(base: Base) -> Network:
+def last_optimal(base: Base) -> TrainedNet:
     """OPT of the last exit."""
-    return Network("optimal", base, len(base.exits))
+    return TrainedNet("optimal", base, len(base.exits))
 
 
-def family(base: Base, which: Which = "milestones") -> list[Network]:
-    """OPT: a network for each exit at a milestone of cost, for every exit, or for the last; the last exit first."""
+def family(base: Base, which: Which = "milestones") -> list[TrainedNet]:
+    """OPT: one network for each exit at a milestone of cost, for every exit, or for the last exit; the last exit first."""
     last = len(base.exits)
     exits = milestone_exits(base) if which == "milestones" else range(1 if which == "every" else last, last + 1)
-    return [Network("optimal", base, exit) for exit in sorted({*exits} - {0}, reverse=True)]
+    return [TrainedNet("optimal", base, exit) for exit in sorted({*exits} - {0}, reverse=True)]
 
 
 def midfeat(model: AnytimeModel) -> AnytimeModel:
-    """Heads fitted to the features of a trained network, each to its own, by the recipe of that network; the last one stays.
+    """Retrains each head but the last on the frozen features of a trained network, by the recipe of that network.
 
     Source: Hu et al. 2017, section 4.2.
     """
@@ -180,26 +182,26 @@ def midfeat(model: AnytimeModel) -> AnytimeModel:
     recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.info.recipe))
     recipe["model"]["init_args"]["regime"] = "midfeat"
     recipe |= resolve_recipe({"objective": {"class_path": "Weighted", "init_args": {"weights": "constant"}}})
-    parts = build(recipe, filled_later=True)
-    parts.model.load_state_dict(model.state_dict())
-    train_in_passing(parts)
+    job = build(recipe, filled_later=True)
+    job.model.load_state_dict(model.state_dict())
+    train_in_process(job)
     with torch.no_grad():
-        fitted, trained = parts.model.get_submodule("heads")[-1], model.get_submodule("heads")[-1]  # type: ignore[index]
-        fitted.weight[-1] = trained.weight[-1]
+        retrained, trained = job.model.get_submodule("heads")[-1], model.get_submodule("heads")[-1]  # type: ignore[index]
+        retrained.weight[-1] = trained.weight[-1]
         classes = trained.weight.shape[1]
-        fitted.bias[-classes:] = trained.bias[-classes:]
-    return parts.model
+        retrained.bias[-classes:] = trained.bias[-classes:]
+    return job.model
 
 
-def runs_of(networks: Sequence[Network], data: str, scale: Scale, at: str, seeds: Sequence[int]) -> list[Run]:
-    """One training for each network and seed; midfeat is made of the training of OPT's last exit.
+def runs_of(networks: Sequence[TrainedNet], data: str, scale: Scale, at: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """One training per network and seed; midfeat is a view of the training of OPT's last exit.
 
     Args:
-        networks: Several of the same name count once.
+        networks: The networks; duplicates are trained once.
         data: Data set.
-        scale: One of `SCALES`, named `at`.
-        at: Goes into the names of the runs.
-        seeds: Of all of them.
+        scale: One of `SCALES`.
+        at: Its name, which becomes part of the names of the runs.
+        seeds: Seeds of each network.
     """
     file, given = scale.recipes[data]
     recipe = find_recipe(file)
@@ -208,15 +210,15 @@ def runs_of(networks: Sequence[Network], data: str, scale: Scale, at: str, seeds
     for seed in seeds:
         for net in dict.fromkeys(trained):
             views: dict[str, View | None] = {net.name: None}
-            if Network("midfeat", net.base) in networks and net == last_optimal(net.base):
-                views[Network("midfeat", net.base).name] = midfeat
+            if TrainedNet("midfeat", net.base) in networks and net == last_optimal(net.base):
+                views[TrainedNet("midfeat", net.base).name] = midfeat
             slug = net.name.lower().replace(" ", "_").replace("=", "").replace("-", "").replace(".", "")
             flags = (*given, *_flags(net, data, scale, seed))
-            runs.append(Run(f"{data}_{at}_{slug}_seed{seed}", recipe, flags, seed, views))
+            runs.append(TrainingRun(f"{data}_{at}_{slug}_seed{seed}", recipe, flags, seed, views))
     return runs
 
 
-def _flags(net: Network, data: str, scale: Scale, seed: int) -> tuple[str, ...]:
+def _flags(net: TrainedNet, data: str, scale: Scale, seed: int) -> tuple[str, ...]:
     base = tuple(f"--model.{key}={value}" for key, value in net.base._asdict().items())
     more: list[str] = list(scale.chosen_flags) if net.base == scale.chosen else []
     if net.exit is not None:
@@ -230,10 +232,10 @@ def _flags(net: Network, data: str, scale: Scale, seed: int) -> tuple[str, ...]:
     return (*base, *FLAGS[net.method], *more)
 
 
-def run_folders(traces: Traces, net: Network) -> dict[int, Path]:
-    """The run directories of a network by seed; none for traces that are not stored."""
+def run_folders(traces: Traces, net: TrainedNet) -> dict[int, Path]:
+    """The run directories of a network, by seed; none for traces that are not stored."""
     return traces.folders(net.name) if isinstance(traces, StoredTraces) else {}
 
 
-Networks = Callable[[Scale, str], Sequence[Network]]
-"""`(scale, data)` to what a table or figure needs, in the order in which it is trained."""
+Networks = Callable[[Scale, str], Sequence[TrainedNet]]
+"""`(scale, data)` to the networks that a table or figure needs, in order of training."""

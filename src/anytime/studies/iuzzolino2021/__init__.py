@@ -1,8 +1,9 @@
 """Figures 3 and 4 of Iuzzolino, Mozer, Bengio, "Improving Anytime Prediction with Parallel Cascaded Networks and a
 Temporal-Difference Loss", NeurIPS 2021.
 
-The time t of an answer counts as in the paper: an image enters at t = 0, and with a one-step delay the first answer that has
-seen it comes at t = 1. Networks at CPU scale answer at t = 1..9, those at full scale, by the published clock, at t = 0..8.
+The time t of an answer counts as in the paper: an image enters at t = 0, and with a one-step delay the first answer that
+depends on it comes at t = 1. Networks at CPU scale answer at t = 1..9; networks at full scale use the published clock and
+answer at t = 0..8.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from typing import Any
 
 from anytime.models.cascaded.conversion import convert
 from anytime.models.cascaded.serial import serial_resnet18
-from anytime.studies.runner import Run, View, find_recipe
+from anytime.studies.runner import TrainingRun, View, find_recipe
 from anytime.training.config import read_recipe
 
-RECIPES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # of CascadedTD, and flags over it
+RECIPES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # recipe of CascadedTD, and flags over it
     "cpu": {
         "cifar10": ("iuzzolino2021_cifar10_cpu.yaml", ()),
         "cifar100": ("iuzzolino2021_cifar10_cpu.yaml", ("--data=CIFAR100",)),
@@ -30,27 +30,27 @@ LAMBDAS = (0.0, 0.25, 0.5, 0.83, 1.0)
 
 
 def cascaded_td(lam: float) -> str:
-    """The name of CascadedTD with this lambda; without a number it is the paper's, lambda = 0."""
+    """The name of CascadedTD with this lambda; the paper's, lambda = 0, has no number in its name."""
     return f"CascadedTD({lam:g})" if lam else "CascadedTD"
 
 
 def _serial(recipe: Path) -> dict[str, Any]:
-    """The arguments of a serial network that matches the recipe's cascaded one.
+    """The arguments of the serial network that matches the cascaded network of a recipe.
 
-    Under the published clock the paper's form of the serial network would end before its last block has run: with that clock
-    goes the published form.
+    With the published clock, the paper's form of the serial network would end before its last block has run, so the published
+    form is used.
     """
     known = inspect.signature(serial_resnet18).parameters
     given = {key: value for key, value in read_recipe(recipe)["model"]["init_args"].items() if key in known}
     return given | {"form": "published" if given.get("clock") == "published" else "paper"}
 
 
-def _runs(data: str, scale: str, seeds: Sequence[int], networks: Mapping[str, tuple[str, ...]]) -> list[Run]:
-    """One training for each seed and network; `networks` are their flags by name."""
+def _runs(data: str, scale: str, seeds: Sequence[int], networks: Mapping[str, tuple[str, ...]]) -> list[TrainingRun]:
+    """One training per seed and network; `networks` holds the flags of each by name."""
     file, flags = RECIPES[scale][data]
     recipe = find_recipe(file)
     serial = _serial(recipe)
-    views: dict[str, View | None] = {  # the same weights under both dynamics, with ordinary batch norm
+    views: dict[str, View | None] = {  # the same weights with both dynamics and ordinary batch norm
         "CascadedCE": functools.partial(convert, name="cascaded_resnet18", kernel="osd", statistics="shared"),
         "SerialCE": functools.partial(convert, name="serial_resnet18", form=serial["form"]),
     }
@@ -62,16 +62,16 @@ def _runs(data: str, scale: str, seeds: Sequence[int], networks: Mapping[str, tu
                 more = ("--model=serial_resnet18", *given, *more)
             slug = name.lower().replace("(", "_").replace(")", "").replace("-", "_")
             answers = views if name == "CE" else {name: None}
-            runs.append(Run(f"{data}_{scale}_{slug}_seed{seed}", recipe, (*flags, *more), seed, answers))
+            runs.append(TrainingRun(f"{data}_{scale}_{slug}_seed{seed}", recipe, (*flags, *more), seed, answers))
     return runs
 
 
-def figure_3_runs(data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
+def figure_3_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
     """CascadedTD over lambda."""
     return _runs(data, scale, seeds, {cascaded_td(lam): (f"--objective.lam={lam:g}",) for lam in LAMBDAS})
 
 
-def figure_4_runs(data: str, scale: str, seeds: Sequence[int]) -> list[Run]:
+def figure_4_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
     """The six networks of the paper, two of which share their weights, and SerialTD with the lambda of CascadedTD."""
     heads = "--model.heads=separate"
     networks = {

@@ -1,4 +1,4 @@
-"""The ResNeXt whose shallow sub-networks Lee and Shin 2018 compare with thin ones: a backbone for `attach`, and its heads."""
+"""The ResNeXt whose shallow sub-networks Lee and Shin (2018) compare with thin ones: a backbone for `attach` and its heads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from anytime.models.slicing.iresnext import IResNeXt
 from anytime.models.slicing.sliced import classifier
 
 
-class Backbone(nn.Module):
-    """The full sub-network of an I-ResNeXt alone: images to logits, block by block in one line, so that it can be cut.
+class ResNeXt(nn.Module):
+    """Only the full sub-network of an I-ResNeXt, images to logits, as a plain sequence of blocks that can be cut.
 
     Args:
         num_classes: K of the logits.
@@ -49,7 +49,7 @@ class Backbone(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The paper's classifier (BN-ReLU-global average pooling-linear) as a head of `attach`.
+    """The paper's classifier (BN, ReLU, global average pooling, linear) as a head for `attach`.
 
     Args:
         shape: (C, H, W) of the features.

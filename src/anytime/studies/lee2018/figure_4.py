@@ -1,0 +1,126 @@
+"""Figure 4 of Lee and Shin (2018): errors of I-ResNeXt and IS-ResNeXt over MACs.
+
+The paper counts MACs of a sub-network alone (contract cost); MACs of the stream up to it (interruptible) stand beside them.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from anytime.analysis.curves import error
+from anytime.analysis.slicing import macs_saved, relative_error_saved
+from anytime.reporting.plots import BLUE, GREEN, SKY
+from anytime.reporting.tables import Column, format_table
+from anytime.studies.claims import Claim, format_claims
+from anytime.studies.figures import COST_LABELS, Curve, error_curves
+from anytime.studies.lee2018.networks import DEEP, INCLUSIVE, SANDWICH, SPARSE
+from anytime.studies.lee2018.published import PAPER, PUBLISHED_AGAINST_MSDNET
+from anytime.studies.runner import Traces
+from anytime.studies.seeds import (
+    BySeed,
+    all_positive,
+    costs_of,
+    facts,
+    figure_title,
+    first_trace,
+    mean_comparison,
+    means,
+    per_seed,
+)
+from anytime.studies.study import Result
+from anytime.support.units import macs_text
+
+COLOURS = {INCLUSIVE: BLUE, SPARSE: GREEN, SANDWICH: SKY}
+
+
+def figure_4(traces: Traces, data: str) -> Result:
+    """Errors of I-ResNeXt and IS-ResNeXt over the cost of a sub-network alone, and of the stream."""
+    stored = {INCLUSIVE: traces[DEEP if DEEP in traces else INCLUSIVE], SPARSE: traces[SPARSE], SANDWICH: traces[SANDWICH]}
+    errors = {name: per_seed(error, by_seed) for name, by_seed in stored.items()}
+    mean_errors = {name: means(rows) for name, rows in errors.items()}
+    networks = {}
+    for name, by_seed in stored.items():
+        trace = first_trace(by_seed)
+        networks[name] = {
+            "arguments": {key: value for key, value in trace.meta["model_arguments"].items() if key != "branch_l1_norms"},
+            "parameters": trace.meta["parameters"],
+            "contract_macs": trace.contract_macs,
+            "macs": trace.macs,
+            "error": mean_errors[name],
+            "by_seed": errors[name],
+        }
+    claims = _claims(stored, mean_errors)
+    numbers = facts(
+        stored[INCLUSIVE], paper=PAPER, figure="4: errors over MACs", source="section 4.2; the figure has no table"
+    ) | {
+        "networks": networks,
+        "published": {"against MSDNet, relatively": PUBLISHED_AGAINST_MSDNET.get(data), "source": "section 4.2; no table"},
+        "claims": claims,
+    }
+    curves = {
+        label: [Curve(name, costs_of(by_seed, cost), mean_errors[name], COLOURS[name]) for name, by_seed in stored.items()]
+        for cost, label in COST_LABELS.items()
+    }
+    rows = [
+        {"name": name, "k": k, "alone": contract, "stream": macs, "error": value}
+        for name, by_seed in stored.items()
+        for k, (contract, macs, value) in enumerate(
+            zip(costs_of(by_seed, "contract"), costs_of(by_seed, "macs"), mean_errors[name], strict=True), 1
+        )
+    ]
+    columns = [
+        Column("name", "network"),
+        Column("k", "k"),
+        Column("alone", "MACs alone", macs_text),
+        Column("stream", "of the stream", macs_text),
+        Column("error", "error", ".2%"),
+    ]
+    text = f"{format_table(rows, columns)}\n\n{format_claims(claims)}"
+    return Result(numbers, text, error_curves(curves, figure_title(numbers)))
+
+
+def _claims(stored: Traces, mean_errors: dict[str, list[float]]) -> list[Claim]:
+    inclusive, sparse = stored[INCLUSIVE], stored[SPARSE]
+    contract = mean_comparison(relative_error_saved, inclusive, sparse, "contract")
+    stream = mean_comparison(relative_error_saved, sparse, inclusive, "macs")
+    more = [a - b for a, b in zip(mean_errors[SANDWICH], mean_errors[INCLUSIVE], strict=True)]
+    return [
+        Claim(
+            "at equal MACs alone, IS-ResNeXt makes slightly more errors than I-ResNeXt",
+            all_positive(contract),
+            {
+                "relative_error_saved_by_I": contract,
+                "macs_saved_by_I": mean_comparison(macs_saved, inclusive, sparse, "contract"),
+            },
+            {"shows": True, "source": "section 4.2, without numbers"},
+        ),
+        Claim(
+            "at equal MACs of the stream, IS-ResNeXt makes fewer errors than I-ResNeXt, which reuses nothing",
+            all_positive(stream),
+            {
+                "relative_error_saved_by_IS": stream,
+                "macs_saved_by_IS": mean_comparison(macs_saved, sparse, inclusive, "macs"),
+            },
+        ),
+        Claim(
+            "by the sandwich recipe no sub-network of I-ResNeXt makes more errors than by K passes",
+            all(value <= 0 for value in more),
+            {"more_errors": more, "training_macs_of_K_passes": _sandwich_share(stored[SANDWICH])},
+        ),
+        *(
+            Claim(
+                f"each sub-network of {name} makes fewer errors than the thinner one",
+                all(a > b for a, b in pairwise(row)),
+                paper={"shows": True, "source": "figure 4"},
+            )
+            for name, row in mean_errors.items()
+        ),
+    ]
+
+
+def _sandwich_share(by_seed: BySeed) -> float:
+    """Mean MACs of a training step by the sandwich recipe, as a share of those of K passes."""
+    alone = costs_of(by_seed, "contract")
+    between = alone[1:-1]
+    samples = first_trace(by_seed).meta["recipe"]["regime"]["init_args"]["samples"]
+    return (alone[0] + alone[-1] + samples * sum(between) / max(len(between), 1)) / sum(alone)

@@ -1,0 +1,191 @@
+"""The trainings behind the figures of Lee and Shin (2018)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from anytime.model import AnytimeModel
+from anytime.models.slicing.sliced import SlicedModel, branch_l1_norms
+from anytime.studies.runner import TrainingRun, View, find_recipe, on_validation
+
+INCLUSIVE, SHARED, PLAIN, SHALLOW, SPARSE = "I-ResNeXt", "I-ResNeXt, shared BN", "ResNeXt", "ResNeXt with exits", "IS-ResNeXt"
+SANDWICH = "I-ResNeXt, sandwich"
+DEEP = "I-ResNeXt-65"  # the I-ResNeXt of figure 4 at full scale; that of the ablation has 29 layers
+HIERARCHICAL = "IS-ResNeXt, label levels"
+VALIDATION = f"{HIERARCHICAL}, on validation"
+
+
+def thin_alone(k: int, of: int) -> str:
+    """The name of thin sub-network k of `of`, trained alone."""
+    return PLAIN if k == of else f"ResNeXt, {k} of {of} branches"
+
+
+def shallow_alone(blocks: int) -> str:
+    """The name of the shallow sub-network with this number of blocks, trained alone."""
+    return f"ResNeXt, {blocks} blocks"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The networks at one scale.
+
+    Args:
+        data: Recipe and flags by data set.
+        ablation: Flags of the I-ResNeXt of figure 3.
+        blocks: Its blocks per feature-map size.
+        width: Its W.
+        cardinality: Its C, which equals its K.
+        thin: Thin sub-networks also trained alone, besides the full one.
+        shallow: Numbers of blocks of the shallow sub-networks also trained alone.
+        sparse: Flags of IS-ResNeXt.
+        samples: Random sub-networks in each step of the sandwich recipe, besides the thinnest and the full one.
+        deep: Whether figure 4 uses the recipe's own I-ResNeXt instead of that of figure 3.
+        levels: Recipe and flags of figure 5, which needs the two label levels of CIFAR-100.
+    """
+
+    data: Mapping[str, tuple[str, tuple[str, ...]]]
+    ablation: tuple[str, ...]
+    blocks: tuple[int, ...]
+    width: int
+    cardinality: int
+    thin: tuple[int, ...]
+    shallow: tuple[int, ...]
+    sparse: tuple[str, ...]
+    samples: int
+    deep: bool
+    levels: tuple[str, tuple[str, ...]]
+
+
+_FULL_CIFAR100 = ("--data=CIFAR100", "--data.validation=0.1", "--data.batch_size=64")
+
+
+SCALES = {
+    "cpu": Scale(
+        data={
+            "cifar10": ("lee2018_cifar10_cpu.yaml", ()),
+            "cifar100": ("lee2018_cifar10_cpu.yaml", ("--data=CIFAR100", "--data.validation=0.1", "--data.batch_size=128")),
+        },
+        ablation=(),
+        blocks=(2, 2, 2),
+        width=32,
+        cardinality=4,
+        thin=(1,),
+        shallow=(2,),
+        sparse=("--model.blocks=[2,2,2]", "--model.width=48", "--model.steps=4", "--model.cardinality=8"),
+        samples=1,
+        deep=False,
+        levels=("hierarchical_cifar100.yaml", ()),
+    ),
+    "full": Scale(
+        data={"cifar10": ("lee2018_cifar10.yaml", ()), "cifar100": ("lee2018_cifar10.yaml", _FULL_CIFAR100)},
+        ablation=("--model=iresnext29",),
+        blocks=(3, 3, 3),
+        width=64,
+        cardinality=8,
+        thin=tuple(range(1, 8)),
+        shallow=tuple(range(2, 9)),
+        sparse=(),
+        samples=2,
+        deep=True,
+        levels=(
+            "lee2018_cifar10.yaml",
+            (
+                *("--model=isresnext", *_FULL_CIFAR100, "--data.labels=both"),
+                *("--objective=Hierarchical", "--objective.weights=constant"),
+            ),
+        ),
+    ),
+}
+
+
+def with_norms(model: AnytimeModel) -> AnytimeModel:
+    """The model with the l1 norms of its branches among its arguments, so that traces, which hold no weights, have them."""
+    assert isinstance(model, SlicedModel)
+    norms = {"branch_l1_norms": branch_l1_norms(model).tolist()}
+    model.config = model.config | {"arguments": model.config["arguments"] | norms}
+    return model
+
+
+def _first(blocks: Sequence[int], count: int) -> list[int]:
+    """The first `count` blocks, per feature-map size."""
+    taken: list[int] = []
+    for n in blocks:
+        taken.append(min(n, count - sum(taken)))
+    return [n for n in taken if n]
+
+
+def _flags(scale: Scale, name: str) -> tuple[str, ...]:
+    """The flags of a network over the recipe of its scale."""
+    if name == SPARSE:
+        return ("--model=isresnext", *scale.sparse)
+    if name == SHALLOW:
+        exits = [f"blocks.{index}" for index in range(1, sum(scale.blocks) - 1)]
+        options = {"blocks": scale.blocks, "width": scale.width, "cardinality": scale.cardinality}
+        module = "anytime.studies.lee2018.resnext"
+        return (
+            "--model=attach",
+            f"--model.backbone={module}.ResNeXt",
+            f"--model.head={module}.Classifier",
+            f"--model.exits={json.dumps(exits)}",
+            f"--model.options={json.dumps(options)}",
+        )
+    more: dict[str, tuple[str, ...]] = {INCLUSIVE: (), SHARED: ("--model.batch_norm=shared",), PLAIN: ("--model.steps=1",)}
+    more |= {thin_alone(k, scale.cardinality): ("--model.steps=1", f"--model.cardinality={k}") for k in scale.thin}
+    for count in scale.shallow:
+        blocks = json.dumps(_first(scale.blocks, count))
+        more[shallow_alone(count)] = ("--model.steps=1", f"--model.blocks={blocks}")
+    if name == SANDWICH:
+        return (*(() if scale.deep else scale.ablation), "--regime=Sandwich", f"--regime.samples={scale.samples}")
+    return () if name == DEEP else (*scale.ablation, *more[name])
+
+
+def _runs(names: Sequence[str], data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """One training per seed and network."""
+    here = SCALES[scale]
+    file, flags = here.data[data]
+    views: dict[str, View | None] = dict.fromkeys((INCLUSIVE, PLAIN), with_norms)
+    return [
+        TrainingRun(
+            f"{data}_{scale}_{re.sub(r'[^a-z0-9]+', '_', name.lower())}_seed{seed}",
+            find_recipe(file),
+            (*flags, *_flags(here, name)),
+            seed,
+            {name: views.get(name)},
+        )
+        for seed in seeds
+        for name in names
+    ]
+
+
+def figure_3a_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """The same network with independent and with shared batch norm."""
+    return _runs([INCLUSIVE, SHARED], data, scale, seeds)
+
+
+def figure_3b_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """I-ResNeXt and its full sub-network trained alone."""
+    return _runs([INCLUSIVE, PLAIN], data, scale, seeds)
+
+
+def figure_3c_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """Thin and shallow sub-networks trained jointly, and some trained alone, the thinnest and the shallowest first."""
+    here = SCALES[scale]
+    thin, shallow = [thin_alone(k, here.cardinality) for k in here.thin], [shallow_alone(count) for count in here.shallow]
+    return _runs([INCLUSIVE, SHALLOW, thin[0], shallow[0], PLAIN, *thin[1:], *shallow[1:]], data, scale, seeds)
+
+
+def figure_4_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """Both architectures, the first also trained by the sandwich recipe."""
+    return _runs([DEEP if SCALES[scale].deep else INCLUSIVE, SPARSE, SANDWICH], data, scale, seeds)
+
+
+def figure_5_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """IS-ResNeXt with two label levels; no training on CIFAR-10, which has one level."""
+    if data != "cifar100":
+        return []
+    file, flags = SCALES[scale].levels
+    recipe, views = find_recipe(file), {HIERARCHICAL: None, VALIDATION: on_validation}
+    return [TrainingRun(f"{data}_{scale}_is_resnext_label_levels_seed{seed}", recipe, flags, seed, views) for seed in seeds]

@@ -118,10 +118,10 @@ def _check_goal(parser: Parser, options: Any) -> None:
 def _fit_levels(model: AnytimeModel, validation: Trace, test: Trace, target: float) -> None:
     """Chooses a label level for each step on `validation`, prints its accuracy on `test`, and saves it to the model."""
     choice = choose_levels(validation, target)
-    held_out = chosen_accuracy(test, choice).tolist()
+    steps = zip(choice.steps, choice.accuracy, chosen_accuracy(test, choice).tolist(), strict=True)
     rows = [
-        {"step": step, "classes": choice.sizes[level], "validation": found, "test": reached}
-        for step, (level, found, reached) in enumerate(zip(choice.steps, choice.accuracy, held_out, strict=True), 1)
+        {"step": step, "classes": choice.sizes[level], "validation": accuracy, "test": held_out}
+        for step, (level, accuracy, held_out) in enumerate(steps, 1)
     ]
     columns = [
         Column("step", "step"),

@@ -177,19 +177,19 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         raise FileNotFoundError(f"there are no weights at {path}")
     try:
         safe = path.suffix == ".safetensors"
-        found = safetensors.torch.load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        stored = safetensors.torch.load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is not a file of weights: {' '.join(str(error).split())[:200]}") from error
     for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            stored = stored[key]
+    if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} does not hold a state dict")
-    inner = {key.removeprefix("backbone."): value for key, value in found.items() if key.startswith("backbone.")}
-    others = {key for key in found if not key.startswith(("backbone.", "heads."))}
+    inner = {key.removeprefix("backbone."): value for key, value in stored.items() if key.startswith("backbone.")}
+    others = {key for key in stored if not key.startswith(("backbone.", "heads."))}
     if not inner or others != {"mean", "std"}:  # not a model with exits; a network may have a part called backbone
-        return Weights(found)
-    return Weights(inner, found["mean"].tolist(), found["std"].tolist())
+        return Weights(stored)
+    return Weights(inner, stored["mean"].tolist(), stored["std"].tolist())
 
 
 def find_classifiers(backbone: nn.Module, name: str | None = None) -> list[str]:
@@ -210,11 +210,11 @@ def find_classifiers(backbone: nn.Module, name: str | None = None) -> list[str]:
     if name is None and get_classifier is not None:
         own = get_classifier()
         several = own if isinstance(own, tuple | list) else (own,)
-        found = [key for key, layer in layers.items() if any(layer is classifier for classifier in several)]
+        names = [key for key, layer in layers.items() if any(layer is classifier for classifier in several)]
     else:
         places = CLASSIFIERS if name is None else (name,)
-        found = [key for key in layers if any(f"{key}.".startswith(f"{place}.") for place in places)][-1:]
-    if not found:
+        names = [key for key in layers if any(f"{key}.".startswith(f"{place}.") for place in places)][-1:]
+    if not names:
         tried = repr(name) if name else f"any of {', '.join(CLASSIFIERS)}"
         raise ValueError(
             f"{type(backbone).__name__} has no linear layer in {tried} that could be its classifier; name it: "
@@ -222,7 +222,7 @@ def find_classifiers(backbone: nn.Module, name: str | None = None) -> list[str]:
             if layers
             else f"{type(backbone).__name__} has no linear layer at all"
         )
-    return found
+    return names
 
 
 def replace_classifier(backbone: nn.Module, num_classes: int, name: str | None = None) -> None:

@@ -35,8 +35,8 @@ def _check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> No
                 backbone.train(training)
                 torch.manual_seed(0)
                 answers.append(reduce(lambda h, function: function(backbone, h), functions, batch.clone()))
-        expected, found = answers
-        difference = ((expected - found).abs().max() / expected.abs().max().clamp(min=1)).item()
+        expected, actual = answers
+        difference = ((expected - actual).abs().max() / expected.abs().max().clamp(min=1)).item()
         if not difference <= TOLERANCE.get(x.dtype, 1e-2):
             mode = ("train" if training else "eval") + (" mode" if len(batch) > 1 else " mode, for one image,")
             raise ValueError(
@@ -230,12 +230,12 @@ def _fit_classifier(
         )
     replace_classifier(network, classes, name)
     try:
-        found = f"gives {_num_logits(network, x)} classes"
+        outcome = f"gives {_num_logits(network, x)} classes"
     except ValueError as error:
-        found = str(error)
-    if found != f"gives {classes} classes":
+        outcome = str(error)
+    if outcome != f"gives {classes} classes":
         raise ValueError(
-            f"with its classifier replaced by one for num_classes={classes}, {type(network).__name__}: {found}; "
+            f"with its classifier replaced by one for num_classes={classes}, {type(network).__name__}: {outcome}; "
             "name the layer that makes its logits: classifier='...'"
         )
     return wanted
@@ -286,12 +286,12 @@ def attach(
     size = (in_channels, 224, 224) if input_size is None else tuple(input_size)
     if len(size) != 3 or size[0] != in_channels:
         raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
-    network, *found = build_backbone(backbone, _count(num_classes), size, pretrained, reset, classifier, options)
+    network, own_mean, own_std = build_backbone(backbone, _count(num_classes), size, pretrained, reset, classifier, options)
     if pretrained is False:  # an untrained classifier can be replaced without loss
         _fit_classifier(network, cut_points.example_images(network, size, 1), num_classes, classifier, reset=True)
     added: Any = {"additive": additive, "shrink": shrink, "classifier": classifier, "reset": reset}
     model = attach_exits(network, exits, num_classes, spread, first, head, size, **added)
-    subtracted, divisor = found if mean is None else (mean, std)
+    subtracted, divisor = (own_mean, own_std) if mean is None else (mean, std)
     if subtracted is not None and divisor is not None:
         model.set_normalization(subtracted, divisor)
         model.own_normalization = True

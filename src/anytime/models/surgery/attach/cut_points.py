@@ -191,13 +191,13 @@ def survey(
     with preserved(backbone):
         seconds = _seconds(backbone, flat, one, clock, repeats) if measure else {}
     end = flat.chain[-1]
-    found = {
+    cuts = {
         node: Cut(names[-1], macs[node], tuple(tensors[node].shape[1:]), layouts.channels_last(i), seconds.get(node), names)
         for i, (node, names) in enumerate(flat.names.items(), 1)
         if node in valid and 0 < macs[node] < macs[end]
     }
     whole = Cut("output", macs[end], tuple(tensors[end].shape[1:]), seconds=seconds.get(end))
-    return Survey(flat, tuple(found.values()), tuple(found), whole)
+    return Survey(flat, tuple(cuts.values()), tuple(cuts), whole)
 
 
 def find_cuts(backbone: nn.Module, surveyed: Survey, exits: Sequence[str]) -> list[int]:

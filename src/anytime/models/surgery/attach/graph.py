@@ -91,24 +91,24 @@ def _dependent(graph: fx.Graph) -> set[fx.Node]:
 
 def _shape_only(graph: fx.Graph, dependent: set[fx.Node]) -> set[fx.Node]:
     """The dependent nodes that depend on the input's shape only."""
-    found: set[fx.Node] = set()
+    shapes: set[fx.Node] = set()
     for node in graph.nodes:
         asks = node.target in ("size", "dim", "numel") if node.op == "call_method" else node.target is getattr
-        if node in dependent and node.op != "placeholder" and (asks or dependent.intersection(node.all_input_nodes) <= found):
-            found.add(node)
-    return found
+        if node in dependent and node.op != "placeholder" and (asks or dependent.intersection(node.all_input_nodes) <= shapes):
+            shapes.add(node)
+    return shapes
 
 
 def bottlenecks(graph: fx.Graph) -> list[fx.Node]:
     """In order: the input, each node after which no other input-dependent value is needed, the result."""
     order = {node: i for i, node in enumerate(graph.nodes)}
-    dependent, last_use, found = _dependent(graph), -1, []  # last use of anything computed so far
+    dependent, last_use, places = _dependent(graph), -1, []  # last use of anything computed so far
     for node in graph.nodes:
         if node in dependent and node.users:
             if last_use <= order[node]:
-                found.append(node)
+                places.append(node)
             last_use = max(last_use, *(order[user] for user in node.users))
-    return found
+    return places
 
 
 def _trace_mode(module: nn.Module, training: bool, x: Tensor | None) -> tuple[fx.Graph, bool]:

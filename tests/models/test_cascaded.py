@@ -238,9 +238,9 @@ def test_parameters_and_work() -> None:
     stem, read = 1_769_472, 5120
     blocks = [18_874_368, 18_874_368, 14_155_776, 18_874_368, 14_155_776, 18_874_368, 14_155_776, 18_874_368]
     projections = [0, 0, 524_288, 0, 524_288, 0, 524_288, 0]
-    alone = step_macs(create_model("serial_resnet18", pool=True), (3, 32, 32), contract=True)
-    assert alone[-1] == stem + sum(blocks) + sum(projections) + read == 140_186_624
-    assert step_macs(model, (3, 32, 32), contract=True)[-1] == alone[-1]
+    contract = step_macs(create_model("serial_resnet18", pool=True), (3, 32, 32), contract=True)
+    assert contract[-1] == stem + sum(blocks) + sum(projections) + read == 140_186_624
+    assert step_macs(model, (3, 32, 32), contract=True)[-1] == contract[-1]
     stream = step_macs(model, (3, 32, 32))
     exact = stem + sum(k * (f + s) for k, (f, s) in enumerate(zip(blocks, projections, strict=True), 1)) + 9 * read
     empty = stream[0] - stem - sum(projections) - read  # F_k(0), the same for all images
@@ -304,7 +304,7 @@ def test_impossible_conversions_are_rejected() -> None:
     separate = make(heads="separate")
     with pytest.raises(ValueError, match="9 separate heads cannot become 1"):
         convert(separate, heads="shared")
-    with pytest.raises(ValueError, match=r"of 2 uses under the kernel .*, but 70 are needed .*settled network are not among them"):
+    with pytest.raises(ValueError, match=r"has statistics of 2 uses .*, but 70 are .*settled network are not among them"):
         convert(make(num_steps=2), kernel="ews", statistics="per_step")
     with pytest.raises(ValueError, match="the weights of this cascaded_resnet18 do not fit: size mismatch"):
         convert(make(), width=5)

@@ -191,9 +191,9 @@ def test_cost_is_that_of_what_is_needed(name: str) -> None:
     with flop_counter() as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, size, size))
     model = add_delays(network, branches, num_classes=5)
-    stream, alone = (step_macs(model, (3, size, size), contract) for contract in (False, True))
-    assert alone[-1] == counter.get_total_flops() // 2
-    assert alone[0] == stream[0] < alone[-1]
+    stream, single = (step_macs(model, (3, size, size), contract) for contract in (False, True))
+    assert single[-1] == counter.get_total_flops() // 2
+    assert single[0] == stream[0] < single[-1]
     assert all(before < after for before, after in pairwise(stream))
     if name == "unet":  # one level more with every step
         conv = {

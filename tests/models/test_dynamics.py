@@ -125,13 +125,13 @@ def test_calibration_is_the_mean_over_batches_and_steps(kernel: str, statistics:
     """Two batches give the midpoint between the results of each alone."""
     model = make(kernel=kernel, statistics=statistics, num_steps=5)
     a, b = images(4, 3, 9, 8), 0.2 * images(4, 3, 9, 8).flip(0) + 0.7
-    found = []
+    running = []
     for batches in ([a], [b], [a, (b, torch.zeros(4))]):
         mixed = statistics == "shared"
         with pytest.warns(UserWarning, match="convert\\(model, statistics='per_step'\\)") if mixed else nullcontext():
             calibrate(model, batches)
-        found.append([buffer.clone() for name, buffer in model.named_buffers() if "running" in name])
-    for one, other, both in zip(*found, strict=True):
+        running.append([buffer.clone() for name, buffer in model.named_buffers() if "running" in name])
+    for one, other, both in zip(*running, strict=True):
         assert (both - (one + other) / 2).abs().max() < 1e-10
     assert model.stem[1].updates is None
     if not mixed:

@@ -59,7 +59,7 @@ def calibrate(model: AnytimeModel, batches: Iterable[Tensor]) -> None:
 
     A row that several time steps share gets the mean over these as well. With `statistics="shared"`, the default under
     smoothing, this is a compromise between early and settled inputs; the last answer then differs from the settled network's,
-    so a warning is issued. Call `convert(model, statistics="per_step")` first to give every step a row of its own. The weights
+    so a warning is issued. Call `convert(model, statistics="per_step")` first to give every step a separate row. The weights
     do not change.
 
     Args:

@@ -39,7 +39,7 @@ class Dynamics(NamedTuple):
         return cls(kernel.weights, None, per_step, first)
 
     def tensor(self) -> Tensor:
-        """As text in bytes: a buffer that changes of precision leave alone."""
+        """The record as bytes of text: a buffer that changes of precision do not affect."""
         return torch.tensor(list(json.dumps(self._asdict()).encode()), dtype=torch.uint8)
 
     @property

@@ -18,7 +18,7 @@ class DelayState(NamedTuple):
 
     Attributes:
         time: t of the next answer.
-        moving: 1 if each step has an image of its own, which is the last one unless it has changed; otherwise 0.
+        moving: 1 if each step has a separate image, by default the previous one; otherwise 0.
         images: The image that enters next; () if none does.
         values: For each operation, the values that later steps need, the latest last.
         zeros: The initial output of each delay.

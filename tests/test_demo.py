@@ -29,7 +29,7 @@ def test_demo(capsys):
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", report)
 
     before = (run / "run.json").stat().st_mtime_ns
-    assert main(["demo", "--epochs", "1"]) == 0  # a former demo is replaced
+    assert main(["demo", "--epochs", "1"]) == 0  # an earlier demo is replaced
     assert (run / "run.json").stat().st_mtime_ns > before
     capsys.readouterr()
     assert main(["train", *flags, "--model.width", "4", "--progress", "false", "--run", "runs/mine"]) == 0

@@ -281,6 +281,7 @@ def test_help():
     assert "Channels of the first section. (default: 16)" in model
     assert help_wanted(["--model.help=anytimenet"]) == model
     assert "OneCycle" in help_wanted(["--schedule.help"])
+    assert "--data takes: Digits, MNIST, " in help_wanted(["--data.help"])
     assert "takes no arguments" in help_wanted(["--schedule.help", "constant"])
     assert help_wanted(BASE) is None
     with pytest.raises(UsageError, match="did you mean 'Adam'"):

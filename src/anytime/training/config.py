@@ -61,6 +61,8 @@ def offered(section: str) -> dict[str, Callable[..., Any]]:
     """The classes and factories that the library offers for a section, by canonical name."""
     if section == "model":
         return {name: registry.find_factory(name) for name in registry.list_models()}
+    if section == "data":
+        return {name: getattr(anytime.data, name) for name in anytime.data.list_datasets()}
     module, base = _OFFERED_BY[section]
     return {k: v for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, base) and v is not base}
 

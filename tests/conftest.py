@@ -8,10 +8,14 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("anytime", deadline=None)  # a test's time depends on what else runs
+settings.load_profile("anytime")
 
 LONGEST = ("test_readme", "test_contract", "test_session", "test_command")  # files that take the longest
 

@@ -291,7 +291,7 @@ def test_from_pretrained_of_a_hub_name_downloads_two_files(saved: Path, monkeypa
         return str(saved)
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **options: str(saved / options["filename"]))
-    monkeypatch.setattr("anytime.model.snapshot_download", snapshot_download)
+    monkeypatch.setattr("anytime.saving.snapshot_download", snapshot_download)
     model = AnytimeModel.from_pretrained("someone/anytimenet", revision="v1")
     assert model.num_classes == 3
     assert (asked["repo_id"], asked["revision"]) == ("someone/anytimenet", "v1")

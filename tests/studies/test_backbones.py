@@ -1,4 +1,4 @@
-"""Exits on backbones: the networks cost what they should, heads alone leave the network as it is, and all of it runs."""
+"""Exits on backbones: costs of the networks, heads only leave the network unchanged, and an end-to-end run."""
 
 import functools
 import json
@@ -80,7 +80,7 @@ def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
     rows = {row["trained"]: row for row in numbers["rows"]}
     assert list(rows) == [PLAIN, HEADS_ONLY, *(name for name in FLAGS if name != PLAIN)]
     assert "answer_1" not in rows[PLAIN]
-    assert rows[HEADS_ONLY]["answer_4"] == rows[PLAIN]["answer_4"]  # the network is as it was
+    assert rows[HEADS_ONLY]["answer_4"] == rows[PLAIN]["answer_4"]  # the network is unchanged
     assert all(f"answer_{t}" in rows[HEADS_ONLY] for t in range(1, EXITS + 1))
     assert rows[PLAIN]["macs"] == numbers["plain_macs"][-1] < numbers["macs"][-1] == rows["joint"]["macs"]
     assert "joint above heads only at the first answer" in capsys.readouterr().out

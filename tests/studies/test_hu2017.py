@@ -1,4 +1,4 @@
-"""The trainings say what the paper did, tables and figures are right on traces made by hand, and it runs from end to end."""
+"""The trainings match the paper, tables and figures are right on hand-made traces, and an end-to-end run."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ META = {
 
 
 def trace(wrong: Sequence[int], base: Base = CPU) -> Trace:
-    """Of 100 samples of class 0, `wrong[t]` are wrong at exit t; every exit costs as much as the ones before."""
+    """100 samples of class 0, `wrong[t]` of them wrong at exit t; each exit adds the same cost."""
     steps = len(wrong)
     answers = (torch.arange(100) < torch.tensor(wrong)[:, None]).long()
     return Trace(
@@ -54,7 +54,7 @@ def by_hand(method: str, *seeds: Sequence[int], base: Base = CPU) -> dict[str, d
 
 
 def optimal(base: Base, *seeds: Sequence[int]) -> dict[str, dict[int, Trace]]:
-    """OPT at the milestones; a network is good at its own exit alone."""
+    """OPT at the milestones; each network is good only at its own exit."""
     made = {}
     for place, exit in enumerate(milestone_exits(base)):
         rows = [[90 if e != exit else wrong[place] for e in range(1, len(base.exits) + 1)] for wrong in seeds]
@@ -75,7 +75,7 @@ def claims(numbers: dict) -> dict[str, dict]:
 # -- the trainings ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_trainings_of_table_1_come_in_order_of_value():
+def test_the_trainings_of_table_1_are_ordered_by_value():
     runs = STUDY.items["table 1"].runs("cifar10", "cpu", [0])
     assert [run.name.removeprefix("cifar10_cpu_").removesuffix("_n3_c16_seed0") for run in runs] == [
         *("optimal_9", "constant", "sieve", "adaloss", "linear", "expb2", "optimal_6", "optimal_4", "optimal_2"),
@@ -140,7 +140,7 @@ def test_exits_at_the_milestones_of_cost(base, units):
     assert tuple(base.exits[exit - 1] for exit in milestone_exits(base)) == units
 
 
-def test_full_scale_is_the_papers_setting():
+def test_full_scale_is_the_setting_of_the_paper():
     recipe = read_recipe(find_recipe("hu2017_cifar10.yaml"))
     assert recipe["epochs"] == 164  # 64,000 steps of 128 of 50,000 images
     assert recipe["schedule"]["init_args"] == {"milestones": [0.5, 0.75], "gamma": 0.1}
@@ -178,13 +178,13 @@ def test_published_numbers():
     assert TABLE_6["svhn", 7, 16, "sieve"] == {"1/4": 6.97, "1/2": 3.50, "3/4": 2.62}
     assert ("svhn", 17, 32, "RWM") not in TABLE_6
     for method, values in {"sieve": (54.9, 28.7, 13.5, 2.7), "AANN": (49.4, 22.7, 5.6, 1.1)}.items():
-        skip = {("svhn", 7, 16, "sieve")}  # cut off in our copy
-        kept = {key: row for key, row in TABLE_6.items() if key not in skip}
+        truncated = {("svhn", 7, 16, "sieve")}  # truncated in our copy
+        complete = {key: row for key, row in TABLE_6.items() if key not in truncated}
         for metric, value in zip(METRICS, values, strict=False):
             ours = [
-                row[metric] / kept[(*key[:3], "optimal")][metric] - 1
-                for key, row in kept.items()
-                if key[3] == method and (*key[:3], "optimal") in kept
+                row[metric] / complete[(*key[:3], "optimal")][metric] - 1
+                for key, row in complete.items()
+                if key[3] == method and (*key[:3], "optimal") in complete
             ]
             assert len(ours) == 33
             assert 100 * sum(ours) / 33 == pytest.approx(value, abs=0.06)
@@ -234,12 +234,12 @@ def test_table_1_by_hand(schemes):
     near = found["sieve keeps the final error at OPT's: at most 5% more, relative"]
     assert (near["shows"], near["increase"]) == (True, 0)
     assert near["paper"] == {"shows": True, "increase": pytest.approx(7.34 / 7.14 - 1, rel=1e-4)}
-    assert not [claim for claim in found if "midfeat" in claim or "half-end" in claim]  # not part of it
+    assert not [claim for claim in found if "midfeat" in claim or "half-end" in claim]  # not part of table 1b
     assert "yes      sieve below linear at 1/4, 1/2" in numbers["text"]
 
 
 def test_table_1_is_made_in_parts(schemes):
-    """With OPT's last exit alone there is an increase at the end alone."""
+    """With only OPT's last exit, there is an increase only at the end."""
     last = last_optimal(CPU).name
     few = {name: net for name, net in schemes.items() if not name.startswith("optimal") or name == last}
     rows = {row["method"]: row for row in make("table 1a", few)["rows"]}
@@ -280,7 +280,7 @@ def test_tables_2_and_5_by_hand():
 
 
 def test_table_3_by_hand():
-    """EANN of 3 and 9 units, spent 10 to 30 and 40 to 120: the small one's last answer holds until unit 4 of the other."""
+    """EANN of 3 and 9 units with costs 10 to 30 and 40 to 120: the small net's last answer holds until unit 4 of the other."""
     small = Base(1, 16)
     traces = by_hand("AANN", [70, 60, 45], base=small) | by_hand("AANN", SIEVE) | by_hand("sieve", SIEVE)
     traces |= optimal(CPU, [40, 20, 25, 10])
@@ -329,7 +329,7 @@ def test_proposition_needs_no_training():
     assert numbers["paper_sequence"]["depths"] == [3, 9, 21, 39, 75]
 
 
-def test_what_the_study_compares_cannot_be_set(capsys):
+def test_flags_that_the_study_compares_cannot_be_set(capsys):
     for flag in ("--model.units=5", "--objective.exit=3"):
         assert main(["study", "hu2017", "--table", "1b", "--dry-run", flag]) == 2
         assert f"{flag.partition('=')[0]} cannot be set: it is what hu2017 compares" in capsys.readouterr().err
@@ -381,7 +381,7 @@ def test_table_1_and_figures_2_and_4_from_end_to_end_on_digits(tmp_path, monkeyp
     run = tmp_path / "runs/hu2017" / f"cifar10_cpu_optimal_{len(base.exits)}_n1_c2_seed0"
     traces = {name: Trace.load(run / f"trace-test-{name}_n_1_c_2.safetensors") for name in ("optimal_3", "midfeat")}
     gap = (traces["midfeat"].logits - traces["optimal_3"].logits).abs().amax((1, 2))
-    assert (gap > 1e-3).tolist() == [True, True, False]  # trunk and last head stay, the other heads are fitted
+    assert (gap > 1e-3).tolist() == [True, True, False]  # trunk and last head stay, the other heads are retrained
     assert gap[2] < 1e-5
     assert load(run).info.recipe["model"]["init_args"]["regime"] == "joint"
     sieve = tmp_path / "runs/hu2017/cifar10_cpu_sieve_n1_c2_seed0"

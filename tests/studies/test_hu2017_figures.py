@@ -1,4 +1,4 @@
-"""How the figures of Hu et al. 2017 are drawn."""
+"""Drawings of the figures of Hu et al. (2017)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from anytime.studies.hu2017.figures import _over_units
 
 
 def test_a_network_has_one_colour_in_all_panels() -> None:
-    """Also where another one is missing, as midfeat is among the training losses."""
+    """Also where another network is missing, as midfeat among the training losses."""
     names = ["constant", "midfeat", "no-grad"]
     first, second = Figure().subplots(1, 2)
     _over_units(first, [1, 2], {name: [0.5, 0.4] for name in names}, names, "errors")

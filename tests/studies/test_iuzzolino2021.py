@@ -1,4 +1,4 @@
-"""The trainings say what the paper did, the figures are right on traces made by hand, and all of it runs from end to end."""
+"""The trainings match the paper, the figures are right on hand-made traces, and an end-to-end run."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from anytime.studies import find_recipe, run_all
 from anytime.studies.iuzzolino2021 import STUDY
 from anytime.studies.iuzzolino2021.figures import COLOURS, figure_3, figure_4
 from anytime.studies.iuzzolino2021.networks import LAMBDAS, RECIPES, cascaded_td
-from anytime.studies.iuzzolino2021.published import PUBLISHED_CURVES
+from anytime.studies.iuzzolino2021.published import CURVES
 from anytime.studies.study import plain
 from anytime.trace import Trace
 from anytime.training.config import read_recipe
@@ -32,7 +32,7 @@ META = {
 
 
 def trace(stops: list[int], right: list[bool] | None = None, clock: str = "asymptotic") -> Trace:
-    """Sample n says 0 with probability 0.99 from step `stops[n]` (0..8) on, 1 with 0.6 before; `right`: 0 is true."""
+    """Sample n answers 1 with probability 0.6 before step `stops[n]` (0..8), then 0 with 0.99; `right`: 0 is true."""
     sure = torch.arange(9)[:, None] >= torch.tensor(stops)
     p = torch.where(sure, 0.99, 0.4)
     return Trace(
@@ -110,7 +110,7 @@ def test_full_scale_is_the_published_setting(data):
 
 @pytest.mark.parametrize("scale", ["cpu", "full"])
 def test_ce_weights_under_both_dynamics(scale):
-    """By the paper's clock both end with the trained network's answer; by the published one they agree, one step before it."""
+    """By the paper's clock, both end with the trained network's answer; by the published clock, one step before it."""
     ce = STUDY.items["figure 4"].runs("cifar10", scale, [0])[6]
     torch.manual_seed(0)
     model = create_model("cascaded_resnet18", 3, **ce.config()["model"]["init_args"] | {"width": 8})
@@ -131,8 +131,8 @@ def test_ce_weights_under_both_dynamics(scale):
 
 
 def test_published_rows_are_complete():
-    assert all(len(row) == 8 for rows in PUBLISHED_CURVES.values() for row in rows.values())
-    assert all(list(rows) == list(COLOURS)[:6] for rows in PUBLISHED_CURVES.values())
+    assert all(len(row) == 8 for rows in CURVES.values() for row in rows.values())
+    assert all(list(rows) == list(COLOURS)[:6] for rows in CURVES.values())
 
 
 # -- the figures -----------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_published_rows_are_complete():
 
 @pytest.fixture
 def stops() -> dict[str, list[int]]:
-    """Of four samples, counted from 0, so that t = stop + 1; their means: 2, 4, 8 and so on."""
+    """Stops of four samples, counted from 0, so that t = stop + 1; their means of t are 3, 4, 9 and so on."""
     return {
         "CascadedTD": [1, 1, 3, 3],
         "CascadedTD-MultiHead": [2, 2, 4, 4],
@@ -188,7 +188,7 @@ def test_figure_4_by_hand(stops):
     assert len(result.figure.axes) == 3
 
 
-def test_claims_at_the_asymptote_know_their_noise(stops):
+def test_claims_at_the_asymptote_allow_for_noise(stops):
     stops = {name: given * 5 for name, given in stops.items()}
     ten = [True] * 20
     traces = {name: {seed: trace(given) for seed in range(3)} for name, given in stops.items()}
@@ -246,7 +246,7 @@ def test_figure_3_by_hand():
 # -- from end to end -------------------------------------------------------------------------------------------------------
 
 
-def test_command_lists_and_refuses(capsys):
+def test_the_command_lists_studies_and_rejects_wrong_arguments(capsys):
     assert command.run([]) == 0
     assert "--figure 4     speed-accuracy trade-off" in capsys.readouterr().out
     for arguments, said in {

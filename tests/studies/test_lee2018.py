@@ -1,4 +1,4 @@
-"""The trainings say what the paper did, the figures are right on traces made by hand, and all of it runs from end to end."""
+"""The trainings match the paper, the figures are right on hand-made traces, and an end-to-end run."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ META = {
 
 
 def trace(wrong: list[int], contract: list[int], norms: list[list[float]] | None = None) -> Trace:
-    """Of 100 samples, so many are wrong at each step; the stream costs the sum of all sub-networks so far."""
+    """100 samples, `wrong[t]` of them wrong at step t; the stream costs the sum of all sub-networks so far."""
     right = torch.arange(100) >= torch.tensor(wrong)[:, None]
     return Trace(
         logits=torch.stack([right, ~right], 2).float(),
@@ -59,7 +59,7 @@ def claims(result: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scale", ["cpu", "full"])
-def test_all_trainings_have_one_recipe_but_for_the_model(scale):
+def test_all_trainings_share_one_recipe_except_for_the_model(scale):
     runs = [run for item in STUDY.items.values() for run in item.runs("cifar10", scale, [0])]
     other = STUDY.items["figure 4"].runs("cifar100", scale, [0])[0].config()
     names = {run.name: run for run in runs}
@@ -99,7 +99,7 @@ def build(run: Any) -> Any:
 
 
 def test_sub_networks_trained_alone_cost_what_they_cost_jointly():
-    """So each dashed line of figure 3c stands over its solid one: 8 thin and 8 shallow sub-networks of 29 layers at most."""
+    """So each dashed line of figure 3c shares its costs with the solid one; up to 29 layers, 8 thin and 8 shallow nets."""
     by_name = {name: run for run in STUDY.items["figure 3c"].runs("cifar10", "full", [0]) for name in run.views}
     size = (3, 32, 32)
     joint = step_macs(build(by_name["I-ResNeXt"]), size, contract=True)
@@ -118,7 +118,7 @@ def test_sub_networks_trained_alone_cost_what_they_cost_jointly():
 
 
 def test_the_shallow_network_is_the_full_thin_one():
-    """With the same weights, the answers of the network with exits and of the ResNeXt trained alone are the same."""
+    """With equal weights, the network with exits and the ResNeXt trained alone give equal answers."""
     runs = {name: run for run in STUDY.items["figure 3c"].runs("cifar10", "cpu", [0]) for name in run.views}
     plain_network, shallow = build(runs["ResNeXt"]).double().eval(), build(runs["ResNeXt with exits"]).double().eval()
     shallow.backbone.load_state_dict({k: v for k, v in plain_network.subnetwork(1).state_dict().items() if "." in k})
@@ -183,7 +183,7 @@ def test_figure_3b_by_hand():
 
 
 def test_figure_3c_by_hand():
-    """Thin: 2 of 10 points lost at most. Shallow: 8. At 20 and 40 MACs shallow ones have 30 % and 12 %."""
+    """Thin sub-networks lose at most 2 points, shallow ones 8. At 20 and 40 MACs shallow ones have 30 % and 12 % errors."""
     traces = {
         "I-ResNeXt": {0: trace([22, 18, 12], [10, 20, 40])},
         "ResNeXt with exits": {0: trace([38, 22, 12], [15, 25, 40])},
@@ -213,12 +213,12 @@ def test_figure_3c_by_hand():
     equal = said["trained jointly, thin sub-networks make fewer errors than shallow ones at equal MACs"]
     assert equal["relative_error_saved"][1:] == pytest.approx([1 - 18 / 30, 0])
     assert equal["relative_error_saved"][0] != equal["relative_error_saved"][0]  # no shallow one is as cheap
-    assert equal["shows"] is False  # for the full networks are equal here
+    assert equal["shows"] is False  # because the full networks are equal here
     assert len(result.figure.axes[0].lines) == 4
 
 
 def test_figure_4_by_hand():
-    """Alone the inclusive ones are better, 4 to 5 % at 20; in the stream the sparse ones, which cost what the last costs."""
+    """At equal MACs alone, inclusive ones are better; in the stream, a sparse one costs only as much as it does alone."""
     sparse = trace([30, 20, 12], [10, 20, 40])
     object.__setattr__(sparse, "macs", torch.tensor([10, 20, 40]))
     sandwich = trace([27, 16, 10], [10, 20, 40])
@@ -262,7 +262,7 @@ def test_the_trainings_of_figure_5():
 
 
 def test_figure_5_by_hand():
-    """Of four images the classes are right 1, 2, 3 times, the superclasses 2, 3, 4 times, in both seeds but for one."""
+    """Of four images, 1, 2, 3 classes and 2, 3, 4 superclasses are right, in both seeds except for one answer."""
     right = torch.arange(4) < torch.tensor([[[1, 2, 3], [2, 3, 4]], [[1, 2, 4], [2, 3, 4]]])[..., None]  # [S, D, T, N]
     fine, coarse = torch.nn.functional.one_hot((~right).long(), 3).float().unbind(1)
     by_hand = trace([50, 40, 30], [10, 20, 40])
@@ -280,7 +280,7 @@ def test_figure_5_by_hand():
     assert worst["paper"]["worst_accuracy"] == {"class alone": 0.312, "level chosen": 0.475}
     assert worst["levels_chosen"] == {0: (1, 0, 0), 1: (1, 0, 0)}
     assert len(result.figure.axes[0].lines) == 2
-    other = {s: replace(trace, logits=trace.logits[[2, 1, 0]]) for s, trace in test.items()}  # its steps the other way round
+    other = {s: replace(trace, logits=trace.logits[[2, 1, 0]]) for s, trace in test.items()}  # steps in reverse order
     result = figure_5({"IS-ResNeXt, label levels": test, "IS-ResNeXt, label levels, on validation": other}, "cifar100")
     worst = claims(result)["a label level chosen for each sub-network raises the worst accuracy of any"]
     assert worst["levels_chosen"] == {0: (0, 0, 1), 1: (0, 0, 1)}

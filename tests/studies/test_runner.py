@@ -1,4 +1,4 @@
-"""Which trainings start, go on or are skipped; with a trainer that only writes what the real one would leave."""
+"""Which trainings start, resume or are skipped, with a trainer that only writes what the real one would leave."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def run(recipe):
 
 
 class Trainer:
-    """Leaves a run directory in the state it is told, and notes what it was asked for."""
+    """Leaves a run directory in the given state and notes what it was asked for."""
 
     def __init__(self, state: str = "finished", code: int = 0) -> None:
         self.state, self.code = state, code
@@ -75,7 +75,7 @@ class Recorder:
             TRACE.save(trace_path(path, name))
 
 
-def test_what_is_missing_is_trained_and_recorded_once(run, tmp_path):
+def test_missing_trainings_run_and_are_recorded_once(run, tmp_path):
     runs, train, recorder, said = [run("a"), run("b", "--model.width=8", seed=3)], Trainer(), Recorder(), []
     folder = tmp_path / "runs"
     traces = run_all(runs, folder, train, recorder, said.append)
@@ -99,7 +99,7 @@ def test_what_is_missing_is_trained_and_recorded_once(run, tmp_path):
     assert said == ["[1/2] a: finished before; 0 to train", "[2/2] b: finished before; 0 to train"]
 
 
-def test_a_training_that_fails_in_its_course_does_not_hinder_the_others(run, tmp_path):
+def test_the_remaining_trainings_run_after_one_fails_midway(run, tmp_path):
     said: list[str] = []
 
     class FirstFails(Trainer):
@@ -117,7 +117,7 @@ def test_a_training_that_fails_in_its_course_does_not_hinder_the_others(run, tmp
 
 
 @pytest.mark.parametrize("state", ["started", "interrupted", "failed"])
-def test_what_is_half_done_is_resumed(run, tmp_path, state):
+def test_unfinished_trainings_are_resumed(run, tmp_path, state):
     with pytest.raises(TrainingStopped, match=r"training a ended with exit code 130, see .*a\.log") as stopped:
         run_all([run("a"), run("b")], tmp_path, Trainer(state, 130), Recorder(), lambda _: None)
     assert log_end(stopped.value.log, 1) == ["step 2"]
@@ -129,7 +129,7 @@ def test_what_is_half_done_is_resumed(run, tmp_path, state):
     assert train.asked[1][0] == "--config"
 
 
-def test_a_recording_that_was_interrupted_is_made_up_for(run, tmp_path):
+def test_an_interrupted_recording_is_repeated(run, tmp_path):
     def interrupted(path, views):
         raise KeyboardInterrupt
 
@@ -141,13 +141,13 @@ def test_a_recording_that_was_interrupted_is_made_up_for(run, tmp_path):
     assert recorder.asked == [("a", ["a"])]
 
 
-def test_runs_of_one_name_count_once(run, tmp_path):
+def test_runs_of_the_same_name_are_trained_once(run, tmp_path):
     train = Trainer()
     run_all([run(), run()], tmp_path, train, Recorder(), lambda _: None)
     assert len(train.asked) == 1
 
 
-def test_another_configuration_is_refused_before_anything_is_trained(run, tmp_path):
+def test_another_configuration_is_an_error_before_any_training(run, tmp_path):
     run_all([run("b")], tmp_path, Trainer(), Recorder(), lambda _: None)
     train = Trainer()
     message = r"b holds a training with epochs 2 \(wanted 3\), model.width 4 \(wanted 8\); choose another --runs or remove it"
@@ -160,12 +160,12 @@ def test_another_configuration_is_refused_before_anything_is_trained(run, tmp_pa
     assert train.asked == []
 
 
-def test_where_data_lie_and_what_is_shown_make_no_other_training(run, tmp_path):
+def test_data_folder_and_progress_bar_do_not_change_the_training(run, tmp_path):
     run_all([run()], tmp_path, Trainer(), Recorder(), lambda _: None)
     assert run_status(run("a", "--data.root=elsewhere", "--progress=false"), tmp_path) == "finished"
 
 
-def test_arguments_that_came_later_count_by_their_defaults(run, tmp_path):
+def test_arguments_added_later_count_with_their_defaults(run, tmp_path):
     run_all([run()], tmp_path, Trainer(), Recorder(), lambda _: None)
     path = tmp_path / "a" / "config.yaml"
     config = yaml.safe_load(path.read_text())
@@ -174,7 +174,7 @@ def test_arguments_that_came_later_count_by_their_defaults(run, tmp_path):
     assert run_status(run(), tmp_path) == "finished"
 
 
-def test_a_folder_that_is_no_run_directory_is_left_alone(run, tmp_path):
+def test_a_folder_that_is_not_a_run_directory_is_left_alone(run, tmp_path):
     (tmp_path / "a").mkdir()
     assert run_status(run(), tmp_path) == "start"  # nothing in it yet
     (tmp_path / "a" / "thesis.txt").touch()
@@ -182,12 +182,12 @@ def test_a_folder_that_is_no_run_directory_is_left_alone(run, tmp_path):
         run_status(run(), tmp_path)
 
 
-def test_each_network_of_a_run_has_a_trace_of_its_own(tmp_path):
+def test_each_network_of_a_run_has_its_own_trace(tmp_path):
     assert trace_path(tmp_path, "CascadedTD").name == "trace-test-cascadedtd.safetensors"  # not that of `anytime evaluate`
     assert trace_path(tmp_path, "SerialTD(0)-MultiHead").name == "trace-test-serialtd_0_multihead.safetensors"
 
 
-def test_a_view_may_ask_about_validation_images(tmp_path):
+def test_a_view_may_be_recorded_on_validation_images(tmp_path):
     path = tmp_path / "run"
     config = parse(["--model=anytimenet", "--model.width=4", "--data=digits", "--data.classes=['1','7']"], [])
     create_run(path, config, overwrite=False)
@@ -210,12 +210,12 @@ def test_find_recipe():
         find_recipe("nothing.yaml")
 
 
-# -- a training in a process of its own ------------------------------------------------------------------------------------
+# -- a training in a subprocess ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """Puts a small program in the place of Python with `anytime`."""
+    """Replaces Python with `anytime` by a small program."""
 
     def put(text: str) -> None:
         path = tmp_path / "program"
@@ -237,7 +237,7 @@ def test_output_goes_to_the_log_and_the_exit_code_comes_back(program, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_is_passed_on_and_waited_for(program, tmp_path, number):
+def test_an_interruption_is_forwarded_and_awaited(program, tmp_path, number):
     program(
         "def end(*_):\n    time.sleep(0.2); print('checkpoint', flush=True); sys.exit(130)\n"
         "signal.signal(signal.SIGINT, end); print('ready', flush=True); time.sleep(60)"
@@ -301,7 +301,7 @@ def test_a_result_names_the_command_that_makes_it():
     assert command == f"{start} '--model.blocks=[1, 2]'"
 
 
-def test_claims_are_told_in_one_form():
+def test_claims_as_text_and_json():
     claims = [Claim("a", True, {"gain": 0.5}, {"shows": True}), Claim("b", False, {"gain": -0.25}), Claim("c", None)]
     assert format_claims(claims) == "yes      a\nNO       b\nunknown  c"
     assert format_claims(claims[:2], gains=True) == "yes      a (+50.00%)\nNO       b (-25.00%)"
@@ -311,7 +311,7 @@ def test_claims_are_told_in_one_form():
     ]
 
 
-def test_facts_hold_what_a_number_must_carry():
+def test_facts_of_a_published_number():
     recipe = {
         "model": "m",
         "epochs": 7,
@@ -340,8 +340,8 @@ def test_facts_hold_what_a_number_must_carry():
 
 
 @pytest.mark.slow
-def test_a_real_training_is_interrupted_and_goes_on(recipe, tmp_path):
-    """One Ctrl-C in mid-training; the weights at the end are those of a training without it."""
+def test_a_real_training_is_interrupted_and_resumed(recipe, tmp_path):
+    """Ctrl-C in mid-training: after resuming, the answers equal those of a training without it."""
     flags = ("--model.blocks=[1,2,1]", "--model.scheme=[[1,1,1],[0,1,0]]", "--data.limit=96", "--data.batch_size=2")
     flags += ("--epochs=6", "--deterministic=true")
     whole, cut = (TrainingRun(name, recipe, flags, 0, {name: None}) for name in ("whole", "cut"))

@@ -16,7 +16,7 @@ from anytime.trace import Trace
 
 @pytest.fixture
 def trace() -> Trace:
-    """Two samples of two classes at three steps: one is sure and right at once, the other at step 3, and wrong before."""
+    """Two samples, two classes, three steps: one is confident and right at once, the other at step 3 and wrong before."""
     right = torch.tensor([[0.9, 0.4], [0.9, 0.3], [0.95, 0.8]])
     return Trace(
         logits=torch.stack([right, 1 - right], dim=2).log(),
@@ -28,7 +28,7 @@ def trace() -> Trace:
     )
 
 
-def test_thresholds_are_those_of_the_paper_and_one_that_never_stops():
+def test_thresholds_are_the_papers_and_one_that_never_stops():
     assert len(THRESHOLDS) == 101
     assert THRESHOLDS[0] == 0
     assert THRESHOLDS[99] == 1
@@ -62,7 +62,7 @@ def test_accuracy_at_a_mean_stop_time_lies_on_the_line_between_thresholds(trace)
 
 def test_the_mean_over_seeds_is_taken_at_equal_thresholds(trace):
     late = Trace(trace.logits.flip(1) - 1, trace.labels, 3 * trace.macs, None, None, trace.class_names)
-    late.logits[:, 0] = 0  # never sure, a tie that counts as right
+    late.logits[:, 0] = 0  # never confident: a tie, which counts as right
     curves = [speed_accuracy(t, 1, [0.0, 0.75]) for t in (trace, late)]
     mean = mean_curve(curves)
     assert mean.time.tolist() == [1, (2 + 2) / 2]
@@ -82,7 +82,7 @@ def test_standard_error_without_differences_between_seeds():
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 1)] * 3), min_size=2, max_size=5), st.lists(st.floats(-1, 1), min_size=5, max_size=5))
-def test_standard_error_does_not_see_what_a_seed_does_to_all_alike(values, shifts):
+def test_standard_error_ignores_what_a_seed_does_to_all_networks(values, shifts):
     shifted = [[x + shift for x in row] for row, shift in zip(values, shifts, strict=False)]
     assert standard_error(shifted) == pytest.approx(standard_error(values), abs=1e-12)
 

@@ -15,17 +15,18 @@ class Claim:
         statement: The statement.
         shows: Whether it shows; None if the results cannot tell, e.g. a single seed has no standard error.
         measured: The numbers that decide, by name.
-        paper: The same by the paper's numbers, or where the paper makes the statement; None if it does not.
+        paper: The same by the paper's numbers, or only the place where the paper makes the statement; None if it does not.
     """
 
     statement: str
     shows: bool | None
     measured: Mapping[str, Any] = field(default_factory=dict)
-    paper: Mapping[str, Any] | None = None
+    paper: Mapping[str, Any] | str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As written to JSON."""
-        return {"claim": self.statement, "shows": self.shows, **self.measured, "paper": self.paper}
+        paper = {"shows": True, "source": self.paper} if isinstance(self.paper, str) else self.paper
+        return {"claim": self.statement, "shows": self.shows, **self.measured, "paper": paper}
 
 
 def format_claims(claims: Sequence[Claim], gains: bool = False) -> str:

@@ -31,12 +31,7 @@ def panels(width: float, height: float, count: int = 1, share_y: bool = False) -
 
 
 def points(
-    means: Mapping[float, float],
-    errors: Mapping[float, float],
-    published: Mapping[float, float],
-    title: str,
-    x: str,
-    y: str,
+    means: Mapping[float, float], errors: Mapping[float, float], published: Mapping[float, float], title: str, x: str, y: str
 ) -> Figure:
     """Shares over a number that was varied, with standard errors, which are unknown (nan) for a single seed."""
     with panels(4.2, 3.0) as (figure, [axes]):
@@ -62,7 +57,7 @@ def speed_accuracy(
     timed = all(curve.seconds is not None for curve in curves.values())
     with panels(10.5 if timed else 7.4, 3.9, 3 if timed else 2, share_y=True) as (figure, grid):
         for name, curve in curves.items():
-            look = {"color": colours[name], "label": name}
+            look: dict[str, Any] = {"color": colours[name], "label": name}
             grid[0].plot(curve.time.tolist(), curve.accuracy.tolist(), **look)
             grid[1].plot(curve.macs.tolist(), curve.accuracy.tolist(), **look)
             if timed and curve.seconds is not None:
@@ -88,23 +83,14 @@ def speed_accuracy(
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with a marker at each point.
+    """A line with a marker at each point."""
 
-    Args:
-        name: Name in the legend.
-        x: Where the points are.
-        y: Their values.
-        colour: Colour of line and markers.
-        dashed: Dashed: sub-networks that were trained alone.
-        published: Crosses without a line: the paper's points.
-    """
-
-    name: str
+    name: str  # in the legend
     x: Sequence[float]
     y: Sequence[float]
     colour: str
-    dashed: bool = False
-    published: bool = False
+    dashed: bool = False  # for sub-networks that were trained alone
+    published: bool = False  # the paper's points: crosses without a line
 
 
 def error_curves(by_label: Mapping[str, Sequence[Curve]], title: str) -> Figure:

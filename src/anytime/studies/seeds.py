@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.curves import Cost, costs
+from anytime.analysis.slicing import macs_saved, relative_error_saved
 from anytime.analysis.statistics import difference
 from anytime.trace import Trace
 
@@ -72,10 +73,14 @@ def costs_of(by_seed: BySeed, cost: Cost) -> list[int]:
     return costs(first_trace(by_seed), cost).tolist()
 
 
-def mean_comparison(measure: Callable[[Trace, Trace, Cost], Tensor], one: BySeed, other: BySeed, cost: Cost) -> list[float]:
-    """Mean over seeds of a measure of two networks, by step; nan where no seed has a value."""
-    pairs = zip(one.values(), other.values(), strict=True)
-    return torch.stack([measure(a, b, cost) for a, b in pairs]).nanmean(0).tolist()
+def saved(one: BySeed, other: BySeed, cost: Cost) -> tuple[list[float], list[float]]:
+    """Relative error that one network saves over another at equal cost, and cost at equal error (`analysis.slicing`).
+
+    Both by step, as means over seeds; nan where no seed has a value.
+    """
+    pairs = list(zip(one.values(), other.values(), strict=True))
+    errors, spent = ([measure(a, b, cost) for a, b in pairs] for measure in (relative_error_saved, macs_saved))
+    return torch.stack(errors).nanmean(0).tolist(), torch.stack(spent).nanmean(0).tolist()
 
 
 def all_positive(values: Sequence[float]) -> bool | None:

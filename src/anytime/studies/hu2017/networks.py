@@ -52,35 +52,20 @@ class TrainedNet(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """The trainings at one scale.
+    """The trainings at one scale."""
 
-    Args:
-        recipes: Recipe and flags over it, by data set.
-        chosen: The network on which weight schemes are compared (table 1, figure 2).
-        chosen_flags: Flags of its trainings.
-        schemes: Methods compared on it, by data set.
-        optimal: Exits of it for which OPT is trained, by data set.
-        models: Networks of tables 2, 5 and 6.
-        shown: Networks of table 3.
-        periods: Periods of table 4 and figure 3, by n.
-        period_width: Their c.
-        members: Members of EANN.
-        sampled: The network of figure 4.
-        warmup: Training steps before EXP3, RWM and AVGL learn, by data set.
-    """
-
-    recipes: Mapping[str, tuple[str, tuple[str, ...]]]
-    chosen: Base
-    chosen_flags: tuple[str, ...]
-    schemes: Mapping[str, tuple[str, ...]]
-    optimal: Mapping[str, Which]
-    models: tuple[Base, ...]
-    shown: tuple[Base, ...]
-    periods: Mapping[int, tuple[int, ...]]
-    period_width: int
-    members: tuple[Base, ...]
-    sampled: Base
-    warmup: Mapping[str, int]
+    recipes: Mapping[str, tuple[str, tuple[str, ...]]]  # recipe and flags over it, by data set
+    chosen: Base  # the network on which weight schemes are compared (table 1, figure 2)
+    chosen_flags: tuple[str, ...]  # flags of its trainings
+    schemes: Mapping[str, tuple[str, ...]]  # methods compared on it, by data set
+    optimal: Mapping[str, Which]  # exits of it for which OPT is trained, by data set
+    models: tuple[Base, ...]  # networks of tables 2, 5 and 6
+    shown: tuple[Base, ...]  # networks of table 3
+    periods: Mapping[int, tuple[int, ...]]  # periods of table 4 and figure 3, by n
+    period_width: int  # their c
+    members: tuple[Base, ...]  # members of EANN
+    sampled: Base  # the network of figure 4
+    warmup: Mapping[str, int]  # training steps before EXP3, RWM and AVGL learn, by data set
 
 
 SCHEMES = ("constant", "sieve", "AdaLoss", "linear", "expb2", "half-end", "expb0.5", "AANN", "midfeat", "no-grad")

@@ -45,7 +45,7 @@ TABLE_1: dict[str, dict[str, Row]] = {  # n = 5, c = 16, in the order of METRICS
     },
 }
 
-BETTER: dict[str, Row] = {  # tables 2a and 5: per cent of 39 runs (13 networks, three data sets) better than ANN
+BETTER: dict[str, Row] = {  # tables 2a and 5: per cent of 39 runs (13 networks, 3 data sets) that are better than ANN
     "AANN": _row(66.67, 67.95, 76.92, 55.13, 65.38),
     "milestone": _row(69.44, 47.22, 50.00, 15.28, 30.56),
     "EXP3": _row(31.58, 48.68, 71.05, 47.37, 55.26),
@@ -57,7 +57,7 @@ INCREASE: dict[str, Row] = {  # table 2b: mean relative increase over OPT, per c
     "AANN": dict(zip(MILESTONES, (47.77, 22.70, 7.99, 1.66), strict=True)),
 }
 
-TABLE_4: dict[int, dict[int, Row]] = {  # CIFAR-100: by n, then by period s; their width is not said, final errors fit c = 16
+TABLE_4: dict[int, dict[int, Row]] = {  # CIFAR-100, by n, then by period s; the width is not stated, final errors fit c = 16
     7: {
         1: _row(68.58, 49.94, 35.78, 28.86, 49.30),
         2: _row(66.48, 51.81, 38.33, 29.31, 50.77),
@@ -82,7 +82,7 @@ TABLE_4: dict[int, dict[int, Row]] = {  # CIFAR-100: by n, then by period s; the
     },
 }
 
-EANN: dict[str, dict[str, Row]] = {  # the last rows of table 3; OPT+ goes by the cost of n = 25, EANN by its own
+EANN: dict[str, dict[str, Row]] = {  # last rows of table 3; milestones by the cost of n = 25 for OPT+, by its own for EANN
     "OPT+": {
         "svhn": dict(zip(MILESTONES, (1.79, 1.68, 1.66, 1.66), strict=True)),
         "cifar10": dict(zip(MILESTONES, (5.82, 5.23, 4.73, 4.73), strict=True)),
@@ -183,38 +183,38 @@ def _cells() -> Iterator[tuple[tuple[str, int, int, str], Row]]:
         model, method, values = line.split(maxsplit=2)
         units, width = map(int, model.split(","))
         for data, block in zip(DATA, values.split("|"), strict=True):
-            found = {k: float(v) for k, v in zip(METRICS, block.split(), strict=True) if v != "-"}
-            if found:
-                yield (data, units, width, _NAMES.get(method, method)), found
+            row = {k: float(v) for k, v in zip(METRICS, block.split(), strict=True) if v != "-"}
+            if row:
+                yield (data, units, width, _NAMES.get(method, method)), row
 
 
 TABLE_6: dict[tuple[str, int, int, str], Row] = dict(_cells())
-"""By data set, n, c and method; a cell that was not published is missing. Networks of n = 25 have s = 3."""
+"""Errors by data set, n, c and method; cells that were not published are missing. Networks of n = 25 have s = 3."""
+
+
+def _pairs(method: str, reference: str, metric: str, data: str | None) -> list[tuple[float, float]]:
+    """Errors of a method and of a reference in all cells of Table 6 that hold both."""
+    return [
+        (row[metric], other[metric])
+        for (where, units, width, name), row in TABLE_6.items()
+        if name == method and data in (None, where) and (other := TABLE_6.get((where, units, width, reference)))
+        if metric in row and metric in other
+    ]
 
 
 def compared(method: str, metric: str, data: str | None = None) -> Comparison | None:
-    """In how many cells of Table 6 a method is better than ANN; None where there are none.
+    """In how many cells of Table 6 a method is better than ANN; None if there are none.
 
     Args:
         method: As in `BETTER`.
         metric: One of `METRICS`.
         data: One data set; default: all three.
     """
-    pairs = [
-        (row[metric], ann[metric])
-        for (where, units, width, name), row in TABLE_6.items()
-        if name == method and data in (None, where) and (ann := TABLE_6.get((where, units, width, "sieve")))
-        if metric in row and metric in ann
-    ]
+    pairs = _pairs(method, "sieve", metric, data)
     return compare(*zip(*pairs, strict=True)) if pairs else None
 
 
 def mean_increase(method: str, metric: str, data: str | None = None) -> float:
-    """Mean over the cells of Table 6 of the relative increase over OPT, a share; nan where there are none."""
-    found = [
-        row[metric] / best[metric] - 1
-        for (where, units, width, name), row in TABLE_6.items()
-        if name == method and data in (None, where) and (best := TABLE_6.get((where, units, width, "optimal")))
-        if metric in row and metric in best
-    ]
-    return sum(found) / len(found) if found else math.nan
+    """Mean over the cells of Table 6 of the relative increase over OPT, as a share; nan if there are none."""
+    increases = [error / best - 1 for error, best in _pairs(method, "optimal", metric, data)]
+    return sum(increases) / len(increases) if increases else math.nan

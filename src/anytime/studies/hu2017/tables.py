@@ -27,17 +27,11 @@ Scores = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Measured:
-    """The scores of a network.
+    """The scores of a network."""
 
-    Attributes:
-        by_seed: Errors at the milestones and AE.
-        exits: Mean error of each exit; nan for exits for which OPT has no network.
-        trace: The trace of the first seed.
-    """
-
-    by_seed: Scores
-    exits: Sequence[float]
-    trace: Trace
+    by_seed: Scores  # errors at the milestones and AE
+    exits: Sequence[float]  # mean error of each exit; nan for exits for which OPT has no network
+    trace: Trace  # the trace of the first seed
 
     @property
     def means(self) -> dict[str, float]:

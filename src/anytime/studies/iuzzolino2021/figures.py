@@ -13,14 +13,8 @@ from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 from anytime.reporting.tables import Column, format_table
 from anytime.studies import figures
 from anytime.studies.claims import Claim, format_claims
+from anytime.studies.iuzzolino2021 import published
 from anytime.studies.iuzzolino2021.networks import LAMBDAS, cascaded_td
-from anytime.studies.iuzzolino2021.published import (
-    PAPER,
-    PUBLISHED_CURVES,
-    PUBLISHED_CURVES_SOURCE,
-    PUBLISHED_LAMBDA,
-    PUBLISHED_LAMBDA_SOURCE,
-)
 from anytime.studies.runner import Traces
 from anytime.studies.seeds import facts, figure_title, first_trace, gain, mean, means, per_seed
 from anytime.studies.study import Result
@@ -63,7 +57,7 @@ def figure_3(traces: Traces, data: str) -> Result:
     last = {lam: [values[-1] for values in rows] for lam, rows in steps.items()}
     errors = dict(zip(LAMBDAS, standard_error([*zip(*last.values(), strict=True)]), strict=True))
     mean_last = {lam: mean(values) for lam, values in last.items()}
-    published = PUBLISHED_LAMBDA.get(data, {})
+    theirs = published.BY_LAMBDA.get(data, {})
     below_1 = {lam: value for lam, value in mean_last.items() if lam != 1}
     next_worst, best = min(below_1, key=below_1.__getitem__), max(below_1, key=below_1.__getitem__)
     claims = [
@@ -72,31 +66,31 @@ def figure_3(traces: Traces, data: str) -> Result:
             mean_last[1.0] < below_1[next_worst],
             _gain_of(f"lambda = {next_worst:g}, the next worst", last[next_worst], last[1.0])
             | {"best": {"lambda": best, "gain": mean_last[best] - mean_last[1.0]}},
-            {"shows": True, "source": "caption of figure 3; for terriers the published code's figure"},
+            "caption of figure 3; for terriers the published code's figure",
         ),
         Claim(
             "lambda = 0 is above lambda = 1 at the asymptote",
             mean_last[0.0] > mean_last[1.0],
             _gain_of("lambda = 0", last[0.0], last[1.0]),
-            {"shows": True, "source": "figure 3"},
+            "figure 3",
         ),
     ]
     rows = [
-        {"lambda": lam, "accuracy": mean_last[lam], "sem": errors[lam], "by_seed": last[lam], "paper": published.get(lam)}
+        {"lambda": lam, "accuracy": mean_last[lam], "sem": errors[lam], "by_seed": last[lam], "paper": theirs.get(lam)}
         for lam in LAMBDAS
     ]
-    figure, source = "3: accuracy at the asymptote over lambda", PUBLISHED_LAMBDA_SOURCE.get(data)
-    numbers = facts(stored[0.0], paper=PAPER, figure=figure, published=source) | {
+    figure, source = "3: accuracy at the asymptote over lambda", published.BY_LAMBDA_SOURCE.get(data)
+    numbers = facts(stored[0.0], paper=published.PAPER, figure=figure, published=source) | {
         "first_time": first_time(first_trace(stored[0.0])),
         "rows": rows,
-        "all_published": published,
+        "all_published": theirs,
         "accuracy_by_step": {f"{lam:g}": means(values) for lam, values in steps.items()},
         "claims": claims,
     }
     columns = [Column("lambda", "lambda", "g"), Column("accuracy", "accuracy", ".2%"), Column("sem", "SEM", ".2%")]
     text = format_table(rows, [*columns, Column("paper", "paper", ".1%")]) + "\n\n" + format_claims(claims)
     title = f"CascadedTD, {figure_title(numbers)}"
-    return Result(numbers, text, figures.points(mean_last, errors, published, title, "λ", "accuracy at the asymptote"))
+    return Result(numbers, text, figures.points(mean_last, errors, theirs, title, "λ", "accuracy at the asymptote"))
 
 
 def figure_4(traces: Traces, data: str) -> Result:
@@ -123,7 +117,7 @@ def figure_4(traces: Traces, data: str) -> Result:
         for i in range(len(TIMES))
     ]
     ours = {name: curve.at(TIMES) for name, curve in curves.items()}
-    theirs = {name: [value / 100 for value in row] for name, row in PUBLISHED_CURVES.get(data, {}).items()}
+    theirs = {name: [value / 100 for value in row] for name, row in published.CURVES.get(data, {}).items()}
     rows = {
         name: {
             "accuracy": ours[name],
@@ -142,7 +136,7 @@ def figure_4(traces: Traces, data: str) -> Result:
         claims.append(Claim(f"{better} above {worse} {where}", measured.pop("shows"), measured, paper))
     claims += _claims_at_the_asymptote(last, theirs, asymptote)
     figure = "4: speed-accuracy trade-off by a threshold on confidence"
-    numbers = facts(traces["CascadedTD"], paper=PAPER, figure=figure, published=PUBLISHED_CURVES_SOURCE) | {
+    numbers = facts(traces["CascadedTD"], paper=published.PAPER, figure=figure, published=published.CURVES_SOURCE) | {
         "clock": f"answers at t = {asymptote - any_trace.num_steps + 1}..{asymptote}",
         "networks": networks,
         "mean_stop_times": TIMES,
@@ -151,8 +145,9 @@ def figure_4(traces: Traces, data: str) -> Result:
         "thresholds": THRESHOLDS,
         "curves": {name: vars(curve) for name, curve in curves.items()},
     }
-    published = {name: (TIMES, row) for name, row in theirs.items()}
-    drawn = figures.speed_accuracy(curves, COLOURS, published, figure_title(numbers))
+    drawn = figures.speed_accuracy(
+        curves, COLOURS, {name: (TIMES, row) for name, row in theirs.items()}, figure_title(numbers)
+    )
     return Result(numbers, f"{_table(rows)}\n\n{format_claims(claims)}", drawn)
 
 

@@ -6,8 +6,8 @@ PAPER = (
     "Iuzzolino, Mozer, Bengio, Improving Anytime Prediction with Parallel Cascaded Networks and a Temporal-Difference Loss, "
     "NeurIPS 2021"
 )
-PUBLISHED_CURVES_SOURCE = "figure 4, read off the drawing to about 0.3 %; width 64, 120 epochs, answers at t = 0..8"
-PUBLISHED_CURVES: dict[str, dict[str, list[float]]] = {  # per cent at mean stop times 1..8
+CURVES_SOURCE = "figure 4, read off the drawing to about 0.3 %; width 64, 120 epochs, answers at t = 0..8"
+CURVES: dict[str, dict[str, list[float]]] = {  # per cent at mean stop times 1..8
     "cifar10": {
         "CascadedTD": [10.7, 48.4, 78.0, 91.2, 91.6, 91.6, 91.6, 91.6],
         "CascadedTD-MultiHead": [10.7, 39.7, 69.6, 83.8, 89.5, 89.7, 89.9, 90.1],
@@ -33,13 +33,13 @@ PUBLISHED_CURVES: dict[str, dict[str, list[float]]] = {  # per cent at mean stop
         "SerialCE": [0.5, 0.5, 0.5, 0.5, 1, 5.0, 52, 56],
     },
 }
-PUBLISHED_LAMBDA_SOURCE = {
+BY_LAMBDA_SOURCE = {
     "cifar10": "figure 4, read off the drawing, lambda = 0 alone",
     "cifar100": "the published code's notebook, one seed, lr 0.01, weight decay 5e-4 for lambda 0 and 1, else 1e-3",
     "tinyimagenet": "figure 4, read off the drawing, lambda = 0 alone",
     "terriers": "the published code's figure, one seed",
 }
-PUBLISHED_LAMBDA: dict[str, dict[float, float]] = {  # accuracy at t = 8
+BY_LAMBDA: dict[str, dict[float, float]] = {  # accuracy at t = 8
     "cifar10": {0.0: 0.916},
     "cifar100": {0.0: 0.6309, 0.25: 0.6493, 0.5: 0.6335, 0.9: 0.6223, 1.0: 0.5814},
     "tinyimagenet": {0.0: 0.55},

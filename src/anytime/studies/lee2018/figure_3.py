@@ -5,6 +5,7 @@ Costs are MACs of a sub-network alone (contract cost), as in the paper.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,47 +14,35 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from anytime.analysis.curves import error
-from anytime.analysis.slicing import macs_saved, relative_error_saved
 from anytime.reporting.plots import BLUE, GREY, RED
 from anytime.reporting.tables import Column, format_table
+from anytime.studies import seeds
 from anytime.studies.claims import Claim, format_claims
 from anytime.studies.figures import COST_LABELS, Curve, error_curves, panels
 from anytime.studies.lee2018.networks import INCLUSIVE, PLAIN, SHALLOW, SHARED, shallow_alone, thin_alone
 from anytime.studies.lee2018.published import PAPER, PUBLISHED, PUBLISHED_SOURCE
 from anytime.studies.runner import Traces
-from anytime.studies.seeds import (
-    BySeed,
-    all_positive,
-    costs_of,
-    facts,
-    figure_title,
-    first_trace,
-    gain,
-    mean,
-    mean_comparison,
-    means,
-    per_seed,
-)
 from anytime.studies.study import Result
 from anytime.support.units import macs_text
 
+heading = functools.partial(seeds.facts, paper=PAPER, source=PUBLISHED_SOURCE)
 COLOURS = {INCLUSIVE: BLUE, PLAIN: GREY, "independent": BLUE, "shared": RED, "thin": BLUE, "shallow": RED}
 
 
 def figure_3a(traces: Traces, data: str) -> Result:
     """Errors of the sub-networks with independent and with shared batch norm."""
     stored = {"independent": traces[INCLUSIVE], "shared": traces[SHARED]}
-    errors = {kind: per_seed(error, by_seed) for kind, by_seed in stored.items()}
-    mean_errors = {kind: means(rows) for kind, rows in errors.items()}
+    errors = {kind: seeds.per_seed(error, by_seed) for kind, by_seed in stored.items()}
+    mean_errors = {kind: seeds.means(rows) for kind, rows in errors.items()}
     reductions = [1 - a / b for a, b in zip(mean_errors["independent"], mean_errors["shared"], strict=True)]
-    thinnest = gain([row[0] for row in errors["shared"]], [row[0] for row in errors["independent"]])
+    thinnest = seeds.gain([row[0] for row in errors["shared"]], [row[0] for row in errors["independent"]])
     paper = PUBLISHED["reduction"] if data == "cifar10" else None
     claims = [
         Claim(
             "independent batch norm makes fewer errors at every sub-network",
             min(reductions) > 0,
             {"relative_reductions": reductions},
-            {"shows": True, "source": "section 4.1"},
+            "section 4.1",
         ),
         Claim(
             "independent batch norm at least halves the errors of the thinnest sub-network",
@@ -73,16 +62,14 @@ def figure_3a(traces: Traces, data: str) -> Result:
     rows = [
         {
             "k": k + 1,
-            "contract_macs": costs_of(stored["independent"], "contract")[k],
+            "contract_macs": seeds.costs_of(stored["independent"], "contract")[k],
             **{kind: row[k] for kind, row in mean_errors.items()},
             "reduction": reductions[k],
             **{f"paper_{kind}": PUBLISHED[kind][end] for kind in stored if (end := ends.get(k)) and paper},
         }
         for k in range(steps)
     ]
-    numbers = facts(
-        stored["independent"], paper=PAPER, figure="3a: independent against shared batch norm", source=PUBLISHED_SOURCE
-    ) | {
+    numbers = heading(stored["independent"], figure="3a: independent against shared batch norm") | {
         "rows": rows,
         "by_seed": errors,
         "published": PUBLISHED if paper else None,
@@ -104,7 +91,7 @@ def figure_3a(traces: Traces, data: str) -> Result:
             Curve(f"the paper's, {kind}", [1 / 8, 1], [*PUBLISHED[kind].values()], COLOURS[kind], published=True)
             for kind in stored
         ]
-    drawn = error_curves({"share of the branches": curves}, figure_title(numbers))
+    drawn = error_curves({"share of the branches": curves}, seeds.figure_title(numbers))
     return Result(numbers, f"{format_table(rows, columns)}\n\n{format_claims(claims)}", drawn)
 
 
@@ -121,13 +108,13 @@ def figure_3b(traces: Traces, data: str) -> Result:
         Claim(
             f"in block {middle + 1} of I-ResNeXt the norm falls from each branch to the next",
             bool((mean_norms[INCLUSIVE][middle].diff() < 0).all()),
-            paper={"shows": True, "source": "figure 3b, block 5 of 9"},
+            paper="figure 3b, block 5 of 9",
         ),
         Claim(
             f"in block {middle + 1} it falls by a larger share from first to last than in the ResNeXt trained alone",
             bool(falls[INCLUSIVE][middle] > falls[PLAIN][middle]),
             {"falls": {name: values[middle] for name, values in falls.items()}},
-            {"shows": True, "source": "figure 3b: flat in the ResNeXt"},
+            "figure 3b: flat in the ResNeXt",
         ),
         Claim(
             "on average over blocks it falls by a larger share than in the ResNeXt trained alone",
@@ -135,9 +122,7 @@ def figure_3b(traces: Traces, data: str) -> Result:
             {"falls": {name: values.mean() for name, values in falls.items()}},
         ),
     ]
-    numbers = facts(
-        traces[INCLUSIVE], paper=PAPER, figure="3b: l1 norm of the last convolution of each branch", source=PUBLISHED_SOURCE
-    ) | {
+    numbers = heading(traces[INCLUSIVE], figure="3b: l1 norm of the last convolution of each branch") | {
         "block": middle + 1,
         "norms": mean_norms,
         "falls": falls,
@@ -151,7 +136,7 @@ def figure_3b(traces: Traces, data: str) -> Result:
     ]
     branches = [Column(str(branch), f"branch {branch}", ".2f") for branch in range(1, len(shown[INCLUSIVE]) + 1)]
     table = format_table(rows, [Column("name", f"block {middle + 1}"), *branches, Column("fall", "fall", ".0%")])
-    drawn = _norm_curves(shown, f"{figure_title(numbers)}, block {middle + 1}")
+    drawn = _norm_curves(shown, f"{seeds.figure_title(numbers)}, block {middle + 1}")
     return Result(numbers, f"{table}\n\n{format_claims(claims)}", drawn)
 
 
@@ -170,26 +155,24 @@ def _norm_curves(norms: Mapping[str, Sequence[float]], title: str) -> Figure:
 def figure_3c(traces: Traces, data: str) -> Result:
     """Errors of thin and shallow sub-networks, trained jointly and alone."""
     joint = {"thin": traces[INCLUSIVE], "shallow": traces[SHALLOW]}
-    count = {kind: first_trace(by_seed).num_steps for kind, by_seed in joint.items()}
+    count = {kind: seeds.first_trace(by_seed).num_steps for kind, by_seed in joint.items()}
     names = {
         "thin": {k: thin_alone(k, count["thin"]) for k in range(1, count["thin"] + 1)},
         "shallow": {b - 1: shallow_alone(b) for b in range(2, count["shallow"] + 1)} | {count["shallow"]: PLAIN},
     }
-    errors = {kind: per_seed(error, by_seed) for kind, by_seed in joint.items()}
+    errors = {kind: seeds.per_seed(error, by_seed) for kind, by_seed in joint.items()}
     rows: list[dict[str, Any]] = []
     for kind, by_seed in joint.items():
-        macs, mean_errors = costs_of(by_seed, "contract"), means(errors[kind])
+        macs, mean_errors = seeds.costs_of(by_seed, "contract"), seeds.means(errors[kind])
         for step in range(1, count[kind] + 1):
             row = {"kind": kind, "step": step, "contract_macs": macs[step - 1], "jointly": mean_errors[step - 1]}
             if (name := names[kind][step]) in traces:
-                alone = [values[-1] for values in per_seed(error, traces[name])]
-                lost = gain([values[step - 1] for values in errors[kind]], alone)
-                row |= {"alone": mean(alone), "loss": lost["gain"], "loss_sem": lost["standard_error"]}
+                alone = [values[-1] for values in seeds.per_seed(error, traces[name])]
+                lost = seeds.gain([values[step - 1] for values in errors[kind]], alone)
+                row |= {"alone": seeds.mean(alone), "loss": lost["gain"], "loss_sem": lost["standard_error"]}
             rows.append(row)
     claims = _claims_3c(rows, errors, joint, data)
-    numbers = facts(
-        joint["thin"], paper=PAPER, figure="3c: thin against shallow sub-networks of one ResNeXt", source=PUBLISHED_SOURCE
-    ) | {
+    numbers = heading(joint["thin"], figure="3c: thin against shallow sub-networks of one ResNeXt") | {
         "rows": rows,
         "by_seed": errors,
         "published": PUBLISHED if data == "cifar10" else None,
@@ -206,25 +189,23 @@ def figure_3c(traces: Traces, data: str) -> Result:
     curves = []
     for kind in joint:
         for key in ("jointly", "alone"):
-            points = [(row["contract_macs"], row[key]) for row in rows if row["kind"] == kind and key in row]
-            curves.append(Curve(f"{kind}, {key}", *zip(*points, strict=True), COLOURS[kind], dashed=key == "alone"))
-    drawn = error_curves({COST_LABELS["contract"]: curves}, figure_title(numbers))
+            shown = [row for row in rows if row["kind"] == kind and key in row]
+            x, y = [row["contract_macs"] for row in shown], [row[key] for row in shown]
+            curves.append(Curve(f"{kind}, {key}", x, y, COLOURS[kind], dashed=key == "alone"))
+    drawn = error_curves({COST_LABELS["contract"]: curves}, seeds.figure_title(numbers))
     return Result(numbers, f"{format_table(rows, columns)}\n\n{format_claims(claims)}", drawn)
 
 
 def _claims_3c(
-    rows: Sequence[Mapping[str, Any]],
-    errors: Mapping[str, Sequence[Sequence[float]]],
-    joint: Mapping[str, BySeed],
-    data: str,
+    rows: list[dict[str, Any]], errors: dict[str, list[list[float]]], joint: Mapping[str, seeds.BySeed], data: str
 ) -> list[Claim]:
     """Thin sub-networks lose less by joint training and are better than shallow ones."""
     paper: Any = PUBLISHED if data == "cifar10" else None
     losses = {kind: max(row["loss"] for row in rows if row["kind"] == kind and "loss" in row) for kind in joint}
     smallest = {kind: next(row for row in rows if row["kind"] == kind) for kind in joint}
     thin, shallow = smallest["thin"], smallest["shallow"]
-    fewer = gain([row[0] for row in errors["shallow"]], [row[0] for row in errors["thin"]])
-    saved = mean_comparison(relative_error_saved, joint["thin"], joint["shallow"], "contract")
+    fewer = seeds.gain([row[0] for row in errors["shallow"]], [row[0] for row in errors["thin"]])
+    errors_saved, macs_saved = seeds.saved(joint["thin"], joint["shallow"], "contract")
     return [
         Claim(
             "joint training costs the thin sub-networks less than the shallow ones",
@@ -250,11 +231,8 @@ def _claims_3c(
         ),
         Claim(
             "trained jointly, thin sub-networks make fewer errors than shallow ones at equal MACs",
-            all_positive(saved),
-            {
-                "relative_error_saved": saved,
-                "macs_saved_at_equal_error": mean_comparison(macs_saved, joint["thin"], joint["shallow"], "contract"),
-            },
-            {"shows": True, "source": "section 4.1: under any MACs"},
+            seeds.all_positive(errors_saved),
+            {"relative_error_saved": errors_saved, "macs_saved_at_equal_error": macs_saved},
+            "section 4.1: under any MACs",
         ),
     ]

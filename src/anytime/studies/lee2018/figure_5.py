@@ -41,12 +41,12 @@ def figure_5(traces: Traces, data: str) -> Result:
         Claim(
             "at every sub-network coarser labels are answered with fewer errors",
             bool((errors.diff(dim=1) < 0).all()),
-            paper={"shows": True, "source": "section 4.3"},
+            paper="section 4.3",
         ),
         Claim(
             "at every label level each sub-network makes fewer errors than the thinner one",
             all(bool((b < a).all()) for a, b in pairwise(errors)),
-            paper={"shows": True, "source": "section 4.3"},
+            paper="section 4.3",
         ),
         Claim(
             "a label level chosen for each sub-network raises the worst accuracy of any",

@@ -30,33 +30,19 @@ def shallow_alone(blocks: int) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """The networks at one scale.
+    """The networks at one scale."""
 
-    Args:
-        data: Recipe and flags by data set.
-        ablation: Flags of the I-ResNeXt of figure 3.
-        blocks: Its blocks per feature-map size.
-        width: Its W.
-        cardinality: Its C, which equals its K.
-        thin: Thin sub-networks also trained alone, besides the full one.
-        shallow: Numbers of blocks of the shallow sub-networks also trained alone.
-        sparse: Flags of IS-ResNeXt.
-        samples: Random sub-networks in each step of the sandwich recipe, besides the thinnest and the full one.
-        deep: Whether figure 4 uses the recipe's own I-ResNeXt instead of that of figure 3.
-        levels: Recipe and flags of figure 5, which needs the two label levels of CIFAR-100.
-    """
-
-    data: Mapping[str, tuple[str, tuple[str, ...]]]
-    ablation: tuple[str, ...]
-    blocks: tuple[int, ...]
-    width: int
-    cardinality: int
-    thin: tuple[int, ...]
-    shallow: tuple[int, ...]
-    sparse: tuple[str, ...]
-    samples: int
-    deep: bool
-    levels: tuple[str, tuple[str, ...]]
+    data: Mapping[str, tuple[str, tuple[str, ...]]]  # recipe and flags, by data set
+    ablation: tuple[str, ...]  # flags of the I-ResNeXt of figure 3
+    blocks: tuple[int, ...]  # its blocks per feature-map size
+    width: int  # its W
+    cardinality: int  # its C, which equals its K
+    thin: tuple[int, ...]  # thin sub-networks also trained alone, besides the full one
+    shallow: tuple[int, ...]  # numbers of blocks of the shallow sub-networks also trained alone
+    sparse: tuple[str, ...]  # flags of IS-ResNeXt
+    samples: int  # random sub-networks in each step of the sandwich recipe, besides the thinnest and the full one
+    deep: bool  # whether figure 4 uses the recipe's own I-ResNeXt instead of that of figure 3
+    levels: tuple[str, tuple[str, ...]]  # recipe and flags of figure 5, which needs the two label levels of CIFAR-100
 
 
 _FULL_CIFAR100 = ("--data=CIFAR100", "--data.validation=0.1", "--data.batch_size=64")
@@ -142,8 +128,19 @@ def _flags(scale: Scale, name: str) -> tuple[str, ...]:
     return () if name == DEEP else (*scale.ablation, *more[name])
 
 
-def _runs(names: Sequence[str], data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
-    """One training per seed and network."""
+def _networks(figure: str, scale: Scale) -> list[str]:
+    """The networks of a figure in order of training."""
+    thin, shallow = [thin_alone(k, scale.cardinality) for k in scale.thin], [shallow_alone(count) for count in scale.shallow]
+    return {
+        "figure 3a": [INCLUSIVE, SHARED],
+        "figure 3b": [INCLUSIVE, PLAIN],
+        "figure 3c": [INCLUSIVE, SHALLOW, thin[0], shallow[0], PLAIN, *thin[1:], *shallow[1:]],
+        "figure 4": [DEEP if scale.deep else INCLUSIVE, SPARSE, SANDWICH],
+    }[figure]
+
+
+def runs_of(figure: str, data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """One training per seed and network of figure 3 or 4."""
     here = SCALES[scale]
     file, flags = here.data[data]
     views: dict[str, View | None] = dict.fromkeys((INCLUSIVE, PLAIN), with_norms)
@@ -156,30 +153,8 @@ def _runs(names: Sequence[str], data: str, scale: str, seeds: Sequence[int]) -> 
             {name: views.get(name)},
         )
         for seed in seeds
-        for name in names
+        for name in _networks(figure, here)
     ]
-
-
-def figure_3a_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
-    """The same network with independent and with shared batch norm."""
-    return _runs([INCLUSIVE, SHARED], data, scale, seeds)
-
-
-def figure_3b_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
-    """I-ResNeXt and its full sub-network trained alone."""
-    return _runs([INCLUSIVE, PLAIN], data, scale, seeds)
-
-
-def figure_3c_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
-    """Thin and shallow sub-networks trained jointly, and some trained alone, the thinnest and the shallowest first."""
-    here = SCALES[scale]
-    thin, shallow = [thin_alone(k, here.cardinality) for k in here.thin], [shallow_alone(count) for count in here.shallow]
-    return _runs([INCLUSIVE, SHALLOW, thin[0], shallow[0], PLAIN, *thin[1:], *shallow[1:]], data, scale, seeds)
-
-
-def figure_4_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
-    """Both architectures, the first also trained by the sandwich recipe."""
-    return _runs([DEEP if SCALES[scale].deep else INCLUSIVE, SPARSE, SANDWICH], data, scale, seeds)
 
 
 def figure_5_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:

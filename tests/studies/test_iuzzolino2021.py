@@ -52,10 +52,10 @@ def trace(stops: list[int], right: list[bool] | None = None, clock: str = "asymp
 def test_the_trainings_of_figure_4():
     runs = STUDY.items["figure 4"].runs("cifar10", "cpu", [0, 7])
     configs = [run.config() for run in runs[:7]]
-    said = [
+    chosen = [
         (c["model"]["class_path"], c["model"]["init_args"]["heads"], c["objective"]["init_args"].get("lam")) for c in configs
     ]
-    assert said == [
+    assert chosen == [
         ("cascaded_resnet18", "shared", 0),
         ("cascaded_resnet18", "separate", 0),
         ("serial_resnet18", "shared", 1),
@@ -238,8 +238,8 @@ def test_figure_3_by_hand():
     assert above.shows is True
     assert result.numbers["accuracy_by_step"]["0"] == [0.625] * 9
     assert "yes      lambda = 1 is the worst at the asymptote" in result.text
-    alone = figure_3({name: {0: by_seed[0]} for name, by_seed in traces.items()}, "cifar100")
-    legends = [{text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()} for drawn in (result, alone)]
+    single = figure_3({name: {0: by_seed[0]} for name, by_seed in traces.items()}, "cifar100")
+    legends = [{text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()} for drawn in (result, single)]
     assert legends == [{"ours (± 1 SEM)", "the paper's"}, {"ours", "the paper's"}]
 
 
@@ -249,7 +249,7 @@ def test_figure_3_by_hand():
 def test_the_command_lists_studies_and_rejects_wrong_arguments(capsys):
     assert command.run([]) == 0
     assert "--figure 4     speed-accuracy trade-off" in capsys.readouterr().out
-    for arguments, said in {
+    for arguments, message in {
         ("iuzzolino",): "did you mean 'iuzzolino2021'?",
         ("iuzzolino2021", "--figure", "5"): "iuzzolino2021 has no figure 5; valid: figure 3, figure 4",
         ("iuzzolino2021", "--scale", "ful"): "unknown --scale 'ful'; did you mean 'full'?",
@@ -260,7 +260,7 @@ def test_the_command_lists_studies_and_rejects_wrong_arguments(capsys):
         with pytest.raises(SystemExit) as stopped:
             command.run(arguments)
         assert stopped.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_dry_run_prints_commands(tmp_path, monkeypatch, capsys):

@@ -151,12 +151,12 @@ def test_figure_3a_by_hand():
     assert [row["independent"] for row in rows] == pytest.approx([0.25, 0.12, 0.1])
     assert [row["reduction"] for row in rows] == pytest.approx([1 - 25 / 75, 0.5, 0.2])
     assert [row.get("paper_shared") for row in rows] == [0.705, None, 0.0896]
-    said = claims(result)
-    half = said["independent batch norm at least halves the errors of the thinnest sub-network"]
+    by_statement = claims(result)
+    half = by_statement["independent batch norm at least halves the errors of the thinnest sub-network"]
     assert (half["shows"], half["seeds"]) == (True, 2)
     assert (half["gain"], half["standard_error"]) == (pytest.approx(0.5), pytest.approx(0.1))
     assert half["paper"]["relative_reduction"] == 0.817
-    assert all(claim["shows"] for claim in said.values())
+    assert all(claim["shows"] for claim in by_statement.values())
     assert len(result.figure.axes[0].lines) == 4
     worse = figure_3a(
         traces | {"I-ResNeXt, shared BN": {0: trace([40, 30, 9], costs), 1: trace([40, 30, 9], costs)}}, "cifar100"
@@ -201,16 +201,16 @@ def test_figure_3c_by_hand():
         None,
         pytest.approx(0.01),
     ]
-    said = claims(result)
-    loss = said["joint training costs the thin sub-networks less than the shallow ones"]
+    by_statement = claims(result)
+    loss = by_statement["joint training costs the thin sub-networks less than the shallow ones"]
     assert loss["shows"] is True
     assert loss["largest_loss"] == {"thin": pytest.approx(0.02), "shallow": pytest.approx(0.08)}
     assert loss["paper"]["largest_loss"] == {"thin": 0.012, "shallow": 0.051}
-    thinnest = said["trained jointly, the thinnest makes fewer errors than the shallowest for fewer MACs"]
+    thinnest = by_statement["trained jointly, the thinnest makes fewer errors than the shallowest for fewer MACs"]
     assert (thinnest["shows"], thinnest["gain"]) == (True, pytest.approx(0.16))
     assert thinnest["relative"] == pytest.approx(1 - 22 / 38)
-    assert said["trained alone, the thinnest makes fewer errors than the shallowest"]["shows"] is True
-    equal = said["trained jointly, thin sub-networks make fewer errors than shallow ones at equal MACs"]
+    assert by_statement["trained alone, the thinnest makes fewer errors than the shallowest"]["shows"] is True
+    equal = by_statement["trained jointly, thin sub-networks make fewer errors than shallow ones at equal MACs"]
     assert equal["relative_error_saved"][1:] == pytest.approx([1 - 18 / 30, 0])
     assert equal["relative_error_saved"][0] != equal["relative_error_saved"][0]  # no shallow one is as cheap
     assert equal["shows"] is False  # because the full networks are equal here
@@ -226,15 +226,15 @@ def test_figure_4_by_hand():
     traces = {"I-ResNeXt": {0: trace([28, 15, 10], [10, 20, 40], [[1.0]])}, "IS-ResNeXt": {0: sparse}}
     traces["I-ResNeXt, sandwich"] = {0: sandwich}
     result = figure_4(traces, "cifar100")
-    said = claims(result)
-    alone = said["at equal MACs alone, IS-ResNeXt makes slightly more errors than I-ResNeXt"]
+    by_statement = claims(result)
+    alone = by_statement["at equal MACs alone, IS-ResNeXt makes slightly more errors than I-ResNeXt"]
     assert alone["relative_error_saved_by_I"] == pytest.approx([1 - 28 / 30, 0.25, 1 - 10 / 12])
     assert alone["shows"] is True
-    stream = said["at equal MACs of the stream, IS-ResNeXt makes fewer errors than I-ResNeXt, which reuses nothing"]
+    stream = by_statement["at equal MACs of the stream, IS-ResNeXt makes fewer errors than I-ResNeXt, which reuses nothing"]
     assert stream["relative_error_saved_by_IS"] == pytest.approx([1 - 30 / 28, 1 - 20 / 21.5, 1 - 12 / 13.75])
     assert stream["shows"] is False
-    assert said["each sub-network of IS-ResNeXt makes fewer errors than the thinner one"]["shows"] is True
-    cheaper = said["by the sandwich recipe no sub-network of I-ResNeXt makes more errors than by K passes"]
+    assert by_statement["each sub-network of IS-ResNeXt makes fewer errors than the thinner one"]["shows"] is True
+    cheaper = by_statement["by the sandwich recipe no sub-network of I-ResNeXt makes more errors than by K passes"]
     assert (cheaper["shows"], cheaper["training_macs_of_K_passes"]) == (False, 1.0)
     assert cheaper["more_errors"] == pytest.approx([-0.01, 0.01, 0])
     assert "branch_l1_norms" not in result.numbers["networks"]["I-ResNeXt"]["arguments"]
@@ -273,9 +273,9 @@ def test_figure_5_by_hand():
     result = figure_5({"IS-ResNeXt, label levels": test, "IS-ResNeXt, label levels, on validation": test}, "cifar100")
     assert result.numbers["error"]["3 classes"].tolist() == [0.75, 0.5, 0.125]
     assert result.numbers["error"]["2 classes"].tolist() == [0.5, 0.25, 0.0]
-    said = claims(result)
-    assert all(claim["shows"] for claim in said.values())
-    worst = said["a label level chosen for each sub-network raises the worst accuracy of any"]
+    by_statement = claims(result)
+    assert all(claim["shows"] for claim in by_statement.values())
+    worst = by_statement["a label level chosen for each sub-network raises the worst accuracy of any"]
     assert worst["worst_accuracy"] == {"class alone": 0.25, "level chosen": 0.5}
     assert worst["paper"]["worst_accuracy"] == {"class alone": 0.312, "level chosen": 0.475}
     assert worst["levels_chosen"] == {0: (1, 0, 0), 1: (1, 0, 0)}

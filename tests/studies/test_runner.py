@@ -76,9 +76,9 @@ class Recorder:
 
 
 def test_missing_trainings_run_and_are_recorded_once(run, tmp_path):
-    runs, train, recorder, said = [run("a"), run("b", "--model.width=8", seed=3)], Trainer(), Recorder(), []
+    runs, train, recorder, printed = [run("a"), run("b", "--model.width=8", seed=3)], Trainer(), Recorder(), []
     folder = tmp_path / "runs"
-    traces = run_all(runs, folder, train, recorder, said.append)
+    traces = run_all(runs, folder, train, recorder, printed.append)
     assert [asked[2:] for asked in train.asked] == [
         ["--seed=0", "--run", str(folder / "a")],
         ["--model.width=8", "--seed=3", "--run", str(folder / "b")],
@@ -87,20 +87,20 @@ def test_missing_trainings_run_and_are_recorded_once(run, tmp_path):
     assert {name: list(traces[name]) for name in traces} == {"a": [0], "b": [3]}
     assert len(traces) == 2
     assert torch.equal(traces["b"][3].logits, TRACE.logits)
-    assert said[0] == f"[1/2] a: start, see {folder / 'logs' / 'a.log'}"
-    assert said[1].startswith("[1/2] a: trained in ")
-    assert "; 1 to train, about " in said[1]
-    assert said[-1].endswith("; 0 to train")
+    assert printed[0] == f"[1/2] a: start, see {folder / 'logs' / 'a.log'}"
+    assert printed[1].startswith("[1/2] a: trained in ")
+    assert "; 1 to train, about " in printed[1]
+    assert printed[-1].endswith("; 0 to train")
 
-    again, recorder, said = Trainer(), Recorder(), []
-    assert list(run_all(runs, folder, again, recorder, said.append)) == ["a", "b"]
+    again, recorder, printed = Trainer(), Recorder(), []
+    assert list(run_all(runs, folder, again, recorder, printed.append)) == ["a", "b"]
     assert again.asked == []
     assert recorder.asked == []
-    assert said == ["[1/2] a: finished before; 0 to train", "[2/2] b: finished before; 0 to train"]
+    assert printed == ["[1/2] a: finished before; 0 to train", "[2/2] b: finished before; 0 to train"]
 
 
 def test_the_remaining_trainings_run_after_one_fails_midway(run, tmp_path):
-    said: list[str] = []
+    printed: list[str] = []
 
     class FirstFails(Trainer):
         def __call__(self, arguments, log):
@@ -109,10 +109,10 @@ def test_the_remaining_trainings_run_after_one_fails_midway(run, tmp_path):
 
     train, recorder = FirstFails(), Recorder()
     with pytest.raises(TrainingStopped, match=r"training a ended with exit code 1, see .*a\.log"):
-        run_all([run("a"), run("b")], tmp_path, train, recorder, said.append)
+        run_all([run("a"), run("b")], tmp_path, train, recorder, printed.append)
     assert len(train.asked) == 2
     assert recorder.asked == [("b", ["b"])]
-    assert f"[1/2] a: failed with exit code 1, see {tmp_path / 'logs' / 'a.log'}; 1 to train" in said
+    assert f"[1/2] a: failed with exit code 1, see {tmp_path / 'logs' / 'a.log'}; 1 to train" in printed
     assert run_status(run("a"), tmp_path) == "resume"
 
 

@@ -51,7 +51,7 @@ def train_in_subprocess(arguments: Sequence[str], log: Path) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "anytime", "train", *arguments]
     with log.open("ab") as file, _termination_is_interruption():
-        _claim(file, log)
+        _lock(file, log)
         # In its own process group the training does not see the terminal's Ctrl-C; this process forwards it once.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0)
         interruption: KeyboardInterrupt | None = None
@@ -66,7 +66,7 @@ def train_in_subprocess(arguments: Sequence[str], log: Path) -> int:
     return process.returncode
 
 
-def _claim(file: IO[bytes], log: Path) -> None:
+def _lock(file: IO[bytes], log: Path) -> None:
     """Locks the log. The training inherits the lock and holds it until it ends, even if this process is killed."""
     if sys.platform == "win32":
         return

@@ -87,7 +87,7 @@ def _item(title: str, networks: Networks, make: Make) -> Item:
 AMPLIFIED = ("sieve", "AANN", "milestone")
 ITEMS: dict[str, tuple[str, Networks, Make]] = {
     "table 1": ("weight schemes at the milestones of cost", all_schemes, tables.table_1),
-    "table 1a": ("of table 1: OPT's last exit and five schemes", first_schemes, tables.table_1),
+    "table 1a": ("part of table 1: OPT's last exit and five schemes", first_schemes, tables.table_1),
     "table 1b": ("table 1a with OPT at every milestone", first_schemes_and_optimal, tables.table_1),
     "table 2": (
         "amplified losses against ANN, increase over OPT",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from anytime.analysis.curves import costs
 from anytime.combine import Combiner, Last
 from anytime.stopping.rules import Confidence, Rule
+from anytime.stopping.search import ThresholdSearch
 from anytime.trace import Trace, require_one_level
 
 Spent = Literal["macs", "seconds"]
@@ -107,35 +108,52 @@ def ratio_for(step_costs: Sequence[float] | Tensor, budget: float) -> float:
     return 10**low
 
 
-def share_thresholds(confidence: Tensor, shares: Sequence[float]) -> tuple[float, ...]:
-    """Thresholds θ_t such that floor(N π_t) of the N validation samples leave at exit t (Huang et al. 2018, their code).
+def share_thresholds(confidence: Tensor, shares: Sequence[float], published_floor: bool = False) -> tuple[float, ...]:
+    """Thresholds θ_t such that N (π_1 + .. + π_t), rounded up, of the N validation samples have left after exit t.
 
-    `confidence` is `[T, N]`, `shares` are π_1 .. π_T. In order t = 1..T-1: θ_t is the floor(N π_t)-th largest confidence at
-    exit t among the samples that have not left yet; all samples at or above θ_t leave. θ_t is infinite if that number is 0 or
-    exceeds the samples left, and 0 at the last exit. Samples of equal confidence leave together, so more may leave than
-    intended.
+    θ_t is the smallest confidence, at exit t, of the samples that leave there: the most confident of those that are left. θ_t
+    is infinite if none leaves, and 0 at the last exit. So the mean cost on these samples is at most sum_t π_t cost_t, the
+    constraint of Huang et al. 2018. Samples of equal confidence leave together, so more may leave than intended.
+
+    Args:
+        confidence: `[T, N]`.
+        shares: π_1 .. π_T.
+        published_floor: Has floor(N π_t) samples leave at each exit, as in the authors' code: what rounding leaves over runs
+            all steps, so that the mean cost exceeds the above. θ_t is infinite if fewer samples are left.
     """
     samples = confidence.shape[1]
     staying = torch.ones(samples, dtype=torch.bool)
-    thresholds = []
+    thresholds, intended = [], 0.0
     for values, share in zip(confidence[:-1], shares, strict=False):
-        wanted, left = math.floor(samples * share + 1e-9), values[staying]  # 1e-9: 0.3 * 10 is 3
+        intended += samples * share
+        left = values[staying]
+        wanted = math.floor(samples * share + 1e-9) if published_floor else math.ceil(intended - 1e-9) - (samples - len(left))
         threshold = float(left.topk(wanted).values[-1]) if 0 < wanted <= len(left) else math.inf
         thresholds.append(threshold)
         staying &= values < threshold
     return (*thresholds, 0.0)
 
 
-def budgeted(trace: Trace, ratio: float, combiner: Combiner | None = None) -> Outcome:
+def budgeted(trace: Trace, ratio: float, combiner: Combiner | None = None, published_floor: bool = False) -> Outcome:
     """MSDNet's budgeted batch classification: the thresholds that give geometric exit shares π_t ∝ r^t on a validation trace.
 
-    For a given mean cost per sample, r = `ratio_for(trace.macs, budget)`; `combiner` defaults to `Last()`.
+    Its mean cost on `trace` is at most sum_t π_t cost_t: with r = `ratio_for(trace.macs, budget)` it keeps the budget.
+
+    Args:
+        trace: The answers on a validation split.
+        ratio: r.
+        combiner: How answers are made from several steps; default `Last()`.
+        published_floor: As in `share_thresholds`.
     """
-    return budgeted_curve(trace, (ratio,), combiner)[0]
+    return budgeted_curve(trace, (ratio,), combiner, published_floor=published_floor)[0]
 
 
 def budgeted_curve(
-    trace: Trace, ratios: Sequence[float] = RATIOS, combiner: Combiner | None = None, test: Trace | None = None
+    trace: Trace,
+    ratios: Sequence[float] = RATIOS,
+    combiner: Combiner | None = None,
+    test: Trace | None = None,
+    published_floor: bool = False,
 ) -> list[Outcome]:
     """`budgeted` for every ratio: accuracy against mean cost, the budgeted batch curves of Huang et al. 2018.
 
@@ -144,39 +162,52 @@ def budgeted_curve(
         ratios: r of each point.
         combiner: How answers are made from several steps; default `Last()`.
         test: The trace for measuring the outcomes; default `trace`.
+        published_floor: As in `share_thresholds`.
     """
     answers = Answers.of(trace, combiner)
     measured = answers if test is None else Answers.of(test, combiner)
     shares = (exit_shares(ratio, trace.num_steps) for ratio in ratios)
-    return [measured.outcome(Confidence(share_thresholds(answers.confidence, wanted))) for wanted in shares]
+    thresholds = (share_thresholds(answers.confidence, wanted, published_floor) for wanted in shares)
+    return [measured.outcome(Confidence(values)) for values in thresholds]
 
 
 def best_threshold(trace: Trace, budget: float, cost: Spent = "macs", combiner: Combiner | None = None) -> Outcome:
-    """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ for all steps.
+    """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ for all steps; exact.
 
-    θ runs over infinity, 512 quantiles of the confidences of the trace, and their maximum. Raises ValueError if the budget is
-    less than the cost of the first step, or the trace does not hold that cost.
+    Of equal accuracies the cheapest counts.
 
     Args:
         trace: The answers on a validation split.
         budget: Mean cost per sample, in MACs or seconds.
         cost: "macs" (interruptible) or "seconds".
         combiner: How answers are made from several steps; default `Last()`.
+
+    Raises:
+        ValueError: The budget is less than the cost of the first step, or the trace does not hold that cost.
     """
     answers = Answers.of(trace, combiner)
-    return answers.outcome(Confidence(_Search(answers, budget, cost).single()))
+    return answers.outcome(Confidence(_search(answers, budget, cost).single()))
 
 
 def best_thresholds(trace: Trace, budget: float, cost: Spent = "macs", combiner: Combiner | None = None) -> Outcome:
     """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ_t per step.
 
-    Coordinate ascent, exact in each θ_t: first on accuracy - λ * cost for a bisection over λ, then on accuracy under the
-    budget from the best affordable thresholds found, including those of `best_threshold` and `budgeted`: on `trace` it is
-    never worse than they are. With few samples it fits their noise: `measure` it on others. Arguments and errors are those of
-    `best_threshold`.
+    Exact for up to 3 steps. For more, it is the best of many starts, each improved by moving two thresholds at a time to their
+    best values; the starts include those of `best_threshold` and `budgeted`, so it is never worse on `trace`. Of equal
+    accuracies the cheapest counts. With few samples it fits their noise: `measure` it on others. Arguments and errors are
+    those of `best_threshold`.
     """
     answers = Answers.of(trace, combiner)
-    return answers.outcome(Confidence(_Search(answers, budget, cost).per_step()))
+    search, spent = _search(answers, budget, cost), costs(trace, cost)
+    shares = exit_shares(ratio_for(spent, budget), trace.num_steps)
+    starts = [[search.single()] * trace.num_steps, share_thresholds(answers.confidence, shares)]
+    return answers.outcome(Confidence(search.per_step(starts)))
+
+
+def _search(answers: Answers, budget: float, cost: Spent) -> ThresholdSearch:
+    spent = costs(answers.trace, cost)
+    _require_affordable(budget, float(spent[0]))
+    return ThresholdSearch(answers.confidence, answers.right, spent, budget)
 
 
 def require_price(price: float) -> None:
@@ -188,87 +219,3 @@ def require_price(price: float) -> None:
 def _require_affordable(budget: float, first: float) -> None:
     if not budget >= first:
         raise ValueError(f"budget must be at least the cost of the first step, {first:g}, got {budget!r}")
-
-
-Score = Callable[[Tensor, Tensor], Tensor]
-
-
-class _Search:
-    """Searches thresholds `[T]` for the best accuracy under a mean cost, as a share of the last step's cost."""
-
-    def __init__(self, answers: Answers, budget: float, cost: Spent) -> None:
-        cumulative = costs(answers.trace, cost).double()
-        _require_affordable(budget, float(cumulative[0]))
-        self.budget = budget / float(cumulative[-1]) * (1 + 1e-12)
-        self.cost = cumulative / cumulative[-1]
-        self.answers = answers
-        self.right = answers.right.double()
-        self.order = answers.confidence[:-1].argsort(dim=1, descending=True)
-
-    def single(self) -> float:
-        values = self.answers.confidence[:-1].flatten().sort().values
-        if not len(values):
-            return 0.0
-        places = torch.linspace(0, len(values) - 1, 513).round().long()
-        grid = [math.inf, *values[places].unique().tolist()]
-        scores = torch.stack([self.allowed(*self.value([threshold] * len(self.cost))) for threshold in grid])
-        return grid[int(scores.argmax())]
-
-    def per_step(self) -> list[float]:
-        steps = len(self.cost)
-        shares = exit_shares(ratio_for(self.cost, self.budget), steps)
-        found = [[self.single()] * steps, list(share_thresholds(self.answers.confidence, shares))]
-        low, high = -5.0, 3.0  # powers of ten of λ
-        for _ in range(14):
-            weight = 10 ** ((low + high) / 2)
-            found.append(self.ascend(found[-1], lambda right, cost, weight=weight: right - weight * cost))  # type: ignore[misc]
-            too_costly = self.value(found[-1])[1] > self.budget
-            low, high = ((low + high) / 2, high) if too_costly else (low, (low + high) / 2)
-        best = max(found, key=lambda thresholds: float(self.allowed(*self.value(thresholds))))
-        return self.ascend(best, self.allowed)
-
-    def allowed(self, right: Tensor, cost: Tensor) -> Tensor:
-        """Score of thresholds within the budget: accuracy, and the lower cost among equal accuracies."""
-        return torch.where(cost <= self.budget, right - 1e-9 * cost, -math.inf)
-
-    def exits(self, thresholds: list[float]) -> Tensor:
-        """Whether each sample would stop at each step if it got there, bool `[T, N]`."""
-        stops = self.answers.confidence >= torch.tensor(thresholds, dtype=self.answers.confidence.dtype)[:, None]
-        stops[-1] = True
-        return stops
-
-    def value(self, thresholds: list[float]) -> tuple[Tensor, Tensor]:
-        """Accuracy and mean cost."""
-        steps = self.exits(thresholds).int().argmax(0)
-        return self.right.gather(0, steps[None]).mean(), self.cost[steps].mean()
-
-    def ascend(self, thresholds: list[float], score: Score) -> list[float]:
-        """Moves one threshold at a time to its best value until none moves."""
-        thresholds = list(thresholds)
-        best = score(*self.value(thresholds))
-        for _ in range(50):
-            before = best
-            for step in range(len(thresholds) - 1):
-                reached, value = self.move(thresholds, step, score)
-                if reached > best:
-                    best, thresholds[step] = reached, value
-            if not best > before:
-                break
-        return thresholds
-
-    def move(self, thresholds: list[float], step: int, score: Score) -> tuple[Tensor, float]:
-        """The best score over all thresholds of one step, and the threshold that reaches it."""
-        stops = self.exits(thresholds)
-        later = stops[step + 1 :].int().argmax(0) + step + 1
-        here = ~stops[:step].any(0)
-        steps = torch.where(here, later, stops.int().argmax(0))
-        right, cost = self.right.gather(0, steps[None])[0], self.cost[steps]
-        order = self.order[step][here[self.order[step]]]  # samples that get here, the most confident first
-        values = self.answers.confidence[step][order]
-        zero = right.new_zeros(1)
-        rights = right.sum() + torch.cat([zero, (self.right[step] - right)[order].cumsum(0)])
-        spent = cost.sum() + torch.cat([zero, (self.cost[step] - cost)[order].cumsum(0)])
-        scores = score(rights / len(right), spent / len(right))
-        scores[1:-1][values[1:] == values[:-1]] = -math.inf  # samples of equal confidence leave together
-        best = int(scores.argmax())
-        return scores[best], float(values[best - 1]) if best else math.inf

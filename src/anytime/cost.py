@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from anytime.model import AnytimeModel, eval_mode
+from anytime.support.flops import UncountedProducts, extra_formulas
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -20,22 +23,28 @@ if TYPE_CHECKING:
 
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
-    """Counts FLOPs including those of attention, which torch's fused inference kernel would hide."""
+    """Counts FLOPs: what torch counts, and the products in `anytime.support.flops`.
+
+    Attention is counted as products, which torch's fused inference kernel would hide. Warns once, by name, about every
+    operator that looks like a matrix product, a transform or a solver and has no formula.
+    """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which the run-time does not need
 
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    counter = FlopCounterMode(display=False, custom_mapping=extra_formulas())
+    uncounted = UncountedProducts(counter.flop_registry)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with uncounted, counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def _flops(function: Callable[[], object]) -> int:
-    with flop_counter() as counter:
-        function()
-    return counter.get_total_flops()
+    if uncounted.names:
+        warnings.warn(
+            f"the cost counts {', '.join(sorted(uncounted.names))} as zero: no formula is known; register one with "
+            "torch.utils.flop_counter.register_flop_formula",
+            stacklevel=4,
+        )
 
 
 def _example(model: AnytimeModel, input_size: tuple[int, int, int], batch_size: int) -> torch.Tensor:
@@ -48,7 +57,9 @@ def _example(model: AnytimeModel, input_size: tuple[int, int, int], batch_size: 
 def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: bool = False) -> list[int]:
     """Cumulative multiply-adds (FLOPs / 2) of one image after each step, length T.
 
-    Counted in eval mode on the operators that run: convolutions and matrix products, as `torch.utils.flop_counter` does.
+    Counted in eval mode on the operators that run, `initial_state` included: convolutions, matrix products (dense, sparse and
+    quantised), recurrent layers, attention. Normalisation, activation, pooling, embedding and elementwise operators are free.
+    Other operators that multiply, such as a solver, count as zero and are named in a warning.
 
     Args:
         input_size: (channels, height, width).
@@ -56,14 +67,16 @@ def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: b
             answer t because the budget is known in advance (`model(x, step=t)`).
     """
     x = _example(model, input_size, 1)
-    with torch.no_grad(), eval_mode(model):
-        if contract:
-            return [_flops(lambda t=t: model(x, step=t)) // 2 for t in range(1, model.num_steps + 1)]  # type: ignore[misc]
-        stream, total, costs = model.stream(x), 0, []
-        for _ in range(model.num_steps):
-            total += _flops(lambda: next(stream)) // 2
-            costs.append(total)
-        return costs
+    totals = [0]
+    with torch.no_grad(), eval_mode(model), flop_counter() as counter:
+        stream = None if contract else model.stream(x)
+        for t in range(1, model.num_steps + 1):
+            if stream is None:
+                model(x, step=t)
+            else:
+                next(stream)
+            totals.append(counter.get_total_flops() // 2)
+    return [after - before for before, after in pairwise(totals)] if contract else totals[1:]
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,9 @@ def test_the_mean_over_seeds_is_taken_at_equal_thresholds(trace):
 
 
 def test_standard_error_without_differences_between_seeds():
-    # seed means 2, 5, 8, grand mean 5; without them: (4, 6), (5, 5), (3, 7), each with variance 1
-    assert standard_error([[1, 3], [5, 5], [6, 10]]) == pytest.approx([math.sqrt(1 / 3), math.sqrt(1 / 3)], rel=1e-12)
+    # seed means 2, 5, 8, grand mean 5; without them: (4, 6), (5, 5), (3, 7), each with variance 1, times C / (C - 1) = 2
+    assert standard_error([[1, 3], [5, 5], [6, 10]]) == pytest.approx([math.sqrt(2 / 3), math.sqrt(2 / 3)], rel=1e-12)
+    assert standard_error([[1], [2], [3]]) == pytest.approx([math.sqrt(1 / 3)], rel=1e-12), "one condition has no levels"
     assert standard_error([[1, 3], [11, 13], [6, 8]]) == [0, 0]
     assert all(map(math.isnan, standard_error([[1, 3]])))
     with pytest.raises(ValueError, match=r"values must be \[seeds, conditions\], got \[0\]"):
@@ -85,6 +86,19 @@ def test_standard_error_without_differences_between_seeds():
 def test_standard_error_ignores_what_a_seed_does_to_all_networks(values, shifts):
     shifted = [[x + shift for x in row] for row, shift in zip(values, shifts, strict=False)]
     assert standard_error(shifted) == pytest.approx(standard_error(values), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6))
+def test_the_standard_error_of_the_difference_of_two_conditions_is_the_root_of_two_times_theirs(values):
+    _, error = difference(*zip(*values, strict=True))
+    assert standard_error(values) == pytest.approx([error / math.sqrt(2)] * 2, abs=1e-12)
+
+
+def test_the_standard_error_of_independent_conditions_is_theirs():
+    """Without seed effects the correction makes the estimate unbiased: 4,000 experiments of 3 seeds and 4 conditions."""
+    x = torch.randn(4000, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    squares = torch.tensor([standard_error(values) for values in x.tolist()]).square()
+    assert float(squares.mean()) == pytest.approx(1 / 3, rel=0.02)
 
 
 def test_difference():

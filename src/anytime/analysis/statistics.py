@@ -10,13 +10,15 @@ import torch
 
 
 def standard_error(values: Sequence[Sequence[float]]) -> list[float]:
-    """SEM_c = sd_s(x_sc - mean_c'(x_sc') + mean(x)) / sqrt(S): each seed's own level is removed (Masson and Loftus 2003).
+    """SEM_c = sqrt(C / (C - 1)) sd_s(x_sc - mean_c'(x_sc') + mean(x)) / sqrt(S): each seed's own level is removed.
 
-    A seed that is good under all conditions alike says nothing about their differences. sd divides by S - 1; the published
-    code of Iuzzolino et al. 2021 divides by S.
+    A seed that is good under all conditions alike says nothing about their differences (Cousineau 2005). Removing its level
+    shrinks the variance by (C - 1) / C, which the first factor undoes (Morey 2008): with two conditions the standard error of
+    their difference is sqrt(2) SEM. sd divides by S - 1. The published code of Iuzzolino et al. 2021 divides by S and lacks
+    the factor.
 
     Args:
-        values: x `[S, C]`: S seeds under the same C conditions.
+        values: x `[S, C]`: S seeds under the same C conditions. With one condition, its plain sd_s / sqrt(S).
 
     Returns:
         `[C]`; nan for a single seed.
@@ -26,8 +28,11 @@ def standard_error(values: Sequence[Sequence[float]]) -> list[float]:
         raise ValueError(f"values must be [seeds, conditions], got {list(x.shape)}")
     if len(x) < 2:
         return [math.nan] * x.shape[1]
+    conditions = x.shape[1]
+    if conditions == 1:
+        return (x.std(0) / math.sqrt(len(x))).tolist()
     x = x - x.mean(1, keepdim=True) + x.mean()
-    return (x.std(0) / math.sqrt(len(x))).tolist()
+    return (x.std(0) * math.sqrt(conditions / (conditions - 1) / len(x))).tolist()
 
 
 def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:

@@ -151,7 +151,18 @@ def test_sharding_neither_loses_nor_duplicates_samples(size, batch_size, world_s
         assert len(seen) == (size // (batch_size * world_size) * batch_size * world_size or size)
     else:
         assert seen == list(range(size))
-    assert all(1 <= len(targets) <= batch_size for b in batches for _, targets in b)
+    assert all(b and all(len(targets) <= batch_size for _, targets in b) for b in batches)
+    assert all(len(targets) for b in batches for _, targets in b if len(b) > 1 or size >= world_size)
+
+
+@both
+def test_a_process_without_a_sample_gets_one_empty_batch(make):
+    loader = make(1, rank=1, world_size=2)
+    ((images, targets),) = list(loader)
+    (whole,) = list(make(1, rank=0, world_size=2))
+    assert len(loader) == 1
+    assert images.shape == (0, *whole[0].shape[1:])
+    assert (images.dtype, targets.dtype, targets.shape) == (whole[0].dtype, whole[1].dtype, (0,))
 
 
 def test_workers_change_nothing():

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from anytime import load
 from anytime.cli import main
+from anytime.training.build import build
+from anytime.training.config import parse
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +56,31 @@ def test_two_processes_give_the_losses_of_one(tiny, own_net, tmp_path, monkeypat
     assert two_accuracy == pytest.approx(one_accuracy, abs=1e-6 if tolerance < 1e-3 else 0.2)
     assert load("two").num_steps == 2
     assert not list(Path("two").rglob("*.part"))
+
+
+@pytest.mark.parametrize("validation", [1, 5, 23])
+def test_metrics_count_every_image_once(tiny, own_net, tmp_path, monkeypatch, validation):
+    """Shares of unequal length, and of none: the metrics are those of one process on the trained network."""
+    monkeypatch.chdir(tmp_path)
+    rest = [flag for flag in tiny if not flag.startswith("--model")]
+    flags = [f"--model={own_net}", *rest, "--epochs=1", f"--data.validation={validation}", "--data.eval_batch_size=3"]
+    flags = [*flags, "--data.limit=41", "--data.batch_size=64"]  # one batch
+    result = torchrun("train", *flags, "--data.batch_size=32", "--run", "two")  # 21 images here, 20 there
+    assert result.returncode == 0, result.stderr
+    job = build(parse(flags))
+    model, objective, parts = load("two"), job.objective, list(job.data.val_dataloader())
+    images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    assert len(labels) == validation
+    with torch.inference_mode():
+        logits = model(images)
+        correct = (logits.argmax(2) == labels).float().mean(1).tolist()
+        wanted = {"val/loss": objective(logits, labels).item(), "val/accuracy": correct[-1]}
+        wanted |= {"val/accuracy_1": correct[0], "val/accuracy_2": correct[1]}
+        images, labels = next(iter(job.data.train_dataloader()))
+        wanted["train/loss_epoch"] = objective(job.model(images), labels).item()  # before its only step
+    with Path("two/metrics/metrics.csv").open() as file:
+        found = {key: float(value) for row in csv.DictReader(file) for key, value in row.items() if value}
+    assert {key: found[key] for key in wanted} == pytest.approx(wanted, abs=1e-5)
 
 
 def test_wrong_usage_is_reported_under_torchrun(tiny, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ class Loader(ABC):
     its contiguous share. In training (`shuffle`) the order is a permutation given by (seed, epoch), and an incomplete
     last global batch is dropped unless it is the only one. Evaluation keeps the order and every sample, each in
     exactly one process; the shares of its last batch differ by at most one sample, and a process whose share is
-    empty gets one batch fewer.
+    empty gets one batch fewer, or one empty batch if that is the only one.
 
     Iteration starts the epoch set by `set_epoch`, or the next one if the last was consumed entirely. After
     `load_state_dict` it resumes in mid-epoch, once.
@@ -54,7 +54,7 @@ class Loader(ABC):
 
     def __len__(self) -> int:
         full, rest = divmod(self.size, self.batch_size * self.world_size)
-        return max(full, 1) if self.shuffle else full + (self.rank < rest)
+        return max(full + (not self.shuffle and self.rank < rest), 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration starts; a loaded position within this same epoch is kept."""

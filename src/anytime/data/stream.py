@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from anytime.data.batches import Batch, Loader
-from anytime.data.files import to_tensor
+from anytime.data.decoding import to_tensor
 
 RESIZE_RATIO = 8 / 7
 """The usual ratio: 256 pixels for 224."""
@@ -58,7 +58,9 @@ class _TransformedImages(Dataset[tuple[Tensor, Tensor] | Exception]):
 
 
 def _collate(samples: list[Any]) -> Any:
-    """The samples as a batch, or the first exception among them."""
+    """The samples as a batch, or the first exception among them; None if there are no samples."""
+    if not samples:
+        return None
     return next((sample for sample in samples if isinstance(sample, Exception)), None) or default_collate(samples)
 
 
@@ -96,6 +98,7 @@ class StreamedBatches(Loader):
         **order: Any,
     ) -> None:
         super().__init__(len(files), batch_size, **order)
+        self.input_size = input_size
         size = input_size[1:]
         view = v2.RandomResizedCrop(size) if crop else resize_and_crop(*size)
         transform = v2.Compose([view, v2.RandomHorizontalFlip()]) if flip else view
@@ -120,6 +123,6 @@ class StreamedBatches(Loader):
         for batch in loader:
             if isinstance(batch, Exception):
                 raise batch
-            images, targets = batch
+            images, targets = batch or (torch.empty(0, *self.input_size, dtype=torch.uint8), self.targets[:0])
             images = images.to(self.device, non_blocking=True)
             yield images.float().div_(255), targets.to(self.device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
+from anytime.training.means import SampleMeans
 from anytime.training.regimes.base import Joint, Regime
 from anytime.training.schedules import Schedule
 
@@ -114,13 +116,21 @@ class AnytimeModule(L.LightningModule):
         if not step:
             return self._schedule(0.0)
         assert self.trainer.max_epochs is not None
-        start: float = 0
+        start = 0
         for epochs in self.regime.phases(self.trainer.max_epochs):
-            steps = self.trainer.num_training_batches * epochs
+            steps = self.steps_per_epoch * epochs
             if step < start + steps:
                 return self._schedule((step - start) / steps)
             start += steps
         return self._schedule(1.0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; the last one may accumulate fewer batches."""
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    def on_train_start(self) -> None:
+        self._losses = SampleMeans(1, self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.regime.before_step(self)
@@ -131,14 +141,22 @@ class AnytimeModule(L.LightningModule):
         if self.device.type == "cpu" or self.global_step % CHECK_EVERY == 0:
             self._check(loss)
         self._last_loss = loss.detach()
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))
-        self._log_probabilities()
+        self._losses.add(self._last_loss[None], len(target))
+        logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        self.log("train/loss_step", self._over_processes(self._last_loss, len(target)) if logged else self._last_loss)
+        if logged:
+            self._log_probabilities()
         return loss
 
+    def _over_processes(self, mean: Tensor, samples: int) -> Tensor:
+        means = SampleMeans(1, self.device)
+        means.add(mean[None], samples)
+        return means.over_processes(self.trainer.strategy)[0]
+
     def _log_probabilities(self) -> None:
-        """Logs the sampling probability of each answer (AANN, EXP3, ...), at Lightning's logging interval."""
+        """Logs the sampling probability of each answer (AANN, EXP3, ...)."""
         probabilities = getattr(self.objective, "probabilities", None)
-        if probabilities is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if probabilities is not None:
             self.log_dict({f"train/probability_{t}": p for t, p in enumerate(probabilities.tolist(), 1)})
 
     def on_train_epoch_end(self) -> None:
@@ -147,6 +165,8 @@ class AnytimeModule(L.LightningModule):
         for name, parameter in self.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise NonFiniteLoss(f"{name} is not finite after step {self.global_step} ({self._epoch})")
+        self.log("train/loss_epoch", self._losses.over_processes(self.trainer.strategy)[0])
+        self._losses = SampleMeans(1, self.device)
 
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -156,12 +176,20 @@ class AnytimeModule(L.LightningModule):
     def _epoch(self) -> str:
         return f"epoch {self.current_epoch + 1} of {self.trainer.max_epochs}"
 
+    def on_validation_epoch_start(self) -> None:
+        self._validated = SampleMeans(1 + self.model.num_steps, self.device)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, target = batch
+        if not len(target):  # fewer images than processes
+            return
         logits = self.model(self.to_memory_format(images)).float()
         loss = self.objective(logits, target)
         labels = target[:, 0] if target.ndim == 2 else target  # the first of several label levels
         accuracy = (logits[..., : self.model.levels[0]].argmax(2) == labels).float().mean(1)
+        self._validated.add(torch.stack([loss, *accuracy]), len(target))
+
+    def on_validation_epoch_end(self) -> None:
+        loss, *accuracy = self._validated.over_processes(self.trainer.strategy)
         values = {"val/loss": loss, "val/accuracy": accuracy[-1]}
-        values |= {f"val/accuracy_{t}": value for t, value in enumerate(accuracy, 1)}
-        self.log_dict(values, batch_size=len(images), sync_dist=True)
+        self.log_dict(values | {f"val/accuracy_{t}": value for t, value in enumerate(accuracy, 1)})

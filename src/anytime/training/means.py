@@ -1,0 +1,32 @@
+"""Means over the samples of all processes."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+
+class SampleMeans:
+    """Means of several values over samples, however unequally they are shared by batches and processes.
+
+    mean = sum over processes of (sum over batches of mean * samples) / sum over processes of samples.
+
+    Args:
+        values: Number of values.
+        device: Where they are.
+    """
+
+    def __init__(self, values: int, device: torch.device) -> None:
+        self._sums = torch.zeros(values + 1, device=device)
+
+    def add(self, means: Tensor, samples: int) -> None:
+        """Adds the means `[values]` of a batch of `samples`."""
+        self._sums[:-1] += means.detach().to(self._sums) * samples
+        self._sums[-1] += samples
+
+    def over_processes(self, strategy: Strategy) -> Tensor:
+        """The means `[values]`, the same in every process; each has to ask for them."""
+        sums = strategy.reduce(self._sums.clone(), reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        return sums[:-1] / sums[-1]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from anytime.analysis.curves import MILESTONES, errors_within
 from anytime.objectives import AANN, AVGL, EXP3, RWM, Milestone, Weighted
 from anytime.objectives.alternating import rewards
 from anytime.objectives.weighting import sieve
@@ -133,18 +134,40 @@ def distribution(kind: Any, steps: int, **arguments: Any) -> list[float]:
 
 def test_milestones() -> None:
     p = distribution(Milestone, 15)
-    assert [i for i, value in enumerate(p) if value == 0.125] == [3, 7, 11, 14]
+    assert [i for i, value in enumerate(p, 1) if value == 0.125] == [3, 7, 11, 15]
     assert [value for value in p if value != 0.125] == [0.5 / 11] * 11
     assert distribution(Milestone, 8) == [0.125] * 8
     assert distribution(Milestone, 7) == [1 / 7] * 7
-    assert distribution(Milestone, 27)[6] == distribution(Milestone, 27)[13] == distribution(Milestone, 27)[20] == 0.125
+    assert [i for i, value in enumerate(distribution(Milestone, 27), 1) if value == 0.125] == [6, 13, 20, 27]
+    code = distribution(Milestone, 15, indices="code")
+    assert [i for i, value in enumerate(code, 1) if value == 0.125] == [4, 8, 12, 15]
+    with pytest.raises(ValueError, match="indices must be 'cost' or 'code', got 'paper'"):
+        Milestone(indices="paper")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [8, 15, 27, 39, 51, 75])
+def test_milestones_are_the_answers_whose_error_is_reported(steps: int) -> None:
+    spent = [float(step) for step in range(1, steps + 1)]
+    reported = errors_within(spent, spent, [share * steps for share in MILESTONES])  # the "errors" are the steps
+    amplified = torch.tensor(distribution(Milestone, steps))[[int(step) - 1 for step in reported]]
+    assert amplified.tolist() == [0.125] * 4
 
 
 def test_rewards() -> None:
     losses = torch.tensor([2.0, 1.0, 0.8, 1.0], dtype=torch.float64)
     assert rewards(losses, 0.8).tolist() == pytest.approx([0.5, 0.2, -0.25, 0.4])
     assert rewards(losses[:1], 0.8).tolist() == [0]
-    assert rewards(torch.zeros(3), 0.8).isfinite().all()
+    assert rewards(torch.zeros(3), 0.8).tolist() == [0, 0, 0]
+    assert rewards(torch.tensor([0.0, 0.5, 0.25, 0.75]), 0.8).tolist() == [-1, 0.5, -1, pytest.approx(0.4)]
+
+
+@pytest.mark.parametrize("kind", [EXP3, RWM, AVGL])
+def test_an_answer_with_a_loss_of_zero_is_drawn_again(kind: Any) -> None:
+    """One batch with loss 0 at the first answer, then 40 in which it lags behind as much as the others."""
+    objective = kind(warmup=0, loss=lambda logits, target: logits[:, 0, 0])
+    for losses in [[0.5, 0.4, 0.3], [0.0, 0.5, 0.4], *[[0.8, 0.4, 0.2]] * 40]:
+        objective(torch.tensor(losses)[:, None, None], LABELS)
+    assert objective.probabilities[0] > 0.2
 
 
 def v_of(objective: Any) -> list[float]:

@@ -46,6 +46,17 @@ def test_measure_agrees_with_the_threshold_curve(make_trace):
         assert outcome.seconds == pytest.approx(float(curve.seconds[i]))
 
 
+def test_every_threshold_of_a_curve_has_the_same_outcome_as_its_rule(make_trace):
+    """The thresholds are confidences of the trace, where float32 and float64 differ in a quarter of the points."""
+    trace = make_trace(200, steps=4)
+    trace = replace(trace, logits=trace.logits * 3)
+    curve = threshold_curve(trace)
+    for threshold, shares, right in zip(curve.thresholds.tolist(), curve.shares, curve.accuracy, strict=True):
+        outcome = measure(Confidence(threshold), trace)
+        assert outcome.shares == tuple(shares.tolist())
+        assert outcome.accuracy == float(right)
+
+
 def test_measure_of_a_combiner(make_trace):
     trace = make_trace(300)
     expected = (Product()(trace.logits)[-1].argmax(1) == trace.labels).double().mean()

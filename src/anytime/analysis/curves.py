@@ -137,6 +137,8 @@ class ThresholdCurve:
 def threshold_curve(trace: Trace, thresholds: Sequence[float] | None = None, num: int = 101) -> ThresholdCurve:
     """Stops each sample at its first step with max softmax >= threshold, at the last step otherwise.
 
+    Both are compared in float32, as by the rule `anytime.stopping.Confidence`: one threshold has one outcome.
+
     Mean MACs = macs_1 + sum_t (macs_{t+1} - macs_t) P(c_t < threshold), c_t the largest confidence up to step t. So the
     default thresholds are the quantiles of c weighted by the MACs of the next step: the mean cost grows evenly, from that of
     the first answer to that of all answers.
@@ -146,14 +148,14 @@ def threshold_curve(trace: Trace, thresholds: Sequence[float] | None = None, num
         thresholds: In any order. Default: `num` of them, as above.
         num: At least 2.
     """
-    confident = max_probability(trace)[:-1].cummax(0).values
+    confident = torch.stack([logits.softmax(1).amax(1) for logits in trace.logits])[:-1].cummax(0).values
     if thresholds is None:
         grid = _even_cost_thresholds(confident, trace.macs.diff(), num)
     elif len(thresholds):
         grid = torch.tensor(sorted(thresholds), dtype=torch.float64)
     else:
         raise ValueError("thresholds is empty: give at least one, or None for an even grid")
-    steps = torch.stack([(confident < threshold).sum(0) for threshold in grid])
+    steps = torch.stack([(confident < threshold).sum(0) for threshold in grid.float()])
     right = correct(trace).gather(0, steps)
     counts = torch.stack([(steps == step).sum(1) for step in range(trace.num_steps)], dim=1)
     shares = counts.double() / trace.num_samples
@@ -174,7 +176,7 @@ def _even_cost_thresholds(confident: Tensor, step_macs: Tensor, num: int) -> Ten
     if not len(spent):
         return torch.tensor([0.0, math.inf], dtype=torch.float64)
     wanted = torch.linspace(0, 1, num, dtype=torch.float64)[1:-1] * spent[-1]
-    inner = values[torch.searchsorted(spent, wanted).clamp(max=len(values) - 1)]
+    inner = values[torch.searchsorted(spent, wanted).clamp(max=len(values) - 1)].double()
     return torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), math.inf)])
 
 

@@ -110,26 +110,50 @@ class AANN(Alternating):
 
 
 class Milestone(Alternating):
-    """p = 1/8 for the answers at 1/4, 1/2, 3/4 and the end, the others share 1/2; uniform for fewer than 8 answers.
+    """p = 1/8 for the answers floor(T/4), floor(T/2), floor(3T/4) and T, the others share 1/2; uniform if T < 8.
 
-    The milestones are the indices T/4, T/2, 3T/4 (rounded down) and T - 1, from 0.
+    Where all steps cost the same, these are the answers of `anytime.analysis.curves.error_at_cost`.
+
+    Args:
+        indices: "code" amplifies the answers after the first three, as the authors' code does, which takes T/4, T/2 and 3T/4
+            for indices from 0.
+
+    Raises:
+        ValueError: As `Alternating`, or `indices` is unknown.
     """
 
+    def __init__(
+        self,
+        weights: str | Sequence[float] = "sieve",
+        tau: float = 0.5,
+        seed: int = 0,
+        normalize: Normalization = "none",
+        label_smoothing: float = 0.0,
+        loss: str | StepLoss | None = None,
+        indices: Literal["cost", "code"] = "cost",
+    ) -> None:
+        super().__init__(weights, tau, seed, normalize, label_smoothing, loss)
+        if indices not in ("cost", "code"):
+            raise ValueError(f"indices must be 'cost' or 'code', got {indices!r}")
+        self.indices = indices
+
     def distribution(self, weights: Tensor) -> Tensor:
-        steps = len(weights)
+        steps, shift = len(weights), int(self.indices == "cost")
         if steps < 8:
             return torch.full_like(weights, 1 / steps)
         p = torch.full_like(weights, 0.5 / (steps - 4))
-        p[[steps // 4, steps // 2, 3 * steps // 4, steps - 1]] = 0.125
+        p[[steps // 4 - shift, steps // 2 - shift, 3 * steps // 4 - shift, steps - 1]] = 0.125
         return p
 
 
 def rewards(losses: Tensor, eta: float) -> Tensor:
-    """r_t = 1 - l_{t+1} / l_t for t < T, r_T = eta max_{t<T} r_t (eq. 4): how far an answer lags behind the next; `[T]`.
+    """r_t = max(-1, 1 - l_{t+1} / l_t), t < T; r_T = eta max_{t<T} r_t (eq. 4): how far an answer lags behind the next; `[T]`.
 
-    A single answer gets 0.
+    The bound -1, where the next loss is twice as large, keeps one batch with l_t near 0 from deciding all further draws. The
+    authors have none. Two losses of 0 give 0, and so does a single answer.
     """
-    early = 1 - losses[1:] / losses[:-1].clamp(min=TINY)
+    positive = losses.clamp(min=TINY)
+    early = (1 - positive[1:] / positive[:-1]).clamp(min=-1)
     last = eta * early.max() if len(early) else losses.new_zeros(())
     return torch.cat([early, last[None]])
 

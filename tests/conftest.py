@@ -6,6 +6,7 @@ works even where a shell has started the tests in the background and disabled it
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -23,3 +24,11 @@ LONGEST = ("test_readme", "test_contract", "test_session", "test_command")  # fi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts the longest files first, so that no process ends long after the other."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Which runs were trained with consent is remembered here, not among the user's own."""
+    folder = tmp_path_factory.mktemp("state")
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    return folder

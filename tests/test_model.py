@@ -17,6 +17,7 @@ import torch
 import anytime.models  # noqa: F401, registers all models
 from anytime.model import AnytimeModel, create_model, map_state, select_samples
 from anytime.saving import CONFIG, WEIGHTS, ModelInfo, read_config, read_model
+from anytime.support.trust import UntrustedName
 
 
 def small(**arguments: Any) -> AnytimeModel:
@@ -208,13 +209,20 @@ def test_config_of_wrong_types(saved: Path, key: str, value: object) -> None:
         ({"model": "anytimnet"}, "unknown model 'anytimnet'; did you mean 'anytimenet'"),
         ({"arguments": {"widht": 4}}, "no argument 'widht'; did you mean 'width'"),
         ({"arguments": {"blocks": 4}}, "int"),
-        ({"model": "torch.hub.load", "arguments": {"repo_or_dir": "."}}, "neither a subclass of AnytimeModel"),
     ],
 )
 def test_config_of_a_model_that_cannot_be_built(saved: Path, changes: dict[str, Any], message: str) -> None:
     edit(saved, **changes)
     with pytest.raises(ValueError, match=rf"{saved / CONFIG} describes a model that cannot be built: .*{message}"):
         read_model(saved)
+
+
+def test_only_models_are_called_even_with_trust(saved: Path) -> None:
+    edit(saved, model="torch.hub.load", arguments={"repo_or_dir": "."})
+    with pytest.raises(UntrustedName, match=r"names the model 'torch\.hub\.load': this would import the module 'torch\.hub'"):
+        read_model(saved)
+    with pytest.raises(ValueError, match=r"cannot be built: .*neither a subclass of AnytimeModel"):
+        read_model(saved, trust=True)
 
 
 def test_weights_of_another_model(saved: Path) -> None:

@@ -60,7 +60,7 @@ def test_list_models() -> None:
         ("anytimnet", "unknown model 'anytimnet'; did you mean 'anytimenet'?"),
         ("zzz", "unknown model 'zzz'; valid: "),
         ("no.such.Model", "model 'no.such.Model' cannot be imported: No module named 'no'"),
-        ("anytime.model.Modle", "cannot be imported: module 'anytime.model' has no attribute 'Modle'"),
+        ("anytime.model.Modle", "cannot be imported: anytime has no class or function 'Modle' in anytime.model"),
         (".Model", "model '.Model' cannot be imported"),
         ("..Model", "model '..Model' cannot be imported"),
         ("model.", "model 'model.' cannot be imported"),

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from anytime.support.names import nearest
+from anytime.support.text import one_line, printable
 
 COMMANDS = {  # each verb is a module of `anytime.commands`, imported only when it is used
     "demo": "Train AnytimeNet on handwritten digits in about a minute and watch it answer under deadlines.",
@@ -48,8 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"anytime: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for custom classes given by import path
     return _guarded(name, rest)
 
 
@@ -76,5 +75,5 @@ def _guarded(name: str, arguments: Sequence[str]) -> int:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+    return one_line(error)

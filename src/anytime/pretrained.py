@@ -25,15 +25,19 @@ def pretrained_folder(name: str) -> Path:
     return _FOLDER / name
 
 
-def load(path_or_name: str | os.PathLike[str]) -> AnytimeModel:
+def load(path_or_name: str | os.PathLike[str], trust: bool = False) -> AnytimeModel:
     """Loads a trained model by directory or name, in eval mode on the CPU; executes no pickled code.
 
     Args:
         path_or_name: A directory written by `anytime train` or `model.save`, or a name of `list_pretrained()`.
+        trust: Whether import paths that the directory names (custom models, backbones, data sets) may be imported, which can
+            run any code. Runs that were trained on this machine by this user are trusted anyway, as long as their
+            configuration is unchanged.
 
     Raises:
         ValueError: Neither a directory nor a known name, or a damaged file.
         FileNotFoundError: The directory contains no finished model.
+        UntrustedName: The directory names an import path outside this library, and nobody has consented to it.
 
     Example:
         >>> load("anytimenet_cifar10").num_steps
@@ -43,7 +47,7 @@ def load(path_or_name: str | os.PathLike[str]) -> AnytimeModel:
     if path.is_dir():
         if not (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
             raise FileNotFoundError(f"{path}: the training has not finished; continue it with `anytime train --resume {path}`")
-        return read_model(path)
+        return read_model(path, trust)
     name = os.fspath(path_or_name)
     if name in list_pretrained():
         return read_model(_FOLDER / name)

@@ -103,10 +103,11 @@ def register_class(model_class: type) -> None:
 def find_factory(name: str) -> Factory:
     """The function or class behind a registered name or an import path (`package.module.Class`).
 
-    Nothing else can be called by name, because the name may come from an untrusted file.
+    Nothing else can be called by name. A path that comes from a file needs the user's consent, see `support.trust`.
 
     Raises:
         ValueError: No model has this name, or the import path leads nowhere or to something that is not a model.
+        UntrustedName: The path comes from a file, and the user has not consented to importing it.
     """
     if name in _FACTORIES:
         return _FACTORIES[name]
@@ -115,6 +116,10 @@ def find_factory(name: str) -> Factory:
     last = name.rpartition(".")[2]
     if name.startswith("anytime.") and last in _FACTORIES:  # its module may have moved
         return _FACTORIES[last]
+    defined: list[Factory] = [*_CLASSES, *_FACTORIES.values()]
+    for known in defined:
+        if f"{known.__module__}.{known.__qualname__}" == name:  # imported already
+            return known
     factory = import_object(name, "model")
     if not (isinstance(factory, type) and factory in _CLASSES) and factory not in _FACTORIES.values():
         raise ValueError(f"model {name!r} is neither a subclass of AnytimeModel nor a function marked @register_model")

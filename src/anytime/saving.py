@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 
 from anytime.registry import build_model
 from anytime.support.files import atomic_write
+from anytime.support.trust import UntrustedName, is_remembered, names_from, remember
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -40,6 +41,7 @@ class ModelInfo:
         answer_levels: Which label level is answered after each step, see `anytime.stopping.LevelChoice`.
         members: What is known about each network of a sequence.
         other: Entries that this version does not know; they are saved again as they are.
+        trusted: Whether the names in `recipe` may be imported: not if they come from an untrusted file. Not saved.
     """
 
     data: str | None = None
@@ -53,6 +55,7 @@ class ModelInfo:
     answer_levels: dict[str, Any] | None = None
     members: list[dict[str, Any]] = field(default_factory=list)
     other: dict[str, Any] = field(default_factory=dict)
+    trusted: bool = field(default=True, compare=False, metadata={"saved": False})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; attributes at their defaults are left out."""
@@ -60,7 +63,7 @@ class ModelInfo:
         for entry in fields(self):
             value = getattr(self, entry.name)
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            if entry.name != "other" and value != default:
+            if entry.name != "other" and entry.metadata.get("saved", True) and value != default:
                 values[entry.metadata.get("key", entry.name)] = list(value) if isinstance(value, tuple) else value
         return values
 
@@ -71,7 +74,7 @@ class ModelInfo:
         Raises:
             ValueError: An entry is of the wrong type; the message names it.
         """
-        names = {entry.metadata.get("key", entry.name): entry for entry in fields(cls) if entry.name != "other"}
+        names = {entry.metadata.get("key", entry.name): entry for entry in fields(cls) if entry.name in _KINDS}
         known: dict[str, Any] = {}
         for key, value in values.items():
             if key in names and value is not None:
@@ -119,19 +122,20 @@ class SavedModel(PyTorchModelHubMixin):
         return super().save_pretrained(save_directory, **arguments)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, trust: bool = False, **arguments: Any) -> Self:
         """A model from a local folder or the Hugging Face hub, in eval mode; executes no pickled code.
 
         Args:
             pretrained_model_name_or_path: A folder written by `save`, or `owner/name` on the hub.
+            trust: Whether import paths that its configuration names may be imported, which can run any code.
             **arguments: For the hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
         """
         if Path(pretrained_model_name_or_path).is_dir():
             if arguments:
                 raise TypeError(f"a local folder takes no further arguments, got {', '.join(arguments)}")
-            found: Self = read_model(pretrained_model_name_or_path)
+            found: Self = read_model(pretrained_model_name_or_path, trust)
             return found
-        return super().from_pretrained(pretrained_model_name_or_path, **arguments)
+        return super().from_pretrained(pretrained_model_name_or_path, trust=trust, **arguments)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """What the hub shows beside the files: the network, its data and its recipe."""
@@ -173,6 +177,7 @@ class SavedModel(PyTorchModelHubMixin):
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        trust: bool = False,
         **arguments: Any,
     ) -> Self:
         if arguments:
@@ -186,7 +191,7 @@ class SavedModel(PyTorchModelHubMixin):
             token=token,
             allow_patterns=[WEIGHTS, CONFIG],
         )
-        found: Self = read_model(directory)
+        found: Self = read_model(directory, trust)
         return found
 
 
@@ -216,12 +221,29 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def read_model(directory: str | os.PathLike[str]) -> Any:
+def named_by(config: Mapping[str, Any]) -> str:
+    """The part of a `config.json` that can name import paths, as text: what a user consents to."""
+    metadata = config.get("metadata")
+    recipe = metadata.get("recipe") if isinstance(metadata, Mapping) else None
+    return json.dumps([config.get("model"), config.get("arguments"), recipe], sort_keys=True)
+
+
+def remember_model(directory: Path) -> None:
+    """Remembers that the user consented to the names in a model directory that was written here."""
+    remember(directory / CONFIG, named_by(read_config(directory)))
+
+
+def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     """Reads a directory written by `model.save`, in eval mode on the CPU; executes no pickled code.
+
+    Args:
+        directory: The directory.
+        trust: Whether import paths that its configuration names may be imported, which can run any code.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged (checksum), of another version, or does not fit the model it names.
+        UntrustedName: The configuration names an import path outside this library, and nobody has consented to it.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -236,8 +258,12 @@ def read_model(directory: str | os.PathLike[str]) -> Any:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    trust = trust or is_remembered(directory / CONFIG, named_by(config))
     try:
-        model = build_model(config["model"], **config["arguments"])
+        with names_from(directory / CONFIG, trust, loading=True):
+            model = build_model(config["model"], **config["arguments"])
+    except UntrustedName:
+        raise
     except (ValueError, TypeError) as error:
         raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {error}") from error
     try:
@@ -246,7 +272,7 @@ def read_model(directory: str | os.PathLike[str]) -> Any:
         first = str(error).splitlines()[:2][-1].strip()
         raise ValueError(f"{path} does not fit the model {config['model']!r} of {CONFIG}: {first}") from error
     try:
-        model.info = ModelInfo.from_dict(config.get("metadata", {}))
+        model.info = replace(ModelInfo.from_dict(config.get("metadata", {})), trusted=trust)
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG} is damaged: {error}") from error
     return model.eval()

@@ -28,7 +28,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.check_device(options.device)
     from anytime.reporting.evaluation import evaluate_run
 
-    result = evaluate_run(options.run, options.part, options.root, options.device, options.out, download=options.download)
+    result = evaluate_run(
+        options.run, options.part, options.root, options.device, options.out, download=options.download, trust=options.trust
+    )
     numbers = result.numbers
     print(format_table(numbers["steps"], STEP_COLUMNS))
     errors = numbers["error_at_cost"]["macs"]

@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.check_device(options.device)
     from anytime.reporting.evaluation import find_trace, output_folder
 
-    model = load(options.run)
+    model = load(options.run, options.trust)
     folder = output_folder(options.run)
     where = (options.root, options.device, options.download)
     if options.levels is not None and len(model.levels) < 2:

@@ -10,6 +10,7 @@ import torch
 
 from anytime.pretrained import list_pretrained
 from anytime.support.names import nearest
+from anytime.support.text import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,12 +36,17 @@ class Parser(argparse.ArgumentParser):
         return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} (see `{self.prog} --help`)\n")
 
     def add_model(self, name: str) -> None:
         """Adds a trained model as a positional argument, for `check_model`."""
         text = "a run directory, or the name of a pretrained model (see `anytime models`)"
         self.add_argument(name, metavar="RUN|NAME", help=text)
+        self.add_trust()
+
+    def add_trust(self) -> None:
+        """Adds `--trust`."""
+        self.add_argument("--trust", action="store_true", help="import custom classes that files name, which can run any code")
 
     def add_data_folder(self) -> None:
         """Adds `--root` and `--download`."""

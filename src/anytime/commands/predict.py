@@ -20,6 +20,7 @@ from anytime.pretrained import load
 from anytime.runtime import Predictor, parse_seconds, profile
 from anytime.stopping import Rule
 from anytime.stopping.levels import LevelChoice, answer_text
+from anytime.support.text import printable
 from anytime.support.units import macs_text, ms_text
 
 
@@ -62,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"{folders[0]} is a folder: name its images, or add --camera-like")
     parser.check_model(options.model)
     parser.check_device(options.device)
-    model = load(options.model)
+    model = load(options.model, options.trust)
     size = model.info.input_size or (model.in_channels, 32, 32)
     macs = step_macs(model, size) if options.combine == "mixture" else None
     try:
@@ -114,7 +115,7 @@ def _predict(
     device = next(model.parameters()).device
     given = "no deadline" if deadline is None else f"deadline {ms_text(deadline)} ms"
     for path, image in images:
-        print(f"{path} ({given})")
+        print(f"{printable(str(path))} ({given})")
         for answer in predictor.stream(image[None].to(device), deadline):
             if answer.step < 1:
                 print(f"  no step fits: the first takes about {ms_text(measured.at(1).steps[0].p50)} ms here")
@@ -122,4 +123,4 @@ def _predict(
             text = answer_text([level[0] for level in answer.levels], names, answer.step, choice, top)
             cost = f"{macs_text(int(answer.macs[0])):>8} MACs {ms_text(answer.elapsed):>6} ms"
             missed = "  (after the deadline)" if answer.missed else ""
-            print(f"  step {answer.step}/{model.num_steps}  {cost}  {text}{missed}", flush=True)
+            print(f"  step {answer.step}/{model.num_steps}  {cost}  {printable(text)}{missed}", flush=True)

@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = load(options.model).to(options.device)
+    model = load(options.model, options.trust).to(options.device)
     size = model.info.input_size or (model.in_channels, 32, 32)
     measured = profile(model, size, [int(size) for size in sizes], options.repeats, compile=options.compile)
     how = "compiled, " if options.compile else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from anytime.commands.parser import Parser
 from anytime.commands.train_help import help_wanted
+from anytime.support.trust import names_from, typed_paths
 from anytime.training.config import UsageError, parse
 from anytime.training.launch import is_main_process, resume_training, start_training
 
@@ -20,13 +22,16 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--resume", type=Path)
+    parser.add_trust()
     options, flags = parser.parse_known_args(arguments)
     if options.resume is None:
-        folder = start_training(parse(flags, options.config), options.run, options.overwrite)
+        source = names_from(", ".join(options.config), options.trust, typed_paths(flags))
+        with source if options.config or options.trust else contextlib.nullcontext():
+            folder = start_training(parse(flags, options.config), options.run, options.overwrite)
     elif flags or options.config or options.run or options.overwrite:
         raise UsageError(f"--resume {options.resume} continues the run with its own options; leave out the others")
     else:
-        folder = resume_training(options.resume)
+        folder = resume_training(options.resume, options.trust)
     if is_main_process():
         print(f"wrote {folder}\nnext: anytime evaluate {folder}")
     return 0

@@ -43,6 +43,7 @@ where:
   --run DIR             where to write (default: runs/MODEL_DATA)
   --overwrite           replace the run directory if it exists
   --resume RUN          continue an interrupted run from its last checkpoint
+  --trust               import the custom classes that a recipe names; this can run any code
 
 how:
 """

@@ -19,6 +19,7 @@ from anytime.pretrained import load
 from anytime.reporting import plots
 from anytime.reporting.report import Section, write_report
 from anytime.support.files import atomic_write
+from anytime.support.trust import names_from
 from anytime.trace import Trace, record
 
 
@@ -30,17 +31,19 @@ def output_folder(run: str | os.PathLike[str]) -> Path:
 def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None, download: bool = False) -> ImageData:
     """The data set that a model was trained on, with the arguments of the recipe that `anytime train` stores in `model.info`.
 
-    `root` replaces the recipe's folder of the data. Raises ValueError if the model holds no recipe.
+    `root` replaces the recipe's folder of the data. Raises ValueError if the model holds no recipe, and UntrustedName if an
+    untrusted recipe names an import path.
     """
     recipe = model.info.recipe
     if not recipe:
         raise ValueError("this model does not say what it was trained on (no recipe in its config.json)")
     arguments = dict(recipe["data"].get("init_args", {}))
     arguments["root"] = root if root is not None else arguments.get("root")
-    arguments["download"] = download or arguments.get("download", False)
-    data = create_data(recipe["data"]["class_path"], **arguments)
-    if data.root is not None and root is None and not data.root.is_dir():
-        data = create_data(recipe["data"]["class_path"], **{**arguments, "root": None})
+    arguments["download"] = download or (model.info.trusted and arguments.get("download", False))
+    with names_from("the model's config.json", trust=model.info.trusted):
+        data = create_data(recipe["data"]["class_path"], **arguments)
+        if data.root is not None and root is None and not data.root.is_dir():
+            data = create_data(recipe["data"]["class_path"], **{**arguments, "root": None})
     return data
 
 
@@ -104,6 +107,7 @@ def evaluate_run(
     out: Path | None = None,
     progress: bool = True,
     download: bool = False,
+    trust: bool = False,
 ) -> Evaluation:
     """Records the trace of a trained model on the test or validation images, and writes it with metrics, figures and report.
 
@@ -115,8 +119,9 @@ def evaluate_run(
         out: Folder for the results; default: the run directory, or `runs/NAME`.
         progress: Shows a progress bar.
         download: Downloads missing data.
+        trust: Whether import paths that the run names may be imported, see `anytime.load`.
     """
-    model = load(run)
+    model = load(run, trust)
     trace = _recorded(model, trained_on(model, root, download), part, device, progress)
     return write_results(trace, out or output_folder(run), part)
 

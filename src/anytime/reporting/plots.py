@@ -55,6 +55,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
     "legend.frameon": False,
     "figure.dpi": 160,
+    "text.parse_math": False,  # names of classes and runs may hold dollar signs
 }
 _PANELS = 8
 

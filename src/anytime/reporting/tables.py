@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from anytime.support.text import printable
+
 
 class Column(NamedTuple):
     """A column of a table: the key of its values in a row, its title, and a format such as `".1%"` or a function."""
@@ -63,4 +65,4 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column])
 
 def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[list[str]]:
     """The titles, then the cells of each row."""
-    return [[column.title for column in columns], *([column.text(row) for column in columns] for row in rows)]
+    return [[column.title for column in columns], *([printable(column.text(row)) for column in columns] for row in rows)]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from anytime.support.trust import require_consent
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -22,7 +26,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def import_object(path: str, what: str) -> Any:
     """The class or function at an import path such as `package.module.Class`.
 
-    A path into this library whose module has moved is resolved by its last component, so that old directories still load.
+    This library's own classes and functions are looked up; one whose module has moved is found by its last component, so that
+    old directories still load. Any other path that comes from a file needs the user's consent, see `support.trust`.
 
     Args:
         path: The import path.
@@ -30,31 +35,46 @@ def import_object(path: str, what: str) -> Any:
 
     Raises:
         ValueError: The path leads nowhere.
+        UntrustedName: The path comes from a file, and the user has not consented to importing it.
     """
     module, _, name = path.rpartition(".")
+    ours = path.startswith(f"{_PACKAGE.name}.")
+    if not ours:
+        require_consent(path, what)
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # last, so that the user's files shadow no library
     try:
-        return getattr(importlib.import_module(module), name)
+        found = _own(module, name) if ours else getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        moved = _module_of(name) if path.startswith(f"{_PACKAGE.name}.") else None
-        if moved is None:
-            raise ValueError(f"{what} {path!r} cannot be imported: {error}") from error
-    return getattr(importlib.import_module(moved), name)
+        raise ValueError(f"{what} {path!r} cannot be imported: {error}") from error
+    return found
 
 
-def _module_of(name: str) -> str | None:
-    """The only module of this library that defines a class or function `name` at its top level."""
+def _own(module: str, name: str) -> Any:
+    """A class or function of this library, from `module` or, if that has moved, from the module that defines it now."""
+    file = _PACKAGE.joinpath(*module.split(".")[1:])
+    if file.name != "__main__" and (file.with_suffix(".py").is_file() or (file / "__init__.py").is_file()):
+        found = getattr(importlib.import_module(module), name, None)
+        if str(getattr(found, "__module__", "")).startswith(f"{_PACKAGE.name}."):
+            return found
     definition = re.compile(rf"^(?:class|def) {re.escape(name)}\b", re.MULTILINE)
-    found = [file for file in _PACKAGE.rglob("*.py") if definition.search(file.read_text(encoding="utf-8"))]
-    if len(found) != 1:
-        return None
-    return ".".join((_PACKAGE.name, *found[0].relative_to(_PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    defining = [
+        ".".join(file.relative_to(_PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for file in sorted(_PACKAGE.rglob("*.py"))
+        if definition.search(file.read_text(encoding="utf-8"))
+    ]
+    if not defining:
+        raise ImportError(f"{_PACKAGE.name} has no class or function {name!r} in {module}")
+    nearest_module = max(defining, key=lambda new: difflib.SequenceMatcher(None, new, module).ratio())
+    return getattr(importlib.import_module(nearest_module), name)
 
 
 def import_subclass(path: str, base: type, what: str) -> Any:
-    """The subclass of `base` at an import path; a name read from a file may call nothing else.
+    """The subclass of `base` at an import path, see `import_object`.
 
     Raises:
         ValueError: The path leads nowhere or to something else.
+        UntrustedName: The path comes from a file, and the user has not consented to importing it.
     """
     found = import_object(path, what)
     if not (isinstance(found, type) and issubclass(found, base)):

@@ -22,6 +22,8 @@ from anytime import objectives, registry
 from anytime.data import ImageData
 from anytime.objectives import Objective
 from anytime.support.names import import_subclass, nearest
+from anytime.support.text import one_line
+from anytime.support.trust import UntrustedName, is_untrusted
 from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
 from anytime.training.regimes.base import Regime
@@ -68,12 +70,19 @@ def offered(section: str) -> dict[str, Callable[..., Any]]:
 
 
 def find(section: str, name: str) -> Callable[..., Any]:
-    """The class or factory behind a name in a resolved configuration; raises `UsageError` with the nearest valid name."""
+    """The class or factory behind a name in a resolved configuration.
+
+    Raises:
+        UsageError: There is none; the message has the nearest valid name.
+        UntrustedName: The name is an import path from a file, and the user has not consented to it.
+    """
     try:
         if section == "model":
             return registry.find_factory(name)
         if "." in name:
-            return import_subclass(name, _OFFERED_BY[section][1], section)
+            return import_subclass(name, _OFFERED_BY[section][1], "data set" if section == "data" else section)
+    except UntrustedName:
+        raise
     except ValueError as error:
         raise UsageError(str(error)) from error
     known = offered(section)
@@ -258,14 +267,38 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     keys = values.keys() | {flag[2:].removesuffix("+") for flag, _ in pairs}
     if missing := [action.dest for action in parser._actions if action.required and action.dest not in keys]:
         raise UsageError(f"{missing[0]} must be given")
+    if is_untrusted():
+        _reject_imports(parser, below)
     try:
         plain = yaml.safe_load(parser.dump(parser.parse_args(given), skip_unset=False))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(_wrong_value(parser, given) or " ".join(str(error).split())) from error
+        raise UsageError(_wrong_value(parser, given) or one_line(error)) from error
     return {
         key: {"class_path": names[key], "init_args": plain.get(key) or {}} if key in SECTIONS else plain[key]
         for key in top_level_keys()
     }
+
+
+def _reject_imports(parser: ArgumentParser, given: Sequence[str]) -> None:
+    """Raises UsageError if jsonargparse would import a value: a class, by path, for an argument that takes objects."""
+    hints = {option: getattr(action, "_typehint", Any) for action in parser._actions for option in action.option_strings}
+    for flag, text in (text.split("=", 1) for text in given):
+        value, kinds = yaml.safe_load(text), _kinds(hints.get(flag, Any))
+        objects = [kind for kind in kinds if kind is Callable or (isinstance(kind, type) and kind.__module__ != "builtins")]
+        parts = value if isinstance(value, list) else [value]
+        plain = all(part is None or isinstance(part, int | float | (str if str in kinds else int)) for part in parts)
+        if objects and not plain:
+            raise UsageError(f"{flag[2:]} is {value!r} in a recipe, but there it must be a plain value; give it as a flag")
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a hint is made of: `float | list[Tensor]` gives float and Tensor."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return []
+    if origin is Callable:
+        return [Callable]
+    return [kind for part in get_args(hint) for kind in _kinds(part)] if get_args(hint) else [hint]
 
 
 def _wrong_value(parser: ArgumentParser, given: Sequence[str]) -> str:

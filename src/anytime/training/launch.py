@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from anytime.saving import remember_model
 from anytime.support.allocator import keep_freed_memory
+from anytime.support.trust import is_remembered, names_from, remember
 from anytime.training.build import TrainingJob, build
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import Config, UsageError
 from anytime.training.fit import CHECKPOINT
 from anytime.training.module import NonFiniteLoss
-from anytime.training.rundir import create_run, read_run, set_state
+from anytime.training.rundir import CONFIG, create_run, read_run, set_state
 
 
 class Stopped(RuntimeError):
@@ -42,17 +44,25 @@ def start_training(config: Config, run: Path | None = None, overwrite: bool = Fa
     create_run(run, config, overwrite, dry=True)
     job = build(config)
     create_run(run, job.config, overwrite)
+    if is_main_process():
+        remember(run / CONFIG, (run / CONFIG).read_text(encoding="utf-8"))
     return _train(run, job, resume=False)
 
 
-def resume_training(run: Path) -> Path:
-    """Resumes a run from its last checkpoint, or from the beginning if it has none yet."""
+def resume_training(run: Path, trust: bool = False) -> Path:
+    """Resumes a run from its last checkpoint, or from the beginning if it has none yet.
+
+    Import paths that its configuration names need consent: `trust`, or that the run was started here and is unchanged.
+    """
     _set_up_process()
-    config, state = read_run(run)
-    if state["state"] == "finished":
-        raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
-    begun = (run / CHECKPOINT).is_file()
-    return _train(run, build(config, filled_later=begun), resume=begun)
+    if not trust and (run / CONFIG).is_file():
+        trust = is_remembered(run / CONFIG, (run / CONFIG).read_text(encoding="utf-8", errors="replace"))
+    with names_from(run / CONFIG, trust):
+        config, state = read_run(run)
+        if state["state"] == "finished":
+            raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
+        begun = (run / CHECKPOINT).is_file()
+        return _train(run, build(config, filled_later=begun), resume=begun)
 
 
 def is_main_process() -> bool:
@@ -71,6 +81,8 @@ def _train(run: Path, job: TrainingJob, resume: bool) -> Path:
             raise Stopped(reason, 130 if interrupted else 1) from error
         raise
     set_state(run, "finished")
+    if is_main_process():
+        remember_model(run)
     return run
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anytime.cost import hardware
 from anytime.support.files import atomic_write
-from anytime.training.config import Config, UsageError, read_recipe
+from anytime.training.config import SECTIONS, Config, UsageError, read_recipe
 from anytime.version import __version__
 
 FORMAT = 1
@@ -90,6 +90,9 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     if not isinstance(state.get("state"), str):
         raise ValueError(f"{path / STATE} is damaged: the state of the run is missing")
     try:
-        return read_recipe(path / CONFIG), state
+        config = read_recipe(path / CONFIG)
     except UsageError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if missing := [section for section in SECTIONS if section not in config and section != "regime"]:  # added later
+        raise ValueError(f"{path / CONFIG} is damaged: {missing[0]} is missing")
+    return config, state

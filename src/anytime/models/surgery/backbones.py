@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from anytime.support.names import import_subclass, nearest
+from anytime.support.text import one_line
+from anytime.support.trust import weights_follow
 
 RESERVED = frozenset(  # options that arguments of ours set, or that read files
     ("num_classes", "in_channels", "in_chans", "weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -81,7 +83,7 @@ def _build(name: str, size: Sequence[int], classes: int | None, options: dict[st
     try:
         return builders[library](rest, size, classes, options) if colon else _custom(name, size, classes, options)
     except (TypeError, AssertionError, RuntimeError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error)
         raise ValueError(f"{name} cannot be built for {(*size,)} images with {options}: {text}") from error
 
 
@@ -113,7 +115,7 @@ def build_backbone(
     options = dict(options or {})
     if taken := sorted(RESERVED & options.keys()):
         raise ValueError(f"options cannot hold {', '.join(taken)}: use num_classes, input_size and pretrained")
-    if pretrained is False:
+    if pretrained is False or weights_follow():
         return _build(name, input_size, num_classes, options)
     if pretrained is True:
         backbone = _build(name, input_size, None, options)

@@ -113,7 +113,7 @@ def _flags(scale: Scale, name: str) -> tuple[str, ...]:
         module = "anytime.studies.lee2018.resnext"
         return (
             "--model=attach",
-            f"--model.backbone={module}.ResNeXt",
+            f"--model.backbone={module}.Backbone",
             f"--model.head={module}.Classifier",
             f"--model.exits={json.dumps(exits)}",
             f"--model.options={json.dumps(options)}",

@@ -12,7 +12,7 @@ from anytime.models.slicing.iresnext import IResNeXt
 from anytime.models.slicing.sliced import classifier
 
 
-class ResNeXt(nn.Module):
+class Backbone(nn.Module):
     """Only the full sub-network of an I-ResNeXt, images to logits, as a plain sequence of blocks that can be cut.
 
     Args:

@@ -21,6 +21,7 @@ from anytime.models.surgery.attach.graph import FlatGraph, Stage, preserved, spl
 from anytime.models.surgery.attach.model import AdditiveExits, AttachedExits
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
 from anytime.registry import register_model
+from anytime.support.text import one_line
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
 
@@ -205,7 +206,7 @@ def _num_logits(network: nn.Module, x: Tensor) -> int:
         with preserved(network):
             logits = network(x[:1])
     except (RuntimeError, AssertionError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error)
         raise ValueError(f"{type(network).__name__} fails on images of {tuple(x.shape[1:])}: {text}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from anytime.models.common.batch_norm import RUNNING
 from anytime.models.common.delay_kernels import Kernel, Smoothing
-from anytime.models.common.step_norm import RUNNING, Statistics, StepBatchNorm2d
+from anytime.models.common.step_norm import Statistics, StepBatchNorm2d
 from anytime.models.surgery.delays.plan import DelayPlan
 
 
@@ -42,10 +43,11 @@ def use_step_norms(network: nn.Module, statistics: Statistics | None, kernel: Ke
 
 
 def _step_norm(norm: nn.BatchNorm2d) -> StepBatchNorm2d:
-    new = StepBatchNorm2d(norm.num_features, 1, norm.eps, norm.momentum)  # type: ignore[arg-type]
+    new = StepBatchNorm2d(norm.num_features, 1, norm.eps, norm.momentum)
     new.weight, new.bias = norm.weight, norm.bias
     for name in RUNNING:
         setattr(new, name, getattr(norm, name).detach()[None].clone())
+    new.num_batches_tracked = new.num_batches_tracked.to(new.running_mean.device)
     new.register_load_state_dict_pre_hook(_replicate)
     return new.train(norm.training)
 
@@ -60,8 +62,7 @@ def set_rows(norms: Iterable[StepBatchNorm2d], plans: Iterable[DelayPlan], stop:
             if module in rows:
                 rows[module] = max(rows[module], plan.times(i, 0, stop).stop)
     for norm, count in rows.items():
-        for name in RUNNING:
-            setattr(norm, name, getattr(norm, name)[:1].repeat(count, 1))
+        norm.repeat_first_row(count)
 
 
 def _replicate(norm: StepBatchNorm2d, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -1,0 +1,112 @@
+"""Which import paths may be imported: those typed in this call; those that a file names, only with the user's consent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
+
+from anytime.support.files import atomic_write
+
+ANY = "*"
+
+
+class UntrustedName(ValueError):
+    """A file names an import path, and nobody has consented to importing it."""
+
+    exit_code = 2
+
+
+class Source(NamedTuple):
+    """Where the names that are being resolved come from.
+
+    Attributes:
+        file: The file that holds them.
+        consent: Import paths that the user consents to; `ANY` stands for all.
+        loading: Whether trained weights will replace those of whatever is built.
+    """
+
+    file: str
+    consent: Collection[str]
+    loading: bool
+
+
+_SOURCE: ContextVar[Source | None] = ContextVar("source of names", default=None)
+
+
+@contextmanager
+def names_from(
+    file: str | os.PathLike[str], trust: bool = False, typed: Collection[str] = (), loading: bool = False
+) -> Iterator[None]:
+    """Inside this block names come from a file, and its import paths need consent; outside the user has typed them.
+
+    Args:
+        file: The file, for the message.
+        trust: The user trusts the file. A block inside a trusting one trusts as well.
+        typed: Import paths that the user typed in the same call.
+        loading: Trained weights will replace those of whatever is built, see `weights_follow`.
+    """
+    outer = _SOURCE.get()
+    trust = trust or (outer is not None and ANY in outer.consent)
+    token = _SOURCE.set(Source(os.fspath(file), (ANY,) if trust else typed, loading))
+    try:
+        yield
+    finally:
+        _SOURCE.reset(token)
+
+
+def typed_paths(arguments: Iterable[str]) -> set[str]:
+    """The import paths among the values that the user typed: `["--model", "mine.Net"]` holds `{"mine.Net"}`."""
+    values = (text.partition("=")[2] if text.startswith("--") else text for text in arguments)
+    return set(re.findall(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", " ".join(values)))
+
+
+def is_untrusted() -> bool:
+    """Whether names come from a file that the user has not declared trustworthy."""
+    source = _SOURCE.get()
+    return source is not None and ANY not in source.consent
+
+
+def weights_follow() -> bool:
+    """Whether a saved model is being loaded: then no other weights are read or downloaded."""
+    source = _SOURCE.get()
+    return source is not None and source.loading
+
+
+def require_consent(path: str, what: str) -> None:
+    """Raises UntrustedName if an import path comes from a file and the user has not consented to it."""
+    source = _SOURCE.get()
+    if source is not None and is_untrusted() and path not in source.consent:
+        raise UntrustedName(
+            f"{source.file} names the {what} {path!r}: this would import the module {path.rpartition('.')[0]!r}, which may "
+            "run any code; if you trust this file, use trust=True, or --trust on the command line"
+        )
+
+
+def remember(path: Path, content: str) -> None:
+    """Remembers that the user consented to every name in `content`, the configuration at `path`."""
+    with atomic_write(_record(path)) as part:
+        part.write_text(_digest(content), encoding="utf-8")
+
+
+def is_remembered(path: Path, content: str) -> bool:
+    """Whether the user has consented to exactly this configuration at this path before."""
+    try:
+        return _record(path).read_text(encoding="utf-8") == _digest(content)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _record(path: Path) -> Path:
+    default = Path.home() / ("AppData/Local" if sys.platform == "win32" else ".local/state")
+    return Path(os.environ.get("XDG_STATE_HOME") or default) / "anytime" / "trusted" / _digest(str(path.resolve()))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

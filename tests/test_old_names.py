@@ -1,0 +1,29 @@
+"""Directories written before modules moved still load: every old import path leads to a class or factory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import anytime.models  # noqa: F401, registers all models
+from anytime.registry import find_factory
+from anytime.support.names import import_object
+from anytime.training.config import canonical_name, find
+
+PATHS = (Path(__file__).parent / "old_import_paths.txt").read_text(encoding="utf-8").split()
+SECTIONS = {"anytime.data": "data", "anytime.objectives": "objective", "anytime.training.regimes": "regime"}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_old_import_path(path: str) -> None:
+    last = path.rpartition(".")[2]
+    if path.startswith("anytime.training.schedules."):
+        assert find("schedule", canonical_name("schedule", path)).__name__ == {"Steps": "MultiStep"}.get(last, last)
+        return
+    section = next((name for room, name in SECTIONS.items() if path.startswith(f"{room}.")), None)
+    if section:
+        assert find(section, canonical_name(section, path)).__name__ == last
+    found = find_factory(path) if last.islower() else import_object(path, "class")
+    assert found.__name__ == last
+    assert found.__module__.startswith("anytime.")

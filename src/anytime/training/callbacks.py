@@ -1,4 +1,4 @@
-"""Callbacks: randomness as a function of the step, checkpoints and a clean end on Ctrl-C, a progress bar."""
+"""Callbacks: randomness as a function of the step, checkpoints and a clean end on Ctrl-C or SIGTERM, a progress bar."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from tqdm import tqdm
 from anytime.data import hashing
 
 AGREE_EVERY = 10  # steps between asking all processes whether one was interrupted
+SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}  # and what the second one does
 
 
 class Interrupted(Exception):
-    """Training was interrupted by the user; a checkpoint has been written."""
+    """Training was interrupted by the user or by a scheduler; a checkpoint has been written."""
 
 
 class Reproducible(L.Callback):
@@ -35,26 +36,28 @@ class Reproducible(L.Callback):
         if set_epoch := getattr(trainer.train_dataloader, "set_epoch", None):
             set_epoch(trainer.current_epoch)
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        step = torch.tensor(trainer.global_step)
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        accumulated = trainer.accumulate_grad_batches
+        step = torch.tensor(trainer.global_step * accumulated + batch_idx % accumulated)
         torch.manual_seed(int(hashing.keys(step, self.seed, trainer.global_rank)))
 
 
 class Checkpoints(Checkpoint):
-    """Writes a checkpoint to `path` after every epoch, and on Ctrl-C, after which it raises `Interrupted`.
+    """Writes a checkpoint to `path` after every epoch, and on Ctrl-C or SIGTERM, after which it raises `Interrupted`.
 
-    It first finishes the current step, and the validation if that step is the last of its epoch. A second Ctrl-C stops at
+    It first finishes the current step, and the validation if that step is the last of its epoch. A second signal stops at
     once. If there are several processes, interrupting one is enough.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._interrupted = False
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def _interrupt(self, *_: Any) -> None:
         self._interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, second in SIGNALS.items():
+            signal.signal(number, second)
 
     def _any_interrupted(self, trainer: L.Trainer) -> bool:
         several = trainer.world_size > 1
@@ -62,13 +65,17 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+            self._previous = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step and self._any_interrupted(trainer):  # since the last epoch was saved
             raise Interrupted
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # a checkpoint would lose the gradients accumulated so far
         if (trainer.world_size == 1 or trainer.global_step % AGREE_EVERY == 0) and self._any_interrupted(trainer):
             trainer.save_checkpoint(self.path)
             if not trainer.is_last_batch:
@@ -78,9 +85,9 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self.path)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     on_exception = teardown
 
@@ -103,7 +110,7 @@ class Progress(L.Callback):
             metrics = trainer.callback_metrics
             shown = {name: f"{metrics[key]:.3f}" for key, name in names.items() if key in metrics}
             self._bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **shown, refresh=False)
-            self._bar.update()
+            self._bar.update(trainer.global_step - self._bar.n)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         if self._bar is not None:

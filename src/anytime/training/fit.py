@@ -44,6 +44,7 @@ class Settings:
         num_nodes: Number of nodes.
         strategy: Lightning's strategy, e.g. "auto" or "ddp".
         gradient_clip: Maximum norm of the gradient; null: not clipped.
+        accumulate: Batches per optimizer step, whose gradients are averaged; schedules count optimizer steps.
         validate_every: Epochs between validations.
         progress: Shows a progress bar.
         weights: Run directory or pretrained name of the same network, whose weights to start from; default: random weights.
@@ -61,12 +62,13 @@ class Settings:
     num_nodes: int = 1
     strategy: str = "auto"
     gradient_clip: float | None = None
+    accumulate: int = 1
     validate_every: int = 1
     progress: bool = True
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "num_nodes", "validate_every"):
+        for name in ("epochs", "num_nodes", "validate_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
         if not 0 <= self.seed < 2**32:
@@ -106,7 +108,7 @@ def fit(
 ) -> L.Trainer:
     """Trains `model` in place; checkpoints, metrics and the finished model go to the directory `run`.
 
-    A checkpoint is written after every epoch and on Ctrl-C. It holds only plain tensors and numbers. With `resume` training
+    A checkpoint is written after every epoch, on Ctrl-C and on SIGTERM. It holds only plain tensors and numbers. With `resume` training
     resumes from it; order of images and augmentation are functions of seed, epoch and image, so with
     `settings.deterministic` the weights are bit-identical to those of an uninterrupted training.
 
@@ -120,7 +122,7 @@ def fit(
 
     Raises:
         NonFiniteLoss: The loss became NaN or infinite; the last checkpoint is from before.
-        Interrupted: Ctrl-C; a checkpoint has been written.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
         FileNotFoundError, ValueError: `resume`, and there is no checkpoint or it is damaged.
         ValueError: The regime cannot train this model, or it could not be saved afterwards.
         OSError: The disk is full; the previous checkpoint is intact.
@@ -140,6 +142,7 @@ def fit(
         default_root_dir=run,
         max_epochs=settings.epochs,
         gradient_clip_val=settings.gradient_clip,
+        accumulate_grad_batches=settings.accumulate,
         use_distributed_sampler=False,
         check_val_every_n_epoch=settings.validate_every,
         enable_progress_bar=False,

@@ -40,7 +40,7 @@ class Mixed(Regime):
         return [self.backbone_epochs, epochs - self.backbone_epochs]
 
     def before_step(self, module: TrainingModule) -> None:
-        if module.global_step == self.backbone_epochs * module.trainer.num_training_batches:
+        if module.global_step == self.backbone_epochs * module.steps_per_epoch:
             for optimizer in module.trainer.optimizers:
                 optimizer.state.clear()
 

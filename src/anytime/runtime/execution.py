@@ -15,7 +15,7 @@ from anytime.stopping.rules import Rule
 
 
 class Execution:
-    """Runs the steps of one batch inside `torch.inference_mode()`, from one thread.
+    """Runs the steps of one batch from one thread; the caller enters the conditions of `run` (see `Conditions`).
 
     `step` is the number of steps run, `alive` the number of samples in the batch. If only some batch sizes are compiled,
     copies of the first sample pad the batch.
@@ -92,7 +92,8 @@ class EagerExecution(Execution):
         if self._rule is None or self.done:
             return
         given = self._rule_state, self.step, self._first_level, self._costs[self.step], next_seconds
-        stop, self._rule_state = self._rule.update(*given)
+        with self._run.conditions():
+            stop, self._rule_state = self._rule.update(*given)
         if not stop.any():
             return
         stay = (~stop).nonzero().flatten()

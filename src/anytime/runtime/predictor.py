@@ -57,10 +57,11 @@ class Predictor:
     On CUDA, steps start before the answer of the previous one has arrived, `depth` at a time; at the deadline you get the
     newest answer that is there. A stopping rule has to see an answer before the next step starts: with a rule, the depth is 1.
 
-    Any number of threads may share one predictor: each call has its own state.
+    Any number of threads may share one predictor: each call has its own state. Every answer is computed in eval mode, in the
+    precision of the weights (whatever the caller's autocast), and with denormal numbers as zero.
 
     Args:
-        model: An anytime model; put into eval mode.
+        model: An anytime model; put into eval mode. If it is in train mode later, only answers are computed in eval mode.
         profile: `anytime.profile(model, example)`. Without one, a step starts as long as any time is left.
         combine: How the answer is made from the steps so far: a combiner, or a name (`"last"`, `"caching"`, `"product"`,
             `"mixture"`, or one saved with the model). None: the one that a saved rule was fitted to, or the last answer.
@@ -264,7 +265,7 @@ class Predictor:
 
     def _launch(self, run: EagerExecution | LazyExecution, start: float, budget: float | None) -> _Launched:
         at, planned = self.clock(), self._planned(run)
-        with torch.inference_mode():
+        with self._run.conditions():
             if isinstance(run, LazyExecution):
                 compute, step = partial(self._read, run.advance(), run.step, start, budget), run.step
                 return _Launched(mark(run.x.device), lambda _, reason: LazyAnswer(compute, step, reason), at, *planned)
@@ -280,7 +281,7 @@ class Predictor:
 
     def _read(self, logits: Callable[[], Tensor], step: int, start: float, budget: float | None, reason: str) -> Answer:
         """The answer of one step on its own, combined with no other."""
-        with torch.inference_mode():
+        with self._run.conditions():
             parts = logits().float().split(self.model.levels, 1)
             state = self._combiner.start(self.model.num_steps)
             arrivals = [self._send(self._combiner.update(state, part, step)[0]) for part in parts]
@@ -313,16 +314,15 @@ class Predictor:
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         if self.profile is None:
             raise ValueError("contract=True plans by a profile; give Predictor one: anytime.profile(model, example)")
-        with torch.inference_mode():
-            answer = self._prior_answer(x, start, budget, prior)
-            left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
-            latencies = self.profile.at(len(x)).contract
-            needed = [seconds.at(self._quantile) for seconds in latencies]
-            fitting = [t for t, seconds in enumerate(needed, 1) if self._drift.slowdown * seconds <= left]
-            if not fitting:
-                if min(needed) <= left:
-                    self._drift.forget()
-                return replace(answer, reason="deadline")
+        answer = self._prior_answer(x, start, budget, prior)
+        left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
+        latencies = self.profile.at(len(x)).contract
+        needed = [seconds.at(self._quantile) for seconds in latencies]
+        fitting = [t for t, seconds in enumerate(needed, 1) if self._drift.slowdown * seconds <= left]
+        if not fitting:
+            if min(needed) <= left:
+                self._drift.forget()
+            return replace(answer, reason="deadline")
         step, at = max(fitting), self.clock()
         reason = "complete" if step == self.model.num_steps else "deadline"
         answer = self._read(lambda: self.model(x, step=step), step, start, budget, reason)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anytime.cost import hardware, step_macs
-from anytime.model import AnytimeModel, eval_mode
+from anytime.model import AnytimeModel
 from anytime.runtime.steps import CompiledSteps, EagerSteps
 from anytime.support.files import atomic_write
 
@@ -179,7 +179,7 @@ def profile(
     reference = next(model.parameters())
     run = CompiledSteps(model, size, batch_sizes) if compile else EagerSteps(model)
     batches = {}
-    with torch.inference_mode(), eval_mode(model):
+    with run.conditions():
         for batch_size in sorted(set(batch_sizes)):
             x = torch.rand(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(reference)
             batches[batch_size] = _measure(run, x, repeats, warmup, clock)

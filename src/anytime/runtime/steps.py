@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from anytime.model import AnytimeModel, SplitStep, State, eval_mode, select_samples
+from anytime.model import AnytimeModel, SplitStep, State, select_samples
+from anytime.runtime.conditions import conditions_of
 
 
 class EagerSteps:
@@ -18,10 +19,13 @@ class EagerSteps:
     Args:
         model: The model; it is not changed.
         lazy: Steps skip their heads and return None as their answer; `read` computes the answer of a state (see `SplitStep`).
+
+    Attributes:
+        conditions: `with run.conditions():` around everything that computes with the model (see `Conditions`).
     """
 
     def __init__(self, model: AnytimeModel, lazy: bool = False) -> None:
-        self.model, self.lazy = model, lazy
+        self.model, self.lazy, self.conditions = model, lazy, conditions_of(model)
         self._halves = cast(SplitStep, model)
 
     def size(self, batch: int) -> int:
@@ -49,7 +53,7 @@ class CompiledSteps(EagerSteps):
     already occurred in the warm-up, which runs each step on the state after the previous step and on a compacted state.
 
     Args:
-        model: On its device and in its precision; in eval mode during the warm-up.
+        model: On its device and in its precision.
         input_size: (channels, height, width).
         batch_sizes: The batch sizes to compile for.
         lazy: As for `EagerSteps`; both halves of each step are compiled.
@@ -68,7 +72,7 @@ class CompiledSteps(EagerSteps):
         self._steps = {size: compiled("step", whole, size) for size in self._sizes}
         self._reads = {size: compiled("read", halves.read, size) for size in self._sizes} if lazy else {}
         reference = next(model.parameters())
-        with torch.inference_mode(), eval_mode(model):
+        with self.conditions():
             for size in self._sizes:
                 everyone = torch.arange(size, device=reference.device)
                 state = model.initial_state(torch.rand(size, *input_size).to(reference))

@@ -1,0 +1,77 @@
+"""The conditions under which a model computes here, whatever the caller's are."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from anytime.runtime.forks import renew_after_fork
+
+
+class Conditions:
+    """`with conditions():` computes in inference and eval mode, in the precision of the weights, with denormals as zero.
+
+    Afterwards every module is in the mode it was in, and the caller's autocast and denormals count again. Denormal numbers
+    (below 1.2e-38 in float32) would make a step up to 20 times slower. Any number of threads may be inside; they share one
+    object per model (`conditions_of`), so that none of them restores a mode while another still computes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._modules = model, list(model.modules())
+        self._inside = 0
+        self._training: list[nn.Module] = []  # to be put back into train mode by the last thread that leaves
+        self._lock = threading.Lock()
+        self._tensor = next(model.parameters(), next(model.buffers(), torch.empty(0)))  # says the device
+        renew_after_fork(self)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self._enter()
+        flushed = sys.float_info.min * 0.5 == 0.0
+        torch.set_flush_denormal(True)
+        try:
+            with torch.inference_mode(), self._own_precision():
+                yield
+        finally:
+            torch.set_flush_denormal(flushed)
+            self._leave()
+
+    def _own_precision(self) -> torch.autocast | nullcontext[None]:
+        device = self._tensor.device.type
+        return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+    def _enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if any(module.training for module in self._modules):
+                training = [module for module in self._model.modules() if module.training]
+                self._training += training
+                for module in training:
+                    module.training = False
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._training:
+                for module in self._training:
+                    module.training = True
+                self._training = []
+
+    def renew(self) -> None:
+        """In a forked process: the threads that were inside are not there."""
+        self._lock, self._inside = threading.Lock(), 1
+        self._leave()
+
+
+_by_model: weakref.WeakValueDictionary[int, Conditions] = weakref.WeakValueDictionary()
+
+
+def conditions_of(model: nn.Module) -> Conditions:
+    """The conditions of a model, one object for all who compute with it."""
+    return _by_model.setdefault(id(model), Conditions(model))

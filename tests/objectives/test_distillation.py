@@ -55,6 +55,32 @@ def test_edges() -> None:
     assert SelfDistillation().losses(z.half(), TARGET).dtype == torch.float32
 
 
+def test_label_levels_are_distributions_of_their_own() -> None:
+    """Levels of 3 and 2 classes: the losses are sums over the levels, and a shift of one level's logits changes nothing."""
+    z, target = logits().detach(), torch.tensor([[0, 1], [2, 0], [1, 1]])
+    objective = SelfDistillation(alpha=0.3, temperature=2.0)
+    objective.set_levels((3, 2))
+    parts = [SelfDistillation(0.3, 2.0).losses(level, y) for level, y in zip(z.split((3, 2), 2), target.T, strict=True)]
+    assert objective.losses(z, target).tolist() == pytest.approx((parts[0] + parts[1]).tolist(), abs=1e-14)
+    shifted = z + torch.tensor([5.0, 5, 5, 0, 0])
+    assert objective(shifted, target).item() == pytest.approx(objective(z, target).item(), abs=1e-12)
+    given = SelfDistillation(alpha=0.3, loss=lambda answers, _: answers.mean((1, 2)))
+    given.set_levels((3, 1))
+    with pytest.raises(ValueError, match=r"the label levels \(3, 1\) need 4 logits, got 5"):
+        given(z, target)
+
+
+def test_two_label_levels_by_hand() -> None:
+    """Teachers (3/4, 1/4) and (1/2, 1/2), a student of (1/2, 1/2) and (1/4, 3/4); alpha = 1."""
+    ln3 = math.log(3)
+    answers = torch.tensor([[[0.0, 0, 0, ln3]], [[ln3, 0, 0, 0]]], dtype=torch.float64)
+    objective = SelfDistillation(alpha=1.0)
+    objective.set_levels((2, 2))
+    first = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    second = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert objective.losses(answers, torch.tensor([[0, 0]]))[0].item() == pytest.approx(first + second, abs=1e-15)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

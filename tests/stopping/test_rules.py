@@ -194,6 +194,15 @@ def test_rules_of_another_network_are_refused(make_trace):
             made.stops(trace, trace.logits.softmax(2))
 
 
+@pytest.mark.parametrize("made", RULES, ids=repr)
+def test_several_label_levels_need_a_choice(made, make_trace):
+    trace = make_trace(6)
+    levels = replace(trace, labels=torch.zeros(6, 2, dtype=torch.int64), meta={"levels": [2, 2]})
+    with pytest.raises(ValueError, match=r"pick one: trace.level\(0\)"):
+        made.stops(levels, levels.logits.softmax(2))
+    assert made.stops(levels.level(0), levels.level(0).logits.softmax(2)).shape == (6,)
+
+
 def test_missing_seconds_are_refused(make_trace):
     trace = replace(make_trace(3), seconds=None)
     with pytest.raises(ValueError, match="needs seconds, which this trace does not hold"):

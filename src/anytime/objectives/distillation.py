@@ -15,9 +15,10 @@ from anytime.objectives.weighting import Normalization, check_interval
 class SelfDistillation(Weighted):
     """L = sum_t w_t l_t with l_T = CE_T and l_t = (1 - alpha) CE_t + alpha tau^2 KL(p_T || p_t) for t < T.
 
-    p = softmax(logits / tau). The last answer teaches and gets no gradient from the others; tau^2 keeps the gradient's scale.
-    KL is summed over classes and averaged over the batch. Source: Li et al., ICCV 2019 (one-for-all knowledge distillation),
-    whose published code also averages KL over classes, so that alpha weighs K times less there; Phuong, Lampert, ICCV 2019.
+    p = softmax(logits / tau); with several label levels, CE and KL are sums over the levels. The last answer teaches and gets
+    no gradient from the others; tau^2 keeps the gradient's scale. KL is summed over classes and averaged over the batch.
+    Source: Li et al., ICCV 2019 (one-for-all knowledge distillation), whose published code also averages KL over classes, so
+    that alpha weighs K times less there; Phuong, Lampert, ICCV 2019.
 
     Args:
         alpha: Share of the teacher, in [0, 1]; 0 is `Weighted`.
@@ -60,7 +61,15 @@ class SelfDistillation(Weighted):
         return torch.cat([early, losses[-1:]])
 
     def _divergences(self, logits: Tensor) -> Tensor:
-        """KL(p_T || p_t) of the answers t < T, `[T - 1]`; p_T has no gradient."""
-        log_p = (full_precision(logits) / self.temperature).log_softmax(-1)
-        teacher = log_p[-1].detach().expand_as(log_p[:-1])
-        return F.kl_div(log_p[:-1], teacher, reduction="none", log_target=True).sum(-1).mean(1)
+        """KL(p_T || p_t) of the answers t < T, summed over label levels, `[T - 1]`; p_T has no gradient."""
+        sizes = self.levels or (logits.shape[-1],)
+        if sum(sizes) != logits.shape[-1]:
+            raise ValueError(f"the label levels {sizes} need {sum(sizes)} logits, got {logits.shape[-1]}")
+        weights = self.level_weights or [1.0] * len(sizes)
+        divergences = logits.new_zeros(len(logits) - 1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        for weight, level in zip(weights, full_precision(logits).split(sizes, -1), strict=True):
+            log_p = (level / self.temperature).log_softmax(-1)
+            teacher = log_p[-1].detach().expand_as(log_p[:-1])
+            each = F.kl_div(log_p[:-1], teacher, reduction="none", log_target=True)
+            divergences = divergences + weight * each.sum(-1).mean(1)
+        return divergences

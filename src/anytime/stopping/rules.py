@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anytime.model import State
 from anytime.support.tagged import Tagged
-from anytime.trace import Trace
+from anytime.trace import Trace, require_one_level
 
 Verdict = tuple[Tensor, State]
 _ROUNDED_ONE = 1 + 1e-4  # a weighted sum of float32 probabilities may slightly exceed 1
@@ -67,8 +67,10 @@ class Rule(Tagged):
             probabilities: `combiner(trace.logits)`, `[T, N, K]`.
 
         Raises:
-            ValueError: As `start`, or if the probabilities have another shape or the trace lacks seconds that the rule needs.
+            ValueError: As `start`; the trace has several label levels, the probabilities have another shape, or the trace
+                lacks seconds that the rule needs.
         """
+        require_one_level(trace)
         if probabilities.shape != trace.logits.shape:
             raise ValueError(f"probabilities must be {list(trace.logits.shape)}, got {list(probabilities.shape)}")
         if "seconds" in self.needs and trace.seconds is None:

@@ -95,8 +95,16 @@ def answers_of_threads(backend: str, monkeypatch) -> None:
         with predictor.session(x) as session:
             return session.wait(60)
 
+    frame = images[3].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as a camera's [H, W, C]
+    layouts = [frame, images[3].contiguous(memory_format=torch.channels_last), images[3].mT.contiguous().mT]
     with torch.compiler.set_stance("fail_on_recompile"):
-        assert torch.equal(predictor(images[3]).steps, expected[3].steps)
+        for x in (images[3], *layouts, torch.nn.Parameter(images[3])):
+            assert torch.equal(predictor(x).steps, expected[3].steps)
+            assert torch.equal(one(x).steps, expected[3].steps)
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(predictor(images[3]).steps, expected[3].steps)
+        model.eval()
         with ThreadPoolExecutor(8) as threads:
             for got, want in zip(threads.map(one, images), expected, strict=True):
                 assert torch.equal(got.steps, want.steps)

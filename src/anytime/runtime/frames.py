@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from anytime.runtime.answer import PRIOR, Answer
+from anytime.runtime.door import prior_answer
 from anytime.runtime.predictor import Predictor
 
 _TINY = 1e-9  # seconds: the deadline of a first frame whose time is already over
@@ -64,8 +64,7 @@ def _frames(predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: C
             sleep(early)
         left = end - predictor.clock()
         if last is not None and left <= 0:
-            nothing = torch.zeros_like(last.steps)
-            answer = replace(last, steps=nothing + PRIOR, macs=nothing, elapsed=0.0, deadline=1 / fps, reason="deadline")
+            answer = replace(prior_answer(last.levels, len(last.steps), 0.0, 1 / fps, last), reason="deadline")
         else:
             answer = predictor(image[None], max(left, _TINY), prior=last)  # not `until`, which may pass on the way there
         held = last if answer.missed else answer

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
-from anytime.runtime.answer import PRIOR, Answer
+from anytime.runtime.answer import Answer
+from anytime.runtime.door import admit, prior_answer, prior_levels
 from anytime.runtime.drift import Drift
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits, read
@@ -58,7 +59,8 @@ class Predictor:
     newest answer that is there. A stopping rule has to see an answer before the next step starts: with a rule, the depth is 1.
 
     Any number of threads may share one predictor: each call has its own state. Every answer is computed in eval mode, in the
-    precision of the weights (whatever the caller's autocast), and with denormal numbers as zero.
+    precision of the weights (whatever the caller's autocast), and with denormal numbers as zero. Images are copied at the
+    call: an answer describes them as they were then.
 
     Args:
         model: An anytime model; put into eval mode. If it is in train mode later, only answers are computed in eval mode.
@@ -124,7 +126,7 @@ class Predictor:
         self.model, self.profile = model.eval(), profile
         self._rule = rule
         self._quantile, self._guard, self.clock = quantile, guard, clock
-        self._prior = _prior_levels(model.levels, prior)
+        self._prior = prior_levels(model.levels, prior)
         on_cuda = next(model.parameters()).is_cuda
         self._depth = depth if on_cuda and rule is None and not lazy_exits else 1
         self._send = send
@@ -150,7 +152,7 @@ class Predictor:
         """The best answer for images `[B, C, H, W]` by the deadline.
 
         Args:
-            x: Images in [0, 1] on the model's device.
+            x: Images in [0, 1] on the model's device, in any memory layout; copied now.
             deadline: Seconds from now; None for no deadline.
             until: An absolute time of the clock (`time.monotonic()`) instead of `deadline`.
             contract: Computes only the deepest answer that fits; needs a profile.
@@ -162,7 +164,7 @@ class Predictor:
         """
         start = self.clock()
         budget = self._budget(start, deadline, until)
-        self._check(x)
+        x = admit(x, self.model, self.profile)
         if contract:
             return self._contract(x, start, budget, prior)
         for answer in self._answers(x, start, budget, prior):
@@ -178,13 +180,13 @@ class Predictor:
         """
         start = self.clock()
         budget = self._budget(start, deadline, until)
-        self._check(x)
+        x = admit(x, self.model, self.profile)
         return (read(answer) for answer in self._answers(x, start, budget, prior))
 
     def session(self, x: Tensor, prior: Answer | None = None) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
         start = self.clock()
-        self._check(x)
+        x = admit(x, self.model, self.profile)
         first = self._prior_answer(x, start, None, prior)
         with self._lock:
             if self._threads is None:
@@ -204,32 +206,8 @@ class Predictor:
             raise ValueError(f"deadline must be a number of seconds above zero, got {deadline!r}")
         return deadline
 
-    def _check(self, x: Tensor) -> None:
-        """Validates the images up front, so that a stream cannot fail halfway through."""
-        self.model.check_input(x)
-        reference = next(self.model.parameters())
-        if x.device != reference.device:
-            raise TypeError(f"the images are on {x.device}, the model on {reference.device}")
-        if x.dtype != reference.dtype:
-            raise TypeError(f"the images are {x.dtype}, the model {reference.dtype}; convert them: x.to({reference.dtype})")
-        if not torch.isfinite(x).all():
-            raise ValueError("the images hold NaN or infinite pixels")
-        if self.profile is not None:
-            self.profile.at(len(x))
-            if tuple(x.shape[1:]) != tuple(self.profile.input_size):
-                given, known = ("x".join(map(str, size)) for size in (x.shape[1:], self.profile.input_size))
-                raise ValueError(f"the images are {given}, the profile is of {known}; resize them, or profile that size")
-
     def _prior_answer(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
-        batch = len(x)
-        nothing = torch.zeros(batch, dtype=torch.int64)
-        levels = tuple(level.expand(batch, -1) for level in self._prior)
-        if prior is not None:
-            given, wanted = ([list(level.shape) for level in each] for each in (prior.levels, levels))
-            if given != wanted:
-                raise ValueError(f"prior must be an answer for as many images, {wanted}, got {given}")
-            levels = prior.levels
-        return Answer(levels, nothing + PRIOR, self.clock() - start, budget, nothing)
+        return prior_answer(self._prior, len(x), self.clock() - start, budget, prior)
 
     def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer | LazyAnswer]:
         """All answers that fit; with lazy exits they are computed when read."""
@@ -328,14 +306,3 @@ class Predictor:
         answer = self._read(lambda: self.model(x, step=step), step, start, budget, reason)
         self._drift.notice(latencies[step - 1].p50, self.clock() - at)
         return answer
-
-
-def _prior_levels(sizes: Sequence[int], prior: Tensor | None) -> tuple[Tensor, ...]:
-    """The prior `[K_d]` of each label level."""
-    if prior is None:
-        return tuple(torch.full((size,), 1 / size) for size in sizes)
-    levels = prior.split(list(sizes)) if prior.shape == (sum(sizes),) else ()
-    if not levels or not all(torch.isclose(level.sum(), torch.tensor(1.0), atol=1e-3) for level in levels):
-        each = f" in each of the levels {tuple(sizes)}" if len(sizes) > 1 else ""
-        raise ValueError(f"prior must be {sum(sizes)} probabilities that sum to 1{each}, got {list(prior.shape)}")
-    return levels

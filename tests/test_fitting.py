@@ -1,9 +1,11 @@
 """`anytime fit`: goals as typed, and the rules fitted to them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from anytime.combine import Last, Temperature
+from anytime.combine import Last, Temperature, fit_temperatures
 from anytime.stopping import Never, certified, mean_loss, measure
 from anytime.stopping.fitting import Goal, fit_rule
 from anytime.support.units import parse_budget
@@ -74,6 +76,19 @@ def test_a_guarantee_is_calibrated_on_images_that_the_temperatures_never_saw() -
     assert isinstance(fitted.combine, Temperature)
     assert mean_loss(TEST, fitted.stop, fitted.combine) < 0.08
     assert fit_rule(VALIDATION, TEST, "last", goal._replace(sure=None)).stop != Never()
+
+
+def test_the_temperatures_and_a_guarantee_share_no_group() -> None:
+    groups = [n // 10 for n in range(600)]
+    declared = replace(VALIDATION, meta=VALIDATION.meta | {"groups": groups})
+    goal = Goal.of("confidence", None, 0.1, 0.8, None, declared)
+    fitted = fit_rule(declared, TEST, "temperature", goal)
+    assert (fitted.facts["fitted_on"], fitted.facts["groups"]) == (300, 30)
+    odd = torch.tensor(groups) % 2 == 1
+    half = replace(VALIDATION, logits=VALIDATION.logits[:, ~odd], labels=VALIDATION.labels[~odd])
+    assert fitted.combine == fit_temperatures(half)
+    assert fit_rule(declared, TEST, "last", goal).facts["groups"] == 60
+    assert "groups" not in fit_rule(declared, TEST, "last", Goal.of("confidence", "60%", None, None, None, declared)).facts
 
 
 def test_prices() -> None:

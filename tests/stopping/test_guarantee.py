@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,6 +54,54 @@ def test_conformal_risk_is_kept_on_average(population, risks):
     losses = torch.tensor([risks[conformal(trace, epsilon, LADDER).rule] for trace in traces])
     assert 0.6 * epsilon < float(losses.mean()) <= epsilon + 2 * float(losses.std()) / draws**0.5
     assert float((losses > epsilon).double().mean()) > 0.2
+
+
+def tracks(population, count, generator, declared=True, frames=30):
+    """Tracks of equal frames, in any order."""
+    index = torch.randint(population.num_samples, (count,), generator=generator).repeat(frames)
+    groups = torch.arange(count).repeat(frames)
+    names, meta = population.class_names, {"groups": groups.tolist()} if declared else {}
+    return Trace(population.logits[:, index], population.labels[index], population.macs, None, None, names, meta=meta)
+
+
+def share_above(choose, population, risks, declared, epsilon=0.1, draws=60):
+    generator = torch.Generator().manual_seed(2)
+    chosen = [choose(tracks(population, 100, generator, declared), epsilon, candidates=LADDER).rule for _ in range(draws)]
+    losses = torch.tensor([risks[rule] for rule in chosen])
+    return float((losses > epsilon).double().mean()), float(losses.mean())
+
+
+@pytest.fixture(scope="module")
+def steep(make_trace):
+    """A network whose risk crosses 10 % on the ladder."""
+    population = make_trace(3000, steps=3, seed=12)
+    return population, {rule: loss(population, rule) for rule in LADDER} | {Never(): 0.0}
+
+
+def test_frames_of_a_track_are_one_sample(steep):
+    """A certificate of 90 % over 100 tracks of 30 equal frames: kept with groups, broken when each frame counts."""
+    kept, mean = share_above(certified, *steep, declared=True)
+    broken, _ = share_above(certified, *steep, declared=False)
+    assert kept <= 0.1
+    assert mean > 0.02
+    assert broken > 0.3
+    _, mean = share_above(conformal, *steep, declared=True)
+    assert 0.05 < mean <= 0.1
+
+
+def test_groups_by_hand(from_probabilities):
+    """5 groups of 2 and one of 10 samples; at 0.7 a group loses one of two: mean losses 1/2, 0, 0, 0, 0, 0."""
+    sure, wrong = [0.05, 0.95], [0.8, 0.2]
+    trace = from_probabilities([[wrong] + [sure] * 19, [sure] * 20], labels=[1] * 20, macs=[1, 2])
+    trace = replace(trace, meta={"groups": [7, 7, 1, 1, 2, 2, 3, 3, 4, 4] + [9] * 10})
+    bold = Confidence(0.7)
+    assert conformal(trace, 1.5 / 7 + 1e-9, [bold]).rule == bold
+    assert conformal(trace, 1.5 / 7 - 1e-9, [bold]).rule == Never()
+    # kl(1/12, 1/2) = 0.40631, exp(-6 kl) = 0.08735; e P(Bin(6, 1/2) <= 1) = 0.297
+    assert certified(trace, 0.5, 0.0875, [bold]).rule == bold
+    assert certified(trace, 0.5, 0.0872, [bold]).rule == Never()
+    with pytest.raises(ValueError, match="one group for each of 20 samples, got 2"):
+        certified(replace(trace, meta={"groups": [1, 2]}), 0.5)
 
 
 def test_fixed_sequence_by_hand(from_probabilities):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from anytime.analysis.curves import costs
 from anytime.combine import Combiner, combiner, fit_temperatures
 from anytime.stopping.choose import Outcome, Spent, best_thresholds, budgeted, measure, ratio_for
-from anytime.stopping.guarantee import certified, conformal, mean_loss
+from anytime.stopping.guarantee import certified, conformal, group_numbers, mean_loss
 from anytime.stopping.learned import learned_stop
 from anytime.stopping.rules import Never
 from anytime.stopping.saved import Fitted
@@ -64,7 +66,8 @@ class Goal(NamedTuple):
 def fit_rule(validation: Trace, test: Trace, combine: str, goal: Goal) -> Fitted:
     """Fits the combiner and then the rule, to its answers, on `validation`; the facts state the outcome on `test`.
 
-    A guarantee must not be calibrated on the samples that the combiner was fitted to: then each gets half of them.
+    A guarantee must not be calibrated on the samples that the combiner was fitted to: then each gets half of them, or half
+    of their groups.
     """
     calibration = validation
     if combine == "temperature":
@@ -74,12 +77,14 @@ def fit_rule(validation: Trace, test: Trace, combine: str, goal: Goal) -> Fitted
         combined: Combiner = fit_temperatures(first)
     else:
         combined = combiner(combine, validation.macs.tolist())
+    groups = None if goal.max_loss is None else group_numbers(calibration)
     rule = Never() if goal.method is None else _chosen(calibration, goal, combined).rule
     outcome = measure(rule, test, combined)
     facts = {
         **{key: value for key, value in goal._asdict().items() if value is not None},
         "dataset": validation.meta.get("dataset"),
         "fitted_on": calibration.num_samples,
+        **({} if groups is None else {"groups": int(groups.max()) + 1}),
         "measured_on": test.num_samples,
         "test_accuracy": outcome.accuracy,
         "test_macs": outcome.macs,
@@ -103,6 +108,10 @@ def _chosen(trace: Trace, goal: Goal, combined: Combiner) -> Outcome:
 
 
 def _every_other(trace: Trace, start: int) -> Trace:
-    part = slice(start, None, 2)
+    """Every second sample, or the samples of every second group."""
+    groups = group_numbers(trace)
+    numbers = torch.arange(trace.num_samples) if groups is None else groups
+    part = (numbers % 2 == start).nonzero()[:, 0]
     features = None if trace.features is None else trace.features[:, part]
-    return replace(trace, logits=trace.logits[:, part], labels=trace.labels[part], features=features)
+    meta = dict(trace.meta) if groups is None else {**trace.meta, "groups": groups[part].tolist()}
+    return replace(trace, logits=trace.logits[:, part], labels=trace.labels[part], features=features, meta=meta)

@@ -1,13 +1,19 @@
-"""Rules with a guarantee that holds for any network and any data distribution.
+"""Rules with a guarantee that holds for any network and any data distribution; see docs/guarantees.md.
 
 The loss of a sample is L = max(0, correct_T - correct_stopped), in {0, 1}: stopping early lost an answer that the full
 network gets right. Its mean bounds the loss of accuracy against the full network. The only assumptions are that calibration
 and future samples are exchangeable (for `certified`: independent and identically distributed), and that neither network,
-combiner nor candidates were fitted on the calibration trace.
+combiner nor candidates were fitted on the calibration trace. One trace certifies one rule: of several, each from its own
+`epsilon` or `combiner`, the best on the same trace has no guarantee.
+
+Samples that belong together, such as the frames of a track, are one sample. If `trace.meta["groups"]` holds a number for
+each sample, L is averaged within each group first, so that E[L] is the loss of a random sample of a random group, and the
+groups are what must be exchangeable.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,12 +33,13 @@ def certified(
 ) -> Outcome:
     """The boldest candidate with P(E[L] <= epsilon) >= 1 - alpha over the draw of the calibration samples.
 
-    Learn then Test (Angelopoulos et al. 2021) with fixed-sequence testing: candidates are tested in order, each with the exact
-    binomial p-value P(Bin(N, epsilon) <= sum_n L_n) of the hypothesis E[L] > epsilon, up to the first p > alpha. L need not
-    grow along the candidates. With N < log(alpha) / log(1 - epsilon) samples nothing can be certified.
+    Learn then Test (Angelopoulos et al. 2021) with fixed-sequence testing: candidates are tested in order, each with a p-value
+    of the hypothesis E[L] > epsilon, up to the first p > alpha. p is the exact P(Bin(N, epsilon) <= sum_n L_n), or for groups
+    the bound of Hoeffding and Bentkus. L need not grow along the candidates. With N < log(alpha) / log(1 - epsilon) samples,
+    or groups, nothing can be certified.
 
     Args:
-        trace: The answers on a calibration split.
+        trace: The answers on a calibration split; samples are grouped by `trace.meta["groups"]`, if given.
         epsilon: The allowed loss of accuracy, in (0, 1).
         alpha: The allowed probability of exceeding it, in (0, 1).
         candidates: From cautious to bold, in an order fixed without looking at `trace`; for example the rules of
@@ -41,14 +48,16 @@ def certified(
 
     Returns:
         The outcome on `trace`; its rule is `Never()` if not even the first candidate passes.
-    """
-    from scipy.stats import binom
 
+    Raises:
+        ValueError: epsilon or alpha is out of range, or there is not one group for each sample.
+    """
     _require_share(epsilon, "epsilon")
     _require_share(alpha, "alpha")
+    by_group, p_value = _grouping(trace), _exact if group_numbers(trace) is None else _hoeffding_bentkus
 
     def passes(losses: Tensor) -> bool:
-        return not binom.cdf(int(losses.sum()), trace.num_samples, epsilon) > alpha
+        return not p_value(by_group(losses), epsilon) > alpha
 
     return _boldest(Answers.of(trace, combiner), candidates, passes)
 
@@ -60,18 +69,33 @@ def conformal(
 
     Conformal risk control (Angelopoulos et al. 2024). It needs a loss that grows along the candidates, so L is replaced by
     L'_nm = max_{i <= m} L_ni. The mean is also over the draw of the calibration samples: cheaper than `certified`, which
-    holds for nearly every single draw.
+    holds for nearly every single draw. n runs over samples or groups, as in `certified`.
 
     Arguments and result are those of `certified`.
     """
     _require_share(epsilon, "epsilon")
+    by_group = _grouping(trace)
     worst = torch.zeros(trace.num_samples, dtype=torch.bool)
 
     def passes(losses: Tensor) -> bool:
         worst.logical_or_(losses)
-        return (int(worst.sum()) + 1) / (trace.num_samples + 1) <= epsilon
+        grouped = by_group(worst)
+        return (float(grouped.sum()) + 1) / (len(grouped) + 1) <= epsilon
 
     return _boldest(Answers.of(trace, combiner), candidates, passes)
+
+
+def group_numbers(trace: Trace) -> Tensor | None:
+    """The group of each sample, numbered from 0, int64 `[N]`; None if `trace.meta["groups"]` declares none.
+
+    Raises ValueError if there is not one group for each sample.
+    """
+    groups = trace.meta.get("groups")
+    if groups is None:
+        return None
+    if len(groups) != trace.num_samples:
+        raise ValueError(f"meta['groups'] must hold one group for each of {trace.num_samples} samples, got {len(groups)}")
+    return torch.tensor(groups).unique(return_inverse=True)[1]
 
 
 def mean_loss(trace: Trace, rule: Rule, combiner: Combiner | None = None) -> float:
@@ -96,6 +120,33 @@ def _losses(answers: Answers, rule: Rule) -> Tensor:
     """Whether each sample is right at the last step but not where it stops, bool `[N]`."""
     steps = rule.stops(answers.trace, answers.probabilities)
     return answers.right[-1] & ~answers.right.gather(0, steps[None])[0]
+
+
+def _grouping(trace: Trace) -> Callable[[Tensor], Tensor]:
+    """Turns losses `[N]` into their means by group, float64 `[G]`; without groups each sample is one."""
+    groups = group_numbers(trace)
+    if groups is None:
+        return Tensor.double
+    sizes = groups.bincount()
+    return lambda losses: torch.bincount(groups, losses.double(), minlength=len(sizes)) / sizes
+
+
+def _exact(losses: Tensor, epsilon: float) -> float:
+    """P(Bin(N, epsilon) <= sum L) for losses of 0 and 1."""
+    from scipy.stats import binom
+
+    return float(binom.cdf(round(float(losses.sum())), len(losses), epsilon))
+
+
+def _hoeffding_bentkus(losses: Tensor, epsilon: float) -> float:
+    """min(exp(-n kl(mean L, epsilon)), e P(Bin(n, epsilon) <= ceil(sum L))) for losses in [0, 1] (Bates et al. 2021)."""
+    from scipy.stats import binom
+
+    n, mean = len(losses), float(losses.mean())
+    if mean >= epsilon:
+        return 1.0
+    kl = (1 - mean) * math.log((1 - mean) / (1 - epsilon)) + (mean * math.log(mean / epsilon) if mean else 0.0)
+    return min(math.exp(-n * kl), math.e * float(binom.cdf(math.ceil(n * mean - 1e-9), n, epsilon)))
 
 
 def _require_share(value: float, name: str) -> None:

@@ -133,7 +133,7 @@ def test_calibration_is_the_mean_over_batches_and_steps(kernel: str, statistics:
         running.append([buffer.clone() for name, buffer in model.named_buffers() if "running" in name])
     for one, other, both in zip(*running, strict=True):
         assert (both - (one + other) / 2).abs().max() < 1e-10
-    assert model.stem[1].updates is None
+    assert model.stem[1].momentum == 0.1
     if not mixed:
         with pytest.raises(ValueError, match="at least one batch"):
             calibrate(model, [])

@@ -79,17 +79,18 @@ def calibrate(model: AnytimeModel, batches: Iterable[Tensor]) -> None:
             "call convert(model, statistics='per_step') before calibrate to give each step its own",
             stacklevel=3,
         )
-    seen = False
+    seen, momenta = False, [norm.momentum for norm in norms]
     with eval_mode(model):
         model.train()
         try:
             for norm in norms:
-                norm.updates = [0] * norm.rows
+                norm.momentum = None
+                norm.num_batches_tracked.zero_()
             for batch in batches:
                 model(batch[0] if isinstance(batch, tuple | list) else batch)
                 seen = True
         finally:
-            for norm in norms:
-                norm.updates = None
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     if not seen:
         raise ValueError("calibrate needs at least one batch of images, got none")

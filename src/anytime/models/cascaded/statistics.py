@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anytime.models.common.batch_norm import RUNNING
 from anytime.models.common.delay_kernels import Kernel, Smoothing
-from anytime.models.common.step_norm import RUNNING
 
 KEY = "dynamics_text"  # in the state dict
 

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from anytime.models.common.batch_norm import RUNNING, PartedBatchNorm
+
 Statistics = Literal["per_step", "shared"]  # a cascade's running statistics
-RUNNING = ("running_mean", "running_var")
 
 
-class StepBatchNorm2d(nn.Module):
+class StepBatchNorm2d(PartedBatchNorm):
     """Batch norm with one affine map, and one row of running statistics per use.
 
     y = weight * (x - mu) / sqrt(var + eps) + bias, with mu and var of the batch in training and of row r in evaluation:
@@ -24,39 +25,36 @@ class StepBatchNorm2d(nn.Module):
         channels: C of `[B, C, H, W]`.
         rows: Number of uses with separate statistics.
         eps: Added to the variance.
-        momentum: Weight of the newest batch in the running statistics.
-
-    Attributes:
-        updates: While running statistics are plain means over batches, the updates of each row so far; otherwise None.
+        momentum: Weight of the newest batch in the running statistics; None for plain means over batches.
     """
 
-    def __init__(self, channels: int, rows: int = 1, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.updates: list[int] | None = None
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("running_mean", torch.zeros(rows, channels))
-        self.register_buffer("running_var", torch.ones(rows, channels))
+    def __init__(self, channels: int, rows: int = 1, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+        super().__init__(channels, (rows, channels), rows, eps, momentum)
 
     @property
     def rows(self) -> int:
         """Number of uses with separate running statistics."""
         return self.running_mean.shape[0]
 
-    def _momentum(self, row: int) -> float:
-        if self.updates is None:
-            return self.momentum
-        self.updates[row] += 1
-        return 1 / self.updates[row]
+    def repeat_first_row(self, rows: int) -> None:
+        """Gives the norm `rows` rows, all copies of its first."""
+        for name in RUNNING:
+            setattr(self, name, getattr(self, name)[:1].repeat(rows, 1))
+        self.num_batches_tracked = self.num_batches_tracked.new_zeros(rows)
 
-    def forward(self, x: Tensor, row: int = 0) -> Tensor:
+    def _momentum(self, row: int) -> float:
+        if self.momentum is not None:
+            return self.momentum
+        self.num_batches_tracked[row] += 1
+        return 1 / int(self.num_batches_tracked[row])
+
+    def forward(self, input: Tensor, row: int = 0) -> Tensor:
         row = min(row, self.rows - 1)
+        if self.training and not self.updates:
+            return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         momentum = self._momentum(row) if self.training else 0.0
         mean, var = self.running_mean[row], self.running_var[row]
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
+        return F.batch_norm(input, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
 
     def over_time(self, x: Tensor, rows: Sequence[int], copies: int = 1) -> Tensor:
         """Batch norm of n time steps that follow each other in the batch dimension: `[n * B, C, H, W]` to the same.
@@ -76,17 +74,21 @@ class StepBatchNorm2d(nn.Module):
         return torch.cat([self(part, row) for part, row in zip(x.chunk(len(rows)), rows, strict=True)])
 
     def _train_on_copies(self, x: Tensor, row: int, copies: int) -> Tensor:
-        with torch.no_grad():
-            exact = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
-            var, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
-            size, momentum = copies * x.numel() // x.shape[1], self._momentum(row)
-            # Update through .data, as F.batch_norm does, so that autograd does not see an in-place change to buffers
-            # still needed by an earlier use's backward.
-            self.running_mean.data[row].lerp_(mean.to(self.running_mean), momentum)
-            self.running_var.data[row].lerp_((var * (size / (size - 1))).to(self.running_var), momentum)
+        if self.updates:
+            self._update_from_copies(x, row, copies)
         single = x.numel() == x.shape[1]  # F.batch_norm rejects a single value per channel, so it gets two equal ones
         x = torch.cat([x, x]) if single else x
-        return F.batch_norm(x, None, None, self.weight, self.bias, True, self.momentum, self.eps)[: 1 if single else None]
+        return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)[: 1 if single else None]
+
+    @torch.no_grad()
+    def _update_from_copies(self, x: Tensor, row: int, copies: int) -> None:
+        exact = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
+        var, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
+        size, momentum = copies * x.numel() // x.shape[1], self._momentum(row)
+        # Update through .data, as F.batch_norm does, so that autograd does not see an in-place change to buffers
+        # still needed by an earlier use's backward.
+        self.running_mean.data[row].lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.data[row].lerp_((var * (size / (size - 1))).to(self.running_var), momentum)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, rows={self.rows}, eps={self.eps}, momentum={self.momentum}"

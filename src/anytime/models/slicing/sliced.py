@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel, State
+from anytime.models.common.batch_norm import PartedBatchNorm
 from anytime.models.common.layers import he_init
 
 SliceLayout = Literal["cifar", "imagenet"]
@@ -30,7 +31,7 @@ def plain_conv(weight: Tensor, groups: int = 1, stride: int = 1, padding: int = 
     return conv
 
 
-class SliceBatchNorm2d(nn.Module):
+class SliceBatchNorm2d(PartedBatchNorm):
     """Batch norm with one range of channels per use; the ranges may overlap.
 
     Use k: y_c = weight_{s + c} * (x_c - mu_c) / sqrt(var_c + 1e-5) + bias_{s + c}, s = starts[k], for all channels c of x; mu
@@ -42,14 +43,8 @@ class SliceBatchNorm2d(nn.Module):
     """
 
     def __init__(self, channels: int, starts: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(channels, (channels,), channels)
         self.starts = tuple(starts)
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
 
     def _slices(self, use: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mean, variance, weight and bias of the first `channels` channels of one use."""
@@ -58,8 +53,23 @@ class SliceBatchNorm2d(nn.Module):
         mean, var, weight, bias = (slice_rows(tensor, start, start + channels) for tensor in whole)
         return mean, var, weight, bias
 
-    def forward(self, x: Tensor, use: int) -> Tensor:
-        return F.batch_norm(x, *self._slices(use, x.shape[1]), self.training)
+    def forward(self, input: Tensor, use: int = 0) -> Tensor:
+        mean, var, weight, bias = self._slices(use, input.shape[1])
+        if self.training and (self.momentum is None or not self.updates):
+            if self.updates:
+                self._average(input, use)
+            return F.batch_norm(input, None, None, weight, bias, True, 0.0, self.eps)
+        return F.batch_norm(input, mean, var, weight, bias, self.training, self.momentum or 0.0, self.eps)
+
+    @torch.no_grad()
+    def _average(self, x: Tensor, use: int) -> None:
+        """Adds a batch to the running statistics as plain means; channels that several uses share have seen more batches."""
+        mean, var, _, _ = self._slices(use, x.shape[1])
+        count = slice_rows(self.num_batches_tracked, self.starts[use], self.starts[use] + x.shape[1])
+        count += 1
+        var_now, mean_now = torch.var_mean(x.to(mean), (0, 2, 3))
+        for running, now in ((mean, mean_now), (var, var_now)):
+            running.data.lerp_(now, count.to(running).reciprocal())
 
     def plain(self, use: int, channels: int) -> nn.BatchNorm2d:
         """A copy of the first `channels` channels of one use."""

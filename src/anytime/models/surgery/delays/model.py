@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from anytime.model import eval_mode
@@ -327,6 +328,8 @@ class DelayedNetwork(FrameModel):
                 tensors = chain(self.parameters(), self.buffers())
                 memo |= {id(tensor): torch.empty_like(tensor) for tensor in tensors}
                 copied = copy.deepcopy(self, memo).train()  # in eval mode, attention takes a path that needs data
+                for norm in (module for module in copied.modules() if isinstance(module, _BatchNorm)):
+                    norm.momentum = norm.momentum or 0.0  # without one, a norm reads its count of batches
                 values[0] = torch.empty(PROBE_BATCH, *size, dtype=dtype, device=device)
                 for i, op in enumerate(plan.ops):
                     if (plan.lag_to_answer[i] < math.inf and i) or op.target is torch._assert:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from anytime.runtime.predictor import Predictor
 from anytime.stopping import Confidence
-from anytime.support.units import parse_seconds
 
 X = torch.full((1, 3, 2, 2), 0.5)
 TICKS = st.integers(1, 40).map(lambda ticks: ticks / 1024)  # sums of these are exact, and so is every comparison
@@ -63,9 +62,7 @@ def test_until_is_an_absolute_time(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01, 0.01, 0.01])
     predictor = Predictor(model, profile, clock=clock)
     assert predictor(X, until=clock.now + 0.025).step == 2
-    with pytest.raises(ValueError, match=r"until=99.0 has passed"):
-        predictor(X, until=99.0)
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match=r"give deadline or until, not both: got 0\.1 and 200\.0"):
         predictor(X, 0.1, until=200.0)
 
 
@@ -160,13 +157,6 @@ def test_all_stopped_ends_the_run(timed_case: Callable) -> None:
     assert (answer.step, answer.reason) == (1, "stopped")
 
 
-@pytest.mark.parametrize("deadline", [0.0, -1.0, math.nan, math.inf])
-def test_bad_deadlines(timed_case: Callable, deadline: float) -> None:
-    clock, model, profile = timed_case([0.01])
-    with pytest.raises(ValueError, match="deadline must be a number of seconds above zero, got"):
-        Predictor(model, profile, clock=clock)(X, deadline)
-
-
 def test_bad_images_are_refused_up_front(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01])
     predictor = Predictor(model, profile, clock=clock)
@@ -193,22 +183,6 @@ def test_bad_settings(timed_case: Callable) -> None:
         Predictor(model, profile, guard=-1)
     with pytest.raises(ValueError, match="prior must be 5 probabilities"):
         Predictor(model, profile, prior=torch.ones(5))
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("5ms", 0.005), ("0.2s", 0.2), ("800us", 0.0008), ("0.005", 0.005), (" 1 s ", 1.0)]
-)
-def test_times_with_units(text: str, seconds: float) -> None:
-    assert parse_seconds(text) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("text", ["", "5", "0ms", "-1ms", "5 minutes", "nan", "inf"])
-def test_bad_times(text: str) -> None:
-    if text == "5":
-        assert parse_seconds(text) == 5.0
-        return
-    with pytest.raises(ValueError, match="a deadline must be a time above zero"):
-        parse_seconds(text)
 
 
 def test_a_slow_spell_is_forgotten_even_if_no_step_could_run(timed_case: Callable) -> None:

@@ -98,13 +98,6 @@ def test_every_method_refuses_images_that_do_not_fit_the_model(timed_case: Calla
     assert predictor(x).step == 1
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_until_is_finite(timed_case: Callable, wrong: float) -> None:
-    clock, model, profile = timed_case([0.01])
-    with pytest.raises(ValueError, match="until must be a time of the clock in seconds, got"):
-        Predictor(model, profile, clock=clock)(torch.rand(1, 3, 2, 2), until=wrong)
-
-
 def test_depth_is_at_least_one() -> None:
     with pytest.raises(ValueError, match="depth must be at least 1 step, got 0"):
         Predictor(tiny(), depth=0)

@@ -17,7 +17,7 @@ class Answer:
         levels: Probabilities `[B, K_d]` of each label level, combined over the steps so far; usually there is one level.
         steps: Step of each sample's answer, int64 `[B]`: 1..T, or -1 for a prior that no step has improved on.
         elapsed: Seconds from the call to this answer.
-        deadline: The deadline of the call in seconds; None if there was none.
+        deadline: The deadline of the call in seconds; None if there was none, 0 or below if it had passed.
         macs: Multiply-adds spent on each sample, int64 `[B]`; 0 if the predictor has no profile.
         reason: Why there is no later answer: `"complete"`, `"deadline"`, `"stopped"` (by the rule) or `"interrupted"`;
             `""` while a later one may come.
@@ -52,5 +52,5 @@ class Answer:
 
     @property
     def missed(self) -> bool:
-        """Whether the answer came after the deadline."""
-        return self.deadline is not None and self.elapsed > self.deadline
+        """Whether the answer came after the deadline; always if that had passed at the call."""
+        return self.deadline is not None and (self.elapsed > self.deadline or self.deadline <= 0)

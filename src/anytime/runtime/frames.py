@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from anytime.runtime.answer import PRIOR, Answer
-from anytime.runtime.door import prior_answer
 from anytime.runtime.predictor import Predictor
-
-_TINY = 1e-9  # seconds: the deadline of a first frame whose time is already over
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,7 @@ def _frames(predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: C
         due, end = start + number / fps, start + (number + 1) / fps
         if (early := due - predictor.clock()) > 0:
             sleep(early)
-        left = end - predictor.clock()
-        if last is not None and left <= 0:
-            answer = replace(prior_answer(last.levels, len(last.steps), 0.0, 1 / fps, last), reason="deadline")
-        else:
-            answer = predictor(image[None], max(left, _TINY), prior=last)  # not `until`, which may pass on the way there
+        answer = predictor(image[None], until=end, prior=last)
         held = last if answer.missed else answer
         last = answer
         yield Frame(number, answer, held)

@@ -26,7 +26,9 @@ from anytime.runtime.session import Session
 from anytime.runtime.steps import CompiledSteps, EagerSteps
 from anytime.runtime.transfer import Arrival, mark, send
 from anytime.stopping import Rule, resolve
+from anytime.support.units import deadline_seconds, real_number
 
+Deadline = float | str | Tensor | None  # or any other scalar, see `deadline_seconds`
 _SESSIONS = 64  # most threads
 
 
@@ -143,7 +145,7 @@ class Predictor:
     def __call__(
         self,
         x: Tensor,
-        deadline: float | None = None,
+        deadline: Deadline = None,
         *,
         until: float | None = None,
         contract: bool = False,
@@ -153,14 +155,16 @@ class Predictor:
 
         Args:
             x: Images in [0, 1] on the model's device, in any memory layout; copied now.
-            deadline: Seconds from now; None for no deadline.
-            until: An absolute time of the clock (`time.monotonic()`) instead of `deadline`.
+            deadline: Seconds from now: a number, a numpy or torch scalar, or text like `"5ms"`. 0 and below has passed: the
+                answer is the prior, and missed. None, inf and anything above 1e9 is no deadline.
+            until: An absolute time of the clock (`time.monotonic()`) instead of `deadline`; one in the past has passed.
             contract: Computes only the deepest answer that fits; needs a profile.
             prior: The answer if there is no time for any step, such as that for the last frame.
 
         Raises:
-            ValueError: If the deadline is not a positive number or has passed, or the images have the wrong shape or NaN.
-            TypeError: If the images are not floating-point, or have another precision or device than the model.
+            ValueError: If the deadline is NaN or text without a unit, or the images have the wrong shape or NaN.
+            TypeError: If the deadline is a bool or of another type, or the images are not floating-point, or have another
+                precision or device than the model.
         """
         start = self.clock()
         budget = self._budget(start, deadline, until)
@@ -172,7 +176,7 @@ class Predictor:
         return read(last if last.reason else replace(last, reason="deadline"))
 
     def stream(
-        self, x: Tensor, deadline: float | None = None, *, until: float | None = None, prior: Answer | None = None
+        self, x: Tensor, deadline: Deadline = None, *, until: float | None = None, prior: Answer | None = None
     ) -> Iterator[Answer]:
         """Yields the answers one by one, computed on demand; the `reason` of the last one says why it is the last.
 
@@ -193,18 +197,14 @@ class Predictor:
                 self._threads = ThreadPoolExecutor(_SESSIONS, thread_name_prefix="anytime")
         return Session(self._threads, lambda: self._answers(x, start, None, prior), first)
 
-    def _budget(self, start: float, deadline: float | None, until: float | None) -> float | None:
-        if until is not None:
-            if deadline is not None:
-                raise ValueError("give deadline or until, not both")
-            if not math.isfinite(until):
-                raise ValueError(f"until must be a time of the clock in seconds, got {until!r}")
-            deadline = until - start
-            if not deadline > 0:
-                raise ValueError(f"until={until!r} has passed: the clock is at {start!r}")
-        if deadline is not None and not (deadline > 0 and math.isfinite(deadline)):
-            raise ValueError(f"deadline must be a number of seconds above zero, got {deadline!r}")
-        return deadline
+    @staticmethod
+    def _budget(start: float, deadline: Deadline, until: float | None) -> float | None:
+        """Seconds from the start to the deadline; 0 or below if it has passed, None if there is none."""
+        if until is None:
+            return deadline_seconds(deadline)
+        if deadline is not None:
+            raise ValueError(f"give deadline or until, not both: got {deadline!r} and {until!r}")
+        return deadline_seconds(real_number(until, "until must be a time of the clock in seconds") - start)
 
     def _prior_answer(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         return prior_answer(self._prior, len(x), self.clock() - start, budget, prior)
@@ -218,7 +218,7 @@ class Predictor:
         run = LazyExecution(self._run, x) if self._run.lazy else EagerExecution(self._run, x, self._combiner, self._rule, macs)
         end = None if budget is None else start + budget - self._guard
         in_flight: deque[_Launched] = deque()
-        last, answered, fits = start, False, self._fits(run, end)
+        last, answered, fits = start, False, self._fits(run, end) and not _has_passed(budget)
         if not fits:
             yield replace(no_step(), reason="deadline")
         while fits or in_flight:
@@ -293,6 +293,8 @@ class Predictor:
         if self.profile is None:
             raise ValueError("contract=True plans by a profile; give Predictor one: anytime.profile(model, example)")
         answer = self._prior_answer(x, start, budget, prior)
+        if _has_passed(budget):
+            return replace(answer, reason="deadline")
         left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
         latencies = self.profile.at(len(x)).contract
         needed = [seconds.at(self._quantile) for seconds in latencies]
@@ -306,3 +308,7 @@ class Predictor:
         answer = self._read(lambda: self.model(x, step=step), step, start, budget, reason)
         self._drift.notice(latencies[step - 1].p50, self.clock() - at)
         return answer
+
+
+def _has_passed(budget: float | None) -> bool:
+    return budget is not None and budget <= 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from anytime.runtime.answer import Answer
 from anytime.runtime.lazy import LazyAnswer, read
+from anytime.support.units import deadline_seconds
 
 
 class Session:
@@ -55,18 +56,20 @@ class Session:
         """Whether the computation has ended: complete, stopped, interrupted or failed."""
         return self._done.is_set()
 
-    def wait(self, seconds: float | None = None) -> Answer:
-        """Waits for the end, at most `seconds`, then returns the best answer.
+    def wait(self, seconds: float | str | None = None) -> Answer:
+        """Waits for the end, at most `seconds` (a number, a scalar, or text like `"5ms"`), then returns the best answer.
 
         Raises:
-            ValueError: If seconds are below zero or NaN, or the session is closed.
+            ValueError: If seconds are below zero, NaN or text without a unit, or the session is closed.
+            TypeError: If seconds are a bool or of another type.
             Exception: Whatever a step raised.
         """
         if self._closed:
             raise ValueError("this session is closed; best() still returns its last answer")
-        if seconds is not None and not seconds >= 0:
+        longest = deadline_seconds(seconds, "seconds")
+        if longest is not None and longest < 0:
             raise ValueError(f"seconds must be at least 0, got {seconds!r}")
-        self._done.wait(seconds)
+        self._done.wait(longest)
         self._raise()
         return self.best()
 

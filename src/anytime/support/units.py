@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_LONGEST = 1e9  # seconds, about 32 years; beyond it a deadline is none
 _COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
@@ -21,6 +23,55 @@ def parse_seconds(text: str) -> float:
     if seconds <= 0 or not math.isfinite(seconds):
         raise ValueError(f"a deadline must be a time above zero like 5ms, 0.2s or 800us, got {text!r}")
     return seconds
+
+
+def real_number(given: Any, wanted: str) -> float:
+    """A number, or a numpy or torch scalar, as a float; numbers beyond the range of float become infinite.
+
+    Args:
+        given: What the user gave.
+        wanted: The beginning of the error: `"until must be a time of the clock in seconds"`.
+
+    Raises:
+        ValueError: It is NaN.
+        TypeError: It is a bool, or no real number.
+    """
+    value = given.item() if getattr(given, "ndim", None) == 0 else given
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{wanted}, got {given!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf if given > 0 else -math.inf
+    if math.isnan(number):
+        raise ValueError(f"{wanted}, got {given!r}")
+    return number
+
+
+def deadline_seconds(given: Any, name: str = "deadline") -> float | None:
+    """Seconds until a deadline: a number, a numpy or torch scalar, or text with a unit (`"5ms"`, `"0.2s"`, `"800us"`).
+
+    0 and below, -inf included, is a deadline that has passed. None, inf and anything above 1e9 is no deadline: None.
+
+    Args:
+        given: What the user gave.
+        name: What errors call it.
+
+    Raises:
+        ValueError: It is NaN, or text that is not a number with one of these units.
+        TypeError: It is a bool or of another type.
+    """
+    if given is None:
+        return None
+    wanted = f"{name} must be a number of seconds, or text with a unit like '5ms', '0.2s' or '800us'"
+    if isinstance(given, str):
+        match = re.fullmatch(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*(s|ms|us)\s*", given)
+        if not match:
+            raise ValueError(f"{wanted}, got {given!r}")
+        seconds = float(match[1]) * _UNITS[match[2]]
+    else:
+        seconds = real_number(given, wanted)
+    return None if seconds > _LONGEST else seconds
 
 
 def macs_text(macs: float) -> str:

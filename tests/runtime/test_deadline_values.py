@@ -1,0 +1,171 @@
+"""What users give as a deadline, and what it means: the same in calls, streams, contract mode and frames."""
+
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from anytime import Answer
+from anytime.runtime import Predictor, frames
+from anytime.support.units import deadline_seconds, parse_seconds
+
+X = torch.full((1, 3, 2, 2), 0.5)
+LAST = Answer((torch.tensor([[0.1, 0.1, 0.1, 0.1, 0.6]]),), torch.tensor([2]), 0.01, None, torch.tensor([20]))
+WAYS: dict[str, Callable] = {
+    "call": lambda predictor, **given: predictor(X, **given),
+    "stream": lambda predictor, **given: list(predictor.stream(X, **given))[-1],
+    "contract": lambda predictor, **given: predictor(X, contract=True, **given),
+}
+POSITIVE = [
+    0.025,
+    np.float64(0.025),
+    np.float32(0.025),
+    np.array(0.025),
+    torch.tensor(0.025),
+    torch.tensor(0.025, dtype=torch.float64),
+    Fraction(1, 40),
+    "25ms",
+    " 25 ms ",
+    "+.025s",
+    "25000us",
+    "2.5e1ms",
+]
+PASSED = [0, 0.0, -0.0, -1, -1.0, -math.inf, np.int64(0), np.float32(-1), torch.tensor(0), torch.tensor(-0.5), "0ms", "-5ms"]
+PASSED += [-(10**400), np.array(-math.inf)]
+NONE = [None, math.inf, 1.1e9, 10**10, 10**400, np.float64(math.inf), torch.tensor(math.inf), torch.tensor(2 * 10**9), "1e10s"]
+NAN = [math.nan, np.float32(math.nan), torch.tensor(math.nan), np.array(math.nan)]
+TEXT = [
+    "",
+    "5",
+    "0.005",
+    "ms",
+    "5 minutes",
+    "5MS",
+    "nan",
+    "inf",
+    "nan s",
+    "inf s",
+    "soon",
+    "5ms 3us",
+    "\u0665ms",
+    "1e9",
+    "--5ms",
+]
+TYPES = [True, False, np.bool_(True), torch.tensor(True), 1j, b"5ms", [0.005], (0.005,), {}, object(), Decimal("0.005")]
+TYPES += [np.array([0.005]), torch.tensor([0.005]), torch.tensor(1j), np.timedelta64(5, "ms")]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("deadline", POSITIVE, ids=repr)
+def test_a_budget_from_the_moment_of_the_call(timed_case: Callable, deadline, way: str) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    answer = WAYS[way](Predictor(model, profile, clock=clock), deadline=deadline)
+    assert answer.deadline == pytest.approx(0.025)
+    assert isinstance(answer.deadline, float)
+    assert (answer.step, answer.reason, answer.missed) == (2, "deadline", False)
+
+
+@pytest.mark.parametrize("profiled", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("deadline", PASSED, ids=repr)
+def test_a_deadline_that_has_passed_gives_the_prior(timed_case: Callable, deadline, way: str, profiled: bool) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    predictor = Predictor(model, profile if profiled or way == "contract" else None, clock=clock)
+    uniform = torch.full((1, 5), 0.2)
+    for given, expected in ((None, uniform), (LAST, LAST.probabilities)):
+        answer = WAYS[way](predictor, deadline=deadline, prior=given)
+        assert (answer.step, answer.reason, answer.missed) == (-1, "deadline", True)
+        assert (answer.steps.tolist(), answer.macs.tolist()) == ([-1], [0])
+        assert answer.deadline <= 0
+        assert torch.equal(answer.probabilities, expected)
+    assert model.started == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("deadline", NONE, ids=lambda value: repr(value)[:20])
+def test_no_deadline(timed_case: Callable, deadline, way: str) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    answer = WAYS[way](Predictor(model, profile, clock=clock), deadline=deadline)
+    assert (answer.step, answer.reason, answer.deadline, answer.missed) == (4, "complete", None, False)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("values", "error"), [(NAN, ValueError), (TEXT, ValueError), (TYPES, TypeError)], ids=["nan", "text", "types"]
+)
+def test_what_is_no_deadline_is_repeated(timed_case: Callable, values, error: type[Exception], way: str) -> None:
+    clock, model, profile = timed_case([0.01])
+    predictor = Predictor(model, profile, clock=clock)
+    for value in values:
+        with pytest.raises(error, match="deadline must be a number of seconds, or text with a unit like '5ms'") as caught:
+            WAYS[way](predictor, deadline=value)
+        assert str(caught.value).endswith(f", got {value!r}")
+    assert model.started == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_absolute_time_may_have_passed_and_may_be_never(timed_case: Callable, way: str) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    predictor = Predictor(model, profile, clock=clock)
+    for until in (99.0, clock.now, -math.inf, np.float32(3)):
+        answer = WAYS[way](predictor, until=until)
+        assert (answer.step, answer.reason, answer.missed) == (-1, "deadline", True)
+    for until in (math.inf, 1e10):
+        answer = WAYS[way](predictor, until=until)
+        assert (answer.step, answer.deadline) == (4, None)
+    assert WAYS[way](predictor, until=torch.tensor(clock.now + 0.025, dtype=torch.float64)).step == 2
+    for wrong, error in ((math.nan, ValueError), ("5ms", TypeError), (True, TypeError), ([1.0], TypeError)):
+        with pytest.raises(error, match="until must be a time of the clock in seconds, got"):
+            WAYS[way](predictor, until=wrong)
+
+
+def test_a_session_waits_for_the_same_values(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    predictor = Predictor(model, profile, clock=clock)
+    with predictor.session(X) as session:
+        session.wait()
+        for value in (*POSITIVE, *NONE, 0):
+            assert session.wait(value).step == 4
+        for value in (*NAN, *TEXT):
+            with pytest.raises(ValueError, match="seconds must be a number of seconds"):
+                session.wait(value)
+        for value in TYPES:
+            with pytest.raises(TypeError, match="seconds must be a number of seconds"):
+                session.wait(value)
+        with pytest.raises(ValueError, match="seconds must be at least 0, got -1"):
+            session.wait(-1)
+
+
+def test_a_first_frame_whose_time_is_over_has_the_prior(timed_case: Callable) -> None:
+    _, model, profile = timed_case([0.25])
+    readings = iter([100.0, 100.0])
+    predictor = Predictor(model, profile, clock=lambda: next(readings, 103.0))
+    first = next(iter(frames(predictor, [X[0]], 1.0)))
+    assert (first.answer.step, first.missed, first.held) == (-1, True, None)
+    assert model.started == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5ms", 0.005), ("0.2s", 0.2), ("800us", 0.0008), ("0.005", 0.005), (" 1 s ", 1.0)]
+)
+def test_times_with_units(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5", "0ms", "-1ms", "5 minutes", "nan", "inf"])
+def test_bad_times(text: str) -> None:
+    if text == "5":
+        assert parse_seconds(text) == 5.0
+        return
+    with pytest.raises(ValueError, match="a deadline must be a time above zero"):
+        parse_seconds(text)
+
+
+def test_a_deadline_in_seconds_is_exact() -> None:
+    assert deadline_seconds("5ms") == 0.005
+    assert deadline_seconds(1e9) == 1e9
+    assert deadline_seconds(5e-324) == 5e-324

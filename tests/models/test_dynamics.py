@@ -191,6 +191,48 @@ def test_a_new_image_must_have_the_shape_of_the_first() -> None:
         assert len(one.inputs[0]) == 1
 
 
+def trained_serially(**arguments: Any) -> ResidualNet:
+    torch.manual_seed(0)
+    model = create_model("serial_resnet18", num_classes=5, width=4, **arguments).double()
+    for _ in range(3):
+        model(images(8, 3, 9, 8))
+    return model.eval()
+
+
+def test_a_serial_network_learns_the_settled_statistics_of_its_last_block() -> None:
+    """The published clock stops one step before they are needed; they are those that the asymptotic clock learns."""
+    published = trained_serially(form="published", clock="published")
+    asymptotic = trained_serially(form="published")
+    assert (published.blocks[7].norms[1].running_mean[1] != 0).all()
+    for name, wanted in asymptotic.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(published.get_buffer(name), wanted, rtol=0, atol=1e-12)
+    x = images(2, 3, 9, 8)
+    converted = convert(published, clock="asymptotic")
+    assert (converted(x) - asymptotic(x)).abs().max() < 1e-12
+    settled = convert(published, "cascaded_resnet18", clock="asymptotic")
+    assert (settled(x)[-1] - asymptotic(x)[-1]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "block"),
+    [({"clock": "published"}, 8), ({"num_steps": 3}, 3), ({"form": "published", "clock": "published", "num_steps": 4}, 4)],
+)
+def test_a_block_that_never_ran_is_not_converted(arguments: dict[str, Any], block: int) -> None:
+    model = trained_serially(**arguments)
+    for name, changes in (("serial_resnet18", {}), ("cascaded_resnet18", {}), ("cascaded_resnet18", {"kernel": "ews"})):
+        with pytest.raises(ValueError, match=f"block {block} never ran on its settled input in training"):
+            convert(model, name, clock="asymptotic", **changes)
+    same = create_model("serial_resnet18", num_classes=5, width=4, **arguments).double().eval()
+    same.load_state_dict(model.state_dict())
+    x = images(2, 3, 9, 8)
+    assert torch.equal(same(x), model(x))
+
+
+def test_untrained_networks_are_converted() -> None:
+    convert(create_model("serial_resnet18", width=4, clock="published"), clock="asymptotic")
+
+
 def test_loaded_weights_share_no_memory() -> None:
     """Not even if they become the model's own: later training must change each row and head separately."""
     model = make(heads="separate")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.models.cascaded.statistics import KEY, Dynamics, convert_state
+from anytime.models.common.batch_norm import RUNNING
 from anytime.models.common.frames import FrameModel
 from anytime.models.common.layers import he_init
 from anytime.models.common.step_norm import StepBatchNorm2d
@@ -153,6 +154,10 @@ class ResidualNet(FrameModel):
         self.register_buffer(KEY, dynamics.tensor())
         self.register_load_state_dict_pre_hook(_fit_state)
 
+    def settles(self, block: int) -> bool:
+        """Whether an answer depends on block 1..K through its settled statistics."""
+        return True
+
     def _logits(self, features: Tensor, first: int = 0) -> Tensor:
         """Logits `[n, B, K]` from the pooled top features `[n, B, C]` of n steps, the first being number `first` from 0."""
         steps = len(features)
@@ -170,6 +175,8 @@ def _fit_state(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) 
     """Makes a relative's state dict fit, in place: statistics by their rows, a shared head copied to separate ones."""
     norms = {f"blocks.{k}.norms.{i}": k + 1 for k, block in enumerate(model.blocks) for i in range(len(block.norms))}
     source = convert_state(model, state, prefix, model.dynamics, norms)
+    if source.serial:
+        _check_learned(model, state, prefix)
     needed = len(model.heads)
     given = sum(key.startswith(f"{prefix}heads.") and key.endswith("weight") for key in state)
     if given == 1 < needed:
@@ -183,3 +190,18 @@ def _fit_state(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) 
             f"separate heads of {source.description} cannot answer to {model.dynamics.description}: each knows only the "
             "features of its own time"
         )
+
+
+def _check_learned(model: ResidualNet, state: dict[str, Any], prefix: str) -> None:
+    """Raises ValueError if a serial network has trained, but never ran a block that `model` needs."""
+
+    def learned(norm: str) -> bool:
+        mean, var = (state.get(f"{prefix}{norm}.{name}") for name in RUNNING)
+        return mean is None or var is None or bool((mean[-1] != 0).any() or (var[-1] != 1).any())
+
+    for k in range(1, len(model.blocks) + 1):
+        if learned("stem.1") and model.settles(k) and not learned(f"blocks.{k - 1}.norms.0"):
+            raise ValueError(
+                f"block {k} never ran on its settled input in training, so its statistics (mean 0, variance 1) cannot serve "
+                "other dynamics or more steps: train with clock='asymptotic' and all steps"
+            )

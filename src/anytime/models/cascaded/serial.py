@@ -99,6 +99,9 @@ class SerialResNet(ResidualNet):
         super().__init__(num_classes, in_channels, depth, num_steps, lambda _: rows, dynamics, heads, width, layout, pool)
         self.published = published
 
+    def settles(self, block: int) -> bool:
+        return block <= self.first + self.num_steps - 2
+
     def initial_state(self, x: Tensor) -> SerialState:
         self.check_input(x)
         return SerialState(self.first, self.normalize(x), None, None)
@@ -160,6 +163,9 @@ class SerialResNet(ResidualNet):
                 carried.append(F.relu(s) if stale is None else stale)
             if k + 1 < wanted.stop:
                 a = F.relu(block.residual(a, (1,)) + s)
+            elif self.training and self.published:
+                with torch.no_grad():  # the published code also updates statistics with this residual, which comes too late
+                    block.residual(a, (1,))
         if len(self.blocks) + 1 in wanted:
             carried.append(a)
         dark = [x.new_zeros(len(x), self._top_channels)] if 0 in wanted else []

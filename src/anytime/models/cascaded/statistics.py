@@ -43,6 +43,11 @@ class Dynamics(NamedTuple):
         return torch.tensor(list(json.dumps(self._asdict()).encode()), dtype=torch.uint8)
 
     @property
+    def serial(self) -> bool:
+        """Whether these are the dynamics of a serial (or an ordinary) network."""
+        return not self.taps and self.alpha is None
+
+    @property
     def memory(self) -> int | None:
         """Time steps until a delayed constant is constant: 1 for a serial network, None for smoothing."""
         if self.alpha is not None:

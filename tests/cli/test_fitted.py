@@ -57,7 +57,13 @@ def test_fit_and_predict_by_name(run, images, capsys, refused):
         ["predict", run, images[0], "--stop", "confidence", "--combine", "product"], 2
     )
     assert main(["fit", run, "--stop", "confidence", "--max-loss", "0.0001", "--sure", "0.9", "--name", "safe"]) == 0
-    assert "no threshold keeps that loss for sure with " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "no threshold keeps that loss for sure with " in out
+    assert "calibrated on the same images" not in out
+    assert main(["fit", run, "--stop", "confidence", "--max-loss", "0.3", "--name", "bold", "--out", "elsewhere"]) == 0
+    assert (
+        "'safe' and 'bold' were calibrated on the same images: the guarantee of each holds only if" in capsys.readouterr().out
+    )
     assert main(["fit", run, "--combine", "temperature", "--out", "elsewhere"]) == 0
     assert list(anytime.stopping.saved_rules(anytime.load(run))) == ["confidence", "safe"]
     assert list(anytime.stopping.saved_rules(anytime.load("elsewhere"))) == ["confidence", "safe", "temperature"]

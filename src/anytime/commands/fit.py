@@ -1,5 +1,6 @@
 """Fit a stopping rule on the validation images, measure it on the test images, and save it with the model, where
-`anytime predict --stop NAME` and anytime.Predictor(model, stop=NAME) find it.
+`anytime predict --stop NAME` and anytime.Predictor(model, stop=NAME) find it. docs/guarantees.md says what --max-loss and --sure
+promise and what they assume.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from anytime.commands.parser import Parser
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
-from anytime.stopping import Fitted, Never, mean_loss, measure, save_rule
+from anytime.stopping import Fitted, Never, mean_loss, measure, save_rule, saved_rules
 from anytime.stopping.fitting import METHODS, Goal, fit_rule
 from anytime.stopping.levels import choose_levels, chosen_accuracy
 from anytime.support.units import macs_text, ms_text
@@ -84,6 +85,8 @@ def run(arguments: Sequence[str]) -> int:
     save_rule(model, name, fitted)
     model.save(out)
     _show(fitted, validation, test)
+    if goal.max_loss is not None:
+        _name_others(model, name)
     use = f"--stop {name}" if options.stop else f"--combine {name}"
     print(f"saved {name!r} in {out}; use it: anytime predict {out} IMAGE {use}")
     return 0
@@ -113,6 +116,16 @@ def _check_goal(parser: Parser, options: Any) -> None:
             parser.error(f"--{name.replace('_', '-')} must lie between 0 and 1, got {value:g}")
     if options.price is not None and not 0 <= options.price < math.inf:
         parser.error(f"--price must be at least 0, got {options.price:g}")
+
+
+def _name_others(model: AnytimeModel, name: str) -> None:
+    """Prints which other rules were calibrated on these images, because one trace certifies one rule."""
+    others = [repr(other) for other, fitted in saved_rules(model).items() if other != name and "max_loss" in fitted.facts]
+    if others:
+        print(
+            f"{', '.join(others)} and {name!r} were calibrated on the same images: the guarantee of each holds only if you "
+            "chose it before looking at these numbers (docs/guarantees.md)"
+        )
 
 
 def _fit_levels(model: AnytimeModel, validation: Trace, test: Trace, target: float) -> None:
@@ -157,4 +170,6 @@ def _show(fitted: Fitted, validation: Trace, test: Trace) -> None:
         shares = measure(fitted.stop, test, fitted.combine).shares
         print("test images that stop at step: " + ", ".join(f"{t}: {share:.1%}" for t, share in enumerate(shares, 1)))
     elif fitted.facts.get("max_loss") is not None:
-        print(f"no threshold keeps that loss for sure with {fitted.facts['fitted_on']} images, so all steps run")
+        groups = fitted.facts.get("groups")
+        given = f"{fitted.facts['fitted_on']} images" + (f" in {groups} groups" if groups is not None else "")
+        print(f"no threshold keeps that loss for sure with {given}, so all steps run")

@@ -1,6 +1,6 @@
 """Fit a stopping rule on the validation images, measure it on the test images, and save it with the model, where
-`anytime predict --stop NAME` and anytime.Predictor(model, stop=NAME) find it. docs/guarantees.md says what --max-loss and --sure
-promise and what they assume.
+`anytime predict --stop NAME` and anytime.Predictor(model, stop=NAME) find it. docs/guarantees.md says what --max-loss and
+--sure promise and what they assume.
 """
 
 from __future__ import annotations

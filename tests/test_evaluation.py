@@ -1,13 +1,21 @@
 import json
+import shutil
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from anytime import Trace, create_model, load
-from anytime.data import CIFAR10, Digits
+from anytime.cli import main
+from anytime.data import CIFAR10, Digits, ImageFolder
+from anytime.data.record import ImageRecord
 from anytime.reporting.evaluation import evaluate_run, output_folder, stored_traces, trained_on
 from anytime.saving import ModelInfo
+from anytime.training.build import build
+from anytime.training.rundir import read_run
 
 RECIPE = {"data": {"class_path": "Digits", "init_args": {"root": None, "classes": ["1", "7"], "validation": 0.2}}}
 
@@ -84,3 +92,102 @@ def test_stored_traces_of_runs_with_the_same_name(run, tmp_path):
     assert stored_traces([str(run), str(tmp_path / "other/run")]).keys() == {"run", str(tmp_path / "other/run")}
     with pytest.raises(FileNotFoundError, match=r"run `anytime evaluate .*/run --part validation`"):
         stored_traces([str(run)], "validation")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """60 small images in two class folders."""
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                tmp_path / f"photos/{name}/{i:02d}.png"
+            )
+    return tmp_path / "photos"
+
+
+def trained_on_photos(photos: Path, folder: Path, recorded: bool = True, **arguments) -> Path:
+    """A model that was saved with the recipe and the record of a training on `photos`."""
+    data = ImageFolder(root=photos, size=8, **arguments)
+    model = create_model("anytimenet", num_classes=2, blocks=(1, 2, 1), scheme=((1, 1, 1), (0, 1, 0)), width=4)
+    init_args = {"root": str(photos), "size": 8} | ({"split_by": "names"} if recorded else {}) | arguments
+    recipe = {"data": {"class_path": "ImageFolder", "init_args": init_args}}
+    model.info = ModelInfo(class_names=("cat", "dog"), recipe=recipe)
+    model.save(folder)
+    if recorded:
+        data.make_record().save(folder / "images.safetensors")
+    return folder
+
+
+def test_the_test_images_of_a_run_stay_when_files_come_and_go(photos, tmp_path):
+    run = trained_on_photos(photos, tmp_path / "run")
+    before = ImageFolder(root=photos, size=8)
+    for i in range(3):
+        (photos / before.split("train").names[i]).rename(photos / f"dog/renamed{i}.png")
+    Image.new("RGB", (8, 8)).save(photos / "cat/!first.png")
+    data = trained_on(load(run), run=run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # perhaps the new image is for testing
+        assert set(before.split("test").names) - {"cat/!first.png"} == set(data.split("test").names) - {"cat/!first.png"}
+
+
+def test_what_was_trained_on_is_not_tested_on(photos, tmp_path):
+    run = trained_on_photos(photos, tmp_path / "run")
+    data = ImageFolder(root=photos, size=8)
+    number = len(data.split("test"))
+    for i, name in enumerate(data.split("train").names):
+        shutil.copy(photos / name, photos / f"cat/copy{i}.png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = evaluate_run(run, progress=False)
+    assert Trace.load(result.trace).num_samples == number
+    assert any("are left out, because this run was trained on their content" in str(warning.message) for warning in caught)
+
+
+def test_a_run_without_a_record_is_split_as_when_it_was_trained(photos, tmp_path):
+    run = trained_on_photos(photos, tmp_path / "run", recorded=False)
+    with pytest.warns(
+        UserWarning, match=r"no images\.safetensors says .* they are split by positions, so if files came, went"
+    ):
+        result = evaluate_run(run, progress=False)
+    expected = ImageFolder(root=photos, size=8, split_by="positions").split("test")
+    assert torch.equal(Trace.load(result.trace).labels, expected.labels)
+    assert len(expected) == 12
+
+
+def test_training_writes_the_record_and_resuming_uses_it(photos, tmp_path):
+    flags = f"--model serial_resnet18 --model.width 4 --data ImageFolder --data.root {photos} --data.size 8 --epochs 1"
+    run = tmp_path / "run"
+    assert main(["train", *flags.split(), "--run", str(run), "--accelerator", "cpu", "--progress", "false"]) == 0
+    before = ImageFolder(root=photos, size=8)
+    record = ImageRecord.load(run / "images.safetensors")
+    assert record.count("train") == len(before.split("train"))
+    Image.new("RGB", (8, 8)).save(photos / "cat/!first.png")
+    config, _ = read_run(run)
+    resumed = build(config, filled_later=True, run=run).data
+    assert list(resumed.split("train").names) == list(before.split("train").names)
+    del config["data"]["init_args"]["split_by"]  # as versions wrote it that kept no record
+    (run / "images.safetensors").unlink()
+    assert build(config, filled_later=True, run=run).data.by_positions
+
+
+def test_other_classes_than_the_models(photos, tmp_path):
+    run = trained_on_photos(photos, tmp_path / "run")
+    (photos / "cat").rename(photos / "zebra")  # the labels would be exchanged
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r"are not those of the model: 'dog' where it has 'cat'"):
+            evaluate_run(run, progress=False)
+
+
+def test_a_missing_relative_folder_is_named_with_this_commands_option(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = trained_on_photos(Path("photos"), tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", str(run)]) == 1
+    assert f"photos, there is no folder {Path('photos').absolute()}; name their folder by --root" in capsys.readouterr().err
+    assert main(["train", "--model", "anytimenet", "--data", "ImageFolder", "--data.root", "photos"]) == 1
+    expected = f"there is no folder photos, which would be {Path('photos').absolute()}; --data.root names the folder"
+    assert expected in capsys.readouterr().err

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.data import read_image
-from anytime.data.files import IMAGE_SUFFIXES
+from anytime.data.decoding import is_image
+from anytime.data.names import composed
 from anytime.model import AnytimeModel
 from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Frame, Predictor, frames, profile
@@ -80,11 +81,12 @@ def list_frames(folder: Path, class_names: Sequence[str] = ()) -> tuple[list[Pat
     """
     inside = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     classes = [entry for entry in inside if entry.is_dir()]
+    class_names = [composed(name) for name in class_names]
     for entry in classes:
-        if entry.name not in class_names:
+        if composed(entry.name) not in class_names:
             hint = nearest(entry.name, class_names) if class_names else ", which has no class names"
             raise ValueError(f"the folder {entry} is not a class of the model{hint}")
-    labelled = [[(path, class_names.index(entry.name)) for path in _images(entry)] for entry in classes]
+    labelled = [[(path, class_names.index(composed(entry.name))) for path in _images(entry)] for entry in classes]
     turns = [pair for pair in chain(*zip_longest(*labelled)) if pair is not None]
     files = [path for path, _ in turns] if classes else _images(folder)
     if not files:
@@ -93,7 +95,8 @@ def list_frames(folder: Path, class_names: Sequence[str] = ()) -> tuple[list[Pat
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    inside = (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    return sorted(path for path in inside if is_image(str(path)))
 
 
 def _read_ahead(files: Sequence[Path], read: Callable[[Path], Tensor]) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -17,52 +17,21 @@ from anytime.data.augment import Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
 from anytime.data.files import check_labels
 from anytime.data.noise import Noise, create_noise
-from anytime.data.splits import choose_classes, hold_out, stratified_order
+from anytime.data.record import ImageRecord
+from anytime.data.split import Split
+from anytime.data.splits import choose_classes, hold_out, hold_out_by_lot, stratified_order
 from anytime.data.stream import LazyImages, StreamedBatches
 from anytime.data.taxonomy import LabelLevels, read_taxonomy
 from anytime.support.names import nearest
 
 CropFlip = Literal["none", "crop", "flip", "crop+flip"]
 Augment = Literal["standard", CropFlip]
+SplitBy = Literal["names", "positions"]
 
 
 def default_root() -> Path:
     """The folder that holds data: `$ANYTIME_DATA`, or `~/.cache/anytime/data` if that is not set."""
     return Path(os.environ.get("ANYTIME_DATA") or Path.home() / ".cache" / "anytime" / "data")
-
-
-@dataclass(frozen=True)
-class Split:
-    """The images of one split of a data set with their labels, as a reader returns them.
-
-    Args:
-        images: uint8 `[N, C, H, W]`, or images to be read on demand.
-        targets: int64 `[N]`, or `[N, D]` for D label levels.
-        source: The file or folder that errors name.
-        groups: int64 `[N]`, numbers of groups that a validation split must not divide.
-    """
-
-    images: Tensor | LazyImages
-    targets: Tensor
-    source: str | os.PathLike[str]
-    groups: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, indices: Tensor) -> Split:
-        groups = None if self.groups is None else self.groups[indices]
-        return Split(self.images[indices], self.targets[indices], self.source, groups)
-
-    @property
-    def levels(self) -> tuple[Tensor, ...]:
-        """The labels of each level, int64 `[N]`."""
-        return (self.targets,) if self.targets.ndim == 1 else self.targets.unbind(1)
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels of the first level, int64 `[N]`."""
-        return self.levels[0]
 
 
 class ImageData(LightningDataModule, ABC):
@@ -76,9 +45,12 @@ class ImageData(LightningDataModule, ABC):
         download: Download missing files.
         classes: Use only these classes: names or patterns such as `"*terrier*"`; labels are renumbered in the data set's
             order.
-        validation: Share (below 1) or number of training images to hold out for validation, stratified by class; 0 for
-            none.
+        validation: Share (below 1) or number of training images to hold out for validation; 0 for none.
         split_seed: Decides which images are held out, and which are used under `limit`.
+        split_by: What decides whether an image is held out: a hash of its `"names"` (of its content if it has no name), so
+            that no other image's coming or going moves it (the share is met about); or its `"positions"` in the list of all
+            images, as in versions without this argument. In official sets the share is met exactly, stratified by class, and
+            those in one file are always split by positions.
         batch_size: Training images per batch and process.
         eval_batch_size: Validation and test images per batch and process.
         augment: Augmentation of training images: `"standard"` is the data set's usual one, the others are explicit. `crop`
@@ -99,6 +71,8 @@ class ImageData(LightningDataModule, ABC):
         class_names: In label order, available after `setup`. Several label levels follow one another.
         num_classes: Number of outputs that a model needs: the length of `class_names`.
         levels: Number of classes of each label level; empty if there is only one level.
+        record: Which images are in which part, if a run has recorded it (`use_record`); it takes precedence.
+        divided: The parts that were split off here, before classes are chosen.
 
     Raises:
         ValueError: An argument is invalid; from `setup`: files are damaged or labels are wrong.
@@ -114,6 +88,8 @@ class ImageData(LightningDataModule, ABC):
     files: ClassVar[tuple[str, ...]] = ()
     """Paths under the root; if one exists, the data set is there. Empty if it needs no files."""
     standard_augment: ClassVar[CropFlip] = "crop+flip"
+    options: tuple[str, str] = ("--data.root", "--data.download true")
+    """The options of the command in use that name the folder and download what is missing; errors advise them."""
 
     input_size: tuple[int, int, int] = (3, 32, 32)
     resize_ratio: float = 1.0
@@ -136,12 +112,14 @@ class ImageData(LightningDataModule, ABC):
         noise: Noise | None = None,
         taxonomy: str | None = None,
         label_levels: int | None = None,
+        split_by: SplitBy = "names",
     ) -> None:
         super().__init__()
         for name, option, valid in (
             ("augment", augment, get_args(Augment)),
             ("crop_padding", crop_padding, get_args(Padding)),
             ("noise", noise, (None, *get_args(Noise))),
+            ("split_by", split_by, get_args(SplitBy)),
         ):
             if option not in valid:
                 raise ValueError(f"unknown {name} {option!r}{nearest(str(option), map(str, valid))}")
@@ -165,6 +143,9 @@ class ImageData(LightningDataModule, ABC):
         self.crop_padding: Padding = crop_padding
         self.noise = noise
         self.seed, self.workers = seed, workers
+        self.split_by = split_by
+        self.record: ImageRecord | None = None
+        self.divided: dict[str, Split] = {}
         self.levels: tuple[int, ...] = ()
         self.class_names: list[str]
         self.num_classes: int
@@ -196,14 +177,16 @@ class ImageData(LightningDataModule, ABC):
         for candidate in candidates:
             if (path := self.root / candidate).exists():
                 return path
-        looked = f"looked in {self.root}" if self.root.is_dir() else f"there is no folder {self.root}"
-        cure = "put it there"
-        if type(self).fetch is not ImageData.fetch:
-            cure = f"download it (--data.download true, or --download of evaluate and fit), or {cure} yourself"
+        root, download = self.options
+        looked = f"looked in {self.root}" if self.root.is_dir() else f"there is no folder {self.root.absolute()}"
+        cure = (
+            f"download it ({download}), or put it there yourself"
+            if type(self).fetch is not ImageData.fetch
+            else "put it there"
+        )
         raise FileNotFoundError(
             f"{self.title or type(self).__name__}: no {' or '.join(candidates)}; {looked}; {cure}, "
-            f"or name another folder by --data.root (--root) or ANYTIME_DATA"
-            + (f" (source: {self.homepage})" if self.homepage else "")
+            f"or name another folder by {root} or ANYTIME_DATA" + (f" (source: {self.homepage})" if self.homepage else "")
         )
 
     @classmethod
@@ -254,16 +237,57 @@ class ImageData(LightningDataModule, ABC):
         if not self._used_labels:
             self._choose_classes()
         if name == "test" and name not in self._splits:
-            self._splits["test"] = self._read_required("test")
+            self._splits["test"] = self._not_trained(self._read_required("test"))
         elif name not in self._splits:
             train, validation = self._read_required("train"), self._read_classes("validation")
             if validation is None:
-                rest, held_out = hold_out(train.labels, self.validation, self.split_seed, train.groups)
-                train, validation = train[rest], train[held_out]
-            if self.limit is not None and self.limit < len(train):
-                train = train[stratified_order(train.labels, self.split_seed)[: self.limit].sort().values]
-            self._splits |= {"train": train, "validation": validation}
+                train, validation = self.divide(train, self.validation, "validation")
+            unused = train[torch.arange(0)]
+            if self.record is not None:
+                train = self.record.trained(train)
+            elif self.limit is not None and self.limit < len(train):
+                order = stratified_order(train.labels, self.split_seed)
+                train, unused = train[order[: self.limit].sort().values], train[order[self.limit :]]
+            self._splits |= {"train": train, "validation": self._not_trained(validation), "unused": unused}
         return self._splits[name]
+
+    def divide(self, split: Split, amount: float, part: str) -> tuple[Split, Split]:
+        """Splits off a share (below 1) or number of images as `part`, `"validation"` or `"test"`: the rest, and those."""
+        if not amount:
+            indices = torch.arange(len(split)), torch.arange(0)
+        elif self.record is not None:
+            indices = self.record.divide(split, part, split.lots(self.split_seed, part), amount)
+        elif self.by_positions or (self.official and split.names is None and split.groups is None):
+            indices = hold_out(split.labels, amount, self.split_seed, split.groups)
+        else:
+            lots = split.lots(self.split_seed, part)
+            indices = hold_out_by_lot(split.labels, amount, self.split_seed, lots, split.groups, exact=bool(self.official))
+        rest, self.divided[part] = (split[chosen] for chosen in indices)
+        return rest, self.divided[part]
+
+    @property
+    def by_positions(self) -> bool:
+        """Whether images are held out by their positions in the list of all images."""
+        return self.split_by == "positions" and self.record is None
+
+    def use_record(self, record: ImageRecord) -> None:
+        """Splits the images as a run has recorded it; images that it was trained on are left out of the other parts."""
+        self.record = record
+        self._splits.clear()
+
+    def make_record(self) -> ImageRecord:
+        """Which images are trained and tested on: all that were split here, by name and content.
+
+        The contents of official sets that are streamed are not read: their names say enough.
+        """
+        self.split("train")
+        parts = [(part, self._splits[part]) for part in ("train", "validation", "unused")]
+        if "test" in self.divided:
+            parts.append(("test", self.divided["test"]))
+        return ImageRecord.of(parts, not (self.official and isinstance(parts[0][1].images, LazyImages)))
+
+    def _not_trained(self, split: Split) -> Split:
+        return split if self.record is None or self.official else self.record.not_trained(split)
 
     def loader(self, split: Split, train: bool) -> Loader:
         """Batches of a split: in random order and augmented if `train`, otherwise as they are."""

@@ -1,31 +1,25 @@
 """Reads files that may be missing, damaged or hostile; errors name the file."""
 
 import csv
+import os
 import pickle
+import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import ceil, floor
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive
-
-Box = tuple[float, float, float, float]
-"""Left, upper, right and lower edge in pixels; right and lower are the first pixels outside the box."""
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 _READ_ERRORS = (
     OSError,
@@ -35,7 +29,10 @@ _READ_ERRORS = (
     EOFError,
     AssertionError,
     SyntaxError,  # raised by PIL for a broken PNG
-    RuntimeError,  # raised by torch for sizes that do not fit; includes NotImplementedError
+    RuntimeError,  # raised by torch for sizes that do not fit; includes NotImplementedError and RecursionError
+    MemoryError,  # sizes that a damaged header states
+    OverflowError,
+    csv.Error,
     Image.DecompressionBombError,
     MatReadError,
     pickle.UnpicklingError,
@@ -52,9 +49,11 @@ def errors_naming(path: str | PathLike[str]) -> Iterator[None]:
     Raises:
         FileNotFoundError: The file is missing.
         PermissionError: The file may not be read.
-        ValueError: The content is invalid.
+        ValueError: The content is invalid, or it is no ordinary file, such as a pipe, on which a reader would wait for ever.
     """
     try:
+        if os.path.exists(path) and stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise ValueError("it is a pipe, a socket or a device, not an ordinary file")
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no file {path}") from error
@@ -126,76 +125,6 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str = ";") -> list
         if not rows or set(columns) - set(rows[0]) or any(row[c] is None for row in rows for c in columns):
             raise ValueError(f"it needs rows with the columns {', '.join(columns)}")
     return rows
-
-
-def open_image(path: str | PathLike[str]) -> Image.Image:
-    """Reads an image file as RGB; errors as in `errors_naming`."""
-    with errors_naming(path), Image.open(path) as image:
-        return to_channels(image, 3)
-
-
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """The image as grey (`channels=1`) or RGB (`channels=3`), 8 bits per channel, without transparency.
-
-    Raises ValueError if the pixels have 32 bits, because their range is unknown.
-    """
-    if image.mode.startswith("I;16"):  # PIL would clip values above 255
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
-    if image.mode == "P":
-        image = image.convert("RGBA")  # PIL warns if a palette with transparency is converted to RGB directly
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """The image as uint8 `[C, H, W]`."""
-    array = np.array(image)
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
-
-
-def crop_and_resize(image: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:
-    """Crops `image` to `box` (`None`: the whole image) and resizes it to `size` = (height, width), bilinear.
-
-    Pixels entirely outside the box have no influence. Raises ValueError if the box contains no pixel of the image.
-    """
-    if box:
-        left, upper, right, lower = max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height)
-        if left >= right or upper >= lower:
-            raise ValueError(f"box {box} contains no pixel of the image of size {image.size}")
-        x, y = floor(left), floor(upper)
-        image = image.crop((x, y, ceil(right), ceil(lower)))
-        box = left - x, upper - y, right - x, lower - y
-    return image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
-
-
-def read_images(paths: Sequence[Path], input_size: tuple[int, int, int], boxes: Sequence[Box] | None = None) -> Tensor:
-    """Reads image files, crops each to its box and resizes it, into one uint8 tensor `[N, C, H, W]`.
-
-    Errors are those of `errors_naming`, also for a box outside its image.
-    """
-
-    def read(index: int) -> Image.Image:
-        with Image.open(paths[index]) as image:
-            return to_channels(image, input_size[0])
-
-    return resize_images(read, paths, input_size, boxes)
-
-
-def resize_images(
-    read: Callable[[int], Image.Image], sources: Sequence[Path], input_size: tuple[int, int, int], boxes: Sequence[Box] | None
-) -> Tensor:
-    """Like `read_images`, for images that `read` returns by index; errors name their `sources`."""
-    images = torch.empty((len(sources), *input_size), dtype=torch.uint8)
-
-    def resize(index: int) -> None:
-        with errors_naming(sources[index]):
-            images[index] = to_tensor(crop_and_resize(read(index), boxes[index] if boxes else None, input_size[1:]))
-
-    with ThreadPoolExecutor() as pool:  # image decoders release the GIL
-        for _ in pool.map(resize, range(len(sources))):
-            pass
-    return images
 
 
 def download_archives(archives: Mapping[str, str], target: Path, inside: str = ".") -> None:

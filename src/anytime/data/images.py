@@ -5,7 +5,8 @@ import os
 import torch
 from PIL import Image, ImageOps
 
-from anytime.data.files import errors_naming, to_channels, to_tensor
+from anytime.data.decoding import open_image, to_tensor
+from anytime.data.files import errors_naming
 from anytime.data.stream import resize_and_crop
 
 
@@ -13,7 +14,8 @@ def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], r
     """Reads an image for a model.
 
     Grey and colour are converted into each other as the model requires. An image of another size is resized until it
-    just covers the target size, and its centre is cropped. The EXIF orientation is respected.
+    just covers the target size, and its centre is cropped. The EXIF orientation is respected, and transparent parts show
+    white, as in training and evaluation.
 
     Args:
         path: An image file.
@@ -26,13 +28,14 @@ def read_image(path: str | os.PathLike[str], input_size: tuple[int, int, int], r
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: It cannot be read as an image, or the number of channels is neither 1 nor 3.
+        ValueError: It cannot be read as an image in one of `anytime.data.decoding.FORMATS`, or the number of channels is
+            neither 1 nor 3.
     """
     channels, height, width = input_size
     if channels not in (1, 3):
         raise ValueError(f"input_size must have 1 (grey) or 3 (RGB) channels, got {input_size}")
-    with errors_naming(path), Image.open(path) as file:
-        image = to_channels(ImageOps.exif_transpose(file), channels)
+    image = open_image(path, channels)
+    with errors_naming(path):
         if resize_ratio == 1:
             view = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         else:

@@ -16,21 +16,22 @@ class UnknownClass(ValueError):
     exit_code = 2
 
 
-def stratified_order(labels: Tensor, seed: int) -> Tensor:
+def stratified_order(labels: Tensor, seed: int, lots: Tensor | None = None) -> Tensor:
     """Orders samples so that every prefix of the order is stratified.
 
-    Sample number r of the n samples of its class (counted in a random order) is placed at (r + 1/2) / n, and classes
-    of equal size are in random order. Among the first m of N samples, each class therefore has its share, rounded up
-    or down to within one sample.
+    Sample number r of the n samples of its class (counted in a random order, or in the order of their lots) is placed at
+    (r + 1/2) / n, and classes of equal size are in random order. Among the first m of N samples, each class therefore has its
+    share, rounded up or down to within one sample.
 
     Args:
         labels: int64 `[N]`.
         seed: Seed of the random order.
+        lots: One number per sample, `[N]`.
 
     Returns:
         A permutation, int64 `[N]`.
     """
-    shuffled = hashing.permutation(len(labels), seed)
+    shuffled = hashing.permutation(len(labels), seed) if lots is None else torch.argsort(lots, stable=True)
     grouped = shuffled[torch.argsort(labels[shuffled], stable=True)]
     classes, counts = torch.unique_consecutive(labels[grouped], return_counts=True)
     first = counts.cumsum(0) - counts
@@ -57,24 +58,74 @@ def hold_out(labels: Tensor, amount: float, seed: int, groups: Tensor | None = N
     Raises:
         ValueError: The amount is negative, above 1 but not an integer, or leaves nothing.
     """
+    wanted = _wanted(amount, len(labels))
+    if groups is not None:
+        return _hold_out_groups(labels, wanted, seed, groups)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[stratified_order(labels, seed)[:wanted]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def hold_out_by_lot(
+    labels: Tensor, amount: float, seed: int, lots: Tensor, groups: Tensor | None = None, exact: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Splits samples in two by a number in [0, 1) that belongs to each sample.
+
+    A share p holds out the samples whose lot is below p, whatever other samples there are; their number is about p N. If
+    that were none, the lowest is held out; if it were all of a class, its highest stays. A whole number n, or with `exact`
+    the share's number, holds out the n lowest, stratified by class: then a sample more or less can move another one.
+
+    Args:
+        labels: int64 `[N]`.
+        amount: As for `hold_out`.
+        seed: Breaks ties between classes.
+        lots: float64 `[N]`, the same for all samples of a group.
+        groups: int64 `[N]`, see `hold_out`.
+        exact: Whether the number matters more than that no sample moves another.
+
+    Returns:
+        The remaining indices and the held-out indices, each in ascending order.
+    """
+    wanted, exact = _wanted(amount, len(labels)), exact or amount >= 1
+    if exact and groups is not None:
+        return _hold_out_groups(labels, wanted, seed, groups, lots)
+    if exact:
+        held_out = torch.zeros(len(labels), dtype=torch.bool)
+        held_out[stratified_order(labels, seed, lots)[:wanted]] = True
+    else:
+        held_out = lots < amount
+        if wanted and not held_out.any():
+            held_out = lots == lots.min()
+        total = torch.bincount(labels)
+        emptied = (total > 0) & (torch.bincount(labels[held_out], minlength=len(total)) == total)
+        for label in emptied.nonzero().flatten():
+            of_class = labels == label
+            held_out[of_class & (lots == lots[of_class].max())] = False
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def _wanted(amount: float, total: int) -> int:
+    """How many of `total` samples an amount means; raises ValueError as `hold_out` does."""
     if amount < 0 or (amount >= 1 and amount != int(amount)):
         raise ValueError(f"the amount to hold out is a share below 1 or a whole number, got {amount}")
-    total = len(labels)
     wanted = min(round(amount * total), total - 1) if amount < 1 else int(amount)
     if wanted >= total:
         raise ValueError(f"cannot hold out {wanted} of {total} images; leave some to train on")
-    if groups is None:
-        held_out = torch.zeros(total, dtype=torch.bool)
-        held_out[stratified_order(labels, seed)[:wanted]] = True
-    else:
-        _, group = torch.unique(groups, return_inverse=True)
-        number = int(group.max()) + 1
-        label = torch.empty(number, dtype=torch.int64).scatter_(0, group, labels)
-        order = stratified_order(label, seed)
-        size = torch.bincount(group, minlength=number)[order]
-        chosen = torch.zeros(number, dtype=torch.bool)
-        chosen[order[size.cumsum(0) - size / 2 < wanted]] = True
-        held_out = chosen[group]
+    return wanted
+
+
+def _hold_out_groups(
+    labels: Tensor, wanted: int, seed: int, groups: Tensor, lots: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    _, group = torch.unique(groups, return_inverse=True)
+    number = int(group.max()) + 1
+    label = torch.empty(number, dtype=torch.int64).scatter_(0, group, labels)
+    lot = None if lots is None else torch.empty(number, dtype=lots.dtype).scatter_(0, group, lots)
+    order = stratified_order(label, seed, lot)
+    size = torch.bincount(group, minlength=number)[order]
+    chosen = torch.zeros(number, dtype=torch.bool)
+    chosen[order[size.cumsum(0) - size / 2 < wanted]] = True
+    held_out = chosen[group]
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 

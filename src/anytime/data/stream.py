@@ -22,7 +22,8 @@ class LazyImages:
     """Images read one at a time.
 
     Args:
-        read: Returns the image of a row, RGB; must be picklable where workers are spawned.
+        read: Returns the image of a row, RGB; must be picklable where workers are spawned. Its method `contents(rows)`, if
+            it has one, gives one number for the content of each row.
         rows: int64 `[N]`, the rows of `read` in use.
     """
 
@@ -34,6 +35,11 @@ class LazyImages:
 
     def __getitem__(self, indices: Tensor) -> "LazyImages":
         return LazyImages(self.read, self.rows[indices])
+
+    def contents(self) -> Tensor:
+        """One number for the content of each image, int64 `[N]`; 0 where it cannot be told without reading the image."""
+        read: Callable[[Tensor], Tensor] = getattr(self.read, "contents", torch.zeros_like)
+        return read(self.rows)
 
     def open(self, index: int) -> Image.Image:
         """Reads one image."""

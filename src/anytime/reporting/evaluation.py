@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from anytime.analysis.summary import summary
 from anytime.data import ImageData, create_data
 from anytime.data.batches import Loader
+from anytime.data.names import composed
+from anytime.data.record import RECORD, read_record
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting import plots
@@ -28,11 +31,14 @@ def output_folder(run: str | os.PathLike[str]) -> Path:
     return Path(run) if Path(run).is_dir() else Path("runs") / os.fspath(run)
 
 
-def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None, download: bool = False) -> ImageData:
+def trained_on(
+    model: AnytimeModel, root: str | os.PathLike[str] | None = None, download: bool = False, run: Path | None = None
+) -> ImageData:
     """The data set that a model was trained on, with the arguments of the recipe that `anytime train` stores in `model.info`.
 
-    `root` replaces the recipe's folder of the data. Raises ValueError if the model holds no recipe, and UntrustedName if an
-    untrusted recipe names an import path.
+    `root` replaces the recipe's folder of the data. The images are split as recorded in the directory `run`; without a record
+    by their names, or for models of versions that kept no record, by their positions as they did. Raises ValueError if the
+    model holds no recipe, and UntrustedName if an untrusted recipe names an import path.
     """
     recipe = model.info.recipe
     if not recipe:
@@ -42,8 +48,16 @@ def trained_on(model: AnytimeModel, root: str | os.PathLike[str] | None = None, 
     arguments["download"] = download or (model.info.trusted and arguments.get("download", False))
     with names_from("the model's config.json", trust=model.info.trusted):
         data = create_data(recipe["data"]["class_path"], **arguments)
-        if data.root is not None and root is None and not data.root.is_dir():
+        if root is None and not data.root.is_dir():
+            if not data.official and arguments["root"] is not None:
+                where = f"{data.root}, there is no folder {data.root.absolute()}"
+                raise FileNotFoundError(f"this model was trained on images in {where}; name their folder by --root")
             data = create_data(recipe["data"]["class_path"], **{**arguments, "root": None})
+    data.options = ("--root", "--download")
+    if (record_of_run := read_record(run)) is not None:
+        data.use_record(record_of_run)
+    elif "split_by" not in arguments:
+        data.split_by = "positions"
     return data
 
 
@@ -53,7 +67,8 @@ def images_of(data: ImageData, part: str) -> Loader:
     loader = data.test_dataloader() if part == "test" else data.val_dataloader()
     if isinstance(loader, list):
         name = data.title or type(data).__name__
-        raise ValueError(f"the model was trained with validation=0: there are no validation images of {name}")
+        without = "was trained with validation=0" if not data.validation else "has no validation images left"
+        raise ValueError(f"the model {without}: there are no validation images of {name}")
     return loader
 
 
@@ -66,7 +81,7 @@ def find_trace(
     """
     path = _trace_path(folder, part)
     if not path.is_file():
-        trace = _recorded(model, trained_on(model, root, download), part, device)
+        trace = _recorded(model, trained_on(model, root, download, folder), part, device)
         model.cpu()
         trace.save(path)
         return trace
@@ -122,7 +137,7 @@ def evaluate_run(
         trust: Whether import paths that the run names may be imported, see `anytime.load`.
     """
     model = load(run, trust)
-    trace = _recorded(model, trained_on(model, root, download), part, device, progress)
+    trace = _recorded(model, trained_on(model, root, download, Path(run)), part, device, progress)
     return write_results(trace, out or output_folder(run), part)
 
 
@@ -153,6 +168,16 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
 def _recorded(model: AnytimeModel, data: ImageData, part: str, device: str | torch.device, progress: bool = True) -> Trace:
     data.prepare_data()
     loader = images_of(data, part)
+    if data.record is None and part in data.divided and data.divided[part].names is not None:
+        warnings.warn(
+            f"no {RECORD} says which images this model was trained on; they are split by {data.split_by}, so if files came, "
+            f"went or were renamed since, some {part} images may have been trained on",
+            stacklevel=2,
+        )
+    names, known = data.class_names, [composed(name) for name in model.info.class_names]
+    if not data.official and known and names != known:
+        other = next((pair for pair in zip(known, names, strict=False) if pair[0] != pair[1]), (len(known), len(names)))
+        raise ValueError(f"the classes of {data.root} are not those of the model: {other[1]!r} where it has {other[0]!r}")
     meta = {"dataset": type(data).__name__, "part": part, "recipe": model.info.recipe}
     return record(model, loader, device=device, input_size=data.input_size, progress=progress, meta=meta)
 

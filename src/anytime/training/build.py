@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from anytime.data import ImageData
+from anytime.data.record import read_record
 from anytime.model import AnytimeModel, create_model, eval_mode
 from anytime.objectives import Objective
 from anytime.pretrained import load
@@ -51,12 +53,13 @@ class TrainingJob:
         fit(*parts, run, resume=resume, regime=self.regime)
 
 
-def build(config: Config, filled_later: bool = False) -> TrainingJob:
+def build(config: Config, filled_later: bool = False, run: Path | None = None) -> TrainingJob:
     """Builds a training job from a resolved configuration, after seeding; reads the data.
 
     Args:
         config: The configuration.
         filled_later: Whether all weights will come from elsewhere, such as a checkpoint: then no weights file is read.
+        run: The run directory that is resumed; its record says which images are trained on.
 
     Raises:
         UsageError: An argument is out of range, or the hardware is not there.
@@ -76,6 +79,10 @@ def build(config: Config, filled_later: bool = False) -> TrainingJob:
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise UsageError(str(error)) from error
     L.seed_everything(settings.seed, workers=True, verbose=False)
+    if (record := read_record(run)) is not None:
+        data.use_record(record)
+    elif run is not None and "split_by" not in config["data"]["init_args"]:
+        data.split_by = "positions"  # as when that run began
     data.setup("fit")
     name = config["model"]["class_path"]
     takes = inspect.signature(find("model", name)).parameters

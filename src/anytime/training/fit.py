@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from anytime.data import ImageData
+from anytime.data.record import RECORD, read_record
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible
@@ -108,8 +109,8 @@ def fit(
 ) -> L.Trainer:
     """Trains `model` in place; checkpoints, metrics and the finished model go to the directory `run`.
 
-    A checkpoint is written after every epoch, on Ctrl-C and on SIGTERM. It holds only plain tensors and numbers. With `resume` training
-    resumes from it; order of images and augmentation are functions of seed, epoch and image, so with
+    A checkpoint is written after every epoch, on Ctrl-C and on SIGTERM. It holds only plain tensors and numbers. With `resume`
+    training resumes from it; order of images and augmentation are functions of seed, epoch and image, so with
     `settings.deterministic` the weights are bit-identical to those of an uninterrupted training.
 
     Args:
@@ -131,6 +132,8 @@ def fit(
     run = Path(run)
     checkpoint = run / CHECKPOINT
     saved: dict[str, Any] = read_checkpoint(checkpoint) if resume else {"global_step": 0}
+    if resume and data.record is None and (recorded := read_record(run)) is not None:
+        data.use_record(recorded)
     regime = Joint() if regime is None else regime
     regime.check(model, settings.epochs)
     module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last, regime)
@@ -154,6 +157,9 @@ def fit(
         plugins=[WholeFiles()],
         callbacks=[Reproducible(settings.seed), Checkpoints(checkpoint), *shown, *callbacks],
     )
+    if not resume and trainer.is_global_zero:
+        earlier = read_record(None if settings.weights is None else Path(settings.weights))
+        data.make_record().following(earlier).save(run / RECORD)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")  # a frozen trunk

@@ -3,7 +3,9 @@
 import torch
 
 from anytime.data.base import ResizedData, Split
-from anytime.data.files import errors_naming, read_images, read_mat
+from anytime.data.decoding import read_images
+from anytime.data.files import errors_naming, read_mat
+from anytime.data.names import Names
 
 
 class StanfordCars(ResizedData):
@@ -37,4 +39,5 @@ class StanfordCars(ResizedData):
             targets = torch.tensor([int(row["class"]) for row in rows]) - 1  # MATLAB counts classes and pixels from 1
             paths = [folder / str(row["fname"]) for row in rows]
         boxes = [(left - 1, upper - 1, right, lower) for left, upper, right, lower in corners]
-        return Split(read_images(paths, self.input_size, boxes), targets, path)
+        images = Names.of(file.name for file in paths)
+        return Split(read_images(paths, self.input_size, boxes), targets, path, names=images)

@@ -37,7 +37,7 @@ class CUB200(StreamedData):
         with errors_naming(folder.parent / "image_class_labels.txt"):
             chosen = [number for number in images if is_train[number] == ("1" if split == "train" else "0")]
             targets = [int(labels[number]) - 1 for number in chosen]
-        return lazy_split([folder / images[number] for number in chosen], targets, folder.parent)
+        return lazy_split(folder, [folder / images[number] for number in chosen], targets, folder.parent)
 
     def fetch(self) -> None:
         archives = {"https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz": "97eceeb196236b17998738112f37df78"}

@@ -1,18 +1,29 @@
 """Streamed sets of image files, and the set made from any folder of images."""
 
+from __future__ import annotations
+
+import warnings
+from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 
 from anytime.data.base import ResizedData, Split
-from anytime.data.files import IMAGE_SUFFIXES, open_image
-from anytime.data.splits import hold_out
+from anytime.data.decoding import FORMATS, open_image
+from anytime.data.files import errors_naming
+from anytime.data.layouts import Layout, class_folders, find_layout, list_images
+from anytime.data.names import Names, content_number
 from anytime.data.stream import RESIZE_RATIO, LazyImages
+
+_SUFFIXES_BEFORE = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""The suffixes that decided which files are images before runs had a record of them."""
 
 
 class StreamedData(ResizedData):
@@ -25,22 +36,32 @@ class StreamedData(ResizedData):
         super().__init__(size=size, **kwargs)
 
 
-def _open_row(paths: Sequence[str], row: int) -> Image.Image:
-    return open_image(paths[row])
+class ImageFiles:
+    """Reads the image or the content of a row; `paths` are relative to `folder`."""
+
+    def __init__(self, folder: Path, paths: Names) -> None:
+        self.folder, self.paths = folder, paths
+
+    def __call__(self, row: int) -> Image.Image:
+        return open_image(self.folder / self.paths[row])
+
+    def contents(self, rows: Tensor) -> Tensor:
+        """One number for the content of each file, int64 `[N]`."""
+
+        def read(row: int) -> int:
+            path = self.folder / self.paths[row]
+            with errors_naming(path):
+                return content_number(path.read_bytes())
+
+        with ThreadPoolExecutor(8) as pool:
+            return torch.tensor(list(pool.map(read, rows.tolist())), dtype=torch.int64)
 
 
-def lazy_split(paths: Sequence[Path | str], labels: Sequence[int], source: Path) -> Split:
-    """A split whose image files are read on demand."""
-    images = LazyImages(partial(_open_row, [str(path) for path in paths]), torch.arange(len(paths)))
-    return Split(images, torch.tensor(labels, dtype=torch.int64), source)
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the subfolders of `folder`, one class each; raises FileNotFoundError if there are none."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise FileNotFoundError(f"no folders in {folder}; it needs one folder of images for each class")
-    return names
+def lazy_split(root: Path, paths: Sequence[Path | str], labels: Sequence[int], source: Path) -> Split:
+    """A split whose image files are read on demand; their names are relative to `root`."""
+    names = Names.of(Path(path).relative_to(root).as_posix() for path in paths)
+    images = LazyImages(ImageFiles(root, names), torch.arange(len(paths)))
+    return Split(images, torch.tensor(labels, dtype=torch.int64), source, names=names)
 
 
 def check_class_folders(folder: Path, names: Sequence[str]) -> None:
@@ -49,29 +70,49 @@ def check_class_folders(folder: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{folder}: {unknown[0]!r} is none of the {len(names)} classes of the training images")
 
 
-def read_class_folders(folder: Path, names: Sequence[str], every: bool = False) -> Split:
-    """All image files of the subfolders `names` of `folder`; a label is an index into `names`.
+def read_class_folders(root: Path, folder: Path, names: Sequence[str], every: bool = False) -> Split:
+    """All image files of the class folders in `folder`; a label is an index into `names`.
 
     Raises:
         FileNotFoundError: There are no images.
         ValueError: There are other subfolders, or with `every`, one of them has no images.
     """
     check_class_folders(folder, names)
-    numbers = {name: number for number, name in enumerate(names)}
-    files = make_dataset(str(folder), numbers, extensions=tuple(IMAGE_SUFFIXES), allow_empty=True)
-    if not files:
+    folders, others = class_folders(folder), Counter[str]()
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        for of_class in folders.get(name, []):
+            found, left_out = list_images(of_class)
+            others += left_out
+            paths += found
+            labels += [label] * len(found)
+    if others:
+        warnings.warn(
+            f"{folder}: {_counts(others)} left out, no images in a supported format ({', '.join(FORMATS)})", stacklevel=2
+        )
+    if not paths:
         raise FileNotFoundError(f"no images in the folders of {folder}")
-    paths, labels = zip(*files, strict=True)
-    if every and (empty := sorted(set(numbers.values()) - set(labels))):
+    if every and (empty := sorted(set(range(len(names))) - set(labels))):
         raise ValueError(f"{folder / names[empty[0]]} has no images; add some, or remove the folder")
-    return lazy_split(paths, labels, folder)
+    return lazy_split(root, paths, labels, folder)
+
+
+def _counts(others: Counter[str]) -> str:
+    """`"3 files .txt and 1 file without suffix"`."""
+    texts = [
+        f"{number} {'file' if number == 1 else 'files'} {suffix or 'without suffix'}" for suffix, number in others.items()
+    ]
+    return ", ".join(sorted(texts))
 
 
 class ImageFolder(StreamedData):
     """Any folder of images, one subfolder per class; streamed by workers.
 
-    `root` holds the class folders either directly, in which case a share of the images, chosen by `split_seed`, is the
-    test split; or inside `train` and `test` (or `val`). With `train`, `val` and `test`, `val` is the validation split.
+    `root` holds the class folders either directly, in which case a share of the images, chosen by name, is the test split;
+    or inside `train` and `test` (or `val`). With `train`, `val` and `test`, `val` is the validation split. `training`,
+    `testing`, `valid` and `validation` are other names of these, in any case. A layout that can be read in two ways is an
+    error. Files are taken by content, whatever their suffix; hidden files and folders are not.
 
     Args:
         size: Height and width of the images in pixels.
@@ -87,28 +128,45 @@ class ImageFolder(StreamedData):
         super().__init__(size=size, **kwargs)
         self.test = test
 
-    @property
-    def _train(self) -> Path:
+    @cached_property
+    def layout(self) -> Layout:
+        """The folders of the splits."""
         if not self.root.is_dir():
-            raise FileNotFoundError(f"there is no folder {self.root}; --data.root names the folder that holds the images")
-        return self.root / "train" if (self.root / "train").is_dir() else self.root
+            given = f"{self.root}, which would be {self.root.absolute()}" if not self.root.is_absolute() else str(self.root)
+            raise FileNotFoundError(f"there is no folder {given}; {self.options[0]} names the folder that holds the images")
+        if self.by_positions:  # as before runs had a record of their images
+            inside = {name: self.root / name for name in ("train", "val", "test") if (self.root / name).is_dir()}
+            train, val, test = map(inside.get, ("train", "val", "test"))
+            return Layout(self.root, flat=True) if train is None else Layout(train, val, test)
+        return find_layout(self.root)
 
     def read_names(self) -> list[list[str]]:
-        return [class_folders(self._train)]
+        return [list(class_folders(self.layout.train))]
 
     def read(self, split: str) -> Split | None:
-        names = class_folders(self._train)
-        if self._train == self.root:
+        layout, names = self.layout, self.read_names()[0]
+        if layout.flat:
             if split == "validation":
                 return None
-            whole = read_class_folders(self.root, names, every=True)
-            train, test = hold_out(whole.targets, self.test, self.split_seed)
-            return whole[train if split == "train" else test]
-        folders = {name: self.root / name for name in ("val", "test") if (self.root / name).is_dir()}
+            rest, held_out = self.divide(self._read_folder(layout.train, names, every=True), self.test, "test")
+            return rest if split == "train" else held_out
         if split == "train":
-            for folder in folders.values():  # fail now rather than after hours of training
-                check_class_folders(folder, names)
-            return read_class_folders(self._train, names, every=True)
+            for folder in (layout.validation, layout.test):  # fail now rather than after hours of training
+                if folder is not None:
+                    check_class_folders(folder, names)
+            return self._read_folder(layout.train, names, every=True)
         if split == "validation":
-            return read_class_folders(folders["val"], names) if len(folders) == 2 else None
-        return read_class_folders(folders.get("test") or self.find("test", "val"), names)
+            both = layout.validation is not None and layout.test is not None
+            return self._read_folder(layout.validation, names) if both and layout.validation else None
+        return self._read_folder(layout.test or layout.validation or self.find("test", "val"), names)
+
+    def _read_folder(self, folder: Path, names: Sequence[str], every: bool = False) -> Split:
+        if not self.by_positions:
+            return read_class_folders(self.root, folder, names, every)
+        check_class_folders(folder, names)
+        numbers = {path.name: names.index(name) for name, paths in class_folders(folder).items() for path in paths}
+        files = make_dataset(str(folder), numbers, extensions=_SUFFIXES_BEFORE, allow_empty=True)
+        if not files:
+            raise FileNotFoundError(f"no images in the folders of {folder}")
+        paths, labels = zip(*files, strict=True)
+        return lazy_split(self.root, paths, labels, folder)

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from anytime.data.base import ResizedData, Split
-from anytime.data.files import Box, download_archives, errors_naming, read_images, read_table, resize_images
+from anytime.data.decoding import Box, read_images, resize_images
+from anytime.data.files import download_archives, errors_naming, read_table
+from anytime.data.names import Names
 
 GTSRB_NAMES = (
     """
@@ -80,7 +82,8 @@ class GTSRB(ResizedData):
             paths += [(table.parent if split == "train" else folder) / row["Filename"] for row in rows]
         targets = torch.tensor(labels)
         groups = self._tracks([path.name for path in paths], targets) if split == "train" else None
-        return Split(read_images(paths, self.input_size, boxes), targets, folder, groups)
+        names = Names.of(f"{label:05d}/{path.name}" for label, path in zip(labels, paths, strict=True))
+        return Split(read_images(paths, self.input_size, boxes), targets, folder, groups, names)
 
     def _read_frames(self, path: Path) -> Split:
         with errors_naming(path), open(path, "rb") as file, np.load(file) as arrays:

@@ -7,7 +7,8 @@ from torchvision.datasets import ImageNet as OfficialImageNet
 
 from anytime.data.base import Split
 from anytime.data.files import errors_naming
-from anytime.data.sets.folders import StreamedData, class_folders, read_class_folders
+from anytime.data.layouts import class_folders
+from anytime.data.sets.folders import StreamedData, read_class_folders
 
 
 class ImageNet(StreamedData):
@@ -30,7 +31,7 @@ class ImageNet(StreamedData):
         return self.find(f"imagenet/{name}", name)
 
     def _wnids(self) -> list[str]:
-        return class_folders(self._folder("train"))
+        return list(class_folders(self._folder("train")))
 
     def read_names(self) -> list[list[str]]:
         path, wnids = self.find(*self.files), self._wnids()
@@ -42,7 +43,8 @@ class ImageNet(StreamedData):
     def read(self, split: str) -> Split | None:
         if split == "validation":
             return None
-        return read_class_folders(self._folder("train" if split == "train" else "val"), self._wnids())
+        folder = self._folder("train" if split == "train" else "val")
+        return read_class_folders(folder.parent, folder, self._wnids())
 
     def fetch(self) -> None:
         folder = self.root / "imagenet"

@@ -1,8 +1,8 @@
 """LSUN scenes, in the official LMDB layout."""
 
 import importlib
-import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from anytime.data.base import Split
-from anytime.data.files import errors_naming, to_channels
+from anytime.data.decoding import open_image
+from anytime.data.files import errors_naming
+from anytime.data.names import Names
 from anytime.data.sets.folders import StreamedData
 from anytime.data.stream import LazyImages
 
@@ -43,6 +45,11 @@ class _Databases:
         self.ends = np.cumsum([len(keys) for keys in self.keys])
         self._opened: dict[tuple[int, int], Any] = {}
 
+    def names(self) -> Iterator[str]:
+        """Name of the database and key of each image."""
+        for path, keys in zip(self.paths, self.keys, strict=True):
+            yield from (f"{path.name}/{key.decode(errors='replace')}" for key in keys)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}
 
@@ -54,8 +61,7 @@ class _Databases:
             self._opened[mine] = _open(self.paths[number])
         with self._opened[mine].begin() as transaction:
             content = transaction.get(key)
-        with errors_naming(f"{self.paths[number]}, image {key.decode()}"), Image.open(io.BytesIO(content)) as image:
-            return to_channels(image, 3)
+        return open_image(content, name=f"{self.paths[number]}, image {key.decode(errors='replace')}")
 
 
 class LSUN(StreamedData):
@@ -83,4 +89,5 @@ class LSUN(StreamedData):
         names = [f"{LSUN_NAMES[label]}_{'train' if split == 'train' else 'val'}_lmdb" for label in used]
         read = _Databases([self.find(f"lsun/{name}", name) for name in names])
         targets = used.repeat_interleave(torch.tensor([len(keys) for keys in read.keys]))
-        return Split(LazyImages(read, torch.arange(len(targets))), targets, self.root)
+        images = LazyImages(read, torch.arange(len(targets)))
+        return Split(images, targets, self.root, names=Names.of(read.names()))

@@ -3,7 +3,9 @@
 import torch
 
 from anytime.data.base import ImageData, Split
-from anytime.data.files import download_archives, errors_naming, read_images, read_lines
+from anytime.data.decoding import read_images
+from anytime.data.files import download_archives, errors_naming, read_lines
+from anytime.data.names import Names
 
 
 class TinyImageNet(ImageData):
@@ -44,7 +46,8 @@ class TinyImageNet(ImageData):
             with errors_naming(table):
                 files = [(folder / "images" / row[0], numbers[row[1]]) for row in rows]
         paths, labels = zip(*files, strict=True)
-        return Split(read_images(paths, self.input_size), torch.tensor(labels), folder)
+        names = Names.of(path.name for path in paths)
+        return Split(read_images(paths, self.input_size), torch.tensor(labels), folder, names=names)
 
     def fetch(self) -> None:
         archives = {"http://cs231n.stanford.edu/tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"}

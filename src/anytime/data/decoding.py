@@ -1,0 +1,130 @@
+"""The one reader of images: for training, evaluation and prediction."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil, floor
+from os import PathLike, fspath
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from anytime.data.files import errors_naming
+
+Box = tuple[float, float, float, float]
+"""Left, upper, right and lower edge in pixels; right and lower are the first pixels outside the box."""
+
+_SUPPORTED = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PCX PNG PPM QOI SGI TIFF WEBP".split()  # noqa: SIM905
+_HEAD = 16  # bytes at the beginning of a file that tell its format
+
+Image.init()
+FORMATS = tuple(name for name in _SUPPORTED if name in Image.OPEN)
+"""The formats that are read, whatever a file's suffix: raster images that this build of PIL decodes by itself."""
+_SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image in one of `FORMATS`, judging by its beginning; of an unusual suffix, by its header."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD).ljust(_HEAD, b"\0")
+        if not any(accept is None or accept(head) is True for _, accept in map(Image.OPEN.__getitem__, FORMATS)):
+            return False
+        if Path(path).suffix.lower() not in _SUFFIXES:
+            Image.open(path, formats=FORMATS).close()
+    except PermissionError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
+def open_image(source: str | PathLike[str] | bytes, channels: int = 3, turn: bool = True, name: str = "") -> Image.Image:
+    """Reads an image, see `to_channels`.
+
+    Args:
+        source: A file, or its content.
+        channels: 1 (grey) or 3 (RGB).
+        turn: Whether to turn the image upright by its EXIF orientation.
+        name: What errors name; default: the file.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It is damaged, in another format than `FORMATS`, or no ordinary file.
+    """
+    content, path = (io.BytesIO(source), name) if isinstance(source, bytes) else (source, name or source)
+    with errors_naming(path), Image.open(content, formats=FORMATS) as image:
+        return to_channels(ImageOps.exif_transpose(image) if turn else image, channels)
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """The image as grey (`channels=1`) or RGB (`channels=3`), 8 bits per channel; transparent parts show white.
+
+    A channel value v of opacity a becomes `a v + (1 - a) 255`.
+
+    Raises ValueError if the pixels have 32 bits, because their range is unknown.
+    """
+    if image.mode.startswith("I;16"):  # PIL would clip values above 255
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """The image as uint8 `[C, H, W]`."""
+    array = np.array(image)
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def crop_and_resize(image: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:
+    """Crops `image` to `box` (`None`: the whole image) and resizes it to `size` = (height, width), bilinear.
+
+    Pixels entirely outside the box have no influence. Raises ValueError if the box contains no pixel of the image.
+    """
+    if box:
+        left, upper, right, lower = max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height)
+        if not (left < right and upper < lower):
+            raise ValueError(f"box {box} contains no pixel of the image of size {image.size}")
+        x, y = floor(left), floor(upper)
+        image = image.crop((x, y, ceil(right), ceil(lower)))
+        box = left - x, upper - y, right - x, lower - y
+    return image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
+
+
+def read_images(paths: Sequence[Path], input_size: tuple[int, int, int], boxes: Sequence[Box] | None = None) -> Tensor:
+    """Reads image files, crops each to its box and resizes it, into one uint8 tensor `[N, C, H, W]`.
+
+    Boxes are in pixels of the stored image, so images with boxes are not turned. Errors are those of `errors_naming`, also
+    for a box outside its image.
+    """
+
+    def read(index: int) -> Image.Image:
+        return open_image(paths[index], input_size[0], turn=boxes is None)
+
+    return resize_images(read, paths, input_size, boxes)
+
+
+def resize_images(
+    read: Callable[[int], Image.Image], sources: Sequence[Path], input_size: tuple[int, int, int], boxes: Sequence[Box] | None
+) -> Tensor:
+    """Like `read_images`, for images that `read` returns by index; errors name their `sources`."""
+    images = torch.empty((len(sources), *input_size), dtype=torch.uint8)
+
+    def resize(index: int) -> None:
+        image = read(index)
+        with errors_naming(sources[index]):
+            images[index] = to_tensor(crop_and_resize(image, boxes[index] if boxes else None, input_size[1:]))
+
+    with ThreadPoolExecutor() as pool:  # image decoders release the GIL
+        for _ in pool.map(resize, range(len(sources))):
+            pass
+    return images

@@ -1,0 +1,174 @@
+"""Which images a run trained on, by name and content, so that they are never tested on."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anytime.data.names import Names, composed
+from anytime.data.split import Split
+from anytime.support.files import atomic_write
+
+PARTS = ("train", "validation", "test", "unused", "earlier")
+"""Training images beyond `limit` are unused; the run from whose weights this one started was trained on the earlier ones."""
+
+RECORD = "images.safetensors"
+"""Name of the file in a run directory."""
+
+_FORMAT = "anytime-images-1"
+_TRAIN, _EARLIER = PARTS.index("train"), PARTS.index("earlier")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """The images of a run.
+
+    Args:
+        names: One name per image in composed form, relative to the folder of the data.
+        contents: int64 `[N]`, see `Split.contents`; 0 where it was not read.
+        parts: uint8 `[N]`, indices into `PARTS`.
+    """
+
+    names: Names
+    contents: Tensor
+    parts: Tensor
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[str, Split]], read_contents: bool = True) -> ImageRecord:
+        """The record of some parts; without `read_contents` only of their names."""
+        names: list[str] = []
+        contents, numbers = [], []
+        for part, split in parts:
+            names += map(composed, split.keys)
+            contents.append(split.contents if read_contents else torch.zeros(len(split), dtype=torch.int64))
+            numbers.append(torch.full((len(split),), PARTS.index(part), dtype=torch.uint8))
+        return cls(Names.of(names), torch.cat(contents), torch.cat(numbers))
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def count(self, part: str) -> int:
+        """Number of images of a part."""
+        return int((self.parts == PARTS.index(part)).sum())
+
+    def following(self, earlier: ImageRecord | None) -> ImageRecord:
+        """This record, of a training that starts from the weights of a run with the record `earlier`."""
+        if earlier is None:
+            return self
+        known = earlier.contents[(earlier.parts == _TRAIN) | (earlier.parts == _EARLIER)]
+        names, parts = Names.of([*self.names, *[""] * len(known)]), torch.full((len(known),), _EARLIER, dtype=torch.uint8)
+        return ImageRecord(names, torch.cat([self.contents, known]), torch.cat([self.parts, parts]))
+
+    def rows(self, split: Split) -> Tensor:
+        """Where the record holds each image, int64 `[N]`, -1 where it does not: by name, or else by its content.
+
+        Of images with the same name or content, each has its own row.
+        """
+        free: dict[str, list[int]] = defaultdict(list)
+        for row, (name, part) in enumerate(zip(self.names, self.parts.tolist(), strict=True)):
+            if part != _EARLIER:
+                free[name].append(row)
+        for rows in free.values():
+            rows.reverse()
+        found = torch.tensor([free[key].pop() if free.get(key := composed(name)) else -1 for name in split.keys])
+        unknown = (found < 0).nonzero().flatten()
+        if len(unknown):
+            left = {row for rows in free.values() for row in rows}
+            by_content = {number: row for row, number in enumerate(self.contents.tolist()) if number and row in left}
+            found[unknown] = torch.tensor([by_content.pop(number, -1) for number in split[unknown].contents.tolist()])
+        return found
+
+    def divide(self, split: Split, part: str, lots: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Indices of the images that are not in `part`, and of those that are.
+
+        An image that is not recorded is in the part of its group, if that is recorded, or if its lot is below `share`.
+
+        Args:
+            split: The images.
+            part: One of `PARTS`.
+            lots: See `Split.lots`.
+            share: The share of new images that belongs to the part; from 1 on the recorded share.
+        """
+        rows = self.rows(split)
+        known = rows >= 0
+        if share >= 1:
+            share = self.count(part) / max(len(self) - self.count("earlier"), 1)
+        held_out = torch.where(known, self.parts[rows] == PARTS.index(part), lots < share)
+        if split.groups is not None:
+            held_out |= torch.isin(split.groups, split.groups[known & held_out])
+            held_out &= ~torch.isin(split.groups, split.groups[known & ~held_out])
+        facts = {"gone": self.count(part) - int((known & held_out).sum()), "new": int((~known & held_out).sum())}
+        if any(facts.values()):
+            text = ", ".join(f"{number} {what}" for what, number in facts.items() if number)
+            warnings.warn(f"{split.source}: of the {self.count(part)} {part} images of this run: {text}", stacklevel=3)
+        return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+    def trained(self, split: Split) -> Split:
+        """The images that were trained on, in the order of the record; a warning says how many are gone."""
+        rows = self.rows(split)
+        used = (rows >= 0) & (self.parts[rows] == _TRAIN)
+        if gone := self.count("train") - int(used.sum()):
+            warnings.warn(
+                f"{split.source}: {gone} of {self.count('train')} training images of this run are gone", stacklevel=3
+            )
+        indices = used.nonzero().flatten()
+        return split[indices[rows[indices].argsort()]]
+
+    def not_trained(self, split: Split) -> Split:
+        """The images that were not trained on, judging by content; a warning says how many were."""
+        trained = self.contents[(self.parts == _TRAIN) | (self.parts == _EARLIER)]
+        seen = torch.isin(split.contents, trained[trained != 0])
+        if seen.any():
+            text = f"{int(seen.sum())} of {len(split)} images are left out, because this run was trained on their content"
+            warnings.warn(f"{split.source}: {text}", stacklevel=3)
+        return split[(~seen).nonzero().flatten()]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file for `load`."""
+        tensors = {"text": self.names.text, "ends": self.names.ends, "contents": self.contents, "parts": self.parts}
+        with atomic_write(path) as part:
+            part.touch()
+            mode = part.stat().st_mode  # the user's default for new files; safetensors makes its files private
+            save_file(tensors, part, metadata={"format": _FORMAT})
+            part.chmod(mode)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ImageRecord:
+        """Reads a file that `save` wrote; executes nothing from it.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            ValueError: It is damaged, or something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no record of images: {error}") from None
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{path} has format {metadata.get('format')!r}, this version of anytime reads {_FORMAT}")
+        kinds = {"text": torch.uint8, "ends": torch.int64, "contents": torch.int64, "parts": torch.uint8}
+        if {name: tensor.dtype for name, tensor in tensors.items()} != kinds:
+            raise ValueError(f"{path} is damaged: it holds {', '.join(sorted(tensors))}, not {', '.join(kinds)}")
+        text, ends, contents, parts = (tensors[name].flatten() for name in kinds)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+        if (starts.diff() < 0).any() or starts[-1] != len(text) or not len(ends) == len(contents) == len(parts):
+            raise ValueError(f"{path} is damaged: names, contents and parts do not belong together")
+        if len(parts) and int(parts.max()) >= len(PARTS):
+            raise ValueError(f"{path} is damaged: there is no part {int(parts.max())}")
+        return cls(Names(text, ends, torch.arange(len(ends))), contents, parts)
+
+
+def read_record(run: Path | None) -> ImageRecord | None:
+    """The record of a run directory, None if it has none."""
+    return ImageRecord.load(run / RECORD) if run is not None and (run / RECORD).is_file() else None

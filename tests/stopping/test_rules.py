@@ -142,6 +142,23 @@ def test_rules_by_hand(from_probabilities, made, steps):
     assert made.stops(trace, probabilities).tolist() == steps
 
 
+@pytest.mark.parametrize("made", [made for made in RULES if not made.needs], ids=repr)
+def test_answers_of_nan_stop_nothing(made):
+    state, missing = made.start(5), torch.full((3, 4), math.nan)
+    for step in (1, 2, 3, 4):
+        stop, state = made.update(state, step, missing, 0, 0)
+        assert not stop.any()
+
+
+def test_patience_counts_from_the_first_answer_after_nan():
+    sure = torch.tensor([[0.9, 0.1]])
+    state, stops = None, []
+    for step, probabilities in enumerate((sure, sure * math.nan, sure, sure), start=1):
+        stop, state = Patience(2).update(state, step, probabilities, 0, 0)
+        stops.append(bool(stop))
+    assert stops == [False, False, False, True]
+
+
 def test_deadline_never_starts_a_step_that_ends_late(make_trace):
     trace = make_trace(3)  # 1, 2, 3, 4, 5 ms
     probabilities = Last()(trace.logits)

@@ -174,7 +174,7 @@ class Entropy(_Threshold, kind="entropy"):
 
 @dataclass(frozen=True)
 class Patience(Rule, kind="patience"):
-    """Stops where the label was the same for `times` steps in a row.
+    """Stops where the label was the same for `times` steps in a row; an answer of NaN has no label.
 
     The patience t of PABEE (Zhou et al. 2020) counts agreements between neighbouring steps: `times = t + 1`.
     """
@@ -185,8 +185,8 @@ class Patience(Rule, kind="patience"):
         _require_count(self.times, "times")
 
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
-        label = probabilities.argmax(1)
-        count = torch.ones_like(label) if state is None else (label == state[0]) * state[1] + 1
+        known, label = ~probabilities.isnan().any(1), probabilities.argmax(1)
+        count = known.long() if state is None else ((label == state[0]) * state[1] + 1) * known
         return count >= self.times, (label, count)
 
 

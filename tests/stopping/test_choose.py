@@ -2,6 +2,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -241,6 +242,17 @@ def test_seconds_and_macs_are_both_costs(make_trace):
     assert best_thresholds(trace, 0.003, "seconds").rule == best_thresholds(trace, 300).rule
     with pytest.raises(ValueError, match="no 'seconds' cost"):
         best_threshold(replace(trace, seconds=None), 1, "seconds")
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor])
+def test_budgets_and_thresholds_of_numpy_and_torch(make_trace, number):
+    trace = make_trace(50)
+    assert best_thresholds(trace, number(250.0)) == best_thresholds(trace, 250)
+    assert best_threshold(trace, number(250.0)) == best_threshold(trace, 250)
+    assert budgeted(trace, ratio_for(trace.macs, number(250.0))) == budgeted(trace, ratio_for(trace.macs, 250))
+    assert budgeted(trace, number(0.5)) == budgeted(trace, 0.5)
+    curve = threshold_curve(trace, np.array([0.5, 0.25]))
+    assert curve.thresholds.tolist() == threshold_curve(trace, torch.tensor([0.25, 0.5])).thresholds.tolist() == [0.25, 0.5]
 
 
 def test_a_generous_budget_gives_the_best_accuracy_of_all(make_trace):

@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -259,6 +260,36 @@ def test_clear_errors(make_trace):
         Never() | 0.5
     with pytest.raises(ValueError, match="weights must have the shapes"):
         Recurrent(3, [[1.0]])
+
+
+@pytest.mark.parametrize("kind", [Confidence, Margin, Entropy])
+@pytest.mark.parametrize("one", [np.float32, np.float64, np.array, torch.tensor, lambda value: torch.tensor([value])[0]])
+def test_thresholds_of_numpy_and_torch(kind, one):
+    assert kind(one(0.5)) == kind(0.5)
+    for several in (np.array, torch.tensor, lambda values: list(map(np.float32, values))):
+        assert kind(several([0.5, 0.25, 0.0])) == kind([0.5, 0.25, 0])
+        assert kind(several([0.5])) == kind([0.5])
+    json.dumps(kind(one(0.5)).to_dict())
+    with pytest.raises(ValueError, match=r"must be at least 0, one or one per step, got -0\.5"):
+        kind(one(-0.5))
+
+
+def test_other_numbers_of_numpy_and_torch():
+    for one in (np.float32, torch.tensor):
+        rules = [SelectionLatency(one(0.5), np.int64(2)), Deadline(one(0.25)), MacBudget(one(3.0)), Patience(np.int64(2))]
+        assert rules == [SelectionLatency(0.5, 2), Deadline(0.25), MacBudget(3.0), Patience(2)]
+        assert [Rule.from_dict(json.loads(json.dumps(made.to_dict()))) for made in rules] == rules
+    bands = ConfidenceBands(np.array([[[0.0, 0.25]], [[0.5, np.inf]]]))
+    assert bands == ConfidenceBands([[(0, 0.25)], [(0.5, math.inf)]])
+
+
+@pytest.mark.parametrize("made", RULES, ids=repr)
+def test_one_class_is_always_sure(made):
+    state, one = made.start(5), torch.ones(3, 1)
+    for step in (1, 2, 3, 4):
+        stop, state = made.update(state, step, one, 0, 0)
+        assert stop.shape == (3,)
+    assert Margin(1.0).update(None, 1, one, 0, 0)[0].all()
 
 
 def test_names():

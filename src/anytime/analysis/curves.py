@@ -152,7 +152,7 @@ def threshold_curve(trace: Trace, thresholds: Sequence[float] | None = None, num
     if thresholds is None:
         grid = _even_cost_thresholds(confident, trace.macs.diff(), num)
     elif len(thresholds):
-        grid = torch.tensor(sorted(thresholds), dtype=torch.float64)
+        grid = torch.tensor(sorted(map(float, thresholds)), dtype=torch.float64)
     else:
         raise ValueError("thresholds is empty: give at least one, or None for an even grid")
     steps = torch.stack([(confident < threshold).sum(0) for threshold in grid.float()])

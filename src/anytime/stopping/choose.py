@@ -83,7 +83,7 @@ def exit_shares(ratio: float, num_steps: int) -> tuple[float, ...]:
     if not 0 < ratio < math.inf:
         raise ValueError(f"ratio must be finite and above zero (the paper's 1 - q), got {ratio!r}")
     shift = 0 if ratio <= 1 else num_steps - 1  # so that no power overflows
-    powers = [ratio ** (step - shift) for step in range(num_steps)]
+    powers = [float(ratio) ** (step - shift) for step in range(num_steps)]
     return tuple(power / sum(powers) for power in powers)
 
 
@@ -93,6 +93,7 @@ def ratio_for(step_costs: Sequence[float] | Tensor, budget: float) -> float:
     `step_costs` are cumulative and increasing. Raises ValueError if the budget is less than the first of them.
     """
     prices = [float(cost) for cost in step_costs]
+    budget = float(budget)
     _require_affordable(budget, prices[0])
 
     def affordable(power: float) -> bool:
@@ -207,7 +208,7 @@ def best_thresholds(trace: Trace, budget: float, cost: Spent = "macs", combiner:
 def _search(answers: Answers, budget: float, cost: Spent) -> ThresholdSearch:
     spent = costs(answers.trace, cost)
     _require_affordable(budget, float(spent[0]))
-    return ThresholdSearch(answers.confidence, answers.right, spent, budget)
+    return ThresholdSearch(answers.confidence, answers.right, spent, float(budget))
 
 
 def require_price(price: float) -> None:

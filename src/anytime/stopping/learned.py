@@ -13,7 +13,7 @@ from anytime.analysis.curves import costs
 from anytime.combine import Combiner
 from anytime.model import State
 from anytime.stopping.choose import Answers, Outcome, Spent, require_price
-from anytime.stopping.rules import Rule, Verdict
+from anytime.stopping.rules import Rule, Verdict, two_largest
 from anytime.trace import Trace
 
 _FEATURES = 5
@@ -122,9 +122,9 @@ def learned_stop(
 
 def _features(probabilities: Tensor, before: Tensor | None, time: float) -> tuple[Tensor, Tensor]:
     """f_t `[B, 5]` and the labels `[B, 1]` of one step, given those of the step before."""
-    top, index = probabilities.topk(2, 1)
+    top, index = two_largest(probabilities)
     label = index[:, :1]
-    entropy = torch.special.entr(probabilities).sum(1, keepdim=True) / math.log(probabilities.shape[1])
+    entropy = torch.special.entr(probabilities).sum(1, keepdim=True) / math.log(max(probabilities.shape[1], 2))
     same = torch.zeros_like(entropy) if before is None else (label == before).to(entropy.dtype)
     return torch.cat([top, entropy, same, torch.full_like(entropy, time)], dim=1).float(), label
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from anytime.model import State
 from anytime.support.tagged import Tagged
@@ -110,14 +111,14 @@ class _Threshold(Rule):
     def __post_init__(self) -> None:
         if self.threshold is None:
             return
-        given = self.threshold
-        values = (given,) if isinstance(given, (int, float, str)) else tuple(given)
-        numbers = tuple(float(value) for value in values)
+        given = _plain(self.threshold)
+        alone = isinstance(given, (int, float, str))
+        numbers = tuple(float(value) for value in ((given,) if alone else given))
         if not numbers or not all(number >= 0 for number in numbers):
             raise ValueError(f"thresholds of {self.kind!r} must be at least 0, one or one per step, got {given!r}")
         if wrong := [number for number in numbers if self.largest < number < math.inf]:
             raise ValueError(f"thresholds of {self.kind!r} are shares of 1, or infinity to never stop; got {wrong[0]:g}")
-        object.__setattr__(self, "threshold", numbers[0] if values == (given,) else numbers)
+        object.__setattr__(self, "threshold", numbers[0] if alone else numbers)
 
     @property
     def num_steps(self) -> int | None:
@@ -151,7 +152,7 @@ class Confidence(_Threshold, kind="confidence"):
 
 @dataclass(frozen=True)
 class Margin(_Threshold, kind="margin"):
-    """Stops where the largest probability exceeds the second by at least θ_t.
+    """Stops where the largest probability exceeds the second by at least θ_t; of one class the second is 0.
 
     Args:
         threshold: θ, or θ_t for t = 1..T (the last is ignored); infinity never stops.
@@ -160,7 +161,7 @@ class Margin(_Threshold, kind="margin"):
     largest = _ROUNDED_ONE
 
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
-        first, second = probabilities.topk(2, 1).values.unbind(1)
+        first, second = two_largest(probabilities)[0].unbind(1)
         return first - second >= self._at(step), None
 
 
@@ -182,7 +183,7 @@ class Patience(Rule, kind="patience"):
     times: int
 
     def __post_init__(self) -> None:
-        _require_count(self.times, "times")
+        object.__setattr__(self, "times", _count(self.times, "times"))
 
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
         known, label = ~probabilities.isnan().any(1), probabilities.argmax(1)
@@ -208,7 +209,8 @@ class SelectionLatency(Rule, kind="selection_latency"):
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold must lie in [0, 1), got {self.threshold!r}")
-        _require_count(self.hold, "hold")
+        object.__setattr__(self, "threshold", float(self.threshold))
+        object.__setattr__(self, "hold", _count(self.hold, "hold"))
 
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
         confidence, label = probabilities.max(1)
@@ -243,6 +245,7 @@ class _Budget(Rule):
     def __post_init__(self) -> None:
         if not 0 < (value := getattr(self, self.cost)) < math.inf:
             raise ValueError(f"{self.cost} must be finite and above zero, got {value!r}")
+        object.__setattr__(self, self.cost, _plain(value))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -357,6 +360,19 @@ def _everyone(probabilities: Tensor, stop: bool) -> Tensor:
     return torch.full(probabilities.shape[:1], stop, device=probabilities.device)
 
 
-def _require_count(value: int, name: str) -> None:
+def two_largest(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The two largest of the probabilities `[B, K]` and their classes, `[B, 2]`; a single class is followed by 0."""
+    padded = F.pad(probabilities, (0, 1)) if probabilities.shape[1] == 1 else probabilities
+    return padded.topk(2, 1)
+
+
+def _plain(value: Any) -> Any:
+    """Scalars and arrays of numpy and torch as numbers and lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _count(value: Any, name: str) -> int:
+    value = _plain(value)
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
+    return value

@@ -6,9 +6,8 @@ Costs are MACs per sample unless the axis is in ms; a stream's answer holds unti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any, ParamSpec
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import torch
@@ -22,8 +21,6 @@ from anytime.analysis import calibration as calibrate
 from anytime.analysis import curves
 from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
-
-P = ParamSpec("P")
 
 # Okabe and Ito's palette, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -58,15 +55,7 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names of classes and runs may hold dollar signs
 }
 _PANELS = 8
-
-
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
+_styled = matplotlib.rc_context(STYLE)  # a decorator: figures are drawn in this style
 
 
 @_styled
@@ -81,16 +70,14 @@ def steps(trace: Trace) -> Figure:
         ("confidence (max softmax)", curves.confidence(trace), RED, "--", "s"),
         ("p(correct class)", curves.true_class_probability(trace), GREEN, ":", "D"),
     )
-    figure, panels = _cost_panels([trace])
+    figure, panels = _cost_panels([trace], "mean over samples")
     for axes, cost in panels:
         x = _cost(trace, cost)
         for label, values, colour, style, marker in lines:
             _hold(axes, x, values, label=label, color=colour, linestyle=style, marker=marker)
         axes.axvspan(0, float(x[0]), color=PALE, zorder=0, label="no answer yet")
         axes.set_xlim(0, float(x[-1]) * 1.06)
-    _percent_axis(panels[0][0], "mean over samples")
-    _legend_above(figure, panels[0][0])
-    return figure
+    return _legend_above(figure)
 
 
 @_styled
@@ -109,8 +96,7 @@ def speed_accuracy(trace: Trace) -> Figure:
     axes.set_xlim(left=0)
     _macs_axis(axes, "mean")
     _percent_axis(axes, "accuracy")
-    _legend_above(figure, axes)
-    return figure
+    return _legend_above(figure)
 
 
 @_styled
@@ -121,7 +107,7 @@ def calibration(trace: Trace, bins: int = 15) -> Figure:
     """
     reliable = calibrate.reliability(trace, bins)
     shown = _spread(trace.num_steps)
-    figure, grid = _small_multiples(len(shown))
+    figure, grid = _small_multiples(len(shown), "confidence (max softmax)", "accuracy")
     left = [index / bins for index in range(bins)]
     for axes, t in zip(grid, shown, strict=True):
         weight = (reliable.counts[t] / reliable.counts[t].max()).sqrt()
@@ -130,7 +116,6 @@ def calibration(trace: Trace, bins: int = 15) -> Figure:
         axes.bar(left, height, 1 / bins, align="edge", color=colours, edgecolor="white", linewidth=0.5)
         axes.set_title(f"step {t + 1}: ECE {float(reliable.ece[t]):.3f}")
         _square(axes, 0)
-    _outer_labels(grid, "confidence (max softmax)", "accuracy")
     return figure
 
 
@@ -144,7 +129,8 @@ def per_class(trace: Trace, confidence: str = "true") -> Figure:
     """
     classes = calibrate.per_class(trace, confidence)  # type: ignore[arg-type]
     shown = _spread(trace.num_steps)
-    figure, grid = _small_multiples(len(shown))
+    name = "p(correct class)" if confidence == "true" else "confidence (max softmax)"
+    figure, grid = _small_multiples(len(shown), f"{name}, class mean", "accuracy of the class")
     smallest = torch.stack([classes.confidence[shown], classes.accuracy[shown]]).nan_to_num(1).min()
     for axes, t in zip(grid, shown, strict=True):
         size = 22 if trace.num_classes <= 20 else 10
@@ -153,8 +139,6 @@ def per_class(trace: Trace, confidence: str = "true") -> Figure:
         r = float(classes.pearson[t])
         axes.set_title(f"step {t + 1}" if math.isnan(r) else f"step {t + 1}: r = {r:.2f}")
         _square(axes, min(0.9, math.floor(10 * float(smallest)) / 10))
-    name = "p(correct class)" if confidence == "true" else "confidence (max softmax)"
-    _outer_labels(grid, f"{name}, class mean", "accuracy of the class")
     return figure
 
 
@@ -167,17 +151,16 @@ def compare(traces: Mapping[str, Trace]) -> Figure:
     """
     if not traces:
         raise ValueError("there is no trace to compare")
-    figure, panels = _cost_panels(list(traces.values()))
+    figure, panels = _cost_panels(list(traces.values()), "accuracy")
     for axes, cost in panels:
-        end = max(float(_cost(trace, cost)[-1]) for trace in traces.values() if _holds(trace, cost)) * 1.06
+        spent = {name: _cost(trace, cost) for name, trace in traces.items() if cost == "macs" or trace.seconds is not None}
+        end = max(float(x[-1]) for x in spent.values()) * 1.06
         for index, (name, trace) in enumerate(traces.items()):
-            if _holds(trace, cost):
+            if name in spent:
                 look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-                _hold(axes, _cost(trace, cost), curves.accuracy(trace), until=end, label=name, **look)
+                _hold(axes, spent[name], curves.accuracy(trace), until=end, label=name, **look)
         axes.set_xlim(0, end)
-    _percent_axis(panels[0][0], "accuracy")
-    _legend_above(figure, panels[0][0])
-    return figure
+    return _legend_above(figure)
 
 
 @_styled
@@ -242,20 +225,17 @@ def file_kinds() -> list[str]:
     return sorted(Figure().canvas.get_supported_filetypes())
 
 
-def _holds(trace: Trace, cost: curves.Cost) -> bool:
-    return cost != "seconds" or trace.seconds is not None
-
-
 def _cost(trace: Trace, cost: curves.Cost) -> Tensor:
     """`[T]` in the unit of the axis: MACs, or milliseconds."""
     return curves.costs(trace, cost).double() * (1e3 if cost == "seconds" else 1)
 
 
-def _cost_panels(traces: Sequence[Trace]) -> tuple[Figure, list[tuple[Axes, curves.Cost]]]:
+def _cost_panels(traces: Sequence[Trace], label: str) -> tuple[Figure, list[tuple[Axes, curves.Cost]]]:
     timed = [trace for trace in traces if trace.seconds is not None]
     figure = Figure(figsize=(7.2 if timed else 4.2, 3.0), layout="constrained")
     grid = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
     _macs_axis(grid[0], "cumulative")
+    _percent_axis(grid[0], label)
     if timed:
         batches = sorted({int(trace.meta.get("seconds_batch", 1)) for trace in timed})
         grid[1].set_xlabel(f"cumulative median ms, batch of {' or '.join(map(str, batches))}")
@@ -280,13 +260,14 @@ def _hold(axes: Axes, x: Tensor, y: Tensor, *, until: float | None = None, **loo
     axes.plot([*x.tolist(), end], [*y.tolist(), float(y[-1])], drawstyle="steps-post", markevery=range(len(x)), **look)
 
 
-def _legend_above(figure: Figure, axes: Axes) -> None:
-    """One row if it fits, else as many equal columns as fit; at 8 points a letter is about 0.068 inches wide."""
-    handles, labels = axes.get_legend_handles_labels()
+def _legend_above(figure: Figure) -> Figure:
+    """Adds one row if it fits, else as many equal columns as fit; at 8 points a letter is about 0.068 inches wide."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     widths = [0.068 * (len(label) + 6) for label in labels]
     room = figure.get_figwidth()
     columns = len(labels) if sum(widths) <= room else max(1, int(room / max(widths)))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+    return figure
 
 
 def _spread(count: int, panels: int = _PANELS) -> list[int]:
@@ -296,8 +277,8 @@ def _spread(count: int, panels: int = _PANELS) -> list[int]:
     return [round(index * (count - 1) / (panels - 1)) for index in range(panels)]
 
 
-def _small_multiples(count: int) -> tuple[Figure, list[Axes]]:
-    """`count` panels with shared axes in at most two rows."""
+def _small_multiples(count: int, x: str, y: str) -> tuple[Figure, list[Axes]]:
+    """`count` panels with shared, labelled axes in at most two rows."""
     columns = count if count <= 4 else math.ceil(count / 2)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(0.5 + 1.75 * columns, 0.5 + 1.9 * rows), layout="constrained")
@@ -306,6 +287,8 @@ def _small_multiples(count: int) -> tuple[Figure, list[Axes]]:
         axes.remove()
     for axes in grid[max(0, count - columns) : count]:
         axes.xaxis.set_tick_params(labelbottom=True)
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
     return figure, grid[:count]
 
 
@@ -317,9 +300,3 @@ def _square(axes: Axes, low: float) -> None:
     axes.set(xlim=(low, 1), ylim=(low, 1), aspect="equal")
     axes.set_xticks(ticks, labels)
     axes.set_yticks(ticks, labels)
-
-
-def _outer_labels(grid: Sequence[Axes], x: str, y: str) -> None:
-    figure = grid[0].figure
-    figure.supxlabel(x, fontsize=9)
-    figure.supylabel(y, fontsize=9)

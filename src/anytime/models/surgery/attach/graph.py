@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -99,15 +100,56 @@ def _shape_only(graph: fx.Graph, dependent: set[fx.Node]) -> set[fx.Node]:
     return shapes
 
 
-def bottlenecks(graph: fx.Graph) -> list[fx.Node]:
-    """In order: the input, each node after which no other input-dependent value is needed, the result."""
+_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.neg, int}
+
+
+def _batch_source(node: fx.Node) -> fx.Node | None:
+    """The tensor whose first dimension a node asks: x in `x.size(0)`, `x.size()[0]` and `x.shape[0]`; else None."""
+    if node.op == "call_method" and node.target == "size":
+        return node.args[0] if (*node.args[1:], *node.kwargs.values()) == (0,) else None  # type: ignore[return-value]
+    if node.target is operator.getitem and node.args[1] == 0 and isinstance(node.args[0], fx.Node) and _is_shape(node.args[0]):
+        return node.args[0].args[0]  # type: ignore[return-value]
+    return None
+
+
+def _is_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "size" and len(node.args) == 1 and not node.kwargs
+    return node.target is getattr and str(node.args[1]) == "shape"
+
+
+def _asked(graph: fx.Graph) -> set[fx.Node]:
+    """The tensors whose first dimension the graph asks."""
+    return {source for node in graph.nodes if (source := _batch_source(node)) is not None}
+
+
+def _batch_numbers(graph: fx.Graph, sources: set[fx.Node]) -> set[fx.Node]:
+    """The nodes that depend on the input's batch size only: what `sources` have in dimension 0, and numbers made of that."""
+    dependent, numbers = _dependent(graph), set[fx.Node]()
+    for node in graph.nodes:
+        made_of = dependent.intersection(node.all_input_nodes)
+        if _batch_source(node) in sources or (node.target in _ARITHMETIC and made_of and made_of <= numbers):
+            numbers.add(node)
+    return numbers | {node for node in graph.nodes if node.users and _is_shape(node) and numbers.issuperset(node.users)}
+
+
+def bottlenecks(graph: fx.Graph, batch: Collection[fx.Node] | None = None) -> list[fx.Node]:
+    """In order: the input, each node after which no other input-dependent value is needed, the result.
+
+    Args:
+        graph: The graph.
+        batch: Numbers that depend on the batch size only: they can be computed again from any later tensor. None: those
+            that any tensor's first dimension gives.
+    """
     order = {node: i for i, node in enumerate(graph.nodes)}
+    batch = _batch_numbers(graph, _asked(graph)) if batch is None else batch
     dependent, last_use, places = _dependent(graph), -1, []  # last use of anything computed so far
     for node in graph.nodes:
-        if node in dependent and node.users:
+        users = [user for user in node.users if user not in batch]
+        if node in dependent and node not in batch and users:
             if last_use <= order[node]:
                 places.append(node)
-            last_use = max(last_use, *(order[user] for user in node.users))
+            last_use = max(last_use, *(order[user] for user in users))
     return places
 
 
@@ -163,12 +205,14 @@ class FlatGraph(NamedTuple):
         chain: The input, every place where only one tensor is alive, the result.
         names: The names of each place but the input, from the layer itself to the outermost container that ends there.
         fixed_size: Whether the example's size decided a branch, so that other sizes may take another one.
+        batch: Numbers that depend on the batch size only; every segment computes them from its own input.
     """
 
     graph: fx.Graph
     chain: tuple[fx.Node, ...]
     names: dict[fx.Node, tuple[str, ...]]
     fixed_size: bool
+    batch: frozenset[fx.Node] = frozenset()
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -267,8 +311,20 @@ def flatten_network(backbone: nn.Module, x: Tensor) -> FlatGraph:
             "the network as a list of modules, or its parts as stages=[f1, f2, ...], each a function f(backbone, h) -> h"
         ) from error
     flat, names = _Inliner().inline(backbone, graph)
-    chain = bottlenecks(flat)
-    return FlatGraph(flat, tuple(chain), {node: tuple(names[node]) for node in chain[1:]}, fixed)
+    batch = _batch_numbers(flat, _batch_first(backbone, flat, x))
+    chain = bottlenecks(flat, batch)
+    return FlatGraph(flat, tuple(chain), {node: tuple(names[node]) for node in chain[1:]}, fixed, frozenset(batch))
+
+
+def _batch_first(backbone: nn.Module, graph: fx.Graph, x: Tensor) -> set[fx.Node]:
+    """The tensors whose first dimension the network asks, if that is the batch size: tried with two batch sizes."""
+    asked = _asked(graph)
+    for images in (x, torch.cat([x, x[:1]])) if asked else ():
+        with preserved(backbone):
+            runner = fx.Interpreter(backbone, garbage_collect_values=False, graph=graph)
+            runner.run(images)
+        asked = {node for node in asked if len(runner.env[node]) == len(images)}
+    return asked
 
 
 class Segment:
@@ -297,23 +353,27 @@ class Segment:
 def split_graph(flat: FlatGraph, cuts: Sequence[fx.Node]) -> list[Segment]:
     """The `len(cuts) + 1` segments before, between and after the cuts; run in order, they are the network.
 
-    Values that do not depend on the input (weights, position tables) are read by every segment that needs them.
+    Values that do not depend on the input (weights, position tables) are read by every segment that needs them; the batch size
+    is that of the segment's own input.
     """
     nodes, dependent, segments = list(flat.graph.nodes), _dependent(flat.graph), []
     for start, end in pairwise([flat.chain[0], *cuts, flat.chain[-1]]):
         graph = fx.Graph()
         copies = {start: graph.placeholder("h")}
         for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
-            if node in dependent:
-                _copy_node(node, graph, copies)
+            if node in dependent and node not in flat.batch:
+                _copy_node(node, graph, copies, flat.batch, copies[start])
         graph.output(copies[end])
         segments.append(Segment(graph))
     return segments
 
 
-def _copy_node(node: fx.Node, graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> None:
-    """Copies a node after the nodes it reads that have no copy yet."""
+def _copy_node(node: fx.Node, graph: fx.Graph, copies: dict[fx.Node, fx.Node], batch: frozenset[fx.Node], h: fx.Node) -> None:
+    """Copies a node after the nodes it reads that have no copy yet; the batch size is that of `h`."""
+    if node in batch and _batch_source(node) is not None:
+        copies[node] = graph.call_method("size", (h, 0))
+        return
     for needed in node.all_input_nodes:
         if needed not in copies:
-            _copy_node(needed, graph, copies)
+            _copy_node(needed, graph, copies, batch, h)
     copies[node] = graph.node_copy(node, copies.__getitem__)

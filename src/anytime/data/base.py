@@ -16,6 +16,7 @@ from torch import Tensor
 from anytime.data.augment import Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
 from anytime.data.files import check_labels
+from anytime.data.names import composed
 from anytime.data.noise import Noise, create_noise
 from anytime.data.record import ImageRecord
 from anytime.data.split import Split
@@ -314,7 +315,7 @@ class ImageData(LightningDataModule, ABC):
 
     def _choose_classes(self) -> None:
         """Sets the class names and which original labels of each level are used."""
-        names = self.read_names()
+        names = [list(map(composed, level)) for level in self.read_names()]
         if self.taxonomy is not None:
             if len(names) > 1:
                 raise ValueError(f"these labels already have {len(names)} levels, leave out taxonomy={self.taxonomy!r}")

@@ -136,7 +136,7 @@ def find_layout(root: Path) -> Layout:
     for part, folders in named.items():
         if len(folders) > 1:
             raise ValueError(
-                f"{root} can be read in two ways: both {_listed(folders)} are names of the {part} split; keep one"
+                f"{root} can be read in two ways: both {_listed(folders)} mean the {part} split; keep one"
             )
     for folder in subfolders(root):
         if folder not in kinds and (part := _PART.get(folder.name.casefold())):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anytime.data import hashing
+from anytime.data.names import composed
 
 
 class UnknownClass(ValueError):
@@ -134,19 +135,25 @@ def choose_classes(names: Sequence[str], wanted: str | Sequence[str | int]) -> l
 
     Args:
         names: All class names.
-        wanted: A name, a pattern with `*`, `?` or `[...]`, or a list of these; case does not matter.
+        wanted: A name, a pattern with `*`, `?` or `[...]`, or a list of these. A name that is written exactly so takes
+            precedence, then one that differs only in case, then patterns, whose case does not matter either.
 
     Raises:
         UnknownClass: A name or pattern matches no class; the message gives the nearest names.
     """
+    names = [composed(name) for name in names]
     folded = [name.casefold() for name in names]
     chosen: set[int] = set()
-    patterns = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
+    patterns = [composed(name) for name in ([wanted] if isinstance(wanted, str) else map(str, wanted))]
     if not patterns:
         raise UnknownClass("classes is an empty list; leave it out to use all classes")
     for pattern in patterns:
         key = pattern.casefold()
-        matches = [i for i, name in enumerate(folded) if name == key or fnmatchcase(name, key)]
+        matches = (
+            [i for i, name in enumerate(names) if name == pattern]
+            or [i for i, name in enumerate(folded) if name == key]
+            or [i for i, name in enumerate(folded) if fnmatchcase(name, key)]
+        )
         if not matches:
             near = difflib.get_close_matches(key.strip("*?"), folded, n=3, cutoff=0.5)
             nearest = [names[folded.index(name)] for name in near] or list(names[:3])

@@ -1,9 +1,14 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from anytime.data import ImageFolder, read_image
+from anytime.data.decoding import read_images, to_tensor
+from anytime.data.files import read_lines, read_pickle
 from anytime.data.stream import StreamedBatches
 
 
@@ -83,3 +88,110 @@ def test_16_bits_are_scaled_and_32_bits_rejected(tmp_path):
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match=r"float\.tiff.*32-bit numbers \(mode F\) of unknown range"):
         read_image(tmp_path / "float.tiff", (1, 8, 8))
+
+
+def streamed_view(tmp_path, name, size):
+    """The image as evaluation sees it."""
+    data = ImageFolder(root=tmp_path, size=size, validation=0, test=0)
+    split = data.split("train")
+    loader = StreamedBatches(split.images, split.targets, 1, (3, size, size))
+    return next(iter(loader))[0][list(split.names).index(name)]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_training_and_evaluation_respect_the_exif_orientation(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 42, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "cat/a.png", exif=exif)
+    turned = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.transpose(1, 0, 2)}
+    turned |= {6: pixels[::-1].transpose(1, 0, 2), 7: pixels[::-1, ::-1].transpose(1, 0, 2)}
+    turned |= {8: pixels[:, ::-1].transpose(1, 0, 2)}
+    upright = torch.from_numpy(turned[orientation].copy()).permute(2, 0, 1) / 255
+    assert torch.equal(read_image(tmp_path / "cat/a.png", tuple(upright.shape)), upright)
+    assert torch.equal(streamed_view(tmp_path, "cat/a.png", 20), read_image(tmp_path / "cat/a.png", (3, 20, 20), 8 / 7))
+    assert torch.equal(read_images([tmp_path / "cat/a.png"], tuple(upright.shape))[0] / 255, upright)  # into memory
+
+
+def with_alpha(mode, value, alpha):
+    """An image of one colour and opacity, in one of PIL's ways to store transparency."""
+    image = Image.new("RGBA", (8, 8), (value, value, value, alpha))
+    if mode == "P":  # one colour of the palette is transparent
+        image = Image.new("P", (8, 8), 0)
+        image.putpalette([value] * 3)
+        image.info["transparency"] = bytes([alpha])
+    elif mode == "RGB":  # one colour is transparent
+        image = Image.new("RGB", (8, 8), (value,) * 3)
+        image.info["transparency"] = (value,) * 3 if alpha == 0 else (255 - value,) * 3
+    elif mode == "L":
+        image = Image.new("L", (8, 8), value)
+        image.info["transparency"] = value if alpha == 0 else 255 - value
+    elif mode != "RGBA":
+        image = image.convert(mode)
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_parts_show_white_everywhere(tmp_path, mode, channels):
+    (tmp_path / "cat").mkdir()
+    path = tmp_path / "cat/a.png"
+    for alpha in (0, 255):
+        image = with_alpha(mode, 0, alpha)
+        image.save(path, **({"transparency": image.info["transparency"]} if "transparency" in image.info else {}))
+        assert (read_image(path, (channels, 8, 8)) == (alpha == 0)).all()
+        assert (streamed_view(tmp_path, "cat/a.png", 8) == (alpha == 0)).all()
+    if mode in ("RGBA", "LA", "P"):
+        image = with_alpha(mode, 100, 51)  # a fifth of 100 and four fifths of 255
+        image.save(path, **({"transparency": image.info["transparency"]} if mode == "P" else {}))
+        assert read_image(path, (channels, 8, 8)).mul(255).unique().tolist() == pytest.approx([224], abs=1)
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (30_000, 3)])
+def test_thin_images_are_cropped_before_they_are_resized(tmp_path, size):
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "cat/a.png")
+    largest = 0
+
+    def resize(self, wanted, *arguments, original=Image.Image.resize, **more):
+        nonlocal largest
+        largest = max(largest, wanted[0] * wanted[1])
+        return original(self, wanted, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", resize)
+        for view in (
+            read_image(tmp_path / "cat/a.png", (3, 224, 224), 8 / 7),
+            read_image(tmp_path / "cat/a.png", (3, 224, 224)),
+            streamed_view(tmp_path, "cat/a.png", 224),
+        ):
+            assert (view.mul(255).round().amax((1, 2)) == torch.tensor([10, 20, 30])).all()
+    assert 0 < largest <= 256 * 8 * 256
+
+
+def test_a_thin_image_shows_its_centre(tmp_path):
+    image = Image.new("RGB", (2000, 10))
+    image.paste((255, 255, 255), (990, 0, 1010, 10))
+    image.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", (3, 16, 16), 8 / 7).min() == 1
+
+
+def test_images_of_ordinary_shape_are_resized_as_by_torchvision(tmp_path):
+    image = Image.open(save(tmp_path / "a.png", size=(640, 90))).convert("RGB")
+    expected = v2.Compose([v2.Resize(24), v2.CenterCrop(21)])(image)
+    assert torch.equal(read_image(tmp_path / "a.png", (3, 21, 21), 8 / 7).mul(255).byte(), to_tensor(expected))
+
+
+def test_images_of_too_many_pixels_are_errors(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ValueError, match=r"a\.png is damaged or in an unexpected format: Image size \(1600 pixels\) exceeds"):
+        read_image(tmp_path / "a.png", (3, 8, 8))
+
+
+@pytest.mark.parametrize("reader", [lambda path: read_image(path, (3, 8, 8)), read_lines, read_pickle])
+def test_a_pipe_is_no_file(tmp_path, reader):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png is damaged .*it is a pipe, a socket or a device, not an ordinary file"):
+        reader(tmp_path / "pipe.png")

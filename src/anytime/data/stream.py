@@ -70,9 +70,22 @@ def _collate(samples: list[Any]) -> Any:
     return next((sample for sample in samples if isinstance(sample, Exception)), None) or default_collate(samples)
 
 
+LONGEST = 8
+"""An image whose longer side is more than this multiple of the shorter is cropped to it before it is resized."""
+
+
+def shorten(image: Image.Image) -> Image.Image:
+    """The middle of an image that is longer than `LONGEST` times its shorter side: resized whole, it would need gigabytes."""
+    width, height = image.size
+    limit = LONGEST * min(image.size)
+    left, upper = max(width - limit, 0) // 2, max(height - limit, 0) // 2
+    return image.crop((left, upper, width - left, height - upper)) if left or upper else image
+
+
 def resize_and_crop(height: int, width: int, resize_ratio: float = RESIZE_RATIO) -> v2.Transform:
     """The test view: resizes the shorter side to `resize_ratio` times the longer target side and crops the centre."""
-    return v2.Compose([v2.Resize(round(max(height, width) * resize_ratio)), v2.CenterCrop((height, width))])
+    size = round(max(height, width) * resize_ratio)
+    return v2.Compose([v2.Lambda(shorten), v2.Resize(size), v2.CenterCrop((height, width))])
 
 
 class StreamedBatches(Loader):

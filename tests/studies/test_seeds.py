@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anytime.analysis.curves import max_probability
 from anytime.analysis.speed_accuracy import THRESHOLDS, mean_curve, speed_accuracy
-from anytime.analysis.statistics import difference, standard_error
+from anytime.analysis.statistics import difference, gain_at_least, holm, standard_error
 from anytime.trace import Trace
 
 
@@ -49,15 +48,17 @@ def test_each_sample_stops_at_its_first_confident_step(trace, first):
 
 
 def test_a_confidence_that_equals_the_threshold_stops(trace):
-    confident = float(max_probability(trace)[0, 0])
-    assert speed_accuracy(trace, 1, [confident]).time.tolist() == [2]  # one sample at 1, the other never: at 3
-    assert speed_accuracy(trace, 1, [math.nextafter(confident, 1)]).time.tolist() == [3]
+    confident = trace.logits[0, 0].softmax(0).amax()  # in float32, as rules compare it
+    assert speed_accuracy(trace, 1, [float(confident)]).time.tolist() == [2]  # one sample at 1, the other never: at 3
+    assert speed_accuracy(trace, 1, [float(confident.nextafter(torch.ones(())))]).time.tolist() == [3]
 
 
 def test_accuracy_at_a_mean_stop_time_lies_on_the_line_between_thresholds(trace):
     curve = speed_accuracy(trace, 1, [0.0, 0.65, 0.75, 0.92])  # times 1, 1.5, 2, 3; accuracies 0.5, 0.5, 1, 1
     assert curve.at([1, 1.25, 1.75, 2, 3]) == [0.5, 0.5, 0.75, 1, 1]
     assert all(map(math.isnan, curve.at([0.99, 3.01])))
+    assert curve.in_gaps([1, 1.25, 2, 2.5, 3], gap=0.9) == [2.5]
+    assert curve.in_gaps([1, 2, 3]) == []
 
 
 def test_the_mean_over_seeds_is_taken_at_equal_thresholds(trace):
@@ -99,6 +100,18 @@ def test_the_standard_error_of_independent_conditions_is_theirs():
     x = torch.randn(4000, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     squares = torch.tensor([standard_error(values) for values in x.tolist()]).square()
     assert float(squares.mean()) == pytest.approx(1 / 3, rel=0.02)
+
+
+def test_a_gain_has_a_lower_bound_by_student():
+    assert gain_at_least([0.5, 0.7, 0.9], [0.4, 0.4, 0.4]) == pytest.approx(0.3 - 2.919986 * 0.2 / math.sqrt(3), abs=1e-6)
+    assert gain_at_least([0.5, 0.5], [0.4, 0.4]) == pytest.approx(0.1)
+    assert math.isnan(gain_at_least([0.5], [0.25]))
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # the example of many textbooks
+    assert holm([0.5, 0.9]) == [1, 1]
+    assert holm([]) == []
 
 
 def test_difference():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy
@@ -35,8 +36,17 @@ class SpeedAccuracy:
     accuracy: Tensor
 
     def at(self, times: Sequence[float]) -> list[float]:
-        """Accuracy at mean stop times, linear between thresholds like a line in a figure; nan outside."""
+        """Accuracy at mean stop times, linear between thresholds like a line in a figure; nan outside.
+
+        An accuracy between two thresholds is that of choosing one of them at random for each sample.
+        """
         return numpy.interp(times, self.time, self.accuracy, left=math.nan, right=math.nan).tolist()
+
+    def in_gaps(self, times: Sequence[float], gap: float = 2.0) -> list[float]:
+        """Those of the times that no threshold comes near: the neighbours' mean stop times are more than `gap` steps apart."""
+        spent = self.time.tolist()
+        gaps = [(before, after) for before, after in pairwise(spent) if after - before > gap]
+        return [time for time in times if any(before < time < after for before, after in gaps)]
 
 
 def speed_accuracy(trace: Trace, first: int = 1, thresholds: Sequence[float] = THRESHOLDS) -> SpeedAccuracy:

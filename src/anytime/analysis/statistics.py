@@ -43,6 +43,35 @@ def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, fl
     return float(d.mean()), float(d.std() / math.sqrt(len(d))) if len(d) > 1 else math.nan
 
 
+def gain_at_least(left: Sequence[float], right: Sequence[float], level: float = 0.95) -> float:
+    """mean(d) - t se(d), d = left - right over S seeds: the gain is at least this with confidence `level`; nan for one seed.
+
+    t is the one-sided quantile of Student's distribution with S - 1 degrees of freedom: 6.3, 2.9 and 2.4 for 2, 3 and 4 seeds
+    at 95 %.
+    """
+    from scipy.stats import t
+
+    gain, error = difference(left, right)
+    return gain - float(t.ppf(level, len(left) - 1)) * error if len(left) > 1 else math.nan
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of a family of tests, corrected by Holm (1979): the smallest of m counts m times, the next m - 1 times.
+
+    If those up to alpha are taken as significant, one or more of them is a mistake with a probability of at most alpha.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
 def sign_test(wins: int, runs: int) -> float:
     """P(X >= wins), X binomial(runs, 1/2): the exact one-sided p-value of so many wins if neither method is better.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -17,7 +18,9 @@ import yaml
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 
 from anytime.registry import build_model
+from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
+from anytime.support.limits import AllocationLimit
 from anytime.support.trust import UntrustedName, is_remembered, names_from, remember
 
 WEIGHTS = "model.safetensors"
@@ -72,8 +75,10 @@ class ModelInfo:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: An entry is of the wrong type; the message names it.
+            ValueError: An entry has the wrong type or an impossible value; the message names it.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"metadata is {values!r}, not an object")
         names = {entry.metadata.get("key", entry.name): entry for entry in fields(cls) if entry.name in _KINDS}
         known: dict[str, Any] = {}
         for key, value in values.items():
@@ -82,7 +87,15 @@ class ModelInfo:
                 if not isinstance(value, _KINDS[name]):
                     raise ValueError(f"metadata.{key} is {value!r}, not {_KINDS[name][0].__name__}")
                 known[name] = tuple(value) if isinstance(value, list) and name != "members" else value
-        return cls(**known, other={key: value for key, value in values.items() if key not in names})
+        info = cls(**known, other={key: value for key, value in values.items() if key not in names})
+        size, ratio = info.input_size, info.resize_ratio
+        if size is not None and not (len(size) == 3 and all(type(n) is int and 0 < n <= 100_000 for n in size)):
+            raise ValueError(f"metadata.input_size is {[*size]!r}, not (channels, height, width)")
+        if not (math.isfinite(ratio) and 0 < ratio <= 100):
+            raise ValueError(f"metadata.margin is {ratio!r}, not a ratio above 0")
+        if not all(isinstance(name, str) for name in info.class_names):
+            raise ValueError("metadata.class_names holds values that are not text")
+        return info
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -205,10 +218,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no trained model: {CONFIG} is missing")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    config = parse_json(path.read_bytes(), path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise ValueError(f"{path} has format {found!r}, this version of anytime reads format {FORMAT}")
@@ -260,12 +270,17 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from error
     trust = trust or is_remembered(directory / CONFIG, named_by(config))
     try:
-        with names_from(directory / CONFIG, trust, loading=True):
+        elements, count = sum(tensor.numel() for tensor in tensors.values()), len(tensors)
+        limit = AllocationLimit(4 * elements + 2**28, 50 * count + 10_000, CONFIG)  # room for probing with images
+        with names_from(directory / CONFIG, trust, loading=True), limit:
             model = build_model(config["model"], **config["arguments"])
     except UntrustedName:
         raise
     except (ValueError, TypeError) as error:
         raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {error}") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

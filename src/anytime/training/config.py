@@ -21,6 +21,7 @@ import anytime.models  # registers the models
 from anytime import objectives, registry
 from anytime.data import ImageData
 from anytime.objectives import Objective
+from anytime.support.documents import parse_yaml
 from anytime.support.names import import_subclass, nearest
 from anytime.support.text import one_line
 from anytime.support.trust import UntrustedName, is_untrusted
@@ -45,6 +46,7 @@ _OFFERED_BY: dict[str, tuple[ModuleType, type]] = {
     "regime": (regimes, Regime),
 }
 _RENAMED = {"schedule": {"steps": "MultiStep"}}  # old names in saved files, folded as in `canonical_name`
+_NULL = ("null", "Null", "NULL", "~", "")
 DEFAULTS: Config = {
     "objective": {"class_path": "Weighted", "init_args": {}},
     "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}},
@@ -149,13 +151,43 @@ def read_recipe(path: str | Path) -> Config:
         UsageError: No such file, not a YAML mapping, an unknown key or name (the message names the nearest valid one).
     """
     try:
-        return resolve_recipe(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        content = Path(path).read_bytes()
+        recipe = parse_yaml(content, f"recipe {path}")
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        return resolve_recipe(_names_as_written(recipe, yaml.load(content, yaml.BaseLoader)))
     except UsageError as error:
         raise UsageError(f"recipe {path}: {error}") from error
+
+
+def _names_as_written(recipe: Any, text: Any) -> Any:
+    """The recipe with its class names as `text` has them: the same document with all values as text, so 007 is no number."""
+    try:
+        arguments, names = recipe["data"]["init_args"], text["data"]["init_args"]["classes"]
+    except (KeyError, TypeError):
+        return recipe
+    if isinstance(arguments, dict) and arguments.get("classes") is not None:
+        arguments["classes"] = names
+    return recipe
+
+
+def _flag_value(key: str, value: Any) -> str:
+    """A value of a recipe as a flag's. A class name that could be read as something else is put into a list."""
+    if key == "data.classes" and isinstance(value, str) and (value.startswith("[") or value in _NULL):
+        value = [value]
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _class_names(text: str) -> str:
+    """The class names given by a flag: in a list such as `[cat, 007]` each stays as it is written."""
+    try:
+        names = yaml.load(text, yaml.BaseLoader) if text.startswith("[") else text
+    except yaml.YAMLError:  # a pattern such as `[a-c]*`
+        return text
+    return json.dumps(names) if isinstance(names, list) else text
 
 
 def resolve_recipe(recipe: Config) -> Config:
@@ -247,6 +279,9 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     base = functools.reduce(_layer, map(read_recipe, recipes), DEFAULTS)
     named = named_classes(flags)
     pairs = [(flag, value) for flag, value in _split_flags(flags) if flag not in {f"--{section}" for section in named}]
+    pairs = [
+        (flag, _class_names(value) if value and flag.removesuffix("+") == "--data.classes" else value) for flag, value in pairs
+    ]
     if stray := [flag for flag, _ in pairs if not flag.startswith("--")]:
         raise UsageError(f"unexpected {stray[0]!r}: options begin with --, e.g. --model {next(iter(offered('model')))}")
     base = _layer(base, {section: {"class_path": name, "init_args": {}} for section, name in named.items()})
@@ -259,9 +294,7 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     parser, values = build_parser(names), flatten(base)
     parser.set_defaults({key: None for key, value in values.items() if value is None})
     below = [  # as flags, so that recipes and flags are converted and checked in one way
-        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in values.items()
-        if value is not None
+        f"--{key}={_flag_value(key, value)}" for key, value in values.items() if value is not None
     ]
     given = [*below, *(f"{flag}={value}" for flag, value in pairs)]
     keys = values.keys() | {flag[2:].removesuffix("+") for flag, _ in pairs}

@@ -1,10 +1,13 @@
-"""The run directory: everything about one trained model."""
+"""The run directory: everything about one trained model. One process at a time writes to it."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,42 +17,147 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anytime.cost import hardware
-from anytime.support.files import atomic_write
+from anytime.saving import WEIGHTS
+from anytime.support.documents import parse_json
+from anytime.support.files import atomic_write, part_of
+from anytime.support.locks import LOCK, only_writer
 from anytime.training.config import SECTIONS, Config, UsageError, read_recipe
 from anytime.version import __version__
 
 FORMAT = 1
 CONFIG = "config.yaml"
 STATE = "run.json"
+REPLACEMENT = "replacement"
+OWN = (  # what this library writes into a run directory
+    *(STATE, CONFIG, "config.json", WEIGHTS, "images.safetensors", "profile.json", "checkpoints/last.ckpt"),
+    *("metrics/metrics.csv", "tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml"),
+    *("trace-*.safetensors", "metrics-*.json", "report.html", "report-*.html", "figures/*.png", "figures/validation/*.png"),
+)
 
 
-@rank_zero_only
-def create_run(path: Path, config: Config, overwrite: bool, dry: bool = False) -> None:
-    """Makes a new run directory with its configuration, in the main process; `dry` only checks whether this is possible.
+def is_main_process() -> bool:
+    """Whether this process, of those that train together, writes files and prints."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
+
+
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Holds the lock of a run directory that is trained, in the main process; raises InUse if another process writes there."""
+    return only_writer(path, "a training", brief=False) if is_main_process() else nullcontext()
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """Raises an error if no new run can be made at `path`.
 
     Raises:
-        UsageError: It exists and `overwrite` is not set, or the existing directory is not a run directory.
+        UsageError: It exists and `overwrite` is not set, or what exists is not a run directory of this library.
+        InUse: Another process writes there.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        if not (path / STATE).is_file():
-            reason = f"{path} exists and is not a run directory ({STATE} is missing), so it is not overwritten"
+    if not is_main_process() or not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError(f"{path} exists and is not a directory; give another --run")
+    with writing(path):
+        if not _entries(path):
+            return
+        if not _stated(path):
+            what = "not of this library" if (path / STATE).is_file() else "missing"
+            reason = f"{path} exists and is not a run directory ({STATE} is {what}), so it is not overwritten"
             raise UsageError(f"{reason}; give another --run")
         if not overwrite:
             raise UsageError(f"{path} exists; give another --run, --resume {path} to continue, or --overwrite to replace it")
-    if dry:
-        return
+
+
+@contextmanager
+def new_run(path: Path, config: Config, overwrite: bool) -> Iterator[Path]:
+    """Makes a run directory and holds its lock while inside; yields the folder to train in.
+
+    That is `path` itself, or if a run is to be overwritten its folder `replacement`: the earlier model stays whole until
+    `finish_replacement`.
+
+    Raises as `check_new` does.
+    """
+    check_new(path, overwrite)
+    if not is_main_process():
+        yield path
+    elif path.exists():
+        with writing(path):
+            yield create_run(path, config)
+    else:
+        create_run(path, config)
+        with writing(path):
+            yield path
+
+
+def create_run(path: Path, config: Config) -> Path:
+    """Makes a run directory with its configuration at `path`, or in its folder `replacement` if files are there.
+
+    Returns that folder. A kill never leaves half of one.
+    """
+    if _entries(path):
+        path = path / REPLACEMENT
+        if path.exists():  # of an earlier training that was to replace it
+            shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # a kill never leaves half a run directory
+    part = part_of(path)
     part.mkdir()
     try:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         (part / CONFIG).write_text(text, encoding="utf-8")
         set_state(part, "started")
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
+        if path.exists():  # empty but for the lock
+            for name in (CONFIG, STATE):
+                os.replace(part / name, path / name)
+        else:
+            part.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise UsageError(f"{path} exists: another process has just made it; give another --run") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def in_training(path: Path) -> Path:
+    """The folder of the training that goes on in a run directory: its replacement, if it has one."""
+    return path / REPLACEMENT if (path / REPLACEMENT / STATE).is_file() else path
+
+
+def finish_replacement(path: Path) -> None:
+    """Puts a finished replacement into its run directory; removes the earlier run's files, but none of the user's.
+
+    It may be repeated after a kill at any moment.
+    """
+    new = path / REPLACEMENT
+    if _stated(new).get("state") != "finished":
+        return
+    files = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())
+    files.sort(key=lambda file: (str(file) == STATE) - (str(file) == WEIGHTS))  # the weights first, the state last
+    if Path(WEIGHTS) in files:  # none has been moved yet
+        old = {file.relative_to(path) for pattern in OWN for file in path.glob(pattern)}
+        for file in old - set(files):
+            (path / file).unlink()
+    for file in files:
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new / file, path / file)
+    shutil.rmtree(new)
+    for folder in ("figures/validation", "figures", "metrics", "tensorboard"):
+        with suppress(OSError):  # not there, or not empty
+            (path / folder).rmdir()
+
+
+def _entries(path: Path) -> list[Path]:
+    """What is in a folder besides a lock; nothing if there is none."""
+    return [entry for entry in path.iterdir() if entry.name != LOCK] if path.exists() else []
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """The state of a run as this library writes it; empty if there is none."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) and {"format", "anytime", "state"} <= state.keys() else {}
 
 
 @rank_zero_only
@@ -80,10 +188,7 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     for name in (STATE, CONFIG):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is not a complete run directory: {name} is missing")
-    try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path / STATE} is damaged: {error}") from error
+    state = parse_json((path / STATE).read_bytes(), path / STATE)
     version = state.get("format") if isinstance(state, dict) else None
     if version != FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version of anytime ({__version__}) reads format {FORMAT}")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import pickle
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from anytime.models.surgery.weights import load_weights, read_weights
 from anytime.support.names import import_subclass, nearest
 from anytime.support.text import one_line
 from anytime.support.trust import weights_follow
@@ -122,31 +119,18 @@ def build_backbone(
         layer = backbone.network.get_submodule(find_classifiers(backbone.network, classifier)[-1])
         _check_classes(f"the weights of {name}", layer.weight, num_classes, reset)
         return backbone
-    weights, mean, std = read_weights(pretrained)
     backbone = _build(name, input_size, num_classes, options)
-    error = _load(backbone.network, weights)
+    weights, mean, std = read_weights(pretrained, backbone.network.state_dict())
+    error = load_weights(backbone.network, weights)
     if error is not None:  # only now look for the classifier: it may be the only layer that does not fit
         key = f"{find_classifiers(backbone.network, classifier)[-1]}.weight"
         if key in weights:
             _check_classes(str(pretrained), weights[key], num_classes, reset)
             backbone = _build(name, input_size, len(weights[key]), options)
-            error = _load(backbone.network, weights)
+            error = load_weights(backbone.network, weights)
     if error is not None:
         raise ValueError(f"{pretrained} does not fit {name}: {error}")
     return backbone if mean is None else Backbone(backbone.network, mean, std)
-
-
-def _load(network: nn.Module, weights: dict[str, Tensor]) -> str | None:
-    """Loads all weights and returns None, or loads none and returns the first that does not fit."""
-    own = {key: [*value.shape] for key, value in network.state_dict().items()}
-    given = {key: [*value.shape] for key, value in weights.items()}
-    errors = [f"size mismatch for {k}: {given[k]}, wanted {own[k]}" for k in own if k in given and given[k] != own[k]]
-    errors += [f"missing key {key}" for key in own if key not in given]
-    errors += [f"unexpected key {key}" for key in given if key not in own]
-    if errors:
-        return errors[0]
-    network.load_state_dict(weights)
-    return None
 
 
 def _check_classes(what: str, weight: Any, num_classes: int, reset: bool) -> None:
@@ -155,43 +139,6 @@ def _check_classes(what: str, weight: Any, num_classes: int, reset: bool) -> Non
             f"{what}: {len(weight)} classes, but num_classes={num_classes}; reset=True takes the weights and starts a new "
             "classifier"
         )
-
-
-class Weights(NamedTuple):
-    """A backbone's state dict with the normalisation stored beside it, if there is one."""
-
-    tensors: dict[str, Tensor]
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-
-
-def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """A state dict from a file (safetensors, or torch's format read without executing pickled code).
-
-    The dict may lie under "state_dict" or "model". From a model with exits, only the backbone and its normalisation are read.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not a state dict.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no weights at {path}")
-    try:
-        safe = path.suffix == ".safetensors"
-        stored = safetensors.torch.load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is not a file of weights: {' '.join(str(error).split())[:200]}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            stored = stored[key]
-    if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise ValueError(f"{path} does not hold a state dict")
-    inner = {key.removeprefix("backbone."): value for key, value in stored.items() if key.startswith("backbone.")}
-    others = {key for key in stored if not key.startswith(("backbone.", "heads."))}
-    if not inner or others != {"mean", "std"}:  # not a model with exits; a network may have a part called backbone
-        return Weights(stored)
-    return Weights(inner, stored["mean"].tolist(), stored["std"].tolist())
 
 
 def find_classifiers(backbone: nn.Module, name: str | None = None) -> list[str]:

@@ -156,13 +156,16 @@ def stops() -> dict[str, list[int]]:
 def test_figure_4_by_hand(stops):
     traces = {name: {0: trace(given), 1: trace(given)} for name, given in stops.items()}
     result = figure_4(traces, "cifar10")
-    json.dumps(plain(result.numbers), allow_nan=False)
+    json.dumps(plain([result.numbers, result.claims]), allow_nan=False)
     rows = result.numbers["rows"]
     # thresholds up to 0.6 stop at t = 1, all wrong; those up to 0.99 at t = 3, all right; the rest at t = 9, all right
     assert rows["CascadedTD"]["accuracy"] == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 1], abs=1e-12)
     assert rows["CascadedCE"]["accuracy"] == pytest.approx([t / 8 for t in range(8)], abs=1e-12)
     assert rows["SerialTD-MultiHead"]["accuracy"] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1], abs=1e-12)
     assert rows["CascadedTD"]["sem"] == [0] * 8
+    assert rows["CascadedTD"]["in_gaps"] == [4, 5, 6, 7, 8]
+    assert rows["CascadedCE"]["in_gaps"] == [2, 3, 4, 5, 6, 7, 8]
+    assert "only a line between two: CascadedTD at t = 4, 5, 6, 7, 8; " in result.text
     assert rows["CascadedTD"]["paper"] == pytest.approx([0.107, 0.484, 0.78, 0.912, 0.916, 0.916, 0.916, 0.916])
     assert rows["SerialTD(0)"]["paper"] is None
     assert result.numbers["clock"] == "answers at t = 1..9"
@@ -170,7 +173,7 @@ def test_figure_4_by_hand(stops):
     assert curve["time"][[0, 59, 60, 98, 99, 100]].tolist() == [1, 1, 3, 3, 9, 9]  # 59 / 99 < 0.6 < 60 / 99
     assert curve["macs"][[0, 60, 100]].tolist() == [100, 300, 900]
     assert curve["seconds"][[0, 60, 100]].tolist() == pytest.approx([0.001, 0.003, 0.009])
-    claims = {claim.statement: claim.to_dict() for claim in result.numbers["claims"]}
+    claims = {claim.statement: claim.to_dict() for claim in result.claims}
     first = claims["CascadedTD above SerialTD-MultiHead at every mean stop time"]
     assert first["gains"] == pytest.approx([0, 0.25, 0.5, 0.25, 0, 0, 0, 0], abs=1e-12)
     assert first["shows"] is False
@@ -195,26 +198,30 @@ def test_claims_at_the_asymptote_allow_for_noise(stops):
     wrong = [[2, 4, 6], [2, 2, 2]]  # of 20 samples, by seed
     for name, counts in zip(("CascadedTD", "CascadedCE"), wrong, strict=True):
         traces[name] = {seed: trace(stops[name], [False] * count + ten[count:]) for seed, count in enumerate(counts)}
-    claim = next(c for c in figure_4(traces, "cifar10").numbers["claims"] if "two standard errors" in c.statement)
+    claim = next(c for c in figure_4(traces, "cifar10").claims if "at most 0.5% below" in c.statement)
     assert claim.measured["gain"] == pytest.approx(-0.1)
     assert claim.measured["standard_error"] == pytest.approx(0.1 / math.sqrt(3))
-    assert claim.shows is True
+    assert claim.measured["at_least"] == pytest.approx(-0.1 - 2.919986 * 0.1 / math.sqrt(3), abs=1e-6)
+    assert claim.shows is False  # a wide interval does not make one network as good as the other
     assert claim.paper == {"gain": pytest.approx(-0.002)}
     one = {name: {0: by_seed[0]} for name, by_seed in traces.items()}
-    numbers = figure_4(one, "terriers").numbers
-    claim = next(c for c in numbers["claims"] if "two standard errors" in c.statement)
+    claim = next(c for c in figure_4(one, "terriers").claims if "at most 0.5% below" in c.statement)
     assert claim.shows is None  # a single seed cannot tell
     assert claim.paper is None
+    traces["CascadedTD"] = traces["CascadedCE"] = {seed: trace(stops["CascadedCE"]) for seed in range(3)}
+    claim = next(c for c in figure_4(traces, "cifar10").claims if "at most 0.5% below" in c.statement)
+    assert (claim.measured["gain"], claim.shows) == (0, True)
 
 
 def test_the_published_clock_counts_from_0(stops):
     traces = {name: {0: trace(given, clock="published")} for name, given in stops.items()}
-    numbers = figure_4(traces, "cifar10").numbers
+    result = figure_4(traces, "cifar10")
+    numbers = result.numbers
     assert numbers["clock"] == "answers at t = 0..8"
     assert numbers["rows"]["CascadedTD"]["accuracy"] == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1], abs=1e-12)
-    names = [claim.statement for claim in numbers["claims"]]
+    names = [claim.statement for claim in result.claims]
     assert "CascadedCE and SerialCE agree at the asymptote" not in names  # which comes at t = 9
-    before = next(c for c in numbers["claims"] if c.statement.startswith("CascadedTD above CascadedCE"))
+    before = next(c for c in result.claims if c.statement.startswith("CascadedTD above CascadedCE"))
     assert before.measured["gains"][-1] == 0
     assert before.shows is True  # because t = 8 is the end
 
@@ -231,7 +238,7 @@ def test_figure_3_by_hand():
     # seed means 0.7 and 0.65, grand mean 0.675: lambda = 0 has 0.725 and 0.525 without them, a deviation of 0.2 / sqrt(2)
     assert rows[0.0]["sem"] == pytest.approx(0.1 * math.sqrt(5 / 4), rel=1e-9)  # Morey's factor for 5 conditions
     assert rows[0.25]["paper"] == 0.6493
-    worst, above = result.numbers["claims"]
+    worst, above = result.claims
     assert worst.shows is True
     assert worst.measured["gain"] == pytest.approx(0.25)
     assert worst.measured["best"] == {"lambda": 0.25, "gain": 0.5}

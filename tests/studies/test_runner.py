@@ -293,6 +293,17 @@ def test_results_are_plain_json(tmp_path):
     assert '"1": [0.123457, 1.0],\n' in written[0].read_text()
 
 
+def test_a_result_ends_with_its_claims(tmp_path):
+    results = {"none": None, "no": [], "one": [Claim("a", True)]}
+    made = {name: Result({"x": 1}, "table", claims=claims) for name, claims in results.items()}
+    assert [result.text for result in made.values()] == ["table", "table", "table\n\nyes      a"]
+    written = {name: json.loads(result.write(tmp_path / name, "c")[0].read_text()) for name, result in made.items()}
+    assert "claims" not in written["none"]
+    assert written["no"]["claims"] == []
+    assert written["one"]["claims"] == [{"claim": "a", "shows": True, "paper": None}]
+    assert list(written["one"]) == ["command", "x", "claims"]
+
+
 def test_a_result_names_the_command_that_makes_it():
     command = study_command("hu2017", "table 1", "cifar10", "cpu", [0])
     assert command == "anytime study hu2017 --table 1 --data cifar10 --scale cpu --seeds 0"
@@ -302,10 +313,9 @@ def test_a_result_names_the_command_that_makes_it():
 
 
 def test_claims_as_text_and_json():
-    claims = [Claim("a", True, {"gain": 0.5}, {"shows": True}), Claim("b", False, {"gain": -0.25}), Claim("c", None)]
-    assert format_claims(claims) == "yes      a\nNO       b\nunknown  c"
-    assert format_claims(claims[:2], gains=True) == "yes      a (+50.00%)\nNO       b (-25.00%)"
-    assert plain(claims[:2]) == [
+    claims = [Claim("a", True, {"gain": 0.5}, {"shows": True}), Claim("b", False, {"gain": -0.25}, note="-25 %")]
+    assert format_claims([*claims, Claim("c", None)]) == "yes      a\nNO       b (-25 %)\nunknown  c"
+    assert plain(claims) == [
         {"claim": "a", "shows": True, "gain": 0.5, "paper": {"shows": True}},
         {"claim": "b", "shows": False, "gain": -0.25, "paper": None},
     ]

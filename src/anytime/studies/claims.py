@@ -16,12 +16,14 @@ class Claim:
         shows: Whether it shows; None if the results cannot tell, e.g. a single seed has no standard error.
         measured: The numbers that decide, by name.
         paper: The same by the paper's numbers, or only the place where the paper makes the statement; None if it does not.
+        note: Printed after the statement.
     """
 
     statement: str
     shows: bool | None
     measured: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Any] | str | None = None
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As written to JSON."""
@@ -29,10 +31,7 @@ class Claim:
         return {"claim": self.statement, "shows": self.shows, **self.measured, "paper": paper}
 
 
-def format_claims(claims: Sequence[Claim], gains: bool = False) -> str:
-    """One line per claim: yes, NO or unknown, then the statement, then its gain if asked for."""
+def format_claims(claims: Sequence[Claim]) -> str:
+    """One line per claim: yes, NO or unknown, then the statement and its note."""
     words = {True: "yes", False: "NO", None: "unknown"}
-    lines = [f"{words[claim.shows]:<8} {claim.statement}" for claim in claims]
-    if gains:
-        lines = [f"{line} ({claim.measured['gain']:+.2%})" for line, claim in zip(lines, claims, strict=True)]
-    return "\n".join(lines)
+    return "\n".join(f"{words[claim.shows]:<8} {claim.statement}{claim.note and f' ({claim.note})'}" for claim in claims)

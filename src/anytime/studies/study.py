@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anytime.studies.claims import Claim
+from anytime.studies.claims import Claim, format_claims
 from anytime.studies.runner import Traces, TrainingRun
 from anytime.support.files import atomic_write
 from anytime.support.names import nearest
@@ -24,17 +24,27 @@ from anytime.support.names import nearest
 
 @dataclass(frozen=True)
 class Result:
-    """A table or figure as measured here: numbers for JSON, the same as text, and a drawing if the paper has one."""
+    """A table or figure as measured here: numbers for JSON, the same as text, a drawing if the paper has one, and claims.
+
+    Claims end the JSON and the text; None if the paper makes none.
+    """
 
     numbers: Mapping[str, Any]
-    text: str
+    table: str
     figure: Figure | None = None
+    claims: Sequence[Claim] | None = None
+
+    @property
+    def text(self) -> str:
+        """The table and the claims, as printed."""
+        return "\n\n".join(filter(None, (self.table, format_claims(self.claims or ()))))
 
     def write(self, stem: Path, command: str) -> list[Path]:
         """Writes `stem.json`, which names the command that made it, and `stem.png`; returns the files written."""
         written = [stem.with_name(f"{stem.name}.json")]
+        claims = {} if self.claims is None else {"claims": self.claims}
         with atomic_write(written[0]) as part:
-            part.write_text(_text(plain({"command": command, **self.numbers})) + "\n", encoding="utf-8")
+            part.write_text(_text(plain({"command": command, **self.numbers, **claims})) + "\n", encoding="utf-8")
         if self.figure is not None:
             written.append(stem.with_name(f"{stem.name}.png"))
             self.figure.savefig(written[1], dpi=150)

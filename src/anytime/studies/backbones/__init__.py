@@ -11,7 +11,7 @@ from anytime.analysis.curves import accuracy
 from anytime.model import AnytimeModel
 from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from anytime.reporting.tables import Column, format_table
-from anytime.studies.claims import Claim, format_claims
+from anytime.studies.claims import Claim
 from anytime.studies.executors.subprocess import train_in_process
 from anytime.studies.figures import COST_LABELS, Curve, error_curves
 from anytime.studies.runner import Traces, TrainingRun, View, find_recipe
@@ -119,7 +119,6 @@ def table(backbone: str, traces: Traces, data: str) -> Result:
         "macs": exits.macs,
         "plain_macs": any_trace[PLAIN].macs,
         "rows": rows,
-        "claims": claims,
     }
     columns = [Column("trained", "trained")]
     columns += [Column(f"answer_{t}", f"answer {t} ({macs_text(int(exits.macs[t - 1]))})", ".2%") for t in range(1, EXITS + 1)]
@@ -129,14 +128,15 @@ def table(backbone: str, traces: Traces, data: str) -> Result:
         for name, trace in any_trace.items()
     ]
     drawn = error_curves({COST_LABELS["macs"]: curves}, f"{BACKBONES[backbone]}, {figure_title(numbers)}")
-    return Result(numbers, f"{format_table(rows, columns)}\n\n{format_claims(claims, gains=True)}", drawn)
+    return Result(numbers, format_table(rows, columns), drawn, claims)
 
 
 def _claim(accuracies: Mapping[str, Sequence[Sequence[float]]], better: str, worse: str, answer: int) -> Claim:
     place = answer - 1 - EXITS  # from the end, because the plain network has a single answer
     measured = gain(*([row[place] for row in accuracies[name]] for name in (better, worse)))
     where = "last" if answer == EXITS else "first"
-    return Claim(f"{better} above {worse} at the {where} answer", measured["gain"] > 0, measured)
+    statement = f"{better} above {worse} at the {where} answer"
+    return Claim(statement, measured["gain"] > 0, measured, note=f"{measured['gain']:+.2%}")
 
 
 STUDY = Study(

@@ -22,7 +22,7 @@ from anytime.objectives import step_losses
 from anytime.objectives.weighting import normalized, sieve
 from anytime.pretrained import load
 from anytime.reporting.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED
-from anytime.studies.claims import Claim, format_claims
+from anytime.studies.claims import Claim
 from anytime.studies.figures import panels
 from anytime.studies.hu2017.networks import Base, Scale, TrainedNet, run_folders
 from anytime.studies.hu2017.published import PAPER
@@ -83,7 +83,6 @@ def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[Trained
         "units": base.exits,
         "errors": errors,
         "training_losses": losses,
-        "claims": claims,
     }
     names = list(errors)  # a network has the same colour in all panels
     with panels(11 if losses else 7.6, 3.6, 3 if losses else 2) as (figure, grid):
@@ -98,8 +97,7 @@ def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[Trained
             grid[2].set_yscale("log")
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=6)
-    text = f"{len(errors)} networks, {len(losses)} of them with training losses"
-    return Result(numbers, f"{text}\n\n{format_claims(claims)}", figure)
+    return Result(numbers, f"{len(errors)} networks, {len(losses)} of them with training losses", figure, claims)
 
 
 def figure_2f(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
@@ -226,7 +224,6 @@ def figure_4(traces: Traces, data: str, scale: Scale, networks: Sequence[Trained
         "networks": [net.name for net in networks],
         "steps": {method: steps[:: max(1, len(steps) // 100)] for method, (steps, _) in logged.items()},
         "probabilities": {method: rows[:: max(1, len(rows) // 100)] for method, (_, rows) in logged.items()},
-        "claims": claims,
     }
     with panels(10.5, 3.2, len(logged)) as (figure, grid):
         shades = matplotlib.colormaps["viridis"]
@@ -237,4 +234,4 @@ def figure_4(traces: Traces, data: str, scale: Scale, networks: Sequence[Trained
             axes.set(xlabel="training step", title=method)
             axes.set(xlim=(steps[0], max(steps[-1], steps[0] + 1)), ylim=(0, 1))
         grid[0].set_ylabel("probability, first exit below")
-    return Result(numbers, format_claims(claims), figure)
+    return Result(numbers, "", figure, claims)

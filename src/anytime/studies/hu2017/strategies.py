@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anytime.analysis.curves import error
 from anytime.analysis.optimal import Exits, opt_plus
-from anytime.analysis.statistics import compare
+from anytime.analysis.statistics import Comparison, compare, holm
 from anytime.models.ann.eann import reported_exits
-from anytime.studies.claims import Claim, format_claims
+from anytime.studies.claims import Claim
 from anytime.studies.hu2017 import published
 from anytime.studies.hu2017.networks import STRATEGIES, Base, Scale, TrainedNet, family
 from anytime.studies.hu2017.published import METRICS, MILESTONES
@@ -49,8 +49,8 @@ def table_2(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedN
         ),
     ]
     start = heading("2: amplified losses against ANN, and increase over OPT", traces, networks[0], data)
-    numbers = {**start, "better_than_ANN": counts, "increase_over_optimal": increases, "claims": claims}
-    return Result(numbers, f"{text}\n\n{as_text(increases, 'increase over OPT')}\n\n{format_claims(claims)}")
+    numbers = {**start, "better_than_ANN": counts, "increase_over_optimal": increases}
+    return Result(numbers, f"{text}\n\n{as_text(increases, 'increase over OPT')}", claims=claims)
 
 
 def table_5(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
@@ -62,7 +62,7 @@ def table_5(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedN
         statement = f"{method} is no better than AANN: its AE is smaller in at most half of the runs"
         claims.append(Claim(statement, counted.share <= 0.5, vars(counted)))
     start = heading("5: strategies of amplification against ANN", traces, networks[0], data)
-    return Result({**start, "better_than_ANN": counts, "claims": claims}, f"{text}\n\n{format_claims(claims)}")
+    return Result({**start, "better_than_ANN": counts}, text, claims=claims)
 
 
 def _measure(traces: Traces, method: str, scale: Scale) -> list[Measured]:
@@ -77,29 +77,47 @@ def _all(networks: Sequence[Measured], metric: str) -> list[float]:
 def _strategies(
     traces: Traces, data: str, scale: Scale, methods: Sequence[str]
 ) -> tuple[list[dict[str, Any]], str, list[Claim]]:
-    """The share of runs in which each method is better than ANN, by metric: numbers, a table, claims."""
+    """The share of runs in which each method is better than ANN, by metric: numbers, a table, claims.
+
+    All p-values of the table are one family, and so are those of the paper's cells.
+    """
     ann = _measure(traces, "sieve", scale)
-    counts, claims = [], []
+    measured_by, published_by = {}, {}
     for method in methods:
         ours = _measure(traces, method, scale)
-        row = {metric: compare(_all(ours, metric), _all(ann, metric)) for metric in METRICS}
-        cells = {metric: published.compared(method, metric, data) for metric in METRICS}
+        for metric in METRICS:
+            measured_by[method, metric] = compare(_all(ours, metric), _all(ann, metric))
+            if (cell := published.compared(method, metric, data)) is not None:
+                published_by[method, metric] = cell
+    counted, counted_there = _with_p_values(measured_by), _with_p_values(published_by)
+    counts, claims = [], []
+    for method in methods:
+        row = {metric: measured_by[method, metric] for metric in METRICS}
         counts.append(
             {
                 "method": method,
                 "share": {metric: count.share for metric, count in row.items()},
-                "p_value": {metric: count.p_value for metric, count in row.items()},
+                "p_value": {metric: counted[method, metric]["p_value"] for metric in METRICS},
+                "p_value_holm": {metric: counted[method, metric]["p_value_holm"] for metric in METRICS},
                 "runs": row["AE"].runs,
                 "paper": as_shares(published.BETTER[method]),
-                "published_cells": {metric: cell and vars(cell) | {"p_value": cell.p_value} for metric, cell in cells.items()},
+                "published_cells": {metric: counted_there.get((method, metric)) for metric in METRICS},
             }
         )
         for metric in METRICS:
             if published.BETTER[method][metric] > 50:
                 statement = f"{method} beats ANN at {metric} in more than half of the runs"
-                measured = vars(row[metric]) | {"p_value": row[metric].p_value}
-                claims.append(Claim(statement, row[metric].share > 0.5, measured))
+                claims.append(Claim(statement, row[metric].share > 0.5, counted[method, metric]))
     return counts, as_text([count | {"error": count["share"]} for count in counts], "better than ANN"), claims
+
+
+def _with_p_values(counts: Mapping[tuple[str, str], Comparison]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Each comparison with its p-value, alone and corrected for the whole family."""
+    corrected = holm([count.p_value for count in counts.values()])
+    return {
+        key: vars(count) | {"p_value": count.p_value, "p_value_holm": value}
+        for (key, count), value in zip(counts.items(), corrected, strict=True)
+    }
 
 
 def table_6(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
@@ -167,5 +185,5 @@ def table_3(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedN
         {"increase": increase},
     )
     start = heading("3: ANN and AANN on several networks, EANN and OPT+", traces, networks[0], data)
-    numbers = {**start, "members": [str(base) for base in scale.members], "rows": rows, "claims": [claim]}
-    return Result(numbers, f"{as_text(rows)}\n\n{format_claims([claim])}")
+    numbers = {**start, "members": [str(base) for base in scale.members], "rows": rows}
+    return Result(numbers, as_text(rows), claims=[claim])

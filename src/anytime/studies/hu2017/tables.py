@@ -11,7 +11,7 @@ from anytime.analysis.curves import error
 from anytime.analysis.inflation import best_base, expected_inflation, sequence_inflation, simulate, sup_inflation
 from anytime.analysis.optimal import Exits
 from anytime.reporting.tables import Column, format_table
-from anytime.studies.claims import Claim, format_claims
+from anytime.studies.claims import Claim
 from anytime.studies.hu2017 import published
 from anytime.studies.hu2017.networks import Base, Scale, TrainedNet, family, last_optimal, milestone_exits
 from anytime.studies.hu2017.published import METRICS, MILESTONES, PAPER, Row
@@ -142,9 +142,8 @@ def table_1(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedN
         "published": "n = 5, c = 16, on 5,000 images held out from training; ours on test images",
         "milestone_exits": milestone_exits(scale.chosen),
         "rows": rows,
-        "claims": claims,
     }
-    return Result(numbers, f"{as_text(rows, str(scale.chosen))}\n\n{format_claims(claims)}")
+    return Result(numbers, as_text(rows, str(scale.chosen)), claims=claims)
 
 
 def _near(method: str, ours: Mapping[str, Measured], theirs: Mapping[str, Row]) -> Claim:
@@ -198,8 +197,8 @@ def table_4(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedN
                 {"final_errors": last},
             ),
         ]
-    numbers = heading("4: units per exit", traces, networks[0], data) | {"rows": rows, "claims": claims}
-    return Result(numbers, f"{as_text(rows)}\n\n{format_claims(claims)}")
+    numbers = heading("4: units per exit", traces, networks[0], data) | {"rows": rows}
+    return Result(numbers, as_text(rows), claims=claims)
 
 
 def proposition(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
@@ -230,14 +229,13 @@ def proposition(traces: Traces, data: str, scale: Scale, networks: Sequence[Trai
         "rows": rows,
         "best_base_of_plain_members": smallest,
         "paper_sequence": {"depths": depths, **found._asdict()},
-        "claims": [claim],
     }
     columns = [Column("base", "b", ".3g")]
     for kind in ("anytime", "plain"):
         for key, title in (("sup", "sup C"), ("found_sup", "found"), ("mean", "E[C]"), ("found_mean", "found")):
             columns.append(Column(f"{kind}_{key}", f"{kind}: {title}", ".3f"))
     sentence = f"depths {depths}: sup C = {found.sup:.3f}, E[C] = {found.mean:.3f}"
-    return Result(numbers, f"{format_table(rows, columns)}\n\n{sentence}\n\n{format_claims([claim])}")
+    return Result(numbers, f"{format_table(rows, columns)}\n\n{sentence}", claims=[claim])
 
 
 SEQUENCE = tuple(Base(n, 32, 3 if n == 25 else 1) for n in (1, 3, 7, 13, 25))

@@ -17,7 +17,7 @@ from anytime.analysis.curves import error
 from anytime.reporting.plots import BLUE, GREY, RED
 from anytime.reporting.tables import Column, format_table
 from anytime.studies import seeds
-from anytime.studies.claims import Claim, format_claims
+from anytime.studies.claims import Claim
 from anytime.studies.figures import COST_LABELS, Curve, error_curves, panels
 from anytime.studies.lee2018.networks import INCLUSIVE, PLAIN, SHALLOW, SHARED, shallow_alone, thin_alone
 from anytime.studies.lee2018.published import PAPER, PUBLISHED, PUBLISHED_SOURCE
@@ -73,7 +73,6 @@ def figure_3a(traces: Traces, data: str) -> Result:
         "rows": rows,
         "by_seed": errors,
         "published": PUBLISHED if paper else None,
-        "claims": claims,
     }
     columns = [
         Column("k", "k"),
@@ -92,7 +91,7 @@ def figure_3a(traces: Traces, data: str) -> Result:
             for kind in stored
         ]
     drawn = error_curves({"share of the branches": curves}, seeds.figure_title(numbers))
-    return Result(numbers, f"{format_table(rows, columns)}\n\n{format_claims(claims)}", drawn)
+    return Result(numbers, format_table(rows, columns), drawn, claims)
 
 
 def figure_3b(traces: Traces, data: str) -> Result:
@@ -127,7 +126,6 @@ def figure_3b(traces: Traces, data: str) -> Result:
         "norms": mean_norms,
         "falls": falls,
         "by_seed": norms,
-        "claims": claims,
     }
     shown = {name: values[middle].tolist() for name, values in mean_norms.items()}
     rows = [
@@ -137,7 +135,7 @@ def figure_3b(traces: Traces, data: str) -> Result:
     branches = [Column(str(branch), f"branch {branch}", ".2f") for branch in range(1, len(shown[INCLUSIVE]) + 1)]
     table = format_table(rows, [Column("name", f"block {middle + 1}"), *branches, Column("fall", "fall", ".0%")])
     drawn = _norm_curves(shown, f"{seeds.figure_title(numbers)}, block {middle + 1}")
-    return Result(numbers, f"{table}\n\n{format_claims(claims)}", drawn)
+    return Result(numbers, table, drawn, claims)
 
 
 def _norm_curves(norms: Mapping[str, Sequence[float]], title: str) -> Figure:
@@ -176,7 +174,6 @@ def figure_3c(traces: Traces, data: str) -> Result:
         "rows": rows,
         "by_seed": errors,
         "published": PUBLISHED if data == "cifar10" else None,
-        "claims": claims,
     }
     columns = [
         Column("kind", "sub-network"),
@@ -193,7 +190,7 @@ def figure_3c(traces: Traces, data: str) -> Result:
             x, y = [row["contract_macs"] for row in shown], [row[key] for row in shown]
             curves.append(Curve(f"{kind}, {key}", x, y, COLOURS[kind], dashed=key == "alone"))
     drawn = error_curves({COST_LABELS["contract"]: curves}, seeds.figure_title(numbers))
-    return Result(numbers, f"{format_table(rows, columns)}\n\n{format_claims(claims)}", drawn)
+    return Result(numbers, format_table(rows, columns), drawn, claims)
 
 
 def _claims_3c(

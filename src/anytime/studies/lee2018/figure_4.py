@@ -11,7 +11,7 @@ from anytime.analysis.curves import error
 from anytime.reporting.plots import BLUE, GREEN, SKY
 from anytime.reporting.tables import Column, format_table
 from anytime.studies import seeds
-from anytime.studies.claims import Claim, format_claims
+from anytime.studies.claims import Claim
 from anytime.studies.figures import COST_LABELS, Curve, error_curves
 from anytime.studies.lee2018.networks import DEEP, INCLUSIVE, SANDWICH, SPARSE
 from anytime.studies.lee2018.published import PAPER, PUBLISHED_AGAINST_MSDNET
@@ -39,12 +39,10 @@ def figure_4(traces: Traces, data: str) -> Result:
         }
         for name, trace in any_trace.items()
     }
-    claims = _claims(stored, mean_errors)
     source = "section 4.2; the figure has no table"
     numbers = seeds.facts(stored[INCLUSIVE], paper=PAPER, figure="4: errors over MACs", source=source) | {
         "networks": networks,
         "published": {"against MSDNet, relatively": PUBLISHED_AGAINST_MSDNET.get(data), "source": "section 4.2; no table"},
-        "claims": claims,
     }
     costs = {name: (seeds.costs_of(by_seed, "contract"), seeds.costs_of(by_seed, "macs")) for name, by_seed in stored.items()}
     rows = [
@@ -63,8 +61,8 @@ def figure_4(traces: Traces, data: str) -> Result:
         Column("stream", "of the stream", macs_text),
         Column("error", "error", ".2%"),
     ]
-    text = f"{format_table(rows, columns)}\n\n{format_claims(claims)}"
-    return Result(numbers, text, error_curves(curves, seeds.figure_title(numbers)))
+    drawn = error_curves(curves, seeds.figure_title(numbers))
+    return Result(numbers, format_table(rows, columns), drawn, _claims(stored, mean_errors))
 
 
 def _claims(stored: Traces, mean_errors: dict[str, list[float]]) -> list[Claim]:

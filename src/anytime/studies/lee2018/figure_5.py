@@ -10,7 +10,7 @@ from anytime.analysis.taxonomy import level_accuracies, level_errors
 from anytime.reporting.plots import COLOURS
 from anytime.reporting.tables import Column, format_table
 from anytime.stopping.levels import choose_levels, chosen_accuracy, highest_target
-from anytime.studies.claims import Claim, format_claims
+from anytime.studies.claims import Claim
 from anytime.studies.figures import COST_LABELS, Curve, error_curves
 from anytime.studies.lee2018.networks import HIERARCHICAL, VALIDATION
 from anytime.studies.lee2018.published import PAPER, PUBLISHED_CUB, PUBLISHED_CUB_SOURCE
@@ -64,7 +64,6 @@ def figure_5(traces: Traces, data: str) -> Result:
         "macs": any_trace.macs,
         "error": dict(zip(levels, errors.T, strict=True)),
         "by_seed": by_seed,
-        "claims": claims,
     }
     rows = [
         {"k": k, "macs": macs, **dict(zip(levels, row.tolist(), strict=True))}
@@ -76,4 +75,4 @@ def figure_5(traces: Traces, data: str) -> Result:
         for level, column, colour in zip(levels, errors.T, COLOURS[: len(levels)], strict=True)
     ]
     drawn = error_curves({COST_LABELS["contract"]: curves}, figure_title(numbers))
-    return Result(numbers, f"{format_table(rows, columns)}\n\n{format_claims(claims)}", drawn)
+    return Result(numbers, format_table(rows, columns), drawn, claims)

@@ -1,10 +1,13 @@
+import contextlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 import yaml
 
 from anytime.training.config import UsageError, parse
-from anytime.training.rundir import create_run, read_run, set_state
+from anytime.training.rundir import check_new, create_run, finish_replacement, new_run, read_run, set_state
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +16,7 @@ def config():
 
 
 def test_round_trip(config, tmp_path):
-    create_run(tmp_path / "a/b", config, overwrite=False)
+    assert create_run(tmp_path / "a/b", config) == tmp_path / "a/b"
     again, state = read_run(tmp_path / "a/b")
     assert again == config
     assert state["state"] == "started"
@@ -23,7 +26,7 @@ def test_round_trip(config, tmp_path):
 
 
 def test_import_paths_of_older_versions(config, tmp_path):
-    create_run(tmp_path, config, overwrite=False)
+    create_run(tmp_path, config)
     old = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert old == config
     modules = {"model": "models.anytimenet", "data": "data.digits", "objective": "objectives", "regime": "training.regimes"}
@@ -34,32 +37,113 @@ def test_import_paths_of_older_versions(config, tmp_path):
     assert read_run(tmp_path)[0] == config
 
 
-def test_dry_touches_nothing(config, tmp_path):
-    create_run(tmp_path / "run", config, overwrite=False, dry=True)
+def files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checking_touches_nothing(config, tmp_path):
+    check_new(tmp_path / "run", overwrite=False)
     assert not (tmp_path / "run").exists()
-    create_run(tmp_path / "run", config, overwrite=False)
-    (tmp_path / "run/kept").touch()
-    create_run(tmp_path / "run", config, overwrite=True, dry=True)
-    assert (tmp_path / "run/kept").exists()
-
-
-def test_existing_run_is_not_overwritten_unless_asked(config, tmp_path):
-    create_run(tmp_path, config, overwrite=False)
-    (tmp_path / "old").touch()
+    create_run(tmp_path / "run", config)
+    before = files(tmp_path)
+    check_new(tmp_path / "run", overwrite=True)
     with pytest.raises(UsageError, match=r"exists; give another --run, --resume .* or --overwrite"):
-        create_run(tmp_path, config, overwrite=False)
-    assert (tmp_path / "old").exists()
-    create_run(tmp_path, config, overwrite=True)
-    assert not (tmp_path / "old").exists()
+        check_new(tmp_path / "run", overwrite=False)
+    assert files(tmp_path) == before
 
 
-def test_a_directory_that_is_not_a_run_is_never_overwritten(config, tmp_path):
+def test_an_empty_directory_is_used(config, tmp_path):
+    with new_run(tmp_path, config, overwrite=False) as folder:
+        assert folder == tmp_path
+        assert set(files(tmp_path)) == {".lock", "run.json", "config.yaml"}
+    assert set(files(tmp_path)) == {"run.json", "config.yaml"}
+
+
+@pytest.fixture
+def earlier(config, tmp_path) -> Path:
+    """A finished run with everything that commands write into it, and files of the user."""
+    create_run(tmp_path, config)
+    set_state(tmp_path, "finished")
+    written = [
+        "model.safetensors",
+        "config.json",
+        "trace-test.safetensors",
+        "metrics-test.json",
+        "profile.json",
+        "report.html",
+    ]
+    written += ["checkpoints/last.ckpt", "metrics/metrics.csv", "tensorboard/events.out.tfevents.1", "figures/steps.png"]
+    for name in [*written, "notes.txt", "figures/mine.svg", "checkpoints/best.ckpt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("earlier")
+    return tmp_path
+
+
+def test_an_earlier_run_stays_whole_until_its_replacement_has_finished(config, earlier):
+    before = files(earlier)
+    with new_run(earlier, config | {"epochs": 77}, overwrite=True) as folder:
+        assert folder == earlier / "replacement"
+        (folder / "model.safetensors").write_text("new")
+        finish_replacement(earlier)
+        after = files(earlier)
+        assert {name: after[name] for name in before} == before
+        set_state(folder, "finished")
+        finish_replacement(earlier)
+    assert set(files(earlier)) == {
+        *("run.json", "config.yaml", "model.safetensors", "notes.txt", "figures/mine.svg", "checkpoints/best.ckpt")
+    }
+    assert (earlier / "model.safetensors").read_text() == "new"
+    assert (earlier / "notes.txt").read_text() == "earlier"
+    assert read_run(earlier)[0]["epochs"] == 77
+    assert not (earlier / "replacement").exists()
+    assert not (earlier / "metrics").exists()
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_putting_the_replacement_in_its_place_can_be_repeated_after_a_kill(config, earlier, monkeypatch, moves):
+    with new_run(earlier, config | {"epochs": 77}, overwrite=True) as folder:
+        (folder / "model.safetensors").write_text("new")
+        set_state(folder, "finished")
+        left, replace = [moves], os.replace
+
+        def killed(source, target):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr("anytime.training.rundir.os.replace", killed)
+            finish_replacement(earlier)
+        finish_replacement(earlier)
+    assert (earlier / "model.safetensors").read_text() == "new"
+    assert read_run(earlier)[0]["epochs"] == 77
+    assert not (earlier / "replacement").exists()
+    assert not (earlier / "trace-test.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"format": 1, "name": "my project"}'])
+def test_a_directory_that_is_not_a_run_is_never_overwritten(config, tmp_path, content):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match=r"is not a run directory \(run\.json is missing\), so it is not overwritten"):
-        create_run(tmp_path, config, overwrite=True)
-    with pytest.raises(UsageError, match="is not a run directory"):
-        create_run(tmp_path / "thesis.tex", config, overwrite=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    before = files(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"is not a run directory \(run\.json is (missing|not of this library)\), so it is not"
+    ):
+        check_new(tmp_path, overwrite=True)
+    with pytest.raises(UsageError, match="is not a directory"), new_run(tmp_path / "thesis.tex", config, overwrite=True):
+        pass
+    assert files(tmp_path) == before
+
+
+def test_two_new_runs_of_one_name(config, tmp_path, monkeypatch):
+    """Another process makes the same directory after it was found to be free."""
+    monkeypatch.setattr("anytime.training.rundir.check_new", lambda *_: create_run(tmp_path / "run", config) and None)
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "run" and os.path.lexists(path))
+    message = "run exists: another process has just made it"
+    with pytest.raises(UsageError, match=message), new_run(tmp_path / "run", config | {"epochs": 77}, overwrite=False):
+        pass
 
 
 def test_run_that_is_missing_or_incomplete(config, tmp_path):
@@ -70,12 +154,11 @@ def test_run_that_is_missing_or_incomplete(config, tmp_path):
     set_state(tmp_path, "started")
     with pytest.raises(FileNotFoundError, match=r"is not a complete run directory: config\.yaml is missing"):
         read_run(tmp_path)
-    create_run(tmp_path, config, overwrite=True)
-    assert read_run(tmp_path)[0] == config
+    assert read_run(create_run(tmp_path, config))[0] == config
 
 
 def test_run_that_is_damaged_or_of_another_version(config, tmp_path):
-    create_run(tmp_path, config, overwrite=False)
+    create_run(tmp_path, config)
     state = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(state | {"format": 99}))
     with pytest.raises(ValueError, match=r"has format 99, this version of anytime .* reads format 1"):

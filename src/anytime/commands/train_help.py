@@ -41,7 +41,7 @@ what:
 where:
   --config RECIPE       a YAML recipe; may be repeated, later ones override earlier ones
   --run DIR             where to write (default: runs/MODEL_DATA)
-  --overwrite           replace the run directory if it exists
+  --overwrite           replace the run in DIR when the training has finished; other files there stay
   --resume RUN          continue an interrupted run from its last checkpoint
   --trust               import the custom classes that a recipe names; this can run any code
 

@@ -3,19 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_PART = re.compile(r"\..+\.(\d+)\.part")
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path` to write to; it replaces `path` at the end, or is deleted after an error."""
+    """Yields a temporary path beside `path` to write to; it replaces `path` at the end, or is deleted after an error.
+
+    Parts beside it that killed processes have left are removed. An OSError names `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove_leftovers(path.parent.glob(".*.part"))
+    part = part_of(path)
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Where this process writes what is to become `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def remove_leftovers(parts: Iterable[Path]) -> None:
+    """Removes those of the files and folders that are parts (see `part_of`) of a process that has ended."""
+    for part in list(parts):
+        match = _PART.fullmatch(part.name)
+        if match and _has_ended(int(match[1])):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _has_ended(process: int) -> bool:
+    if sys.platform == "win32":  # which has no harmless signal to ask with
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # of another user
+        return False
+    return False

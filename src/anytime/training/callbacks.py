@@ -16,7 +16,10 @@ from tqdm import tqdm
 from anytime.data import hashing
 
 AGREE_EVERY = 10  # steps between asking all processes whether one was interrupted
-SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}  # and what the second one does
+SIGNALS: dict[signal.Signals, Any] = {  # and what the second one does
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 
 
 class Interrupted(Exception):

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anytime.saving import remember_model
 from anytime.support.allocator import keep_freed_memory
@@ -18,7 +17,17 @@ from anytime.training.callbacks import Interrupted
 from anytime.training.config import Config, UsageError
 from anytime.training.fit import CHECKPOINT
 from anytime.training.module import NonFiniteLoss
-from anytime.training.rundir import CONFIG, create_run, read_run, set_state
+from anytime.training.rundir import (
+    CONFIG,
+    check_new,
+    finish_replacement,
+    in_training,
+    is_main_process,
+    new_run,
+    read_run,
+    set_state,
+    writing,
+)
 
 
 class Stopped(RuntimeError):
@@ -37,16 +46,17 @@ def default_run(config: Config) -> Path:
 def start_training(config: Config, run: Path | None = None, overwrite: bool = False) -> Path:
     """Trains from a resolved configuration into a new run directory; returns it.
 
-    All errors in the configuration and the data are found before the directory is touched.
+    All errors in the configuration and the data are found before the directory is touched. With `overwrite` an earlier run
+    there is replaced when the training has finished, and its model is whole until then.
     """
     _set_up_process()
     run = run or default_run(config)
-    create_run(run, config, overwrite, dry=True)
+    check_new(run, overwrite)
     job = build(config)
-    create_run(run, job.config, overwrite)
-    if is_main_process():
-        remember(run / CONFIG, (run / CONFIG).read_text(encoding="utf-8"))
-    return _train(run, job, resume=False)
+    with new_run(run, job.config, overwrite) as folder:
+        if is_main_process():
+            remember(folder / CONFIG, (folder / CONFIG).read_text(encoding="utf-8"))
+        return _train(run, folder, job, resume=False)
 
 
 def resume_training(run: Path, trust: bool = False) -> Path:
@@ -55,40 +65,43 @@ def resume_training(run: Path, trust: bool = False) -> Path:
     Import paths that its configuration names need consent: `trust`, or that the run was started here and is unchanged.
     """
     _set_up_process()
-    if not trust and (run / CONFIG).is_file():
-        trust = is_remembered(run / CONFIG, (run / CONFIG).read_text(encoding="utf-8", errors="replace"))
-    with names_from(run / CONFIG, trust):
-        config, state = read_run(run)
-        if state["state"] == "finished":
-            raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
-        begun = (run / CHECKPOINT).is_file()
-        return _train(run, build(config, filled_later=begun), resume=begun)
+    if not run.is_dir():
+        raise UsageError(f"there is no run directory {run}")
+    with writing(run):
+        if is_main_process():
+            finish_replacement(run)  # if it was killed in the middle of that
+        folder = in_training(run)
+        if not trust and (folder / CONFIG).is_file():
+            trust = is_remembered(folder / CONFIG, (folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
+        with names_from(folder / CONFIG, trust):
+            config, state = read_run(folder)
+            if state["state"] == "finished":
+                raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
+            begun = (folder / CHECKPOINT).is_file()
+            return _train(run, folder, build(config, begun, folder if begun else None), resume=begun)
 
 
-def is_main_process() -> bool:
-    """Whether this process, of those that train together, writes files and prints."""
-    return getattr(rank_zero_only, "rank", None) in (None, 0)
-
-
-def _train(run: Path, job: TrainingJob, resume: bool) -> Path:
+def _train(run: Path, folder: Path, job: TrainingJob, resume: bool) -> Path:
+    """Trains into `folder`, which is `run` or its replacement."""
     try:
-        job.fit(run, resume)
+        job.fit(folder, resume)
     except BaseException as error:
         interrupted = isinstance(error, Interrupted | SystemExit)  # Lightning turns KeyboardInterrupt into SystemExit
         with contextlib.suppress(OSError):  # a full disk must not hide why the training ended
-            set_state(run, "interrupted" if interrupted else "failed")
-        if reason := _reason(error, run):
+            set_state(folder, "interrupted" if interrupted else "failed")
+        if reason := _reason(error, run, folder / CHECKPOINT):
             raise Stopped(reason, 130 if interrupted else 1) from error
         raise
-    set_state(run, "finished")
+    set_state(folder, "finished")
     if is_main_process():
+        finish_replacement(run)
         remember_model(run)
     return run
 
 
-def _reason(error: BaseException, run: Path) -> str:
+def _reason(error: BaseException, run: Path, checkpoint: Path) -> str:
     """Why a training ended, and how to continue; empty for errors that nobody expected."""
-    checkpoint, resume = run / CHECKPOINT, f"anytime train --resume {run}"
+    resume = f"anytime train --resume {run}"
     last = f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
     match error:
         case Interrupted():

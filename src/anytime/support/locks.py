@@ -1,0 +1,129 @@
+"""One writer per folder: a lock that the kernel releases when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from anytime.support.files import remove_leftovers
+
+LOCK = ".lock"
+_BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+_held: set[int] = set()
+
+
+class InUse(RuntimeError):
+    """Another process writes to a folder."""
+
+    exit_code = 1
+
+
+@contextmanager
+def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True) -> Iterator[None]:
+    """Holds the lock of a folder while inside; creates the folder if it is missing, and removes what killed writers left.
+
+    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for nobody. A folder that
+    this process may not write to, or whose file system has no locks, is not locked.
+
+    Args:
+        folder: The folder.
+        doing: What this process does there, such as "training", for the message of others.
+        brief: Whether it takes no longer than others can wait.
+
+    Raises:
+        InUse: Another process writes there.
+    """
+    folder = Path(folder)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(folder, doing, brief) if os.access(folder, os.W_OK) else None
+    if descriptor is None:
+        yield
+        return
+    _held.add(descriptor)
+    try:
+        remove_leftovers(folder.rglob(".*.part"))
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps files that are open
+            (folder / LOCK).unlink()
+        _held.discard(descriptor)
+        os.close(descriptor)
+        if new:
+            with suppress(OSError):  # not empty: something was written
+                folder.rmdir()
+
+
+def _acquire(folder: Path, doing: str, brief: bool) -> int | None:
+    """The descriptor of the locked file; None if the file system has no locks."""
+    path, told = folder / LOCK, False
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locked = _lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            warnings.warn(f"{folder} cannot be locked ({error.strerror}): let only one process write to it", stacklevel=4)
+            return None
+        if locked and _is_at(descriptor, path):
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, f"{doing} (process {os.getpid()})\n{'brief' if brief else 'long'}".encode())
+            return descriptor
+        os.close(descriptor)
+        if locked:  # its last owner has just removed it
+            continue
+        with suppress(FileNotFoundError):
+            who, _, how_long = path.read_text(encoding="utf-8", errors="replace").partition("\n")
+            if not brief or how_long == "long":
+                raise InUse(f"{folder} is in use: {who or 'another process'} writes there; wait until it ends, or stop it")
+            if not told:
+                print(f"waiting for {who or 'another process'} in {folder}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.05)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the file is locked now by this process; returns at once."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far from the text, which others may read
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _BUSY:
+            return False
+        raise
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _leave_to_parent() -> None:
+    """Closes the locks in a forked child, which would otherwise hold them for longer than its parent lives."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from anytime import load
 from anytime.cli import main
+from anytime.stopping import Confidence, Fitted, save_rule
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +30,18 @@ def test_demo(capsys):
     assert "Answers that grow" in report
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", report)
 
-    before = (run / "run.json").stat().st_mtime_ns
-    assert main(["demo", "--epochs", "1"]) == 0  # an earlier demo is replaced
-    assert (run / "run.json").stat().st_mtime_ns > before
-    capsys.readouterr()
+    model = load(run)
+    save_rule(model, "half", Fitted(Confidence(0.5)))
+    model.save(run)
+    for name in ("profile.json", "notes.txt"):
+        (run / name).write_text("mine")
+    kept = ["run.json", "model.safetensors", "config.json", "profile.json", "notes.txt"]
+    before = {name: (run / name).read_bytes() for name in kept}
+    assert main(["demo", "--epochs", "1"]) == 0  # a second demo uses the model of the first
+    assert "an earlier demo has done that in runs/demo" in capsys.readouterr().out
+    assert {name: (run / name).read_bytes() for name in kept} == before
+    assert main(["demo", "--epochs", "2"]) == 2  # a demo of another length
+    assert "runs/demo exists; give another --run" in capsys.readouterr().err
     assert main(["train", *flags, "--model.width", "4", "--progress", "false", "--run", "runs/mine"]) == 0
     assert main(["demo", "--run", "runs/mine"]) == 2  # any other run is not
     assert "runs/mine exists" in capsys.readouterr().err

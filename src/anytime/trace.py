@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs, step_seconds
 from anytime.model import AnytimeModel, eval_mode
+from anytime.support.digest import weights_digest
 from anytime.support.files import atomic_write
 
 _FORMAT = "anytime-trace"
@@ -131,6 +133,7 @@ class Trace:
 
         Raises:
             ValueError: JSON cannot represent `meta`.
+            OSError: The disk is full.
         """
         tensors = {name: value.contiguous() for name in _TENSORS if (value := getattr(self, name)) is not None}
         try:
@@ -141,7 +144,12 @@ class Trace:
         with atomic_write(path) as part:
             part.touch()
             mode = part.stat().st_mode  # the user's default for new files; safetensors makes its files private
-            save_file(tensors, part, metadata=metadata)
+            try:
+                save_file(tensors, part, metadata=metadata)
+            except SafetensorError as error:  # its text holds the number of an error of the system, such as a full disk
+                if not (found := re.search(r"os error (\d+)", str(error))):
+                    raise
+                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
             part.chmod(mode)
 
     @classmethod
@@ -221,6 +229,7 @@ def record(
     facts: dict[str, Any] = {
         "model": model.config.get("model", type(model).__name__),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights": weights_digest(model.state_dict()),
         "input_size": list(input_size),
         "hardware": hardware(place),
         "torch": torch.__version__,

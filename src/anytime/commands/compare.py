@@ -9,6 +9,7 @@ from anytime.analysis.summary import comparison
 from anytime.commands.parser import Parser
 from anytime.reporting.columns import COMPARISON_COLUMNS
 from anytime.reporting.tables import format_table
+from anytime.support.files import atomic_write
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -17,7 +18,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories with a trace (made by `anytime evaluate RUN`)")
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="whose traces (default: test)")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare.png"), help="the figure (default: runs/compare.png)")
+    parser.add_argument("--out", type=Path, help="the figure (default: runs/compare.png, which each comparison replaces)")
+    parser.add_overwrite("the figure of --out")
     options = parser.parse_args(arguments)
     for name in options.runs:
         parser.check_model(name)
@@ -25,11 +27,14 @@ def run(arguments: Sequence[str]) -> int:
     from anytime.reporting.evaluation import stored_traces
 
     kinds = plots.file_kinds()
-    if options.out.suffix.removeprefix(".") not in kinds:
-        parser.error(f"--out needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(options.out)!r}")
+    out = options.out or Path("runs/compare.png")
+    if out.suffix.removeprefix(".") not in kinds:
+        parser.error(f"--out needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(out)!r}")
+    if options.out:
+        parser.check_free(out, "--out", options.overwrite)
     traces = stored_traces(options.runs, options.part)
     print(format_table(comparison(traces), COMPARISON_COLUMNS))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    plots.compare(traces).savefig(options.out, dpi=150)
-    print(f"wrote {options.out}")
+    with atomic_write(out) as part:
+        plots.compare(traces).savefig(part, format=out.suffix.removeprefix("."), dpi=150)
+    print(f"wrote {out}")
     return 0

@@ -1,5 +1,6 @@
 """Train a small AnytimeNet on the embedded handwritten digits (about a minute on 2 cores), measure it,
-write a report, and answer held-out images under growing deadlines. Needs no download.
+write a report, and answer held-out images under growing deadlines. Needs no download. A second demo uses the trained model of
+the first.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from anytime.reporting.evaluation import write_results
 from anytime.reporting.report import Section
 from anytime.reporting.tables import format_table
 from anytime.runtime import Predictor, profile
+from anytime.support.locks import only_writer
 from anytime.trace import Trace, record
 from anytime.training.config import Config, parse
-from anytime.training.launch import start_training
+from anytime.training.launch import resume_training, start_training
 from anytime.training.rundir import read_run
 
 SHOWN = ("step", "macs", "share_of_macs", "accuracy", "confidence", "true_class_probability", "seconds")
@@ -33,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser("demo", __doc__)
     parser.add_argument("--run", type=Path, default="runs/demo", metavar="DIR", help="where to write (default: runs/demo)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training images (default: 20)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR even if it is not an earlier demo")
+    parser.add_argument("--overwrite", action="store_true", help="train again even if DIR holds a run, and replace it")
     options = parser.parse_args(arguments)
     folder, epochs = options.run, options.epochs
     if epochs < 1:
@@ -41,7 +43,13 @@ def run(arguments: Sequence[str]) -> int:
     flags = f"--model anytimenet --data digits --data.batch_size 64 --epochs {epochs} --validate_every {epochs}"
     print(f"1. training: anytime train {flags}", flush=True)
     config = parse(flags.split())
-    start_training(config, folder, options.overwrite or _is_demo(folder, config))
+    earlier = "" if options.overwrite else _earlier(folder, config)
+    if earlier == "finished":
+        print(f"   an earlier demo has done that in {folder}; --overwrite trains again", flush=True)
+    elif earlier:
+        resume_training(folder)
+    else:
+        start_training(config, folder, options.overwrite)
     model = load(folder)
     data = create_data("digits")
     data.setup("test")
@@ -49,7 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     trace = record(model, data.test_dataloader(), meta=meta)
     images = torch.cat([images for images, _ in data.test_dataloader()])
     shown = _latest_correct(trace)
-    result = write_results(trace, folder, "test", [_growing_answers(trace, images, shown)])
+    with only_writer(folder, "a demo"):
+        result = write_results(trace, folder, "test", [_growing_answers(trace, images, shown)])
     print(f"\n2. every step on {trace.num_samples} held-out images (cumulative; {trace.meta['hardware']})")
     print(format_table(result.numbers["steps"], COLUMNS))
     print("   confidence = mean max softmax; p(correct class) = the measure of Kim et al. (2020), eq. 5")
@@ -67,13 +76,13 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _is_demo(folder: Path, config: Config) -> bool:
-    """Whether a run directory holds an earlier demo, of any length, which may be replaced."""
+def _earlier(folder: Path, config: Config) -> str:
+    """The state of an earlier demo in a run directory; empty if it holds none."""
     try:
-        earlier, _ = read_run(folder)
+        earlier, state = read_run(folder)
     except (OSError, ValueError):
-        return False
-    return earlier | {key: config[key] for key in ("epochs", "validate_every")} == config
+        return ""
+    return state["state"] if config | earlier == config else ""  # older versions had fewer settings
 
 
 def _latest_correct(trace: Trace, count: int = 3) -> list[int]:

@@ -23,11 +23,14 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_data_folder()
     parser.add_device()
     parser.add_argument("--out", type=Path, help="where to write (default: the run directory, or runs/NAME)")
+    parser.add_overwrite("what --out holds")
     options = parser.parse_args(arguments)
     parser.check_model(options.run)
     parser.check_device(options.device)
-    from anytime.reporting.evaluation import evaluate_run
+    from anytime.reporting.evaluation import evaluate_run, results_in
 
+    for path in results_in(options.out, options.part) if options.out else []:
+        parser.check_free(path, "--out", options.overwrite)
     result = evaluate_run(
         options.run, options.part, options.root, options.device, options.out, download=options.download, trust=options.trust
     )

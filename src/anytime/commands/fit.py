@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ from anytime.commands.parser import Parser
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
+from anytime.saving import CONFIG, WEIGHTS
 from anytime.stopping import Fitted, Never, mean_loss, measure, save_rule, saved_rules
 from anytime.stopping.fitting import METHODS, Goal, fit_rule
 from anytime.stopping.levels import choose_levels, chosen_accuracy
+from anytime.support.digest import weights_digest
+from anytime.support.locks import only_writer
 from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
@@ -57,39 +62,72 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_data_folder()
     parser.add_device("where to record missing traces")
     parser.add_argument("--out", type=Path, help="where to save the model (default: the run directory, or runs/NAME)")
+    parser.add_overwrite("a rule of that name, or what --levels chose before,")
     options = parser.parse_args(arguments)
     _check_goal(parser, options)
     parser.check_model(options.run)
     parser.check_device(options.device)
-    from anytime.reporting.evaluation import find_trace, output_folder
+    from anytime.data.record import RECORD
+    from anytime.reporting.evaluation import output_folder
+
+    folder = output_folder(options.run)
+    out = options.out or folder
+    with contextlib.ExitStack() as locks:
+        for path in sorted({folder.resolve(), out.resolve()}):  # in one order, so that no two commands wait for each other
+            locks.enter_context(only_writer(path, "a fit"))
+        _fit(parser, options, folder, out)
+        if (folder / RECORD).is_file() and not (out / RECORD).exists():
+            shutil.copyfile(folder / RECORD, out / RECORD)
+    return 0
+
+
+def _fit(parser: Parser, options: Any, folder: Path, out: Path) -> None:
+    """Fits to the answers of a model, whose traces lie in `folder`, and saves the model in `out`."""
+    from anytime.reporting.evaluation import find_trace
 
     model = load(options.run, options.trust)
-    folder = output_folder(options.run)
-    where = (options.root, options.device, options.download)
+    saved = _saved_in(out, model, options.trust)
+    name = options.name or options.stop or options.combine
     if options.levels is not None and len(model.levels) < 2:
         parser.error(f"--levels is for models with several label levels, {options.run} has one of {model.levels[0]} classes")
+    if options.levels is not None and saved.info.answer_levels is not None and not options.overwrite:
+        parser.error(f"{out} answers at label levels that were chosen before; add --overwrite to choose again")
+    if options.levels is None and name in saved.info.rules and not options.overwrite:
+        parser.error(f"{out} holds a rule {name!r} already; give another --name, or --overwrite to replace it")
+    where = (options.root, options.device, options.download)
     validation, test = (find_trace(model, folder, part, *where) for part in ("validation", "test"))
-    out = options.out or folder
     if options.levels is not None:
-        _fit_levels(model, validation, test, options.levels)
-        model.save(out)
+        _fit_levels(saved, validation, test, options.levels)
+        saved.save(out)
         print(f"saved in {out}; use it: anytime predict {out} IMAGE")
-        return 0
+        return
     validation, test = (trace.level(0) if trace.levels else trace for trace in (validation, test))
     try:
         goal = Goal.of(options.stop, options.budget, options.max_loss, options.sure, options.price, validation)
     except ValueError as error:
         parser.error(str(error))
     fitted = fit_rule(validation, test, options.combine, goal)
-    name = options.name or options.stop or options.combine
-    save_rule(model, name, fitted)
-    model.save(out)
+    save_rule(saved, name, fitted)
+    saved.save(out)
     _show(fitted, validation, test)
     if goal.max_loss is not None:
-        _name_others(model, name)
+        _name_others(saved, name)
     use = f"--stop {name}" if options.stop else f"--combine {name}"
     print(f"saved {name!r} in {out}; use it: anytime predict {out} IMAGE {use}")
-    return 0
+
+
+def _saved_in(out: Path, model: AnytimeModel, trust: bool) -> AnytimeModel:
+    """The model that a folder holds, with its rules; `model` itself if it holds none.
+
+    Raises:
+        ValueError: The folder holds another model, or a damaged one.
+    """
+    if not any((out / name).exists() for name in (CONFIG, WEIGHTS)):
+        return model
+    saved = load(out, trust)
+    if weights_digest(saved.state_dict()) != weights_digest(model.state_dict()):
+        raise ValueError(f"{out} holds another model, which is not replaced; give another --out")
+    return saved
 
 
 def _check_goal(parser: Parser, options: Any) -> None:

@@ -48,6 +48,15 @@ class Parser(argparse.ArgumentParser):
         """Adds `--trust`."""
         self.add_argument("--trust", action="store_true", help="import custom classes that files name, which can run any code")
 
+    def add_overwrite(self, what: str) -> None:
+        """Adds `--overwrite`, for `check_free`."""
+        self.add_argument("--overwrite", action="store_true", help=f"replace {what} if it exists")
+
+    def check_free(self, path: Path, option: str, overwrite: bool) -> None:
+        """Ends the command if `path`, given by `option`, exists and may not be replaced."""
+        if path.exists() and not overwrite:
+            self.error(f"{path} exists; give another {option}, or --overwrite to replace it")
+
     def add_data_folder(self) -> None:
         """Adds `--root` and `--download`."""
         self.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")

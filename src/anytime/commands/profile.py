@@ -10,7 +10,7 @@ import torch
 from anytime.commands.parser import Parser
 from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
-from anytime.runtime import profile
+from anytime.runtime import Profile, profile
 from anytime.support.units import macs_text, ms_text
 
 COLUMNS = (
@@ -35,6 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="compile each step first, which takes a minute or so")
     parser.add_device()
     parser.add_argument("--out", type=Path, help="the JSON file (default: profile.json in the run directory or runs/NAME)")
+    parser.add_overwrite("the profile of --out")
     options = parser.parse_args(arguments)
     if options.repeats < 1 or (options.threads is not None and options.threads < 1):
         parser.error(f"--repeats and --threads must be at least 1, got {options.repeats} and {options.threads}")
@@ -43,6 +44,8 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--batch must be numbers like 1,8,32, got {options.batch!r}")
     parser.check_model(options.model)
     parser.check_device(options.device)
+    if options.out:
+        _check_out(parser, options.out, options.overwrite)
     from anytime.reporting.evaluation import output_folder
 
     if options.threads is not None:
@@ -63,3 +66,13 @@ def run(arguments: Sequence[str]) -> int:
     compiled = ", compile=True" if options.compile else ""
     print(f"wrote {out}; Predictor(model, anytime.Profile.load({str(out)!r}){compiled}) plans by it")
     return 0
+
+
+def _check_out(parser: Parser, out: Path, overwrite: bool) -> None:
+    """Ends the command if something other than a profile would be replaced, or a profile without `overwrite`."""
+    try:
+        if out.exists():
+            Profile.load(out)
+    except (OSError, ValueError):
+        parser.error(f"{out} exists and is not a profile, so it is not replaced; give another --out")
+    parser.check_free(out, "--out", overwrite)

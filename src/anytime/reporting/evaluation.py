@@ -21,7 +21,9 @@ from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting import plots
 from anytime.reporting.report import Section, write_report
+from anytime.support.digest import weights_digest
 from anytime.support.files import atomic_write
+from anytime.support.locks import only_writer
 from anytime.support.trust import names_from
 from anytime.trace import Trace, record
 
@@ -77,7 +79,7 @@ def find_trace(
 ) -> Trace:
     """The trace of the model on a part of its data that is stored in `folder`; recorded and stored first if missing.
 
-    Raises ValueError if the stored trace is of another model, or there are no validation images.
+    Raises ValueError if the stored trace is of another model or of other weights, or there are no validation images.
     """
     path = _trace_path(folder, part)
     if not path.is_file():
@@ -88,6 +90,8 @@ def find_trace(
     trace = Trace.load(path)
     if trace.num_steps != model.num_steps or trace.num_classes != model.num_classes:
         raise ValueError(f"{path} is of another model; delete it to record it again")
+    if trace.meta.get("weights") not in (None, weights_digest(model.state_dict())):  # old traces do not say
+        raise ValueError(f"{path} was recorded with other weights; delete it, or record it again with `anytime evaluate`")
     return trace
 
 
@@ -136,16 +140,24 @@ def evaluate_run(
         download: Downloads missing data.
         trust: Whether import paths that the run names may be imported, see `anytime.load`.
     """
-    model = load(run, trust)
-    trace = _recorded(model, trained_on(model, root, download, Path(run)), part, device, progress)
-    return write_results(trace, out or output_folder(run), part)
+    folder = out or output_folder(run)
+    with only_writer(folder, "an evaluation"):
+        model = load(run, trust)
+        trace = _recorded(model, trained_on(model, root, download, Path(run)), part, device, progress)
+        return write_results(trace, folder, part)
+
+
+def results_in(folder: Path, part: str) -> list[Path]:
+    """The results of an evaluation on `part` that a folder holds."""
+    names = [_trace_path(folder, part).name, f"metrics-{part}.json", _report_name(part)]
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Section] = ()) -> Evaluation:
     """Writes trace, metrics, figures and report of `part` into `folder`."""
     level = _finest(trace)
-    report = "report.html" if part == "test" else f"report-{part}.html"
-    result = Evaluation(summary(level), _trace_path(folder, part), folder / f"metrics-{part}.json", folder / report)
+    metrics, report = folder / f"metrics-{part}.json", folder / _report_name(part)
+    result = Evaluation(summary(level), _trace_path(folder, part), metrics, report)
     trace.save(result.trace)
     with atomic_write(result.metrics) as whole:
         whole.write_text(json.dumps(result.numbers, indent=2) + "\n", encoding="utf-8")
@@ -157,9 +169,9 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
     }
     figures = {caption: draw(level) for draw, caption in captions.items()}
     drawn = folder / "figures" if part == "test" else folder / "figures" / part
-    drawn.mkdir(parents=True, exist_ok=True)
     for draw, caption in captions.items():
-        figures[caption].savefig(drawn / f"{draw.__name__}.png", dpi=150)
+        with atomic_write(drawn / f"{draw.__name__}.png") as whole:
+            figures[caption].savefig(whole, format="png", dpi=150)
     title = f"{trace.meta.get('model', 'model')} on {trace.meta.get('dataset', 'data')} ({part} images)"
     write_report(result.report, title, level, figures, sections)
     return result
@@ -184,6 +196,10 @@ def _recorded(model: AnytimeModel, data: ImageData, part: str, device: str | tor
 
 def _trace_path(folder: Path, part: str) -> Path:
     return folder / f"trace-{part}.safetensors"
+
+
+def _report_name(part: str) -> str:
+    return "report.html" if part == "test" else f"report-{part}.html"
 
 
 def _finest(trace: Trace) -> Trace:

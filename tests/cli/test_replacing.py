@@ -1,0 +1,174 @@
+"""What commands may replace: only what the user asked for; and one writer at a time."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import anytime
+from anytime.cli import main
+from anytime.commands import fit
+from anytime.stopping import saved_rules
+from anytime.support.locks import only_writer
+
+HALF = ["--stop", "confidence", "--budget", "80%"]
+
+
+def content(folder: str) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def other(run) -> str:
+    """The same network with other weights, in a run directory of its own."""
+    shutil.copytree(run, "other")
+    model = anytime.load("other")
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    model.save("other")
+    return "other"
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory) -> Path:
+    """The trained run, with the traces of both parts."""
+    folder = tmp_path_factory.mktemp("evaluated") / "tiny"
+    shutil.copytree(trained, folder)
+    assert main(["evaluate", str(folder), "--part", "validation"]) == 0
+    return folder
+
+
+@pytest.fixture
+def with_traces(evaluated, run) -> str:
+    shutil.copytree(evaluated, run, dirs_exist_ok=True)
+    return run
+
+
+def test_fit_never_replaces_other_weights(with_traces, other, refused):
+    before = content(other)
+    for more in ([], ["--overwrite"]):
+        message = refused(["fit", with_traces, *HALF, "--out", other, *more], 1)
+        assert "other holds another model, which is not replaced; give another --out" in message
+    assert content(other) == before
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text('{"name": "my project"}')
+    assert "mine/config.json has format None" in refused(["fit", with_traces, *HALF, "--out", "mine"], 1)
+    assert Path("mine/config.json").read_text() == '{"name": "my project"}'
+
+
+def test_fit_adds_to_the_rules_of_a_copy(with_traces, capsys):
+    assert main(["fit", with_traces, *HALF, "--out", "copy"]) == 0
+    assert main(["fit", with_traces, *HALF, "--out", "copy", "--name", "second"]) == 0
+    assert list(saved_rules(anytime.load("copy"))) == ["confidence", "second"]
+    assert not saved_rules(anytime.load(with_traces))
+    assert Path("copy/images.safetensors").read_bytes() == Path(with_traces, "images.safetensors").read_bytes()
+
+
+def test_fit_replaces_a_rule_only_when_asked(with_traces, refused):
+    assert main(["fit", with_traces, *HALF]) == 0
+    before = content(with_traces)
+    rest = ["--stop", "confidence", "--budget", "90%"]
+    for name in ([], ["--name", "confidence"]):
+        message = refused(["fit", with_traces, *rest, *name], 2)
+        assert "tiny holds a rule 'confidence' already; give another --name, or --overwrite to replace it" in message
+    assert content(with_traces) == before
+    assert main(["fit", with_traces, *rest, "--overwrite"]) == 0
+    assert (
+        saved_rules(anytime.load(with_traces))["confidence"].facts["budget"]
+        > 0.85 * anytime.step_macs(anytime.load(with_traces), (1, 8, 8))[-1]
+    )
+
+
+def test_rules_of_a_pretrained_model_are_kept_together(run, monkeypatch):
+    """They are saved in runs/NAME, beside the rules that are there."""
+    monkeypatch.setattr("anytime.pretrained._FOLDER", Path.cwd())
+    shutil.copytree(run, "runs/tiny")
+    shutil.move(run, "package")
+    Path("tiny").symlink_to("package")
+    monkeypatch.setattr("anytime.reporting.evaluation.output_folder", lambda name: Path("runs") / name)
+    for name in ("one", "two"):
+        assert main(["fit", "tiny", *HALF, "--name", name]) == 0
+    assert list(saved_rules(anytime.load("runs/tiny"))) == ["one", "two"]
+
+
+def test_fit_rejects_a_trace_of_other_weights(with_traces, other, refused):
+    """The traces were copied with the run before its weights changed."""
+    shutil.copy("tiny/trace-validation.safetensors", "other/trace-validation.safetensors")
+    before = content(other)
+    message = refused(["fit", other, *HALF], 1)
+    assert "other/trace-validation.safetensors was recorded with other weights; delete it, or record it again" in message
+    assert content(other) == before
+    for part in ("validation", "test"):
+        assert main(["evaluate", other, "--part", part]) == 0
+    assert main(["fit", other, *HALF]) == 0
+
+
+def test_no_rule_of_two_simultaneous_fits_is_lost(with_traces, monkeypatch):
+    fitted, together = fit.fit_rule, threading.Barrier(2)
+
+    def slowly(*arguments):
+        rule = fitted(*arguments)
+        try:
+            together.wait(0.3)  # passes at once if both are here
+        except threading.BrokenBarrierError:
+            together.reset()
+        return rule
+
+    monkeypatch.setattr(fit, "fit_rule", slowly)
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda name=name: codes.append(main(["fit", with_traces, *HALF, "--name", name])))
+        for name in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [0, 0]
+    assert set(saved_rules(anytime.load(with_traces))) == {"one", "two"}
+
+
+def test_nothing_is_written_beside_a_training(run, refused):
+    before = content(run)
+    start = ["train", "--model", "anytimenet", "--data", "digits", "--epochs", "1", "--run", run, "--overwrite"]
+    with only_writer(run, "a training", brief=False):
+        for command in (["evaluate", run], ["fit", run, *HALF], start, ["train", "--resume", run]):
+            assert "tiny is in use: a training (process " in refused(command, 1)
+    assert content(run) == before
+
+
+def test_training_does_not_begin_beside_an_evaluation(run, refused):
+    with only_writer(run, "an evaluation"):
+        assert "tiny is in use: an evaluation (process " in refused(["train", "--resume", run], 1)
+
+
+def test_profile_replaces_only_profiles(run, refused, capsys):
+    before = content(run)
+    quick = ["profile", run, "--repeats", "1"]
+    for out in ("config.json", "run.json", "model.safetensors", "config.yaml"):
+        for more in ([], ["--overwrite"]):
+            message = refused([*quick, "--out", f"{run}/{out}", *more], 2)
+            assert f"tiny/{out} exists and is not a profile, so it is not replaced; give another --out" in message
+    assert content(run) == before
+    assert main([*quick, "--out", "a.json"]) == 0
+    assert "a.json exists; give another --out, or --overwrite to replace it" in refused([*quick, "--out", "a.json"], 2)
+    assert main([*quick, "--out", "a.json", "--overwrite"]) == 0
+    for _ in range(2):
+        assert main(quick) == 0  # its own place
+
+
+def test_compare_and_evaluate_replace_only_when_asked(run, refused):
+    Path("mine.png").write_text("mine")
+    assert "mine.png exists; give another --out, or --overwrite" in refused(["compare", run, "--out", "mine.png"], 2)
+    assert Path("mine.png").read_text() == "mine"
+    assert main(["compare", run, "--out", "mine.png", "--overwrite"]) == 0
+    assert Path("mine.png").read_bytes().startswith(b"\x89PNG")
+    Path("there").mkdir()
+    Path("there/report.html").write_text("mine")
+    message = refused(["evaluate", run, "--out", "there"], 2)
+    assert "there/report.html exists; give another --out, or --overwrite to replace it" in message
+    assert content("there") == {"there/report.html": b"mine"}
+    assert main(["evaluate", run, "--out", "there", "--overwrite"]) == 0
+    assert Path("there/report.html").stat().st_size > 1000

@@ -113,6 +113,34 @@ def test_steps_with_compaction_equal_the_whole(made, dtype, seed, scale):
         alive, state = alive[keep], select_samples(after, keep)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("made", COMBINERS, ids=repr)
+def test_a_step_that_is_not_finite_leaves_no_trace_in_the_state(made, value):
+    """With the same weights, the answers after it are as without it; other samples do not notice."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 2, 4, generator=generator)
+    whole = made(logits)
+    for bad in (0, 1):
+        broken = logits.clone()
+        broken[bad, 0, : None if value < 0 else 1] = value
+        found = made(broken)
+        assert not found[2].isnan().any()
+        torch.testing.assert_close(found[:, 1], whole[:, 1])
+        assert bad == 0 or found[1, 0].isnan().all() or torch.equal(found[1, 0], found[0, 0])
+
+
+def test_a_step_that_is_not_finite_by_hand():
+    first, second, third = LOGITS[:, 0].softmax(1)
+    gap, late = LOGITS.clone(), LOGITS.clone()
+    gap[1, 0, 0], late[0, 0, 0] = math.nan, math.nan
+    torch.testing.assert_close(Mixture([1, 4, 10])(gap)[1:, 0], torch.stack([first, (5 * first + 10 * third) / 15]))
+    torch.testing.assert_close(Mixture([1, 4, 10])(late)[1:, 0], torch.stack([second, (5 * second + 10 * third) / 15]))
+    torch.testing.assert_close(Caching()(gap)[1:, 0], torch.stack([first, first]))
+    torch.testing.assert_close(Caching()(late)[1:, 0], torch.stack([second, second]))
+    torch.testing.assert_close(Product([1, 2, 1])(late)[1, 0], torch.tensor([1.0, 9.0, 0.25]) / 10.25)
+    torch.testing.assert_close(Product([1, 2, 1])(gap)[1, 0], torch.tensor([2.0, 1.0, 0.0]) / 3)
+
+
 @pytest.mark.parametrize("made", COMBINERS, ids=repr)
 def test_saved_and_read_exactly(made):
     assert Combiner.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False))) == made

@@ -20,7 +20,8 @@ class Combiner(Tagged):
     """Probabilities after step t from the logits z_1 .. z_t of one label level.
 
     `update` is pure: it takes a state and returns the next. A state is a pytree of tensors with the batch in dimension 0
-    (and of plain numbers), so `anytime.select_samples` compacts it. Logits are float32 or float64.
+    (and of plain numbers), so `anytime.select_samples` compacts it. Logits are float32 or float64. A sample whose logits are
+    NaN or infinite at a step leaves its state as it was; its probabilities are then NaN, or those of before.
 
     Attributes:
         num_steps: T if the combiner was made for networks of T steps; None if it fits any.
@@ -82,8 +83,8 @@ class Caching(Combiner, kind="caching"):
     def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
         probabilities = logits.softmax(1)
         if state is not None:
-            surer = probabilities.amax(1, keepdim=True) > state.amax(1, keepdim=True)
-            probabilities = torch.where(surer, probabilities, state)
+            no_surer = probabilities.amax(1, keepdim=True) <= state.amax(1, keepdim=True)  # false where either is NaN
+            probabilities = torch.where(no_surer | probabilities.isnan(), state, probabilities)
         return probabilities, probabilities
 
 
@@ -108,7 +109,8 @@ class Product(Combiner, kind="product"):
     def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
         num_steps, total = state
         weight = step / num_steps if self.weights is None else self.weights[step - 1]
-        expert = logits.relu().log_()
+        finite = logits.amax(1, keepdim=True).abs() < math.inf
+        expert = torch.where(finite, logits, 1.0).relu_().log_()  # an expert of 1 for every class changes nothing
         total = expert.mul_(weight) if total is None else torch.add(total, expert, alpha=weight)
         product = total.softmax(1)  # nan where every class is out
         return torch.where(product.isnan(), logits.softmax(1), product), (num_steps, total)
@@ -117,6 +119,9 @@ class Product(Combiner, kind="product"):
 @dataclass(frozen=True)
 class Mixture(Combiner, kind="mixture"):
     """p_t = sum_{i <= t} w_i softmax(z_i) / sum_{i <= t} w_i.
+
+    A step without finite logits counts as if it had repeated the mean before it; if there is none, as if it had been the first
+    finite step.
 
     Args:
         weights: w_i > 0, one per step; with the cumulative MACs of the steps, deeper ones count more.
@@ -131,7 +136,8 @@ class Mixture(Combiner, kind="mixture"):
             return probabilities, (weight, probabilities)
         total, mean = state
         total = total + weight
-        mean = torch.lerp(mean, probabilities, weight / total)
+        moved = torch.lerp(mean, probabilities, weight / total)  # NaN where either is
+        mean = torch.where(probabilities.isnan(), mean, torch.where(mean.isnan(), probabilities, moved))
         return mean, (total, mean)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,7 +20,9 @@ class Answer:
         deadline: The deadline of the call in seconds; None if there was none, 0 or below if it had passed.
         macs: Multiply-adds spent on each sample, int64 `[B]`; 0 if the predictor has no profile.
         reason: Why there is no later answer: `"complete"`, `"deadline"`, `"stopped"` (by the rule) or `"interrupted"`;
-            `""` while a later one may come.
+            `""` while a later one may come. If the logits of a step were NaN or infinite, it adds that the last finite answer
+            was kept.
+        not_finite: Steps whose logits were NaN or infinite for some sample; such a sample kept its last finite answer.
     """
 
     levels: tuple[Tensor, ...]
@@ -29,6 +31,15 @@ class Answer:
     deadline: float | None
     macs: Tensor
     reason: str = ""
+    not_finite: tuple[int, ...] = ()
+
+    def because(self, reason: str) -> Answer:
+        """The same answer with the reason why there is no later one."""
+        if reason and self.not_finite:
+            steps = ", ".join(map(str, self.not_finite))
+            which = f"step {steps} was" if len(self.not_finite) == 1 else f"steps {steps} were"
+            reason += f"; {which} NaN or infinite, so the last finite answer was kept"
+        return replace(self, reason=reason)
 
     @property
     def probabilities(self) -> Tensor:

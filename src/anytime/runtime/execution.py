@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.model import State, select_samples
+from anytime.runtime.gathered import Gathered, pack
+from anytime.runtime.judge import Judge
 from anytime.runtime.steps import EagerSteps
 from anytime.stopping.rules import Rule
+
+
+class Reader(NamedTuple):
+    """A step 1..T, and a function that computes its logits `[B, K]`."""
+
+    step: int
+    logits: Callable[[], Tensor]
 
 
 class Execution:
@@ -34,10 +43,11 @@ class Execution:
         """Whether no step is left to run."""
         return self.stopped or self.step == self._run.model.num_steps
 
-    def judge(self, next_seconds: float) -> None:
+    def judge(self, next_macs: float, next_seconds: float) -> None:
         """Lets the stopping rule, if there is one, take samples out of the batch.
 
         Args:
+            next_macs: Cumulative MACs up to and including the next step, for rules that look at them.
             next_seconds: Seconds from the start until the expected end of the next step, for rules that look at time.
         """
 
@@ -50,59 +60,59 @@ class Execution:
 
 
 class EagerExecution(Execution):
-    """Answers after each step: `advance()` runs the next step and updates `steps` and `macs` (int64 `[B]`).
+    """Answers after each step: `advance()` runs the next step, `collect` takes its answers when they are on the host.
 
     Samples that the rule stops leave the batch (`select_samples` on the state), so later steps run on fewer samples; the
-    answers keep their places.
+    answers keep their places in `gathered`.
     """
 
-    def __init__(self, run: EagerSteps, x: Tensor, combiner: Combiner, rule: Rule | None, macs: Sequence[int]) -> None:
+    def __init__(self, run: EagerSteps, x: Tensor, combiner: Combiner, rule: Rule | None, gathered: Gathered) -> None:
         super().__init__(run, x)
-        self._combiner, self._rule, self._costs = combiner, rule, macs
+        self._combiner, self.gathered = combiner, gathered
         self._levels, num_steps = run.model.levels, run.model.num_steps
         self._combiner_states: list[State] = [combiner.start(num_steps) for _ in self._levels]
-        self._rule_state: State = rule.start(num_steps) if rule is not None else None
+        self._judge = Judge(rule, num_steps) if rule is not None else None
         self._first_level: Tensor  # probabilities of the samples still in the batch
-        self._answer: Tensor  # probabilities of all samples, all levels side by side
-        self._places: Tensor | None = None  # of the samples still in the batch; None: all
-        self.steps: Tensor
-        self.macs: Tensor
+        self._places: Tensor | None = None  # of the samples still in the batch, on the host; None: all
 
     def advance(self) -> Tensor:
-        """Runs the next step; returns the probabilities after it on the device, all levels side by side, `[B, sum_d K_d]`."""
+        """Runs the next step; returns the packed answers after it, on the device, of the samples still in the batch."""
         logits = self._run_step()
         logits = (logits if self.alive == self._size else logits[: self.alive]).float()
         parts = logits.split(self._levels, 1) if len(self._levels) > 1 else (logits,)
         updates = [self._combiner.update(*given, self.step) for given in zip(self._combiner_states, parts, strict=True)]
         self._combiner_states = [state for _, state in updates]
         self._first_level = updates[0][0]
-        fresh = self._first_level if len(updates) == 1 else torch.cat([probabilities for probabilities, _ in updates], 1)
-        cost = self._costs[self.step - 1]
-        if self._places is None:
-            self._answer = fresh
-            self.steps, self.macs = torch.full((len(self.x),), self.step), torch.full((len(self.x),), cost)
-        else:
-            self._answer, self.steps, self.macs = self._answer.clone(), self.steps.clone(), self.macs.clone()
-            self._answer[self._places] = fresh
-            places = self._places.cpu()
-            self.steps[places], self.macs[places] = self.step, cost
-        return self._answer
+        return pack([probabilities for probabilities, _ in updates], parts)
 
-    def judge(self, next_seconds: float) -> None:
-        if self._rule is None or self.done:
+    def collect(self, step: int, packed: Tensor) -> Gathered:
+        """Takes the packed answers after step 1..T, on the host; returns the newest answers of all samples."""
+        self.gathered.add(step, packed, self._places)
+        return self.gathered
+
+    def judge(self, next_macs: float, next_seconds: float) -> None:
+        if self._judge is None or self.done:
             return
-        given = self._rule_state, self.step, self._first_level, self._costs[self.step], next_seconds
+        finite, kept = self.gathered.finite, None
+        if finite is not None:
+            kept = self.gathered.levels[0] if self._places is None else self.gathered.levels[0][self._places]
+            finite, kept = finite.to(self.x.device), kept.to(self.x.device)
         with self._run.conditions():
-            stop, self._rule_state = self._rule.update(*given)
-        if not stop.any():
-            return
-        stay = (~stop).nonzero().flatten()
-        self.alive = len(stay)
+            stop = self._judge.stops(self.step, self._first_level, finite, kept, next_macs, next_seconds)
+            if not stop.any():
+                return
+            self._keep((~stop).nonzero().flatten())
+
+    def _keep(self, stay: Tensor) -> None:
+        """The samples at these positions of the batch stay, the others leave it."""
+        batch, self.alive = self.alive, len(stay)
         self.stopped = not self.alive
-        if self.stopped:
+        if self.stopped or self._judge is None:
             return
-        self._combiner_states, self._rule_state = select_samples((self._combiner_states, self._rule_state), stay)
-        self._places = stay if self._places is None else self._places[stay]
+        self._judge.keep(stay, batch)
+        self._combiner_states = select_samples(self._combiner_states, stay)
+        places = stay.cpu()
+        self._places = places if self._places is None else self._places[places]
         self._size = self._run.size(self.alive)
         padded = torch.cat([stay, stay[:1].expand(self._size - self.alive)]) if self._size > self.alive else stay
         self._state = select_samples(self._state, padded)
@@ -111,8 +121,13 @@ class EagerExecution(Execution):
 class LazyExecution(Execution):
     """Runs the steps without their heads."""
 
-    def advance(self) -> Callable[[], Tensor]:
-        """Runs the next step without its head; returns a function that runs the head, giving the logits `[B, K]`."""
+    def __init__(self, run: EagerSteps, x: Tensor) -> None:
+        super().__init__(run, x)
+        self._readers: tuple[Reader, ...] = ()
+
+    def advance(self) -> tuple[Reader, ...]:
+        """Runs the next step without its head; returns what runs the head of each step so far, the newest first."""
         self._run_step()
         step, state = self.step, self._state
-        return lambda: self._run.read(step, state, self._size)[: self.alive]
+        self._readers = (Reader(step, lambda: self._run.read(step, state, self._size)[: self.alive]), *self._readers)
+        return self._readers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from anytime.combine import Combiner, Last, Temperature
@@ -25,6 +25,10 @@ class LazyAnswer:
     compute: Callable[[str], Answer]
     step: int
     reason: str = ""
+
+    def because(self, reason: str) -> LazyAnswer:
+        """The same answer with the reason why there is no later one."""
+        return replace(self, reason=reason)
 
     @cached_property
     def answer(self) -> Answer:

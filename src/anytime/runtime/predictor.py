@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,7 +19,8 @@ from anytime.model import AnytimeModel
 from anytime.runtime.answer import Answer
 from anytime.runtime.door import admit, prior_answer, prior_levels
 from anytime.runtime.drift import Drift
-from anytime.runtime.execution import EagerExecution, Execution, LazyExecution
+from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
+from anytime.runtime.gathered import Gathered
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits, read
 from anytime.runtime.profile import Profile
 from anytime.runtime.session import Session
@@ -29,15 +30,16 @@ from anytime.stopping import Rule, resolve
 from anytime.support.units import deadline_seconds, real_number
 
 Deadline = float | str | Tensor | None  # or any other scalar, see `deadline_seconds`
+Prior = Callable[[], Answer]
 _SESSIONS = 64  # most threads
 
 
 @dataclass(frozen=True)
 class _Launched:
-    """A step that was started: its arrival, and how to make its answer, given the elapsed seconds and the reason."""
+    """A step that was started: its arrival, and how to make its answer, given the elapsed seconds."""
 
     arrival: Arrival
-    answer: Callable[[float, str], Answer | LazyAnswer]
+    answer: Callable[[float], Answer | LazyAnswer]
     at: float
     seconds: float
     median: float
@@ -173,7 +175,7 @@ class Predictor:
             return self._contract(x, start, budget, prior)
         for answer in self._answers(x, start, budget, prior):
             last = answer
-        return read(last if last.reason else replace(last, reason="deadline"))
+        return read(last if last.reason else last.because("deadline"))
 
     def stream(
         self, x: Tensor, deadline: Deadline = None, *, until: float | None = None, prior: Answer | None = None
@@ -215,59 +217,73 @@ class Predictor:
         if prior is not None:
             no_step()  # raises an error now if it is for other images
         macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
-        run = LazyExecution(self._run, x) if self._run.lazy else EagerExecution(self._run, x, self._combiner, self._rule, macs)
+        run: LazyExecution | EagerExecution
+        if self._run.lazy:
+            run = LazyExecution(self._run, x)
+        else:
+            gathered = Gathered(no_step, self.model.levels, macs)
+            run = EagerExecution(self._run, x, self._combiner, self._rule, gathered)
         end = None if budget is None else start + budget - self._guard
         in_flight: deque[_Launched] = deque()
         last, answered, fits = start, False, self._fits(run, end) and not _has_passed(budget)
         if not fits:
-            yield replace(no_step(), reason="deadline")
+            yield no_step().because("deadline")
         while fits or in_flight:
             while fits and len(in_flight) < self._depth:
-                in_flight.append(self._launch(run, start, budget))
+                in_flight.append(self._launch(run, start, budget, no_step))
                 fits = len(in_flight) < self._depth and not run.done and self._fits(run, end, in_flight)
             step = in_flight.popleft()
             arrived, now = step.arrival.wait(self.clock, end), self.clock()
             self._drift.notice(step.median, now - max(step.at, last))
             if not arrived:
                 if not answered:
-                    yield replace(no_step(), reason="deadline")
+                    yield no_step().because("deadline")
                 return
-            last, answered = now, True
+            last, answered, answer = now, True, step.answer(now - start)
             if not in_flight and not run.done:
-                run.judge(now - start + self._planned(run)[0])
+                run.judge(macs[run.step], now - start + self._planned(run)[0])
             fits = not run.done and self._fits(run, end, in_flight)
             is_last = not fits and not in_flight
             reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if is_last else ""
-            yield step.answer(now - start, reason)
+            yield answer.because(reason) if reason else answer
             fits = fits and self._fits(run, end, in_flight)  # the caller may have taken a while
 
-    def _launch(self, run: EagerExecution | LazyExecution, start: float, budget: float | None) -> _Launched:
+    def _launch(self, run: EagerExecution | LazyExecution, start: float, budget: float | None, prior: Prior) -> _Launched:
         at, planned = self.clock(), self._planned(run)
         with self._run.conditions():
             if isinstance(run, LazyExecution):
-                compute, step = partial(self._read, run.advance(), run.step, start, budget), run.step
-                return _Launched(mark(run.x.device), lambda _, reason: LazyAnswer(compute, step, reason), at, *planned)
+                compute, step = partial(self._read, run.advance(), prior, start, budget), run.step
+                return _Launched(mark(run.x.device), lambda _: LazyAnswer(compute, step), at, *planned)
             arrival = self._send(run.advance())
-        return _Launched(arrival, partial(self._answer, arrival, run.steps, run.macs, budget), at, *planned)
+        return _Launched(arrival, partial(self._answer, run, run.step, arrival, budget), at, *planned)
 
-    def _answer(
-        self, arrival: Arrival, steps: Tensor, macs: Tensor, budget: float | None, elapsed: float, reason: str
-    ) -> Answer:
-        sizes = self.model.levels
-        levels = arrival.value.split(sizes, 1) if len(sizes) > 1 else (arrival.value,)
-        return Answer(levels, steps, elapsed, budget, macs, reason)
+    def _answer(self, run: EagerExecution, step: int, arrival: Arrival, budget: float | None, elapsed: float) -> Answer:
+        newest = run.collect(step, arrival.value)
+        return Answer(newest.levels, newest.steps, elapsed, budget, newest.macs, not_finite=newest.not_finite)
 
-    def _read(self, logits: Callable[[], Tensor], step: int, start: float, budget: float | None, reason: str) -> Answer:
-        """The answer of one step on its own, combined with no other."""
-        with self._run.conditions():
-            parts = logits().float().split(self.model.levels, 1)
-            state = self._combiner.start(self.model.num_steps)
-            arrivals = [self._send(self._combiner.update(state, part, step)[0]) for part in parts]
-        for arrival in arrivals:
-            arrival.wait(self.clock, None)
-        levels = tuple(arrival.value for arrival in arrivals)
-        shape, cost = (len(levels[0]),), self.profile.contract_macs[step - 1] if self.profile is not None else 0
-        return Answer(levels, torch.full(shape, step), self.clock() - start, budget, torch.full(shape, cost), reason)
+    def _read(self, readers: Sequence[Reader], prior: Prior, start: float, budget: float | None, reason: str) -> Answer:
+        """The newest finite answer, combined with no other; of each sample by itself if some are NaN or infinite."""
+        nothing, not_finite = prior(), list[int]()
+        levels, steps = nothing.levels, nothing.steps
+        missing = torch.ones_like(steps, dtype=torch.bool)
+        for step, logits in readers:
+            with self._run.conditions():
+                parts = logits().float().split(self.model.levels, 1)
+                state = self._combiner.start(self.model.num_steps)
+                arrivals = [self._send(self._combiner.update(state, part, step)[0]) for part in parts]
+            for arrival in arrivals:
+                arrival.wait(self.clock, None)
+            finite = torch.stack([~arrival.value.isnan().any(1) for arrival in arrivals]).all(0)
+            found = missing & finite
+            pairs = zip(arrivals, levels, strict=True)
+            levels = tuple(torch.where(found[:, None], new.value, old.to(new.value.dtype)) for new, old in pairs)
+            steps, missing = steps.where(~found, torch.tensor(step)), missing & ~finite
+            if not missing.any():
+                break
+            not_finite.insert(0, step)
+        cost = self.profile.contract_macs[readers[0].step - 1] if self.profile is not None else 0
+        macs, elapsed = torch.full_like(steps, cost), self.clock() - start
+        return Answer(levels, steps, elapsed, budget, macs, not_finite=tuple(not_finite)).because(reason)
 
     def _planned(self, run: Execution) -> tuple[float, float]:
         """Seconds that the next step may take now, and its median in the profile; zeros without a profile."""
@@ -292,9 +308,9 @@ class Predictor:
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         if self.profile is None:
             raise ValueError("contract=True plans by a profile; give Predictor one: anytime.profile(model, example)")
-        answer = self._prior_answer(x, start, budget, prior)
+        nothing = self._prior_answer(x, start, budget, prior)
         if _has_passed(budget):
-            return replace(answer, reason="deadline")
+            return nothing.because("deadline")
         left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
         latencies = self.profile.at(len(x)).contract
         needed = [seconds.at(self._quantile) for seconds in latencies]
@@ -302,10 +318,10 @@ class Predictor:
         if not fitting:
             if min(needed) <= left:
                 self._drift.forget()
-            return replace(answer, reason="deadline")
+            return nothing.because("deadline")
         step, at = max(fitting), self.clock()
         reason = "complete" if step == self.model.num_steps else "deadline"
-        answer = self._read(lambda: self.model(x, step=step), step, start, budget, reason)
+        answer = self._read([Reader(step, lambda: self.model(x, step=step))], lambda: nothing, start, budget, reason)
         self._drift.notice(latencies[step - 1].p50, self.clock() - at)
         return answer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any
 
 from anytime.runtime.answer import Answer
@@ -36,7 +35,7 @@ class Session:
         try:
             for answer in answers():
                 interrupted = self._stop.is_set() and not answer.reason
-                self._best = replace(answer, reason="interrupted") if interrupted else answer
+                self._best = answer.because("interrupted") if interrupted else answer
                 if interrupted:
                     break
         except BaseException as error:

@@ -121,6 +121,21 @@ def test_a_frozen_norm_keeps_its_statistics(make: Callable[[], _BatchNorm]) -> N
 
 
 @pytest.mark.parametrize("make", NORMS)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_single_value_per_channel_says_what_to_do(make: Callable[[], _BatchNorm], momentum: float | None) -> None:
+    norm = make()
+    norm.momentum = momentum
+    before = running(norm)
+    with pytest.raises(
+        ValueError, match=r"more than one value per channel, got \[1, 3, 1, 1\]: leave out a last batch of one"
+    ):
+        norm(torch.rand(1, 3, 1, 1), 0)
+    assert all(torch.equal(value, before[name]) for name, value in running(norm).items())
+    norm(torch.rand(1, 3, 1, 2), 0)
+    assert norm.eval()(torch.rand(1, 3, 1, 1), 0).isfinite().all()
+
+
+@pytest.mark.parametrize("make", NORMS)
 def test_a_norm_has_the_state_it_had(make: Callable[[], _BatchNorm]) -> None:
     norm = make()
     assert list(norm.state_dict()) == ["weight", "bias", "running_mean", "running_var"]

@@ -63,5 +63,13 @@ class PartedBatchNorm(_BatchNorm):
         """Whether a batch changes the running statistics."""
         return self.training and self.track_running_stats
 
+    def check_values(self, x: torch.Tensor) -> None:
+        """Raises ValueError if a batch in training has a single value per channel: its variance is unknown."""
+        if self.training and x.numel() == x.shape[1]:
+            raise ValueError(
+                f"batch norm in training needs more than one value per channel, got {list(x.shape)}: leave out a last batch of "
+                "one image (drop_last=True), or use larger batches or images"
+            )
+
     def _load_from_state_dict(self, *args: Any) -> None:
         nn.Module._load_from_state_dict(self, *args)  # the base would add num_batches_tracked to the state dict

@@ -50,6 +50,7 @@ class StepBatchNorm2d(PartedBatchNorm):
 
     def forward(self, input: Tensor, row: int = 0) -> Tensor:
         row = min(row, self.rows - 1)
+        self.check_values(input)
         if self.training and not self.updates:
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         momentum = self._momentum(row) if self.training else 0.0

@@ -55,6 +55,7 @@ class SliceBatchNorm2d(PartedBatchNorm):
 
     def forward(self, input: Tensor, use: int = 0) -> Tensor:
         mean, var, weight, bias = self._slices(use, input.shape[1])
+        self.check_values(input)
         if self.training and (self.momentum is None or not self.updates):
             if self.updates:
                 self._average(input, use)

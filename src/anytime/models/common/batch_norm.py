@@ -67,8 +67,8 @@ class PartedBatchNorm(_BatchNorm):
         """Raises ValueError if a batch in training has a single value per channel: its variance is unknown."""
         if self.training and x.numel() == x.shape[1]:
             raise ValueError(
-                f"batch norm in training needs more than one value per channel, got {list(x.shape)}: leave out a last batch of "
-                "one image (drop_last=True), or use larger batches or images"
+                f"batch norm in training needs more than one value per channel, got {list(x.shape)}: leave out a last batch "
+                "of one image (drop_last=True), or use larger batches or images"
             )
 
     def _load_from_state_dict(self, *args: Any) -> None:

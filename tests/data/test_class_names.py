@@ -1,0 +1,79 @@
+"""Class names stay as they are written, on the command line, in recipes and in Python."""
+
+import pytest
+import yaml
+from PIL import Image
+
+from anytime.data import ImageFolder
+from anytime.data.splits import choose_classes
+from anytime.training.config import parse, read_recipe
+
+LOOK_LIKE_VALUES = ["0x10", "1_0", "12:30", "yes", "no", "on", "1e3", "007", "1.50", "-5", "2020-01-01", "null", "true", "~"]
+TRAINING = ["--model=anytimenet", "--data=ImageFolder", "--data.root=x"]
+
+
+def classes(flags, recipes=()):
+    return parse(flags, recipes)["data"]["init_args"]["classes"]
+
+
+@pytest.mark.parametrize("name", [name for name in LOOK_LIKE_VALUES if name not in ("null", "~")])
+def test_one_name_on_the_command_line(name):
+    assert classes([*TRAINING, f"--data.classes={name}"]) == name
+
+
+def test_a_list_on_the_command_line():
+    written = f"[{', '.join(LOOK_LIKE_VALUES)}]"
+    assert classes([*TRAINING, "--data.classes", written]) == LOOK_LIKE_VALUES
+    quoted = yaml.safe_dump(LOOK_LIKE_VALUES, default_flow_style=True)
+    assert classes([*TRAINING, f"--data.classes={quoted}"]) == LOOK_LIKE_VALUES
+    assert classes([*TRAINING, "--data.classes=[cat]", "--data.classes+=007"]) == ["cat", "007"]
+    assert classes([*TRAINING, "--data.classes=[a-c]*"]) == "[a-c]*"
+    assert classes([*TRAINING, "--data.classes=null"]) is None
+
+
+@pytest.mark.parametrize("style", ["[{}]", "\n    - {}\n"])
+def test_names_in_a_recipe(tmp_path, style):
+    separator = ", " if "[" in style else "\n    - "
+    path = tmp_path / "recipe.yaml"
+    head = "model: anytimenet\ndata:\n  class_path: ImageFolder\n  init_args:\n    root: x\n    classes: "
+    path.write_text(head + style.format(separator.join(LOOK_LIKE_VALUES)) + "\n")
+    resolved = parse([], [path])
+    assert resolved["data"]["init_args"]["classes"] == LOOK_LIKE_VALUES
+    path.write_text(yaml.safe_dump(resolved, sort_keys=False))  # as a run directory holds it
+    assert read_recipe(path)["data"]["init_args"]["classes"] == LOOK_LIKE_VALUES
+    assert classes([], [path]) == LOOK_LIKE_VALUES
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("007", "007"), ("cat", "cat"), ("null", None), ("'null'", ["null"]), ("'[12]'", ["[12]"]), ("'[12]*'", ["[12]*"])],
+)
+def test_one_name_in_a_recipe(tmp_path, written, expected):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: anytimenet\ndata:\n  class_path: Digits\n  init_args:\n    classes: {written}\n")
+    assert classes([], [path]) == expected
+
+
+def test_folders_with_such_names(tmp_path):
+    for name in (*LOOK_LIKE_VALUES, "[12]", "c*t", "cat", "a?"):
+        for i in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i}.png")
+    chosen = ["007", "1e3", "[12]", "c*t"]
+    data = ImageFolder(**parse([*TRAINING, f"--data.root={tmp_path}", f"--data.classes={chosen}"])["data"]["init_args"])
+    assert data.split("train").labels.unique().tolist() == [0, 1, 2, 3]
+    assert data.class_names == sorted(chosen)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [("[12]", ["[12]"]), ("c*t", ["c*t"]), ("c?t", ["c*t", "cat"]), ("a", ["a"]), ("A", ["A"]), ([1, "[0-9]"], ["1", "2"])],
+)
+def test_a_name_takes_precedence_over_a_pattern(wanted, chosen):
+    names = ["1", "2", "A", "[12]", "a", "c*t", "cat"]
+    assert [names[i] for i in choose_classes(names, wanted)] == chosen
+
+
+def test_forms_of_unicode_are_one_name():
+    assert choose_classes(["caf\u00e9", "tea"], "cafe\u0301") == [0]
+    assert choose_classes(["cafe\u0301", "tea"], ["CAF\u00c9"]) == [0]

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from anytime.data.augment import Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
-from anytime.data.files import check_labels
+from anytime.data.files import ARCHIVE_ERRORS, check_labels
 from anytime.data.names import composed
 from anytime.data.noise import Noise, create_noise
 from anytime.data.record import ImageRecord
 from anytime.data.split import Split
 from anytime.data.splits import choose_classes, hold_out, hold_out_by_lot, stratified_order
+from anytime.data.statistics import channel_statistics
 from anytime.data.stream import LazyImages, StreamedBatches
 from anytime.data.taxonomy import LabelLevels, read_taxonomy
 from anytime.support.names import nearest
@@ -180,11 +181,7 @@ class ImageData(LightningDataModule, ABC):
                 return path
         root, download = self.options
         looked = f"looked in {self.root}" if self.root.is_dir() else f"there is no folder {self.root.absolute()}"
-        cure = (
-            f"download it ({download}), or put it there yourself"
-            if type(self).fetch is not ImageData.fetch
-            else "put it there"
-        )
+        cure = "put it there" if type(self).fetch is ImageData.fetch else f"download it ({download}), or put it there yourself"
         raise FileNotFoundError(
             f"{self.title or type(self).__name__}: no {' or '.join(candidates)}; {looked}; {cure}, "
             f"or name another folder by {root} or ANYTIME_DATA" + (f" (source: {self.homepage})" if self.homepage else "")
@@ -199,7 +196,10 @@ class ImageData(LightningDataModule, ABC):
     def prepare_data(self) -> None:
         """Downloads missing files if `download` is set."""
         if self.download:
-            self.fetch()
+            try:
+                self.fetch()
+            except (RuntimeError, *ARCHIVE_ERRORS) as error:  # torchvision's, for a wrong checksum
+                raise ValueError(f"{self.title or type(self).__name__}: the download failed: {error}; try again") from error
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the splits that `stage` needs (`None`: all), once."""
@@ -230,8 +230,12 @@ class ImageData(LightningDataModule, ABC):
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of each channel, computed like `mean`."""
-        return self._statistics[1]
+        """Standard deviation of each channel, computed like `mean`; raises ValueError if it is 0."""
+        if 0 in (std := self._statistics[1]):
+            constant = f"channel {std.index(0)} of the training images is {self.mean[std.index(0)]:.3g} everywhere"
+            source = self.split("train").source
+            raise ValueError(f"{source}: {constant}, so its std is 0; normalize=false leaves the images as they are")
+        return std
 
     def split(self, name: str) -> Split:
         """`"train"`, `"validation"` or `"test"` after choosing classes, holding out images and applying the limit."""
@@ -339,6 +343,8 @@ class ImageData(LightningDataModule, ABC):
         split = self.read(name)
         if split is None:
             return None
+        if isinstance(split.images, Tensor) and split.images.dtype != torch.uint8:
+            raise ValueError(f"{split.source}: images must be uint8, got {split.images.dtype}")
         if isinstance(split.images, Tensor) and split.images.shape[1:] != self.input_size:
             raise ValueError(f"{split.source}: images are {list(split.images.shape[1:])}, not {list(self.input_size)}")
         if self._taxonomy_levels is not None:
@@ -374,13 +380,7 @@ class ImageData(LightningDataModule, ABC):
             rows = stratified_order(split.labels, self.split_seed)[:1024]
             loader = StreamedBatches(images[rows], split.targets[rows], 128, self.input_size, workers=self.workers)
             images = torch.cat([batch for batch, _ in loader]).mul_(255).round_().to(torch.uint8)
-        # From exact counts of the 256 values, so that the numbers are the same everywhere.
-        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
-        share = counts / counts.sum(1, keepdim=True)
-        values = torch.arange(256, dtype=torch.float64) / 255
-        mean = share @ values
-        variance = (share * (values - mean[:, None]) ** 2).sum(1)
-        return mean.tolist(), variance.sqrt().tolist()
+        return channel_statistics(images)
 
 
 class ResizedData(ImageData):

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, floor
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 
 import numpy as np

@@ -1,10 +1,12 @@
 """Reads files that may be missing, damaged or hostile; errors name the file."""
 
 import csv
+import lzma
 import os
 import pickle
 import stat
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +23,15 @@ from scipy.io.matlab import MatReadError
 from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive
 
+ARCHIVE_ERRORS = (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What unpacking a damaged archive raises."""
+
 _READ_ERRORS = (
     OSError,
     ValueError,
     TypeError,
     LookupError,
-    EOFError,
+    *ARCHIVE_ERRORS,
     AssertionError,
     SyntaxError,  # raised by PIL for a broken PNG
     RuntimeError,  # raised by torch for sizes that do not fit; includes NotImplementedError and RecursionError
@@ -37,8 +42,6 @@ _READ_ERRORS = (
     MatReadError,
     pickle.UnpicklingError,
     struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
 )
 
 
@@ -65,7 +68,9 @@ def errors_naming(path: str | PathLike[str]) -> Iterator[None]:
 
 
 def check_labels(labels: Tensor, number: int, source: str | PathLike[str]) -> None:
-    """Raises ValueError unless all `labels` lie in `[0, number)`."""
+    """Raises ValueError unless all `labels` are whole numbers in `[0, number)`."""
+    if labels.is_floating_point():
+        raise ValueError(f"{source}: labels must be whole numbers, got {labels.dtype}")
     if len(labels) and not (labels.min() >= 0 and labels.max() < number):
         wrong = labels[(labels < 0) | (labels >= number)][0]
         raise ValueError(f"{source}: label {int(wrong)} is outside 0..{number - 1}")

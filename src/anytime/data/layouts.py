@@ -135,9 +135,7 @@ def find_layout(root: Path) -> Layout:
         return Layout(root, flat=True)
     for part, folders in named.items():
         if len(folders) > 1:
-            raise ValueError(
-                f"{root} can be read in two ways: both {_listed(folders)} mean the {part} split; keep one"
-            )
+            raise ValueError(f"{root} can be read in two ways: both {_listed(folders)} mean the {part} split; keep one")
     for folder in subfolders(root):
         if folder not in kinds and (part := _PART.get(folder.name.casefold())):
             named.setdefault(part, [folder])  # an empty split; whoever reads it says so

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from anytime.data.files import errors_naming
+from anytime.data.names import composed
 from anytime.support.names import nearest
 
 _SYNSET = re.compile(r"\d{8} \d\d n [0-9a-f]{2} ")
@@ -62,8 +63,18 @@ class Taxonomy:
     def __post_init__(self) -> None:
         if not self.parents:
             raise ValueError(f"{self.source}: it holds no label")
+        checked: set[str] = set()
         for name in self.parents:
-            self.path(name)
+            path: dict[str, None] = {}  # in order
+            at: str | None = name
+            while at is not None and at not in checked:
+                if at in path:
+                    raise ValueError(f"{self.source}: cycle {_chain([*list(path)[list(path).index(at) :], at])}")
+                if at not in self.parents:
+                    raise ValueError(f"{self.source}: there is no label {at!r}, the parent of {list(path)[-1]!r}")
+                path[at] = None
+                at = self.parents[at]
+            checked |= path.keys()
 
     @cached_property
     def children(self) -> dict[str, list[str]]:
@@ -79,10 +90,6 @@ class Taxonomy:
         path: list[str] = []
         at: str | None = name
         while at is not None:
-            if at in path:
-                raise ValueError(f"{self.source}: cycle {' < '.join([*path[path.index(at) :], at])}")
-            if at not in self.parents:
-                raise ValueError(f"{self.source}: there is no label {at!r}, the parent of {path[-1]!r}")
             path.append(at)
             at = self.parents[at]
         return path
@@ -168,8 +175,9 @@ def read_taxonomy(path: str | os.PathLike[str], classes: Sequence[str]) -> Taxon
     if any(map(_SYNSET.match, lines[:100])):
         return wordnet(lines, classes, str(path))
     printed = any(" > " in line for line in lines)
-    rows = [line.split(" > ")[::-1] for line in lines] if printed else csv.reader(lines)
-    return from_paths([[cell.strip() for cell in row] for row in rows], str(path))
+    with errors_naming(path):
+        rows = [line.split(" > ")[::-1] for line in lines] if printed else list(csv.reader(lines))
+    return from_paths([[composed(cell.strip()) for cell in row] for row in rows], str(path))
 
 
 def from_paths(paths: Sequence[Sequence[str]], source: str = "taxonomy") -> Taxonomy:
@@ -217,7 +225,7 @@ def wordnet(lines: Sequence[str], classes: Sequence[str], source: str = "data.no
     roots = set.intersection(*({up for _, noun in of_class for up in nouns.hypernyms(noun)} for of_class in senses.values()))
     if not roots:
         raise ValueError(f"{source}: nothing in WordNet stands for all {len(classes)} classes; give a CSV file instead")
-    root = max(sorted(roots), key=lambda noun: len(nouns.path(noun, None)))
+    root = max(sorted(roots), key=nouns.depth)
     chosen: dict[str, tuple[bool, list[str]]] = {}
     for name, of_class in senses.items():
         whole, noun = next(sense for sense in of_class if root in nouns.hypernyms(sense[1]))
@@ -242,6 +250,8 @@ class _Nouns:
         self.members: dict[str, list[str]] = {}
         self.offsets: dict[str, list[str]] = defaultdict(list)
         self._hypernyms: dict[str, frozenset[str]] = {}
+        self._below: dict[str, set[str]] = {}
+        self._depths: dict[str, int] = {}
         for line in filter(_SYNSET.match, lines):
             fields = line.partition(" | ")[0].split()
             end = 4 + 2 * int(fields[3], 16)  # after the names, each followed by a number
@@ -273,22 +283,56 @@ class _Nouns:
             self._hypernyms[noun] = frozenset(reached)
         return self._hypernyms[noun]
 
-    def path(self, noun: str, root: str | None) -> list[str]:
-        """The path from a noun up to `root` by the first parent that leads there; without a root, by first parents."""
-        path = [noun]
-        while path[-1] != root:
-            parents = self.parents.get(path[-1], ())
-            parent = next((up for up in parents if up not in path and (root is None or root in self.hypernyms(up))), None)
+    def depth(self, noun: str) -> int:
+        """The number of nouns from this one up to the top by first parents, both included."""
+        path: dict[str, None] = {}
+        at: str | None = noun
+        while at is not None and at not in path and at not in self._depths:
+            path[at] = None
+            at = next(iter(self.parents.get(at, ())), None)
+        depth = self._depths.get(at or "", 0)
+        for above in reversed(path):
+            self._depths[above] = depth = depth + 1
+        return self._depths[noun]
+
+    def path(self, noun: str, root: str) -> list[str]:
+        """The path from a noun up to `root` by the first parent that leads there."""
+        path = {noun: None}  # in order
+        at = noun
+        while at != root:
+            parents = self.parents.get(at, ())
+            parent = next((up for up in parents if up not in path and up in self.below(root)), None)
             if parent is None:
                 break
-            path.append(parent)
-        return path
+            path[parent] = None
+            at = parent
+        return list(path)
+
+    def below(self, root: str) -> set[str]:
+        """The noun and every kind of it."""
+        if root not in self._below:
+            children: dict[str, list[str]] = defaultdict(list)
+            for noun, parents in self.parents.items():
+                for parent in parents:
+                    children[parent].append(noun)
+            reached, todo = {root}, [root]
+            while todo:
+                new = set(children.get(todo.pop(), ())) - reached
+                reached |= new
+                todo.extend(new)
+            self._below[root] = reached
+        return self._below[root]
 
     def unique_names(self, nouns: set[str], taken: set[str]) -> dict[str, str]:
         """The first name of each noun, with its offset in the file if that name is not unique."""
         first = {noun: self.names[noun][0].replace("_", " ") for noun in nouns}
         uses = Counter(first.values())
         return {noun: f"{name} ({noun})" if name in taken or uses[name] > 1 else name for noun, name in first.items()}
+
+
+def _chain(labels: Sequence[str]) -> str:
+    """`"a < b < c"`; of a long chain only its ends."""
+    return " < ".join(labels if len(labels) <= 10 else [*labels[:5], "...", *labels[-4:]])
 
 
 def _near(name: str, valid: Sequence[str]) -> str:

@@ -36,6 +36,8 @@ class StanfordCars(ResizedData):
         (rows,) = read_mat(path, "annotations")
         with errors_naming(path):
             corners = [[int(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2")] for row in rows]
+            if any(row["class"] % 1 != 0 for row in rows):  # true for NaN as well
+                raise ValueError("a class is not a whole number")
             targets = torch.tensor([int(row["class"]) for row in rows]) - 1  # MATLAB counts classes and pixels from 1
             paths = [folder / str(row["fname"]) for row in rows]
         boxes = [(left - 1, upper - 1, right, lower) for left, upper, right, lower in corners]

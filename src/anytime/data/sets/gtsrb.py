@@ -91,6 +91,8 @@ class GTSRB(ResizedData):
             names = [str(name) for name in arrays["track"]]
             if frames.dtype != np.uint8 or frames.ndim != 4 or not len(frames) == len(labels) == len(roi) == len(names):
                 raise ValueError("images, labels, roi and track do not belong together")
+            if not np.issubdtype(labels.dtype, np.integer) or not np.isfinite(roi).all():
+                raise ValueError(f"labels must be whole numbers and roi finite, got labels of {labels.dtype}")
         targets = torch.from_numpy(labels.astype(np.int64))
         boxes = list(map(tuple, (roi * np.array(frames.shape[1:3][::-1] * 2)).tolist()))
         sources = [path] * len(frames)

@@ -51,8 +51,8 @@ class SVHN(ImageData):
             pixels = pixels.reshape(32, 32, 3, -1)  # a single image was squeezed
             if pixels.dtype != "uint8" or pixels.shape[-1] != len(labels):
                 raise ValueError(f"{len(labels)} labels for images of {pixels.dtype} {list(pixels.shape)}")
-            if not ((labels >= 1) & (labels <= 10)).all():
-                raise ValueError(f"labels range from {labels.min()} to {labels.max()}, not from 1 to 10")
+            if not ((labels >= 1) & (labels <= 10) & (labels % 1 == 0)).all():
+                raise ValueError(f"labels range from {labels.min()} to {labels.max()}, not whole numbers from 1 to 10")
         targets = torch.from_numpy(labels.astype("int64")) % 10  # the file labels a zero 10
         return torch.from_numpy(pixels).permute(3, 2, 0, 1).contiguous(), targets
 

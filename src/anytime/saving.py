@@ -281,6 +281,8 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
+        if name.rpartition(".")[2] == "std" and not (tensor > 0).all():
+            raise ValueError(f"{path} is damaged: {name} holds {tensor.min():g}, but images are divided by it")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

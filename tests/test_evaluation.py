@@ -1,6 +1,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,36 @@ def test_validation_images_are_those_of_the_training(run, tmp_path):
     assert result.report == tmp_path / "out/report-validation.html"  # beside the report on the test images
     assert (tmp_path / "out/figures/validation/steps.png").is_file()
     assert result.trace.stat().st_mode == result.metrics.stat().st_mode
+
+
+def test_a_trace_knows_the_groups_of_its_images(run, monkeypatch, capsys):
+    """Up to three images of a class in a row are one track, as if Digits were a video."""
+    read = Digits.read
+
+    def tracked(self, split):
+        part = read(self, split)
+        if split != "train":
+            return part
+        rank = torch.nn.functional.one_hot(part.labels).cumsum(0).gather(1, part.labels[:, None])[:, 0] - 1
+        return replace(part, groups=part.labels * 1000 + rank // 3)
+
+    monkeypatch.setattr(Digits, "read", tracked)
+    result = evaluate_run(run, "validation", progress=False)
+    trace = Trace.load(result.trace)
+    data = Digits(classes=["1", "7"], validation=0.2, split_by="positions")
+    data.setup("fit")
+    assert trace.meta["groups"] == data.split("validation").groups.tolist()
+    groups, sizes = torch.tensor(trace.meta["groups"]).unique(return_counts=True)
+    assert int(sizes.max()) == 3, "no track is divided"
+    assert not set(groups.tolist()) & set(data.split("train").groups.tolist())
+    assert "groups" not in result.numbers["meta"]
+    assert main(["fit", str(run), "--stop", "confidence", "--max-loss", "0.0001", "--sure", "0.9"]) == 0
+    wanted = f"no threshold keeps that loss for sure with {trace.num_samples} images in {len(groups)} groups, so all steps run"
+    assert wanted in capsys.readouterr().out
+    old = replace(trace, meta={key: value for key, value in trace.meta.items() if key != "groups"})
+    old.save(result.trace)
+    assert main(["fit", str(run), "--stop", "confidence", "--max-loss", "0.01", "--name", "other"]) == 1
+    assert "does not say which images belong to one group" in capsys.readouterr().err
 
 
 def test_no_validation_images(run):

@@ -60,7 +60,7 @@ def test_fit_and_predict_by_name(run, images, capsys, refused):
     out = capsys.readouterr().out
     assert "no threshold keeps that loss for sure with " in out
     assert "calibrated on the same images" not in out
-    assert main(["fit", run, "--stop", "confidence", "--max-loss", "0.3", "--name", "bold", "--out", "elsewhere"]) == 0
+    assert main(["fit", run, "--stop", "confidence", "--max-loss", "0.3", "--name", "bold", "--out", "other"]) == 0
     assert (
         "'safe' and 'bold' were calibrated on the same images: the guarantee of each holds only if" in capsys.readouterr().out
     )

@@ -19,7 +19,8 @@ def summary(trace: Trace) -> dict[str, Any]:
     Returns:
         `steps`: one row per step (columns: `STEP_COLUMNS`); `accuracy` of the last step, `average_error`, `timeliness`;
         `error_at_cost` per cost and share of it; `largest_drop`, `answer_changes`, `overthinking`; `threshold`: area under
-        the threshold curve, and the cheapest threshold that loses no accuracy on this trace; `meta`.
+        the threshold curve, and the cheapest threshold that loses no accuracy on this trace; `meta` without
+        the groups of the samples.
     """
     table = {
         "macs": trace.macs,
@@ -56,7 +57,7 @@ def summary(trace: Trace) -> dict[str, Any]:
             "lossless": _json_value(float(curve.thresholds[lossless])),
             "lossless_share_of_macs": float(curve.macs[lossless] / trace.macs[-1]),
         },
-        "meta": dict(trace.meta),
+        "meta": {key: value for key, value in trace.meta.items() if key != "groups"},
     }
 
 

@@ -101,6 +101,11 @@ def _fit(parser: Parser, options: Any, folder: Path, out: Path) -> None:
         saved.save(out)
         print(f"saved in {out}; use it: anytime predict {out} IMAGE")
         return
+    if options.max_loss is not None and "groups" not in validation.meta:
+        raise ValueError(
+            f"the trace of the validation images in {folder} does not say which images belong to one group, such as a track; "
+            "delete it to record it again"
+        )
     validation, test = (trace.level(0) if trace.levels else trace for trace in (validation, test))
     try:
         goal = Goal.of(options.stop, options.budget, options.max_loss, options.sure, options.price, validation)

@@ -36,7 +36,7 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
         f"{meta['model']}, {meta['parameters']:,} parameters, {answers} for images of {channels} channels "
         f"and {height}x{width} pixels in [0, 1]; classes: {', '.join(model.info.class_names)}.",
         f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which were not used "
-        f"for training or tuning; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over "
+        f"for training; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over "
         f"the stream (interruptible) or for only that answer (contract){timing}. Confidence is the mean max softmax, "
         "p(correct class) the measure of Kim et al. (2020), eq. 5.",
         markdown_table(numbers["steps"], columns),

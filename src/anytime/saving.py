@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from anytime.registry import build_model
 from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
 from anytime.support.limits import AllocationLimit
+from anytime.support.tensors import check_plain, denormal_warning
 from anytime.support.trust import UntrustedName, is_remembered, names_from, remember
 
 WEIGHTS = "model.safetensors"
@@ -132,6 +134,7 @@ class SavedModel(PyTorchModelHubMixin):
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
         """Same as `save`; `push_to_hub=True` also uploads the folder (see `huggingface_hub.ModelHubMixin`)."""
         self.check_saveable()  # before the old files are touched
+        check_plain(cast(torch.nn.Module, self).state_dict())
         return super().save_pretrained(save_directory, **arguments)
 
     @classmethod
@@ -165,6 +168,7 @@ class SavedModel(PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         self.check_saveable()
         state = cast(torch.nn.Module, self).state_dict()
+        check_plain(state)
         tensors = {  # copies, because safetensors refuses tied weights, which share memory
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
         }
@@ -281,6 +285,8 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
+    if slow := denormal_warning(tensors.values(), str(path)):
+        warnings.warn(slow, stacklevel=2)
         if name.rpartition(".")[2] == "std" and not (tensor > 0).all():
             raise ValueError(f"{path} is damaged: {name} holds {tensor.min():g}, but images are divided by it")
     try:

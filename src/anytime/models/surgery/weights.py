@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from anytime.support.tensors import denormal_warning
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallelism, of torch.compile, of a trainer
 STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 ")  # of torch's two formats
@@ -52,6 +55,8 @@ def read_weights(path: str | os.PathLike[str], own: Collection[str] = ()) -> Wei
     for name, value in stored.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{path} cannot be used: {name} holds NaN or infinity")
+    if slow := denormal_warning(stored.values(), str(path)):
+        warnings.warn(slow, stacklevel=3)
     stored = _without_prefixes(stored, own)
     inner = {key.removeprefix("backbone."): value for key, value in stored.items() if key.startswith("backbone.")}
     others = {key for key in stored if not key.startswith(("backbone.", "heads."))}

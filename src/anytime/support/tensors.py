@@ -1,0 +1,57 @@
+"""What a state dict holds: plain tensors that can be saved, and numbers too small to be multiplied quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MANY = 1e-3  # share of denormal values: on many processors one costs as much as a hundred others
+_BITS = {  # by type: integers of the same width, the bits without the sign, the smallest normal number
+    torch.float32: (torch.int32, 0x7FFF_FFFF, 0x0080_0000),
+    torch.bfloat16: (torch.int16, 0x7FFF, 0x0080),
+    torch.float64: (torch.int64, 0x7FFF_FFFF_FFFF_FFFF, 0x0010_0000_0000_0000),
+}
+
+
+def check_plain(state: Mapping[str, Any]) -> None:
+    """Raises ValueError if a state dict holds anything but torch's own dense tensors, as a quantised network's does."""
+    for name, value in state.items():
+        if type(value) not in (Tensor, nn.Parameter) or value.is_quantized or value.layout is not torch.strided:
+            quantised = isinstance(value, Tensor) and value.is_quantized
+            kind = "a quantised tensor" if quantised else f"a {type(value).__name__}"
+            kind = f"a tensor of layout {value.layout}" if type(value) is Tensor and not quantised else kind
+            raise ValueError(
+                f"{name} is {kind}, which cannot be saved without pickle: save the network before it is quantised or made "
+                "sparse, and quantise what is loaded"
+            )
+
+
+def denormal_share(tensors: Iterable[Tensor]) -> float:
+    """Share of values w with 0 < |w| < the smallest normal number, among all values of floating-point tensors.
+
+    The bits are compared, so the result is the same whether or not this thread flushes denormals. Half precision does not
+    count: its values are computed in single precision, where they are normal.
+    """
+    found = total = 0
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            total += tensor.numel()
+        if tensor.dtype in _BITS:
+            whole, mask, smallest = _BITS[tensor.dtype]
+            bits = tensor.detach().contiguous().view(whole) & mask
+            found += int(((bits > 0) & (bits < smallest)).sum())
+    return found / total if total else 0.0
+
+
+def denormal_warning(tensors: Iterable[Tensor], source: str) -> str | None:
+    """A sentence if many values are denormal, else None. `source` says whose values they are."""
+    share = denormal_share(tensors)
+    if share < MANY:
+        return None
+    return (
+        f"{source}: {share:.1%} of the values are denormal (below 1.2e-38), which makes many processors slow: call "
+        "torch.set_flush_denormal(True) in each thread that computes, or set them to 0"
+    )

@@ -15,9 +15,7 @@ from anytime.cost import step_macs
 from anytime.models.slicing.sliced import branch_l1_norms
 from anytime.studies import find_recipe, run_all
 from anytime.studies.lee2018 import STUDY
-from anytime.studies.lee2018.figure_3 import figure_3a, figure_3b, figure_3c
-from anytime.studies.lee2018.figure_4 import figure_4
-from anytime.studies.lee2018.figure_5 import figure_5
+from anytime.studies.lee2018.figures import figure_3a, figure_3b, figure_3c, figure_4, figure_5
 from anytime.studies.lee2018.networks import SCALES, Scale, shallow_alone, thin_alone, with_norms
 from anytime.studies.runner import on_validation
 from anytime.studies.study import plain

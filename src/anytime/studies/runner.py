@@ -64,6 +64,22 @@ class TrainingRun:
         return ["--config", str(self.recipe), *self.flags, f"--seed={self.seed}", "--run", run]
 
 
+def slug(name: str) -> str:
+    """The name of a network as part of a file's name."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def one_per_seed(
+    prefix: str, recipe: Path, seeds: Sequence[int], networks: Mapping[str, tuple[Sequence[str], Mapping[str, View | None]]]
+) -> list[TrainingRun]:
+    """One training `PREFIX_NAME_seedSEED` per seed and network; `networks` holds flags over the recipe and views by name."""
+    return [
+        TrainingRun(f"{prefix}_{name}_seed{seed}", recipe, tuple(flags), seed, views)
+        for seed in seeds
+        for name, (flags, views) in networks.items()
+    ]
+
+
 def find_recipe(name: str) -> Path:
     """The path of a recipe of the library, `recipes/NAME`, relative to the current directory if it lies below it.
 
@@ -126,8 +142,7 @@ class StoredTraces(Mapping[str, Mapping[int, Trace]]):
 
 def trace_path(path: Path, name: str, view: View | None = None) -> Path:
     """The file for the trace of a network in a run directory; `anytime evaluate` writes to other files."""
-    slug = re.sub(r"\W+", "_", name.lower()).strip("_")
-    return path / f"trace-{_part(view)}-{slug}.safetensors"
+    return path / f"trace-{_part(view)}-{slug(name)}.safetensors"
 
 
 def _part(view: View | None) -> Literal["test", "validation"]:

@@ -14,7 +14,7 @@ from anytime.reporting.tables import Column, format_table
 from anytime.studies.claims import Claim
 from anytime.studies.executors.subprocess import train_in_process
 from anytime.studies.figures import COST_LABELS, Curve, error_curves
-from anytime.studies.runner import Traces, TrainingRun, View, find_recipe
+from anytime.studies.runner import Traces, TrainingRun, View, find_recipe, one_per_seed, slug
 from anytime.studies.seeds import facts, figure_title, first_trace, gain, means, per_seed
 from anytime.studies.study import Item, Result, Study
 from anytime.support.units import macs_text, ms_text
@@ -66,20 +66,15 @@ def heads_only(model: AnytimeModel) -> AnytimeModel:
 
 def trainings(backbone: str, data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
     """One training per seed and way, the plain network first; "heads only" is a view of it."""
-    recipe = find_recipe(f"backbones_cifar10_{scale}.yaml")
     network = f"--model.backbone=anytime.models.surgery.small_networks.{BACKBONES[backbone]}"
     common = (network, f"--epochs={EPOCHS[backbone]}", *NETWORK_FLAGS[backbone])
-    runs = []
-    for seed in seeds:
-        for name, flags in FLAGS.items():
-            views: dict[str, View | None] = {_key(backbone, name): None}
-            if name == PLAIN:
-                views[_key(backbone, HEADS_ONLY)] = heads_only
-            slug = name.replace(" ", "_").replace("-", "_").lower()
-            half = (f"--regime.backbone_epochs={EPOCHS[backbone] // 2}",) if name == MIXED else ()
-            run = f"{data}_{scale}_{backbone}_{slug}_seed{seed}"
-            runs.append(TrainingRun(run, recipe, (*common, *flags, *half), seed, views))
-    return runs
+    networks: dict[str, tuple[tuple[str, ...], dict[str, View | None]]] = {}
+    for name, flags in FLAGS.items():
+        half = (f"--regime.backbone_epochs={EPOCHS[backbone] // 2}",) if name == MIXED else ()
+        networks[slug(name)] = ((*common, *flags, *half), {_key(backbone, name): None})
+    networks[slug(PLAIN)][1][_key(backbone, HEADS_ONLY)] = heads_only
+    recipe = find_recipe(f"backbones_cifar10_{scale}.yaml")
+    return one_per_seed(f"{data}_{scale}_{backbone}", recipe, seeds, networks)
 
 
 def _key(backbone: str, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from anytime.models.cascaded.conversion import convert
 from anytime.models.cascaded.serial import serial_resnet18
-from anytime.studies.runner import TrainingRun, View, find_recipe
+from anytime.studies.runner import TrainingRun, View, find_recipe, one_per_seed
 from anytime.training.config import read_recipe
 
 RECIPES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # recipe of CascadedTD, and flags over it
@@ -54,16 +54,14 @@ def _runs(data: str, scale: str, seeds: Sequence[int], networks: Mapping[str, tu
         "CascadedCE": functools.partial(convert, name="cascaded_resnet18", kernel="osd", statistics="shared"),
         "SerialCE": functools.partial(convert, name="serial_resnet18", form=serial["form"]),
     }
-    runs = []
-    for seed in seeds:
-        for name, more in networks.items():
-            if name.startswith("Serial"):
-                given = [f"--model.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in serial.items()]
-                more = ("--model=serial_resnet18", *given, *more)
-            slug = name.lower().replace("(", "_").replace(")", "").replace("-", "_")
-            answers = views if name == "CE" else {name: None}
-            runs.append(TrainingRun(f"{data}_{scale}_{slug}_seed{seed}", recipe, (*flags, *more), seed, answers))
-    return runs
+    given = [f"--model.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in serial.items()]
+    trained = {}
+    for name, more in networks.items():
+        if name.startswith("Serial"):
+            more = ("--model=serial_resnet18", *given, *more)
+        part = name.lower().replace("(", "_").replace(")", "").replace("-", "_")
+        trained[part] = ((*flags, *more), views if name == "CE" else {name: None})
+    return one_per_seed(f"{data}_{scale}", recipe, seeds, trained)
 
 
 def figure_3_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from anytime.studies.lee2018.figure_3 import figure_3a, figure_3b, figure_3c
-from anytime.studies.lee2018.figure_4 import figure_4
-from anytime.studies.lee2018.figure_5 import figure_5
+from anytime.studies.lee2018.figures import figure_3a, figure_3b, figure_3c, figure_4, figure_5
 from anytime.studies.lee2018.networks import SCALES, figure_5_runs, runs_of
 from anytime.studies.lee2018.published import PAPER
 from anytime.studies.study import Item, Study

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from anytime.model import AnytimeModel
 from anytime.models.slicing.sliced import SlicedModel, branch_l1_norms
-from anytime.studies.runner import TrainingRun, View, find_recipe, on_validation
+from anytime.studies.runner import TrainingRun, View, find_recipe, on_validation, one_per_seed, slug
 
 INCLUSIVE, SHARED, PLAIN, SHALLOW, SPARSE = "I-ResNeXt", "I-ResNeXt, shared BN", "ResNeXt", "ResNeXt with exits", "IS-ResNeXt"
 SANDWICH = "I-ResNeXt, sandwich"
@@ -103,29 +102,25 @@ def _first(blocks: Sequence[int], count: int) -> list[int]:
     return [n for n in taken if n]
 
 
-def _flags(scale: Scale, name: str) -> tuple[str, ...]:
-    """The flags of a network over the recipe of its scale."""
-    if name == SPARSE:
-        return ("--model=isresnext", *scale.sparse)
-    if name == SHALLOW:
-        exits = [f"blocks.{index}" for index in range(1, sum(scale.blocks) - 1)]
-        options = {"blocks": scale.blocks, "width": scale.width, "cardinality": scale.cardinality}
-        module = "anytime.studies.lee2018.resnext"
-        return (
-            "--model=attach",
-            f"--model.backbone={module}.Backbone",
-            f"--model.head={module}.Classifier",
-            f"--model.exits={json.dumps(exits)}",
-            f"--model.options={json.dumps(options)}",
-        )
-    more: dict[str, tuple[str, ...]] = {INCLUSIVE: (), SHARED: ("--model.batch_norm=shared",), PLAIN: ("--model.steps=1",)}
-    more |= {thin_alone(k, scale.cardinality): ("--model.steps=1", f"--model.cardinality={k}") for k in scale.thin}
-    for count in scale.shallow:
-        blocks = json.dumps(_first(scale.blocks, count))
-        more[shallow_alone(count)] = ("--model.steps=1", f"--model.blocks={blocks}")
-    if name == SANDWICH:
-        return (*(() if scale.deep else scale.ablation), "--regime=Sandwich", f"--regime.samples={scale.samples}")
-    return () if name == DEEP else (*scale.ablation, *more[name])
+def _flags(scale: Scale) -> dict[str, tuple[str, ...]]:
+    """The flags of each network over the recipe of its scale."""
+    exits = [f"blocks.{index}" for index in range(1, sum(scale.blocks) - 1)]
+    options = {"blocks": scale.blocks, "width": scale.width, "cardinality": scale.cardinality}
+    module = "anytime.studies.lee2018.resnext"
+    alone: dict[str, tuple[str, ...]] = {PLAIN: ()}
+    alone |= {thin_alone(k, scale.cardinality): (f"--model.cardinality={k}",) for k in scale.thin}
+    alone |= {shallow_alone(n): (f"--model.blocks={json.dumps(_first(scale.blocks, n))}",) for n in scale.shallow}
+    return {
+        INCLUSIVE: scale.ablation,
+        SHARED: (*scale.ablation, "--model.batch_norm=shared"),
+        DEEP: (),
+        SANDWICH: (*(() if scale.deep else scale.ablation), "--regime=Sandwich", f"--regime.samples={scale.samples}"),
+        SPARSE: ("--model=isresnext", *scale.sparse),
+        SHALLOW: (
+            *("--model=attach", f"--model.backbone={module}.Backbone", f"--model.head={module}.Classifier"),
+            *(f"--model.exits={json.dumps(exits)}", f"--model.options={json.dumps(options)}"),
+        ),
+    } | {name: (*scale.ablation, "--model.steps=1", *more) for name, more in alone.items()}
 
 
 def _networks(figure: str, scale: Scale) -> list[str]:
@@ -144,17 +139,9 @@ def runs_of(figure: str, data: str, scale: str, seeds: Sequence[int]) -> list[Tr
     here = SCALES[scale]
     file, flags = here.data[data]
     views: dict[str, View | None] = dict.fromkeys((INCLUSIVE, PLAIN), with_norms)
-    return [
-        TrainingRun(
-            f"{data}_{scale}_{re.sub(r'[^a-z0-9]+', '_', name.lower())}_seed{seed}",
-            find_recipe(file),
-            (*flags, *_flags(here, name)),
-            seed,
-            {name: views.get(name)},
-        )
-        for seed in seeds
-        for name in _networks(figure, here)
-    ]
+    more = _flags(here)
+    networks = {slug(name): ((*flags, *more[name]), {name: views.get(name)}) for name in _networks(figure, here)}
+    return one_per_seed(f"{data}_{scale}", find_recipe(file), seeds, networks)
 
 
 def figure_5_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
@@ -162,5 +149,5 @@ def figure_5_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingR
     if data != "cifar100":
         return []
     file, flags = SCALES[scale].levels
-    recipe, views = find_recipe(file), {HIERARCHICAL: None, VALIDATION: on_validation}
-    return [TrainingRun(f"{data}_{scale}_is_resnext_label_levels_seed{seed}", recipe, flags, seed, views) for seed in seeds]
+    networks = {slug(HIERARCHICAL): (flags, {HIERARCHICAL: None, VALIDATION: on_validation})}
+    return one_per_seed(f"{data}_{scale}", find_recipe(file), seeds, networks)

@@ -17,7 +17,7 @@ from anytime.studies import find_recipe, run_all
 from anytime.studies.hu2017 import STUDY
 from anytime.studies.hu2017 import published as hu2017_published
 from anytime.studies.hu2017.figures import read_probabilities, training_losses
-from anytime.studies.hu2017.networks import SCALES, Base, TrainedNet, last_optimal, milestone_exits
+from anytime.studies.hu2017.networks import PERIOD_WIDTH, SCALES, Base, TrainedNet, last_optimal, milestone_exits
 from anytime.studies.hu2017.published import METRICS, TABLE_1, TABLE_4, TABLE_6, compared, mean_increase
 from anytime.studies.study import plain
 from anytime.trace import Trace
@@ -163,7 +163,7 @@ def test_full_scale_is_the_setting_of_the_paper():
 
 def test_no_two_scales_share_a_network():
     at = [
-        {scale.chosen, scale.sampled, *scale.models, *scale.members} | {Base(n, scale.period_width) for n in scale.periods}
+        {scale.chosen, scale.sampled, *scale.models, *scale.members} | {Base(n, PERIOD_WIDTH) for n in scale.periods}
         for scale in SCALES.values()
     ]
     assert not at[0] & at[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from anytime.model import AnytimeModel
 from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from anytime.reporting.tables import Column, format_table
 from anytime.studies.claims import Claim
-from anytime.studies.executors.subprocess import train_in_process
+from anytime.studies.executors.subprocess import retrain
 from anytime.studies.figures import COST_LABELS, Curve, error_curves
 from anytime.studies.runner import Traces, TrainingRun, View, find_recipe, one_per_seed, slug
 from anytime.studies.seeds import facts, figure_title, first_trace, gain, means, per_seed
@@ -48,20 +47,9 @@ def heads_only(model: AnytimeModel) -> AnytimeModel:
 
     The recipe is the network's, but with Adam and a learning rate of 0.001, as Kaya et al. (2019) train heads only.
     """
-    from anytime.training.build import build
-    from anytime.training.config import resolve_recipe
-
-    recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.info.recipe))
-    recipe["model"]["init_args"]["exits"] = EXITS
     regime = {"class_path": "HeadsOnly", "init_args": {"views": 2, "memory": 8.0}}
     optimizer = {"class_path": "Adam", "init_args": {"lr": 0.001}}
-    recipe |= resolve_recipe({"regime": regime, "optimizer": optimizer})
-    recipe["compile"] = False  # training heads only takes seconds
-    job = build(recipe, filled_later=True)
-    new = {name: value for name, value in job.model.state_dict().items() if name.startswith("heads.")}
-    job.model.load_state_dict(model.state_dict() | new)
-    train_in_process(job)
-    return job.model
+    return retrain(model, {"exits": EXITS}, regime=regime, optimizer=optimizer, compile=False)  # compiling takes longer
 
 
 def trainings(backbone: str, data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:

@@ -6,21 +6,20 @@ Small trainings run in this process and keep only the model.
 from __future__ import annotations
 
 import contextlib
+import copy
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any
 
 import torch
 
+from anytime.model import AnytimeModel
 from anytime.support.allocator import keep_freed_memory
-
-if TYPE_CHECKING:
-    from anytime.training.build import TrainingJob
 
 
 class TrainingStopped(RuntimeError):
@@ -97,16 +96,24 @@ def _termination_is_interruption() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def train_in_process(job: TrainingJob) -> None:
-    """Trains `job.model` in this process; meant for minutes, as it leaves no run directory and cannot be resumed.
+def retrain(model: AnytimeModel, arguments: Mapping[str, Any], **changes: Any) -> AnytimeModel:
+    """A network like `model` but with changed arguments, started from its weights and trained by its recipe with changes.
+
+    It is trained in this process. Meant for minutes, as it leaves no run directory and cannot be resumed.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         ValueError: The loss is not finite.
     """
+    from anytime.training.build import build
     from anytime.training.callbacks import Interrupted
+    from anytime.training.config import resolve_recipe
     from anytime.training.module import NonFiniteLoss
 
+    recipe = resolve_recipe(copy.deepcopy(model.info.recipe) | changes)
+    recipe["model"]["init_args"] |= arguments
+    job = build(recipe, filled_later=True)
+    job.model.load_state_dict(job.model.state_dict() | model.state_dict())
     if not torch.cuda.is_available():
         keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -116,3 +123,4 @@ def train_in_process(job: TrainingJob) -> None:
             raise KeyboardInterrupt from error
         except NonFiniteLoss as error:
             raise ValueError(f"a training in this process failed: {error}") from error
+    return job.model

@@ -9,48 +9,30 @@ images, we on test images.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from anytime.studies.hu2017 import figures, strategies, tables
-from anytime.studies.hu2017.networks import (
-    SCALES,
-    STRATEGIES,
-    Base,
-    Networks,
-    Scale,
-    TrainedNet,
-    family,
-    last_optimal,
-    runs_of,
-)
+from anytime.studies.hu2017.networks import PERIOD_WIDTH, SCALES, SCHEMES, STRATEGIES, Base, Scale, TrainedNet, family, runs_of
 from anytime.studies.hu2017.published import PAPER
 from anytime.studies.runner import Traces, TrainingRun
 from anytime.studies.study import Item, Result, Study
 
+Networks = Callable[[Scale, str], Sequence[TrainedNet]]
+"""`(scale, data)` to the networks that a table or figure needs, in order of training."""
 Make = Callable[[Traces, str, Scale, Sequence[TrainedNet]], Result]
 
-FIRST = ("constant", "sieve", "AdaLoss", "linear", "expb2")
-"""The schemes of table 1a."""
 
+def schemes(scale: Scale, data: str, parts: int = 3) -> list[TrainedNet]:
+    """The networks of table 1 in three parts: OPT's last exit and the first five schemes, OPT's other exits, other schemes.
 
-def _schemes(scale: Scale, data: str, chosen: Sequence[str]) -> list[TrainedNet]:
-    return [TrainedNet(method, scale.chosen) for method in scale.schemes[data] if method in chosen]
-
-
-def first_schemes(scale: Scale, data: str) -> list[TrainedNet]:
-    """OPT's last exit and the most informative schemes."""
-    return [last_optimal(scale.chosen), *_schemes(scale, data, FIRST)]
-
-
-def first_schemes_and_optimal(scale: Scale, data: str) -> list[TrainedNet]:
-    """The same and OPT of the other exits; on CIFAR-100 at CPU scale there is only the last."""
-    return [*first_schemes(scale, data), *family(scale.chosen, scale.optimal[data])[1:]]
-
-
-def all_schemes(scale: Scale, data: str) -> list[TrainedNet]:
-    """All networks of table 1."""
-    more = [method for method in scale.schemes[data] if method not in FIRST]
-    return [*first_schemes_and_optimal(scale, data), *_schemes(scale, data, more)]
+    On CIFAR-100 at CPU scale OPT has only the last exit.
+    """
+    last, *others = family(scale.chosen, scale.optimal[data])
+    first, more = [], []
+    for method in scale.schemes[data]:
+        (first if method in SCHEMES[:5] else more).append(TrainedNet(method, scale.chosen))
+    return [net for part in ([last, *first], others, more)[:parts] for net in part]
 
 
 def _on(bases: Sequence[Base], methods: Sequence[str], optimal: bool = False) -> list[TrainedNet]:
@@ -65,14 +47,14 @@ def sequence(scale: Scale, data: str) -> list[TrainedNet]:
 
 def periods(scale: Scale, data: str) -> list[TrainedNet]:
     """The networks of table 4, by units per exit."""
-    return _on([Base(units, scale.period_width, s) for units, found in scale.periods.items() for s in found], ("sieve",))
+    return _on([Base(units, PERIOD_WIDTH, s) for units, found in scale.periods.items() for s in found], ("sieve",))
 
 
 def _item(title: str, networks: Networks, make: Make) -> Item:
     """An item made from all traces of its networks. Traces do not name their scale, but no two scales share a network."""
 
     def runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
-        return runs_of(networks(SCALES[scale], data), data, SCALES[scale], scale, seeds)
+        return runs_of(networks(SCALES[scale], data), data, scale, seeds)
 
     def made(traces: Traces, data: str) -> Result:
         for scale in SCALES.values():
@@ -86,9 +68,9 @@ def _item(title: str, networks: Networks, make: Make) -> Item:
 
 AMPLIFIED = ("sieve", "AANN", "milestone")
 ITEMS: dict[str, tuple[str, Networks, Make]] = {
-    "table 1": ("weight schemes at the milestones of cost", all_schemes, tables.table_1),
-    "table 1a": ("part of table 1: OPT's last exit and five schemes", first_schemes, tables.table_1),
-    "table 1b": ("table 1a with OPT at every milestone", first_schemes_and_optimal, tables.table_1),
+    "table 1": ("weight schemes at the milestones of cost", schemes, tables.table_1),
+    "table 1a": ("part of table 1: OPT's last exit and five schemes", functools.partial(schemes, parts=1), tables.table_1),
+    "table 1b": ("table 1a with OPT at every milestone", functools.partial(schemes, parts=2), tables.table_1),
     "table 2": (
         "amplified losses against ANN, increase over OPT",
         lambda scale, data: _on(scale.models, AMPLIFIED, optimal=True),
@@ -111,7 +93,7 @@ ITEMS: dict[str, tuple[str, Networks, Make]] = {
         lambda scale, data: _on(scale.models, ("sieve", *STRATEGIES), optimal=True),
         strategies.table_6,
     ),
-    "figure 2": ("errors and training losses over units (2a to d)", all_schemes, figures.figure_2),
+    "figure 2": ("errors and training losses over units (2a to d)", schemes, figures.figure_2),
     "figure 2f": ("the sieve's weights of 15 exits, without training", lambda scale, data: [], figures.figure_2f),
     "figure 2e": ("EANN and OPT+ over the cost", sequence, figures.figure_2e),
     "figure 3": ("error over cost by units per exit", periods, figures.figure_3),

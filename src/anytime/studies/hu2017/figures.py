@@ -24,7 +24,7 @@ from anytime.pretrained import load
 from anytime.reporting.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED
 from anytime.studies.claims import Claim
 from anytime.studies.figures import panels
-from anytime.studies.hu2017.networks import Base, Scale, TrainedNet, run_folders
+from anytime.studies.hu2017.networks import PERIOD_WIDTH, Base, Scale, TrainedNet, run_folders
 from anytime.studies.hu2017.published import PAPER
 from anytime.studies.hu2017.strategies import eann_exits, opt_plus_exits, rivals
 from anytime.studies.hu2017.tables import heading, measure, measure_optimal
@@ -166,14 +166,14 @@ def figure_3(traces: Traces, data: str, scale: Scale, networks: Sequence[Trained
     """The best error so far over the cost, by units per exit; first seed."""
     curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for units, periods in scale.periods.items():
-        nets = {s: TrainedNet("sieve", Base(units, scale.period_width, s)) for s in periods}
+        nets = {s: TrainedNet("sieve", Base(units, PERIOD_WIDTH, s)) for s in periods}
         curves[f"n={units}"] = {f"s={s}": Exits.of(first_trace(traces[net.name])).step_curve() for s, net in nets.items()}
     heads = heading("figure 3: error over cost by units per exit", traces, networks[0], data)
     with panels(0.6 + 3.6 * len(curves), 3.4, len(curves)) as (figure, grid):
         for axes, (name, by_period) in zip(grid, curves.items(), strict=True):
             for (period, curve), colour in zip(by_period.items(), COLOURS, strict=False):
                 axes.plot(*curve, color=colour, label=period)
-            _cost_axes(axes, f"{name} c={scale.period_width}, {heads['dataset']}")
+            _cost_axes(axes, f"{name} c={PERIOD_WIDTH}, {heads['dataset']}")
     return Result({**heads, "curves": curves}, f"{sum(map(len, curves.values()))} curves", figure)
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from anytime.analysis.curves import MILESTONES
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel, create_model
-from anytime.studies.executors.subprocess import train_in_process
+from anytime.studies.executors.subprocess import retrain
 from anytime.studies.runner import StoredTraces, Traces, TrainingRun, View, find_recipe
 
 Which = Literal["milestones", "every", "last"]
@@ -62,7 +61,6 @@ class Scale:
     models: tuple[Base, ...]  # networks of tables 2, 5 and 6
     shown: tuple[Base, ...]  # networks of table 3
     periods: Mapping[int, tuple[int, ...]]  # periods of table 4 and figure 3, by n
-    period_width: int  # their c
     members: tuple[Base, ...]  # members of EANN
     sampled: Base  # the network of figure 4
     warmup: Mapping[str, int]  # training steps before EXP3, RWM and AVGL learn, by data set
@@ -71,6 +69,7 @@ class Scale:
 SCHEMES = ("constant", "sieve", "AdaLoss", "linear", "expb2", "half-end", "expb0.5", "AANN", "midfeat", "no-grad")
 """The schemes of table 1, AANN and AdaLoss, the most informative first."""
 STRATEGIES = ("AANN", "milestone", "EXP3", "RWM", "AVGL")
+PERIOD_WIDTH = 16  # c of the networks in table 4 and figure 3
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "sieve": ("--objective=Weighted", "--objective.weights=sieve"),
@@ -109,7 +108,6 @@ SCALES: dict[str, Scale] = {
         models=(Base(3, 16),),
         shown=(Base(3, 16),),
         periods={3: (1, 2, 3, 4)},
-        period_width=16,
         members=(Base(1, 16), Base(3, 16)),
         sampled=Base(3, 16),
         warmup={"cifar10": 100, "cifar100": 100},  # the published code waits 1 epoch of 300
@@ -127,7 +125,6 @@ SCALES: dict[str, Scale] = {
         models=_MODELS,
         shown=tuple(base for base in _MODELS if base.units > 7 and base != Base(25, 16, 3)),
         periods={7: (1, 2, 3, 5), 9: (1, 2, 3, 5, 7), 13: (1, 2, 3, 4, 5, 8, 10)},
-        period_width=16,
         members=(Base(1, 32), Base(3, 32), Base(7, 32), Base(13, 32), Base(25, 32, 3)),
         sampled=Base(7, 32),
         warmup={"cifar10": 391, "cifar100": 391, "svhn": 9443},  # one epoch: 50,000 / 128, 604,388 / 64
@@ -161,34 +158,19 @@ def midfeat(model: AnytimeModel) -> AnytimeModel:
 
     Source: Hu et al. 2017, section 4.2.
     """
-    from anytime.training.build import build
-    from anytime.training.config import resolve_recipe
-
-    recipe: dict[str, Any] = resolve_recipe(copy.deepcopy(model.info.recipe))
-    recipe["model"]["init_args"]["regime"] = "midfeat"
-    recipe |= resolve_recipe({"objective": {"class_path": "Weighted", "init_args": {"weights": "constant"}}})
-    job = build(recipe, filled_later=True)
-    job.model.load_state_dict(model.state_dict())
-    train_in_process(job)
+    objective = {"class_path": "Weighted", "init_args": {"weights": "constant"}}
+    frozen = retrain(model, {"regime": "midfeat"}, objective=objective)
     with torch.no_grad():
-        retrained, trained = job.model.get_submodule("heads")[-1], model.get_submodule("heads")[-1]  # type: ignore[index]
+        retrained, trained = frozen.get_submodule("heads")[-1], model.get_submodule("heads")[-1]  # type: ignore[index]
         retrained.weight[-1] = trained.weight[-1]
         classes = trained.weight.shape[1]
         retrained.bias[-classes:] = trained.bias[-classes:]
-    return job.model
+    return frozen
 
 
-def runs_of(networks: Sequence[TrainedNet], data: str, scale: Scale, at: str, seeds: Sequence[int]) -> list[TrainingRun]:
-    """One training per network and seed; midfeat is a view of the training of OPT's last exit.
-
-    Args:
-        networks: The networks; duplicates are trained once.
-        data: Data set.
-        scale: One of `SCALES`.
-        at: Its name, which becomes part of the names of the runs.
-        seeds: Seeds of each network.
-    """
-    file, given = scale.recipes[data]
+def runs_of(networks: Sequence[TrainedNet], data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
+    """One training per seed and different network; midfeat is a view of the training of OPT's last exit."""
+    file, given = SCALES[scale].recipes[data]
     recipe = find_recipe(file)
     trained = [last_optimal(net.base) if net.method == "midfeat" else net for net in networks]
     runs = []
@@ -198,8 +180,8 @@ def runs_of(networks: Sequence[TrainedNet], data: str, scale: Scale, at: str, se
             if TrainedNet("midfeat", net.base) in networks and net == last_optimal(net.base):
                 views[TrainedNet("midfeat", net.base).name] = midfeat
             slug = net.name.lower().replace(" ", "_").replace("=", "").replace("-", "").replace(".", "")
-            flags = (*given, *_flags(net, data, scale, seed))
-            runs.append(TrainingRun(f"{data}_{at}_{slug}_seed{seed}", recipe, flags, seed, views))
+            flags = (*given, *_flags(net, data, SCALES[scale], seed))
+            runs.append(TrainingRun(f"{data}_{scale}_{slug}_seed{seed}", recipe, flags, seed, views))
     return runs
 
 
@@ -220,7 +202,3 @@ def _flags(net: TrainedNet, data: str, scale: Scale, seed: int) -> tuple[str, ..
 def run_folders(traces: Traces, net: TrainedNet) -> dict[int, Path]:
     """The run directories of a network, by seed; none for traces that are not stored."""
     return traces.folders(net.name) if isinstance(traces, StoredTraces) else {}
-
-
-Networks = Callable[[Scale, str], Sequence[TrainedNet]]
-"""`(scale, data)` to the networks that a table or figure needs, in order of training."""

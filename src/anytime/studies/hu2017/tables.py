@@ -13,7 +13,7 @@ from anytime.analysis.optimal import Exits
 from anytime.reporting.tables import Column, format_table
 from anytime.studies.claims import Claim
 from anytime.studies.hu2017 import published
-from anytime.studies.hu2017.networks import Base, Scale, TrainedNet, family, last_optimal, milestone_exits
+from anytime.studies.hu2017.networks import PERIOD_WIDTH, Base, Scale, TrainedNet, family, last_optimal, milestone_exits
 from anytime.studies.hu2017.published import METRICS, MILESTONES, PAPER, Row
 from anytime.studies.runner import Traces
 from anytime.studies.seeds import BySeed, facts, first_trace, gain, mean, means, per_seed
@@ -108,8 +108,6 @@ def heading(table: str, traces: Traces, net: TrainedNet, data: str) -> dict[str,
     return facts(traces[net.name], paper=PAPER, table=table, data=data) | {"scale_of_losses": scale}
 
 
-# -- table 1 -----------------------------------------------------------------------------------------------------------
-
 BELOW = (  # (one, other, metrics): the error of one is below that of the other at all of these
     ("sieve", "linear", ("1/4", "1/2")),
     ("sieve", "expb2", ("1/4", "1/2")),
@@ -172,14 +170,11 @@ def _below(
     return Claim(statement, all(found["gain"] > 0 for found in gains.values()), {"gains": gains}, paper)
 
 
-# -- table 4 and proposition 3.1 ---------------------------------------------------------------------------------------
-
-
 def table_4(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
     """Units per exit."""
     rows, claims = [], []
     for units, periods in scale.periods.items():
-        ours = {s: measure(traces, TrainedNet("sieve", Base(units, scale.period_width, s))) for s in periods}
+        ours = {s: measure(traces, TrainedNet("sieve", Base(units, PERIOD_WIDTH, s))) for s in periods}
         for s, measured in ours.items():
             paper = published.TABLE_4.get(units, {}).get(s) if data == "cifar100" else None
             rows.append(row_of(f"n={units} s={s}", measured, None, paper))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from anytime.support.names import nearest
 from anytime.support.text import one_line, printable
@@ -49,7 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"anytime: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    return _guarded(name, rest)
+    with _warnings_in_one_line(name):
+        return _guarded(name, rest)
+
+
+@contextmanager
+def _warnings_in_one_line(name: str) -> Iterator[None]:
+    """Inside, a warning is one line on stderr, without the place in the code that gave it."""
+
+    def line(message: Warning | str, *_: object, **__: object) -> str:
+        return f"anytime {name}: warning: {one_line(message if isinstance(message, Warning) else UserWarning(message))}\n"
+
+    before, warnings.formatwarning = warnings.formatwarning, line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _guarded(name: str, arguments: Sequence[str]) -> int:

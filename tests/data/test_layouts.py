@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anytime import cli
 from anytime.data import ImageFolder, decoding
 from anytime.data.decoding import FORMATS, is_image
 from anytime.data.layouts import Layout, find_layout, list_images
@@ -212,3 +213,11 @@ def test_only_supported_formats_are_opened(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="EPS")
     with warnings.catch_warnings(), pytest.raises(ValueError, match=r"a\.png is damaged or in an unexpected format"):
         decoding.open_image(tmp_path / "a.png")
+
+
+def test_commands_print_a_warning_in_one_line():
+    before = warnings.formatwarning
+    with cli._warnings_in_one_line("train"):
+        text = warnings.formatwarning(UserWarning("1 file .\x1bx\nleft out"), UserWarning, "folders.py", 7)
+    assert text == "anytime train: warning: 1 file .\\x1bx left out\n"
+    assert warnings.formatwarning is before

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anytime.data.augment import Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
-from anytime.data.files import ARCHIVE_ERRORS, check_labels
+from anytime.data.files import ARCHIVE_ERRORS, absent, check_labels
 from anytime.data.names import composed
 from anytime.data.noise import Noise, create_noise
 from anytime.data.record import ImageRecord
@@ -180,7 +180,7 @@ class ImageData(LightningDataModule, ABC):
             if (path := self.root / candidate).exists():
                 return path
         root, download = self.options
-        looked = f"looked in {self.root}" if self.root.is_dir() else f"there is no folder {self.root.absolute()}"
+        looked = f"looked in {self.root}" if self.root.is_dir() else absent(self.root)
         cure = "put it there" if type(self).fetch is ImageData.fetch else f"download it ({download}), or put it there yourself"
         raise FileNotFoundError(
             f"{self.title or type(self).__name__}: no {' or '.join(candidates)}; {looked}; {cure}, "

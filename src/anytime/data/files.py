@@ -67,6 +67,11 @@ def errors_naming(path: str | PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{path} is damaged or in an unexpected format: {detail}") from error
 
 
+def absent(folder: Path) -> str:
+    """`"there is no folder photos (/home/me/photos)"`; a relative path is given with what it means here."""
+    return f"there is no folder {folder}" + ("" if folder.is_absolute() else f" ({folder.absolute()})")
+
+
 def check_labels(labels: Tensor, number: int, source: str | PathLike[str]) -> None:
     """Raises ValueError unless all `labels` are whole numbers in `[0, number)`."""
     if labels.is_floating_point():

@@ -15,6 +15,7 @@ import torch
 from anytime.analysis.summary import summary
 from anytime.data import ImageData, create_data
 from anytime.data.batches import Loader
+from anytime.data.files import absent
 from anytime.data.names import composed
 from anytime.data.record import RECORD, read_record
 from anytime.model import AnytimeModel
@@ -48,14 +49,16 @@ def trained_on(
     arguments = dict(recipe["data"].get("init_args", {}))
     arguments["root"] = root if root is not None else arguments.get("root")
     arguments["download"] = download or (model.info.trusted and arguments.get("download", False))
+    option = "--root"
     with names_from("the model's config.json", trust=model.info.trusted):
         data = create_data(recipe["data"]["class_path"], **arguments)
         if root is None and not data.root.is_dir():
             if not data.official and arguments["root"] is not None:
-                where = f"{data.root}, there is no folder {data.root.absolute()}"
-                raise FileNotFoundError(f"this model was trained on images in {where}; name their folder by --root")
+                raise FileNotFoundError(f"{absent(data.root)}, where this model's images were; name their folder by --root")
+            if arguments["root"] is not None:
+                option = f"--root ({absent(data.root)}, where the recipe has them)"
             data = create_data(recipe["data"]["class_path"], **{**arguments, "root": None})
-    data.options = ("--root", "--download")
+    data.options = (option, "--download")
     if (record_of_run := read_record(run)) is not None:
         data.use_record(record_of_run)
     elif "split_by" not in arguments:

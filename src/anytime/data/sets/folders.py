@@ -17,7 +17,7 @@ from torchvision.datasets.folder import make_dataset
 
 from anytime.data.base import ResizedData, Split
 from anytime.data.decoding import FORMATS, open_image
-from anytime.data.files import errors_naming
+from anytime.data.files import absent, errors_naming
 from anytime.data.layouts import Layout, class_folders, find_layout, list_images
 from anytime.data.names import Names, content_number
 from anytime.data.stream import RESIZE_RATIO, LazyImages
@@ -132,8 +132,7 @@ class ImageFolder(StreamedData):
     def layout(self) -> Layout:
         """The folders of the splits."""
         if not self.root.is_dir():
-            given = f"{self.root}, which would be {self.root.absolute()}" if not self.root.is_absolute() else str(self.root)
-            raise FileNotFoundError(f"there is no folder {given}; {self.options[0]} names the folder that holds the images")
+            raise FileNotFoundError(f"{absent(self.root)}; {self.options[0]} names the folder that holds the images")
         if self.by_positions:  # as before runs had a record of their images
             inside = {name: self.root / name for name in ("train", "val", "test") if (self.root / name).is_dir()}
             train, val, test = map(inside.get, ("train", "val", "test"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from anytime.model import create_model
 from anytime.models.common.layers import add_shortcut
 from anytime.models.common.step_norm import StepBatchNorm2d
 
@@ -105,3 +108,20 @@ def test_a_centred_shortcut_has_zeros_in_front_and_behind() -> None:
     x, before = images(2, 3, 4, 4), images(2, 6, 2, 2)
     wide = add_shortcut(before.clone(), x, centred=True) - before
     torch.testing.assert_close(wide, F.pad(F.avg_pool2d(x, 2), (0, 0, 0, 0, 1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("anytimenet", {"blocks": (10**9, 1), "scheme": ((1, 1), (10**9 - 1, 0))}, "blocks must add up to at most 10,000"),
+        ("anytimenet_baseline", {"blocks": (10**9,)}, "blocks must add up to at most 10,000, got 1,000,000,000"),
+        ("ann", {"units": 10**9}, "units of the three stages must add up to at most 10,000"),
+        ("anytime.models.ann.imagenet.ANNResNet", {"blocks": (10**9,)}, "blocks must add up to at most 10,000"),
+        ("isresnext", {"blocks": (10**9,)}, "blocks must add up to at most 10,000"),
+        ("cascaded_densenet", {"layers": (10**9,)}, "layers must add up to at most 10,000"),
+        ("cascaded_resnet18", {"kernel": (0.0,) * 1000 + (1.0,)}, "kernel must have at most 1,000 weights, got 1,001"),
+    ],
+)
+def test_numbers_that_would_exhaust_memory_before_any_layer(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **arguments)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
-from anytime.models.common.layers import add_shortcut, he_init, pooled
+from anytime.models.common.layers import add_shortcut, check_depth, he_init, pooled
 from anytime.models.common.step_norm import StepBatchNorm2d
 from anytime.registry import variant
 
@@ -39,6 +39,7 @@ def growth(blocks: Sequence[int], scheme: Scheme) -> tuple[tuple[int, ...], ...]
     blocks = tuple(blocks)
     if not blocks or min(blocks) < 1:
         raise ValueError(f"blocks must be at least 1 in every section, got {blocks}")
+    check_depth("blocks", blocks)
     sections = range(len(blocks))
     gains: list[tuple[int, ...]]
     if scheme is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.models.ann.chain import AnytimeChain, GradientFlow
-from anytime.models.common.layers import add_shortcut
+from anytime.models.common.layers import add_shortcut, check_depth
 from anytime.registry import variant
 
 
@@ -79,6 +79,7 @@ class ANN(AnytimeChain):
     ) -> None:
         if units < 1:
             raise ValueError(f"units must be at least 1 per stage, got {units!r}")
+        check_depth("units of the three stages", [3 * units])
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width!r}")
         if transition not in ("conv", "unit"):

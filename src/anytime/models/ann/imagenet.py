@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.models.ann.chain import AnytimeChain, GradientFlow
+from anytime.models.common.layers import check_depth
 from anytime.registry import variant
 
 
@@ -31,6 +32,7 @@ def _norm_relu(channels: int) -> list[nn.Module]:
 def _check(blocks: Sequence[int], width: int) -> None:
     if not blocks or min(blocks) < 1:
         raise ValueError(f"blocks must be at least 1 unit in every stage, got {tuple(blocks)}")
+    check_depth("blocks", blocks)
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width!r}")
 

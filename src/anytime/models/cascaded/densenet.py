@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anytime.models.cascaded.statistics import KEY, Dynamics, convert_state
 from anytime.models.common.delay_kernels import make_kernel
-from anytime.models.common.layers import he_init
+from anytime.models.common.layers import check_depth, he_init
 from anytime.models.common.step_norm import StepBatchNorm2d
 from anytime.models.surgery.delays.model import DelayedNetwork
 from anytime.registry import variant
@@ -58,6 +58,7 @@ class DenseNet(nn.Sequential):
     ) -> None:
         if not layers or min(layers) < 1:
             raise ValueError(f"layers must be at least 1 in every block, got {layers!r}")
+        check_depth("layers", layers)
         if growth < 1 or not 0 < reduction <= 1:
             raise ValueError(f"growth must be at least 1 and reduction lie in (0, 1], got {growth!r} and {reduction!r}")
         super().__init__()

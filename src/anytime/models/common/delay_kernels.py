@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+LONGEST = 1_000  # weights of a delay line: statistics grow with them
 Kernels = Literal["instant", "osd", "ews"] | Sequence[float]
 DelayLine = tuple[Tensor, ...]  # a branch's earlier outputs still in transit, the latest first; or their running average
 
@@ -82,7 +83,7 @@ def make_kernel(kernel: Kernels, alpha: float = 0.9) -> Kernel:
         alpha: For EWS, the share of the running average that stays, in [0, 1); 0 is no delay.
 
     Raises:
-        ValueError: Unknown name, alpha out of range, weights that are empty, not finite or all 0.
+        ValueError: Unknown name, alpha out of range, weights that are empty, not finite, all 0 or more than 1,000.
 
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 2.
     """
@@ -103,6 +104,8 @@ def make_kernel(kernel: Kernels, alpha: float = 0.9) -> Kernel:
             "kernel must be 'instant', 'osd', 'ews' or a list of weights, which must be finite numbers and not all 0, "
             f"got {kernel!r}"
         )
+    if len(weights) > LONGEST:
+        raise ValueError(f"kernel must have at most {LONGEST:,} weights, got {len(weights):,}")
     if abs(sum(weights) - 1) > 1e-6:
         warnings.warn(
             f"the weights of the kernel sum to {sum(weights):g}, not to 1: the answers do not settle at those of the "

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+MOST_LAYERS = 10_000  # of a network; numbers beyond, from a damaged or hostile file, would exhaust memory before any layer
+
+
+def check_depth(name: str, counts: Sequence[int]) -> None:
+    """Raises ValueError if the counts of layers or blocks, an argument called `name`, add up to more than 10,000."""
+    if sum(counts) > MOST_LAYERS:
+        raise ValueError(f"{name} must add up to at most {MOST_LAYERS:,}, got {sum(counts):,}")
 
 
 def add_shortcut(out: Tensor, x: Tensor, centred: bool = False) -> Tensor:

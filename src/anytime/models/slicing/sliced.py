@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from anytime.model import AnytimeModel, State
 from anytime.models.common.batch_norm import PartedBatchNorm
-from anytime.models.common.layers import he_init
+from anytime.models.common.layers import check_depth, he_init
 
 SliceLayout = Literal["cifar", "imagenet"]
 
@@ -198,6 +198,7 @@ class SlicedModel(AnytimeModel):
             raise ValueError(f"blocks must be a list, one number for each scale, got {blocks}")
         if not blocks or min(blocks) < 1:
             raise ValueError(f"blocks must be at least 1 at every scale, got {blocks}")
+        check_depth("blocks", blocks)
         for name, n in {"width": width, "steps": steps, "cardinality": cardinality, "bottleneck": bottleneck}.items():
             if not isinstance(n, int) or n < 1:
                 raise ValueError(f"{name} must be {'at least 1' if isinstance(n, int) else 'a whole number'}, got {n!r}")

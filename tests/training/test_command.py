@@ -87,7 +87,8 @@ def test_run_directory_and_training_again_from_its_configuration(tiny, capsys):
     assert out == f"wrote {run}\nnext: anytime evaluate {run}\n"
     assert err == ""
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "run.json", "config.json", "model.safetensors", CHECKPOINT, "metrics/metrics.csv"}
+    expected = {"config.yaml", "run.json", "config.json", "model.safetensors", "images.safetensors"}
+    expected |= {CHECKPOINT, "metrics/metrics.csv"}
     assert {name for name in names if not name.startswith("tensorboard")} == expected
     assert state(run) == "finished"
     assert main(["train", "--config", str(run / "config.yaml"), "--run", "again"]) == 0
@@ -142,7 +143,10 @@ def test_existing_run(tiny, capsys):
     assert main(["train", "--resume", "mine"]) == 2
     assert "mine is finished" in capsys.readouterr().err
     assert main(["train", "--resume", "mine", "--epochs", "9"]) == 2
-    assert "--resume mine continues the run with its own options; leave out the others" in capsys.readouterr().err
+    options = "--optimizer.lr, --gradient_clip and --progress"
+    assert f"--resume mine continues the run with its own options but {options}; leave out --epochs" in capsys.readouterr().err
+    assert main(["train", "--resume", "mine", "--run", "other"]) == 2
+    assert "--resume mine continues the run there; leave out --config, --run and --overwrite" in capsys.readouterr().err
 
 
 def test_resume_of_a_directory_that_cannot_be_resumed(tiny, capsys):

@@ -28,10 +28,10 @@ def run(arguments: Sequence[str]) -> int:
         source = names_from(", ".join(options.config), options.trust, typed_paths(flags))
         with source if options.config or options.trust else contextlib.nullcontext():
             folder = start_training(parse(flags, options.config), options.run, options.overwrite)
-    elif flags or options.config or options.run or options.overwrite:
-        raise UsageError(f"--resume {options.resume} continues the run with its own options; leave out the others")
+    elif options.config or options.run or options.overwrite:
+        raise UsageError(f"--resume {options.resume} continues the run there; leave out --config, --run and --overwrite")
     else:
-        folder = resume_training(options.resume, options.trust)
+        folder = resume_training(options.resume, options.trust, flags)
     if is_main_process():
         print(f"wrote {folder}\nnext: anytime evaluate {folder}")
     return 0

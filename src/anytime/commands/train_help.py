@@ -42,7 +42,8 @@ where:
   --config RECIPE       a YAML recipe; may be repeated, later ones override earlier ones
   --run DIR             where to write (default: runs/MODEL_DATA)
   --overwrite           replace the run in DIR when the training has finished; other files there stay
-  --resume RUN          continue an interrupted run from its last checkpoint
+  --resume RUN          continue an interrupted run from its last checkpoint; only --optimizer.lr, --gradient_clip and
+                        --progress may be given anew, such as after a loss that became NaN
   --trust               import the custom classes that a recipe names; this can run any code
 
 how:

@@ -50,10 +50,14 @@ class Checkpoints(Checkpoint):
 
     It first finishes the current step, and the validation if that step is the last of its epoch. A second signal stops at
     once. If there are several processes, interrupting one is enough.
+
+    Attributes:
+        begun: Whether the training has begun, after everything was restored.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.begun = False
         self._interrupted = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -67,6 +71,7 @@ class Checkpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self._interrupted, all=False) if several else self._interrupted
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begun = True
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
 

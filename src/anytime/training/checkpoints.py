@@ -1,9 +1,10 @@
-"""Checkpoint files: written whole or not at all, read without executing pickled code."""
+"""Checkpoint files: written whole or not at all, with checksums, read without executing pickled code."""
 
 from __future__ import annotations
 
 import io
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,19 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from anytime.support.files import atomic_write
+from anytime.support.text import one_line
+
+_PARTS = {  # what a training is resumed from, by the way to it
+    ("state_dict",): dict,
+    ("global_step",): int,
+    ("epoch",): int,
+    ("loops", "fit_loop", "epoch_progress"): dict,
+    ("loops", "fit_loop", "epoch_loop.batch_progress"): dict,
+    ("optimizer_states", 0, "state"): dict,
+    ("optimizer_states", 0, "param_groups"): list,
+    ("lr_schedulers", 0, "base_lrs"): list,
+    ("lr_schedulers", 0, "last_epoch"): int,
+}
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -33,18 +47,31 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint on the CPU: only tensors and plain values.
+    """A checkpoint on the CPU: only tensors and plain values. torch writes a CRC-32 of every part, but does not compare it.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is damaged, or holds other objects.
+        ValueError: It is damaged or incomplete, or holds other objects.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as parts:
+            if changed := parts.testzip():
+                raise ValueError(f"the checksum of {changed} differs")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
-        raise ValueError(f"checkpoint {path} is damaged: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"checkpoint {path} is damaged: {one_line(error)}") from error
+    for way, kind in _PARTS.items():
+        part = checkpoint
+        try:
+            for key in way:
+                part = part[key]
+        except (KeyError, IndexError, TypeError):
+            part = None
+        if not isinstance(part, kind):
+            raise ValueError(f"checkpoint {path} is incomplete: it has no {'/'.join(map(str, way))}")
+    return checkpoint
 
 
 def first_difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -124,13 +124,14 @@ def fit(
     Raises:
         NonFiniteLoss: The loss became NaN or infinite; the last checkpoint is from before.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
-        FileNotFoundError, ValueError: `resume`, and there is no checkpoint or it is damaged.
+        FileNotFoundError, ValueError: `resume`, and there is no checkpoint, or it is damaged or incomplete.
         ValueError: The regime cannot train this model, or it could not be saved afterwards.
         OSError: The disk is full; the previous checkpoint is intact.
     """
     model.check_saveable()
     run = Path(run)
     checkpoint = run / CHECKPOINT
+    checkpoints = Checkpoints(checkpoint)
     saved: dict[str, Any] = read_checkpoint(checkpoint) if resume else {"global_step": 0}
     if resume and data.record is None and (recorded := read_record(run)) is not None:
         data.use_record(recorded)
@@ -155,7 +156,7 @@ def fit(
         log_every_n_steps=10,
         limit_val_batches=1.0 if data.val_dataloader() else 0,
         plugins=[WholeFiles()],
-        callbacks=[Reproducible(settings.seed), Checkpoints(checkpoint), *shown, *callbacks],
+        callbacks=[Reproducible(settings.seed), checkpoints, *shown, *callbacks],
     )
     if not resume and trainer.is_global_zero:
         earlier = read_record(None if settings.weights is None else Path(settings.weights))
@@ -164,6 +165,10 @@ def fit(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")  # a frozen trunk
             trainer.fit(module, datamodule=regime.data(module, data), ckpt_path=str(checkpoint) if resume else None)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        if not resume or checkpoints.begun:
+            raise
+        raise ValueError(f"checkpoint {checkpoint} is incomplete, training cannot be resumed from it: {error!r}") from error
     finally:
         regime.release(model)
     model.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from anytime.support.allocator import keep_freed_memory
 from anytime.support.trust import is_remembered, names_from, remember
 from anytime.training.build import TrainingJob, build
 from anytime.training.callbacks import Interrupted
-from anytime.training.config import Config, UsageError
+from anytime.training.checkpoints import read_checkpoint
+from anytime.training.config import Config, UsageError, flatten, parse
 from anytime.training.fit import CHECKPOINT
 from anytime.training.module import NonFiniteLoss
 from anytime.training.rundir import (
@@ -26,8 +28,11 @@ from anytime.training.rundir import (
     new_run,
     read_run,
     set_state,
+    write_config,
     writing,
 )
+
+CHANGEABLE = ("optimizer.lr", "gradient_clip", "progress")  # options that a resumed run may be given
 
 
 class Stopped(RuntimeError):
@@ -59,12 +64,19 @@ def start_training(config: Config, run: Path | None = None, overwrite: bool = Fa
         return _train(run, folder, job, resume=False)
 
 
-def resume_training(run: Path, trust: bool = False) -> Path:
+def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -> Path:
     """Resumes a run from its last checkpoint, or from the beginning if it has none yet.
 
-    Import paths that its configuration names need consent: `trust`, or that the run was started here and is unchanged.
+    Args:
+        run: The run directory.
+        trust: Whether import paths that its configuration names may be imported. They may anyway if the run was started here
+            and is unchanged.
+        flags: Options among `CHANGEABLE` to continue with, as `anytime train` takes them; `run.json` records them.
     """
     _set_up_process()
+    if other := {flag.partition("=")[0] for flag in flags if flag.startswith("--")} - {f"--{key}" for key in CHANGEABLE}:
+        known = " and ".join((", ".join(f"--{key}" for key in CHANGEABLE[:-1]), f"--{CHANGEABLE[-1]}"))
+        raise UsageError(f"--resume {run} continues the run with its own options but {known}; leave out {min(other)}")
     if not run.is_dir():
         raise UsageError(f"there is no run directory {run}")
     with writing(run):
@@ -78,7 +90,22 @@ def resume_training(run: Path, trust: bool = False) -> Path:
             if state["state"] == "finished":
                 raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
             begun = (folder / CHECKPOINT).is_file()
-            return _train(run, folder, build(config, begun, folder if begun else None), resume=begun)
+            config = parse(flags, [folder / CONFIG]) if flags else config
+            job = build(config, begun, folder if begun else None)
+            if flags:
+                _change(folder, config, flags, trust)
+            return _train(run, folder, job, resume=begun)
+
+
+def _change(folder: Path, config: Config, flags: Sequence[str], trust: bool) -> None:
+    """Writes down that a run is resumed with other options."""
+    path, given = folder / CHECKPOINT, flatten(config)
+    step = read_checkpoint(path)["global_step"] if path.is_file() else 0
+    names = [key for key in CHANGEABLE if any(flag.partition("=")[0] == f"--{key}" for flag in flags)]
+    set_state(folder, "started", {"step": step} | {key: given[key] for key in names})
+    write_config(folder, config)
+    if trust and is_main_process():
+        remember(folder / CONFIG, (folder / CONFIG).read_text(encoding="utf-8"))
 
 
 def _train(run: Path, folder: Path, job: TrainingJob, resume: bool) -> Path:
@@ -109,7 +136,7 @@ def _reason(error: BaseException, run: Path, checkpoint: Path) -> str:
         case SystemExit():
             return f"interrupted at once; {last}"
         case NonFiniteLoss():
-            return f"{error}; {last}; a smaller --optimizer.lr may help"
+            return f"{error}; {last}; a smaller --optimizer.lr may help: {resume} --optimizer.lr RATE"
         case OSError():
             where = f": {error.filename}" if error.filename else ""
             return f"{error.strerror or error}{where}; {last}; {resume}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -131,6 +131,18 @@ class AnytimeModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._losses = SampleMeans(1, self.device)
+        for entry in self.trainer.lr_scheduler_configs:
+            self._use_own_rate(cast(LambdaLR, entry.scheduler))
+
+    def _use_own_rate(self, scheduler: LambdaLR) -> None:
+        """Replaces the learning rate that a checkpoint has restored, if this training was given another."""
+        groups, rate = scheduler.optimizer.param_groups, scheduler.optimizer.defaults["lr"]
+        if scheduler.base_lrs == [rate] * len(groups):
+            return
+        now = rate * self._factor(scheduler.last_epoch)
+        for group in groups:
+            group.update(lr=now, initial_lr=rate)
+        scheduler.base_lrs, scheduler._last_lr = [rate] * len(groups), [now] * len(groups)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.regime.before_step(self)

@@ -88,6 +88,13 @@ def new_run(path: Path, config: Config, overwrite: bool) -> Iterator[Path]:
             yield path
 
 
+@rank_zero_only
+def write_config(path: Path, config: Config) -> None:
+    """Writes the configuration of a run directory, in the main process."""
+    with atomic_write(path / CONFIG) as part:
+        part.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
 def create_run(path: Path, config: Config) -> Path:
     """Makes a run directory with its configuration at `path`, or in its folder `replacement` if files are there.
 
@@ -101,8 +108,7 @@ def create_run(path: Path, config: Config) -> Path:
     part = part_of(path)
     part.mkdir()
     try:
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        (part / CONFIG).write_text(text, encoding="utf-8")
+        write_config(part, config)
         set_state(part, "started")
         if path.exists():  # empty but for the lock
             for name in (CONFIG, STATE):
@@ -161,8 +167,12 @@ def _stated(path: Path) -> dict[str, Any]:
 
 
 @rank_zero_only
-def set_state(path: Path, state: str) -> None:
-    """Records the run's state (`started`, `interrupted`, `failed`, `finished`), date and machine, in the main process."""
+def set_state(path: Path, state: str, changed: Config | None = None) -> None:
+    """Records the run's state (`started`, `interrupted`, `failed`, `finished`), date and machine, in the main process.
+
+    `changed` is added to the list of options that were changed when the run was resumed.
+    """
+    changes = [*_stated(path).get("changed", []), *([changed] if changed else [])]
     entry = {
         "format": FORMAT,
         "anytime": __version__,
@@ -170,7 +180,7 @@ def set_state(path: Path, state: str) -> None:
         "state": state,
         "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    } | ({"changed": changes} if changes else {})
     with atomic_write(path / STATE) as part:
         part.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 

@@ -229,6 +229,16 @@ def test_a_block_that_never_ran_is_not_converted(arguments: dict[str, Any], bloc
     assert torch.equal(same(x), model(x))
 
 
+@pytest.mark.parametrize("clock", ["asymptotic", "published"])
+def test_a_short_serial_network_stops_after_its_steps(clock: str) -> None:
+    model = make("serial_resnet18", num_steps=3, clock=clock)
+    state = model.initial_state(images(2, 3, 9, 8))
+    for _ in range(3):
+        _, state = model.step(state)
+    with pytest.raises(ValueError, match="all 3 steps are done"):
+        model.step(state)
+
+
 def test_untrained_networks_are_converted() -> None:
     convert(create_model("serial_resnet18", width=4, clock="published"), clock="asymptotic")
 

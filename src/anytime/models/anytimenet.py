@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from anytime.model import AnytimeModel
 from anytime.models.common.layers import add_shortcut, check_depth, he_init, pooled
 from anytime.models.common.step_norm import StepBatchNorm2d
+from anytime.models.common.steps import require_step_left
 from anytime.registry import variant
 
 Scheme = tuple[int, ...] | tuple[tuple[int, ...], ...] | None
@@ -193,8 +194,7 @@ class AnytimeNet(AnytimeModel):
         return AnytimeNetState(0, (self.normalize(x),))
 
     def step(self, state: AnytimeNetState) -> tuple[Tensor, AnytimeNetState]:
-        if state.step >= self.num_steps:
-            raise ValueError(f"all {self.num_steps} steps are done")
+        require_step_left(state.step, self.num_steps)
         below = self.stem(state.features[0]) if state.step == 0 else state.features[0]
         features: list[Tensor] = []
         for section, run in enumerate(self.schedule[state.step]):

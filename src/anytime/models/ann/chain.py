@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
 from anytime.models.common.layers import he_init, pooled
+from anytime.models.common.steps import require_step_left
 
 GradientFlow = Literal["joint", "no_grad", "midfeat"]
 
@@ -141,8 +142,7 @@ class AnytimeChain(AnytimeModel):
 
     def advance(self, state: ChainState) -> ChainState:
         """The state one exit further, without its answer: only units run."""
-        if state.step >= self.num_steps:
-            raise ValueError(f"all {self.num_steps} steps are done")
+        require_step_left(state.step, self.num_steps)
         features = state.features
         if state.step and self.regime == "no_grad":
             features = features.detach()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anytime.model import AnytimeModel, create_model, eval_mode
 from anytime.models.ann.chain import AnytimeChain, ChainState
+from anytime.models.common.steps import require_step_left
 from anytime.registry import variant
 
 ReportBy = Literal["depth", "validation"]
@@ -141,8 +142,7 @@ class EANN(AnytimeModel):
 
     def advance(self, state: EANNState) -> EANNState:
         """The state one exit further, without its answer: only units run."""
-        if state.step >= self.num_steps:
-            raise ValueError(f"all {self.num_steps} steps are done")
+        require_step_left(state.step, self.num_steps)
         place, exit = self._places[state.step]
         member = self._member(place)
         after = member.advance(ChainState(exit, state.features) if exit else member.initial_state(state.images))

@@ -20,6 +20,7 @@ from anytime.models.cascaded.residual import (
 )
 from anytime.models.cascaded.statistics import Dynamics
 from anytime.models.common.layers import pooled
+from anytime.models.common.steps import require_step_left
 from anytime.registry import variant
 
 Form = Literal["paper", "published"]
@@ -108,8 +109,7 @@ class SerialResNet(ResidualNet):
 
     def step(self, state: SerialState) -> tuple[Tensor, SerialState]:
         time, a, s, stale = state
-        if time > len(self.blocks) + 1:
-            raise ValueError(f"all {self.num_steps} steps are done")
+        require_step_left(time - self.first, self.num_steps)
         answer = time - self.first
         if time == 0:
             return self._logits(a.new_zeros(1, len(a), self._top_channels), answer)[0], state._replace(time=1)

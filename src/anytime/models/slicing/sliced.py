@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from anytime.model import AnytimeModel, State
 from anytime.models.common.batch_norm import PartedBatchNorm
 from anytime.models.common.layers import check_depth, he_init
+from anytime.models.common.steps import require_step_left
 
 SliceLayout = Literal["cifar", "imagenet"]
 
@@ -232,8 +233,7 @@ class SlicedModel(AnytimeModel):
             raise ValueError(f"{name} must lie in 1..{self.num_steps}, got {step!r}")
 
     def step(self, state: Any) -> tuple[Tensor, State]:
-        if state.step >= self.num_steps:
-            raise ValueError(f"all {self.num_steps} steps are done")
+        require_step_left(state.step, self.num_steps)
         return self._advance(state, state.step + 1)
 
     def stream(self, x: Tensor, start: int = 1) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anytime.model import AnytimeModel
 from anytime.models.common.additive import BoostedState, add_to, added_up
+from anytime.models.common.steps import require_step_left
 from anytime.models.surgery.attach.cut_points import Cut
 from anytime.models.surgery.attach.graph import Stage
 
@@ -79,8 +80,7 @@ class AttachedExits(AnytimeModel):
         return AttachedState(0, self.normalize(x))
 
     def step(self, state: Any) -> tuple[Tensor, Any]:
-        if state.step >= self.num_steps:
-            raise ValueError(f"all {self.num_steps} steps are done")
+        require_step_left(state.step, self.num_steps)
         h = self.stages[state.step](self.backbone, state.features)
         return self._answer(state.step, self._head_input(state.step, h)), AttachedState(state.step + 1, h)
 

@@ -22,6 +22,7 @@ from anytime.model import eval_mode
 from anytime.models.common.delay_kernels import Kernels, Smoothing, make_kernel
 from anytime.models.common.frames import FrameModel
 from anytime.models.common.step_norm import Statistics, StepBatchNorm2d
+from anytime.models.common.steps import require_step_left
 from anytime.models.surgery.delays.graph import build_graph, evaluate
 from anytime.models.surgery.delays.norms import set_rows, use_step_norms
 from anytime.models.surgery.delays.plan import DelayPlan, DelayState, Series
@@ -157,8 +158,8 @@ class DelayedNetwork(FrameModel):
         return self.initial_state(x)._replace(moving=1)
 
     def step(self, state: DelayState) -> tuple[Tensor, DelayState]:
-        if not state.moving and state.time >= self.first + self.num_steps:
-            raise ValueError(f"all {self.num_steps} steps are done")
+        if not state.moving:
+            require_step_left(state.time - self.first, self.num_steps)
         plan = self._plans[self.training, bool(state.moving)]
         live = zip(plan.live(state.time), state.values, strict=True)
         series = {i: Series(oldest, list(parts)) for (i, oldest), parts in live}

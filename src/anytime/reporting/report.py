@@ -23,20 +23,12 @@ from anytime.trace import Trace
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with, in this order, paragraphs, a table and figures by caption.
-
-    Attributes:
-        title: Plain text.
-        text: Plain text; a blank line separates paragraphs.
-        rows: Rows of the table, values by key.
-        columns: Its columns; those without any value are omitted.
-        figures: Figures by caption.
-    """
+    """A heading with, in this order, paragraphs of plain text, a table and figures by caption."""
 
     title: str
-    text: str = ""
+    text: str = ""  # a blank line separates paragraphs
     rows: Sequence[Mapping[str, Any]] = ()
-    columns: Sequence[Column] = ()
+    columns: Sequence[Column] = ()  # those without any value are omitted
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 

@@ -57,21 +57,18 @@ def speed_accuracy(
     timed = all(curve.seconds is not None for curve in curves.values())
     with panels(10.5 if timed else 7.4, 3.9, 3 if timed else 2, share_y=True) as (figure, grid):
         for name, curve in curves.items():
-            look: dict[str, Any] = {"color": colours[name], "label": name}
-            grid[0].plot(curve.time.tolist(), curve.accuracy.tolist(), **look)
-            grid[1].plot(curve.macs.tolist(), curve.accuracy.tolist(), **look)
-            if timed and curve.seconds is not None:
-                grid[2].plot((1e3 * curve.seconds).tolist(), curve.accuracy.tolist(), **look)
+            spent = [curve.time, curve.macs, *([] if curve.seconds is None else [1e3 * curve.seconds])]
+            for axes, x in zip(grid, spent, strict=False):
+                axes.plot(x.tolist(), curve.accuracy.tolist(), color=colours[name], label=name)
             if name in published:
                 grid[0].plot(*published[name], color=colours[name], **_PAPER)
-        grid[0].set(xlabel="mean stop time in (simulated) parallel steps", ylabel="accuracy", title=title)
+        grid[0].set(ylabel="accuracy", title=title)
         grid[0].yaxis.set_major_formatter(PercentFormatter(1))
         grid[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        grid[1].set_xlabel("mean MACs per sample (interruptible)")
         grid[1].xaxis.set_major_formatter(EngFormatter())
-        if timed:
-            grid[2].set_xlabel("mean median ms of a stream, batch of 1")
-        for axes in grid:
+        costs = ("mean MACs per sample (interruptible)", "mean median ms of a stream, batch of 1")
+        for axes, label in zip(grid, ("mean stop time in (simulated) parallel steps", *costs), strict=False):
+            axes.set_xlabel(label)
             axes.set_xlim(left=0)
         handles, labels = grid[0].get_legend_handles_labels()
         if published:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anytime.studies.executors.subprocess import train_in_subprocess
-from anytime.studies.runner import TrainingRun, run_all
+from anytime.studies.runner import one_per_seed, run_all
 from anytime.trace import Trace
 
 
@@ -44,10 +44,9 @@ def train_family(
     if not exits or len(set(exits)) != len(exits):
         raise ValueError(f"exits must hold at least one exit and none twice, got {list(exits)}")
     path = Path(recipe)
-    runs = []
-    for exit in exits:
-        objective = ("--objective=Optimal", f"--objective.exit={exit}")
-        name = f"{path.stem}_optimal_{exit}_seed{seed}"
-        runs.append(TrainingRun(name, path, (*flags, *objective), seed, {f"optimal {exit}": None}))
-    traces = run_all(runs, Path(folder), train)
+    networks = {
+        f"optimal_{exit}": ((*flags, "--objective=Optimal", f"--objective.exit={exit}"), {f"optimal {exit}": None})
+        for exit in exits
+    }
+    traces = run_all(one_per_seed(path.stem, path, [seed], networks), Path(folder), train)
     return {exit: traces[f"optimal {exit}"][seed] for exit in exits}

@@ -59,14 +59,10 @@ def trainings(backbone: str, data: str, scale: str, seeds: Sequence[int]) -> lis
     networks: dict[str, tuple[tuple[str, ...], dict[str, View | None]]] = {}
     for name, flags in FLAGS.items():
         half = (f"--regime.backbone_epochs={EPOCHS[backbone] // 2}",) if name == MIXED else ()
-        networks[slug(name)] = ((*common, *flags, *half), {_key(backbone, name): None})
-    networks[slug(PLAIN)][1][_key(backbone, HEADS_ONLY)] = heads_only
+        networks[slug(name)] = ((*common, *flags, *half), {f"{backbone}: {name}": None})
+    networks[slug(PLAIN)][1][f"{backbone}: {HEADS_ONLY}"] = heads_only
     recipe = find_recipe(f"backbones_cifar10_{scale}.yaml")
     return one_per_seed(f"{data}_{scale}_{backbone}", recipe, seeds, networks)
-
-
-def _key(backbone: str, name: str) -> str:
-    return f"{backbone}: {name}"
 
 
 CLAIMS = (
@@ -84,7 +80,7 @@ CLAIMS = (
 def table(backbone: str, traces: Traces, data: str) -> Result:
     """Accuracy of each answer by way of training, and the cost of the exits."""
     names = [PLAIN, HEADS_ONLY, *(name for name in FLAGS if name != PLAIN)]
-    stored = {name: traces[_key(backbone, name)] for name in names}
+    stored = {name: traces[f"{backbone}: {name}"] for name in names}
     any_trace = {name: first_trace(by_seed) for name, by_seed in stored.items()}
     accuracies = {name: per_seed(accuracy, by_seed) for name, by_seed in stored.items()}
     mean_accuracy = {name: means(rows) for name, rows in accuracies.items()}

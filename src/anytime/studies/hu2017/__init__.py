@@ -29,9 +29,9 @@ def schemes(scale: Scale, data: str, parts: int = 3) -> list[TrainedNet]:
     On CIFAR-100 at CPU scale OPT has only the last exit.
     """
     last, *others = family(scale.chosen, scale.optimal[data])
-    first, more = [], []
-    for method in scale.schemes[data]:
-        (first if method in SCHEMES[:5] else more).append(TrainedNet(method, scale.chosen))
+    nets = [TrainedNet(method, scale.chosen) for method in scale.schemes[data]]
+    first = [net for net in nets if net.method in SCHEMES[:5]]
+    more = [net for net in nets if net not in first]
     return [net for part in ([last, *first], others, more)[:parts] for net in part]
 
 

@@ -71,24 +71,16 @@ SCHEMES = ("constant", "sieve", "AdaLoss", "linear", "expb2", "half-end", "expb0
 STRATEGIES = ("AANN", "milestone", "EXP3", "RWM", "AVGL")
 PERIOD_WIDTH = 16  # c of the networks in table 4 and figure 3
 
+WEIGHTS = {"half-end": "half_end", "expb2": "exponential:2", "expb0.5": "exponential:0.5", "no-grad": "constant"}
+WEIGHTS |= {name: name for name in ("sieve", "constant", "linear")}
 FLAGS: dict[str, tuple[str, ...]] = {
-    "sieve": ("--objective=Weighted", "--objective.weights=sieve"),
-    "constant": ("--objective=Weighted", "--objective.weights=constant"),
-    "linear": ("--objective=Weighted", "--objective.weights=linear"),
-    "half-end": ("--objective=Weighted", "--objective.weights=half_end"),
-    "expb2": ("--objective=Weighted", "--objective.weights=exponential:2"),
-    "expb0.5": ("--objective=Weighted", "--objective.weights=exponential:0.5"),
-    "no-grad": ("--objective=Weighted", "--objective.weights=constant", "--model.regime=no_grad"),
-    "AdaLoss": ("--objective=AdaLoss", "--objective.final_extra=1"),  # as in the published scripts for ResNets
-    "AANN": ("--objective=AANN",),
+    **{name: ("--objective=Weighted", f"--objective.weights={weights}") for name, weights in WEIGHTS.items()},
+    **{name: (f"--objective={name}",) for name in ("AANN", "EXP3", "RWM", "AVGL")},
     "milestone": ("--objective=Milestone",),
-    "EXP3": ("--objective=EXP3",),
-    "RWM": ("--objective=RWM",),
-    "AVGL": ("--objective=AVGL",),
     "optimal": ("--objective=Optimal",),
+    "AdaLoss": ("--objective=AdaLoss", "--objective.final_extra=1"),  # as in the published scripts for ResNets
 }
-NORMALIZE = dict.fromkeys(FLAGS, "none") | dict.fromkeys(("sieve", *STRATEGIES), "last")
-"""The largest weight is 1 in every scheme, which is closest to the published code, whose scale differs between schemes."""
+FLAGS["no-grad"] += ("--model.regime=no_grad",)
 
 _CIFAR100 = ("--data=CIFAR100", "--data.validation=0", "--data.batch_size=128")
 _SVHN = ("--data=SVHN", "--data.validation=0", "--data.batch_size=64", "--data.extra=true", "--epochs=60")
@@ -194,8 +186,8 @@ def _flags(net: TrainedNet, data: str, scale: Scale, seed: int) -> tuple[str, ..
         more.append(f"--objective.seed={seed}")
     if net.method in ("EXP3", "RWM", "AVGL"):
         more.append(f"--objective.warmup={scale.warmup[data]}")
-    if net.method != "optimal":
-        more.append(f"--objective.normalize={NORMALIZE[net.method]}")
+    if net.method != "optimal":  # the largest weight is 1, closest to the published code, whose scale differs by scheme
+        more.append(f"--objective.normalize={'last' if net.method in ('sieve', *STRATEGIES) else 'none'}")
     return (*base, *FLAGS[net.method], *more)
 
 

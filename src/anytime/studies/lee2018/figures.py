@@ -6,12 +6,11 @@ Costs are MACs of a sub-network alone (contract cost), as in the paper; figure 4
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from anytime.analysis.curves import error
@@ -131,20 +130,15 @@ def figure_3b(traces: Traces, data: str) -> Result:
     ]
     branches = [Column(str(branch), f"branch {branch}", ".2f") for branch in range(1, len(shown[INCLUSIVE]) + 1)]
     table = format_table(rows, [Column("name", f"block {middle + 1}"), *branches, Column("fall", "fall", ".0%")])
-    drawn = _norm_curves(shown, f"{seeds.figure_title(numbers)}, block {middle + 1}")
-    return Result(numbers, table, drawn, claims)
-
-
-def _norm_curves(norms: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Norms of the branches 1..C of one block."""
     with panels(4.2, 3.0) as (figure, [axes]):
-        for name, values in norms.items():
+        for name, values in shown.items():
             axes.plot(range(1, len(values) + 1), values, label=name, color=LOOKS[name], marker="o")
+        title = f"{seeds.figure_title(numbers)}, block {middle + 1}"
         axes.set(xlabel="branch", ylabel="l1 norm of its last convolution", title=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         axes.legend(loc="best")
-    return figure
+    return Result(numbers, table, figure, claims)
 
 
 def figure_3c(traces: Traces, data: str) -> Result:

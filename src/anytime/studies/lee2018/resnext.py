@@ -15,13 +15,7 @@ from anytime.models.slicing.sliced import classifier
 class Backbone(nn.Module):
     """Only the full sub-network of an I-ResNeXt, images to logits, as a plain sequence of blocks that can be cut.
 
-    Args:
-        num_classes: K of the logits.
-        in_channels: Channels of the images.
-        blocks: Blocks at each scale.
-        width: Channels of the trunk at the first scale.
-        cardinality: Branches of a block.
-        bottleneck: Width of a branch at the first scale.
+    The arguments are those of `IResNeXt`.
     """
 
     def __init__(

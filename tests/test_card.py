@@ -34,3 +34,13 @@ def test_card_holds_every_step_recipe_and_hardware() -> None:
         assert text in card
     (row,) = [line for line in card.splitlines() if line.startswith("| 1 |")]
     assert row.split(" | ")[1:3] == ["1.000 k", "100.0%"]
+
+
+def test_card_of_a_trace_without_seconds() -> None:
+    model = create_model("anytimenet", num_classes=2, blocks=(1, 1, 1), scheme=(1,), width=4)
+    model.info = ModelInfo(class_names=("cat", "dog"), recipe={"model": {"class_path": "anytimenet"}})
+    meta = {"model": "anytimenet", "parameters": 123, "input_size": [3, 8, 8], "dataset": "Pets", "part": "test"}
+    trace = Trace(torch.eye(2)[None], torch.tensor([0, 1]), torch.tensor([1000]), None, None, ("cat", "dog"), meta=meta)
+    card = model_card("pets", model, summary(trace))
+    assert "100.0%" in card
+    assert "median" not in card

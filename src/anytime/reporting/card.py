@@ -28,7 +28,7 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
     errors = numbers["error_at_cost"]["macs"]
     milestones = ", ".join(f"{share}: {'–' if value is None else f'{value:.2%}'}" for share, value in errors.items())
     channels, height, width = meta["input_size"]
-    timed = any(row["seconds"] is not None for row in numbers["steps"])
+    timed = any(row.get("seconds") is not None for row in numbers["steps"])
     timing = f"; ms are medians at batch 1 on {meta['hardware']}, torch {meta['torch']}, float32, eager" if timed else ""
     answers = "1 answer" if model.num_steps == 1 else f"{model.num_steps} answers"
     parts = [

@@ -1,5 +1,7 @@
 """What commands may replace: only what the user asked for; and one writer at a time."""
 
+import contextlib
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -172,3 +174,43 @@ def test_compare_and_evaluate_replace_only_when_asked(run, refused):
     assert content("there") == {"there/report.html": b"mine"}
     assert main(["evaluate", run, "--out", "there", "--overwrite"]) == 0
     assert Path("there/report.html").stat().st_size > 1000
+
+
+@pytest.fixture
+def full_disk():
+    """`full_disk(size)`: files cannot grow beyond `size` bytes inside; the error is that of a full disk but for its name."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limited(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+@pytest.mark.parametrize(
+    ("command", "size", "file"),
+    [
+        (["evaluate", "tiny"], 1_000, "trace-test.safetensors"),
+        (["evaluate", "tiny"], 34_000, "figures/steps.png"),
+        (["evaluate", "tiny"], 80_000, "report.html"),
+        (["fit", "tiny", *HALF], 500, "model.safetensors"),
+        (["fit", "tiny", *HALF, "--out", "new"], 500, "model.safetensors"),
+    ],
+)
+def test_a_full_disk_ends_in_one_sentence_and_leaves_no_half_a_file(with_traces, capsys, full_disk, command, size, file):
+    before = content(with_traces)
+    with full_disk(size):
+        assert main(command) == 1
+    message = capsys.readouterr().err.rpartition("\r")[2]  # after the progress bar
+    assert re.fullmatch(rf"anytime {command[0]}: error: File too large: .*{re.escape(file)}\n", message), message
+    after = content(with_traces)
+    assert after.keys() == before.keys()
+    assert after["tiny/model.safetensors"] == before["tiny/model.safetensors"]
+    assert after[f"tiny/{file}"] == before[f"tiny/{file}"]
+    assert not Path("new").exists()

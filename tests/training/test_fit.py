@@ -17,6 +17,7 @@ from anytime.training.build import build
 from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
 from anytime.training.config import parse
+from anytime.training.fit import hardware_arguments
 from anytime.training.module import compile_blocks
 
 STEPS, STEPS_PER_EPOCH = 9, 3
@@ -244,3 +245,16 @@ def test_a_model_that_cannot_be_saved_is_refused_before_the_training(tmp_path: P
     with pytest.raises(ValueError, match="built without create_model, so nothing says how to build it again"):
         job.fit(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("devices", [10**6, "1000000"])
+def test_more_devices_than_this_machine_has(devices):
+    with pytest.raises(ValueError, match=r"devices must be at most \d+, the (cores|GPUs) of this machine, got .?1000000"):
+        hardware_arguments(Settings(devices=devices))
+
+
+def test_processes_of_torchrun_are_counted_by_torchrun(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    monkeypatch.setenv("WORLD_SIZE", "2000")
+    found = hardware_arguments(Settings())
+    assert (found["devices"], found["num_nodes"]) == (1000, 2)

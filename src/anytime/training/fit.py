@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
@@ -82,11 +83,20 @@ def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, A
     """The arguments of `L.Trainer` that decide where and how it computes; under `torchrun`, on the processes it has started.
 
     With `partial` some steps leave parameters without a gradient, for which DDP needs another strategy.
+
+    Raises:
+        ValueError: There are fewer cores or GPUs than `devices`.
     """
     devices, num_nodes = settings.devices, settings.num_nodes
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     if devices == "auto" and local is not None and world is not None:
         devices, num_nodes = int(local), int(world) // int(local)
+    elif str(devices).isdigit():
+        gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 0
+        available = gpus or os.cpu_count() or 1  # Lightning would start any number of processes on a CPU
+        if int(devices) > available:
+            kind = "GPUs" if gpus else "cores"
+            raise ValueError(f"devices must be at most {available}, the {kind} of this machine, got {devices!r}")
     strategy = settings.strategy
     if partial and strategy in ("auto", "ddp") and (num_nodes > 1 or devices not in ("auto", 1, "1")):
         strategy = "ddp_find_unused_parameters_true"

@@ -24,10 +24,7 @@ SOURCE = (
 )
 BACKBONES = {"resnet20": "ResNet20", "mobilenet": "SmallMobileNet"}
 EPOCHS = {"resnet20": 8, "mobilenet": 4}
-NETWORK_FLAGS: dict[str, tuple[str, ...]] = {
-    "resnet20": (),
-    "mobilenet": ("--precision=32-true",),  # bfloat16 doubles the time of depthwise convolutions on a CPU with AMX
-}
+NETWORK_FLAGS = {"mobilenet": ("--precision=32-true",)}  # bfloat16 doubles the time of depthwise convolutions on CPUs with AMX
 EXITS = 4
 PLAIN, HEADS_ONLY, JOINT = "plain network", "heads only", "joint"
 MIXED, RESCALED, DISTILLED, BOOSTED = "mixed", "gradient rescaling", "self-distillation", "BoostNet"
@@ -55,7 +52,7 @@ def heads_only(model: AnytimeModel) -> AnytimeModel:
 def trainings(backbone: str, data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
     """One training per seed and way, the plain network first; "heads only" is a view of it."""
     network = f"--model.backbone=anytime.models.surgery.small_networks.{BACKBONES[backbone]}"
-    common = (network, f"--epochs={EPOCHS[backbone]}", *NETWORK_FLAGS[backbone])
+    common = (network, f"--epochs={EPOCHS[backbone]}", *NETWORK_FLAGS.get(backbone, ()))
     networks: dict[str, tuple[tuple[str, ...], dict[str, View | None]]] = {}
     for name, flags in FLAGS.items():
         half = (f"--regime.backbone_epochs={EPOCHS[backbone] // 2}",) if name == MIXED else ()

@@ -117,12 +117,11 @@ def _over_units(
     """Draws rows over units; the place of a row's name among `names` decides its colour."""
     for name, row in rows.items():
         index = names.index(name)
-        look: dict[str, Any] = {"linestyle": DASHES} if index >= len(COLOURS) else {}
-        colour = "#000000" if name == "optimal" else COLOURS[index % len(COLOURS)]
-        known = [(unit, value) for unit, value in zip(units, row, strict=True) if not math.isnan(value)]
+        look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": "-" if index < len(COLOURS) else DASHES}
         if name == "optimal":
-            look = {"linestyle": "none", "marker": "*", "markersize": 9}
-        axes.plot(*zip(*known, strict=True), color=colour, label=name, **look)
+            look = {"color": "#000000", "linestyle": "none", "marker": "*", "markersize": 9}
+        known = [(unit, value) for unit, value in zip(units, row, strict=True) if not math.isnan(value)]
+        axes.plot(*zip(*known, strict=True), label=name, **look)
     axes.set(xlabel="units", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

@@ -197,7 +197,7 @@ def full_disk():
     ("command", "size", "file"),
     [
         (["evaluate", "tiny"], 1_000, "trace-test.safetensors"),
-        (["evaluate", "tiny"], 34_000, "figures/steps.png"),
+        (["evaluate", "tiny"], 38_000, "figures/steps.png"),
         (["evaluate", "tiny"], 80_000, "report.html"),
         (["fit", "tiny", *HALF], 500, "model.safetensors"),
         (["fit", "tiny", *HALF, "--out", "new"], 500, "model.safetensors"),

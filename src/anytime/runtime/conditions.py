@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from anytime.runtime.forks import renew_after_fork
+from anytime.runtime.forks import leave_lost_pool, renew_after_fork
 
 
 class Conditions:
@@ -32,6 +32,7 @@ class Conditions:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
+        leave_lost_pool()
         self._enter()
         flushed = sys.float_info.min * 0.5 == 0.0
         torch.set_flush_denormal(True)

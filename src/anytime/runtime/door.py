@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anytime.model import AnytimeModel
 from anytime.runtime.answer import PRIOR, Answer
+from anytime.runtime.forks import leave_lost_pool
 from anytime.runtime.profile import Profile
 
 
@@ -19,6 +20,7 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
         ValueError: Wrong shape, NaN or infinite pixels, or a size that the profile does not know.
         TypeError: Not floating-point, or another precision or device than the model's.
     """
+    leave_lost_pool()
     model.check_input(x)
     reference = next(model.parameters())
     if x.device != reference.device:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +23,14 @@ from anytime.runtime.gathered import Gathered
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits, read
 from anytime.runtime.profile import Profile
 from anytime.runtime.session import Session
-from anytime.runtime.steps import CompiledSteps, EagerSteps
+from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
+from anytime.runtime.threads import Threads
 from anytime.runtime.transfer import Arrival, mark, send
 from anytime.stopping import Rule, resolve
 from anytime.support.units import deadline_seconds, real_number
 
 Deadline = float | str | Tensor | None  # or any other scalar, see `deadline_seconds`
 Prior = Callable[[], Answer]
-_SESSIONS = 64  # most threads
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class Predictor:
 
     Any number of threads may share one predictor: each call has its own state. Every answer is computed in eval mode, in the
     precision of the weights (whatever the caller's autocast), and with denormal numbers as zero. Images are copied at the
-    call: an answer describes them as they were then.
+    call: an answer describes them as they were then. A copy of a predictor (`copy.deepcopy`, pickle) has its own model,
+    threads and drift, and compiles again. A forked process computes with one thread, as the others do not survive the fork.
 
     Args:
         model: An anytime model; put into eval mode. If it is in train mode later, only answers are computed in eval mode.
@@ -84,6 +84,7 @@ class Predictor:
     Raises:
         ValueError: If the profile is of another model or machine, a name is unknown, a rule was never fitted, or the prior has
             the wrong length.
+        TypeError: If the model is no anytime model.
 
     Example:
         >>> predictor = anytime.Predictor(model, anytime.profile(model, (3, 32, 32)), combine="product")
@@ -107,6 +108,7 @@ class Predictor:
         foreign: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        require_steps(model)
         if profile is not None:
             profile.check(model, compiled=compile, foreign=foreign)
             next(iter(profile.batches.values())).steps[0].at(quantile)
@@ -134,15 +136,23 @@ class Predictor:
         on_cuda = next(model.parameters()).is_cuda
         self._depth = depth if on_cuda and rule is None and not lazy_exits else 1
         self._send = send
-        self._run = (
-            CompiledSteps(model, profile.input_size, [*profile.batches], lazy_exits)
-            if profile and compile
-            else EagerSteps(model, lazy_exits)
-        )
+        self._compile, self._lazy_exits = compile, lazy_exits
+        self._run = self._make_run()
         self._drift = Drift()
         self._plans: dict[int, tuple[list[float], list[float]]] = {}
-        self._threads: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
+        self._threads = Threads()
+
+    def _make_run(self) -> EagerSteps:
+        if self.profile is None or not self._compile:
+            return EagerSteps(self.model, self._lazy_exits)
+        return CompiledSteps(self.model, self.profile.input_size, [*self.profile.batches], self._lazy_exits)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._run = self._make_run()
 
     def __call__(
         self,
@@ -194,9 +204,6 @@ class Predictor:
         start = self.clock()
         x = admit(x, self.model, self.profile)
         first = self._prior_answer(x, start, None, prior)
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(_SESSIONS, thread_name_prefix="anytime")
         return Session(self._threads, lambda: self._answers(x, start, None, prior), first)
 
     @staticmethod

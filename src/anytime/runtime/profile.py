@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel
-from anytime.runtime.steps import CompiledSteps, EagerSteps
+from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
 from anytime.support.files import atomic_write
 
 FORMAT = 1
@@ -172,7 +172,12 @@ def profile(
         compile: Compiles each step first (some seconds each), as `Predictor(..., compile=True)` does; contract answers run
             uncompiled.
         clock: Returns seconds; replaced in tests.
+
+    Raises:
+        ValueError: If repeats or batch sizes are below 1.
+        TypeError: If the model is no anytime model.
     """
+    require_steps(model)
     size: tuple[int, int, int] = tuple(example.shape[1:] if isinstance(example, Tensor) else example)  # type: ignore[assignment]
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"repeats and batch_sizes must be at least 1, got {repeats!r} and {batch_sizes!r}")

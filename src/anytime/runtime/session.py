@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from typing import Any
 
 from anytime.runtime.answer import Answer
+from anytime.runtime.forks import renew_after_fork
 from anytime.runtime.lazy import LazyAnswer, read
+from anytime.runtime.threads import Threads
 from anytime.support.units import deadline_seconds
 
 
@@ -16,6 +17,7 @@ class Session:
     """One run of a model in the background: `best()` never waits for it, `interrupt()` takes effect within one step.
 
     An exception in a step ends the run: `wait` and leaving the `with` block raise it, `best()` returns the last good answer.
+    A forked process does not have the thread of an open session: there, such a session has ended with a `RuntimeError`.
 
     Example:
         >>> with predictor.session(x) as session:
@@ -23,12 +25,13 @@ class Session:
         ...     session.best().label
     """
 
-    def __init__(self, threads: Executor, answers: Callable[[], Iterator[Answer | LazyAnswer]], prior: Answer) -> None:
+    def __init__(self, threads: Threads, answers: Callable[[], Iterator[Answer | LazyAnswer]], prior: Answer) -> None:
         self._best: Answer | LazyAnswer = prior  # replaced as a whole: readers need no lock
         self._stop = threading.Event()
         self._done = threading.Event()
         self._error: BaseException | None = None
         self._closed = False
+        renew_after_fork(self)
         threads.submit(self._run, answers)
 
     def _run(self, answers: Callable[[], Iterator[Answer | LazyAnswer]]) -> None:
@@ -82,6 +85,14 @@ class Session:
         self._stop.set()
         self._done.wait()
         self._closed = True
+
+    def renew(self) -> None:
+        """In a forked process: the computation has ended, with an error unless it was done."""
+        if not self._done.is_set():
+            lost = "this session computed in a thread of the parent process, which a forked process does not have"
+            self._error = RuntimeError(f"{lost}: start a new session here; best() still returns the last answer")
+        self._stop, self._done = threading.Event(), threading.Event()
+        self._done.set()
 
     def _raise(self) -> None:
         if self._error is not None:

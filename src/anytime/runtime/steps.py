@@ -13,6 +13,15 @@ from anytime.model import AnytimeModel, SplitStep, State, select_samples
 from anytime.runtime.conditions import conditions_of
 
 
+def require_steps(model: Any) -> None:
+    """Raises TypeError unless a model computes in steps, as an `AnytimeModel` does."""
+    if not all(hasattr(model, name) for name in ("num_steps", "initial_state", "step")):
+        raise TypeError(
+            f"only an anytime model can be stopped at a deadline, and {type(model).__name__} is none: give a network exits, "
+            "anytime.attach_exits(network, exits=4, input_size=(channels, height, width))"
+        )
+
+
 class EagerSteps:
     """The steps of a model as they are, at any batch size.
 

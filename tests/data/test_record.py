@@ -1,7 +1,9 @@
 """Which images are held out: a property of each image, and a record of the run."""
 
+import gc
 import shutil
 import warnings
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from anytime.data import CUB200, Digits, ImageData, ImageFolder, Split
+from anytime.data import CUB200, GTSRB, Digits, ImageData, ImageFolder, Split
 from anytime.data.names import Names, lots
 from anytime.data.record import ImageRecord
 
@@ -297,3 +299,45 @@ def test_damaged_records(tmp_path):
     save_file(tensors, path, metadata={"format": "other"})
     with pytest.raises(ValueError, match="has format 'other'"):
         ImageRecord.load(path)
+
+
+def test_workers_get_no_objects_per_image(tmp_path):
+    """A list of paths would be copied into every worker, page by page."""
+
+    def objects(root, number):
+        loader = folder(write_images(root, number=number), validation=0, test=0).train_dataloader()
+        seen, todo = {}, [loader.images]
+        while todo:
+            if id(part := todo.pop()) not in seen and not isinstance(part, type | ModuleType | FunctionType):
+                seen[id(part)] = part
+                todo += gc.get_referents(part)
+        return len(seen)
+
+    assert objects(tmp_path / "few", 3) == objects(tmp_path / "many", 30)
+
+
+def test_tracks_of_traffic_signs_stay_together(tmp_path):
+    """Also if some tracks are missing here, which moves no other one."""
+    (tmp_path / "gtsrb32").mkdir()
+
+    def held_out(tracks):
+        names_ = [f"{track:05d}_{frame:05d}.ppm" for track in tracks for frame in range(4)]
+        frames = np.random.default_rng(0).integers(0, 256, (len(names_), 4, 4, 3), dtype=np.uint8)
+        arrays = {"images": frames, "labels": np.full(len(frames), 3), "roi": np.tile([0, 0, 1, 1], (len(frames), 1))}
+        np.savez(tmp_path / "gtsrb32/train.npz", **arrays, track=names_)
+        data = GTSRB(root=tmp_path, validation=0.25, size=4)
+        parts = [set(data.split(part).groups.tolist()) for part in ("train", "validation")]
+        assert not parts[0] & parts[1]
+        assert len(data.split("validation")) % 4 == 0
+        return data, parts[1]
+
+    data, chosen = held_out(range(40))
+    assert len(chosen) == 10
+    record = data.make_record()
+    assert (record.count("train"), record.count("validation")) == (120, 40)
+    _, fewer = held_out(range(1, 40))
+    assert len(fewer ^ chosen) <= 2
+    again = GTSRB(root=tmp_path, validation=0.25, size=4)
+    again.use_record(record)
+    found, _ = warned(lambda: set(again.split("validation").groups.tolist()))
+    assert found == chosen - {300_000}

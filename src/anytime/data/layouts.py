@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from anytime.data.decoding import is_image
+from anytime.data.files import in_threads
 from anytime.data.names import composed
 
 _NAMES = {
@@ -19,7 +19,6 @@ _NAMES = {
     "test": ("test", "testing"),
 }
 _PART = {name: part for part, names in _NAMES.items() for name in names}
-_CHUNK = 1000  # files that a thread examines at a time
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,14 @@ def subfolders(folder: Path) -> list[Path]:
     Raises ValueError if a name is not UTF-8, because it cannot be written into a configuration.
     """
     above = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
-    found = []
-    for entry in sorted(folder.iterdir()):
-        if is_hidden(entry.name) or not entry.is_dir() or os.path.realpath(entry) in above:
-            continue
+    with os.scandir(folder) as entries:
+        inside = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+    for name in inside:
         try:
-            entry.name.encode()
+            name.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{folder}: the name of the folder {os.fsencode(entry.name)!r} is not UTF-8; rename it") from None
-        found.append(entry)
-    return found
+            raise ValueError(f"{folder}: the name of the folder {os.fsencode(name)!r} is not UTF-8; rename it") from None
+    return [folder / name for name in inside if os.path.realpath(folder / name) not in above]
 
 
 def class_folders(folder: Path) -> dict[str, list[Path]]:
@@ -73,9 +70,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 def list_images(folder: Path) -> tuple[list[str], Counter[str]]:
     """Paths of all images below `folder`, and how many other files of each suffix there are."""
     files = sorted(_visible_files(folder))
-    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-    with ThreadPoolExecutor(min(8, len(chunks) or 1)) as pool:
-        opens = [opened for chunk in pool.map(lambda chunk: list(map(_is_image_file, chunk)), chunks) for opened in chunk]
+    opens = in_threads(_is_image_file, files)
     others = Counter(Path(path).suffix.lower() for path, opened in zip(files, opens, strict=True) if not opened)
     return [path for path, opened in zip(files, opens, strict=True) if opened], others
 

@@ -51,7 +51,8 @@ class Names:
         return os.fsdecode(self.text[start : int(self.ends[row])].numpy().tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
+        text, ends = self.text.numpy().tobytes(), [0, *self.ends.tolist()]
+        return (os.fsdecode(text[ends[row] : ends[row + 1]]) for row in self.rows.tolist())
 
     def select(self, indices: Tensor) -> Names:
         """Some of the strings; shares the array."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torchvision.datasets.folder import make_dataset
 
 from anytime.data.base import ResizedData, Split
 from anytime.data.decoding import FORMATS, open_image
-from anytime.data.files import absent, errors_naming
+from anytime.data.files import absent, errors_naming, in_threads
 from anytime.data.layouts import Layout, class_folders, find_layout, list_images
 from anytime.data.names import Names, content_number
 from anytime.data.stream import RESIZE_RATIO, LazyImages
@@ -49,17 +49,16 @@ class ImageFiles:
         """One number for the content of each file, int64 `[N]`."""
 
         def read(row: int) -> int:
-            path = self.folder / self.paths[row]
-            with errors_naming(path):
-                return content_number(path.read_bytes())
+            path = os.path.join(self.folder, self.paths[row])
+            with errors_naming(path), open(path, "rb") as file:
+                return content_number(file.read())
 
-        with ThreadPoolExecutor(8) as pool:
-            return torch.tensor(list(pool.map(read, rows.tolist())), dtype=torch.int64)
+        return torch.tensor(in_threads(read, rows.tolist()), dtype=torch.int64)
 
 
 def lazy_split(root: Path, paths: Sequence[Path | str], labels: Sequence[int], source: Path) -> Split:
     """A split whose image files are read on demand; their names are relative to `root`."""
-    names = Names.of(Path(path).relative_to(root).as_posix() for path in paths)
+    names = Names.of(os.path.relpath(path, root).replace(os.sep, "/") for path in paths)
     images = LazyImages(ImageFiles(root, names), torch.arange(len(paths)))
     return Split(images, torch.tensor(labels, dtype=torch.int64), source, names=names)
 

@@ -81,7 +81,7 @@ class GTSRB(ResizedData):
             boxes += [(left, upper, right + 1, lower + 1) for left, upper, right, lower in corners]
             paths += [(table.parent if split == "train" else folder) / row["Filename"] for row in rows]
         targets = torch.tensor(labels)
-        groups = self._tracks([path.name for path in paths], targets) if split == "train" else None
+        groups = self._tracks([path.name for path in paths], targets, folder) if split == "train" else None
         names = Names.of(f"{label:05d}/{path.name}" for label, path in zip(labels, paths, strict=True))
         return Split(read_images(paths, self.input_size, boxes), targets, folder, groups, names)
 
@@ -98,11 +98,14 @@ class GTSRB(ResizedData):
         sources = [path] * len(frames)
         images = resize_images(lambda index: Image.fromarray(frames[index]), sources, self.input_size, boxes)
         # The names of test images are running numbers, not tracks.
-        return Split(images, targets, path, self._tracks(names, targets) if path.stem == "train" else None)
+        groups = self._tracks(names, targets, path) if path.stem == "train" else None
+        known_by = Names.of(f"{label:05d}/{name}" for label, name in zip(targets.tolist(), names, strict=True))
+        return Split(images, targets, path, groups, known_by)
 
-    def _tracks(self, names: list[str], targets: torch.Tensor) -> torch.Tensor:
+    def _tracks(self, names: list[str], targets: torch.Tensor, source: Path) -> torch.Tensor:
         """Track numbers from file names `track_frame.ppm`; each class has its own count."""
-        return targets * 100_000 + torch.tensor([int(name.partition("_")[0]) for name in names])
+        with errors_naming(source):
+            return targets * 100_000 + torch.tensor([int(name.partition("_")[0]) for name in names])
 
     def fetch(self) -> None:
         if not self.found(self.root):

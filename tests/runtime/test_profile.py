@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from anytime.runtime.profile import Latency, Profile, profile
+from anytime import Predictor
+from anytime.runtime.profile import BatchProfile, Latency, Profile, profile
 
 
 def test_quantiles_are_measured_values_not_below_the_quantile() -> None:
@@ -44,6 +46,84 @@ def test_round_trip_and_damage(timed_case, tmp_path: Path) -> None:
             Profile.load(tmp_path / "bad.json")
     with pytest.raises(FileNotFoundError):
         Profile.load(tmp_path / "none.json")
+
+
+ROW = ["batches", "1", "steps", 0]
+DAMAGES = {  # where, the value there (None: the entry is missing), what the message says
+    "NaN": ([*ROW, 3], math.nan, "steps of batch size 1, step 1: seconds must be finite"),
+    "infinity": ([*ROW, 5], math.inf, "seconds must be finite"),
+    "negative": ([*ROW, 1], -0.01, "seconds must be finite and at least 0"),
+    "text": ([*ROW, 1], "0.01", "seconds must be finite"),
+    "bool": ([*ROW, 1], True, "seconds must be finite"),
+    "no measurement": ([*ROW, 0], 0, "after their number, got \\[0, "),
+    "quantiles fall": ([*ROW, 5], 0.001, "quantiles cannot fall"),
+    "a short row": ([*ROW, 5], None, "missing 1 required positional argument: 'max'"),
+    "a row missing": (
+        ["batches", "8", "reached", 1],
+        None,
+        "reached of batch size 8 must have one row for each of 2 steps, got 1",
+    ),
+    "a row that is text": (ROW, "abcdef", "seconds must be finite"),
+    "a row that is a number": (ROW, 3, "argument after"),
+    "a list missing": (["batches", "1", "contract"], None, "missing 1 required positional argument: 'contract'"),
+    "no batches": (["batches"], {}, "batches must be by batch size"),
+    "batches in a list": (["batches"], [], "has no attribute 'items'"),
+    "batch size 0": (["batches", "0"], {"steps": [], "reached": [], "contract": []}, "batches must be by batch size"),
+    "batch size by name": (["batches", "one"], {}, "invalid literal"),
+    "no MACs": (["macs"], [], "macs must be numbers"),
+    "MACs missing": (["macs"], None, "'macs' is missing"),
+    "negative MACs": (["contract_macs", 0], -10, "contract_macs must be numbers of at least 0"),
+    "MACs NaN": (["macs", 1], math.nan, "macs must be numbers"),
+    "MACs of fewer steps": (["contract_macs", 1], None, "one for each of 2 steps"),
+    "MACs fall": (["macs", 1], 5, "cannot fall"),
+    "image size": (["input_size", 0], None, "input_size must be"),
+    "image size 0": (["input_size", 1], 0, "input_size must be"),
+    "fingerprint": (["fingerprint"], [], "fingerprint an object"),
+    "fingerprint missing": (["fingerprint"], None, "fingerprint"),
+    "model": (["model"], 7, "model must be text"),
+    "unknown entry": (["more"], 1, "unexpected keyword argument 'more'"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_profile_is_refused_with_its_fault(timed_case, tmp_path: Path, name: str) -> None:
+    *_, measured = timed_case([0.01, 0.02])
+    path = tmp_path / "profile.json"
+    measured.save(path)
+    where, value, message = DAMAGES[name]
+    data = place = json.loads(path.read_text())
+    for key in where[:-1]:
+        place = place[key]
+    if value is None:
+        del place[where[-1]]
+    else:
+        place[where[-1]] = value
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"profile\.json is not a profile of this version: .*" + message) as error:
+        Profile.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_profile_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('{"format": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json is not a profile of this version"):
+        Profile.load(path)
+
+
+def test_a_predictor_refuses_a_profile_whose_values_are_damaged(timed_case) -> None:
+    _, model, measured = timed_case([0.01, 0.02])
+    nan = measured.batches[1].steps[0]._replace(p99=math.nan)
+    for broken, message in (
+        (dataclasses.replace(measured.batches[1], steps=(nan, nan)), "the profile is damaged: steps of batch size 1, step 1"),
+        (dataclasses.replace(measured.batches[1], steps=()), "must have one row for each of 2 steps, got 0; measure again"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Predictor(model, dataclasses.replace(measured, batches={1: broken}))
+    row = measured.batches[1].steps[:1]
+    short = BatchProfile(row, row, row)
+    with pytest.raises(ValueError, match="the profile is of 1 steps, the model has 2; measure again"):
+        Predictor(model, dataclasses.replace(measured, batches={1: short}, macs=(10,), contract_macs=(10,)))
 
 
 def test_other_hardware_is_refused_unless_asked_for(timed_case) -> None:

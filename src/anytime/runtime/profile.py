@@ -110,9 +110,13 @@ class Profile:
         return self.batches[min(fitting)]
 
     def check(self, model: AnytimeModel, compiled: bool = False, foreign: bool = False) -> None:
-        """Raises ValueError if the model, the way of running or (unless `foreign`) the hardware, threads, ... differ."""
+        """Raises ValueError if its values are damaged, or model, way of running or (unless `foreign`) hardware, ... differ."""
+        if fault := _fault(self):
+            raise ValueError(f"the profile is damaged: {fault}; measure again")
         if self.model != architecture(model):
             raise ValueError(f"the profile is of another model (architecture {self.model}, this one is {architecture(model)})")
+        if len(self.macs) != model.num_steps:
+            raise ValueError(f"the profile is of {len(self.macs)} steps, the model has {model.num_steps}; measure again")
         if self.fingerprint.get("compiled") != compiled:
             kind = "compiled" if compiled else "eager"
             raise ValueError(
@@ -136,7 +140,8 @@ class Profile:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is damaged or of another version; the message names it.
+            ValueError: If the file is damaged or of another version, or entries are missing, negative or NaN; the message says
+                which.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -147,9 +152,47 @@ class Profile:
                 for size, batch in data.pop("batches").items()
             }
             tuples: dict[str, Any] = {key: tuple(data.pop(key)) for key in ("input_size", "macs", "contract_macs")}
-            return cls(batches=batches, **tuples, **data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is not a profile of this version: {error}") from error
+            made = cls(batches=batches, **tuples, **data)
+            if fault := _fault(made):
+                raise ValueError(fault)
+            return made
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path} is not a profile of this version: {reason}") from error
+
+
+def _fault(made: Profile) -> str | None:
+    """What is wrong with the values of a profile: entries that are missing, negative, NaN, or not in order."""
+    steps = len(made.macs)
+    if not isinstance(made.model, str) or not isinstance(made.fingerprint, dict):
+        return f"model must be text and fingerprint an object, got {made.model!r} and {made.fingerprint!r}"
+    if len(made.input_size) != 3 or not all(type(size) is int and size > 0 for size in made.input_size):
+        return f"input_size must be (channels, height, width), got {list(made.input_size)}"
+    for name in ("macs", "contract_macs"):
+        macs = getattr(made, name)
+        if not steps or len(macs) != steps or not all(type(cost) is int and cost >= 0 for cost in macs):
+            return f"{name} must be numbers of at least 0, one for each of {steps} steps, got {list(macs)}"
+    if list(made.macs) != sorted(made.macs):
+        return f"macs are cumulative and cannot fall, got {list(made.macs)}"
+    if not made.batches or not all(type(size) is int and size > 0 for size in made.batches):
+        return f"batches must be by batch size, at least one, got {list(made.batches)}"
+    for size, batch in made.batches.items():
+        for name, rows in vars(batch).items():
+            where = f"{name} of batch size {size}"
+            if len(rows) != steps:
+                return f"{where} must have one row for each of {steps} steps, got {len(rows)}"
+            for step, (n, *seconds) in enumerate(rows, 1):
+                if (
+                    type(n) is not int
+                    or n < 1
+                    or not all(type(value) in (int, float) and 0 <= value < math.inf for value in seconds)
+                ):
+                    return (
+                        f"{where}, step {step}: seconds must be finite and at least 0, after their number, got {[n, *seconds]}"
+                    )
+                if seconds != sorted(seconds):
+                    return f"{where}, step {step}: quantiles cannot fall, got {seconds}"
+    return None
 
 
 def profile(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 _SCALE = 2**40  # the cost of the last step
 _COARSE, _FINE = 64, 512  # thresholds tried per step, where not all are
-_CELLS = 2**21  # of a table held at once
+_CELLS = 2**16  # of a table held at once, which then fits into the cache
 _RANDOM_STARTS, _PRICES = 8, 8
 
 Score = Callable[[Tensor, Tensor], Tensor]

@@ -60,7 +60,7 @@ class Trainer:
             assert flags[0] == "--config"
             path = Path(flags.pop(flags.index("--run") + 1))
             flags.remove("--run")
-            create_run(path, parse(flags[2:], [flags[1]]), overwrite=False)
+            create_run(path, parse(flags[2:], [flags[1]]))
         set_state(path, self.state)
         return self.code
 
@@ -190,7 +190,7 @@ def test_each_network_of_a_run_has_its_own_trace(tmp_path):
 def test_a_view_may_be_recorded_on_validation_images(tmp_path):
     path = tmp_path / "run"
     config = parse(["--model=anytimenet", "--model.width=4", "--data=digits", "--data.classes=['1','7']"], [])
-    create_run(path, config, overwrite=False)
+    create_run(path, config)
     model = create_model("anytimenet", 2, in_channels=1, width=4)
     model.info = ModelInfo(class_names=("1", "7"), recipe=config)
     model.save(path)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, create_model
 from anytime.trace import Trace, record
 
 
@@ -194,6 +194,17 @@ def test_record():
     model.eval()
     with torch.inference_mode():
         assert torch.equal(trace.logits, torch.cat([model(images) for images, _ in loader], dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_record_runs_a_model_in_its_own_precision(dtype):
+    torch.manual_seed(0)
+    model = create_model("anytimenet", num_classes=3, blocks=(2, 2, 2), scheme=(1, 1), width=4).to(dtype).eval()
+    images = torch.rand(5, 3, 8, 8)
+    trace = record(model, [(images, torch.zeros(5, dtype=torch.int64))], progress=False, seconds_batch=2)
+    with torch.inference_mode():
+        assert torch.equal(trace.logits, model(images.to(dtype)).float())
+    assert next(model.parameters()).dtype == dtype
 
 
 def test_record_takes_names_and_levels_from_the_model():

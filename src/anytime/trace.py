@@ -190,7 +190,7 @@ def record(
     seconds_batch: int = 1,
     meta: Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Runs `model` over `loader` in eval mode and records all answers, their costs and the hardware.
+    """Runs `model` over `loader` in eval mode and in its own precision; records all answers, their costs and the hardware.
 
     Args:
         model: An anytime model, `[B, C, H, W] -> [T, B, K]`. Its training flags are restored afterwards.
@@ -209,6 +209,7 @@ def record(
     place = next(model.parameters()).device if device is None else torch.device(device)
     steps, classes = model.num_steps, model.num_classes
     model.to(place)
+    precision = next(model.parameters()).dtype
     answers: list[Tensor] = []
     labels: list[Tensor] = []
     with torch.inference_mode(), eval_mode(model):
@@ -216,7 +217,8 @@ def record(
             input_size = input_size or tuple(images.shape[1:])
             target = target if target.is_floating_point() else target.long()
             _check_labels(target, model.levels, len(images), f"batch {len(labels)}: ")
-            logits = model(images.to(place, non_blocking=True))
+            images = images.to(place, precision if images.is_floating_point() else images.dtype, non_blocking=True)
+            logits = model(images)
             if logits.shape != (steps, len(images), classes):
                 wanted = f"[{steps}, {len(images)}, {classes}]"
                 raise ValueError(f"batch {len(labels)}: the model returned {_describe(logits)} instead of {wanted}")

@@ -7,11 +7,14 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from operator import attrgetter
 
 import torch
 from torch import nn
 
 from anytime.runtime.forks import leave_lost_pool, renew_after_fork
+
+_is_training = attrgetter("training")
 
 
 class Conditions:
@@ -50,7 +53,7 @@ class Conditions:
     def _enter(self) -> None:
         with self._lock:
             self._inside += 1
-            if any(module.training for module in self._modules):
+            if any(map(_is_training, self._modules)):
                 training = [module for module in self._model.modules() if module.training]
                 self._training += training
                 for module in training:

@@ -151,6 +151,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     | {"optimizer": {"class_path": "SGD", "init_args": {"lr": {"class_path": "downloaded.evil.Optimizer"}}}},
     "learning rate as a path": RECIPE | {"optimizer": {"class_path": "SGD", "init_args": {"lr": "downloaded.evil.Optimizer"}}},
     "backbone": RECIPE | {"model": {"class_path": "attach", "init_args": {"backbone": "downloaded.evil.Plain"}}},
+    "options as an object": RECIPE
+    | {
+        "model": {
+            "class_path": "attach",
+            "init_args": {
+                "backbone": "torchvision:resnet18",
+                "options": {"class_path": "downloaded.evil.Plain", "init_args": {}},
+            },
+        }
+    },
 }
 
 
@@ -162,6 +172,13 @@ def test_recipes_import_nothing(folder: Path, kind: str, capsys: pytest.CaptureF
     assert error.count("\n") == 1, error
     assert not_executed()
     assert not Path("run").exists()
+
+
+def test_plain_mappings_in_a_recipe_are_taken(folder: Path) -> None:
+    arguments = {"backbone": "anytime.models.surgery.small_networks.ResNet20", "options": {"width": 2}, "exits": 1}
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"model": {"class_path": "attach", "init_args": arguments}}))
+    with names_from("recipe.yaml"):
+        assert parse([], ["recipe.yaml"])["model"]["init_args"]["options"] == {"width": 2}
 
 
 def test_resume_imports_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -312,12 +312,15 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     }
 
 
+_PLAIN = ("builtins", "typing", "os", "pathlib")  # modules of types whose values jsonargparse does not import
+
+
 def _reject_imports(parser: ArgumentParser, given: Sequence[str]) -> None:
     """Raises UsageError if jsonargparse would import a value: a class, by path, for an argument that takes objects."""
     hints = {option: getattr(action, "_typehint", Any) for action in parser._actions for option in action.option_strings}
     for flag, text in (text.split("=", 1) for text in given):
         value, kinds = yaml.safe_load(text), _kinds(hints.get(flag, Any))
-        objects = [kind for kind in kinds if kind is Callable or (isinstance(kind, type) and kind.__module__ != "builtins")]
+        objects = [kind for kind in kinds if kind is Callable or (isinstance(kind, type) and kind.__module__ not in _PLAIN)]
         parts = value if isinstance(value, list) else [value]
         plain = all(part is None or isinstance(part, int | float | (str if str in kinds else int)) for part in parts)
         if objects and not plain:

@@ -126,9 +126,7 @@ def test_a_single_value_per_channel_says_what_to_do(make: Callable[[], _BatchNor
     norm = make()
     norm.momentum = momentum
     before = running(norm)
-    with pytest.raises(
-        ValueError, match=r"more than one value per channel, got \[1, 3, 1, 1\]: leave out a last batch"
-    ):
+    with pytest.raises(ValueError, match=r"more than one value per channel, got \[1, 3, 1, 1\]: leave out a last batch"):
         norm(torch.rand(1, 3, 1, 1), 0)
     assert all(torch.equal(value, before[name]) for name, value in running(norm).items())
     norm(torch.rand(1, 3, 1, 2), 0)

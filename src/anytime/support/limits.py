@@ -28,7 +28,8 @@ class AllocationLimit(TorchFunctionMode):
 
     def __init__(self, elements: int, calls: int, source: str) -> None:
         super().__init__()
-        self._elements, self._calls, self._source = elements, calls, source
+        self._elements: float = elements
+        self._calls, self._source = calls, source
         self._limit = f"more than the {elements:,} values or {calls:,} tensors"
 
     def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:

@@ -164,6 +164,8 @@ def test_figure_4_by_hand(stops):
     assert rows["SerialTD-MultiHead"]["accuracy"] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1], abs=1e-12)
     assert rows["CascadedTD"]["sem"] == [0] * 8
     assert rows["CascadedTD"]["in_gaps"] == [4, 5, 6, 7, 8]
+    drawn = torch.tensor(result.figure.axes[0].lines[0].get_ydata())
+    assert drawn.isnan().nonzero().tolist() == [[99]], "the line is interrupted between t = 3 and 9"
     assert rows["CascadedCE"]["in_gaps"] == [2, 3, 4, 5, 6, 7, 8]
     assert "only a line between two: CascadedTD at t = 4, 5, 6, 7, 8; " in result.text
     assert rows["CascadedTD"]["paper"] == pytest.approx([0.107, 0.484, 0.78, 0.912, 0.916, 0.916, 0.916, 0.916])

@@ -17,6 +17,8 @@ from anytime.trace import Trace
 
 THRESHOLDS = (*torch.linspace(0, 1, 100, dtype=torch.float64).tolist(), math.inf)
 """The 100 thresholds of Iuzzolino et al. 2021, and one that never stops before the last step."""
+GAP = 2.0
+"""Mean stop times of neighbouring thresholds that are further apart, in steps, leave a gap in the curve."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class SpeedAccuracy:
         """
         return numpy.interp(times, self.time, self.accuracy, left=math.nan, right=math.nan).tolist()
 
-    def in_gaps(self, times: Sequence[float], gap: float = 2.0) -> list[float]:
+    def in_gaps(self, times: Sequence[float], gap: float = GAP) -> list[float]:
         """Those of the times that no threshold comes near: the neighbours' mean stop times are more than `gap` steps apart."""
         spent = self.time.tolist()
         gaps = [(before, after) for before, after in pairwise(spent) if after - before > gap]

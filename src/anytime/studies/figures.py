@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from anytime.analysis.curves import Cost
-from anytime.analysis.speed_accuracy import SpeedAccuracy
+from anytime.analysis.speed_accuracy import GAP, SpeedAccuracy
 from anytime.reporting.plots import BLUE, DASHES, GREY, STYLE
 
 COST_LABELS: dict[Cost, str] = {"contract": "MACs of the sub-network alone", "macs": "MACs of the stream"}
@@ -53,13 +54,18 @@ def speed_accuracy(
     published: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     title: str,
 ) -> Figure:
-    """Accuracy over the mean stop time, and over its cost here: MACs and, where all curves have them, milliseconds."""
+    """Accuracy over the mean stop time, and over its cost here: MACs and, where all curves have them, milliseconds.
+
+    A line is interrupted between thresholds whose mean stop times are far apart (`GAP`).
+    """
     timed = all(curve.seconds is not None for curve in curves.values())
     with panels(10.5 if timed else 7.4, 3.9, 3 if timed else 2, share_y=True) as (figure, grid):
         for name, curve in curves.items():
+            gaps = ((curve.time.diff() > GAP).nonzero()[:, 0] + 1).tolist()
             spent = [curve.time, curve.macs, *([] if curve.seconds is None else [1e3 * curve.seconds])]
             for axes, x in zip(grid, spent, strict=False):
-                axes.plot(x.tolist(), curve.accuracy.tolist(), color=colours[name], label=name)
+                broken = (numpy.insert(values.numpy(), gaps, math.nan) for values in (x, curve.accuracy))
+                axes.plot(*broken, color=colours[name], label=name)
             if name in published:
                 grid[0].plot(*published[name], color=colours[name], **_PAPER)
         grid[0].set(ylabel="accuracy", title=title)

@@ -184,8 +184,13 @@ def test_names():
         combiner("temperature")
 
 
+def test_weights_may_be_arrays():
+    for weights in (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]).numpy(), [torch.tensor(1), 2]):
+        assert Mixture(weights) == Mixture((1.0, 2.0))
+
+
 def test_clear_errors():
-    for wrong in ([], [1, 0], [1, -1], [math.nan], [math.inf]):
+    for wrong in ([], [1, 0], [1, -1], [math.nan], [math.inf], 3, torch.tensor(2.0), [None], ["a"]):
         with pytest.raises(ValueError, match="above zero, one per step"):
             Mixture(wrong)
     with pytest.raises(ValueError, match="made for 2 steps, the model has 3"):

@@ -31,7 +31,10 @@ class Combiner(Tagged):
 
     def __post_init__(self) -> None:
         if self.per_step and (values := getattr(self, self.per_step)) is not None:
-            numbers = tuple(float(value) for value in values)
+            try:
+                numbers = tuple(float(value) for value in values)
+            except (TypeError, ValueError):  # a single number, or no numbers
+                numbers = ()
             if not numbers or not all(0 < number < math.inf for number in numbers):
                 raise ValueError(f"{self.per_step} must be finite and above zero, one per step, got {values!r}")
             object.__setattr__(self, self.per_step, numbers)

@@ -135,6 +135,18 @@ def test_a_given_prior_is_copied(timed_case: Callable) -> None:
         assert torch.equal(before.probabilities, torch.full((1, 5), 0.2))
 
 
+def test_a_given_prior_may_change_after_the_call(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01])
+    predictor = Predictor(model, profile, clock=clock)
+    before = predictor(X, 0.001)
+    answers = predictor.stream(X, 0.001, prior=before)
+    before.probabilities.zero_()
+    assert torch.equal(next(answers).probabilities, torch.full((1, 5), 0.2))
+    for ask in (predictor.stream, predictor.session):  # a wrong one is refused at the call
+        with pytest.raises(ValueError, match="prior must be an answer for as many images"):
+            ask(X.expand(2, -1, -1, -1), prior=before)
+
+
 def test_a_dropped_frame_shares_nothing_with_the_last(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.25])
     seen = []

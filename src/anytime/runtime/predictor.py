@@ -180,7 +180,7 @@ class Predictor:
         """
         start = self.clock()
         budget = self._budget(start, deadline, until)
-        x = admit(x, self.model, self.profile)
+        x, prior = self._admit(x, prior)
         if contract:
             return self._contract(x, start, budget, prior)
         for answer in self._answers(x, start, budget, prior):
@@ -196,13 +196,13 @@ class Predictor:
         """
         start = self.clock()
         budget = self._budget(start, deadline, until)
-        x = admit(x, self.model, self.profile)
+        x, prior = self._admit(x, prior)
         return (read(answer) for answer in self._answers(x, start, budget, prior))
 
     def session(self, x: Tensor, prior: Answer | None = None) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
         start = self.clock()
-        x = admit(x, self.model, self.profile)
+        x, prior = self._admit(x, prior)
         first = self._prior_answer(x, start, None, prior)
         return Session(self._threads, lambda: self._answers(x, start, None, prior), first)
 
@@ -215,14 +215,17 @@ class Predictor:
             raise ValueError(f"give deadline or until, not both: got {deadline!r} and {until!r}")
         return deadline_seconds(real_number(until, "until must be a time of the clock in seconds") - start)
 
+    def _admit(self, x: Tensor, prior: Answer | None) -> tuple[Tensor, Answer | None]:
+        """Copies of the images and of the prior, checked."""
+        x = admit(x, self.model, self.profile)
+        return x, None if prior is None else prior_answer(self._prior, len(x), 0.0, None, prior)
+
     def _prior_answer(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         return prior_answer(self._prior, len(x), self.clock() - start, budget, prior)
 
     def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer | LazyAnswer]:
         """All answers that fit; with lazy exits they are computed when read."""
         no_step = partial(self._prior_answer, x, start, budget, prior)
-        if prior is not None:
-            no_step()  # raises an error now if it is for other images
         macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
         run: LazyExecution | EagerExecution
         if self._run.lazy:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,6 +19,7 @@ from anytime.training.means import SampleMeans
 from anytime.training.regimes.base import Joint, Regime
 from anytime.training.schedules import Schedule
 
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 SHAPES = 64  # graphs per kind of block: shapes, passes, train and eval mode
 CHECK_EVERY = 50  # steps between checks of the loss on an accelerator, where each check waits for the device
 
@@ -27,12 +29,12 @@ class NonFiniteLoss(RuntimeError):
 
 
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups: weight decay only for weights of two or more dimensions, not for biases and norms."""
+    """Parameter groups: weight decay only for weights of two or more dimensions, not for biases and norms of any shape."""
+    norms = {id(p) for part in module.modules() if isinstance(part, NORMS) for p in part.parameters(recurse=False)}
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    decayed = [p for p in parameters if p.ndim > 1 and id(p) not in norms]
+    known = {id(p) for p in decayed}
+    return [{"params": decayed}, {"params": [p for p in parameters if id(p) not in known], "weight_decay": 0.0}]
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -301,7 +301,7 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     if missing := [action.dest for action in parser._actions if action.required and action.dest not in keys]:
         raise UsageError(f"{missing[0]} must be given")
     if is_untrusted():
-        _reject_imports(parser, below)
+        _reject_imports(parser, values)
     try:
         plain = yaml.safe_load(parser.dump(parser.parse_args(given), skip_unset=False))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -315,16 +315,16 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
 _PLAIN = ("builtins", "typing", "os", "pathlib")  # modules of types whose values jsonargparse does not import
 
 
-def _reject_imports(parser: ArgumentParser, given: Sequence[str]) -> None:
+def _reject_imports(parser: ArgumentParser, values: Config) -> None:
     """Raises UsageError if jsonargparse would import a value: a class, by path, for an argument that takes objects."""
-    hints = {option: getattr(action, "_typehint", Any) for action in parser._actions for option in action.option_strings}
-    for flag, text in (text.split("=", 1) for text in given):
-        value, kinds = yaml.safe_load(text), _kinds(hints.get(flag, Any))
+    hints = {action.dest: getattr(action, "_typehint", Any) for action in parser._actions}
+    for key, value in values.items():
+        kinds = _kinds(hints.get(key, Any))
         objects = [kind for kind in kinds if kind is Callable or (isinstance(kind, type) and kind.__module__ not in _PLAIN)]
         parts = value if isinstance(value, list) else [value]
         plain = all(part is None or isinstance(part, int | float | (str if str in kinds else int)) for part in parts)
         if objects and not plain:
-            raise UsageError(f"{flag[2:]} is {value!r} in a recipe, but there it must be a plain value; give it as a flag")
+            raise UsageError(f"{key} is {value!r} in a recipe, but there it must be a plain value; give it as a flag")
 
 
 def _kinds(hint: Any) -> list[Any]:

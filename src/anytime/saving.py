@@ -285,10 +285,10 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
-    if slow := denormal_warning(tensors.values(), str(path)):
-        warnings.warn(slow, stacklevel=2)
         if name.rpartition(".")[2] == "std" and not (tensor > 0).all():
             raise ValueError(f"{path} is damaged: {name} holds {tensor.min():g}, but images are divided by it")
+    if slow := denormal_warning(tensors.values(), str(path)):
+        warnings.warn(slow, stacklevel=2)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

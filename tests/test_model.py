@@ -51,6 +51,7 @@ def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
     model = small(num_classes=4, eps=1e-4)
     for tensor in model.state_dict().values():
         tensor.normal_()
+    model.std.abs_()
     model.info = ModelInfo(class_names=("ä", "b"), other={"accuracy": [0.5, 0.75]})
     model.save(tmp_path)
     loaded = read_model(tmp_path)

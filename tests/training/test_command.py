@@ -254,3 +254,12 @@ def test_killed_at_any_moment(tiny, start, seconds):
     if state(Path("run")) != "finished":
         assert main(["train", "--resume", "run"]) == 0
     assert same(Path("whole"), Path("run"))
+
+
+def test_signal_handlers_are_left_as_they_were(tmp_path, monkeypatch):
+    """Lightning and an interruption set handlers of their own."""
+    monkeypatch.chdir(tmp_path)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    flags = ["--data", "digits", "--data.limit", "40", "--epochs", "1", "--progress", "false", "--model.width", "2"]
+    assert main(["train", "--model", "anytimenet", *flags, "--run", "run"]) == 0
+    assert {number: signal.getsignal(number) for number in before} == before

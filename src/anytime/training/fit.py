@@ -18,7 +18,7 @@ from anytime.data import ImageData
 from anytime.data.record import RECORD, read_record
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
-from anytime.training.callbacks import Checkpoints, Progress, Reproducible
+from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
 from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
 from anytime.training.logs import loggers
 from anytime.training.module import AnytimeModule
@@ -172,7 +172,7 @@ def fit(
         earlier = read_record(None if settings.weights is None else Path(settings.weights))
         data.make_record().following(earlier).save(run / RECORD)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), signals_restored():
             warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")  # a frozen trunk
             trainer.fit(module, datamodule=regime.data(module, data), ckpt_path=str(checkpoint) if resume else None)
     except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -18,7 +18,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("anytime", deadline=None)  # a test's time depends on what else runs
 settings.load_profile("anytime")
 
-LONGEST = ("test_readme", "test_contract", "test_session", "test_command")  # files that take the longest
+LONGEST = (
+    "test_readme",
+    "test_contract",
+    "test_contributing",
+    "test_untrusted",
+    "test_command",
+)  # files that take the longest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

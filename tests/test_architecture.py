@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +71,7 @@ def imports(module: str, text: str, modules: dict[str, Path]) -> Iterator[tuple[
                 yield name, node.lineno, id(node) not in lazy  # type: ignore[attr-defined]
 
 
+@functools.cache
 def type_only(text: str) -> set[int]:
     """Lines of imports that only a type checker sees."""
     guarded = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]

@@ -24,7 +24,7 @@ LONGEST = (
     "test_contributing",
     "test_untrusted",
     "test_command",
-)  # files that take the longest
+)  # files
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -272,11 +272,11 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    trust = trust or is_remembered(directory / CONFIG, named_by(config))
+    remembered = is_remembered(directory / CONFIG, named_by(config))
     try:
         elements, count = sum(tensor.numel() for tensor in tensors.values()), len(tensors)
         limit = AllocationLimit(4 * elements + 2**28, 50 * count + 10_000, CONFIG)  # room for probing with images
-        with names_from(directory / CONFIG, trust, loading=True), limit:
+        with names_from(directory / CONFIG, trust, loading=True, remembered=remembered), limit:
             model = build_model(config["model"], **config["arguments"])
     except UntrustedName:
         raise
@@ -295,7 +295,7 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
         first = str(error).splitlines()[:2][-1].strip()
         raise ValueError(f"{path} does not fit the model {config['model']!r} of {CONFIG}: {first}") from error
     try:
-        model.info = replace(ModelInfo.from_dict(config.get("metadata", {})), trusted=trust)
+        model.info = replace(ModelInfo.from_dict(config.get("metadata", {})), trusted=trust or remembered)
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG} is damaged: {error}") from error
     return model.eval()

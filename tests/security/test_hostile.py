@@ -227,6 +227,8 @@ RECIPES: dict[str, str | bytes] = {
     "nested too deeply": f"model: {DEEP}",
     "mappings nested too deeply": "{a: " * 3000 + "1" + "}" * 3000,
     "aliases that expand": BOMB,
+    "merge keys that expand": "x0: &x0 {a: 1}\n"
+    + "".join(f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 10)}]}}\n" for i in range(1, 9)),
     "a tag that runs code": "model: !!python/object/apply:os.system ['touch executed']",
     "another tag": "model: !!python/name:os.system",
     "unknown key": yaml.safe_dump(RECIPE | {"modle": 1}),

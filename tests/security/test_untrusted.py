@@ -22,6 +22,7 @@ from anytime.saving import CONFIG, ModelInfo
 from anytime.support.trust import UntrustedName, names_from, typed_paths
 from anytime.training.config import parse
 from anytime.training.launch import start_training
+from anytime.training.rundir import finish_replacement
 
 PAYLOAD = """
 from pathlib import Path
@@ -273,6 +274,46 @@ def test_blocks_of_names() -> None:
             create_model("no.such.Model")
         with pytest.raises(UntrustedName):
             create_model("no.such.Other")
+
+
+def test_consent_to_one_file_says_nothing_of_others() -> None:
+    with names_from("remembered", remembered=True), pytest.raises(ValueError, match="cannot be imported"):
+        create_model("no.such.Model")
+    with names_from("remembered", remembered=True), names_from("inner"), pytest.raises(UntrustedName):
+        create_model("no.such.Model")
+    assert typed_paths(["--data.root", "/x/my.photos", "--model", "mine.Net"]) == {"mine.Net"}
+
+
+def test_resuming_a_foreign_run_uses_no_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "anytime", "train", "--model", "anytimenet", *TYPED[2:], "--run", "run"])
+    assert done.returncode == 0
+    shutil.copytree("run", "theirs")
+    state = json.loads(Path("theirs/run.json").read_text())
+    Path("theirs/run.json").write_text(json.dumps(state | {"state": "started"}))
+    text = Path("theirs/config.yaml").read_text()
+    Path("theirs/config.yaml").write_text(text.replace("download: false", "download: true"))
+    assert main(["train", "--resume", "theirs"]) == 2
+    assert "sets data.download, which uses the network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".lock", "replacement", "figures", "checkpoints"])
+def test_nothing_is_written_through_links(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("home").mkdir()
+    (folder / name).symlink_to(Path("home" if name != ".lock" else "home/file").absolute())
+    assert main(["evaluate", "downloaded"]) == 1
+    assert f"downloaded/{name} is a link" in capsys.readouterr().err
+    assert not list(Path("home").iterdir())
+
+
+def test_a_replacement_moves_only_files_of_this_library(folder: Path) -> None:
+    new = folder / "replacement"
+    (new / "x").mkdir(parents=True)
+    (new / "x/authorized_keys").write_text("key")
+    (new / "run.json").write_text(json.dumps({"format": 1, "anytime": "1", "state": "finished"}))
+    Path("home").mkdir()
+    (folder / "x").symlink_to(Path("home").absolute())
+    finish_replacement(folder)
+    assert not list(Path("home").iterdir())
 
 
 def test_weights_are_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,19 @@ from typing import Any
 
 import yaml
 
-DEPTH, NODES = 100, 1_000_000  # far beyond any document of this library
+DEPTH, NODES = 100, 100_000  # far beyond any document of this library
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader; merge keys may not expand without end."""
+
+    merged = 0
+
+    def flatten_mapping(self, node: Any) -> None:
+        super().flatten_mapping(node)
+        self.merged += len(node.value)
+        if self.merged > NODES:
+            raise yaml.YAMLError(f"its merge keys expand to more than {NODES:,} values")
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
@@ -26,7 +38,7 @@ def parse_yaml(text: str | bytes, source: object) -> Any:
     Aliases may not expand to more than `NODES` values.
     """
     try:
-        return _checked(yaml.safe_load(text), source)
+        return _checked(yaml.load(text, Loader=_Loader), source)
     except RecursionError:
         raise ValueError(f"{source} is not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

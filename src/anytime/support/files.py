@@ -44,7 +44,11 @@ def remove_leftovers(parts: Iterable[Path]) -> None:
     for part in list(parts):
         match = _PART.fullmatch(part.name)
         if match and _has_ended(int(match[1])):
-            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+            if part.is_dir() and not part.is_symlink():
+                if {entry.name for entry in part.iterdir()} <= {"config.yaml", "run.json"}:  # half of a run directory
+                    shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def _has_ended(process: int) -> bool:

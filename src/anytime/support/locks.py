@@ -19,6 +19,9 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _held: set[int] = set()
 
 
+_WRITTEN = (LOCK, "replacement", "checkpoints", "figures", "metrics", "tensorboard")  # may come from a stranger, as links
+
+
 class InUse(RuntimeError):
     """Another process writes to a folder."""
 
@@ -43,13 +46,16 @@ def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True) 
     folder = Path(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    for name in _WRITTEN:
+        if (folder / name).is_symlink():
+            raise ValueError(f"{folder / name} is a link, and nothing is written through links; put there what it leads to")
     descriptor = _acquire(folder, doing, brief) if os.access(folder, os.W_OK) else None
     if descriptor is None:
         yield
         return
     _held.add(descriptor)
     try:
-        remove_leftovers(folder.rglob(".*.part"))
+        remove_leftovers([*folder.glob(".*.part"), *folder.glob("*/.*.part")])
         yield
     finally:
         with suppress(OSError):  # Windows keeps files that are open
@@ -65,7 +71,7 @@ def _acquire(folder: Path, doing: str, brief: bool) -> int | None:
     """The descriptor of the locked file; None if the file system has no locks."""
     path, told = folder / LOCK, False
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             locked = _lock(descriptor)
         except OSError as error:

@@ -30,11 +30,13 @@ class Source(NamedTuple):
         file: The file that holds them.
         consent: Import paths that the user consents to; `ANY` stands for all.
         loading: Whether trained weights will replace those of whatever is built.
+        passes_on: Whether files that are read meanwhile are trusted as well.
     """
 
     file: str
     consent: Collection[str]
     loading: bool
+    passes_on: bool
 
 
 _SOURCE: ContextVar[Source | None] = ContextVar("source of names", default=None)
@@ -42,19 +44,24 @@ _SOURCE: ContextVar[Source | None] = ContextVar("source of names", default=None)
 
 @contextmanager
 def names_from(
-    file: str | os.PathLike[str], trust: bool = False, typed: Collection[str] = (), loading: bool = False
+    file: str | os.PathLike[str],
+    trust: bool = False,
+    typed: Collection[str] = (),
+    loading: bool = False,
+    remembered: bool = False,
 ) -> Iterator[None]:
     """Inside this block names come from a file, and its import paths need consent; outside the user has typed them.
 
     Args:
         file: The file, for the message.
-        trust: The user trusts the file. A block inside a trusting one trusts as well.
+        trust: The user trusts the file, and those that are read inside this block.
         typed: Import paths that the user typed in the same call.
         loading: Trained weights will replace those of whatever is built, see `weights_follow`.
+        remembered: The user has consented to this very file before; that says nothing of others.
     """
     outer = _SOURCE.get()
-    trust = trust or (outer is not None and ANY in outer.consent)
-    token = _SOURCE.set(Source(os.fspath(file), (ANY,) if trust else typed, loading))
+    trust = trust or (outer is not None and outer.passes_on)
+    token = _SOURCE.set(Source(os.fspath(file), (ANY,) if trust or remembered else typed, loading, trust))
     try:
         yield
     finally:
@@ -63,8 +70,8 @@ def names_from(
 
 def typed_paths(arguments: Iterable[str]) -> set[str]:
     """The import paths among the values that the user typed: `["--model", "mine.Net"]` holds `{"mine.Net"}`."""
-    values = (text.partition("=")[2] if text.startswith("--") else text for text in arguments)
-    return set(re.findall(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", " ".join(values)))
+    values = " ".join(text.partition("=")[2] if text.startswith("--") else text for text in arguments)
+    return set(re.findall(r"(?<![\w./\\-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w./\\-])", values))
 
 
 def is_untrusted() -> bool:

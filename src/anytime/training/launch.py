@@ -12,7 +12,7 @@ import torch
 
 from anytime.saving import remember_model
 from anytime.support.allocator import keep_freed_memory
-from anytime.support.trust import is_remembered, names_from, remember
+from anytime.support.trust import UntrustedName, is_remembered, is_untrusted, names_from, remember
 from anytime.training.build import TrainingJob, build
 from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
@@ -32,6 +32,7 @@ from anytime.training.rundir import (
     writing,
 )
 
+NETWORK = ("data.download", "model.pretrained")  # what a stranger's configuration may not switch on
 CHANGEABLE = ("optimizer.lr", "gradient_clip", "progress")  # options that a resumed run may be given
 
 
@@ -83,10 +84,12 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
         if is_main_process():
             finish_replacement(run)  # if it was killed in the middle of that
         folder = in_training(run)
-        if not trust and (folder / CONFIG).is_file():
-            trust = is_remembered(folder / CONFIG, (folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
-        with names_from(folder / CONFIG, trust):
+        source = folder / CONFIG
+        remembered = source.is_file() and is_remembered(source, source.read_text(encoding="utf-8", errors="replace"))
+        with names_from(source, trust, remembered=remembered):
             config, state = read_run(folder)
+            if is_untrusted() and (network := [k for k in NETWORK if flatten(config).get(k) is True]):
+                raise UntrustedName(f"{source} sets {network[0]}, which uses the network; if you trust this file, add --trust")
             if state["state"] == "finished":
                 raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
             begun = (folder / CHECKPOINT).is_file()

@@ -103,6 +103,8 @@ def create_run(path: Path, config: Config) -> Path:
     if _entries(path):
         path = path / REPLACEMENT
         if path.exists():  # of an earlier training that was to replace it
+            if not _stated(path):
+                raise UsageError(f"{path} is not a training of this library, so it is not replaced; move it away")
             shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path)
@@ -137,7 +139,10 @@ def finish_replacement(path: Path) -> None:
     new = path / REPLACEMENT
     if _stated(new).get("state") != "finished":
         return
-    files = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())
+    files = sorted({file.relative_to(new) for pattern in OWN for file in new.glob(pattern) if file.is_file()})
+    for file in files:
+        if any((path / part).is_symlink() or (new / part).is_symlink() for part in (file, *file.parents[:-1])):
+            raise ValueError(f"{path / file} leads through a link, and nothing is written through links")
     files.sort(key=lambda file: (str(file) == STATE) - (str(file) == WEIGHTS))  # the weights first, the state last
     if Path(WEIGHTS) in files:  # none has been moved yet
         old = {file.relative_to(path) for pattern in OWN for file in path.glob(pattern)}

@@ -174,3 +174,17 @@ def test_variant_derives_signature_and_help(monkeypatch: pytest.MonkeyPatch) -> 
     assert deep(7).num_classes == 7
     with pytest.raises(ValueError, match="has no argument 'dept'; did you mean 'depth'"):
         variant(Base, "wrong", "", fixed={"dept": 1})
+
+
+def test_a_class_that_is_defined_again_replaces_the_earlier_one() -> None:
+    for steps in range(1, 9):
+        again = type("Again", (Base,), {"__module__": __name__, "__qualname__": "Again", "num_steps": steps})
+        assert create_model(f"{__name__}.Again").num_steps == steps
+        assert find_factory(f"{__name__}.Again") is again
+
+
+def test_variant_replaces_no_other_model() -> None:
+    with pytest.raises(ValueError, match="model 'ann_resnet50' is registered already"):
+        variant(Base, "ann_resnet50", "Another network.")
+    with pytest.raises(ValueError, match="model 'attach' is registered already"):
+        variant(Base, "attach", "Another network.")

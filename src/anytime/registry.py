@@ -14,7 +14,8 @@ Factory = Callable[..., Any]  # f(num_classes=10, ...) -> AnytimeModel
 AnyFactory = TypeVar("AnyFactory", bound=Factory)
 
 _FACTORIES: dict[str, Factory] = {}
-_CLASSES: set[type] = set()
+_VARIANTS: dict[str, tuple[str, str]] = {}  # the base of each, so that a module may be reloaded
+_CLASSES: dict[type, None] = {}  # in the order of their definition
 
 
 def register_model(factory: AnyFactory) -> AnyFactory:
@@ -69,6 +70,9 @@ def variant(base: Factory, name: str, summary: str, *, fixed: Mapping[str, Any] 
     factory.__name__ = factory.__qualname__ = name
     factory.__module__ = base.__module__
     factory.__doc__ = f"{summary}\n\nArgs:\n" + "\n".join(_argument_lines(base, [p.name for p in offered]))
+    if name in _FACTORIES and _VARIANTS.get(name) != (base.__module__, base.__qualname__):
+        raise ValueError(f"model {name!r} is registered already, by {_FACTORIES[name].__module__}")
+    _VARIANTS[name] = (base.__module__, base.__qualname__)
     return register_model(factory)
 
 
@@ -97,7 +101,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def register_class(model_class: type) -> None:
     """Makes a subclass of `AnytimeModel` known; every subclass registers itself when it is defined."""
-    _CLASSES.add(model_class)
+    _CLASSES[model_class] = None
 
 
 def find_factory(name: str) -> Factory:
@@ -116,8 +120,8 @@ def find_factory(name: str) -> Factory:
     last = name.rpartition(".")[2]
     if name.startswith("anytime.") and last in _FACTORIES:  # its module may have moved
         return _FACTORIES[last]
-    defined: list[Factory] = [*_CLASSES, *_FACTORIES.values()]
-    for known in defined:
+    defined: list[Factory] = [*_FACTORIES.values(), *_CLASSES]
+    for known in reversed(defined):  # the latest of a class that was defined again
         if f"{known.__module__}.{known.__qualname__}" == name:  # imported already
             return known
     factory = import_object(name, "model")

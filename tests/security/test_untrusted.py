@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A downloaded model directory that holds a payload as a module; the working directory is its parent."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(registry, "_CLASSES", set(registry._CLASSES))
+    monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
     torch.manual_seed(0)
     model = create_model("anytimenet", blocks=(2, 2), scheme=((1, 1), (1, 1)), width=2, in_channels=1)
     model.info = ModelInfo(data="Digits", input_size=(1, 8, 8), class_names=tuple("0123456789"), recipe=RECIPE)

@@ -30,7 +30,7 @@ CONFIG = "config.json"
 FORMAT = 1
 
 
-@dataclass
+@dataclass(slots=True)  # so that a misspelt attribute is an error instead of lost
 class ModelInfo:
     """What is known about a model besides its weights; `config.json` holds it under "metadata".
 
@@ -123,7 +123,23 @@ class SavedModel(PyTorchModelHubMixin):
     """
 
     config: dict[str, Any]
-    info: ModelInfo
+
+    @property
+    def info(self) -> ModelInfo:
+        return cast(ModelInfo, self.__dict__["_info"])
+
+    @info.setter
+    def info(self, value: ModelInfo) -> None:
+        if not isinstance(value, ModelInfo):
+            raise TypeError(f"model.info must be an anytime.saving.ModelInfo, got a {type(value).__name__}")
+        self.__dict__["_info"] = value
+
+    def _set_metadata(self, value: Any) -> None:
+        raise AttributeError(
+            "model.metadata is not saved; set the attributes of model.info, such as model.info.data = 'CIFAR10'"
+        )
+
+    metadata = property(fset=_set_metadata, doc="The former name of `info`; setting it is an error.")
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `model.safetensors` and `config.json`, enough to load without executing pickled code."""

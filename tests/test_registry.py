@@ -136,7 +136,7 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nearest() -> None:
     assert nearest("cosin", ["cosine", "steps"]) == "; did you mean 'cosine'?"
-    assert nearest("qqq", iter(["cosine", "steps"])) == "; valid: cosine, steps"
+    assert nearest("qqq", iter(["cosine", "steps", "cosine"])) == "; valid: cosine, steps"
 
 
 class Base(AnytimeModel):

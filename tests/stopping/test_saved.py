@@ -93,7 +93,7 @@ def test_rules_that_were_never_fitted_have_clear_errors() -> None:
     model = tiny()
     with pytest.raises(ValueError, match=r"'confidence' was never fitted to this model \(no rules are saved.*`anytime fit`"):
         Predictor(model, stop="confidence")
-    with pytest.raises(ValueError, match="did you mean 'confidence'"):
+    with pytest.raises(ValueError, match=r"unknown rule 'confidenc' \(no rules are saved.*\); did you mean 'confidence'"):
         Predictor(model, stop="confidenc")
     with pytest.raises(ValueError, match="threshold of 'confidence' was never fitted"):
         Predictor(model, stop=Confidence())
@@ -108,8 +108,12 @@ def test_rules_that_were_never_fitted_have_clear_errors() -> None:
     save_rule(model, "half", Fitted(Confidence(0.5)))
     with pytest.raises(ValueError, match=r"'margin' was never fitted to this model \(saved with this model: half\)"):
         Predictor(model, stop="margin")
-    with pytest.raises(ValueError, match="unknown rule 'halv'; did you mean 'half'"):
+    with pytest.raises(ValueError, match=r"unknown rule 'halv' \(saved with this model: half\); did you mean 'half'"):
         Predictor(model, stop="halv")
+    save_rule(model, "confidence", Fitted(Confidence(0.5)))
+    with pytest.raises(ValueError, match="unknown rule 'qqq'") as caught:
+        Predictor(model, stop="qqq")
+    assert str(caught.value).count("confidence,") == 1
 
 
 @pytest.mark.parametrize("damage", [{"stop": {"kind": "evil"}}, {"stop": 3}, {}, {"stop": {"kind": "confidence", "x": 1}}, 5])

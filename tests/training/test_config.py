@@ -160,11 +160,17 @@ def test_build_takes_classes_channels_and_normalization_from_the_data():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "say which model: --model NAME"),
-        (["--model", "anytimenet"], "say which data: --data NAME"),
+        ([], r"no model given; use --model NAME \(see `anytime models`\)"),
+        (["--model", "anytimenet"], r"no data set given; use --data NAME \(see `anytime datasets`\)"),
         (["--model"], r"--model needs a name: .*anytimenet, .*import path"),
-        (["--model", "anytimenett", "--data", "digits"], "unknown model 'anytimenett'; did you mean 'anytimenet'"),
-        (["--model", "anytimenet", "--data", "digit"], "unknown data 'digit'; did you mean 'Digits'"),
+        (
+            ["--model", "anytimenett", "--data", "digits"],
+            r"unknown model 'anytimenett'; .*'anytimenet'\? \(or the import",
+        ),
+        (
+            ["--model", "anytimenet", "--data", "digit"],
+            r"unknown data set 'digit'; did you mean 'Digits'\? \(or",
+        ),
         (["--model", "nowhere.Net", "--data", "digits"], "'nowhere.Net' cannot be imported: No module named 'nowhere'"),
         (["--model", "torch.nn.Linear", "--data", "digits"], "'torch.nn.Linear' is neither a subclass of AnytimeModel"),
         ([*BASE, "--objective", "weigted"], "unknown objective 'weigted'; did you mean 'Weighted'"),

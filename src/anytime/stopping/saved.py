@@ -99,10 +99,9 @@ def resolve(
 
 def _never_fitted(name: str, saved: Mapping[str, Any]) -> str:
     known = f"saved with this model: {', '.join(saved)}" if saved else "no rules are saved with this model"
-    if name in Rule.kinds or not saved:
-        hint = "" if name in Rule.kinds else nearest(name, Rule.kinds)
-        return (
-            f"the rule {name!r} was never fitted to this model ({known}){hint}; fit it with `anytime fit`, "
-            "or give a rule with its values, such as Confidence(0.8)"
-        )
-    return f"unknown rule {name!r}{nearest(name, [*saved, *Rule.kinds])}"
+    if name not in Rule.kinds:
+        return f"unknown rule {name!r} ({known}){nearest(name, [*saved, *Rule.kinds])}"
+    return (
+        f"the rule {name!r} was never fitted to this model ({known}); fit it with `anytime fit`, "
+        "or give a rule with its values, such as Confidence(0.8)"
+    )

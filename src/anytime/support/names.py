@@ -13,12 +13,14 @@ from typing import Any
 
 from anytime.support.trust import require_consent
 
+LISTED = 40  # names that an error lists at most
+LONGEST = 200  # characters of a name; longer ones are no slip
 _PACKAGE = Path(__file__).parents[1]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of an error message: `; did you mean 'x'?`, or the list of valid names."""
-    valid = list(valid)
+    valid = list(dict.fromkeys(valid))
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(valid)}"
 

@@ -78,18 +78,18 @@ def find(section: str, name: str) -> Callable[..., Any]:
         UsageError: There is none; the message has the nearest valid name.
         UntrustedName: The name is an import path from a file, and the user has not consented to it.
     """
+    what = "data set" if section == "data" else section
     try:
-        if section == "model":
-            return registry.find_factory(name)
         if "." in name:
-            return import_subclass(name, _OFFERED_BY[section][1], "data set" if section == "data" else section)
+            return registry.find_factory(name) if section == "model" else import_subclass(name, _OFFERED_BY[section][1], what)
     except UntrustedName:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
     known = offered(section)
     if name not in known:
-        raise UsageError(f"unknown {section} {name!r}{nearest(name, known)}")
+        hint = nearest(name, known)
+        raise UsageError(f"unknown {what} {name!r}{hint} (or the import path of a custom class, package.module.Class)")
     return known[name]
 
 
@@ -285,9 +285,9 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     if stray := [flag for flag, _ in pairs if not flag.startswith("--")]:
         raise UsageError(f"unexpected {stray[0]!r}: options begin with --, e.g. --model {next(iter(offered('model')))}")
     base = _layer(base, {section: {"class_path": name, "init_args": {}} for section, name in named.items()})
-    for section, command in {"model": "models", "data": "datasets"}.items():
+    for section, what in {"model": "model", "data": "data set"}.items():
         if section not in base:
-            raise UsageError(f"say which {section}: --{section} NAME (see `anytime {command}`)")
+            raise UsageError(f"no {what} given; use --{section} NAME (see `anytime {what.replace(' ', '')}s`)")
     names = {section: base[section]["class_path"] for section in SECTIONS}
     for flag, value in pairs:
         _check_flag(flag, value, names)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from anytime.registry import build_model, register_class
 from anytime.saving import ModelInfo, SavedModel
+from anytime.support.tensors import described
 
 State = Any  # a pytree of tensors with the batch in dimension 0, and of plain numbers
 
@@ -169,10 +170,10 @@ class AnytimeModel(nn.Module, SavedModel):
             TypeError: Not a floating-point tensor.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"images must be a floating-point tensor in [0, 1], got {kind}")
+            given = described(x, shape_first=False) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"images must be a floating-point tensor in [0, 1], got {given}; model.prepare takes uint8 frames")
         if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"images must be [B, {self.in_channels}, H, W], got {list(x.shape)}")
+            raise ValueError(f"images must be [B, {self.in_channels}, H, W], got {described(x)}")
         if min(x.shape[2:]) < smallest:
             raise ValueError(f"images must be at least {smallest}x{smallest} pixels, got {x.shape[2]}x{x.shape[3]}")
         if x.shape[0] < 1:

@@ -94,6 +94,67 @@ def test_images_come_in_one_memory_layout(layout: str) -> None:
     assert not copy.requires_grad
 
 
+def asks_of(predictor: Predictor) -> list[Callable]:
+    def background(x: torch.Tensor) -> Answer:
+        with predictor.session(x) as session:
+            return session.wait(60)
+
+    return [predictor, lambda x: list(predictor.stream(x))[-1], lambda x: predictor(x, contract=True), background]
+
+
+def test_pixels_beyond_the_unit_interval_are_refused_by_every_way_in(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01])
+    wrong = X.clone()
+    for value, span in ((255.0, "from 0.5 to 255"), (1.051, "from 0.5 to 1.051"), (-0.051, "from -0.051 to 0.5")):
+        wrong[0, 0, 0, 0] = value
+        for ask in asks_of(Predictor(model, profile, clock=clock)):
+            with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], got \[1, 3, 2, 2\] torch.float32 ") as caught:
+                ask(wrong)
+            assert f"torch.float32 {span}; model.prepare(frame)" in str(caught.value)
+    assert model.started == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_overshoot_from_interpolation_is_clamped(timed_case: Callable, dtype: torch.dtype) -> None:
+    clock, model, _ = timed_case([0.01])
+    predictor = Predictor(model.to(dtype), clock=clock)
+    x = X.to(dtype)
+    x[0, 0, 0, 0], x[0, 1, 0, 0] = 1.05, -0.05
+    given = x.clone()
+    for ask in asks_of(predictor)[:2]:
+        assert torch.equal(ask(x).probabilities, ask(x.clamp(0, 1)).probabilities)
+    assert torch.equal(x, given)  # the caller's images stay as they are
+    assert not torch.equal(predictor(x * 0.9).probabilities, predictor(x).probabilities)
+
+
+def test_a_single_image_needs_no_batch(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01])
+    for ask in asks_of(Predictor(model, profile, clock=clock)):
+        assert torch.equal(ask(X[0]).probabilities, ask(X).probabilities)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(1, 4, 2, 2), ValueError, r"\[B, 3, H, W\], got \[1, 4, 2, 2\] torch.float32 from 0 to 0"),
+        (torch.full((2, 2, 3), 0.5), ValueError, r"\[B, 3, H, W\], got \[1, 2, 2, 3\] torch.float32 from 0.5 to 0.5"),
+        (
+            torch.full((1, 3, 2, 2), 7, dtype=torch.uint8),
+            TypeError,
+            r"got torch.uint8 \[1, 3, 2, 2\] from 7 to 7; model.prepare",
+        ),
+        (torch.full((1, 3, 2, 2), torch.nan), ValueError, r"\[1, 3, 2, 2\] torch.float32, 12 of 12 NaN or infinite"),
+        (torch.tensor([0.5, torch.inf, 1, 1] * 3).view(1, 3, 2, 2), ValueError, "from 0.5 to 1, 3 of 12 NaN or infinite"),
+        (torch.zeros(1, 3, 2, 2, dtype=torch.complex64), TypeError, r"got torch.complex64 \[1, 3, 2, 2\]"),
+    ],
+)
+def test_what_is_no_image_is_described(timed_case: Callable, x: torch.Tensor, error: type[Exception], message: str) -> None:
+    clock, model, profile = timed_case([0.01])
+    for ask in asks_of(Predictor(model, profile, clock=clock)):
+        with pytest.raises(error, match=message):
+            ask(x)
+
+
 def test_every_prior_has_tensors_of_its_own(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01])
     given = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1])

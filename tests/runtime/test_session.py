@@ -1,5 +1,6 @@
 """Sessions: computations in the background, read and interrupted from other threads."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -112,12 +113,17 @@ def test_an_exception_reaches_the_caller_and_leaves_the_last_good_answer(timed_c
 def test_bad_input_is_refused_before_a_session_starts(gated) -> None:
     predictor, _, _ = gated
     with pytest.raises(ValueError, match="images must be"):
-        predictor.session(X[0])
+        predictor.session(X[0, 0])
+
+
+@pytest.mark.parametrize("late", [0, -1, -0.02, -math.inf, "-5ms"])
+def test_a_wait_whose_time_has_passed_gives_the_best_answer_at_once(gated, late) -> None:
+    predictor, gate, _ = gated
     with predictor.session(X) as session:
-        gated[1].tickets.release(5)
-        with pytest.raises(ValueError, match="seconds must be at least 0, got -1"):
-            session.wait(-1)
+        assert session.wait(late).step == -1
+        gate.tickets.release(5)
         assert session.wait(10).step == 4
+        assert session.wait(late).step == 4
 
 
 def test_eight_sessions_over_one_model_do_not_disturb_each_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,16 +12,23 @@ from anytime.model import AnytimeModel
 from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.forks import leave_lost_pool
 from anytime.runtime.profile import Profile
+from anytime.support.tensors import described
+
+OVERSHOOT = 0.05  # how far interpolation may take a pixel beyond [0, 1]
 
 
 def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
-    """A copy of the images `[B, C, H, W]` in the memory layout of the warm-up, all of them checked.
+    """A copy of the images `[B, C, H, W]` or `[C, H, W]` in [0, 1], in the memory layout of the warm-up, all of them checked.
+
+    Pixels at most 0.05 beyond [0, 1] are clamped.
 
     Raises:
-        ValueError: Wrong shape, NaN or infinite pixels, or a size that the profile does not know.
+        ValueError: Wrong shape, pixels that are NaN, infinite or further beyond [0, 1], or a size that the profile does not
+            know.
         TypeError: Not floating-point, or another precision or device than the model's.
     """
     leave_lost_pool()
+    x = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
     model.check_input(x)
     reference = next(model.parameters())
     if x.device != reference.device:
@@ -34,8 +42,16 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
             raise ValueError(f"the images are {given}, the profile is of {known}; resize them, or profile that size")
     with torch.inference_mode():
         copy = x.detach().as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
-        if not torch.isfinite(copy).all():
-            raise ValueError("the images hold NaN or infinite pixels")
+        low, high = torch.stack(copy.aminmax()).tolist()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"the images hold NaN or infinite pixels: {described(x)}")
+        if low < 0 or high > 1:
+            slack = OVERSHOOT * (1 + torch.finfo(x.dtype).eps)
+            if low < -slack or high > 1 + slack:
+                raise ValueError(
+                    f"images must lie in [0, 1], got {described(x)}; model.prepare(frame) takes uint8 frames as they are"
+                )
+            copy.clamp_(0, 1)
     return copy
 
 

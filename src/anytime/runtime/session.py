@@ -61,17 +61,17 @@ class Session:
     def wait(self, seconds: float | str | None = None) -> Answer:
         """Waits for the end, at most `seconds` (a number, a scalar, or text like `"5ms"`), then returns the best answer.
 
+        If `seconds` are 0 or below, the time has passed: the best answer is returned at once.
+
         Raises:
-            ValueError: If seconds are below zero, NaN or text without a unit, or the session is closed.
+            ValueError: If seconds are NaN or text without a unit, or the session is closed.
             TypeError: If seconds are a bool or of another type.
             Exception: Whatever a step raised.
         """
         if self._closed:
             raise ValueError("this session is closed; best() still returns its last answer")
         longest = deadline_seconds(seconds, "seconds")
-        if longest is not None and longest < 0:
-            raise ValueError(f"seconds must be at least 0, got {seconds!r}")
-        self._done.wait(longest)
+        self._done.wait(longest if longest is None else max(longest, 0.0))
         self._raise()
         return self.best()
 

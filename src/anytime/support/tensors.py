@@ -1,4 +1,4 @@
-"""What a state dict holds: plain tensors that can be saved, and numbers too small to be multiplied quickly."""
+"""What tensors hold: shape, type and range in words; what can be saved plainly; numbers too small to be multiplied quickly."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ _BITS = {  # by type: integers of the same width, the bits without the sign, the
     torch.bfloat16: (torch.int16, 0x7FFF, 0x0080),
     torch.float64: (torch.int64, 0x7FFF_FFFF_FFFF_FFFF, 0x0010_0000_0000_0000),
 }
+
+
+def described(x: Tensor, shape_first: bool = True) -> str:
+    """`"[1, 3, 8, 8] torch.float32 from 0 to 255"`; the range is that of the finite values, and the others are counted."""
+    shape, kind = str(list(x.shape)), str(x.dtype)
+    text = f"{shape} {kind}" if shape_first else f"{kind} {shape}"
+    if x.is_complex() or x.is_meta:
+        return text
+    values = x.detach().double()
+    finite = values[values.isfinite()]
+    missing = values.numel() - finite.numel()
+    text += f" from {finite.min().item():g} to {finite.max().item():g}" if finite.numel() else ""
+    return text + (f", {missing} of {values.numel()} NaN or infinite" if missing else "")
 
 
 def check_plain(state: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from tqdm.auto import tqdm
 
 from anytime.model import AnytimeModel, eval_mode
 from anytime.support.flops import UncountedProducts, extra_formulas
@@ -54,7 +55,9 @@ def _example(model: AnytimeModel, input_size: tuple[int, int, int], batch_size: 
     return torch.zeros(batch_size, *input_size, device=reference.device, dtype=reference.dtype)
 
 
-def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: bool = False) -> list[int]:
+def step_macs(
+    model: AnytimeModel, input_size: tuple[int, int, int], contract: bool = False, progress: bool = False
+) -> list[int]:
     """Cumulative multiply-adds (FLOPs / 2) of one image after each step, length T.
 
     Counted in eval mode on the operators that run, `initial_state` included: convolutions, matrix products (dense, sparse and
@@ -65,12 +68,14 @@ def step_macs(model: AnytimeModel, input_size: tuple[int, int, int], contract: b
         input_size: (channels, height, width).
         contract: False: the interruptible cost, of the stream up to step t. True: the contract cost, of computing only
             answer t because the budget is known in advance (`model(x, step=t)`).
+        progress: Whether to show a progress bar on stderr.
     """
     x = _example(model, input_size, 1)
     totals = [0]
     with torch.no_grad(), eval_mode(model), flop_counter() as counter:
         stream = None if contract else model.stream(x)
-        for t in range(1, model.num_steps + 1):
+        steps = range(1, model.num_steps + 1)
+        for t in tqdm(steps, desc="counting MACs", unit="step", disable=not progress, leave=False):
             if stream is None:
                 model(x, step=t)
             else:
@@ -97,6 +102,7 @@ def step_seconds(
     repeats: int = 20,
     warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
+    progress: bool = False,
 ) -> StepSeconds:
     """Measures the stream: cumulative seconds after each step for one batch, on the model's device.
 
@@ -106,13 +112,14 @@ def step_seconds(
         repeats: Number of measured streams.
         warmup: Number of streams run before the measurement.
         clock: Returns seconds; replaced in tests.
+        progress: Whether to show a progress bar on stderr.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats!r}")
     x = _example(model, input_size, batch_size)
     streams: list[list[float]] = []
     with torch.inference_mode(), eval_mode(model):
-        for _ in range(warmup + repeats):
+        for _ in tqdm(range(warmup + repeats), desc="timing", unit="stream", disable=not progress, leave=False):
             start, seconds = clock(), []
             for _ in model.stream(x):
                 if x.is_cuda:

@@ -198,7 +198,7 @@ def record(
         device: Device to run on; the model is moved there. Default: the device of its parameters.
         input_size: `(channels, height, width)` for the costs. Default: that of the first batch.
         class_names: K names. Default: `model.info.class_names`, or else "0", "1", ...
-        progress: Whether to show a progress bar on stderr.
+        progress: Whether to show progress bars on stderr.
         seconds: Whether to measure the latency of a stream as well.
         seconds_batch: The batch size of that measurement.
         meta: Facts to add to, or override, those recorded here (model, input_size, hardware, date, ...).
@@ -226,8 +226,8 @@ def record(
             labels.append(target.cpu())
         if not answers or input_size is None:
             raise ValueError("the loader is empty: nothing to record")
-        macs, contract = (step_macs(model, input_size, contract=contract) for contract in (False, True))
-        timing = step_seconds(model, input_size, batch_size=seconds_batch) if seconds else None
+        macs, contract = (step_macs(model, input_size, contract=contract, progress=progress) for contract in (False, True))
+        timing = step_seconds(model, input_size, batch_size=seconds_batch, progress=progress) if seconds else None
     facts: dict[str, Any] = {
         "model": model.config.get("model", type(model).__name__),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

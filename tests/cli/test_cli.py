@@ -97,6 +97,14 @@ def test_predict(run, images, capsys):
     assert all(re.fullmatch(pattern, step) for step in steps)
 
 
+def test_progress_is_shown_on_a_terminal(run, images, capsys, monkeypatch):
+    assert main(["predict", run, images[0]]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["predict", run, images[0]]) == 0
+    assert "profiling batches of 1" in capsys.readouterr().err
+
+
 def test_predict_under_deadlines(run, images, capsys):
     assert main(["predict", run, images[0], "--deadline", "0.001us"]) == 0
     out = capsys.readouterr().out

@@ -35,6 +35,14 @@ def test_every_step_and_every_contract_answer_is_measured(timed_case) -> None:
         measured.at(5)
 
 
+def test_progress_is_shown_on_request(timed_case, capsys: pytest.CaptureFixture[str]) -> None:
+    clock, model, _ = timed_case([0.01, 0.02])
+    for shown in (False, True):
+        profile(model, (3, 2, 2), batch_sizes=(4,), repeats=3, warmup=1, clock=clock, progress=shown)
+        errors = capsys.readouterr().err
+        assert ("profiling batches of 4" in errors, "counting MACs" in errors) == (shown, shown)
+
+
 def test_round_trip_and_damage(timed_case, tmp_path: Path) -> None:
     *_, measured = timed_case([0.01, 0.02])
     path = tmp_path / "profile.json"

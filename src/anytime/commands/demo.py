@@ -5,6 +5,7 @@ the first.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def _growing_answers(trace: Trace, images: Tensor, shown: list[int]) -> Section:
 
 
 def _answer_under_deadlines(model: AnytimeModel, trace: Trace, images: Tensor, shown: list[int]) -> None:
-    measured = profile(model, images, repeats=50)
+    measured = profile(model, images, repeats=50, progress=sys.stderr.isatty())
     predictor = Predictor(model, measured, quantile="p90")
     reached = [latency.p90 for latency in measured.at(1).reached]
     deadlines = [0.5 * reached[0], 2 * reached[0], *(1.3 * seconds for seconds in reached[2::2])]

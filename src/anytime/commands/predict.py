@@ -4,6 +4,7 @@ With --camera-like, the images of a folder come as frames at a fixed rate, each 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.check_device(options.device)
     model = load(options.model, options.trust)
     size = model.info.input_size or (model.in_channels, 32, 32)
-    macs = step_macs(model, size) if options.combine == "mixture" else None
+    macs = step_macs(model, size, progress=sys.stderr.isatty()) if options.combine == "mixture" else None
     try:
         deadline = parse_seconds(options.deadline) if options.deadline else None
         rule, combine = stopping.resolve(model, _rule(options.stop) if options.stop else None, options.combine, macs)
@@ -110,7 +111,7 @@ def _predict(
     """Prints the answers about each image as they come."""
     names = model.info.class_names or [str(k) for size in model.levels for k in range(size)]
     choice = LevelChoice.saved_in(model)
-    measured = profile(model, images[0][1][None], repeats=50)
+    measured = profile(model, images[0][1][None], repeats=50, progress=sys.stderr.isatty())
     predictor = Predictor(model, measured, combine, stop, quantile="p50")
     device = next(model.parameters()).device
     given = "no deadline" if deadline is None else f"deadline {ms_text(deadline)} ms"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         torch.set_num_threads(options.threads)
     model = load(options.model, options.trust).to(options.device)
     size = model.info.input_size or (model.in_channels, 32, 32)
-    measured = profile(model, size, [int(size) for size in sizes], options.repeats, compile=options.compile)
+    batches, shown = [int(size) for size in sizes], sys.stderr.isatty()
+    measured = profile(model, size, batches, options.repeats, compile=options.compile, progress=shown)
     how = "compiled, " if options.compile else ""
     for batch, latencies in measured.batches.items():
         where = measured.fingerprint["hardware"]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel
@@ -203,6 +204,7 @@ def profile(
     warmup: int = 10,
     compile: bool = False,
     clock: Callable[[], float] = time.perf_counter,
+    progress: bool = False,
 ) -> Profile:
     """Measures every step of the stream and every contract answer, the way the runtime will run them.
 
@@ -215,6 +217,7 @@ def profile(
         compile: Compiles each step first (some seconds each), as `Predictor(..., compile=True)` does; contract answers run
             uncompiled.
         clock: Returns seconds; replaced in tests.
+        progress: Whether to show progress bars on stderr.
 
     Raises:
         ValueError: If repeats or batch sizes are below 1.
@@ -230,12 +233,14 @@ def profile(
     with run.conditions():
         for batch_size in sorted(set(batch_sizes)):
             x = torch.rand(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(reference)
-            batches[batch_size] = _measure(run, x, repeats, warmup, clock)
-    macs, contract_macs = (tuple(step_macs(model, size, contract=contract)) for contract in (False, True))
+            batches[batch_size] = _measure(run, x, repeats, warmup, clock, progress)
+    macs, contract_macs = (tuple(step_macs(model, size, contract, progress)) for contract in (False, True))
     return Profile(architecture(model), size, fingerprint(model, compile), batches, macs, contract_macs)
 
 
-def _measure(run: EagerSteps, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float]) -> BatchProfile:
+def _measure(
+    run: EagerSteps, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float], progress: bool
+) -> BatchProfile:
     model = run.model
 
     def now() -> float:
@@ -245,7 +250,8 @@ def _measure(run: EagerSteps, x: Tensor, repeats: int, warmup: int, clock: Calla
 
     measured: list[list[list[float]]] = [[[] for _ in range(model.num_steps)] for _ in range(3)]
     steps, reached, contract = measured
-    for repeat in range(warmup + repeats):
+    streams, title = range(warmup + repeats), f"profiling batches of {len(x)}"
+    for repeat in tqdm(streams, desc=title, unit="stream", disable=not progress, leave=False):
         start = before = now()
         state = model.initial_state(x)
         for t in range(model.num_steps):

@@ -92,7 +92,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("anytime.trace.save_file", full_disk)
+    monkeypatch.setattr("anytime.support.tensor_files.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         make(steps=5).save(path)
     assert equal(Trace.load(path), old)

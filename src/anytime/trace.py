@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +14,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs, step_seconds
 from anytime.model import AnytimeModel, eval_mode
 from anytime.support.digest import weights_digest
-from anytime.support.files import atomic_write
+from anytime.support.documents import parse_json
+from anytime.support.limits import UNFIT
+from anytime.support.tensor_files import read_tensors, write_tensors
+from anytime.support.text import one_line
 
 _FORMAT = "anytime-trace"
 _VERSION = 1
@@ -141,16 +141,7 @@ class Trace:
         except TypeError as error:
             raise ValueError(f"the meta of a trace must be JSON: {error}") from None
         metadata = {"format": _FORMAT, "version": str(_VERSION), "trace": header, "crc32": _crc32(header, tensors)}
-        with atomic_write(path) as part:
-            part.touch()
-            mode = part.stat().st_mode  # the user's default for new files; safetensors makes its files private
-            try:
-                save_file(tensors, part, metadata=metadata)
-            except SafetensorError as error:  # its text holds the number of an error of the system, such as a full disk
-                if not (found := re.search(r"os error (\d+)", str(error))):
-                    raise
-                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
-            part.chmod(mode)
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -160,22 +151,20 @@ class Trace:
             FileNotFoundError: The file does not exist.
             ValueError: The file is truncated, altered, not a trace, or has another format version.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a trace, or is truncated or corrupt: {error}") from None
+        tensors, metadata = read_tensors(path, "a trace")
         if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} is a safetensors file but not a trace; traces are written by anytime.record")
+            raise ValueError(f"{path} is a safetensors file but not a trace; anytime.record writes traces")
         if (version := metadata.get("version")) != str(_VERSION):
             raise ValueError(f"{path} has trace format version {version}, this version of anytime reads {_VERSION}")
         header = metadata.get("trace", "")
         if metadata.get("crc32") != _crc32(header, tensors):
-            raise ValueError(f"{path} is corrupt: its content does not match the checksum {metadata.get('crc32')}")
-        facts = json.loads(header)
+            raise ValueError(f"{path} is damaged: its content does not match the checksum {metadata.get('crc32')}")
+        facts = parse_json(header, path)
         fields = {name: tensors.get(name) for name in _TENSORS}
-        return cls(**fields, class_names=tuple(facts["class_names"]), meta=facts["meta"])  # type: ignore[arg-type]
+        try:
+            return cls(**fields, class_names=tuple(facts["class_names"]), meta=facts["meta"])  # type: ignore[arg-type]
+        except UNFIT as error:
+            raise ValueError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def record(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from anytime.data import CUB200, GTSRB, Digits, ImageData, ImageFolder, Split
@@ -299,6 +300,21 @@ def test_damaged_records(tmp_path):
     save_file(tensors, path, metadata={"format": "other"})
     with pytest.raises(ValueError, match="has format 'other'"):
         ImageRecord.load(path)
+
+
+def test_a_full_disk_leaves_the_record_and_is_an_error_of_the_system(tmp_path, monkeypatch):
+    record, _ = recorded(tmp_path)
+    path = tmp_path / "images.safetensors"
+    whole = path.read_bytes()
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("anytime.support.tensor_files.save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        record.save(path)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == whole
 
 
 def test_workers_get_no_objects_per_image(tmp_path):

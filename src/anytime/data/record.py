@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from anytime.data.names import Names, composed
 from anytime.data.split import Split
-from anytime.support.files import atomic_write
+from anytime.support.folders import check_file
+from anytime.support.tensor_files import read_tensors, write_tensors
 
 PARTS = ("train", "validation", "test", "unused", "earlier")
 """Training images beyond `limit` are unused; the run from whose weights this one started was trained on the earlier ones."""
@@ -133,13 +132,9 @@ class ImageRecord:
         return split[(~seen).nonzero().flatten()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a file for `load`."""
+        """Writes a file for `load`; raises OSError if the disk is full."""
         tensors = {"text": self.names.text, "ends": self.names.ends, "contents": self.contents, "parts": self.parts}
-        with atomic_write(path) as part:
-            part.touch()
-            mode = part.stat().st_mode  # the user's default for new files; safetensors makes its files private
-            save_file(tensors, part, metadata={"format": _FORMAT})
-            part.chmod(mode)
+        write_tensors(path, tensors, {"format": _FORMAT})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImageRecord:
@@ -149,12 +144,7 @@ class ImageRecord:
             FileNotFoundError: The file does not exist.
             ValueError: It is damaged, or something else.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no record of images: {error}") from None
+        tensors, metadata = read_tensors(path, "a record of images")
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path} has format {metadata.get('format')!r}, this version of anytime reads {_FORMAT}")
         kinds = {"text": torch.uint8, "ends": torch.int64, "contents": torch.int64, "parts": torch.uint8}
@@ -171,4 +161,7 @@ class ImageRecord:
 
 def read_record(run: Path | None) -> ImageRecord | None:
     """The record of a run directory, None if it has none."""
-    return ImageRecord.load(run / RECORD) if run is not None and (run / RECORD).is_file() else None
+    if run is None:
+        return None
+    check_file(run / RECORD)
+    return ImageRecord.load(run / RECORD) if (run / RECORD).is_file() else None

@@ -174,6 +174,30 @@ def test_arguments_added_later_count_with_their_defaults(run, tmp_path):
     assert run_status(run(), tmp_path) == "finished"
 
 
+def old_paths(name: str) -> list[str]:
+    """Import paths of earlier versions of the class that an import path names today."""
+    paths = (Path(__file__).parents[1] / "old_import_paths.txt").read_text(encoding="utf-8").split()
+    return [path for path in paths if path.endswith(f".{name.rpartition('.')[2]}")]
+
+
+@pytest.mark.parametrize(("study", "item", "count"), [("backbones", "table resnet20", 1), ("lee2018", "figure 3c", 2)])
+def test_trainings_from_before_a_module_moved_are_finished(tmp_path, study, item, count):
+    runs = find_study(study).items[item].runs("cifar10", "cpu", [0])
+    run = next(run for run in runs if "anytime." in " ".join(run.flags))
+    config = run.config()
+    arguments = config["model"]["init_args"]
+    moved = {key: old_paths(value) for key, value in arguments.items() if str(value).startswith("anytime.")}
+    assert [len(paths) for paths in moved.values()] == [1] * count
+    arguments |= {key: path for key, [path] in moved.items()}
+    create_run(tmp_path / run.name, config)
+    set_state(tmp_path / run.name, "finished")
+    assert run_status(run, tmp_path) == "finished"
+    arguments |= dict.fromkeys(moved, "anytime.no.Such")
+    create_run(tmp_path / "other" / run.name, config)
+    with pytest.raises(UsageError, match=r"model\.backbone 'anytime\.no\.Such' \(wanted 'anytime\."):
+        run_status(run, tmp_path / "other")
+
+
 def test_a_folder_that_is_not_a_run_directory_is_left_alone(run, tmp_path):
     (tmp_path / "a").mkdir()
     assert run_status(run(), tmp_path) == "start"  # nothing in it yet

@@ -15,6 +15,7 @@ from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting.evaluation import images_of, trained_on
 from anytime.studies.executors.subprocess import TrainingStopped, train_in_subprocess
+from anytime.support.names import import_object
 from anytime.trace import Trace, record
 from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
 from anytime.training.rundir import CONFIG, read_run
@@ -117,7 +118,18 @@ def run_status(run: TrainingRun, folder: Path) -> RunStatus:
 def _flat(config: Config) -> dict[str, Any]:
     """All values of a configuration that affect the result of a training, by flag."""
     names = {section: config[section]["class_path"] for section in SECTIONS}
-    return {key: value for key, value in (names | flatten(config)).items() if key not in _WITHOUT_EFFECT}
+    return {key: _current(value) for key, value in (names | flatten(config)).items() if key not in _WITHOUT_EFFECT}
+
+
+def _current(value: Any) -> Any:
+    """A value of a configuration; an import path into this library as it is today, though the module has moved."""
+    if not (isinstance(value, str) and value.startswith("anytime.")):
+        return value
+    try:
+        found = import_object(value, "value")
+    except ValueError:  # nothing has this name today
+        return value
+    return f"{found.__module__}.{found.__qualname__}"
 
 
 class StoredTraces(Mapping[str, Mapping[int, Trace]]):

@@ -120,7 +120,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         own(pretrained=str(path))
     with pytest.raises(FileNotFoundError, match=r"there are no weights at .*none.pth"):
         own(pretrained=str(tmp_path / "none.pth"))
-    with pytest.raises(ValueError, match=r"nothing can be downloaded for .*Own"):
+    with pytest.raises(ValueError, match=r"there are no weights to download for .*Own"):
         own(pretrained=True)
 
 

@@ -44,7 +44,7 @@ def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, fl
 
 
 def gain_at_least(left: Sequence[float], right: Sequence[float], level: float = 0.95) -> float:
-    """mean(d) - t se(d), d = left - right over S seeds: the gain is at least this with confidence `level`; nan for one seed.
+    """mean(d) - t se(d), d = left - right over S seeds: a lower bound of the gain with confidence `level`; nan for one seed.
 
     t is the one-sided quantile of Student's distribution with S - 1 degrees of freedom: 6.3, 2.9 and 2.4 for 2, 3 and 4 seeds
     at 95 %.
@@ -56,9 +56,10 @@ def gain_at_least(left: Sequence[float], right: Sequence[float], level: float = 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, corrected by Holm (1979): the smallest of m counts m times, the next m - 1 times.
+    """p-values of a family of m tests, corrected by Holm (1979): the smallest is multiplied by m, the next by m - 1, ...
 
-    If those up to alpha are taken as significant, one or more of them is a mistake with a probability of at most alpha.
+    If every test with a corrected p-value of at most alpha counts as significant, the probability of any false positive is
+    at most alpha.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -73,7 +74,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def sign_test(wins: int, runs: int) -> float:
-    """P(X >= wins), X binomial(runs, 1/2): the exact one-sided p-value of so many wins if neither method is better.
+    """P(X >= wins), X binomial(runs, 1/2): the exact p-value of at least this many wins under the null hypothesis.
+
+    That hypothesis is that neither method is better; the test is one-sided.
 
     (The test of Hu et al. 2017 puts a relative deviation into Hoeffding's additive bound and so overstates significance.)
 
@@ -92,7 +95,7 @@ def sign_test(wins: int, runs: int) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of n paired runs, those in which a method has a smaller error (`better`) or the same (`tied`)."""
+    """Numbers of n paired runs in which a method has a smaller error (`better`) or the same error (`tied`)."""
 
     better: int
     tied: int
@@ -105,7 +108,7 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """`sign_test(better, n)`: a tie is not a win."""
+        """`sign_test(better, n)`; a tie does not count as a win."""
         return sign_test(self.better, self.runs)
 
 

@@ -1,4 +1,4 @@
-"""The conditions under which a model computes here, whatever the caller's are."""
+"""Runs a model independently of the caller's train mode, autocast and denormal settings."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _is_training = attrgetter("training")
 class Conditions:
     """`with conditions():` computes in inference and eval mode, in the precision of the weights, with denormals as zero.
 
-    Afterwards every module is in the mode it was in, and the caller's autocast and denormals count again. Denormal numbers
+    On exit, the train mode of every module and the caller's autocast and denormal settings are restored. Denormal numbers
     (below 1.2e-38 in float32) would make a step up to 20 times slower. Any number of threads may be inside; they share one
-    object per model (`conditions_of`), so that none of them restores a mode while another still computes.
+    object per model (`conditions_of`), so no thread restores a mode while another still computes.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._modules = model, list(model.modules())
         self._inside = 0
-        self._training: list[nn.Module] = []  # to be put back into train mode by the last thread that leaves
+        self._training: list[nn.Module] = []  # the last thread to leave restores their train mode
         self._lock = threading.Lock()
-        self._tensor = next(model.parameters(), next(model.buffers(), torch.empty(0)))  # says the device
+        self._tensor = next(model.parameters(), next(model.buffers(), torch.empty(0)))  # tells the device
         renew_after_fork(self)
 
     @contextmanager
@@ -68,7 +68,7 @@ class Conditions:
                 self._training = []
 
     def renew(self) -> None:
-        """In a forked process: the threads that were inside are not there."""
+        """Resets the count in a forked process, which does not have the threads that were inside."""
         self._lock, self._inside = threading.Lock(), 1
         self._leave()
 
@@ -77,5 +77,5 @@ _by_model: weakref.WeakValueDictionary[int, Conditions] = weakref.WeakValueDicti
 
 
 def conditions_of(model: nn.Module) -> Conditions:
-    """The conditions of a model, one object for all who compute with it."""
+    """The conditions of a model: one object shared by everything that computes with it."""
     return _by_model.setdefault(id(model), Conditions(model))

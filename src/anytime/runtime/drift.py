@@ -25,7 +25,7 @@ class Drift:
             self._follow(seconds / median)
 
     def forget(self) -> None:
-        """A step was refused only because of the drift: unless r decays, no step would run to show that the spell is over."""
+        """Lets r decay after the drift ruled out a step; otherwise no step would ever run to show that the drift is over."""
         self._follow(1.0)
 
     def _follow(self, ratio: float) -> None:

@@ -224,7 +224,7 @@ class Predictor:
         return prior_answer(self._prior, len(x), self.clock() - start, budget, prior)
 
     def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer | LazyAnswer]:
-        """All answers that fit; with lazy exits they are computed when read."""
+        """All answers that fit into the budget; with lazy exits each is computed when it is read."""
         no_step = partial(self._prior_answer, x, start, budget, prior)
         macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
         run: LazyExecution | EagerExecution

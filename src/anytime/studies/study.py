@@ -87,7 +87,7 @@ class Study:
 
 @functools.cache
 def _studies() -> dict[str, Study]:
-    """The packages beside this file that define `STUDY`."""
+    """The studies by name: every package beside this file that defines `STUDY`."""
     names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg]
     packages = {name: importlib.import_module(f"anytime.studies.{name}") for name in names}
     return {name: package.STUDY for name, package in packages.items() if hasattr(package, "STUDY")}
@@ -102,7 +102,7 @@ def find_study(name: str) -> Study:
     """The study of this name.
 
     Raises:
-        ValueError: There is none; the message names the nearest.
+        ValueError: There is no study of this name; the message suggests the nearest.
     """
     if name not in _studies():
         raise ValueError(f"unknown study {name!r}{nearest(name, _studies())}")

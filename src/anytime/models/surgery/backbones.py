@@ -15,14 +15,14 @@ from anytime.support.names import import_subclass, nearest
 from anytime.support.text import one_line
 from anytime.support.trust import weights_follow
 
-RESERVED = frozenset(  # options that arguments of ours set, or that read files
+RESERVED = frozenset(  # options that our own arguments set, or that read files
     ("num_classes", "in_channels", "in_chans", "weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 ) | {"checkpoint_path", "cache_dir", "features_only"}
-CLASSIFIERS = ("fc", "classifier", "head", "heads")  # the usual names, also of torchvision and timm
+CLASSIFIERS = ("fc", "classifier", "head", "heads")  # names that torchvision, timm and most networks use
 
 
 class Backbone(NamedTuple):
-    """A network with the normalisation of its own configuration, if that has one."""
+    """A network and the normalisation from its configuration, if there is one."""
 
     network: nn.Module
     mean: Sequence[float] | None = None
@@ -63,7 +63,7 @@ def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str
 
 def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
     if classes is None:
-        raise ValueError(f"nothing can be downloaded for {name!r}; pretrained must be a file")
+        raise ValueError(f"there are no weights to download for {name!r}; pretrained must be a file")
     kind = import_subclass(name, nn.Module, "backbone")
     takes = inspect.signature(kind).parameters
     given: dict[str, Any] = {"num_classes": classes, "in_channels": size[0]}
@@ -72,7 +72,7 @@ def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[s
 
 
 def _build(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
-    """A backbone for `classes` classes, untrained; None: with the weights that its library downloads and their classes."""
+    """An untrained backbone for `classes` classes; None: one with the weights that its library downloads, and their classes."""
     library, colon, rest = name.partition(":")
     builders = {"torchvision": _torchvision, "timm": _timm}
     if (colon and library not in builders) or (not colon and "." not in name):

@@ -201,8 +201,10 @@ Roots = dict[fx.Node, tuple[fx.Node, ...]]
 
 
 def _dependencies(graph: fx.Graph) -> tuple[set[fx.Node], Roots, Roots]:
-    """The timeless operations; for each operation, all those with values over time that it depends on; and only those of which
-    it uses more than the size."""
+    """The timeless operations, and for each operation its roots: the operations with values over time that it depends on.
+
+    The third result leaves out roots of which an operation uses only the size.
+    """
     timeless: set[fx.Node] = set()
     roots: Roots = {}
     sources: Roots = {}

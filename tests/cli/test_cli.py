@@ -114,6 +114,21 @@ def test_predict_under_deadlines(run, images, capsys):
     assert "step 2/2" in capsys.readouterr().out
 
 
+def test_a_deadline_means_the_same_as_in_python(run, images, capsys):
+    for passed in ("0", "-0.0", "-1", "-5ms", "-1e-3", "-inf", "-.5", "0ms"):
+        assert main(["predict", run, images[0], "--deadline", passed]) == 0
+        out = capsys.readouterr().out
+        assert "the deadline has passed, so the answer is the prior" in out
+        assert " step " not in out
+    for never in ("inf", "1e10", "2e9s"):
+        assert main(["predict", run, images[0], "--deadline", never]) == 0
+        out = capsys.readouterr().out
+        assert "(no deadline)" in out
+        assert "step 2/2" in out
+    assert main(["predict", run, images[0], "--deadline", "100"]) == 0  # a number of seconds
+    assert "step 2/2" in capsys.readouterr().out
+
+
 def test_damaged_image_is_found_before_any_answer_is_printed(run, images, refused):
     Path("bad.png").write_bytes(Path("grey.png").read_bytes()[:40])
     assert "bad.png is damaged" in refused(["predict", run, *images, "bad.png"], 1)
@@ -123,10 +138,11 @@ def test_damaged_image_is_found_before_any_answer_is_printed(run, images, refuse
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--deadline", "5xs"], "a deadline must be a time above zero like 5ms, 0.2s or 800us, got '5xs'"),
-        (["--deadline", "0"], "got '0'"),
-        (["--deadline=-5ms"], "got '-5ms'"),
-        (["--deadline", "nan"], "got 'nan'"),
+        (["--deadline", "5xs"], "or text with a unit like '5ms', '0.2s' or '800us', got '5xs'"),
+        (["--deadline", "nan"], "deadline must be a number of seconds, or text with a unit like '5ms'"),
+        (["--deadline", ""], "deadline must be a number of seconds, or text with a unit like '5ms'"),
+        (["--deadline", "True"], "got 'True'"),
+        (["--deadline", "5 minutes"], "got '5 minutes'"),
         (["--top", "0"], "--top must be at least 1, got 0"),
         (["--top", "x"], "invalid int value: 'x'"),
         (["--device", "abacus"], "device 'abacus' is not available here"),

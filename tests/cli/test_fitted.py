@@ -34,7 +34,10 @@ def test_predict_with_rule_and_combiner(run, images, capsys, refused):
     assert main(["predict", run, images[0], "--combine", "mixture"]) == 0
     for options, message in {
         ("--stop", "confidenc=0.5"): "did you mean 'confidence'",
-        ("--stop", "confidence=high"): "--stop confidence=VALUE needs a number, got 'high'",
+        ("--stop", "confidence=high"): "confidence=VALUE needs a number, got 'high'",
+        ("--stop", "never=1"): "a rule 'never' is not made from one number, got 'never=1'",
+        ("--stop", "any=1"): "a rule 'any' is not made from one number",
+        ("--stop", ""): "unknown rule ''",
         ("--stop", "confidence"): "'confidence' was never fitted to this model (no rules are saved with this model)",
         ("--combine", "produkt"): "did you mean 'product'",
         ("--combine", "temperature"): "temperatures are fitted on a validation trace",

@@ -11,7 +11,7 @@ import torch
 
 from anytime import Answer
 from anytime.runtime import Predictor, frames
-from anytime.support.units import deadline_seconds, parse_seconds
+from anytime.support.units import deadline_seconds, typed_seconds
 
 X = torch.full((1, 3, 2, 2), 0.5)
 LAST = Answer((torch.tensor([[0.1, 0.1, 0.1, 0.1, 0.6]]),), torch.tensor([2]), 0.01, None, torch.tensor([20]))
@@ -147,20 +147,14 @@ def test_a_first_frame_whose_time_is_over_has_the_prior(timed_case: Callable) ->
     assert model.started == []
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("5ms", 0.005), ("0.2s", 0.2), ("800us", 0.0008), ("0.005", 0.005), (" 1 s ", 1.0)]
-)
-def test_times_with_units(text: str, seconds: float) -> None:
-    assert parse_seconds(text) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("text", ["", "5", "0ms", "-1ms", "5 minutes", "nan", "inf"])
-def test_bad_times(text: str) -> None:
-    if text == "5":
-        assert parse_seconds(text) == 5.0
-        return
-    with pytest.raises(ValueError, match="a deadline must be a time above zero"):
-        parse_seconds(text)
+def test_a_number_that_was_typed_is_a_number() -> None:
+    for text, seconds in (("5ms", 0.005), ("0.005", 0.005), ("5", 5.0), ("800us", 0.0008), ("-1", -1.0), ("-5ms", -0.005)):
+        assert typed_seconds(text) == pytest.approx(seconds)
+    assert typed_seconds("-inf") == -math.inf
+    assert typed_seconds("inf") is typed_seconds("1e10") is None
+    for text in ("", "soon", "5 minutes", "nan", "True", "5MS"):
+        with pytest.raises(ValueError, match=f"deadline must be a number of seconds, .*, got '{text}'"):
+            typed_seconds(text)
 
 
 def test_a_deadline_in_seconds_is_exact() -> None:

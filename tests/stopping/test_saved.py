@@ -1,6 +1,7 @@
 """Rules saved with the model that they were fitted to."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from anytime.combine import Caching, Last, Mixture, Product, Temperature
 from anytime.stopping import (
     AllOf,
     Confidence,
+    Entropy,
     Fitted,
     MacBudget,
+    Margin,
     Never,
     Patience,
+    Rule,
     best_thresholds,
     conformal,
     mean_loss,
@@ -131,3 +135,41 @@ def test_mean_loss_by_hand(from_probabilities) -> None:
     assert mean_loss(trace, Confidence(0.5)) == 0.25  # only the first sample: the third improved by stopping
     assert mean_loss(trace, Never()) == 0
     assert measure(Confidence(0.5), trace).accuracy == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("confidence=0.9", Confidence(0.9)),
+        (" margin = .5 ", Margin(0.5)),
+        ("entropy=1e-1", Entropy(0.1)),
+        ("patience=3", Patience(3)),
+        ("confidence=inf", Confidence(math.inf)),
+    ],
+)
+def test_a_rule_and_its_number_are_given_as_text(text: str, rule: Rule) -> None:
+    model = tiny()
+    assert resolve(model, text)[0] == rule
+    assert Predictor(model, stop=text)._rule == rule
+    save_rule(model, text, Fitted(Never()))  # a saved rule of that name comes first
+    assert resolve(model, text)[0] == Never()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("confidenc=0.9", "did you mean 'confidence'"),
+        ("confidence=", "confidence=VALUE needs a number, got ''"),
+        ("confidence=high", "confidence=VALUE needs a number, got 'high'"),
+        ("confidence=2", "never stop; got 2"),
+        ("confidence=nan", "must be at least 0"),
+        ("patience=0.5", "whole number of steps"),
+        ("never=1", "'never' is not made from one number, got 'never=1'"),
+        ("all=1", "'all' is not made from one number"),
+        ("confidence_bands=1", "'confidence_bands' is not made from one number"),
+        ("recurrent=1", "'recurrent' is not made from one number"),
+    ],
+)
+def test_text_that_is_no_rule(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor(tiny(), stop=text)

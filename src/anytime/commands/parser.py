@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,10 +29,21 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        options, unknown = self.parse_known_args(args, namespace)
+        options, unknown = self.parse_known_args(self._joined(sys.argv[1:] if args is None else args), namespace)
         if unknown:
             self.error(f"unknown argument {unknown[0]}{nearest(unknown[0], self.flags())}")
         return options
+
+    def _joined(self, args: Sequence[str]) -> list[str]:
+        """The arguments with `--option -5ms` as `--option=-5ms`, because argparse takes `-5ms` and `-inf` for options."""
+        takes_value = {name for action in self._actions if action.nargs != 0 for name in action.option_strings}
+        joined: list[str] = []
+        for arg in args:
+            if joined and joined[-1] in takes_value and re.match(r"-(\.?\d|inf)", arg):
+                joined[-1] += f"={arg}"
+            else:
+                joined.append(arg)
+        return joined
 
     def flags(self) -> list[str]:
         """The long options."""

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,11 +16,11 @@ from anytime.commands.parser import Parser
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
-from anytime.runtime import Predictor, parse_seconds, profile
+from anytime.runtime import Predictor, profile
 from anytime.stopping import Rule
 from anytime.stopping.levels import LevelChoice, answer_text
 from anytime.support.text import printable
-from anytime.support.units import macs_text, ms_text
+from anytime.support.units import macs_text, ms_text, typed_seconds
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -35,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_model("model")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files; with --camera-like a folder")
-    parser.add_argument("--deadline", metavar="TIME", help="time for each image, e.g. 5ms, 0.2s, 800us (default: none)")
+    parser.add_argument("--deadline", metavar="TIME", help="time for each image, e.g. 5ms, 0.2s, 0.005 (default: none)")
     parser.add_device()
     parser.add_argument("--top", type=int, default=1, help="classes to show per answer (default: 1)")
     parser.add_argument(
@@ -51,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top must be at least 1, got {options.top}")
-    if options.camera_like and options.deadline:
+    if options.camera_like and options.deadline is not None:
         parser.error("with --camera-like the deadline of each frame is the next frame: give --fps instead of --deadline")
     if options.fps is not None and not options.camera_like:
         parser.error(f"--fps {options.fps:g} is the rate of --camera-like: give both, or neither")
@@ -68,8 +66,8 @@ def run(arguments: Sequence[str]) -> int:
     size = model.info.input_size or (model.in_channels, 32, 32)
     macs = step_macs(model, size, progress=sys.stderr.isatty()) if options.combine == "mixture" else None
     try:
-        deadline = parse_seconds(options.deadline) if options.deadline else None
-        rule, combine = stopping.resolve(model, _rule(options.stop) if options.stop else None, options.combine, macs)
+        deadline = None if options.deadline is None else typed_seconds(options.deadline)
+        rule, combine = stopping.resolve(model, options.stop, options.combine, macs)
     except (ValueError, TypeError) as error:
         parser.error(str(error))
     model.to(options.device)
@@ -83,21 +81,6 @@ def run(arguments: Sequence[str]) -> int:
     images = [read_image(path, size, model.info.resize_ratio) for path in options.images]  # all first: one may be damaged
     _predict(model, list(zip(options.images, images, strict=True)), deadline, options.top, combine, rule)
     return 0
-
-
-def _rule(text: str) -> Rule | str:
-    """A rule from `"confidence=0.9"`, or the name of one saved with the model."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        return name
-    if name not in Rule.kinds:
-        return stopping.rule(name)  # raises an error with the nearest name
-    argument = fields(Rule.kinds[name])[0].name
-    try:
-        number: Any = int(value) if value.isdigit() else float(value)
-    except ValueError:
-        raise ValueError(f"--stop {name}=VALUE needs a number, got {value!r}") from None
-    return stopping.rule(name, **{argument: number})
 
 
 def _predict(
@@ -119,7 +102,10 @@ def _predict(
         print(f"{printable(str(path))} ({given})")
         for answer in predictor.stream(image[None].to(device), deadline):
             if answer.step < 1:
-                print(f"  no step fits: the first takes about {ms_text(measured.at(1).steps[0].p50)} ms here")
+                first = ms_text(measured.at(1).steps[0].p50)
+                passed = deadline is not None and deadline <= 0
+                why = "the deadline has passed" if passed else f"no step fits: the first takes about {first} ms here"
+                print(f"  {why}, so the answer is the prior: all classes are equally likely")
                 continue
             text = answer_text([level[0] for level in answer.levels], names, answer.step, choice, top)
             cost = f"{macs_text(int(answer.macs[0])):>8} MACs {ms_text(answer.elapsed):>6} ms"

@@ -8,7 +8,7 @@ from typing import Any
 
 from anytime.combine import Caching, Combiner, Last, Mixture, Product, combiner
 from anytime.model import AnytimeModel
-from anytime.stopping.rules import Never, Rule
+from anytime.stopping.rules import Never, Rule, rule
 from anytime.support.names import nearest
 
 _SIMPLE = (Last.kind, Caching.kind, Product.kind)  # combiners that need no fitting
@@ -64,11 +64,11 @@ def resolve(
     combine: str | Combiner | None = None,
     macs: Sequence[float] | None = None,
 ) -> tuple[Rule | None, Combiner]:
-    """Rule and combiner; either may be the name of one saved with the model.
+    """Rule and combiner; either may be the name of one saved with the model, the rule also text like `"confidence=0.9"`.
 
     Args:
         model: The model, with its saved rules (see `save_rule`).
-        stop: A rule, the name of a saved one, or None for none.
+        stop: A rule, the name of a saved one, a name and a number (`"patience=3"`), or None for none.
         combine: A combiner, the name of a simple or a saved one ("temperature"), or None: the one that the saved rule was
             fitted to, or the last answer.
         macs: Cumulative MACs of the steps, the weights of "mixture".
@@ -79,7 +79,9 @@ def resolve(
     """
     saved = model.info.rules
     fitted = None
-    if isinstance(stop, str):
+    if isinstance(stop, str) and "=" in stop and stop not in saved:
+        stop = _numbered(stop)
+    elif isinstance(stop, str):
         if stop not in saved:
             raise ValueError(_never_fitted(stop, saved))
         fitted = _read(model, stop)
@@ -95,6 +97,21 @@ def resolve(
             "or fit the rule again with that combiner"
         )
     return stop, combine
+
+
+def _numbered(text: str) -> Rule:
+    """A rule from its name and the number that it is made with first: `"confidence=0.9"`."""
+    name, _, value = (part.strip() for part in text.partition("="))
+    if name not in Rule.kinds:
+        return rule(name)  # raises an error with the nearest name
+    try:
+        number: float = int(value) if value.isdecimal() else float(value)
+    except ValueError:
+        raise ValueError(f"{name}=VALUE needs a number, got {value!r}") from None
+    try:
+        return Rule.kinds[name](number)
+    except TypeError:
+        raise ValueError(f"a rule {name!r} is not made from one number, got {text!r}") from None
 
 
 def _never_fitted(name: str, saved: Mapping[str, Any]) -> str:

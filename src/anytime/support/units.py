@@ -12,19 +12,6 @@ _LONGEST = 1e9  # seconds, about 32 years; beyond it a deadline is none
 _COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
-def parse_seconds(text: str) -> float:
-    """Seconds from `"5ms"`, `"0.2s"`, `"800us"` or plain seconds `"0.005"`.
-
-    Raises:
-        ValueError: The text is not a time above zero.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(s|ms|us)?\s*", text)
-    seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
-    if seconds <= 0 or not math.isfinite(seconds):
-        raise ValueError(f"a deadline must be a time above zero like 5ms, 0.2s or 800us, got {text!r}")
-    return seconds
-
-
 def real_number(given: Any, wanted: str) -> float:
     """A number, or a numpy or torch scalar, as a float; numbers beyond the range of float become infinite.
 
@@ -74,6 +61,14 @@ def deadline_seconds(given: Any, name: str = "deadline") -> float | None:
     return None if seconds > _LONGEST else seconds
 
 
+def typed_seconds(text: str, name: str = "deadline") -> float | None:
+    """`deadline_seconds` of what was typed on a command line: `0.005` is a number there, and `5ms` is text."""
+    try:
+        return deadline_seconds(float(text), name)
+    except ValueError:
+        return deadline_seconds(text, name)
+
+
 def macs_text(macs: float) -> str:
     """MACs with four significant digits and k, M, G or T: `"12.24 M"`."""
     power = 0
@@ -97,6 +92,6 @@ def parse_budget(text: str, whole: float) -> tuple[float, Literal["macs", "secon
     if match:
         amount = float(match[1])
         return (amount / 100 * whole if match[2] == "%" else amount * _COUNTS[match[2]]), "macs"
-    if re.search(r"[0-9]\s*(s|ms|us)\s*$", text):
-        return parse_seconds(text), "seconds"
+    if re.search(r"[0-9]\s*(s|ms|us)\s*$", text) and (seconds := deadline_seconds(text, "--budget") or 0.0) > 0:
+        return seconds, "seconds"
     raise ValueError(f"--budget must be a mean cost like 50%, 40M (MACs) or 2ms, got {text!r}")

@@ -93,3 +93,17 @@ def test_clear_errors():
             curve.area(*wrong)
     with pytest.raises(ValueError, match="0 < shortest"):
         curve.area(0.0, 1.0, log=True)
+
+
+def test_a_list_of_deadlines_holds_what_a_predictor_takes():
+    curve = deadline_curve(TRACE, PROFILE)
+    given = ["1900ms", "2s", None, float("inf"), 2e9, -1, 0, float("-inf"), torch.tensor(2.5), 6]
+    assert curve.steps(given).tolist() == [0, 1, 3, 3, 3, 0, 0, 0, 2, 3]
+    assert curve.steps(torch.tensor([2.5, float("inf")])).tolist() == [2, 3]
+    assert curve.accuracy(torch.tensor([2.0, 6.0]).numpy()).tolist() == [0.5, 0.75]
+    for ask in (curve.steps, curve.accuracy, curve.expected):
+        for wrong in ([float("nan")], ["5"], torch.tensor([1.0, float("nan")])):
+            with pytest.raises(ValueError, match="seconds"):
+                ask(wrong)
+        with pytest.raises(TypeError, match="deadline must be a number of seconds"):
+            ask([True])

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.runtime.profile import Profile
+from anytime.support.units import deadline_seconds
 from anytime.trace import Trace, require_one_level
+
+Deadlines = Sequence[float | str | Tensor | None] | Tensor  # or any other array of numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,16 +30,29 @@ class DeadlineCurve:
     deadlines: Tensor
     accuracies: Tensor
 
-    def steps(self, deadlines: Sequence[float] | Tensor) -> Tensor:
-        """The step reached under each deadline in seconds, 0 for a miss, int64."""
-        return torch.searchsorted(self.deadlines, torch.as_tensor(deadlines, dtype=torch.float64), right=True)
+    def steps(self, deadlines: Deadlines) -> Tensor:
+        """The step reached under each deadline, 0 for a miss, int64.
 
-    def accuracy(self, deadlines: Sequence[float] | Tensor) -> Tensor:
-        """The accuracy under each deadline in seconds, float64."""
+        Args:
+            deadlines: Seconds in a tensor or array, or a list of what a predictor takes: `[0.005, "5ms", None]`.
+
+        Raises:
+            ValueError: One of them is NaN, or text without a unit.
+            TypeError: One of them is a bool or of another type.
+        """
+        if not hasattr(deadlines, "dtype"):
+            deadlines = [math.inf if (seconds := deadline_seconds(given)) is None else seconds for given in deadlines]
+        seconds = torch.as_tensor(deadlines, dtype=torch.float64)
+        if seconds.isnan().any():
+            raise ValueError(f"deadlines must be seconds, got {int(seconds.isnan().sum())} of {seconds.numel()} values NaN")
+        return torch.searchsorted(self.deadlines, seconds, right=True)
+
+    def accuracy(self, deadlines: Deadlines) -> Tensor:
+        """The accuracy under each deadline, float64."""
         return self.accuracies[self.steps(deadlines)]
 
-    def expected(self, deadlines: Sequence[float] | Tensor) -> float:
-        """E[accuracy(D)] for D drawn from these deadlines in seconds, such as a log of real ones: the area over them."""
+    def expected(self, deadlines: Deadlines) -> float:
+        """E[accuracy(D)] for D drawn from these deadlines, such as a log of real ones: the area over them."""
         accuracies = self.accuracy(deadlines)
         if not accuracies.numel():
             raise ValueError("deadlines is empty: give at least one, in seconds")

@@ -21,8 +21,10 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from anytime.registry import build_model
 from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
-from anytime.support.limits import AllocationLimit
+from anytime.support.folders import check_file
+from anytime.support.limits import UNFIT, AllocationLimit, check_image, check_numbers, check_steps
 from anytime.support.tensors import check_plain, denormal_warning
+from anytime.support.text import one_line
 from anytime.support.trust import UntrustedName, is_remembered, names_from, remember
 
 WEIGHTS = "model.safetensors"
@@ -236,6 +238,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         ValueError: Not JSON, not a model's configuration, or of another version; the message names the file.
     """
     path = directory / CONFIG
+    check_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no trained model: {CONFIG} is missing")
     config = parse_json(path.read_bytes(), path)
@@ -278,6 +281,7 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     directory = Path(directory)
     config = read_config(directory)
     path = directory / WEIGHTS
+    check_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no trained model: {WEIGHTS} is missing")
     data = path.read_bytes()
@@ -289,15 +293,20 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     remembered = is_remembered(directory / CONFIG, named_by(config))
+    trusted = trust or remembered
     try:
+        if not trusted:
+            check_numbers(config["arguments"], tensors.values())
         elements, count = sum(tensor.numel() for tensor in tensors.values()), len(tensors)
         limit = AllocationLimit(4 * elements + 2**28, 50 * count + 10_000, CONFIG)  # room for probing with images
         with names_from(directory / CONFIG, trust, loading=True, remembered=remembered), limit:
             model = build_model(config["model"], **config["arguments"])
+            if not trusted:
+                check_steps(model.num_steps)
     except UntrustedName:
         raise
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {error}") from error
+    except UNFIT as error:
+        raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {one_line(error)}") from error
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
@@ -307,11 +316,13 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
         warnings.warn(slow, stacklevel=2)
     try:
         model.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).splitlines()[:2][-1].strip()
+    except UNFIT as error:
+        first = (str(error) or type(error).__name__).splitlines()[:2][-1].strip()
         raise ValueError(f"{path} does not fit the model {config['model']!r} of {CONFIG}: {first}") from error
     try:
-        model.info = replace(ModelInfo.from_dict(config.get("metadata", {})), trusted=trust or remembered)
+        model.info = replace(ModelInfo.from_dict(config.get("metadata", {})), trusted=trusted)
+        if not trusted:
+            check_image(model.info.input_size or ())
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG} is damaged: {error}") from error
     return model.eval()

@@ -24,6 +24,7 @@ from anytime.reporting import plots
 from anytime.reporting.report import Section, write_report
 from anytime.support.digest import weights_digest
 from anytime.support.files import atomic_write
+from anytime.support.folders import check_file
 from anytime.support.locks import only_writer
 from anytime.support.trust import names_from
 from anytime.trace import Trace, record
@@ -200,7 +201,9 @@ def _recorded(model: AnytimeModel, data: ImageData, part: str, device: str | tor
 
 
 def _trace_path(folder: Path, part: str) -> Path:
-    return folder / f"trace-{part}.safetensors"
+    path = folder / f"trace-{part}.safetensors"
+    check_file(path)
+    return path
 
 
 def _report_name(part: str) -> str:

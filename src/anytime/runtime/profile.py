@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel
 from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
+from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
+from anytime.support.folders import check_ordinary
 
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
@@ -144,8 +146,9 @@ class Profile:
             ValueError: If the file is damaged or of another version, or entries are missing, negative or NaN; the message says
                 which.
         """
+        check_ordinary(path)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = parse_json(Path(path).read_bytes(), path)
             if data.pop("format") != FORMAT:
                 raise ValueError(f"this version of anytime reads format {FORMAT}")
             batches = {

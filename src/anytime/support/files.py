@@ -23,6 +23,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent.glob(".*.part"))
     part = part_of(path)
+    part.unlink(missing_ok=True)  # in a stranger's folder it may be a link
     try:
         yield part
         os.replace(part, path)

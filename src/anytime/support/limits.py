@@ -1,9 +1,9 @@
-"""A limit on what building a network may allocate, because its arguments may come from an untrusted file."""
+"""Limits on what building and running a network may take, because its arguments may come from an untrusted file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,57 @@ _FACTORIES = {
     *(torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.randperm),
     *(torch.arange, torch.linspace, torch.eye, torch.empty_strided),
 }
+
+UNFIT = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+"""What a class raises that is given arguments of unknown origin."""
+
+MOST_STEPS = 1_000  # answers of one network
+MOST_VALUES = 2**24  # of one image: 3 x 2364 x 2364
+_SMALL = 10_000  # numbers up to here need no reason
+
+
+class BeyondLimit(ValueError):
+    """An untrusted file asks for more work than a network like its own needs."""
+
+    def __init__(self, what: str, most: int) -> None:
+        super().__init__(f"{what}, more than {most:,}; if you trust this file, use trust=True, or --trust on the command line")
+
+
+def check_numbers(arguments: Mapping[str, Any], tensors: Iterable[torch.Tensor]) -> None:
+    """Raises BeyondLimit if an argument holds a number that the weights of its network do not explain.
+
+    Numbers up to 10,000 are free: of steps, layers, pixels. Larger ones count classes or channels, so a tensor has that many
+    rows or columns.
+
+    Args:
+        arguments: Arguments of a network, which may hold those of others.
+        tensors: Its weights.
+    """
+    most = max([_SMALL, *(size for tensor in tensors if tensor.numel() for size in tensor.shape)])
+    pending: list[tuple[str, Any]] = [*arguments.items()]
+    while pending:
+        name, value = pending.pop()
+        if name == "input_size" and isinstance(value, list | tuple):
+            check_image(value)
+        if isinstance(value, Mapping):
+            pending += [(str(key), item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            pending += [(name, item) for item in value]
+        elif isinstance(value, int | float) and abs(value) > most:
+            raise BeyondLimit(f"{name} is {value:.4g}" if abs(value) < 1e300 else f"{name} is huge", most)
+
+
+def check_image(size: Iterable[Any]) -> None:
+    """Raises BeyondLimit if an image of `size` = (channels, height, width) has more than `MOST_VALUES` values."""
+    numbers = [number for number in size if isinstance(number, int)]
+    if math.prod(numbers) > MOST_VALUES:
+        raise BeyondLimit(f"input_size {numbers} asks for images of {math.prod(numbers):,} values", MOST_VALUES)
+
+
+def check_steps(steps: int) -> None:
+    """Raises BeyondLimit if a network has more than `MOST_STEPS` steps."""
+    if steps > MOST_STEPS:
+        raise BeyondLimit(f"the network has {steps:,} steps", MOST_STEPS)
 
 
 class AllocationLimit(TorchFunctionMode):

@@ -12,14 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anytime.support.files import remove_leftovers
+from anytime.support.folders import FOLDERS, LOCK, check_folder
 
-LOCK = ".lock"
 _BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _held: set[int] = set()
-
-
-_WRITTEN = (LOCK, "replacement", "checkpoints", "figures", "metrics", "tensorboard")  # may come from a stranger, as links
 
 
 class InUse(RuntimeError):
@@ -42,20 +39,19 @@ def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True) 
 
     Raises:
         InUse: Another process writes there.
+        ValueError: The folder holds links that lead out of it, or pipes, see `check_folder`.
     """
     folder = Path(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _WRITTEN:
-        if (folder / name).is_symlink():
-            raise ValueError(f"{folder / name} is a link, and nothing is written through links; put there what it leads to")
+    check_folder(folder)
     descriptor = _acquire(folder, doing, brief) if os.access(folder, os.W_OK) else None
     if descriptor is None:
         yield
         return
     _held.add(descriptor)
     try:
-        remove_leftovers([*folder.glob(".*.part"), *folder.glob("*/.*.part")])
+        remove_leftovers(part for place in (folder, *(folder / name for name in FOLDERS)) for part in place.glob(".*.part"))
         yield
     finally:
         with suppress(OSError):  # Windows keeps files that are open

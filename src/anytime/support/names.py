@@ -19,10 +19,12 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'x'?`, or the list of valid names."""
+    """The end of an error message: `; did you mean 'x'?`, or the valid names, at most `LISTED`."""
     valid = list(dict.fromkeys(valid))
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(valid)}"
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5) if len(name) <= LONGEST else []
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; valid: {', '.join(valid[:LISTED])}" + (f" and {len(valid) - LISTED:,} more" if len(valid) > LISTED else "")
 
 
 def import_object(path: str, what: str) -> Any:

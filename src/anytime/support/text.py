@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LONGEST = 1500  # characters of an error; it may repeat what a file of any size says
+
 
 def printable(text: str) -> str:
     r"""The text with control characters and other invisible ones as escapes, so that a name cannot command a terminal.
@@ -14,5 +16,6 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one printable line; its class if it says nothing."""
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    """What an error says, in one printable line of at most `LONGEST` characters; its class if it says nothing."""
+    text = printable(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

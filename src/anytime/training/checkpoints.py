@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from anytime.support.files import atomic_write
+from anytime.support.folders import check_file
 from anytime.support.text import one_line
 
 _PARTS = {  # what a training is resumed from, by the way to it
@@ -53,6 +54,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: There is none.
         ValueError: It is damaged or incomplete, or holds other objects.
     """
+    check_file(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:

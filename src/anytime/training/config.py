@@ -22,6 +22,7 @@ from anytime import objectives, registry
 from anytime.data import ImageData
 from anytime.objectives import Objective
 from anytime.support.documents import parse_yaml
+from anytime.support.folders import check_ordinary
 from anytime.support.names import import_subclass, nearest
 from anytime.support.text import one_line
 from anytime.support.trust import UntrustedName, is_untrusted
@@ -151,6 +152,7 @@ def read_recipe(path: str | Path) -> Config:
         UsageError: No such file, not a YAML mapping, an unknown key or name (the message names the nearest valid one).
     """
     try:
+        check_ordinary(path)
         content = Path(path).read_bytes()
         recipe = parse_yaml(content, f"recipe {path}")
     except OSError as error:

@@ -20,19 +20,14 @@ from anytime.cost import hardware
 from anytime.saving import WEIGHTS
 from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write, part_of
-from anytime.support.locks import LOCK, only_writer
+from anytime.support.folders import LOCK, OWN, REPLACEMENT, check_folder
+from anytime.support.locks import only_writer
 from anytime.training.config import SECTIONS, Config, UsageError, read_recipe
 from anytime.version import __version__
 
 FORMAT = 1
 CONFIG = "config.yaml"
 STATE = "run.json"
-REPLACEMENT = "replacement"
-OWN = (  # what this library writes into a run directory
-    *(STATE, CONFIG, "config.json", WEIGHTS, "images.safetensors", "profile.json", "checkpoints/last.ckpt"),
-    *("metrics/metrics.csv", "tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml"),
-    *("trace-*.safetensors", "metrics-*.json", "report.html", "report-*.html", "figures/*.png", "figures/validation/*.png"),
-)
 
 
 def is_main_process() -> bool:
@@ -200,6 +195,7 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     """
     if not path.is_dir():
         raise UsageError(f"there is no run directory {path}")
+    check_folder(path)
     for name in (STATE, CONFIG):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is not a complete run directory: {name} is missing")

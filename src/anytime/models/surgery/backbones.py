@@ -72,7 +72,7 @@ def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[s
 
 
 def _build(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
-    """An untrained backbone for `classes` classes; None: one with the weights that its library downloads, and their classes."""
+    """An untrained backbone for `classes` classes, or if None, one with the weights and classes that its library downloads."""
     library, colon, rest = name.partition(":")
     builders = {"torchvision": _torchvision, "timm": _timm}
     if (colon and library not in builders) or (not colon and "." not in name):

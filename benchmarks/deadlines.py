@@ -143,12 +143,13 @@ def main() -> None:
     parser.add_argument("--load", action="store_true", help="keep one core busy")
     parser.add_argument("--quantile", default="p99", help="quantile of a step's seconds that must fit")
     parser.add_argument("--network", default="anytimenet_cifar10", help="the anytime network, a name or run directory")
-    parser.add_argument("--plain", type=single, help="a network with one answer, RUN or RUN:STEP")
-    parser.add_argument("--separate", type=single, nargs="+", default=[], help="separately trained networks, small to large")
+    parser.add_argument("--plain", help="a network with one answer, RUN or RUN:STEP")
+    parser.add_argument("--separate", nargs="+", default=[], help="separately trained networks, small to large")
     options = parser.parse_args()
     keep_freed_memory()
     model = anytime.load(options.network)
-    plain = options.plain or Single("only the last answer", model.eval(), model.num_steps)
+    plain = single(options.plain) if options.plain else Single("only the last answer", model.eval(), model.num_steps)
+    alone = [single(name) for name in options.separate]
     data = create_data("cifar10")
     data.setup("test")
     images, labels = (torch.cat(parts)[: options.requests] for parts in zip(*data.test_dataloader(), strict=True))
@@ -160,7 +161,7 @@ def main() -> None:
     predictor = Predictor(model, measured, quantile=options.quantile)
     stream = streamed(predictor, images, labels)
     once = answers_of(plain, images, labels)
-    separate = {network.name: answers_of(network, images, labels) for network in options.separate}
+    separate = {network.name: answers_of(network, images, labels) for network in alone}
     fits = {name: Latency.of([request[0][0] for request in each]).at(options.quantile) for name, each in separate.items()}
     rows = []
     for deadline in sweep(measured):

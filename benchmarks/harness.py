@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -73,9 +76,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def command() -> str:
+    """The shell command of this process, from the root of the repository."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    words = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return f"OMP_NUM_THREADS={threads} {words}" if threads else words
+
+
 def write(out: Path | None, results: dict[str, Any]) -> None:
-    """Writes the results to a JSON file, if one is given."""
+    """Writes the results and the command that made them to a JSON file, if one is given."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps({"command": command(), **results}, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {out}")

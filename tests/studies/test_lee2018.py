@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -164,6 +165,26 @@ def test_figure_3a_by_hand():
     assert "NO       independent batch norm at least halves" in worse.text
 
 
+@pytest.mark.parametrize(
+    ("shared", "reductions", "shows"),
+    [
+        ([0, 30, 0], [None, 0.6, None], [False, None, None]),  # neither makes an error at the ends
+        ([0, 30, 10], [None, 0.6, 1.0], [False, None, None]),
+        ([10, 30, 0], [1.0, 0.6, None], [False, True, None]),
+    ],
+)
+def test_figure_3a_of_networks_without_errors(shared, reductions, shows):
+    costs = [10, 20, 40]
+    traces = {"I-ResNeXt": {0: trace([0, 12, 0], costs)}, "I-ResNeXt, shared BN": {0: trace(shared, costs)}}
+    result = figure_3a(traces, "cifar10")
+    assert [row["reduction"] for row in plain(result.numbers["rows"])] == reductions
+    assert [claim.shows for claim in result.claims] == shows
+    traces = {"I-ResNeXt": {0: trace([5, 6, 7], costs)}, "I-ResNeXt, shared BN": {0: trace([0, 9, 9], costs)}}
+    worse = figure_3a(traces, "cifar10")
+    assert worse.numbers["rows"][0]["reduction"] == -math.inf
+    assert [claim.shows for claim in worse.claims] == [False, False, False]
+
+
 def test_figure_3b_by_hand():
     norms = [[4.0, 3.0], [9.0, 9.0], [8.0, 2.0]], [[4.0, 4.0], [7.0, 7.0], [4.0, 4.0]]
     flat = [[2.0, 2.0], [1.0, 3.0], [4.0, 3.0]]
@@ -213,6 +234,9 @@ def test_figure_3c_by_hand():
     assert equal["relative_error_saved"][0] != equal["relative_error_saved"][0]  # no shallow one is as cheap
     assert equal["shows"] is False  # because the full networks are equal here
     assert len(result.figure.axes[0].lines) == 4
+    perfect = figure_3c(traces | {"ResNeXt with exits": {0: trace([0, 0, 0], [15, 25, 40])}}, "cifar10")
+    thinnest = claims(perfect)["trained jointly, the thinnest makes fewer errors than the shallowest for fewer MACs"]
+    assert (thinnest["shows"], thinnest["relative"]) == (False, -math.inf)
 
 
 def test_figure_4_by_hand():

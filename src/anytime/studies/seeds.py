@@ -44,6 +44,11 @@ def gain(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
     return {"gain": mean_gain, "standard_error": standard_error, "seeds": len(values)}
 
 
+def reductions(errors: Sequence[float], references: Sequence[float]) -> list[float]:
+    """1 - error / reference, element by element; nan if neither makes errors, -inf if only the reference makes none."""
+    return (1 - torch.tensor(errors, dtype=torch.float64) / torch.tensor(references, dtype=torch.float64)).tolist()
+
+
 def facts(by_seed: BySeed, **reference: Any) -> dict[str, Any]:
     """What a published number must carry: a reference to the paper, data set, recipe, seeds, epochs, hardware and date."""
     metas = [trace.meta for trace in by_seed.values()]

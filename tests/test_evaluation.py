@@ -81,7 +81,7 @@ def test_a_trace_knows_the_groups_of_its_images(run, monkeypatch, capsys):
     assert not set(groups.tolist()) & set(data.split("train").groups.tolist())
     assert "groups" not in result.numbers["meta"]
     assert main(["fit", str(run), "--stop", "confidence", "--max-loss", "0.0001", "--sure", "0.9"]) == 0
-    wanted = f"no threshold keeps that loss for sure with {trace.num_samples} images in {len(groups)} groups, so all steps run"
+    wanted = f"no threshold can guarantee that loss with {trace.num_samples} images in {len(groups)} groups, so all steps run"
     assert wanted in capsys.readouterr().out
     old = replace(trace, meta={key: value for key, value in trace.meta.items() if key != "groups"})
     old.save(result.trace)

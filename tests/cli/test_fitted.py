@@ -61,7 +61,7 @@ def test_fit_and_predict_by_name(run, images, capsys, refused):
     )
     assert main(["fit", run, "--stop", "confidence", "--max-loss", "0.0001", "--sure", "0.9", "--name", "safe"]) == 0
     out = capsys.readouterr().out
-    assert "no threshold keeps that loss for sure with " in out
+    assert "no threshold can guarantee that loss with " in out
     assert "calibrated on the same images" not in out
     assert main(["fit", run, "--stop", "confidence", "--max-loss", "0.3", "--name", "bold", "--out", "other"]) == 0
     assert (
@@ -77,8 +77,8 @@ def test_fit_and_predict_by_name(run, images, capsys, refused):
     ("options", "message"),
     [
         ([], "choose a rule to fit: --stop confidence, budgeted, value, learned"),
-        (["--stop", "confidence"], "--stop confidence needs --budget or --max-loss, one of them"),
-        (["--stop", "confidence", "--budget", "50%", "--max-loss", "0.1"], "one of them"),
+        (["--stop", "confidence"], "--stop confidence needs one of --budget or --max-loss"),
+        (["--stop", "confidence", "--budget", "50%", "--max-loss", "0.1"], "needs one of"),
         (["--stop", "value", "--budget", "50%"], "--stop value needs --price"),
         (["--stop", "confidence", "--max-loss", "2"], "--max-loss must lie between 0 and 1, got 2"),
         (["--stop", "confidence", "--budget", "50%", "--sure", "0.9"], "give --max-loss as well"),
@@ -188,7 +188,7 @@ def test_profile_of_compiled_steps(run, capsys, monkeypatch):
     assert main(["profile", run, "--compile", "--batch", "2", "--repeats", "2"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("batch 2, compiled, ")
-    assert "compile=True) plans by it" in out
+    assert "compile=True) plans with it" in out
     assert compiled == ["step_1_of_2", "step_2_of_2"]
     measured = anytime.Profile.load("tiny/profile.json")
     with pytest.raises(ValueError, match="not of eager steps"):

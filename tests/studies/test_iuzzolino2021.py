@@ -264,7 +264,7 @@ def test_the_command_lists_studies_and_rejects_wrong_arguments(capsys):
         ("iuzzolino2021", "--scale", "ful"): "unknown --scale 'ful'; did you mean 'full'?",
         ("iuzzolino2021", "--data", "terrier"): "has no --data 'terrier' at scale cpu; valid: cifar10, cifar100",
         ("iuzzolino2021", "--figur", "4"): "unknown argument --figur; did you mean '--figure'?",
-        ("iuzzolino2021", "--seed", "4"): "give the seeds by --seeds",
+        ("iuzzolino2021", "--seed", "4"): "use --seeds to set the seeds",
     }.items():
         with pytest.raises(SystemExit) as stopped:
             command.run(arguments)

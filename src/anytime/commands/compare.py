@@ -17,7 +17,7 @@ def run(arguments: Sequence[str]) -> int:
         "compare", __doc__, "  anytime compare runs/anytimenet_Digits runs/anytimenet_baseline_Digits --out runs/both.pdf"
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories with a trace (made by `anytime evaluate RUN`)")
-    parser.add_argument("--part", choices=["test", "validation"], default="test", help="whose traces (default: test)")
+    parser.add_argument("--part", choices=["test", "validation"], default="test", help="which traces (default: test)")
     parser.add_argument("--out", type=Path, help="the figure (default: runs/compare.png, which each comparison replaces)")
     parser.add_overwrite("the figure of --out")
     options = parser.parse_args(arguments)

@@ -30,5 +30,5 @@ def run(arguments: Sequence[str]) -> int:
     titles = {"size": "C x H x W", "found": "here", "source": "where it comes from"}
     columns = [Column(key, titles.get(key, key), ",d" if key in ("train", "test") else "") for key in rows[0]]
     folder = default_root() if root is None else root.expanduser()
-    print(f"{format_table(rows, columns)}\n\nlooked in {folder}; another folder: --root or ANYTIME_DATA")
+    print(f"{format_table(rows, columns)}\n\nlooked in {folder}; use --root or ANYTIME_DATA for another folder")
     return 0

@@ -1,4 +1,4 @@
-"""Record what a trained model answers at every step about the test images (the trace); print and save metrics, figures
+"""Record a trained model's answers to the test images at every step (the trace); print metrics, and save them with figures
 and report.html in the run directory.
 """
 

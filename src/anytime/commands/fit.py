@@ -46,8 +46,8 @@ def run(arguments: Sequence[str]) -> int:
         "of the confidence by dynamic programming; learned: a small recurrent network. Default: only --combine is fitted",
     )
     parser.add_argument("--budget", metavar="COST", help="mean cost per image: 50%% of all steps' MACs, 40M MACs, or 2ms")
-    parser.add_argument("--max-loss", type=float, metavar="SHARE", help="loss of accuracy against all steps, e.g. 0.01")
-    sure = "probability that the loss stays below --max-loss (default: it does on average)"
+    parser.add_argument("--max-loss", type=float, metavar="SHARE", help="accepted loss of accuracy, e.g. 0.01")
+    sure = "probability that the loss stays below --max-loss (default: only the mean loss is bounded)"
     parser.add_argument("--sure", type=float, metavar="P", help=sure)
     price = "accuracy that the MACs of all steps are worth, e.g. 0.05"
     parser.add_argument("--price", type=float, metavar="SHARE", help=price)
@@ -140,17 +140,17 @@ def _check_goal(parser: Parser, options: Any) -> None:
     if options.levels is not None:
         other = ["stop", "budget", "max_loss", "sure", "price", "name"]
         if options.combine != "last" or any(getattr(options, name) is not None for name in other):
-            parser.error("--levels is chosen by itself: leave out --stop and its options, --combine and --name")
+            parser.error("--levels is fitted without a rule: leave out --stop and its options, --combine and --name")
         if not 0 < options.levels <= 1:
             parser.error(f"--levels must be an accuracy above 0 and at most 1, got {options.levels:g}")
         return
     given = [name for name in ("budget", "max_loss", "price") if getattr(options, name) is not None]
     wanted = GOALS.get(options.stop, [])
     if options.stop is None and (given or options.combine in ("last", "caching", "product")):
-        parser.error(f"choose a rule to fit: --stop {', '.join(METHODS)}; or only a combiner: --combine temperature, mixture")
+        parser.error(f"choose a rule to fit: --stop {', '.join(METHODS)}; or a combiner: --combine temperature, mixture")
     if options.stop and (len(given) != 1 or given[0] not in wanted):
         flags = " or ".join(f"--{name.replace('_', '-')}" for name in wanted)
-        parser.error(f"--stop {options.stop} needs {flags}" + (", one of them" if len(wanted) > 1 else ""))
+        parser.error(f"--stop {options.stop} needs {'one of ' if len(wanted) > 1 else ''}{flags}")
     if options.sure is not None and given != ["max_loss"]:
         parser.error("--sure is the probability that the loss stays below --max-loss: give --max-loss as well")
     for name in ("max_loss", "sure"):
@@ -215,4 +215,4 @@ def _show(fitted: Fitted, validation: Trace, test: Trace) -> None:
     elif fitted.facts.get("max_loss") is not None:
         groups = fitted.facts.get("groups")
         given = f"{fitted.facts['fitted_on']} images" + (f" in {groups} groups" if groups is not None else "")
-        print(f"no threshold keeps that loss for sure with {given}, so all steps run")
+        print(f"no threshold can guarantee that loss with {given}, so all steps run")

@@ -1,4 +1,4 @@
-"""List the models that can be trained, and the trained ones; or describe one."""
+"""List the models that can be trained and the trained ones, or describe one."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def _description(name: str) -> str:
     rows = [{"step": t, "macs": m, "share": m / macs[-1]} for t, m in enumerate(macs, 1)]
     columns = [Column("step", "step"), Column("macs", "MACs", macs_text), Column("share", "% of full", ".1%")]
     return (
-        f"{class_help('model', name)}\n\nwith these: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{class_help('model', name)}\n\nwith these arguments: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{model.num_steps} steps, at {size[1]}x{size[2]} pixels:\n{format_table(rows, columns)}"
     )

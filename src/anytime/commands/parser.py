@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_trust(self) -> None:
         """Adds `--trust`."""
-        self.add_argument("--trust", action="store_true", help="import custom classes that files name, which can run any code")
+        self.add_argument("--trust", action="store_true", help="import custom classes named in files; this can run any code")
 
     def add_overwrite(self, what: str) -> None:
         """Adds `--overwrite`, for `check_free`."""
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_data_folder(self) -> None:
         """Adds `--root` and `--download`."""
-        self.add_argument("--root", type=Path, help="folder of the data, if not the recipe's")
+        self.add_argument("--root", type=Path, help="folder of the data (default: the recipe's)")
         self.add_argument("--download", action="store_true", help="download the data if they are missing")
 
     def add_device(self, purpose: str = "where to run") -> None:

@@ -1,5 +1,5 @@
-"""Reproduce tables and figures of a paper, the paper's numbers beside ours. Trains what is missing; the same command
-continues where it was stopped. Other options, e.g. --epochs=1, are those of `anytime train`, for every training.
+"""Reproduce tables and figures of a paper, with the paper's numbers beside ours. Missing trainings are run; the same command
+continues an interrupted study. Other options, e.g. --epochs=1, are passed to `anytime train` for every training.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("study", nargs="?", metavar="STUDY", help=f"one of: {', '.join(list_studies())}")
     for kind in KINDS:
-        parser.add_argument(f"--{kind}", nargs="+", default=[], metavar="N", help=f"these {kind}s only")
+        parser.add_argument(f"--{kind}", nargs="+", default=[], metavar="N", help=f"only these {kind}s")
     parser.add_argument("--data", metavar="NAME", help="data set (default: the study's first)")
-    parser.add_argument("--scale", default="cpu", help="cpu: minutes a training; full: as in the paper (default: cpu)")
+    parser.add_argument("--scale", default="cpu", help="cpu: minutes per training; full: as in the paper (default: cpu)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds (default: the study's)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="where run directories go (default: runs/STUDY)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/STUDY)")
-    parser.add_argument("--dry-run", action="store_true", help="print the trainings that are missing, as commands")
+    parser.add_argument("--dry-run", action="store_true", help="print the missing trainings as commands")
     options, flags = parser.parse_known_args(arguments)
     if options.study is None:
         print("\n".join(f"{name}: {_description(find_study(name))}" for name in list_studies()))
@@ -95,7 +95,7 @@ def _checked(parser: Parser, options: Any, flags: Sequence[str]) -> Study:
     for flag in flags:
         name = flag.partition("=")[0]
         if name == "--seed":
-            parser.error("give the seeds by --seeds")
+            parser.error("use --seeds to set the seeds")
         if any(f"{name}.".startswith(f"--{key}.") for key in study.fixed):
             parser.error(f"{name} cannot be set: it is what {options.study} compares")
         if name.startswith("--") and name.partition(".")[0] not in train_options:

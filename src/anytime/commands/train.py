@@ -1,4 +1,4 @@
-"""Train a model on a data set by recipe or flags; `train_help` holds the help."""
+"""Train a model on a data set from a recipe or flags; `train_help` holds the help."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ usage: anytime train --model NAME --data NAME [option VALUE ...]
        anytime train --config RECIPE [option VALUE ...]
        anytime train --resume RUN
 
-Trains a model on a data set and writes a run directory: the model, checkpoints, metrics, and config.yaml, itself a recipe.
-Flags override recipes. NAME may be the import path of a custom class, package.module.Class.
+Trains a model on a data set and writes a run directory: the model, checkpoints, metrics, and config.yaml, which is itself a
+recipe. Flags override recipes. NAME may be the import path of a custom class, package.module.Class.
 
 examples:
   anytime train --model anytimenet --data digits --epochs 20
@@ -43,7 +43,7 @@ where:
   --run DIR             where to write (default: runs/MODEL_DATA)
   --overwrite           replace the run in DIR when the training has finished; other files there stay
   --resume RUN          continue an interrupted run from its last checkpoint; only --optimizer.lr, --gradient_clip and
-                        --progress may be given anew, such as after a loss that became NaN
+                        --progress may be changed, e.g. after the loss became NaN
   --trust               import the custom classes that a recipe names; this can run any code
 
 how:

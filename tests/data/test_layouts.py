@@ -153,7 +153,7 @@ def test_files_are_taken_by_content_and_the_others_counted(tmp_path):
     os.mkfifo(tmp_path / "cat/pipe.png")
     data = ImageFolder(root=tmp_path, size=8, validation=0, test=0)
     expected = "1 file .db, 1 file .eps, 1 file .jpg, 1 file .md, 1 file without suffix, 2 files .png, 2 files .txt left out"
-    with pytest.warns(UserWarning, match=f"{expected}, no images in a supported format"):
+    with pytest.warns(UserWarning, match=f"{expected}: not images in a supported format"):
         train = data.split("train")
     assert sorted(train.names) == sorted(f"cat/image{suffix}" for suffix in taken)
     for images, _ in data.train_dataloader():

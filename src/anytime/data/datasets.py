@@ -1,4 +1,4 @@
-"""The table of data sets, and finding one by its name."""
+"""The table of data sets, and look-up by name."""
 
 import os
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def list_datasets() -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """The import path of the class that `name` stands for; name and error are those of `create_data`."""
+    """The import path of the class that `name` stands for; takes and raises what `create_data` does."""
     known = {known.casefold(): known for known in _NAMES}
     key = name.casefold().replace("-", "").replace("_", "")
     if key in known:

@@ -56,7 +56,7 @@ def errors_naming(path: str | PathLike[str]) -> Iterator[None]:
     Raises:
         FileNotFoundError: The file is missing.
         PermissionError: The file may not be read.
-        ValueError: The content is invalid, or it is no ordinary file, such as a pipe, on which a reader would wait for ever.
+        ValueError: The content is invalid, or it is not an ordinary file (a reader would wait on a pipe for ever).
     """
     try:
         if os.path.exists(path) and stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
@@ -72,7 +72,7 @@ def errors_naming(path: str | PathLike[str]) -> Iterator[None]:
 
 
 def absent(folder: Path) -> str:
-    """`"there is no folder photos (/home/me/photos)"`; a relative path is given with what it means here."""
+    """`"there is no folder photos (/home/me/photos)"`; a relative path is followed by its absolute form."""
     return f"there is no folder {folder}" + ("" if folder.is_absolute() else f" ({folder.absolute()})")
 
 
@@ -100,7 +100,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which no data file needs; refused")
+            raise pickle.UnpicklingError(f"it would run {module}.{name}, which no data file needs")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 

@@ -23,7 +23,7 @@ _PART = {name: part for part, names in _NAMES.items() for name in names}
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders that hold the class folders of each split; a flat layout has only `train`, which is the whole."""
+    """The folders that hold the class folders of each split; a flat layout has only `train`, which holds all images."""
 
     train: Path
     validation: Path | None = None
@@ -32,12 +32,12 @@ class Layout:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's or an editor's, such as `._a.jpg`, `.ipynb_checkpoints` or `__MACOSX`."""
+    """Whether a file or folder belongs to the system or an editor, such as `._a.jpg`, `.ipynb_checkpoints` or `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The visible folders in `folder` in the order of their names, without links that lead back up.
+    """The visible folders in `folder` in the order of their names, without links to a parent folder.
 
     Raises ValueError if a name is not UTF-8, because it cannot be written into a configuration.
     """

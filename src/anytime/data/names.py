@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def composed(name: str) -> str:
-    """The name in Unicode's composed form (NFC): the forms in which systems write one name become one."""
+    """The name in Unicode's composed form (NFC), in which all spellings of one name are equal."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -26,8 +26,8 @@ class Names:
 
     Attributes:
         text: uint8, all strings one after the other, as the file system encodes them.
-        ends: int64 `[M]`, where each of them ends.
-        rows: int64 `[N]`, those in use.
+        ends: int64 `[M]`, where each string ends.
+        rows: int64 `[N]`, indices of the strings in use.
     """
 
     text: Tensor
@@ -62,7 +62,7 @@ class Names:
 def lots(names: Iterable[str], seed: int, part: str) -> Tensor:
     """One number in [0, 1) for each name, a function of that name, the seed and the part: float64 `[N]`.
 
-    It is BLAKE2b of the composed name, divided by 2**64: the same on every machine, whatever other names there are.
+    It is BLAKE2b of the composed name, divided by 2**64: the same on every machine and independent of the other names.
     """
     prefix = f"{seed}/{part}/".encode()
     digests = [hashlib.blake2b(prefix + os.fsencode(composed(name)), digest_size=8).digest() for name in names]

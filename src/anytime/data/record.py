@@ -18,7 +18,7 @@ from anytime.support.folders import check_file
 from anytime.support.tensor_files import read_tensors, write_tensors
 
 PARTS = ("train", "validation", "test", "unused", "earlier")
-"""Training images beyond `limit` are unused; the run from whose weights this one started was trained on the earlier ones."""
+"""Training images beyond `limit` are unused; earlier ones trained the run from whose weights this run started."""
 
 RECORD = "images.safetensors"
 """Name of the file in a run directory."""
@@ -60,7 +60,7 @@ class ImageRecord:
         return int((self.parts == PARTS.index(part)).sum())
 
     def following(self, earlier: ImageRecord | None) -> ImageRecord:
-        """This record, of a training that starts from the weights of a run with the record `earlier`."""
+        """This record with the training images of `earlier`, the record of the run whose weights the training starts from."""
         if earlier is None:
             return self
         known = earlier.contents[(earlier.parts == _TRAIN) | (earlier.parts == _EARLIER)]
@@ -68,9 +68,9 @@ class ImageRecord:
         return ImageRecord(names, torch.cat([self.contents, known]), torch.cat([self.parts, parts]))
 
     def rows(self, split: Split) -> Tensor:
-        """Where the record holds each image, int64 `[N]`, -1 where it does not: by name, or else by its content.
+        """The row of each image in the record, found by name or else by content, int64 `[N]`; -1 if it is not recorded.
 
-        Of images with the same name or content, each has its own row.
+        Images with the same name or content have separate rows.
         """
         free: dict[str, list[int]] = defaultdict(list)
         for row, (name, part) in enumerate(zip(self.names, self.parts.tolist(), strict=True)):
@@ -89,13 +89,13 @@ class ImageRecord:
     def divide(self, split: Split, part: str, lots: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Indices of the images that are not in `part`, and of those that are.
 
-        An image that is not recorded is in the part of its group, if that is recorded, or if its lot is below `share`.
+        A new image is in `part` if its group is or, if its group is not recorded, if its lot is below `share`.
 
         Args:
             split: The images.
             part: One of `PARTS`.
             lots: See `Split.lots`.
-            share: The share of new images that belongs to the part; from 1 on the recorded share.
+            share: The share of new images that belongs to the part; if it is 1 or more, the recorded share.
         """
         rows = self.rows(split)
         known = rows >= 0
@@ -142,11 +142,11 @@ class ImageRecord:
 
         Raises:
             FileNotFoundError: The file does not exist.
-            ValueError: It is damaged, or something else.
+            ValueError: It is damaged or not a record.
         """
         tensors, metadata = read_tensors(path, "a record of images")
         if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} has format {metadata.get('format')!r}, this version of anytime reads {_FORMAT}")
+            raise ValueError(f"{path} has format {metadata.get('format')!r}; this version of anytime reads {_FORMAT}")
         kinds = {"text": torch.uint8, "ends": torch.int64, "contents": torch.int64, "parts": torch.uint8}
         if {name: tensor.dtype for name, tensor in tensors.items()} != kinds:
             raise ValueError(f"{path} is damaged: it holds {', '.join(sorted(tensors))}, not {', '.join(kinds)}")
@@ -160,7 +160,7 @@ class ImageRecord:
 
 
 def read_record(run: Path | None) -> ImageRecord | None:
-    """The record of a run directory, None if it has none."""
+    """The record of a run directory, or None if it has none."""
     if run is None:
         return None
     check_file(run / RECORD)

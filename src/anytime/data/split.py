@@ -20,10 +20,10 @@ class Split:
     Args:
         images: uint8 `[N, C, H, W]`, or images to be read on demand.
         targets: int64 `[N]`, or `[N, D]` for D label levels.
-        source: The file or folder that errors name.
+        source: The file or folder, for error messages.
         groups: int64 `[N]`, numbers of groups, such as tracks of a camera, that a split must not divide.
         names: One name per image, such as its path relative to the folder of the data; it decides which part an image is in.
-            Images without names are known by their content.
+            Images without names are identified by their content.
     """
 
     images: Tensor | LazyImages
@@ -59,10 +59,10 @@ class Split:
 
     @property
     def keys(self) -> Iterable[str]:
-        """What each image is known by: its name, or else its content in hexadecimal."""
+        """The key of each image: its name, or else its content in hexadecimal."""
         return self.names if self.names is not None else [f"{number % 2**64:016x}" for number in self.contents.tolist()]
 
     def lots(self, seed: int, part: str) -> Tensor:
-        """The number in [0, 1) that decides whether an image is in `part`, float64 `[N]`; groups have one in common."""
+        """The number in [0, 1) that decides whether an image is in `part`, float64 `[N]`; a group shares one number."""
         known_by = self.keys if self.groups is None else [f"group {number}" for number in self.groups.tolist()]
         return lots(known_by, seed, part)

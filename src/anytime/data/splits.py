@@ -72,9 +72,9 @@ def hold_out_by_lot(
 ) -> tuple[Tensor, Tensor]:
     """Splits samples in two by a number in [0, 1) that belongs to each sample.
 
-    A share p holds out the samples whose lot is below p, whatever other samples there are; their number is about p N. If
-    that were none, the lowest is held out; if it were all of a class, its highest stays. A whole number n, or with `exact`
-    the share's number, holds out the n lowest, stratified by class: then a sample more or less can move another one.
+    A share p holds out the samples whose lot is below p, independently of the other samples; their number is about p N. If
+    there are none, the lowest is held out; if they are all of a class, its highest stays. A whole number n, or with `exact`
+    the share's number, holds out the n lowest, stratified by class; then adding or removing a sample can move another one.
 
     Args:
         labels: int64 `[N]`.
@@ -82,7 +82,7 @@ def hold_out_by_lot(
         seed: Breaks ties between classes.
         lots: float64 `[N]`, the same for all samples of a group.
         groups: int64 `[N]`, see `hold_out`.
-        exact: Whether the number matters more than that no sample moves another.
+        exact: Whether to meet the number exactly, although one sample can then move another.
 
     Returns:
         The remaining indices and the held-out indices, each in ascending order.
@@ -135,8 +135,8 @@ def choose_classes(names: Sequence[str], wanted: str | Sequence[str | int]) -> l
 
     Args:
         names: All class names.
-        wanted: A name, a pattern with `*`, `?` or `[...]`, or a list of these. A name that is written exactly so takes
-            precedence, then one that differs only in case, then patterns, whose case does not matter either.
+        wanted: A name, a pattern with `*`, `?` or `[...]`, or a list of these. An exact match takes precedence, then
+            a match that differs only in case, then patterns, which ignore case.
 
     Raises:
         UnknownClass: A name or pattern matches no class; the message gives the nearest names.

@@ -51,7 +51,7 @@ class Taxonomy:
 
     Args:
         parents: One entry per label.
-        source: What errors name, such as a file.
+        source: Name for error messages, such as a file.
 
     Raises:
         ValueError: There is a cycle, or a parent without an entry.
@@ -103,7 +103,7 @@ class Taxonomy:
 
         Args:
             classes: Names of the finest classes in label order: all leaves of the tree.
-            number: D, the number of levels; default: as many as distinguish something.
+            number: D, the number of levels; default: all that distinguish classes.
 
         Raises:
             ValueError: A class is missing from the tree, not a leaf, or has the name of another; a leaf is not a class; the
@@ -136,7 +136,7 @@ class Taxonomy:
         if len(names) < 2:
             raise ValueError(f"{self.source}: no label stands for some of the {len(classes)} classes but not all")
         if number is not None and not 2 <= number <= len(names):
-            raise ValueError(f"{self.source} has up to {len(names)} label levels, at least 2 make sense, got {number!r}")
+            raise ValueError(f"{self.source} allows 2 to {len(names)} label levels, got {number!r}")
         return LabelLevels(tuple(names[:number]), tuple(table[:number]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -212,7 +212,7 @@ def wordnet(lines: Sequence[str], classes: Sequence[str], source: str = "data.no
     Args:
         lines: Lines of `data.noun` (format wndb of WordNet 3.x).
         classes: Class names, words separated by `_` or blanks.
-        source: What errors name.
+        source: Name for error messages.
 
     Raises:
         ValueError: A class is not found.

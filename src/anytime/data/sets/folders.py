@@ -23,7 +23,7 @@ from anytime.data.names import Names, content_number
 from anytime.data.stream import RESIZE_RATIO, LazyImages
 
 _SUFFIXES_BEFORE = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""The suffixes that decided which files are images before runs had a record of them."""
+"""The suffixes that defined image files before runs recorded their images."""
 
 
 class StreamedData(ResizedData):
@@ -88,7 +88,7 @@ def read_class_folders(root: Path, folder: Path, names: Sequence[str], every: bo
             labels += [label] * len(found)
     if others:
         warnings.warn(
-            f"{folder}: {_counts(others)} left out, no images in a supported format ({', '.join(FORMATS)})", stacklevel=2
+            f"{folder}: {_counts(others)} left out: not images in a supported format ({', '.join(FORMATS)})", stacklevel=2
         )
     if not paths:
         raise FileNotFoundError(f"no images in the folders of {folder}")
@@ -111,7 +111,7 @@ class ImageFolder(StreamedData):
     `root` holds the class folders either directly, in which case a share of the images, chosen by name, is the test split;
     or inside `train` and `test` (or `val`). With `train`, `val` and `test`, `val` is the validation split. `training`,
     `testing`, `valid` and `validation` are other names of these, in any case. A layout that can be read in two ways is an
-    error. Files are taken by content, whatever their suffix; hidden files and folders are not.
+    error. Files are recognised by content, whatever their suffix; hidden files and folders are ignored.
 
     Args:
         size: Height and width of the images in pixels.

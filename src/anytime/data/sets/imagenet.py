@@ -15,9 +15,9 @@ class ImageNet(StreamedData):
     """ImageNet (ILSVRC 2012): 1,281,167 images for training, 1,000 classes; streamed by workers.
 
     Reads torchvision's layout in `imagenet` or in the root: `train/WNID/*.JPEG`, `val/WNID/*.JPEG`, `meta.bin`. With
-    `download`, it unpacks official archives that you have put into `imagenet`; they may not be downloaded for you. Labels
-    of the official test images were never published, so the 50,000 validation images are the test split. Takes the
-    arguments of `StreamedData`.
+    `download`, it unpacks official archives that you have put into `imagenet`; their terms do not allow downloading them
+    for you. Labels of the official test images were never published, so the 50,000 validation images are the test split. Takes
+    the arguments of `StreamedData`.
     """
 
     title = "ImageNet"

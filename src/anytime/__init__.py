@@ -3,7 +3,7 @@
 from anytime import combine, models, objectives, stopping, testing
 from anytime.cost import StepSeconds, step_macs, step_seconds
 from anytime.model import AnytimeModel, create_model, map_state, select_samples
-from anytime.models.cascaded.conversion import convert
+from anytime.models.cascaded.conversion import calibrate, convert
 from anytime.models.surgery.attach.build import attach_exits
 from anytime.models.surgery.delays.model import add_delays
 from anytime.pretrained import chain_networks, list_pretrained, load
@@ -23,6 +23,7 @@ __all__ = [
     "__version__",
     "add_delays",
     "attach_exits",
+    "calibrate",
     "chain_networks",
     "combine",
     "convert",

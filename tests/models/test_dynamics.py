@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anytime import convert, create_model
+from anytime import calibrate, convert, create_model
 from anytime.model import select_samples
-from anytime.models.cascaded.conversion import calibrate
 from anytime.models.cascaded.residual import ResidualNet
 from anytime.testing import _randomise
 

@@ -73,7 +73,7 @@ class CascadedResNet(ResidualNet):
     Batch norm (`statistics="per_step"`): one affine map, and separate statistics for each time step. Block k has k + 1 rows,
     since its input is constant from t = k on; later steps take the last row. At the same t, smoothing (`"ews"`) sees other
     inputs than a one-step delay, so its default is `"shared"`: the row of the settled network, to which every state dict is
-    converted when it is loaded. With `"per_step"`, `anytime.models.cascaded.conversion.calibrate` estimates separate rows.
+    converted when it is loaded. With `"per_step"`, `anytime.calibrate` estimates separate rows.
 
     The asymptotic clock gives the answers of t = 1..T, the first that have seen the image. The published one gives t = 0..T-1:
     its first answer knows no image, and its last is one update short of the asymptote.

@@ -21,7 +21,7 @@ class Combiner(Tagged):
 
     `update` is pure: it takes a state and returns the next. A state is a pytree of tensors with the batch in dimension 0
     (and of plain numbers), so `anytime.select_samples` compacts it. Logits are float32 or float64. A sample whose logits are
-    NaN or infinite at a step leaves its state as it was; its probabilities are then NaN, or those of before.
+    NaN or infinite at a step keeps its state; its probabilities are then NaN or unchanged.
 
     Attributes:
         num_steps: T if the combiner was made for networks of T steps; None if it fits any.
@@ -79,8 +79,8 @@ class Last(Combiner, kind="last"):
 class Caching(Combiner, kind="caching"):
     """p_t = softmax(z_s), where s <= t is the step with the largest max softmax, the earliest of equals.
 
-    Confidence never falls. A Shallow-Deep Network answers like this if no exit was sure (Kaya et al. 2019); it is the
-    baseline CA of Jazbec et al. 2023.
+    Confidence never falls. A Shallow-Deep Network answers like this if no exit was confident enough (Kaya et al. 2019); it is
+    the baseline CA of Jazbec et al. 2023.
     """
 
     def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:

@@ -72,7 +72,7 @@ def test_choice(birds: Trace) -> None:
 
 def test_targets_out_of_reach(birds: Trace) -> None:
     message = (
-        r"no label level reaches an accuracy of 0\.9 at step 1: nearest is level 1 of 2 classes with 0\.75; every .* 0\.75"
+        r"no label level reaches an accuracy of 0\.9 at step 1: the nearest is level 1 of 2 classes with 0\.75; every .* 0\.75"
     )
     with pytest.raises(ValueError, match=message):
         choose_levels(birds, 0.9)

@@ -256,7 +256,7 @@ def test_clear_errors(make_trace):
             MacBudget(wrong)
     with pytest.raises(ValueError, match="low < high"):
         ConfidenceBands([[(0.5, 0.5)]])
-    with pytest.raises(TypeError, match="combine with stopping rules"):
+    with pytest.raises(TypeError, match="can only be combined with stopping rules"):
         Never() | 0.5
     with pytest.raises(ValueError, match="weights must have the shapes"):
         Recurrent(3, [[1.0]])

@@ -100,7 +100,7 @@ class Alternating(Weighted):
 
 
 class AANN(Alternating):
-    """p_t = B_t / sum B: answers are amplified in proportion to their fixed weights; with the sieve, the last half the time.
+    """p_t = B_t / sum B: answers are amplified in proportion to their fixed weights; with the sieve, half the time the last.
 
     In expectation this is the fixed weighting times 1 + tau; only single steps differ.
     """
@@ -150,7 +150,7 @@ def rewards(losses: Tensor, eta: float) -> Tensor:
     """r_t = max(-1, 1 - l_{t+1} / l_t), t < T; r_T = eta max_{t<T} r_t (eq. 4): how far an answer lags behind the next; `[T]`.
 
     The bound -1, where the next loss is twice as large, keeps one batch with l_t near 0 from deciding all further draws. The
-    authors have none. Two losses of 0 give 0, and so does a single answer.
+    authors use no bound. Two losses of 0 give 0, and so does a single answer.
     """
     positive = losses.clamp(min=TINY)
     early = (1 - positive[1:] / positive[:-1]).clamp(min=-1)
@@ -167,7 +167,7 @@ class Learned(Alternating):
         warmup: Training steps before learning starts; the published code waits for one epoch, 391 steps on CIFAR.
 
     Raises:
-        ValueError: gamma or eta lies outside [0, 1], gamma is 0 so that nothing would be learned, or warmup is negative.
+        ValueError: gamma or eta lies outside [0, 1], gamma is 0, with which nothing is learned, or warmup is negative.
     """
 
     gamma_interval = "(0, 1]"

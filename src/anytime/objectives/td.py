@@ -28,7 +28,7 @@ def td_targets(predictions: Tensor, truth: Tensor, lam: float) -> Tensor:
     Args:
         predictions: p `[T, B, ...]`; the first is not a target of any answer.
         truth: y_true `[B, ...]`, with the shape and dtype of one prediction.
-        lam: Lies in [0, 1].
+        lam: lambda, in [0, 1].
 
     Returns:
         `[T, B, ...]`; for lam = 1 a view of `truth`.
@@ -51,7 +51,7 @@ def td_targets(predictions: Tensor, truth: Tensor, lam: float) -> Tensor:
 
 
 class Outputs:
-    """The kind of answers: how they become predictions, targets and losses. Subclass it for other kinds."""
+    """A kind of answers: how they become predictions, targets and losses. Subclass it for other kinds."""
 
     def predict(self, answers: Tensor) -> Tensor:
         """The predictions p `[T, B, ...]` of answers `[T, B, ...]`."""
@@ -131,7 +131,7 @@ class TDLambda(Objective):
     float32 or better, whatever autocast does. Source: Iuzzolino, Mozer, Bengio 2021, eq. 2 and the text below it.
 
     Args:
-        lam: Lies in [0, 1].
+        lam: lambda, in [0, 1].
         reduction: `"sum"` of the answers' losses as in the paper, or their `"mean"`, whose size does not grow with T.
         skip: Number of first answers left out of the loss; 1 for the published clock, whose first answer sees no image yet.
             Targets only look ahead, so those of the other answers do not change.
@@ -164,7 +164,7 @@ class TDLambda(Objective):
 
     def set_levels(self, levels: Sequence[int]) -> None:
         if (number := len(levels)) > 1 and isinstance(self.outputs, Classification):
-            raise ValueError(f"TDLambda takes one level of labels, the data set has {number}: choose one, e.g. labels=fine")
+            raise ValueError(f"TDLambda takes one level of labels, the data set has {number}; choose one, e.g. labels=fine")
 
     def check(self, steps: int) -> None:
         if self.skip >= steps:
@@ -210,7 +210,7 @@ class IncrementalTD:
 
     Args:
         parameters: Parameters whose `.grad` is added to.
-        lam: Lies in [0, 1].
+        lam: lambda, in [0, 1].
 
     Raises:
         ValueError: lam lies outside [0, 1]; from `observe`: the logits have no graph or a new shape; from `finish`: no answer

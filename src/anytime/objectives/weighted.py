@@ -17,7 +17,7 @@ TINY = 1e-12  # keeps quotients of losses finite
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Half precision, as autocast leaves it, as float32; float32 and float64 unchanged."""
+    """Converts half precision, which autocast produces, to float32; leaves float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -186,7 +186,7 @@ class Weighted(StepObjective):
 
 
 class Optimal(StepObjective):
-    """OPT: L = CE(logits_e, target), the network is trained only for answer e, as good as it can be there (Hu 2017).
+    """OPT: L = CE(logits_e, target), the network is trained only for answer e, to be as good there as it can be (Hu 2017).
 
     Args:
         exit: e, the answer to train, from 1.

@@ -66,7 +66,7 @@ def linear(n: int) -> list[float]:
 
 
 def half_end(n: int) -> list[float]:
-    """w_n = 1 and w_t = 1 / (n - 1) for t < n: the last answer has half of all weight (Hu 2017, section 4.3).
+    """w_n = 1 and w_t = 1 / (n - 1) for t < n: the last answer has half of the total weight (Hu 2017, section 4.3).
 
     Example:
         >>> half_end(5)
@@ -79,7 +79,7 @@ def half_end(n: int) -> list[float]:
 def sieve(n: int) -> list[float]:
     """w_t = 1 + nu2(n - t) for t < n, where nu2(m) is how often 2 divides m, and w_n = their sum (Hu 2017, section 3.2).
 
-    Halves, quarters, eighths of the depth, counted from the end, weigh more; the last answer has half of all weight.
+    Halves, quarters, eighths of the depth, counted from the end, weigh more; the last answer has half of the total weight.
 
     Example:
         >>> sieve(9)

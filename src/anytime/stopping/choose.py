@@ -119,8 +119,8 @@ def share_thresholds(confidence: Tensor, shares: Sequence[float], published_floo
     Args:
         confidence: `[T, N]`.
         shares: π_1 .. π_T.
-        published_floor: Has floor(N π_t) samples leave at each exit, as in the authors' code: what rounding leaves over runs
-            all steps, so that the mean cost exceeds the above. θ_t is infinite if fewer samples are left.
+        published_floor: Whether floor(N π_t) samples leave at each exit, as in the authors' code. The samples that rounding
+            leaves over run all steps, so the mean cost can exceed the above. θ_t is infinite if fewer samples are left.
     """
     samples = confidence.shape[1]
     staying = torch.ones(samples, dtype=torch.bool)
@@ -175,7 +175,7 @@ def budgeted_curve(
 def best_threshold(trace: Trace, budget: float, cost: Spent = "macs", combiner: Combiner | None = None) -> Outcome:
     """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ for all steps; exact.
 
-    Of equal accuracies the cheapest counts.
+    Ties in accuracy go to the cheapest.
 
     Args:
         trace: The answers on a validation split.
@@ -194,8 +194,8 @@ def best_thresholds(trace: Trace, budget: float, cost: Spent = "macs", combiner:
     """argmax_θ accuracy subject to mean cost <= budget, with one confidence threshold θ_t per step.
 
     Exact for up to 3 steps. For more, it is the best of many starts, each improved by moving two thresholds at a time to their
-    best values; the starts include those of `best_threshold` and `budgeted`, so it is never worse on `trace`. Of equal
-    accuracies the cheapest counts. With few samples it fits their noise: `measure` it on others. Arguments and errors are
+    best values; the starts include those of `best_threshold` and `budgeted`, so it is never worse on `trace`. Ties in
+    accuracy go to the cheapest. With few samples it fits their noise, so `measure` it on others. Arguments and errors are
     those of `best_threshold`.
     """
     answers = Answers.of(trace, combiner)

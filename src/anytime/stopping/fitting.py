@@ -22,7 +22,7 @@ METHODS = ("confidence", "budgeted", "value", "learned")
 
 
 class Goal(NamedTuple):
-    """What to fit, one of `METHODS` or None for only the combiner, and to which goal: one of budget, loss and price.
+    """What to fit (one of `METHODS`, or None for only the combiner) and the goal: a budget, a loss or a price.
 
     The budget is a mean `cost` per sample, "macs" or "seconds"; `max_loss` is the loss of accuracy against all steps, kept on
     average or with the probability `sure`; the price is in accuracy per MAC.
@@ -59,15 +59,15 @@ class Goal(NamedTuple):
         first = float(costs(trace, cost)[0])
         if amount < first:
             least = f"{first / whole:.1%} of all MACs" if cost == "macs" else f"{first * 1e3:.3g}ms"
-            raise ValueError(f"--budget must be at least what the first step costs, {least}, got {budget!r}")
+            raise ValueError(f"--budget must be at least the cost of the first step, {least}, got {budget!r}")
         return goal._replace(budget=amount, cost=cost)
 
 
 def fit_rule(validation: Trace, test: Trace, combine: str, goal: Goal) -> Fitted:
     """Fits the combiner and then the rule, to its answers, on `validation`; the facts state the outcome on `test`.
 
-    A guarantee must not be calibrated on the samples that the combiner was fitted to: then each gets half of them, or half
-    of their groups.
+    A guarantee must not be calibrated on the samples that the combiner was fitted to, so each of them then gets half of the
+    samples, or of their groups.
     """
     calibration = validation
     if combine == "temperature":

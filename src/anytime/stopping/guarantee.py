@@ -3,8 +3,8 @@
 The loss of a sample is L = max(0, correct_T - correct_stopped), in {0, 1}: stopping early lost an answer that the full
 network gets right. Its mean bounds the loss of accuracy against the full network. The only assumptions are that calibration
 and future samples are exchangeable (for `certified`: independent and identically distributed), and that neither network,
-combiner nor candidates were fitted on the calibration trace. One trace certifies one rule: of several, each from its own
-`epsilon` or `combiner`, the best on the same trace has no guarantee.
+combiner nor candidates were fitted on the calibration trace. One trace certifies one rule: if several are fitted to it,
+with different `epsilon` or `combiner`, the best of them has no guarantee.
 
 Samples that belong together, such as the frames of a track, are one sample. If `trace.meta["groups"]` holds a number for
 each sample, L is averaged within each group first, so that E[L] is the loss of a random sample of a random group, and the

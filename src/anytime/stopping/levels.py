@@ -16,7 +16,7 @@ from anytime.trace import Trace
 
 @dataclass(frozen=True)
 class LevelChoice:
-    """The label level d_t that is answered after step t = 1..T; 0 is the finest.
+    """The label level d_t of the answer after step t = 1..T; 0 is the finest.
 
     `choose_levels` chooses it on validation data; `save_to` stores it in `model.info`, which `model.save` writes to
     `config.json`.
@@ -97,7 +97,7 @@ def choose_levels(trace: Trace, target: float) -> LevelChoice:
         if not len(fitting):
             nearest = int(reached.argmax())
             raise ValueError(
-                f"no label level reaches an accuracy of {target:.4g} at step {step}: nearest is level {nearest} of "
+                f"no label level reaches an accuracy of {target:.4g} at step {step}: the nearest is level {nearest} of "
                 f"{sizes[nearest]} classes with {float(reached[nearest]):.4g}; every step can reach "
                 f"{highest_target(trace):.4g}"
             )

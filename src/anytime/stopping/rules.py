@@ -315,7 +315,7 @@ class _Several(Rule):
 
     def __post_init__(self) -> None:
         if not self.rules or not all(isinstance(rule, Rule) for rule in self.rules):
-            raise TypeError(f"stopping rules combine with stopping rules, got {self.rules!r}")
+            raise TypeError(f"stopping rules can only be combined with stopping rules, got {self.rules!r}")
         parts = (rule.rules if type(rule) is type(self) else (rule,) for rule in self.rules)
         object.__setattr__(self, "rules", tuple(rule for part in parts for rule in part))
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 _SCALE = 2**40  # the cost of the last step
-_COARSE, _FINE = 64, 512  # thresholds tried per step, where not all are
-_CELLS = 2**16  # of a table held at once, which then fits into the cache
+_COARSE, _FINE = 64, 512  # thresholds tried per step, if it has more
+_CELLS = 2**16  # cells of a table held at once, so that they fit into the cache
 _RANDOM_STARTS, _PRICES = 8, 8
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""Number of right answers and summed cost, int64 of any shape, to what is maximised."""
+"""Maps the number of right answers and the summed cost, int64 of any shape, to the value to maximise."""
 Passes = tuple[Sequence[float], Tensor]
 """Falling thresholds of a step, and the index of the first that each sample passes, int64 `[N]` (their number if none)."""
 
@@ -28,7 +28,7 @@ class ThresholdSearch:
     """Searches one confidence threshold per step, the last always 0.
 
     Args:
-        confidence: Of each answer, `[T, N]`.
+        confidence: Confidence of each answer, `[T, N]`.
         right: Whether each answer is right, bool `[T, N]`.
         cost: Cumulative cost of each step, `[T]`, rising.
         budget: Mean cost per sample, at least that of the first step.
@@ -43,7 +43,7 @@ class ThresholdSearch:
         self.limit = round(samples * share * _SCALE) + samples  # costs are rounded by half a unit each
 
     def within_budget(self, right: Tensor, cost: Tensor) -> Tensor:
-        """Right answers, and the lower cost among equals; minus infinity beyond the budget."""
+        """Right answers, with ties broken by the lower cost; minus infinity beyond the budget."""
         return torch.where(cost <= self.limit, right - cost / (2.0 * self.limit), -math.inf)
 
     def single(self) -> float:
@@ -113,13 +113,13 @@ class ThresholdSearch:
     ) -> tuple[float, tuple[float, float]]:
         """The best score over all thresholds of two steps, and these thresholds; those of the other steps stay.
 
-        A sample that gets to the first of both leaves there, or else on the way, or else at the second, or else where it
-        would without both. Cumulative sums over both grids hold the outcomes of all pairs of thresholds.
+        A sample that reaches the first of the two steps leaves there, between them, at the second, or where it would leave
+        without either. Cumulative sums over both grids hold the outcomes of all pairs of thresholds.
         """
         first, second = pair
         stops = self._stops(thresholds)
         arrives = ~stops[:first].any(0)
-        meets = arrives & ~stops[first + 1 : second].any(0)  # gets to the second if it passes the first
+        meets = arrives & ~stops[first + 1 : second].any(0)  # reaches the second if it passes the first
         stops[[first, second]] = False
         otherwise = _first(stops)
         base = self.amount.gather(1, otherwise.expand(2, 1, -1))[:, 0]
@@ -144,7 +144,7 @@ class ThresholdSearch:
         return best, (first_grid[place[0]], second_grid[place[1]])
 
     def _stops(self, thresholds: Sequence[float]) -> Tensor:
-        """Whether each sample would stop at each step if it got there, bool `[T, N]`."""
+        """Whether each sample would stop at each step if it reached it, bool `[T, N]`."""
         stops = self.confidence >= torch.tensor(thresholds, dtype=self.confidence.dtype)[:, None]
         stops[-1] = True
         return stops

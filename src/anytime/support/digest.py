@@ -1,4 +1,4 @@
-"""A digest of weights, by which a trace knows whose answers it holds."""
+"""A digest of weights, which ties a trace to the weights whose answers it holds."""
 
 from __future__ import annotations
 

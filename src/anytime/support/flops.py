@@ -1,4 +1,4 @@
-"""FLOPs (2 per multiply-add) of operators that torch's counter takes for free, and a watch for those that nobody counts."""
+"""FLOPs (2 per multiply-add) of operators that torch's counter treats as free, and a check for operators without a formula."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ _FREE = re.compile(
 
 
 class UncountedProducts(TorchDispatchMode):
-    """Collects the names of the operators that look like matrix products, transforms or solvers and that nobody counts.
+    """Collects the names of the operators that look like matrix products, transforms or solvers and have no formula.
 
     Operators of a foreign namespace (a user's own kernels) look like one if they read two tensors or more.
 

@@ -172,10 +172,10 @@ def test_the_root_holds_twelve_files() -> None:
     }
 
 
-def test_the_page_tells_the_same_order() -> None:
+def test_the_page_shows_the_same_order() -> None:
     """docs/architecture.md shows the rooms, floor by floor."""
     page = (Path(__file__).parents[1] / "docs/architecture.md").read_text(encoding="utf-8")
     block = page.split("```text\n", 1)[1].split("```", 1)[0]
-    told = [{name.strip() for name in line.split(",")} for line in block.strip().splitlines()]
-    assert told == [rooms & {room(m) for m in MODULES} for rooms in ORDER if rooms & {room(m) for m in MODULES}]
-    assert all(FLOOR[min(below)] < FLOOR[min(above)] for below, above in pairwise(told))
+    shown = [{name.strip() for name in line.split(",")} for line in block.strip().splitlines()]
+    assert shown == [rooms & {room(m) for m in MODULES} for rooms in ORDER if rooms & {room(m) for m in MODULES}]
+    assert all(FLOOR[min(below)] < FLOOR[min(above)] for below, above in pairwise(shown))

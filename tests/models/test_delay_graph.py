@@ -27,7 +27,7 @@ def largest(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-class Parts(nn.Module):
+class ThreeLayers(nn.Module):
     """The base of these networks: three linear layers on flat images."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Parts(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
 
-class InPlace(Parts):
+class InPlace(ThreeLayers):
     """Every reader of a tensor sees earlier in-place changes."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class InPlace(Parts):
         return h.add(g)
 
 
-class Sum(Parts):
+class Sum(ThreeLayers):
     """x + f(x) + g(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Sum(Parts):
         return x + self.b(self.relu(self.a(x))) + self.c(x)
 
 
-class BatchSecond(Parts):
+class BatchSecond(ThreeLayers):
     """Its branch moves the batch to dimension 1."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def len_of(x: Tensor) -> int:
     return x.size(0)
 
 
-class Dropping(Parts):
+class Dropping(ThreeLayers):
     """Its behaviour depends on its own mode, not on that of a module."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Deciding(nn.Module):
         return x if x.shape[-1] < 3 else -x
 
 
-class Branching(Parts):
+class Branching(ThreeLayers):
     """torch.fx cannot look into its branch."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ def test_ways_of_writing(simulate: Any, kind: Any, branches: list[str], named: b
     assert largest(torch.stack(answers), expected[:, :2]) < 1e-10
 
 
-class Views(Parts):
+class Views(ThreeLayers):
     """In-place operations on views whose memory is not read elsewhere afterwards."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class Views(Parts):
         return self.b(mean + self.c(mean.new_ones(x.shape)) + y.sum((0, 2, 3)).unsqueeze(1))
 
 
-class FromView(Parts):
+class FromView(ThreeLayers):
     """A view is changed and another one is read afterwards: the one that the method is named after."""
 
     def __init__(self, way: str) -> None:
@@ -217,7 +217,7 @@ def test_views_that_are_changed_in_place() -> None:
             add_delays(FromView(way), ["a"], num_classes=12)
 
 
-class Gated(Parts):
+class Gated(ThreeLayers):
     """A highway layer: two paths that share their gate are not x + f(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class Gated(Parts):
         return gate * self.b(x) + (1 - gate) * x
 
 
-class Equal(Parts):
+class Equal(ThreeLayers):
     """Neither of two paths is shorter, and a sum without parameters learns nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class Equal(Parts):
         return x + 0.1 * torch.relu(x)
 
 
-class Joined(Parts):
+class Joined(ThreeLayers):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         return torch.cat([x, self.a(x)], 1)
@@ -267,13 +267,13 @@ def vit() -> VisionTransformer:
     return VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=12)
 
 
-class Dictionary(Parts):
+class Dictionary(ThreeLayers):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = x.flatten(1)
         return {"out": x + self.a(x)}
 
 
-class KeepsBatchSecond(Parts):
+class KeepsBatchSecond(ThreeLayers):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1).unsqueeze(1).transpose(0, 1)
         return (x + self.a(x)).transpose(0, 1).squeeze(1)

@@ -19,8 +19,8 @@ from anytime.saving import ModelInfo
 from anytime.studies import TrainingRun, TrainingStopped, find_recipe, run_all, run_status
 from anytime.studies.claims import Claim, format_claims
 from anytime.studies.executors.subprocess import log_end, train_in_subprocess
+from anytime.studies.facts import facts
 from anytime.studies.runner import on_validation, record_views, trace_path
-from anytime.studies.seeds import facts
 from anytime.studies.study import Item, Result, Study, find_study, list_studies, plain, study_command
 from anytime.trace import Trace
 from anytime.training.config import UsageError, parse

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anytime.analysis.curves import accuracy
+from anytime.analysis.statistics import first_trace, gain, means, per_seed
 from anytime.model import AnytimeModel
 from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from anytime.reporting.tables import Column, format_table
 from anytime.studies.claims import Claim
 from anytime.studies.executors.subprocess import retrain
+from anytime.studies.facts import facts, figure_title
 from anytime.studies.figures import COST_LABELS, Curve, error_curves
 from anytime.studies.runner import Traces, TrainingRun, View, find_recipe, one_per_seed, slug
-from anytime.studies.seeds import facts, figure_title, first_trace, gain, means, per_seed
 from anytime.studies.study import Item, Result, Study
 from anytime.support.units import macs_text, ms_text
 

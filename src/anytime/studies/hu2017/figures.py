@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from anytime.analysis.inflation import expected_inflation
 from anytime.analysis.optimal import Exits
+from anytime.analysis.statistics import first_trace, means
 from anytime.data import create_data
 from anytime.objectives import step_losses
 from anytime.objectives.weighting import normalized, sieve
@@ -29,7 +30,6 @@ from anytime.studies.hu2017.published import PAPER
 from anytime.studies.hu2017.strategies import eann_exits, opt_plus_exits, rivals
 from anytime.studies.hu2017.tables import heading, measure, measure_optimal
 from anytime.studies.runner import Traces
-from anytime.studies.seeds import first_trace, means
 from anytime.studies.study import Result
 from anytime.support.files import atomic_write
 from anytime.training.logs import METRICS as METRICS_FILE

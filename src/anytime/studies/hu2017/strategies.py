@@ -8,7 +8,7 @@ from typing import Any
 
 from anytime.analysis.curves import error
 from anytime.analysis.optimal import Exits, opt_plus
-from anytime.analysis.statistics import Comparison, compare, holm
+from anytime.analysis.statistics import Comparison, compare, holm, mean
 from anytime.models.ann.eann import reported_exits
 from anytime.studies.claims import Claim
 from anytime.studies.hu2017 import published
@@ -16,7 +16,6 @@ from anytime.studies.hu2017.networks import STRATEGIES, Base, Scale, TrainedNet,
 from anytime.studies.hu2017.published import METRICS, MILESTONES
 from anytime.studies.hu2017.tables import NEAR, Measured, as_shares, as_text, heading, measure, measure_optimal, row_of
 from anytime.studies.runner import Traces
-from anytime.studies.seeds import mean
 from anytime.studies.study import Result
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from anytime.analysis.curves import error
 from anytime.analysis.inflation import best_base, expected_inflation, sequence_inflation, simulate, sup_inflation
 from anytime.analysis.optimal import Exits
+from anytime.analysis.statistics import BySeed, first_trace, gain, mean, means, per_seed
 from anytime.reporting.tables import Column, format_table
 from anytime.studies.claims import Claim
+from anytime.studies.facts import facts
 from anytime.studies.hu2017 import published
 from anytime.studies.hu2017.networks import PERIOD_WIDTH, Base, Scale, TrainedNet, family, last_optimal, milestone_exits
 from anytime.studies.hu2017.published import METRICS, MILESTONES, PAPER, Row
 from anytime.studies.runner import Traces
-from anytime.studies.seeds import BySeed, facts, first_trace, gain, mean, means, per_seed
 from anytime.studies.study import Result
 from anytime.trace import Trace
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from anytime.analysis.curves import accuracy
 from anytime.analysis.speed_accuracy import THRESHOLDS, mean_curve, speed_accuracy
-from anytime.analysis.statistics import gain_at_least, standard_error
+from anytime.analysis.statistics import first_trace, gain, gain_at_least, mean, means, per_seed, standard_error
 from anytime.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 from anytime.reporting.tables import Column, format_table
 from anytime.studies import figures
 from anytime.studies.claims import Claim
+from anytime.studies.facts import facts, figure_title
 from anytime.studies.iuzzolino2021 import published
 from anytime.studies.iuzzolino2021.networks import LAMBDAS, cascaded_td
 from anytime.studies.runner import Traces
-from anytime.studies.seeds import facts, figure_title, first_trace, gain, mean, means, per_seed
 from anytime.studies.study import Result
 from anytime.trace import Trace
 

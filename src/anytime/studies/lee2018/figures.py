@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from matplotlib.ticker import MaxNLocator
 
+from anytime.analysis import statistics
 from anytime.analysis.curves import error
 from anytime.analysis.taxonomy import level_accuracies, level_errors
 from anytime.reporting.plots import BLUE, COLOURS, GREEN, GREY, RED, SKY
 from anytime.reporting.tables import Column, format_table
 from anytime.stopping.levels import choose_levels, chosen_accuracy, highest_target
-from anytime.studies import seeds
 from anytime.studies.claims import Claim
+from anytime.studies.facts import facts, figure_title
 from anytime.studies.figures import COST_LABELS, Curve, error_curves, panels
 from anytime.studies.lee2018 import networks, published
 from anytime.studies.lee2018.networks import INCLUSIVE, PLAIN, SANDWICH, SHALLOW, SHARED, SPARSE
@@ -28,7 +29,7 @@ from anytime.studies.runner import Traces
 from anytime.studies.study import Result
 from anytime.support.units import macs_text
 
-heading = functools.partial(seeds.facts, paper=published.PAPER, source=published.ERRORS_SOURCE)
+heading = functools.partial(facts, paper=published.PAPER, source=published.ERRORS_SOURCE)
 LOOKS = {INCLUSIVE: BLUE, PLAIN: GREY, SPARSE: GREEN, SANDWICH: SKY}
 LOOKS |= {"independent": BLUE, "shared": RED, "thin": BLUE, "shallow": RED}
 
@@ -36,10 +37,10 @@ LOOKS |= {"independent": BLUE, "shared": RED, "thin": BLUE, "shallow": RED}
 def figure_3a(traces: Traces, data: str) -> Result:
     """Errors of the sub-networks with independent and with shared batch norm."""
     stored = {"independent": traces[INCLUSIVE], "shared": traces[SHARED]}
-    errors = {kind: seeds.per_seed(error, by_seed) for kind, by_seed in stored.items()}
-    mean_errors = {kind: seeds.means(rows) for kind, rows in errors.items()}
-    reductions = seeds.reductions(mean_errors["independent"], mean_errors["shared"])
-    thinnest = seeds.gain([row[0] for row in errors["shared"]], [row[0] for row in errors["independent"]])
+    errors = {kind: statistics.per_seed(error, by_seed) for kind, by_seed in stored.items()}
+    mean_errors = {kind: statistics.means(rows) for kind, rows in errors.items()}
+    reductions = statistics.reductions(mean_errors["independent"], mean_errors["shared"])
+    thinnest = statistics.gain([row[0] for row in errors["shared"]], [row[0] for row in errors["independent"]])
     paper = published.ERRORS.get(data)
     claims = [
         Claim(
@@ -66,7 +67,7 @@ def figure_3a(traces: Traces, data: str) -> Result:
     rows = [
         {
             "k": k + 1,
-            "contract_macs": seeds.costs_of(stored["independent"], "contract")[k],
+            "contract_macs": statistics.costs_of(stored["independent"], "contract")[k],
             **{kind: row[k] for kind, row in mean_errors.items()},
             "reduction": reductions[k],
             **{f"paper_{kind}": paper[kind][end] for kind in stored if paper and (end := ends.get(k))},
@@ -87,7 +88,7 @@ def figure_3a(traces: Traces, data: str) -> Result:
         curves += [
             Curve(f"the paper's, {kind}", [1 / 8, 1], [*paper[kind].values()], LOOKS[kind], published=True) for kind in stored
         ]
-    drawn = error_curves({"share of the branches": curves}, seeds.figure_title(numbers))
+    drawn = error_curves({"share of the branches": curves}, figure_title(numbers))
     return Result(numbers, format_table(rows, columns), drawn, claims)
 
 
@@ -134,7 +135,7 @@ def figure_3b(traces: Traces, data: str) -> Result:
     with panels(4.2, 3.0) as (figure, [axes]):
         for name, values in shown.items():
             axes.plot(range(1, len(values) + 1), values, label=name, color=LOOKS[name], marker="o")
-        title = f"{seeds.figure_title(numbers)}, block {middle + 1}"
+        title = f"{figure_title(numbers)}, block {middle + 1}"
         axes.set(xlabel="branch", ylabel="l1 norm of its last convolution", title=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
@@ -145,21 +146,21 @@ def figure_3b(traces: Traces, data: str) -> Result:
 def figure_3c(traces: Traces, data: str) -> Result:
     """Errors of thin and shallow sub-networks, trained jointly and alone."""
     joint = {"thin": traces[INCLUSIVE], "shallow": traces[SHALLOW]}
-    count = {kind: seeds.first_trace(by_seed).num_steps for kind, by_seed in joint.items()}
+    count = {kind: statistics.first_trace(by_seed).num_steps for kind, by_seed in joint.items()}
     names = {
         "thin": {k: networks.thin_alone(k, count["thin"]) for k in range(1, count["thin"] + 1)},
         "shallow": {b - 1: networks.shallow_alone(b) for b in range(2, count["shallow"] + 1)} | {count["shallow"]: PLAIN},
     }
-    errors = {kind: seeds.per_seed(error, by_seed) for kind, by_seed in joint.items()}
+    errors = {kind: statistics.per_seed(error, by_seed) for kind, by_seed in joint.items()}
     rows: list[dict[str, Any]] = []
     for kind, by_seed in joint.items():
-        macs, mean_errors = seeds.costs_of(by_seed, "contract"), seeds.means(errors[kind])
+        macs, mean_errors = statistics.costs_of(by_seed, "contract"), statistics.means(errors[kind])
         for step in range(1, count[kind] + 1):
             row = {"kind": kind, "step": step, "contract_macs": macs[step - 1], "jointly": mean_errors[step - 1]}
             if (name := names[kind][step]) in traces:
-                alone = [values[-1] for values in seeds.per_seed(error, traces[name])]
-                lost = seeds.gain([values[step - 1] for values in errors[kind]], alone)
-                row |= {"alone": seeds.mean(alone), "loss": lost["gain"], "loss_sem": lost["standard_error"]}
+                alone = [values[-1] for values in statistics.per_seed(error, traces[name])]
+                lost = statistics.gain([values[step - 1] for values in errors[kind]], alone)
+                row |= {"alone": statistics.mean(alone), "loss": lost["gain"], "loss_sem": lost["standard_error"]}
             rows.append(row)
     claims = _claims_3c(rows, errors, joint, data)
     numbers = heading(joint["thin"], figure="3c: thin against shallow sub-networks of one ResNeXt") | {
@@ -176,20 +177,20 @@ def figure_3c(traces: Traces, data: str) -> Result:
             shown = [row for row in rows if row["kind"] == kind and key in row]
             x, y = [row["contract_macs"] for row in shown], [row[key] for row in shown]
             curves.append(Curve(f"{kind}, {key}", x, y, LOOKS[kind], dashed=key == "alone"))
-    drawn = error_curves({COST_LABELS["contract"]: curves}, seeds.figure_title(numbers))
+    drawn = error_curves({COST_LABELS["contract"]: curves}, figure_title(numbers))
     return Result(numbers, format_table(rows, columns), drawn, claims)
 
 
 def _claims_3c(
-    rows: list[dict[str, Any]], errors: dict[str, list[list[float]]], joint: Mapping[str, seeds.BySeed], data: str
+    rows: list[dict[str, Any]], errors: dict[str, list[list[float]]], joint: Mapping[str, statistics.BySeed], data: str
 ) -> list[Claim]:
     """Thin sub-networks lose less by joint training and are better than shallow ones."""
     paper: Any = published.ERRORS.get(data)
     losses = {kind: max(row["loss"] for row in rows if row["kind"] == kind and "loss" in row) for kind in joint}
     smallest = {kind: next(row for row in rows if row["kind"] == kind) for kind in joint}
     thin, shallow = smallest["thin"], smallest["shallow"]
-    fewer = seeds.gain([row[0] for row in errors["shallow"]], [row[0] for row in errors["thin"]])
-    errors_saved, macs_saved = seeds.saved(joint["thin"], joint["shallow"], "contract")
+    fewer = statistics.gain([row[0] for row in errors["shallow"]], [row[0] for row in errors["thin"]])
+    errors_saved, macs_saved = statistics.saved(joint["thin"], joint["shallow"], "contract")
     return [
         Claim(
             "joint training costs the thin sub-networks less than the shallow ones",
@@ -202,7 +203,7 @@ def _claims_3c(
             fewer["gain"] > 0 and thin["contract_macs"] < shallow["contract_macs"],
             {
                 **fewer,
-                "relative": seeds.reductions([thin["jointly"]], [shallow["jointly"]])[0],
+                "relative": statistics.reductions([thin["jointly"]], [shallow["jointly"]])[0],
                 "macs": {kind: row["contract_macs"] for kind, row in smallest.items()},
             },
             paper and {"shows": True, "relative": 0.484, "source": "section 4.1"},
@@ -215,7 +216,7 @@ def _claims_3c(
         ),
         Claim(
             "trained jointly, thin sub-networks make fewer errors than shallow ones at equal MACs",
-            seeds.all_positive(errors_saved),
+            statistics.all_positive(errors_saved),
             {"relative_error_saved": errors_saved, "macs_saved_at_equal_error": macs_saved},
             "section 4.1: under any MACs",
         ),
@@ -226,8 +227,8 @@ def figure_4(traces: Traces, data: str) -> Result:
     """Errors of I-ResNeXt and IS-ResNeXt over the cost of a sub-network alone, and of the stream."""
     inclusive = traces[networks.DEEP if networks.DEEP in traces else INCLUSIVE]
     stored = {INCLUSIVE: inclusive, SPARSE: traces[SPARSE], SANDWICH: traces[SANDWICH]}
-    errors = {name: seeds.per_seed(error, by_seed) for name, by_seed in stored.items()}
-    mean_errors = {name: seeds.means(rows) for name, rows in errors.items()}
+    errors = {name: statistics.per_seed(error, by_seed) for name, by_seed in stored.items()}
+    mean_errors = {name: statistics.means(rows) for name, rows in errors.items()}
     described = {
         name: {
             "arguments": {key: value for key, value in trace.meta["model_arguments"].items() if key != "branch_l1_norms"},
@@ -237,14 +238,14 @@ def figure_4(traces: Traces, data: str) -> Result:
             "error": mean_errors[name],
             "by_seed": errors[name],
         }
-        for name, trace in ((name, seeds.first_trace(by_seed)) for name, by_seed in stored.items())
+        for name, trace in ((name, statistics.first_trace(by_seed)) for name, by_seed in stored.items())
     }
     source = "section 4.2; the figure has no table"
     numbers = heading(stored[INCLUSIVE], figure="4: errors over MACs", source=source) | {
         "networks": described,
         "published": {"against MSDNet, relatively": published.AGAINST_MSDNET.get(data), "source": "section 4.2; no table"},
     }
-    costs = {name: [seeds.costs_of(by_seed, cost) for cost in COST_LABELS] for name, by_seed in stored.items()}
+    costs = {name: [statistics.costs_of(by_seed, cost) for cost in COST_LABELS] for name, by_seed in stored.items()}
     rows = [
         {"name": name, "k": k, "alone": alone, "stream": stream, "error": value}
         for name, row in mean_errors.items()
@@ -256,25 +257,25 @@ def figure_4(traces: Traces, data: str) -> Result:
     }
     columns = [Column("name", "network"), Column("k", "k"), Column("alone", "MACs alone", macs_text)]
     columns += [Column("stream", "of the stream", macs_text), Column("error", "error", ".2%")]
-    drawn = error_curves(curves, seeds.figure_title(numbers))
+    drawn = error_curves(curves, figure_title(numbers))
     return Result(numbers, format_table(rows, columns), drawn, _claims_4(stored, mean_errors))
 
 
 def _claims_4(stored: Traces, mean_errors: dict[str, list[float]]) -> list[Claim]:
     inclusive, sparse = stored[INCLUSIVE], stored[SPARSE]
-    contract, contract_macs = seeds.saved(inclusive, sparse, "contract")
-    stream, stream_macs = seeds.saved(sparse, inclusive, "macs")
+    contract, contract_macs = statistics.saved(inclusive, sparse, "contract")
+    stream, stream_macs = statistics.saved(sparse, inclusive, "macs")
     more = [a - b for a, b in zip(mean_errors[SANDWICH], mean_errors[INCLUSIVE], strict=True)]
     return [
         Claim(
             "at equal MACs alone, IS-ResNeXt makes slightly more errors than I-ResNeXt",
-            seeds.all_positive(contract),
+            statistics.all_positive(contract),
             {"relative_error_saved_by_I": contract, "macs_saved_by_I": contract_macs},
             "section 4.2, without numbers",
         ),
         Claim(
             "at equal MACs of the stream, IS-ResNeXt makes fewer errors than I-ResNeXt, which reuses nothing",
-            seeds.all_positive(stream),
+            statistics.all_positive(stream),
             {"relative_error_saved_by_IS": stream, "macs_saved_by_IS": stream_macs},
         ),
         Claim(
@@ -293,11 +294,11 @@ def _claims_4(stored: Traces, mean_errors: dict[str, list[float]]) -> list[Claim
     ]
 
 
-def _sandwich_share(by_seed: seeds.BySeed) -> float:
+def _sandwich_share(by_seed: statistics.BySeed) -> float:
     """Mean MACs of a training step by the sandwich recipe, as a share of those of K passes."""
-    alone = seeds.costs_of(by_seed, "contract")
+    alone = statistics.costs_of(by_seed, "contract")
     between = alone[1:-1]
-    samples = seeds.first_trace(by_seed).meta["recipe"]["regime"]["init_args"]["samples"]
+    samples = statistics.first_trace(by_seed).meta["recipe"]["regime"]["init_args"]["samples"]
     return (alone[0] + alone[-1] + samples * sum(between) / max(len(between), 1)) / sum(alone)
 
 
@@ -312,11 +313,11 @@ def figure_5(traces: Traces, data: str) -> Result:
         return Result({"figure": "5", "note": note}, note)
     stored = traces[networks.HIERARCHICAL]
     by_seed = torch.stack([level_errors(trace) for trace in stored.values()])  # [S, T, D]
-    errors, any_trace = by_seed.mean(0), seeds.first_trace(stored)
+    errors, any_trace = by_seed.mean(0), statistics.first_trace(stored)
     fine = [float(level_accuracies(trace)[:, 0].min()) for trace in stored.values()]
     choices = {seed: choose_levels(trace, highest_target(trace)) for seed, trace in traces[networks.VALIDATION].items()}
     chosen = [float(chosen_accuracy(trace, choices[seed]).min()) for seed, trace in stored.items()]
-    worst = {"class alone": seeds.mean(fine), "level chosen": seeds.mean(chosen)}
+    worst = {"class alone": statistics.mean(fine), "level chosen": statistics.mean(chosen)}
     levels = [f"{size} classes" for size in any_trace.levels]
     claims = [
         Claim(
@@ -336,7 +337,7 @@ def figure_5(traces: Traces, data: str) -> Result:
             {"shows": True, "worst_accuracy": published.CUB, "source": published.CUB_SOURCE},
         ),
     ]
-    contract = seeds.costs_of(stored, "contract")
+    contract = statistics.costs_of(stored, "contract")
     source = "section 4.3; the figure has no table"
     numbers = heading(stored, figure="5: errors on fine and coarse labels", source=source) | {
         "levels": any_trace.levels,
@@ -354,5 +355,5 @@ def figure_5(traces: Traces, data: str) -> Result:
         Curve(level, contract, column.tolist(), colour)
         for level, column, colour in zip(levels, errors.T, COLOURS[: len(levels)], strict=True)
     ]
-    drawn = error_curves({COST_LABELS["contract"]: curves}, seeds.figure_title(numbers))
+    drawn = error_curves({COST_LABELS["contract"]: curves}, figure_title(numbers))
     return Result(numbers, format_table(rows, columns), drawn, claims)

@@ -1,0 +1,32 @@
+"""The facts that a published number must carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anytime.analysis.statistics import BySeed, first_trace
+
+
+def facts(by_seed: BySeed, **reference: Any) -> dict[str, Any]:
+    """What a published number must carry: a reference to the paper, data set, recipe, seeds, epochs, hardware and date."""
+    metas = [trace.meta for trace in by_seed.values()]
+    recipe = {key: value for key, value in metas[0]["recipe"].items() if key not in ("seed", "progress")}
+    arguments = {key: value for key, value in recipe["data"]["init_args"].items() if key not in ("root", "download")}
+    return {
+        **reference,
+        "dataset": metas[0]["dataset"],
+        "part": metas[0]["part"],
+        "images": first_trace(by_seed).num_samples,
+        "seeds": list(by_seed),
+        "epochs": recipe["epochs"],
+        "trained_on": sorted({meta["trained_on"] for meta in metas}),
+        "measured_on": sorted({meta["hardware"] for meta in metas}),
+        "date": max(meta["date"] for meta in metas)[:10],
+        "recipe": recipe | {"data": recipe["data"] | {"init_args": arguments}},
+    }
+
+
+def figure_title(numbers: Mapping[str, Any]) -> str:
+    """Title of a figure, from numbers that hold `facts`: the data set and the number of seeds."""
+    return f"{numbers['dataset']}, n = {len(numbers['seeds'])}"

@@ -13,17 +13,27 @@ import functools
 from collections.abc import Callable, Sequence
 
 from anytime.studies.hu2017 import figures, strategies, tables
-from anytime.studies.hu2017.networks import PERIOD_WIDTH, SCALES, SCHEMES, STRATEGIES, Base, Scale, TrainedNet, family, runs_of
+from anytime.studies.hu2017.networks import (
+    PERIOD_WIDTH,
+    SCALES,
+    SCHEMES,
+    STRATEGIES,
+    Base,
+    Setting,
+    TrainedNet,
+    family,
+    runs_of,
+)
 from anytime.studies.hu2017.published import PAPER
 from anytime.studies.runner import Traces, TrainingRun
 from anytime.studies.study import Item, Result, Study
 
-Networks = Callable[[Scale, str], Sequence[TrainedNet]]
+Networks = Callable[[Setting, str], Sequence[TrainedNet]]
 """`(scale, data)` to the networks that a table or figure needs, in order of training."""
-Make = Callable[[Traces, str, Scale, Sequence[TrainedNet]], Result]
+Make = Callable[[Traces, str, Setting, Sequence[TrainedNet]], Result]
 
 
-def schemes(scale: Scale, data: str, parts: int = 3) -> list[TrainedNet]:
+def schemes(scale: Setting, data: str, parts: int = 3) -> list[TrainedNet]:
     """The networks of table 1 in three parts: OPT's last exit and the first five schemes, OPT's other exits, other schemes.
 
     On CIFAR-100 at CPU scale OPT has only the last exit.
@@ -40,12 +50,12 @@ def _on(bases: Sequence[Base], methods: Sequence[str], optimal: bool = False) ->
     return [net for base in bases for net in (*(TrainedNet(m, base) for m in methods), *(family(base) if optimal else ()))]
 
 
-def sequence(scale: Scale, data: str) -> list[TrainedNet]:
+def sequence(scale: Setting, data: str) -> list[TrainedNet]:
     """EANN's members and OPT+."""
     return [*_on(scale.members, ("AANN",)), *_on(strategies.rivals(scale), (), optimal=True)]
 
 
-def periods(scale: Scale, data: str) -> list[TrainedNet]:
+def periods(scale: Setting, data: str) -> list[TrainedNet]:
     """The networks of table 4, by units per exit."""
     return _on([Base(units, PERIOD_WIDTH, s) for units, found in scale.periods.items() for s in found], ("sieve",))
 

@@ -25,7 +25,7 @@ from anytime.pretrained import load
 from anytime.reporting.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED
 from anytime.studies.claims import Claim
 from anytime.studies.figures import panels
-from anytime.studies.hu2017.networks import PERIOD_WIDTH, Base, Scale, TrainedNet, run_folders
+from anytime.studies.hu2017.networks import PERIOD_WIDTH, Base, Setting, TrainedNet, run_folders
 from anytime.studies.hu2017.published import PAPER
 from anytime.studies.hu2017.strategies import eann_exits, opt_plus_exits, rivals
 from anytime.studies.hu2017.tables import heading, measure, measure_optimal
@@ -59,7 +59,7 @@ def training_losses(run: Path) -> list[float]:
     return (total / images).tolist()
 
 
-def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def figure_2(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """Errors and training losses of weight schemes over the exits."""
     base = scale.chosen
     schemes = [net for net in networks if net.exit is None]
@@ -100,7 +100,7 @@ def figure_2(traces: Traces, data: str, scale: Scale, networks: Sequence[Trained
     return Result(numbers, f"{len(errors)} networks, {len(losses)} of them with training losses", figure, claims)
 
 
-def figure_2f(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def figure_2f(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """The sieve's weights of 15 exits, the last of which is 1."""
     weights = normalized(sieve(15), "last")
     with panels(5, 3) as (figure, [axes]):
@@ -126,7 +126,7 @@ def _over_units(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def figure_2e(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def figure_2e(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """EANN over the cost, and over the cost divided by E[C], against OPT+."""
     seed = next(iter(traces[networks[0].name]))
     eann = eann_exits(traces, scale.members, seed)
@@ -161,7 +161,7 @@ def _cost_axes(axes: Axes, title: str) -> None:
     axes.legend(loc="upper right")
 
 
-def figure_3(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def figure_3(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """The best error so far over the cost, by units per exit; first seed."""
     curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for units, periods in scale.periods.items():
@@ -190,7 +190,7 @@ def read_probabilities(run: Path) -> tuple[list[int], list[list[float]]]:
     return [int(row["step"]) for row in table], [[float(row[name]) for name in names] for row in table]
 
 
-def figure_4(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def figure_4(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """The probability with which each exit is amplified, over the training; first seed."""
     logged = {}
     for net in networks:

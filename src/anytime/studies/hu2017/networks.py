@@ -50,7 +50,7 @@ class TrainedNet(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scale:
+class Setting:
     """The trainings at one scale."""
 
     recipes: Mapping[str, tuple[str, tuple[str, ...]]]  # recipe and flags over it, by data set
@@ -90,8 +90,8 @@ _MODELS = (
     *(Base(13, 64), Base(17, 16), Base(17, 32), Base(25, 16, 3), Base(25, 32, 3)),
 )
 
-SCALES: dict[str, Scale] = {
-    "cpu": Scale(
+SCALES: dict[str, Setting] = {
+    "cpu": Setting(
         recipes={"cifar10": ("hu2017_cifar10_cpu.yaml", ()), "cifar100": ("hu2017_cifar10_cpu.yaml", _CIFAR100)},
         chosen=Base(3, 16),
         chosen_flags=(),
@@ -104,7 +104,7 @@ SCALES: dict[str, Scale] = {
         sampled=Base(3, 16),
         warmup={"cifar10": 100, "cifar100": 100},  # the published code waits 1 epoch of 300
     ),
-    "full": Scale(
+    "full": Setting(
         recipes={
             "cifar10": ("hu2017_cifar10.yaml", ()),
             "cifar100": ("hu2017_cifar10.yaml", _CIFAR100),
@@ -177,7 +177,7 @@ def runs_of(networks: Sequence[TrainedNet], data: str, scale: str, seeds: Sequen
     return runs
 
 
-def _flags(net: TrainedNet, data: str, scale: Scale, seed: int) -> tuple[str, ...]:
+def _flags(net: TrainedNet, data: str, scale: Setting, seed: int) -> tuple[str, ...]:
     base = tuple(f"--model.{key}={value}" for key, value in net.base._asdict().items())
     more: list[str] = list(scale.chosen_flags) if net.base == scale.chosen else []
     if net.exit is not None:

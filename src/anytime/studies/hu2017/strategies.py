@@ -12,14 +12,14 @@ from anytime.analysis.statistics import Comparison, compare, holm, mean
 from anytime.models.ann.eann import reported_exits
 from anytime.studies.claims import Claim
 from anytime.studies.hu2017 import published
-from anytime.studies.hu2017.networks import STRATEGIES, Base, Scale, TrainedNet, family
+from anytime.studies.hu2017.networks import STRATEGIES, Base, Setting, TrainedNet, family
 from anytime.studies.hu2017.published import METRICS, MILESTONES
 from anytime.studies.hu2017.tables import NEAR, Measured, as_shares, as_text, heading, measure, measure_optimal, row_of
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
 
 
-def table_2(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def table_2(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """Amplifying by the sieve and by milestones against ANN, and how far ANN and AANN are from OPT."""
     best = [measure_optimal(traces, base) for base in scale.models]
     counts, text, claims = _strategies(traces, data, scale, ("milestone", "AANN"))
@@ -52,7 +52,7 @@ def table_2(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedN
     return Result(numbers, f"{text}\n\n{as_text(increases, 'increase over OPT')}", claims=claims)
 
 
-def table_5(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def table_5(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """Every strategy of amplification against ANN."""
     counts, text, claims = _strategies(traces, data, scale, STRATEGIES)
     aann = _measure(traces, "AANN", scale)
@@ -64,7 +64,7 @@ def table_5(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedN
     return Result({**start, "better_than_ANN": counts}, text, claims=claims)
 
 
-def _measure(traces: Traces, method: str, scale: Scale) -> list[Measured]:
+def _measure(traces: Traces, method: str, scale: Setting) -> list[Measured]:
     """The scores of a method on each network of tables 2, 5 and 6."""
     return [measure(traces, TrainedNet(method, base)) for base in scale.models]
 
@@ -74,7 +74,7 @@ def _all(networks: Sequence[Measured], metric: str) -> list[float]:
 
 
 def _strategies(
-    traces: Traces, data: str, scale: Scale, methods: Sequence[str]
+    traces: Traces, data: str, scale: Setting, methods: Sequence[str]
 ) -> tuple[list[dict[str, Any]], str, list[Claim]]:
     """The share of runs in which each method is better than ANN, by metric: numbers, a table, claims.
 
@@ -119,7 +119,7 @@ def _with_p_values(counts: Mapping[tuple[str, str], Comparison]) -> dict[tuple[s
     }
 
 
-def table_6(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def table_6(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """Every network under every strategy."""
     rows = _cells(traces, data, scale.models, ("sieve", *STRATEGIES))
     start = heading("6: every network under every strategy", traces, networks[0], data)
@@ -161,12 +161,12 @@ def opt_plus_exits(traces: Traces, bases: Sequence[Base], seed: int) -> tuple[Ex
     return opt_plus(networks), max(exits.costs[-1] for exits in networks)
 
 
-def rivals(scale: Scale) -> list[Base]:
+def rivals(scale: Setting) -> list[Base]:
     """The networks of OPT+, which have EANN's width (paper, section 4.6)."""
     return [base for base in scale.models if base.width == scale.members[-1].width]
 
 
-def table_3(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def table_3(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """ANN and AANN on several networks, and EANN against OPT+."""
     rows = _cells(traces, data, scale.shown, ("sieve", "AANN"))
     seeds = list(traces[TrainedNet("AANN", scale.members[-1]).name])

@@ -15,7 +15,7 @@ from anytime.reporting.tables import Column, format_table
 from anytime.studies.claims import Claim
 from anytime.studies.facts import facts
 from anytime.studies.hu2017 import published
-from anytime.studies.hu2017.networks import PERIOD_WIDTH, Base, Scale, TrainedNet, family, last_optimal, milestone_exits
+from anytime.studies.hu2017.networks import PERIOD_WIDTH, Base, Setting, TrainedNet, family, last_optimal, milestone_exits
 from anytime.studies.hu2017.published import METRICS, MILESTONES, PAPER, Row
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
@@ -127,7 +127,7 @@ BELOW = (  # (one, other, metrics): the error of one is below that of the other 
 )
 
 
-def table_1(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def table_1(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """Weight schemes against OPT on one network; the paper's has n = 5, c = 16."""
     best = measure_optimal(traces, scale.chosen)
     ours = {"optimal": best} | {net.method: measure(traces, net) for net in networks if net.exit is None}
@@ -171,7 +171,7 @@ def _below(
     return Claim(statement, all(found["gain"] > 0 for found in gains.values()), {"gains": gains}, paper)
 
 
-def table_4(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def table_4(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """Units per exit."""
     rows, claims = [], []
     for units, periods in scale.periods.items():
@@ -197,7 +197,7 @@ def table_4(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedN
     return Result(numbers, as_text(rows), claims=claims)
 
 
-def proposition(traces: Traces, data: str, scale: Scale, networks: Sequence[TrainedNet]) -> Result:
+def proposition(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:
     """The cost inflation of sequences of networks by their base b: the bounds, and what random and adverse stops give."""
     rows = []
     for base in (1.4, 1.5, 2.0, 1 + math.sqrt(2), 2.5, 3.0, 4.0):

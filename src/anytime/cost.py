@@ -8,14 +8,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from anytime.model import AnytimeModel, eval_mode
+from anytime.support.compare import clone, same
 from anytime.support.flops import UncountedProducts, extra_formulas
 
 if TYPE_CHECKING:
@@ -81,6 +84,40 @@ def step_macs(
             else:
                 next(stream)
             totals.append(counter.get_total_flops() // 2)
+def recomputed(model: AnytimeModel, x: Tensor) -> list[tuple[str, int, int]]:
+    """Modules with own parameters that run again on an input that has not changed: (name, step, the step that ran it before).
+
+    An input of zeros proves nothing: in a narrow network all ReLUs of a layer may be off at two steps.
+
+    Args:
+        x: Images `[B, C, H, W]` in [0, 1].
+    """
+    found: list[tuple[str, int, int]] = []
+    seen: dict[str, list[tuple[int, Any]]] = {}
+    now = 0
+
+    def hook(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonzero = any(bool(x.any()) for x in args if isinstance(x, Tensor))
+        before = seen.setdefault(name, [])
+        found.extend((name, now, then) for then, inputs in before if nonzero and same(inputs, (args, kwargs)))
+        before.append((now, clone((args, kwargs))))
+
+    hooks = [
+        module.register_forward_pre_hook(partial(hook, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if module is not model and next(module.parameters(recurse=False), None) is not None
+    ]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            state = model.initial_state(x)
+            for now in range(1, model.num_steps + 1):  # noqa: B007, the hook reads it
+                _, state = model.step(state)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found
+
+
     return [after - before for before, after in pairwise(totals)] if contract else totals[1:]
 
 

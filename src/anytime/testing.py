@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from anytime.cost import step_macs
-from anytime.model import AnytimeModel, SplitStep, State, Trunk, create_model, map_state, select_samples
+from anytime.cost import recomputed, step_macs
+from anytime.model import AnytimeModel, SplitStep, State, Trunk, create_model, select_samples
+from anytime.support.compare import clone, require, require_batch, require_close, same
 
 FLOAT32, FLOAT64 = 1e-4, 1e-10  # how far two exact schedules may differ, relative to the largest logit (at least 1)
 
@@ -45,13 +46,16 @@ def check_anytime_model(model: AnytimeModel, input_size: tuple[int, int, int], *
         torch.manual_seed(0)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         x = torch.rand(batch_size, *input_size, dtype=torch.float64).to(device)
-        probe = _randomise(copy.deepcopy(model)).double().eval()
+        try:
+            probe = _randomise(copy.deepcopy(model)).double().eval()
+        except Exception as error:
+            raise AssertionError(f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}") from error
         for check in _CHECKS:
             try:
                 check(copy.deepcopy(probe), x.clone())
             except Exception as error:
                 broken = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-                raise AssertionError(f"{type(model).__name__}: {inspect.getdoc(check)} Broken: {broken}") from error
+                raise AssertionError(f"{type(model).__name__}: {check.__doc__} Broken: {broken}") from error
 
 
 def _randomise(model: AnytimeModel) -> AnytimeModel:
@@ -65,34 +69,12 @@ def _randomise(model: AnytimeModel) -> AnytimeModel:
     return model
 
 
-def _require(kept: bool, broken: str) -> None:
-    if not kept:
-        raise AssertionError(broken)
-
-
-def _difference(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected value (at least 1); NaN where either is NaN."""
-    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
-
-
-def _require_close(actual: Tensor, expected: Tensor, what: str, tolerance: float = FLOAT64) -> None:
-    _require(actual.shape == expected.shape, f"{what}: shapes {list(actual.shape)} and {list(expected.shape)}.")
-    difference = _difference(actual, expected)
-    _require(difference <= tolerance, f"{what} differ by {difference:.1e} (relative), allowed is {tolerance:.0e}.")
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Bit-equal pytrees."""
-    leaves, spec = pytree.tree_flatten(first)
-    others, other_spec = pytree.tree_flatten(second)
-    return spec == other_spec and all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or bool(a == b)
-        for a, b in zip(leaves, others, strict=True)
-    )
-
-
-def _clone(value: Any) -> Any:
-    return map_state(Tensor.clone, value)
+def _answers(model: AnytimeModel, x: Tensor) -> Tensor:
+    """forward(x), which must be [T, B, K]."""
+    logits, expected = model(x), [model.num_steps, len(x), model.num_classes]
+    shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    require(shape == expected, f"forward gave {shape}, expected [T, B, K] = {expected}.")
+    return logits
 
 
 def _streamed(model: AnytimeModel, x: Tensor) -> Tensor:
@@ -110,32 +92,50 @@ def _run(model: AnytimeModel, state: State, steps: int) -> tuple[list[Tensor], S
 
 def _check_description(model: AnytimeModel, x: Tensor) -> None:
     """num_steps, num_classes, levels, mean and std describe the model."""
-    _require(isinstance(model.num_steps, int) and model.num_steps >= 1, f"num_steps is {model.num_steps!r}.")
-    _require(sum(model.levels) == model.num_classes, f"levels {model.levels}, but num_classes is {model.num_classes}.")
+    require(type(model.num_steps) is int and model.num_steps >= 1, f"num_steps is {model.num_steps!r}.")
+    require(sum(model.levels) == model.num_classes, f"levels {model.levels}, but num_classes is {model.num_classes}.")
     buffers = dict(model.named_buffers())
     for name in ("mean", "std"):
-        _require(name in buffers, f"there is no buffer {name!r}.")
+        require(name in buffers, f"there is no buffer {name!r}.")
         shape = list(buffers[name].shape)
-        _require(shape == [x.shape[1]], f"buffer {name!r} has shape {shape} for {x.shape[1]} channels.")
+        require(shape == [x.shape[1]], f"buffer {name!r} has shape {shape} for {x.shape[1]} channels.")
+
+
+def _check_steps(model: AnytimeModel, x: Tensor) -> None:
+    """Each of the num_steps steps gives (logits [B, K], state); logits are not yet probabilities."""
+    state, answers, expected = model.initial_state(x), [], [len(x), model.num_classes]
+    for t in range(1, model.num_steps + 1):
+        try:
+            given = model.step(state)
+        except Exception as error:
+            raise AssertionError(f"step {t} raised {type(error).__name__}: {error}") from error
+        kinds = [type(part).__name__ for part in given] if isinstance(given, tuple) else type(given).__name__
+        require(isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Tensor), f"step {t} gave {kinds}.")
+        logits, state = given
+        require(list(logits.shape) == expected, f"step {t} gave logits {list(logits.shape)}, expected [B, K] = {expected}.")
+        answers.append(logits)
+    levels = torch.stack(answers).split(tuple(model.levels), 2)
+    are_logits = any(bool((level < 0).any()) or not (level.sum(2) - 1).abs().max() <= 1e-6 for level in levels)
+    require(are_logits, "all answers are probabilities, which sum to 1.")
 
 
 def _check_schedules(model: AnytimeModel, x: Tensor) -> None:
     """forward gives [T, B, K] and stream the same numbers one by one, in eval mode."""
-    expected = [model.num_steps, len(x), model.num_classes]
     for dtype, tolerance in ((torch.float64, FLOAT64), (torch.float32, FLOAT32)):
         model, x = model.to(dtype), x.to(dtype)
-        logits, answers = model(x), list(model.stream(x))
-        _require(list(logits.shape) == expected, f"forward gave {list(logits.shape)}, expected [T, B, K] = {expected}.")
-        _require(len(answers) == model.num_steps, f"stream gave {len(answers)} answers, expected {model.num_steps}.")
+        logits, stream = _answers(model, x), model.stream(x)
+        require(isinstance(stream, Iterator), f"stream gave a {type(stream).__name__}, expected an iterator.")
+        answers = list(stream)
+        require(len(answers) == model.num_steps, f"stream gave {len(answers)} answers, expected {model.num_steps}.")
         for t, answer in enumerate(answers):
-            _require_close(answer, logits[t], f"stream and forward ({dtype}) at step {t + 1}", tolerance)
+            require_close(answer, logits[t], f"stream and forward ({dtype}) at step {t + 1}", tolerance)
 
 
 def _check_single_answers(model: AnytimeModel, x: Tensor) -> None:
     """forward(x, step=t) equals forward(x)[t - 1]; steps outside 1..T raise ValueError."""
     logits = model(x)
     for t in range(1, model.num_steps + 1):
-        _require_close(model(x, step=t), logits[t - 1], f"forward(x, step={t}) and forward(x)[{t - 1}]")
+        require_close(model(x, step=t), logits[t - 1], f"forward(x, step={t}) and forward(x)[{t - 1}]")
     for t in (-1, 0, model.num_steps + 1):
         try:
             model(x, step=t)
@@ -150,63 +150,46 @@ def _check_costs(model: AnytimeModel, x: Tensor) -> None:
     stream = step_macs(model, (channels, height, width))
     single = step_macs(model, (channels, height, width), contract=True)
     for t, (before, after) in enumerate(zip([0, *stream], stream, strict=False), 1):
-        _require(after > before, f"step {t} adds {after - before} MACs; cumulative MACs are {stream}.")
+        require(after > before, f"step {t} adds {after - before} MACs; cumulative MACs are {stream}.")
     for t, (one, many) in enumerate(zip(single, stream, strict=True), 1):
-        _require(one <= many, f"only answer {t} costs {one} MACs, the stream up to it {many}.")
+        require(one <= many, f"only answer {t} costs {one} MACs, the stream up to it {many}.")
 
 
 def _check_no_recomputation(model: AnytimeModel, x: Tensor) -> None:
     """A step never runs a module with parameters again on an input that has not changed."""
-    # An all-zero input proves nothing: in a narrow network all ReLUs of a layer may be off at two steps.
-    names = {module: name for name, module in model.named_modules()}
-    seen: dict[nn.Module, list[tuple[int, Any]]] = {}
-    now = 0
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for then, inputs in seen.setdefault(module, []):
-            again = _same(inputs, (args, kwargs)) and any(bool(x.any()) for x in args if isinstance(x, Tensor))
-            _require(not again, f"step {now} ran {names[module]!r} again on its input of step {then}.")
-        seen[module].append((now, _clone((args, kwargs))))
-
-    for module in names:
-        if module is not model and next(module.parameters(recurse=False), None) is not None:
-            module.register_forward_pre_hook(hook, with_kwargs=True)
-    state = model.initial_state(x[:1])
-    for now in range(1, model.num_steps + 1):  # noqa: B007, the hook reads it
-        _, state = model.step(state)
+    for name, now, then in recomputed(model, x[:1]):
+        raise AssertionError(f"step {now} ran {name!r} again on its input of step {then}.")
 
 
 def _check_samples(model: AnytimeModel, x: Tensor) -> None:
     """In eval mode a sample's answers do not depend on the other samples of its batch."""
     logits = model(x)
     for i in range(len(x)):
-        _require_close(model(x[i : i + 1]), logits[:, i : i + 1], f"answers to sample {i} by itself and in a batch")
+        require_close(model(x[i : i + 1]), logits[:, i : i + 1], f"answers to sample {i} by itself and in a batch")
 
 
 def _check_state(model: AnytimeModel, x: Tensor) -> None:
     """State is a value: a pytree of numbers and of tensors with the batch in dimension 0; a step does not change it."""
+    fewer = model.initial_state(x[1:])
+    for t in range(model.num_steps):
+        require_batch(fewer, len(x) - 1, f"after step {t}")
+        fewer = model.step(fewer)[1]
     images, state = x.clone(), model.initial_state(x)
     states, answers = [state], []
-    kept_states, kept_answers = [_clone(state)], []
+    kept_states, kept_answers = [clone(state)], []
     for t in range(model.num_steps):
-        for path, leaf in pytree.tree_flatten_with_path(state)[0]:
-            where = f"state{pytree.keystr(path)} after step {t}"
-            if isinstance(leaf, Tensor):
-                _require(leaf.shape[:1] == x.shape[:1], f"{where} is {list(leaf.shape)} for a batch of {len(x)}.")
-            else:
-                plain = leaf is None or isinstance(leaf, int | float)
-                _require(plain, f"{where} is a {type(leaf).__name__}, neither a tensor nor a number.")
-        again = model.step(_clone(kept_states[t]))[0].clone()
+        require_batch(state, len(x), f"after step {t}")
+        again = model.step(clone(kept_states[t]))[0].clone()
         logits, state = model.step(states[t])
-        _require(_same(states[t], kept_states[t]), f"step {t + 1} modified the state it was given.")
-        _require_close(again, logits, f"two calls of step {t + 1} on one state")
+        require(same(states[t], kept_states[t]), f"step {t + 1} modified the state it was given.")
+        require_close(again, logits, f"two calls of step {t + 1} on one state")
         states.append(state)
         answers.append(logits)
-        kept_states.append(_clone(state))
+        kept_states.append(clone(state))
         kept_answers.append(logits.clone())
-    _require(_same(states, kept_states), "a later step modified an earlier state.")
-    _require(_same(answers, kept_answers), "a later step modified an earlier answer.")
-    _require(torch.equal(x, images), "the images were modified.")
+    require(same(states, kept_states), "a later step modified an earlier state.")
+    require(same(answers, kept_answers), "a later step modified an earlier answer.")
+    require(torch.equal(x, images), "the images were modified.")
 
 
 def _check_sessions(model: AnytimeModel, x: Tensor) -> None:
@@ -215,7 +198,7 @@ def _check_sessions(model: AnytimeModel, x: Tensor) -> None:
     separate = [_streamed(model, batch) for batch in batches]
     pairs = zip(*(model.stream(batch) for batch in batches), strict=True)
     for together, expected in zip(zip(*pairs, strict=True), separate, strict=True):
-        _require_close(torch.stack(together), expected, "answers of two interleaved sessions and of each by itself")
+        require_close(torch.stack(together), expected, "answers of two interleaved sessions and of each by itself")
 
     def session(batch: Tensor) -> Tensor:
         with torch.no_grad():  # thread-local
@@ -223,7 +206,7 @@ def _check_sessions(model: AnytimeModel, x: Tensor) -> None:
 
     with ThreadPoolExecutor(len(batches)) as pool:
         for concurrent, expected in zip(pool.map(session, batches), separate, strict=True):
-            _require_close(concurrent, expected, "answers of sessions in two threads and of each by itself")
+            require_close(concurrent, expected, "answers of sessions in two threads and of each by itself")
 
 
 def _check_compaction(model: AnytimeModel, x: Tensor) -> None:
@@ -236,56 +219,60 @@ def _check_compaction(model: AnytimeModel, x: Tensor) -> None:
         _, state = _run(model, model.initial_state(x), done)
         for index in (mask, backwards):
             rest, _ = _run(model, select_samples(state, index), model.num_steps - done)
-            what = f"answers to samples selected after step {done} and to all"
-            _require_close(torch.stack(rest), logits[done:, index], what)
+            require_close(torch.stack(rest), logits[done:, index], f"answers to samples selected after step {done} and to all")
 
 
 def _check_gradients(model: AnytimeModel, x: Tensor) -> None:
     """Gradients of the sum over all answers reach every parameter in train mode."""
     model.train()
     with torch.enable_grad():
-        logits = model(x)
+        logits = _answers(model, x)
+        require(logits.requires_grad, "forward gave answers without gradients.")
         (logits * torch.randn_like(logits)).sum().backward()
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     dead = [name for name, grad in trained.items() if grad is None or not grad.any()]
-    _require(not dead, f"{len(dead)} of {len(trained)} parameters get none: {', '.join(dead[:5])}.")
+    require(not dead, f"{len(dead)} of {len(trained)} parameters get none: {', '.join(dead[:5])}.")
     wild = [name for name, grad in trained.items() if grad is not None and not grad.isfinite().all()]
-    _require(not wild, f"{len(wild)} of {len(trained)} gradients are not finite: {', '.join(wild[:5])}.")
+    require(not wild, f"{len(wild)} of {len(trained)} gradients are not finite: {', '.join(wild[:5])}.")
 
 
 def _check_state_dict(model: AnytimeModel, x: Tensor) -> None:
     """The state dict holds everything the answers depend on: loaded into a new model, it gives the same answers."""
     logits = model(x)
     if model.config:
-        fresh = create_model(model.config["model"], **model.config["arguments"]).to(x)
+        arguments = json.loads(json.dumps(model.config["arguments"]))  # as config.json stores them
+        fresh = create_model(model.config["model"], **arguments).to(x)
     else:
         fresh = _randomise(copy.deepcopy(model))
     fresh.load_state_dict(model.state_dict())
-    _require_close(fresh.eval()(x), logits, "answers before and after the round trip")
+    require_close(fresh.eval()(x), logits, "answers before and after the round trip")
 
 
 def _check_dtypes(model: AnytimeModel, x: Tensor) -> None:
     """The model runs in the dtype it is moved to, with finite answers."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         for answer in (*model.to(dtype).stream(x.to(dtype)), model(x.to(dtype))):
-            _require(answer.dtype == dtype, f"in {dtype} it answered in {answer.dtype}.")
+            require(answer.dtype == dtype, f"in {dtype} it answered in {answer.dtype}.")
             wild = int((~answer.isfinite()).sum())
-            _require(wild == 0, f"in {dtype} {wild} of {answer.numel()} logits are infinite or NaN.")
+            require(wild == 0, f"in {dtype} {wild} of {answer.numel()} logits are infinite or NaN.")
 
 
 def _check_devices(model: AnytimeModel, x: Tensor) -> None:
     """The model gives the same answers on every device it is moved to."""
     logits = model(x)
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        moved = x.to(device)
-        answers = _streamed(model.to(device), moved)
-        _require(answers.device.type == device, f"moved to {device} it answered on {answers.device}.")
-        _require_close(answers.to(x.device), logits, f"answers on {device} and on {x.device}")
+        answers = _streamed(model.to(device), x.to(device))
+        require(answers.device.type == device, f"moved to {device} it answered on {answers.device}.")
+        require_close(answers.to(x.device), logits, f"answers on {device} and on {x.device}")
 
 
 def _check_determinism(model: AnytimeModel, x: Tensor) -> None:
-    """In eval mode the same images get the same answers."""
-    _require_close(model(x), model(x), "two calls")
+    """In eval mode the same images get the same answers, in any memory format, and are not modified."""
+    images, logits = x.clone(), _answers(model, x)
+    require(torch.equal(x, images), "forward modified the images.")
+    require_close(model(x), logits, "two calls")
+    model.to(memory_format=torch.channels_last)
+    require_close(model(x.contiguous(memory_format=torch.channels_last)), logits, "answers in channels_last and before")
 
 
 def _check_refusals(model: AnytimeModel, x: Tensor) -> None:
@@ -317,9 +304,13 @@ def _check_normalization(model: AnytimeModel, x: Tensor) -> None:
     for name, value in (("mean", model.mean + 0.1), ("std", model.std * 1.5)):
         changed = copy.deepcopy(model)
         changed.get_buffer(name).copy_(value)
-        _require(not torch.equal(changed(x), model(x)), f"forward gives the same answers whatever {name!r} is.")
-        same = torch.equal(_streamed(changed, x), _streamed(model, x))
-        _require(not same, f"stream gives the same answers whatever {name!r} is.")
+        require(not torch.equal(changed(x), model(x)), f"forward gives the same answers whatever {name!r} is.")
+        unchanged = torch.equal(_streamed(changed, x), _streamed(model, x))
+        require(not unchanged, f"stream gives the same answers whatever {name!r} is.")
+    normal = (x - model.mean[:, None, None]) / model.std[:, None, None]
+    plain = copy.deepcopy(model)
+    plain.set_normalization([0.0] * x.shape[1], [1.0] * x.shape[1])
+    require_close(model(x), plain(normal), "answers to images and to images normalised before")
 
 
 def _check_modes(model: AnytimeModel, x: Tensor) -> None:
@@ -327,39 +318,65 @@ def _check_modes(model: AnytimeModel, x: Tensor) -> None:
     for training in (True, False):
         model.train(training)
         modes = [module.training for module in model.modules()]
-        before = _clone(dict(model.named_buffers()))
+        before = clone(dict(model.named_buffers()))
         for name, call in (("forward", model), ("stream", lambda images: _streamed(model, images))):
             call(x)
-            _require(modes == [m.training for m in model.modules()], f"{name} changed the mode of a module.")
+            require(modes == [m.training for m in model.modules()], f"{name} changed the mode of a module.")
             for buffer, value in model.named_buffers() if not training else ():
-                _require(_same(value, before[buffer]), f"{name} in eval mode changed the buffer {buffer!r}.")
+                require(same(value, before[buffer]), f"{name} in eval mode changed the buffer {buffer!r}.")
 
 
-def _check_optional_members(model: AnytimeModel, x: Tensor) -> None:
-    """Optional members keep what they promise: head_names, settled arguments, the halves of a step, features of a trunk."""
-    parts = dict(model.named_modules())
-    for name in model.head_names or ():
-        _require(name in parts, f"head_names holds {name!r}, which is not a submodule.")
+def _check_optional_attributes(model: AnytimeModel, x: Tensor) -> None:
+    """Optional attributes keep what they promise: own_normalization, settled and measured arguments, head_names."""
+    for name, kind in {"own_normalization": bool, "settled_arguments": dict, "measured_arguments": dict}.items():
+        require(isinstance(getattr(model, name), kind), f"{name} is {getattr(model, name)!r}, not a {kind.__name__}.")
     unknown = model.measured_arguments.keys() - model.settled_arguments.keys()
-    _require(not unknown, f"measured_arguments holds {min(unknown, default='')!r}, which settled_arguments lacks.")
+    require(not unknown, f"measured_arguments holds {min(unknown, default='')!r}, which settled_arguments lacks.")
     if model.config:
         unknown = model.settled_arguments.keys() - model.config["arguments"].keys()
-        _require(not unknown, f"settled_arguments holds {min(unknown, default='')!r}, which is not an argument of the model.")
+        require(not unknown, f"settled_arguments holds {min(unknown, default='')!r}, which is not an argument of the model.")
+    parts, names = dict(model.named_modules(remove_duplicate=False)), model.head_names
+    if names is not None:
+        require(isinstance(names, tuple | list) and len(names) > 0, f"head_names is {names!r}, not a tuple of names.")
+        for name in names:
+            require(name != "" and name in parts, f"head_names holds {name!r}, which is not a submodule.")
+    heads = [name for name in (("head", "heads") if names is None else names) if name in parts]
+    changed = copy.deepcopy(model)
+    for parameter in (p for name in heads for p in changed.get_submodule(name).parameters()):
+        parameter.add_(torch.rand_like(parameter))
+    state, other = model.initial_state(x), changed.initial_state(x)
+    for t in range(1, model.num_steps if heads else 1):
+        state, other = model.step(state)[1], changed.step(other)[1]
+        for leaf, again in zip(pytree.tree_leaves(state), pytree.tree_leaves(other), strict=True):
+            answer = isinstance(leaf, Tensor) and leaf.shape[-1:] == (model.num_classes,)  # may be kept
+            require(answer or same(leaf, again), f"the state after step {t} depends on the heads: {', '.join(heads)}.")
+
+
+def _check_protocols(model: AnytimeModel, x: Tensor) -> None:
+    """Optional protocols are whole and keep what they promise: the halves of a step, features of a trunk."""
+    for members in (("advance", "read"), ("trunk_features", "head_answers", "keeps_features")):
+        lacking = [name for name in members if not hasattr(model, name)]
+        there = [name for name in members if name not in lacking]
+        require(not (lacking and there), f"there is {' and '.join(there)}, but no {' and no '.join(lacking)}.")
     if isinstance(model, SplitStep):
         state = unread = model.initial_state(x)
         for t in range(1, model.num_steps + 1):
             logits, after = model.step(state)
-            _require_close(model.read(model.advance(state)), logits, f"read(advance(state)) and the answer of step {t}")
+            require_close(model.read(model.advance(state)), logits, f"read(advance(state)) and the answer of step {t}")
             state, unread = after, model.advance(unread)
-        _require_close(model.read(unread), logits, "the last answer after unread steps and after read ones")
-    if isinstance(model, Trunk) and model.keeps_features:
+        require_close(model.read(unread), logits, "the last answer after unread steps and after read ones")
+    keeps_features = getattr(model, "keeps_features", False)
+    require(isinstance(keeps_features, bool), f"keeps_features is {keeps_features!r}, not a bool.")
+    if isinstance(model, Trunk) and keeps_features:
         features = model.trunk_features(x)
-        _require(all(h.shape[:1] == x.shape[:1] for h in features), "trunk_features lack the batch in dimension 0.")
-        _require_close(model.head_answers(features), model(x), "head_answers(trunk_features(x)) and forward(x)")
+        require(isinstance(features, list), f"trunk_features gave a {type(features).__name__}, expected a list.")
+        require(all(h.shape[:1] == x.shape[:1] for h in features), "trunk_features lack the batch in dimension 0.")
+        require_close(model.head_answers(features), model(x), "head_answers(trunk_features(x)) and forward(x)")
 
 
 _CHECKS: tuple[Callable[[AnytimeModel, Tensor], None], ...] = (
     _check_description,
+    _check_steps,
     _check_refusals,
     _check_determinism,
     _check_state,
@@ -373,7 +390,8 @@ _CHECKS: tuple[Callable[[AnytimeModel, Tensor], None], ...] = (
     _check_normalization,
     _check_modes,
     _check_gradients,
-    _check_optional_members,
+    _check_optional_attributes,
+    _check_protocols,
     _check_state_dict,
     _check_dtypes,
     _check_devices,

@@ -84,6 +84,9 @@ def step_macs(
             else:
                 next(stream)
             totals.append(counter.get_total_flops() // 2)
+    return [after - before for before, after in pairwise(totals)] if contract else totals[1:]
+
+
 def recomputed(model: AnytimeModel, x: Tensor) -> list[tuple[str, int, int]]:
     """Modules with own parameters that run again on an input that has not changed: (name, step, the step that ran it before).
 
@@ -116,9 +119,6 @@ def recomputed(model: AnytimeModel, x: Tensor) -> list[tuple[str, int, int]]:
         for handle in hooks:
             handle.remove()
     return found
-
-
-    return [after - before for before, after in pairwise(totals)] if contract else totals[1:]
 
 
 @dataclass(frozen=True)

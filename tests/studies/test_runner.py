@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import stat
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,11 +15,9 @@ from anytime import create_model
 from anytime.data import create_data
 from anytime.saving import ModelInfo
 from anytime.studies import TrainingRun, TrainingStopped, find_recipe, run_all, run_status
-from anytime.studies.claims import Claim, format_claims
-from anytime.studies.executors.subprocess import log_end, train_in_subprocess
-from anytime.studies.facts import facts
+from anytime.studies.executors.subprocess import log_end
 from anytime.studies.runner import on_validation, record_views, trace_path
-from anytime.studies.study import Item, Result, Study, find_study, list_studies, plain, study_command
+from anytime.studies.study import find_study
 from anytime.trace import Trace
 from anytime.training.config import UsageError, parse
 from anytime.training.rundir import create_run, set_state
@@ -232,145 +228,6 @@ def test_find_recipe():
     assert find_recipe("anytimenet_cifar10.yaml").is_file()
     with pytest.raises(FileNotFoundError, match=r"no recipe nothing\.yaml"):
         find_recipe("nothing.yaml")
-
-
-# -- a training in a subprocess ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Replaces Python with `anytime` by a small program."""
-
-    def put(text: str) -> None:
-        path = tmp_path / "program"
-        path.write_text(f"#!{sys.executable}\nimport signal, sys, time\n{text}\n")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr("anytime.studies.executors.subprocess.sys.executable", str(path))
-
-    return put
-
-
-def test_output_goes_to_the_log_and_the_exit_code_comes_back(program, tmp_path):
-    program("print(sys.argv[1:], flush=True); print('1/2\\r2/2', file=sys.stderr); sys.exit(3)")
-    log = tmp_path / "logs" / "a.log"
-    assert train_in_subprocess(["--epochs", "2"], log) == 3
-    assert train_in_subprocess(["--resume", "a"], log) == 3  # appends
-    first, second = ("['-m', 'anytime', 'train', '--epochs', '2']", "['-m', 'anytime', 'train', '--resume', 'a']")
-    assert log_end(log) == [first, "2/2", second, "2/2"]
-    assert log_end(log, 1) == ["2/2"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_is_forwarded_and_awaited(program, tmp_path, number):
-    program(
-        "def end(*_):\n    time.sleep(0.2); print('checkpoint', flush=True); sys.exit(130)\n"
-        "signal.signal(signal.SIGINT, end); print('ready', flush=True); time.sleep(60)"
-    )
-    log = tmp_path / "a.log"
-
-    def interrupt() -> None:
-        while not (log.is_file() and log.read_text()):
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        train_in_subprocess([], log)
-    thread.join()
-    assert log.read_text() == "ready\ncheckpoint\n"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind")
-def test_two_processes_do_not_train_the_same_run(program, tmp_path):
-    program("print('ready', flush=True); time.sleep(60)")
-    log = tmp_path / "a.log"
-    with log.open("ab") as file:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(TrainingStopped, match=r"another process is running this training and writes .*a\.log"):
-            train_in_subprocess([], log)
-
-
-# -- studies ---------------------------------------------------------------------------------------------------------------
-
-
-def test_find_study():
-    assert list_studies() == ["backbones", "hu2017", "iuzzolino2021", "lee2018"]
-    found = find_study("iuzzolino2021")
-    assert isinstance(found, Study)
-    assert all(isinstance(item, Item) for item in found.items.values())
-    with pytest.raises(ValueError, match="did you mean 'iuzzolino2021'"):
-        find_study("iuzzolino")
-
-
-def test_results_are_plain_json(tmp_path):
-    numbers = {1: torch.tensor([0.123456789, 1.0]), "none": float("nan"), "far": float("inf"), "rows": [{"a": (1, 2)}, [], {}]}
-    command = "anytime study hu2017 --figure 4"
-    written = Result(numbers, "text").write(tmp_path / "new" / "figure_4_0.5", command)
-    assert [path.name for path in written] == ["figure_4_0.5.json"]
-    expected = {"1": [0.123457, 1.0], "none": None, "far": None, "rows": [{"a": [1, 2]}, [], {}]}
-    assert plain(numbers) == expected
-    assert list(json.loads(written[0].read_text()).items()) == [("command", command), *expected.items()]
-    assert '"1": [0.123457, 1.0],\n' in written[0].read_text()
-
-
-def test_a_result_ends_with_its_claims(tmp_path):
-    results = {"none": None, "no": [], "one": [Claim("a", True)]}
-    made = {name: Result({"x": 1}, "table", claims=claims) for name, claims in results.items()}
-    assert [result.text for result in made.values()] == ["table", "table", "table\n\nyes      a"]
-    written = {name: json.loads(result.write(tmp_path / name, "c")[0].read_text()) for name, result in made.items()}
-    assert "claims" not in written["none"]
-    assert written["no"]["claims"] == []
-    assert written["one"]["claims"] == [{"claim": "a", "shows": True, "paper": None}]
-    assert list(written["one"]) == ["command", "x", "claims"]
-
-
-def test_a_result_names_the_command_that_makes_it():
-    command = study_command("hu2017", "table 1", "cifar10", "cpu", [0])
-    assert command == "anytime study hu2017 --table 1 --data cifar10 --scale cpu --seeds 0"
-    command = study_command("backbones", "table resnet20", "cifar10", "cpu", [0, 1], ["--model.blocks=[1, 2]"])
-    start = "anytime study backbones --table resnet20 --data cifar10 --scale cpu --seeds 0 1"
-    assert command == f"{start} '--model.blocks=[1, 2]'"
-
-
-def test_claims_as_text_and_json():
-    claims = [Claim("a", True, {"gain": 0.5}, {"shows": True}), Claim("b", False, {"gain": -0.25}, note="-25 %")]
-    assert format_claims([*claims, Claim("c", None)]) == "yes      a\nNO       b (-25 %)\nunknown  c"
-    assert plain(claims) == [
-        {"claim": "a", "shows": True, "gain": 0.5, "paper": {"shows": True}},
-        {"claim": "b", "shows": False, "gain": -0.25, "paper": None},
-    ]
-
-
-def test_facts_of_a_published_number():
-    recipe = {
-        "model": "m",
-        "epochs": 7,
-        "seed": 0,
-        "progress": False,
-        "data": {"class_path": "D", "init_args": {"root": "/x"}},
-    }
-    meta = {"dataset": "D", "part": "test", "recipe": recipe, "trained_on": "GPU", "hardware": "CPU"}
-    traces = {
-        seed: Trace(
-            TRACE.logits, TRACE.labels, TRACE.macs, None, None, ("a", "b"), meta={**meta, "date": f"2026-01-0{seed}T1"}
-        )
-        for seed in (2, 5)
-    }
-    assert facts(traces) == {
-        "dataset": "D",
-        "part": "test",
-        "images": 3,
-        "seeds": [2, 5],
-        "epochs": 7,
-        "trained_on": ["GPU"],
-        "measured_on": ["CPU"],
-        "date": "2026-01-05",
-        "recipe": {"model": "m", "epochs": 7, "data": {"class_path": "D", "init_args": {}}},
-    }
 
 
 @pytest.mark.slow

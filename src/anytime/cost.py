@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from anytime.model import AnytimeModel, eval_mode
 from anytime.support.compare import clone, same
 from anytime.support.flops import UncountedProducts, extra_formulas
+from anytime.support.units import ImageSize, image_size
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -51,16 +52,12 @@ def flop_counter() -> Iterator[FlopCounterMode]:
         )
 
 
-def _example(model: AnytimeModel, input_size: tuple[int, int, int], batch_size: int) -> torch.Tensor:
+def _example(model: AnytimeModel, input_size: ImageSize, batch_size: int) -> torch.Tensor:
     reference = next(model.parameters())
-    if len(input_size) != 3:
-        raise ValueError(f"input_size must be (channels, height, width), got {input_size!r}")
-    return torch.zeros(batch_size, *input_size, device=reference.device, dtype=reference.dtype)
+    return torch.zeros(batch_size, *image_size(input_size), device=reference.device, dtype=reference.dtype)
 
 
-def step_macs(
-    model: AnytimeModel, input_size: tuple[int, int, int], contract: bool = False, progress: bool = False
-) -> list[int]:
+def step_macs(model: AnytimeModel, input_size: ImageSize, contract: bool = False, progress: bool = False) -> list[int]:
     """Cumulative multiply-adds (FLOPs / 2) of one image after each step, length T.
 
     Counted in eval mode on the operators that run, `initial_state` included: convolutions, matrix products (dense, sparse and
@@ -68,7 +65,7 @@ def step_macs(
     Other operators that multiply, such as a solver, count as zero and are named in a warning.
 
     Args:
-        input_size: (channels, height, width).
+        input_size: (channels, height, width), or the side of square colour images: 224.
         contract: False: the interruptible cost, of the stream up to step t. True: the contract cost, of computing only
             answer t because the budget is known in advance (`model(x, step=t)`).
         progress: Whether to show a progress bar on stderr.
@@ -134,7 +131,7 @@ class StepSeconds:
 
 def step_seconds(
     model: AnytimeModel,
-    input_size: tuple[int, int, int],
+    input_size: ImageSize,
     batch_size: int = 1,
     repeats: int = 20,
     warmup: int = 3,
@@ -144,7 +141,7 @@ def step_seconds(
     """Measures the stream: cumulative seconds after each step for one batch, on the model's device.
 
     Args:
-        input_size: (channels, height, width).
+        input_size: (channels, height, width), or the side of square colour images: 224.
         batch_size: Images per batch.
         repeats: Number of measured streams.
         warmup: Number of streams run before the measurement.

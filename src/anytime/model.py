@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from anytime.registry import build_model, register_class
 from anytime.saving import ModelInfo, SavedModel
 from anytime.support.tensors import described
+from anytime.support.units import image_size
 
 State = Any  # a pytree of tensors with the batch in dimension 0, and of plain numbers
 
@@ -179,6 +180,37 @@ class AnytimeModel(nn.Module, SavedModel):
         if x.shape[0] < 1:
             raise ValueError(f"the batch is empty: got {list(x.shape)}")
 
+    def prepare(self, frame: Any, bgr: bool = False) -> Tensor:
+        """The frame of a camera as `[1, C, H, W]` float32 in [0, 1], of this model's input size and on its device.
+
+        The same steps as for the files of `anytime predict` and the test images of a data set: grey and colour are converted
+        into each other, the shorter side is resized to `info.resize_ratio` times the longer side of the input (bilinear), and
+        the centre is cropped.
+
+        Args:
+            frame: uint8 numpy array or torch tensor `(H, W, 3)`, `(3, H, W)`, `(H, W)`, `(H, W, 1)` or `(1, H, W)`, any size.
+            bgr: Colours come as blue, green, red, as from OpenCV.
+
+        Raises:
+            TypeError: The frame is not uint8.
+            ValueError: It has another shape, or the model does not know its input size.
+
+        Example:
+            >>> model = create_model("anytimenet")
+            >>> model.info.input_size = (3, 32, 32)  # as after a training
+            >>> model.prepare(torch.zeros(480, 640, 3, dtype=torch.uint8)).shape
+            torch.Size([1, 3, 32, 32])
+        """
+        from anytime.support.views import frame_picture, middle_view, to_channels, to_tensor  # late: import PIL
+
+        size = known_input_size(self)
+        if size is None:
+            raise ValueError("the model does not know the size of its images; say it: model.info.input_size = (3, 224, 224)")
+        if size[0] not in (1, 3):
+            raise ValueError(f"a frame has 1 (grey) or 3 (RGB) channels, the model takes images of {size[0]}")
+        image = middle_view(to_channels(frame_picture(frame, bgr), size[0]), size[1:], self.info.resize_ratio)
+        return to_tensor(image).to(self.mean.device).float().div_(255)[None]
+
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Sets the per-channel mean and standard deviation of the data, in units of [0, 1] images."""
         if len(mean) != self.in_channels or len(std) != self.in_channels or min(std) <= 0:
@@ -189,6 +221,12 @@ class AnytimeModel(nn.Module, SavedModel):
     def normalize(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel; `[B, C, H, W]` to the same."""
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def known_input_size(model: AnytimeModel) -> tuple[int, int, int] | None:
+    """(channels, height, width) of the images that a model was trained on or built for; None if it does not say."""
+    size = model.info.input_size or model.config.get("arguments", {}).get("input_size")
+    return None if size is None else image_size(size)
 
 
 def create_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments: Any) -> AnytimeModel:

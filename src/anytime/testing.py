@@ -15,11 +15,12 @@ from torch.utils import _pytree as pytree
 from anytime.cost import recomputed, step_macs
 from anytime.model import AnytimeModel, SplitStep, State, Trunk, create_model, select_samples
 from anytime.support.compare import clone, require, require_batch, require_close, same
+from anytime.support.units import ImageSize, image_size
 
 FLOAT32, FLOAT64 = 1e-4, 1e-10  # how far two exact schedules may differ, relative to the largest logit (at least 1)
 
 
-def check_anytime_model(model: AnytimeModel, input_size: tuple[int, int, int], *, batch_size: int = 3) -> None:
+def check_anytime_model(model: AnytimeModel, input_size: ImageSize, *, batch_size: int = 3) -> None:
     """Proves that a model keeps the contract of `AnytimeModel`, in one line of a test.
 
     The model itself is not changed. The checks run on copies in float64 whose parameters, running statistics and
@@ -27,7 +28,7 @@ def check_anytime_model(model: AnytimeModel, input_size: tuple[int, int, int], *
 
     Args:
         model: Any `AnytimeModel`, of this library or a user's.
-        input_size: (channels, height, width) of the images to try.
+        input_size: (channels, height, width) of the images to try, or the side of square colour images.
         batch_size: Images per batch, at least 2.
 
     Raises:
@@ -45,7 +46,7 @@ def check_anytime_model(model: AnytimeModel, input_size: tuple[int, int, int], *
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        x = torch.rand(batch_size, *input_size, dtype=torch.float64).to(device)
+        x = torch.rand(batch_size, *image_size(input_size), dtype=torch.float64).to(device)
         try:
             probe = _randomise(copy.deepcopy(model)).double().eval()
         except Exception as error:

@@ -383,7 +383,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["resnet18"], "backbone must be 'torchvision:NAME', 'timm:NAME' or the import path of a class, got 'resnet18'"),
         (["torchvision:resnet81"], "torchvision has no classifier 'resnet81'; did you mean 'resnet18'?"),
-        (["torchvision:resnet18", "--input-size", "224"], "--input-size must be channels,height,width like 3,224,224"),
+        (["torchvision:resnet18", "--input-size", "224,224"], "or 224 for square colour images, got '224,224'"),
         (["torchvision:resnet18", "--device", "abacus"], "torchvision:resnet18 cannot run on 'abacus'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""List the places where a backbone can be cut into stages: cumulative MACs and measured milliseconds of one image,
+"""List the places where a backbone can be cut into stages, with the cumulative MACs and measured milliseconds of one image
 and the shape of the features there. A * marks the exits that --exits would take.
 """
 
@@ -13,7 +13,7 @@ from anytime.cost import hardware
 from anytime.models.surgery.attach.cut_points import choose_cuts, survey
 from anytime.models.surgery.backbones import build_backbone
 from anytime.reporting.tables import Column, format_table
-from anytime.support.units import macs_text, ms_text
+from anytime.support.units import image_size, macs_text, ms_text
 
 COLUMNS = (
     Column("exit", "exit"),
@@ -35,27 +35,25 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime exits my_package.MyNetwork --input-size 1,28,28",
     )
     parser.add_argument("backbone", metavar="BACKBONE", help="torchvision:NAME, timm:NAME or the import path of a class")
-    parser.add_argument("--exits", type=int, metavar="N", help="mark the places of N answers, the network's own included")
-    parser.add_argument("--spread", choices=["macs", "latency"], default="macs", help="even shares of what (default: macs)")
+    parser.add_argument("--exits", type=int, metavar="N", help="mark the places for N answers, including the network's own")
+    parser.add_argument("--spread", choices=["macs", "latency"], default="macs", help="cost to divide evenly (default: macs)")
     parser.add_argument("--first", type=float, metavar="SHARE", help="share of the cost at the first exit, e.g. 0.15")
-    parser.add_argument("--input-size", default="3,224,224", metavar="C,H,W", help="size of the images (default: 3,224,224)")
+    size_help = "size of the images, or N for square colour images (default: 224)"
+    parser.add_argument("--input-size", default="224", metavar="C,H,W", help=size_help)
     parser.add_argument("--classes", type=int, default=1000, help="classes of the network's own answer (default: 1000)")
     parser.add_device("where to measure")
     options = parser.parse_args(arguments)
-    size = options.input_size.split(",")
-    if len(size) != 3 or not all(number.isdigit() and int(number) > 0 for number in size):
-        parser.error(f"--input-size must be channels,height,width like 3,224,224, got {options.input_size!r}")
     if options.classes < 1:
         parser.error(f"--classes must be at least 1, got {options.classes}")
-    sizes = [int(number) for number in size]
     try:
+        size = image_size(options.input_size)
         device = torch.device(options.device)
-        network = build_backbone(options.backbone, options.classes, sizes).network.to(device)
+        network = build_backbone(options.backbone, options.classes, size).network.to(device)
     except ValueError as error:
         parser.error(str(error))
     except (RuntimeError, AssertionError) as error:
         parser.error(f"{options.backbone} cannot run on {options.device!r}: {str(error).splitlines()[0]}")
-    surveyed = survey(network, sizes, measure=True)
+    surveyed = survey(network, size, measure=True)
     end = surveyed.end
     chosen = choose_cuts(surveyed, options.exits, options.spread, options.first) if options.exits else []
     rows = [
@@ -70,6 +68,6 @@ def run(arguments: Sequence[str]) -> int:
         }
         for i, cut in enumerate((*surveyed.cuts, end))
     ]
-    print(f"{options.backbone}, one image of {' x '.join(size)}, on {hardware(device)}:")
+    print(f"{options.backbone}, one image of {' x '.join(map(str, size))}, on {hardware(device)}:")
     print(format_table(rows, COLUMNS if chosen else COLUMNS[1:]))
     return 0

@@ -1,5 +1,5 @@
-"""Answer images with a trained model; the answer is shown as it improves, until the deadline.
-With --camera-like, the images of a folder come as frames at a fixed rate, each to be answered until the next.
+"""Classify images with a trained model; the answer is shown as it improves, until the deadline.
+With --camera-like, the images of a folder arrive as frames at a fixed rate, and each must be answered before the next.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from anytime import stopping
 from anytime.combine import Combiner
 from anytime.commands.parser import Parser
 from anytime.cost import step_macs
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, known_input_size
 from anytime.pretrained import load
 from anytime.runtime import Predictor, profile
 from anytime.stopping import Rule
@@ -40,11 +40,11 @@ def run(arguments: Sequence[str]) -> int:
         "--combine",
         metavar="NAME",
         help="how steps' outputs become answers: last, caching, product, mixture, or a name given to `anytime fit` (default: "
-        "as fitted with the rule, or else last)",
+        "the one fitted with the rule, or else last)",
     )
-    stop = "stop early by a rule named in `anytime fit`, or e.g. confidence=0.9, margin=0.5, patience=3"
+    stop = "stop early by a rule saved by `anytime fit`, or by e.g. confidence=0.9, margin=0.5, patience=3"
     parser.add_argument("--stop", metavar="RULE", help=stop)
-    parser.add_argument("--camera-like", action="store_true", help="the images of a folder as frames at a fixed rate")
+    parser.add_argument("--camera-like", action="store_true", help="treat the images of a folder as frames at a fixed rate")
     parser.add_argument("--fps", type=float, help="frames per second (default: 30)")
     options = parser.parse_args(arguments)
     if options.top < 1:
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.check_model(options.model)
     parser.check_device(options.device)
     model = load(options.model, options.trust)
-    size = model.info.input_size or (model.in_channels, 32, 32)
+    size = known_input_size(model) or (model.in_channels, 32, 32)
     macs = step_macs(model, size, progress=sys.stderr.isatty()) if options.combine == "mixture" else None
     try:
         deadline = None if options.deadline is None else typed_seconds(options.deadline)

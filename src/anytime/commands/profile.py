@@ -1,4 +1,6 @@
-"""Measure every step of a trained model on this machine, with its tail: anytime.Predictor plans deadlines by it."""
+"""Measure how long each step of a trained model takes on this machine, including the slow tail; anytime.Predictor plans
+with these times.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from pathlib import Path
 import torch
 
 from anytime.commands.parser import Parser
+from anytime.model import known_input_size
 from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Profile, profile
@@ -52,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = load(options.model, options.trust).to(options.device)
-    size = model.info.input_size or (model.in_channels, 32, 32)
+    size = known_input_size(model) or (model.in_channels, 32, 32)
     batches, shown = [int(size) for size in sizes], sys.stderr.isatty()
     measured = profile(model, size, batches, options.repeats, compile=options.compile, progress=shown)
     how = "compiled, " if options.compile else ""
@@ -66,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     measured.save(out)
     compiled = ", compile=True" if options.compile else ""
-    print(f"wrote {out}; Predictor(model, anytime.Profile.load({str(out)!r}){compiled}) plans by it")
+    print(f"wrote {out}; Predictor(model, anytime.Profile.load({str(out)!r}){compiled}) plans with it")
     return 0
 
 

@@ -127,9 +127,9 @@ class ImageData(LightningDataModule, ABC):
                 raise ValueError(f"unknown {name} {option!r}{nearest(str(option), map(str, valid))}")
         numbers = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "workers": workers}
         for name, number in numbers.items():
-            least = 0 if name == "workers" else 1
-            if number is not None and number < least:
-                raise ValueError(f"{name} must be at least {least}, got {number}")
+            least, most, limits = (0, 512, "in 0..512") if name == "workers" else (1, number, "at least 1")
+            if number is not None and not least <= number <= most:
+                raise ValueError(f"{name} must be {limits}, got {number}")
         if not (0 <= validation < 1 or (validation >= 1 and validation == int(validation))):
             raise ValueError(f"validation must be a share in [0, 1) or a number of images, got {validation}")
         if label_levels is not None and (taxonomy is None or label_levels < 2):
@@ -310,7 +310,7 @@ class ImageData(LightningDataModule, ABC):
                     f"{type(self).__name__} is read image by image: noise and crop_padding are for sets in memory, "
                     f"got {self.noise!r} and {self.crop_padding!r}"
                 )
-            order |= {"crop": crop, "flip": flip, "workers": self.workers, "device": device}
+            order |= {"crop": crop, "flip": flip, "workers": self.workers, "device": device, "resize_ratio": self.resize_ratio}
             return StreamedBatches(images, split.targets, size, self.input_size, **order)
         augment = crop_and_flip(max(1, self.input_size[-1] // 8) if crop else 0, flip, self.crop_padding)
         if train and self.noise is not None:

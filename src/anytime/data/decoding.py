@@ -9,12 +9,12 @@ from math import ceil, floor
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from anytime.data.files import errors_naming
+from anytime.support.views import to_channels, to_tensor
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge in pixels; right and lower are the first pixels outside the box."""
@@ -60,29 +60,6 @@ def open_image(source: str | PathLike[str] | bytes, channels: int = 3, turn: boo
     content, path = (io.BytesIO(source), name) if isinstance(source, bytes) else (source, name or source)
     with errors_naming(path), Image.open(content, formats=FORMATS) as image:
         return to_channels(ImageOps.exif_transpose(image) if turn else image, channels)
-
-
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """The image as grey (`channels=1`) or RGB (`channels=3`), 8 bits per channel; transparent parts show white.
-
-    A channel value v of opacity a becomes `a v + (1 - a) 255`.
-
-    Raises ValueError if the pixels have 32 bits, because their range is unknown.
-    """
-    if image.mode.startswith("I;16"):  # PIL would clip values above 255
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """The image as uint8 `[C, H, W]`."""
-    array = np.array(image)
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
 def crop_and_resize(image: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from anytime.data.batches import Batch, Loader
-from anytime.data.decoding import to_tensor
+from anytime.support.views import middle_view, to_tensor
 
 RESIZE_RATIO = 8 / 7
 """The usual ratio: 256 pixels for 224."""
@@ -70,24 +71,6 @@ def _collate(samples: list[Any]) -> Any:
     return next((sample for sample in samples if isinstance(sample, Exception)), None) or default_collate(samples)
 
 
-LONGEST = 8
-"""An image whose longer side is more than this multiple of the shorter is cropped to it before it is resized."""
-
-
-def shorten(image: Image.Image) -> Image.Image:
-    """The middle of an image that is longer than `LONGEST` times its shorter side: resized whole, it would need gigabytes."""
-    width, height = image.size
-    limit = LONGEST * min(image.size)
-    left, upper = max(width - limit, 0) // 2, max(height - limit, 0) // 2
-    return image.crop((left, upper, width - left, height - upper)) if left or upper else image
-
-
-def resize_and_crop(height: int, width: int, resize_ratio: float = RESIZE_RATIO) -> v2.Transform:
-    """The test view: resizes the shorter side to `resize_ratio` times the longer target side and crops the centre."""
-    size = round(max(height, width) * resize_ratio)
-    return v2.Compose([v2.Lambda(shorten), v2.Resize(size), v2.CenterCrop((height, width))])
-
-
 class StreamedBatches(Loader):
     """Batches of images that are read on demand; order, sharding and resumption as in `Batches`.
 
@@ -96,6 +79,7 @@ class StreamedBatches(Loader):
         targets: int64 `[N]`, or `[N, D]` for D label levels.
         batch_size: Samples per batch and process.
         input_size: (channels, height, width) of the images in a batch.
+        resize_ratio: The centre is that of the image whose shorter side is this multiple of the longer side of a batch's.
         crop: Whether to take a random resized crop instead of the centre.
         flip: Whether to mirror half of the images left to right.
         workers: Number of reading processes; 0 reads in this one.
@@ -110,6 +94,7 @@ class StreamedBatches(Loader):
         batch_size: int,
         input_size: tuple[int, int, int],
         *,
+        resize_ratio: float = RESIZE_RATIO,
         crop: bool = False,
         flip: bool = False,
         workers: int = 0,
@@ -119,7 +104,7 @@ class StreamedBatches(Loader):
         super().__init__(len(files), batch_size, **order)
         self.input_size = input_size
         size = input_size[1:]
-        view = v2.RandomResizedCrop(size) if crop else resize_and_crop(*size)
+        view = v2.RandomResizedCrop(size) if crop else partial(middle_view, size=size, resize_ratio=resize_ratio)
         transform = v2.Compose([view, v2.RandomHorizontalFlip()]) if flip else view
         self.images = _TransformedImages(files, targets, transform)
         self.targets, self.workers, self.device = targets, workers, torch.device(device)

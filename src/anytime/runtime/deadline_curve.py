@@ -41,7 +41,7 @@ class DeadlineCurve:
             TypeError: One of them is a bool or of another type.
         """
         if not hasattr(deadlines, "dtype"):
-            deadlines = [math.inf if (seconds := deadline_seconds(given)) is None else seconds for given in deadlines]
+            deadlines = [math.inf if (left := deadline_seconds(given)) is None else left for given in deadlines]
         seconds = torch.as_tensor(deadlines, dtype=torch.float64)
         if seconds.isnan().any():
             raise ValueError(f"deadlines must be seconds, got {int(seconds.isnan().sum())} of {seconds.numel()} values NaN")

@@ -22,6 +22,7 @@ from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
 from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_ordinary
+from anytime.support.units import ImageSize, image_size
 
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
@@ -201,7 +202,7 @@ def _fault(made: Profile) -> str | None:
 
 def profile(
     model: AnytimeModel,
-    example: Tensor | Sequence[int],
+    example: Tensor | ImageSize,
     batch_sizes: Sequence[int] = (1,),
     repeats: int = 200,
     warmup: int = 10,
@@ -213,7 +214,7 @@ def profile(
 
     Args:
         model: On its device and in its precision.
-        example: Images `[B, C, H, W]`, or their (channels, height, width).
+        example: Images `[B, C, H, W]`, their (channels, height, width), or the side of square colour images.
         batch_sizes: Batch sizes to measure.
         repeats: Streams per batch size; take 1,000 or more for a p99.9 that is not the maximum.
         warmup: Streams to run before the measurement.
@@ -227,7 +228,7 @@ def profile(
         TypeError: If the model is no anytime model.
     """
     require_steps(model)
-    size: tuple[int, int, int] = tuple(example.shape[1:] if isinstance(example, Tensor) else example)  # type: ignore[assignment]
+    size = image_size(tuple(example.shape[-3:]) if isinstance(example, Tensor) else example)
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"repeats and batch_sizes must be at least 1, got {repeats!r} and {batch_sizes!r}")
     reference = next(model.parameters())

@@ -1,10 +1,12 @@
-"""Quantities as text: seconds, MACs, budgets."""
+"""Quantities as users give and read them: seconds, sizes of images, MACs, budgets."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from numbers import Real
+from operator import index
 from typing import Any, Literal
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -67,6 +69,29 @@ def typed_seconds(text: str, name: str = "deadline") -> float | None:
         return deadline_seconds(float(text), name)
     except ValueError:
         return deadline_seconds(text, name)
+
+
+ImageSize = int | str | Sequence[int]  # see `image_size`
+
+
+def image_size(given: ImageSize) -> tuple[int, int, int]:
+    """(channels, height, width) as given, or of square colour images from their side: 224 is (3, 224, 224).
+
+    Args:
+        given: Three whole numbers or one, or text of them: `"3,224,224"`, `"224"`.
+
+    Raises:
+        ValueError: It is none of these, or a number is below 1.
+    """
+    parts: Any = given.split(",") if isinstance(given, str) else given if isinstance(given, Iterable) else [given]
+    try:
+        numbers = [int(part) if isinstance(part, str) else index(part) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    numbers = [3, *numbers * 2] if len(numbers) == 1 else numbers
+    if len(numbers) != 3 or min(numbers) < 1 or given is True:
+        raise ValueError(f"input_size must be (channels, height, width), or 224 for square colour images, got {given!r}")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def macs_text(macs: float) -> str:

@@ -14,6 +14,7 @@ from anytime.models.surgery.weights import load_weights, read_weights
 from anytime.support.names import import_subclass, nearest
 from anytime.support.text import one_line
 from anytime.support.trust import weights_follow
+from anytime.support.units import ImageSize, image_size
 
 RESERVED = frozenset(  # options that our own arguments set, or that read files
     ("num_classes", "in_channels", "in_chans", "weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -87,7 +88,7 @@ def _build(name: str, size: Sequence[int], classes: int | None, options: dict[st
 def build_backbone(
     name: str,
     num_classes: int,
-    input_size: Sequence[int] = (3, 224, 224),
+    input_size: ImageSize = 224,
     pretrained: bool | str | os.PathLike[str] = False,
     reset: bool = False,
     classifier: str | None = None,
@@ -99,7 +100,8 @@ def build_backbone(
         name: `torchvision:NAME`, `timm:NAME`, or the import path of a subclass of nn.Module, which is called with
             `num_classes` and `in_channels` where it takes them.
         num_classes: K of its logits.
-        input_size: (channels, height, width). Channels other than 3 replace the first convolution.
+        input_size: (channels, height, width), or the side of square colour images. Channels other than 3 replace the first
+            convolution.
         pretrained: False; True: the weights that its library downloads; or a file with a state dict.
         reset: Accept weights of another class count; the classifier then keeps that count and must be replaced.
         classifier: Name of the layer that makes the logits, if it is not found.
@@ -109,7 +111,7 @@ def build_backbone(
         ValueError: An unknown name or option, a file that does not fit, weights of another class count.
         ImportError: timm is not installed.
     """
-    options = dict(options or {})
+    options, input_size = dict(options or {}), image_size(input_size)
     if taken := sorted(RESERVED & options.keys()):
         raise ValueError(f"options cannot hold {', '.join(taken)}: use num_classes, input_size and pretrained")
     if pretrained is False or weights_follow():

@@ -22,6 +22,7 @@ from anytime.models.surgery.attach.model import AdditiveExits, AttachedExits
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
 from anytime.registry import register_model
 from anytime.support.text import one_line
+from anytime.support.units import ImageSize, image_size
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
 
@@ -68,7 +69,7 @@ def attach_exits(
     spread: Spread = "macs",
     first: float | None = None,
     head: Head = "auto",
-    input_size: Sequence[int] = (3, 224, 224),
+    input_size: ImageSize = 224,
     stages: Sequence[Stage] | None = None,
     classifier: str | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -98,7 +99,8 @@ def attach_exits(
         first: Share of the whole cost at the first exit; the others are even between it and 1. Only with a number of exits.
         head: "auto", "linear", "mixed", "conv", "token", "class_token" (see `anytime.models.common.heads`), the import path
             of a class, or a function that is called with (shape, num_classes).
-        input_size: (channels, height, width) of the images for counting and measuring.
+        input_size: (channels, height, width) of the images, or the side of square colour images: they are counted and
+            measured, and `prepare` makes frames of this size.
         stages: Instead of `exits`, for a network that cannot be traced: T functions `f(backbone, h) -> h` whose composition
             is its forward.
         classifier: Name of the layer that makes the logits, if it must be replaced and is not found.
@@ -123,12 +125,13 @@ def attach_exits(
     if torch.is_inference_mode_enabled():
         raise ValueError("build the model outside torch.inference_mode(): inference tensors cannot be trained")
     exits = (exits,) if isinstance(exits, str) else exits
+    input_size = image_size(input_size)
     if isinstance(backbone, str):
         if stages is not None or not isinstance(head, str):
             raise ValueError(f"stages and custom heads need a network, not its name {backbone!r}")
         if num_classes is None:
             raise ValueError(f"{backbone!r} is a name, which needs num_classes")
-        arguments: dict[str, Any] = {"spread": spread, "first": first, "head": head, "input_size": tuple(input_size)}
+        arguments: dict[str, Any] = {"spread": spread, "first": first, "head": head, "input_size": input_size}
         arguments |= {"classifier": classifier, "additive": additive, "shrink": shrink}
         arguments |= {"reset": reset, "pretrained": pretrained, "options": options}
         exits = exits if isinstance(exits, int) else tuple(exits)
@@ -168,6 +171,7 @@ def attach_exits(
     model = kind(network, stages, cuts, heads, classes, x.shape[1], size, new, tail)
     if isinstance(model, AdditiveExits):
         model.shrink = shrink
+    model.info.input_size = input_size
     if by_latency:
         model.measured_arguments = {"exits": list(model.exits), "first": None}
         model.settled_arguments = dict(model.measured_arguments)
@@ -253,7 +257,7 @@ def attach(
     head: str = "auto",
     pretrained: bool | str = False,
     reset: bool = False,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: int | tuple[int, int, int] | None = None,
     classifier: str | None = None,
     options: dict[str, Any] | None = None,
     additive: bool = False,
@@ -273,7 +277,8 @@ def attach(
         head: "auto", "linear", "mixed", "conv", "token", "class_token" or the import path of a class.
         pretrained: A file with the backbone's weights; true: those that its library downloads.
         reset: Accept weights of another class count, with a new classifier, which then counts as a head.
-        input_size: (channels, height, width) for counting and measuring; default (in_channels, 224, 224).
+        input_size: (channels, height, width) for counting and measuring, or the side of square colour images; default
+            (in_channels, 224, 224).
         classifier: Name of the layer that makes the logits, if it must be replaced and is not found.
         options: Further arguments of the backbone, e.g. {"drop_path_rate": 0.1}.
         additive: Each answer adds to the previous one, which gets no gradient from it (BoostNet).
@@ -284,8 +289,8 @@ def attach(
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std belong together, got mean={mean} and std={std}")
-    size = (in_channels, 224, 224) if input_size is None else tuple(input_size)
-    if len(size) != 3 or size[0] != in_channels:
+    size = (in_channels, 224, 224) if input_size is None else image_size(input_size)
+    if size[0] != in_channels:
         raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
     network, own_mean, own_std = build_backbone(backbone, _count(num_classes), size, pretrained, reset, classifier, options)
     if pretrained is False:  # an untrained classifier can be replaced without loss

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from anytime.cost import flop_counter
 from anytime.models.surgery.attach.graph import FlatGraph, flatten_network, preserved
 from anytime.support.names import nearest
+from anytime.support.units import ImageSize, image_size
 
 Spread = Literal["macs", "latency"]
 
@@ -57,11 +58,9 @@ class Survey(NamedTuple):
     end: Cut
 
 
-def example_images(backbone: nn.Module, input_size: Sequence[int], batch: int) -> Tensor:
+def example_images(backbone: nn.Module, input_size: ImageSize, batch: int) -> Tensor:
     """The same random images `[batch, C, H, W]` in every call, in the network's dtype and on its device."""
-    if len(input_size) != 3 or min(input_size) < 1:
-        raise ValueError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
-    x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(batch, *image_size(input_size), generator=torch.Generator().manual_seed(0))
     return x.to(next((p for p in backbone.parameters() if p.is_floating_point()), x))
 
 
@@ -152,7 +151,7 @@ def _seconds(
 
 def survey(
     backbone: nn.Module,
-    input_size: Sequence[int],
+    input_size: ImageSize,
     measure: bool = False,
     clock: Callable[[], float] = time.perf_counter,
     repeats: int = 9,
@@ -163,7 +162,7 @@ def survey(
 
     Args:
         backbone: Images `[B, C, H, W]` to logits `[B, K]`.
-        input_size: (channels, height, width).
+        input_size: (channels, height, width), or the side of square colour images.
         measure: Whether to measure seconds, one image at a time on the network's device.
         clock: Returns seconds; replaced in tests.
         repeats: Measured runs.

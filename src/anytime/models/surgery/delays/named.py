@@ -8,6 +8,7 @@ from anytime.models.common.step_norm import Statistics
 from anytime.models.surgery.backbones import build_backbone, replace_classifier
 from anytime.models.surgery.delays.model import DelayedNetwork
 from anytime.registry import register_model
+from anytime.support.units import image_size
 
 
 @register_model
@@ -23,7 +24,7 @@ def delayed(
     statistics: Statistics | None = None,
     pretrained: bool | str = False,
     reset: bool = False,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: int | tuple[int, int, int] | None = None,
     options: dict[str, Any] | None = None,
 ) -> DelayedNetwork:
     """Any torchvision or timm classifier with skip connections as a cascade: its residual branches arrive late.
@@ -40,13 +41,14 @@ def delayed(
         statistics: Running statistics of batch norm "per_step" or "shared" by all; default: per step, with smoothing shared.
         pretrained: A file with the backbone's weights; true: those that its library downloads.
         reset: Accept weights of another class count, with a new classifier.
-        input_size: (channels, height, width) of the images; default (in_channels, 224, 224).
+        input_size: (channels, height, width) of the images, or the side of square colour images; default (in_channels, 224,
+            224).
         options: Further arguments of the backbone, e.g. {"drop_path_rate": 0.1}.
 
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 2.
     """
-    size = (in_channels, 224, 224) if input_size is None else tuple(input_size)
-    if len(size) != 3 or size[0] != in_channels:
+    size = (in_channels, 224, 224) if input_size is None else image_size(input_size)
+    if size[0] != in_channels:
         raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
     classes = num_classes if isinstance(num_classes, int) else sum(num_classes)
     built = build_backbone(backbone, classes, size, pretrained, reset, options=options)

@@ -180,6 +180,15 @@ class AnytimeModel(nn.Module, SavedModel):
         if x.shape[0] < 1:
             raise ValueError(f"the batch is empty: got {list(x.shape)}")
 
+    def initialize_from(self, images: Tensor) -> None:
+        """Sets initial weights that depend on the data; called once, before the first step of a training from random weights.
+
+        Does nothing unless a family overrides it.
+
+        Args:
+            images: Some training images, `[N, C, H, W]` in [0, 1]; `mean` and `std` are set already.
+        """
+
     def prepare(self, frame: Any, bgr: bool = False) -> Tensor:
         """The frame of a camera as `[1, C, H, W]` float32 in [0, 1], of this model's input size and on its device.
 

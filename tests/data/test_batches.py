@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from anytime.data import Batches, Digits, LazyImages, StreamedBatches
+from anytime.data import Batches, Digits, ImageFolder, LazyImages, Split, StreamedBatches
 from anytime.data.augment import crop_and_flip
 
 
@@ -253,3 +253,58 @@ def test_a_damaged_image_is_reported_in_one_sentence_by_any_process(workers):
     assert len(next(batches)[1]) == 2
     with pytest.raises(ValueError, match=r"^row 2: not an image$"):
         next(batches)
+
+
+def test_alternating_flips_show_both_sides_of_every_image_in_two_epochs():
+    images = torch.randint(0, 256, (400, 3, 4, 4), dtype=torch.uint8)
+    loader = Batches(images, torch.arange(400), 100, shuffle=True, seed=3, alternate=True)
+    flipped = []
+    for _ in range(4):
+        seen = {n: image for batch, numbers in loader for image, n in zip(batch, numbers.tolist(), strict=True)}
+        flipped.append([torch.equal(seen[n].mul(255).round().to(torch.uint8), images[n].flip(-1)) for n in range(400)])
+    first, second = flipped[:2]
+    assert all(one != other for one, other in zip(first, second, strict=True))
+    assert 150 < sum(first) < 250
+    assert flipped[2:] == [first, second]
+
+
+class Ramp32(Digits):
+    """Images whose pixels hold their column, so that a crop shows its offset."""
+
+    input_size = (1, 32, 32)
+    official = None
+
+    def read(self, split: str) -> Split:
+        images = torch.arange(32, dtype=torch.uint8).expand(20, 1, 32, 32).contiguous()
+        return Split(images, torch.arange(20) % 10, split)
+
+
+def test_crop_pixels_bound_the_offset_of_the_crop():
+    data = Ramp32(augment="crop", crop_pixels=2, crop_padding="reflect", validation=0, batch_size=20)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    offsets = {round(x) for _ in range(20) for batch, _ in loader for x in (batch[:, 0, 5, 10] * 255).tolist()}
+    assert offsets == {8, 9, 10, 11, 12}
+
+
+def test_alternating_flips_of_a_data_set():
+    data = Ramp32(augment="flip", flip="alternating", validation=0, batch_size=20)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    sides = [{n: int(batch[n, 0, 0, 0] > 0) for batch, _ in loader for n in range(20)} for _ in range(2)]
+    assert sorted(sides[0].values()) == sorted(1 - side for side in sides[1].values())
+
+
+def test_streamed_sets_name_the_argument_they_cannot_take(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "train" / name / f"{number}.png")
+    data = ImageFolder(root=tmp_path, flip="alternating", validation=0)
+    data.setup("fit")
+    with pytest.raises(ValueError, match="ImageFolder is read image by image: flip is for sets in memory"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match=r"unknown flip 'both'; valid: random, alternating"):
+        Digits(flip="both")
+    with pytest.raises(ValueError, match="crop_pixels must be at least 1, got 0"):
+        Digits(crop_pixels=0)

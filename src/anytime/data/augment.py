@@ -15,6 +15,8 @@ Augmentation = Callable[[Tensor, Tensor], Tensor]
 
 Padding = Literal["zeros", "reflect"]
 
+Flip = Literal["random", "alternating"]
+
 _ROW, _COLUMN, _MIRROR = 1, 2, 3  # salts of a key
 
 
@@ -53,8 +55,12 @@ def _mirrored(size: int, padding: int, device: torch.device) -> Tensor:
 
 def random_flip(images: Tensor, keys: Tensor) -> Tensor:
     """Mirrors each image `[B, C, H, W]` left to right with probability 1/2, decided by its key `[B]`."""
-    mirror = randint(keys, 2, _MIRROR).bool()
-    return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+    return mirrored(images, randint(keys, 2, _MIRROR))
+
+
+def mirrored(images: Tensor, chosen: Tensor) -> Tensor:
+    """The images `[B, C, H, W]`, those with a 1 in `chosen` `[B]` (int64, 0 or 1) mirrored left to right."""
+    return torch.where(chosen.bool()[:, None, None, None], images.flip(-1), images)
 
 
 def compose(augmentations: Iterable[Augmentation | None]) -> Augmentation | None:

@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from anytime.data.augment import Padding, compose, crop_and_flip
+from anytime.data.augment import Flip, Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
 from anytime.data.files import ARCHIVE_ERRORS, absent, check_labels
 from anytime.data.names import composed
@@ -29,6 +29,7 @@ from anytime.support.names import nearest
 CropFlip = Literal["none", "crop", "flip", "crop+flip"]
 Augment = Literal["standard", CropFlip]
 SplitBy = Literal["names", "positions"]
+IN_MEMORY = {"noise": None, "crop_padding": "zeros", "crop_pixels": None, "flip": "random"}  # what streamed sets cannot change
 
 
 def default_root() -> Path:
@@ -59,6 +60,9 @@ class ImageData(LightningDataModule, ABC):
             is a random crop after padding with black by an eighth of the image size (for large streamed images a random
             resized crop), `flip` mirrors half of the images left to right.
         crop_padding: `"zeros"` pads with black, `"reflect"` mirrors the image (sets in memory).
+        crop_pixels: Pixels of padding, instead of an eighth of the image size (sets in memory).
+        flip: Which images are mirrored: `"random"`, or `"alternating"`: a random half in the first epoch, the other half in
+            the next, and so on, so that two epochs show both sides of every image (sets in memory).
         noise: Noise applied to every training image after augmentation, see `anytime.data.noise` (sets in memory); removed
             pixels show the mean colour.
         seed: Seed of the order and augmentation of training images.
@@ -115,6 +119,8 @@ class ImageData(LightningDataModule, ABC):
         taxonomy: str | None = None,
         label_levels: int | None = None,
         split_by: SplitBy = "names",
+        crop_pixels: int | None = None,
+        flip: Flip = "random",
     ) -> None:
         super().__init__()
         for name, option, valid in (
@@ -122,14 +128,16 @@ class ImageData(LightningDataModule, ABC):
             ("crop_padding", crop_padding, get_args(Padding)),
             ("noise", noise, (None, *get_args(Noise))),
             ("split_by", split_by, get_args(SplitBy)),
+            ("flip", flip, get_args(Flip)),
         ):
             if option not in valid:
                 raise ValueError(f"unknown {name} {option!r}{nearest(str(option), map(str, valid))}")
-        numbers = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "workers": workers}
+        numbers = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "crop_pixels": crop_pixels}
         for name, number in numbers.items():
-            least, most, limits = (0, 512, "in 0..512") if name == "workers" else (1, number, "at least 1")
-            if number is not None and not least <= number <= most:
-                raise ValueError(f"{name} must be {limits}, got {number}")
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        if not 0 <= workers <= 512:
+            raise ValueError(f"workers must be in 0..512, got {workers}")
         if not (0 <= validation < 1 or (validation >= 1 and validation == int(validation))):
             raise ValueError(f"validation must be a share in [0, 1) or a number of images, got {validation}")
         if label_levels is not None and (taxonomy is None or label_levels < 2):
@@ -143,6 +151,7 @@ class ImageData(LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.augment = self.standard_augment if augment == "standard" else augment
         self.crop_padding: Padding = crop_padding
+        self.crop_pixels, self.flip = crop_pixels, flip
         self.noise = noise
         self.seed, self.workers = seed, workers
         self.split_by = split_by
@@ -305,17 +314,16 @@ class ImageData(LightningDataModule, ABC):
         order: dict[str, Any] = {"shuffle": train, "seed": self.seed, "rank": rank, "world_size": world_size}
         images = split.images
         if isinstance(images, LazyImages):
-            if self.noise is not None or self.crop_padding != "zeros":
-                raise ValueError(
-                    f"{type(self).__name__} is read image by image: noise and crop_padding are for sets in memory, "
-                    f"got {self.noise!r} and {self.crop_padding!r}"
-                )
+            if other := [name for name, usual in IN_MEMORY.items() if getattr(self, name) != usual]:
+                raise ValueError(f"{type(self).__name__} is read image by image: {other[0]} is for sets in memory")
             order |= {"crop": crop, "flip": flip, "workers": self.workers, "device": device, "resize_ratio": self.resize_ratio}
             return StreamedBatches(images, split.targets, size, self.input_size, **order)
-        augment = crop_and_flip(max(1, self.input_size[-1] // 8) if crop else 0, flip, self.crop_padding)
+        pixels = self.crop_pixels or max(1, self.input_size[-1] // 8)
+        alternate = flip and self.flip == "alternating"
+        augment = crop_and_flip(pixels if crop else 0, flip and not alternate, self.crop_padding)
         if train and self.noise is not None:
             augment = compose([augment, create_noise(self.noise, self.mean)])
-        return Batches(images.to(device), split.targets.to(device), size, augment=augment, **order)
+        return Batches(images.to(device), split.targets.to(device), size, augment=augment, alternate=alternate, **order)
 
     def _choose_classes(self) -> None:
         """Sets the class names and which original labels of each level are used."""
@@ -374,25 +382,15 @@ class ImageData(LightningDataModule, ABC):
 
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]]:
+        images = self.split("train").images
+        return channel_statistics(self.sample(1024) if isinstance(images, LazyImages) else images)
+
+    def sample(self, count: int) -> Tensor:
+        """Some training images as they are evaluated, stratified by class: uint8 `[N, C, H, W]`, N at most `count`."""
         split = self.split("train")
-        images = split.images
-        if isinstance(images, LazyImages):
-            rows = stratified_order(split.labels, self.split_seed)[:1024]
-            loader = StreamedBatches(images[rows], split.targets[rows], 128, self.input_size, workers=self.workers)
-            images = torch.cat([batch for batch, _ in loader]).mul_(255).round_().to(torch.uint8)
-        return channel_statistics(images)
-
-
-class ResizedData(ImageData):
-    """Base of data sets whose images are resized while they are read.
-
-    Args:
-        size: Height and width of the images in pixels.
-        **kwargs: Arguments of `ImageData`.
-    """
-
-    input_size = (3, 48, 48)
-
-    def __init__(self, size: int = 48, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.input_size = (3, size, size)
+        rows = stratified_order(split.labels, self.split_seed)[:count]
+        if not isinstance(split.images, LazyImages):
+            return split.images[rows]
+        how: dict[str, Any] = {"workers": self.workers, "resize_ratio": self.resize_ratio}
+        loader = StreamedBatches(split.images[rows], split.targets[rows], 128, self.input_size, **how)
+        return torch.cat([batch for batch, _ in loader]).mul_(255).round_().to(torch.uint8)

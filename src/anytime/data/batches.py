@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from anytime.data import hashing
-from anytime.data.augment import Augmentation
+from anytime.data.augment import Augmentation, mirrored
 
 Batch = tuple[Tensor, Tensor]
 """Images float32 `[B, C, H, W]` in [0, 1] and targets int64 `[B]`, or `[B, D]` for D label levels."""
 
-_ORDER, _AUGMENT = 1, 2
+_ORDER, _AUGMENT, _FIRST_MIRRORED = 1, 2, 3
 
 
 class Loader(ABC):
@@ -110,18 +110,26 @@ class Batches(Loader):
         targets: int64 `[N]`, or `[N, D]` for D label levels, on the same device.
         batch_size: Samples per batch and process.
         augment: Applied to every batch; `None` leaves the images as they are.
+        alternate: Mirrors a random half of the images in the first epoch, the other half in the next, and so on.
         **order: Further arguments of `Loader`.
     """
 
     def __init__(
-        self, images: Tensor, targets: Tensor, batch_size: int, *, augment: Augmentation | None = None, **order: Any
+        self,
+        images: Tensor,
+        targets: Tensor,
+        batch_size: int,
+        *,
+        augment: Augmentation | None = None,
+        alternate: bool = False,
+        **order: Any,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(f"images must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}")
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images but {len(targets)} targets")
         super().__init__(len(images), batch_size, **order)
-        self.images, self.targets, self.augment = images, targets, augment
+        self.images, self.targets, self.augment, self.alternate = images, targets, augment, alternate
 
     def _generate(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self._order(epoch)
@@ -132,4 +140,7 @@ class Batches(Loader):
             images = self.images[indices]
             if self.augment:
                 images = self.augment(images, self._share(keys, batch))
+            if self.alternate:
+                first = hashing.randint(hashing.keys(indices, self.seed), 2, _FIRST_MIRRORED)
+                images = mirrored(images, (first + epoch) % 2)
             yield images.float().div_(255), self.targets[indices]

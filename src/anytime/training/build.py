@@ -29,6 +29,8 @@ from anytime.training.regimes.base import Joint, Regime
 from anytime.training.regimes.heads_only import HeadsOnly
 from anytime.training.schedules import Schedule
 
+SAMPLE = 5000  # training images that initial weights may depend on
+
 
 @dataclass
 class TrainingJob:
@@ -112,6 +114,8 @@ def build(config: Config, filled_later: bool = False, run: Path | None = None) -
         _load_weights(model, settings.weights)
     if settings.normalize and not model.own_normalization and settings.weights is None:
         model.set_normalization(data.mean, data.std)
+    if random:
+        model.initialize_from(data.sample(SAMPLE) / 255)
     model.info = ModelInfo(
         data=type(data).__name__,
         input_size=data.input_size,

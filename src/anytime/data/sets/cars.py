@@ -2,10 +2,11 @@
 
 import torch
 
-from anytime.data.base import ResizedData, Split
 from anytime.data.decoding import read_images
 from anytime.data.files import errors_naming, read_mat
 from anytime.data.names import Names
+from anytime.data.resized import ResizedData
+from anytime.data.split import Split
 
 
 class StanfordCars(ResizedData):

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 
-from anytime.data.base import ResizedData, Split
 from anytime.data.decoding import FORMATS, open_image
 from anytime.data.files import absent, errors_naming, in_threads
 from anytime.data.layouts import Layout, class_folders, find_layout, list_images
 from anytime.data.names import Names, content_number
+from anytime.data.resized import ResizedData
+from anytime.data.split import Split
 from anytime.data.stream import RESIZE_RATIO, LazyImages
 
 _SUFFIXES_BEFORE = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

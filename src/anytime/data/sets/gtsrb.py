@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anytime.data.base import ResizedData, Split
 from anytime.data.decoding import Box, read_images, resize_images
 from anytime.data.files import download_archives, errors_naming, read_table
 from anytime.data.names import Names
+from anytime.data.resized import ResizedData
+from anytime.data.split import Split
 
 GTSRB_NAMES = (
     """

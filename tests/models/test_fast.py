@@ -1,0 +1,81 @@
+"""The fast network: its whitening, its exact cost, and what it learns in a few hundred steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import anytime
+from anytime.analysis.curves import accuracy
+from anytime.data import Digits
+from anytime.models.fast import FastNet
+from anytime.training.config import parse
+from anytime.training.launch import start_training
+
+CONTRACT_ARGUMENTS = {"fast": {"widths": (8, 8, 8), "head_widths": (4, 4)}}
+
+
+def test_cost() -> None:
+    first = 31**2 * (12 * 24 + 9 * 24 * 64) + 15**2 * 9 * 64 * 64
+    heads = [7**2 * 9 * 64 * 32 + 32 * 9 * 10, 3**2 * 9 * 256 * 64 + 64 * 9 * 10, 256 * 10]
+    trunk = [first, 15**2 * 9 * 64 * 256 + 7**2 * 9 * 256**2, 7**2 * 9 * 256**2 + 3**2 * 9 * 256**2]
+    wanted = [sum(trunk[: t + 1]) + sum(heads[: t + 1]) for t in range(3)]
+    model = anytime.create_model("fast")
+    assert anytime.step_macs(model, (3, 32, 32)) == wanted
+    assert wanted[0] < 0.2 * wanted[-1]
+    assert 2 * sum(p.numel() for p in model.parameters()) < 5e6  # bytes in float16
+
+
+def test_whitened_patches_are_uncorrelated() -> None:
+    torch.manual_seed(0)
+    smooth = F.avg_pool2d(torch.rand(64, 3, 34, 34), 3, 1)
+    model = FastNet(widths=(4,), head_widths=())
+    model.set_normalization(smooth.mean((0, 2, 3)).tolist(), smooth.std((0, 2, 3)).tolist())
+    model.initialize_from(smooth)
+    with torch.no_grad():
+        white = model.whitening(model.normalize(smooth)).transpose(0, 1).flatten(1).double()
+    moments = white[:12] @ white[:12].T / white.shape[1]
+    assert torch.allclose(white[:12], -white[12:])
+    variances = moments.diagonal()
+    assert torch.allclose(moments, torch.diag(variances), atol=1e-4)
+    assert variances.min() > 0.9  # v / (v + 5e-4)
+    assert variances.max() < 1.0001
+
+
+def test_untrained_whitening_passes_pixels() -> None:
+    x = torch.rand(2, 3, 5, 5)
+    white = FastNet(widths=(4,), head_widths=()).whitening(x)
+    assert torch.equal(white[:, 0], x[:, 0, :-1, :-1])
+    assert torch.equal(white[:, 12], -x[:, 0, :-1, :-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"widths": ()}, r"widths must be at least 1 in every group, got \(\)"),
+        ({"widths": (8, 0, 8)}, r"got \(8, 0, 8\)"),
+        ({"head_widths": (4,)}, r"head_widths needs 2 widths .* \(64, 256, 256\), got \(4,\)"),
+        ({"scale": 0.0}, r"scale must be above 0, got 0.0"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FastNet(**arguments)  # type: ignore[arg-type]
+
+
+def test_learns_in_a_few_hundred_steps(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "fast_cifar10.yaml"
+    flags = ["--data=Digits", "--data.batch_size=32", "--data.validation=0.2", "--data.flip=random", "--epochs=6"]
+    flags += ["--model.widths=[16,32,32]", "--model.head_widths=[8,16]", "--precision=32-true", "--progress=false"]
+    run = start_training(parse(flags, [recipe]), tmp_path / "run")
+    model = anytime.load(run)
+    patches = model.whitening.weight.detach()
+    assert not torch.equal(patches[:4], FastNet(in_channels=1).whitening.weight[:4])  # from the images
+    data = Digits()
+    data.setup("test")
+    reached = accuracy(anytime.record(model, data.test_dataloader(), progress=False))
+    assert reached.min() > 0.8, reached
+    assert reached[-1] > 0.95

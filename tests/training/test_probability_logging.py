@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from anytime.cli import main
+from anytime.objectives import AANN, Objective, Weighted
 
 
 def _rows(run: Path) -> list[dict[str, str]]:
@@ -40,3 +41,7 @@ def test_probabilities_are_logged_every_tenth_step(tmp_path, own_net, objective,
         assert first + last == pytest.approx(1, abs=1e-6)
         assert first == pytest.approx(0.5, abs=1e-6) if objective == "AANN" else first > 0
     assert "train/probability_3" not in rows[0]
+
+
+def test_every_objective_has_the_attribute_that_is_logged() -> None:
+    assert Objective().probabilities is Weighted().probabilities is AANN().probabilities is None

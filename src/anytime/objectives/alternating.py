@@ -51,7 +51,7 @@ class Alternating(Weighted):
         self.tau, self.seed = tau, seed
         self.steps = 0  # training steps so far
         self.values: Tensor | None = None  # what has been learned, [T]
-        self.probabilities: Tensor | None = None
+        self.probabilities = None
         self.amplified: Tensor | None = None
 
     def distribution(self, weights: Tensor) -> Tensor:

@@ -93,7 +93,12 @@ class Objective(nn.Module):
     """`objective(logits [T, B, K], target) -> loss`. A module, so that checkpoints hold what it learns.
 
     Objectives learn and count only in train mode; validation, in eval mode, does not change them.
+
+    Attributes:
+        probabilities: Optional: `[T]`, of each answer to be amplified in the next training step; the training logs them.
     """
+
+    probabilities: Tensor | None = None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError

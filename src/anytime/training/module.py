@@ -169,7 +169,7 @@ class AnytimeModule(L.LightningModule):
 
     def _log_probabilities(self) -> None:
         """Logs the sampling probability of each answer (AANN, EXP3, ...)."""
-        probabilities = getattr(self.objective, "probabilities", None)
+        probabilities = self.objective.probabilities
         if probabilities is not None:
             self.log_dict({f"train/probability_{t}": p for t, p in enumerate(probabilities.tolist(), 1)})
 

@@ -144,7 +144,7 @@ def test_existing_run(tiny, capsys):
     assert "mine is finished" in capsys.readouterr().err
     assert main(["train", "--resume", "mine", "--epochs", "9"]) == 2
     options = "--optimizer.lr, --gradient_clip and --progress"
-    assert f"--resume mine continues the run with its own options but {options}; leave out --epochs" in capsys.readouterr().err
+    assert f"--resume mine can change only {options}; leave out --epochs" in capsys.readouterr().err
     assert main(["train", "--resume", "mine", "--run", "other"]) == 2
     assert "--resume mine continues the run there; leave out --config, --run and --overwrite" in capsys.readouterr().err
 
@@ -191,7 +191,7 @@ def test_nan(tiny, capsys):
     assert main(["train", *tiny, "--optimizer.lr", "1e30", "--run", "run", "--schedule", "constant"]) == 1
     err = capsys.readouterr().err
     assert "is nan at step" in err or "is inf at step" in err
-    assert "there is no checkpoint yet; a smaller --optimizer.lr may help" in err
+    assert "there is no checkpoint yet; a smaller learning rate may help" in err
     assert err.count("\n") == 1
     assert state(Path("run")) == "failed"
 
@@ -201,7 +201,7 @@ def test_full_disk(tiny, capsys):
     assert main(["train", *tiny, "--run", "run"]) == 1
     assert capsys.readouterr().err == (
         "anytime train: error: No space left on device: run/checkpoints/last.ckpt; "
-        "the last good checkpoint is run/checkpoints/last.ckpt; anytime train --resume run\n"
+        "the last good checkpoint is run/checkpoints/last.ckpt; resume with: anytime train --resume run\n"
     )
     assert state(Path("run")) == "failed"
     assert main(["train", "--resume", "run"]) == 0
@@ -226,7 +226,7 @@ def test_interrupted_command_ends_with_130_and_resumes(tiny, start):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
-    assert err == "anytime train: error: interrupted; a checkpoint is written: anytime train --resume run\n"
+    assert err == "anytime train: error: interrupted; checkpoint saved; resume with: anytime train --resume run\n"
     assert state(run) == "interrupted"
     first = read_checkpoint(run / CHECKPOINT)["global_step"]
 

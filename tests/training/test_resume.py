@@ -102,7 +102,7 @@ def test_other_objects_are_no_checkpoint(tmp_path, content):
 def test_a_run_that_died_of_nan_is_resumed_with_another_learning_rate(interrupted, capsys):
     assert main(["train", "--resume", "run", "--optimizer.lr", "1.5e30", "--progress=true"]) == 1
     err = capsys.readouterr().err
-    assert "the last good checkpoint is run/checkpoints/last.ckpt; a smaller --optimizer.lr may help: " in err
+    assert "the last good checkpoint is run/checkpoints/last.ckpt; a smaller learning rate may help: " in err
     assert "anytime train --resume run --optimizer.lr RATE" in err
     good = read_checkpoint(interrupted / CHECKPOINT)
     assert good["global_step"] == 4

@@ -26,7 +26,7 @@ SIGNALS: dict[signal.Signals, Any] = {  # and what the second one does
 
 @contextlib.contextmanager
 def signals_restored() -> Iterator[None]:
-    """Afterwards the handlers of `SIGNALS` are those of before, whatever Lightning or a second signal left behind."""
+    """Restores the handlers of `SIGNALS` on exit, whatever Lightning or a second signal left behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

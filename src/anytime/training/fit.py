@@ -30,7 +30,7 @@ CHECKPOINT = "checkpoints/last.ckpt"
 
 @dataclass
 class Settings:
-    """How to train, whatever the model and the data.
+    """Settings of a training that do not depend on the model or the data.
 
     Args:
         epochs: Passes over the training images.
@@ -49,7 +49,7 @@ class Settings:
         accumulate: Batches per optimizer step, whose gradients are averaged; schedules count optimizer steps.
         validate_every: Epochs between validations.
         progress: Shows a progress bar.
-        weights: Run directory or pretrained name of the same network, whose weights to start from; default: random weights.
+        weights: Run directory or pretrained model with the same network, to start from its weights; default: random weights.
     """
 
     epochs: int = 10
@@ -132,9 +132,9 @@ def fit(
         callbacks: Further Lightning callbacks.
 
     Raises:
-        NonFiniteLoss: The loss became NaN or infinite; the last checkpoint is from before.
+        NonFiniteLoss: The loss became NaN or infinite; the last checkpoint was written before that.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
-        FileNotFoundError, ValueError: `resume`, and there is no checkpoint, or it is damaged or incomplete.
+        FileNotFoundError, ValueError: `resume` is set, but the checkpoint is missing, damaged or incomplete.
         ValueError: The regime cannot train this model, or it could not be saved afterwards.
         OSError: The disk is full; the previous checkpoint is intact.
     """
@@ -178,7 +178,7 @@ def fit(
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         if not resume or checkpoints.begun:
             raise
-        raise ValueError(f"checkpoint {checkpoint} is incomplete, training cannot be resumed from it: {error!r}") from error
+        raise ValueError(f"checkpoint {checkpoint} is incomplete, so training cannot be resumed from it: {error!r}") from error
     finally:
         regime.release(model)
     model.eval()

@@ -37,7 +37,7 @@ CHANGEABLE = ("optimizer.lr", "gradient_clip", "progress")  # options that a res
 
 
 class Stopped(RuntimeError):
-    """Training ended early; the message is one sentence about the reason, `exit_code` is the command's."""
+    """Training ended early; the message gives the reason in one sentence, `exit_code` is that of the command."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -52,8 +52,8 @@ def default_run(config: Config) -> Path:
 def start_training(config: Config, run: Path | None = None, overwrite: bool = False) -> Path:
     """Trains from a resolved configuration into a new run directory; returns it.
 
-    All errors in the configuration and the data are found before the directory is touched. With `overwrite` an earlier run
-    there is replaced when the training has finished, and its model is whole until then.
+    Errors in the configuration and the data are raised before the directory is touched. With `overwrite`, an earlier run
+    there is replaced only when the training has finished.
     """
     _set_up_process()
     run = run or default_run(config)
@@ -70,14 +70,14 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
 
     Args:
         run: The run directory.
-        trust: Whether import paths that its configuration names may be imported. They may anyway if the run was started here
-            and is unchanged.
+        trust: Whether to import the custom classes that its configuration names. A run that was started here and has not
+            changed needs no such consent.
         flags: Options among `CHANGEABLE` to continue with, as `anytime train` takes them; `run.json` records them.
     """
     _set_up_process()
     if other := {flag.partition("=")[0] for flag in flags if flag.startswith("--")} - {f"--{key}" for key in CHANGEABLE}:
         known = " and ".join((", ".join(f"--{key}" for key in CHANGEABLE[:-1]), f"--{CHANGEABLE[-1]}"))
-        raise UsageError(f"--resume {run} continues the run with its own options but {known}; leave out {min(other)}")
+        raise UsageError(f"--resume {run} can change only {known}; leave out {min(other)}")
     if not run.is_dir():
         raise UsageError(f"there is no run directory {run}")
     with writing(run):
@@ -101,7 +101,7 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
 
 
 def _change(folder: Path, config: Config, flags: Sequence[str], trust: bool) -> None:
-    """Writes down that a run is resumed with other options."""
+    """Records that a run is resumed with other options."""
     path, given = folder / CHECKPOINT, flatten(config)
     step = read_checkpoint(path)["global_step"] if path.is_file() else 0
     names = [key for key in CHANGEABLE if any(flag.partition("=")[0] == f"--{key}" for flag in flags)]
@@ -135,14 +135,14 @@ def _reason(error: BaseException, run: Path, checkpoint: Path) -> str:
     last = f"the last good checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
     match error:
         case Interrupted():
-            return f"interrupted; a checkpoint is written: {resume}"
+            return f"interrupted; checkpoint saved; resume with: {resume}"
         case SystemExit():
-            return f"interrupted at once; {last}"
+            return f"interrupted immediately; {last}"
         case NonFiniteLoss():
-            return f"{error}; {last}; a smaller --optimizer.lr may help: {resume} --optimizer.lr RATE"
+            return f"{error}; {last}; a smaller learning rate may help: {resume} --optimizer.lr RATE"
         case OSError():
             where = f": {error.filename}" if error.filename else ""
-            return f"{error.strerror or error}{where}; {last}; {resume}"
+            return f"{error.strerror or error}{where}; {last}; resume with: {resume}"
     return ""
 
 

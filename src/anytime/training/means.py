@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class SampleMeans:
-    """Means of several values over samples, however unequally they are shared by batches and processes.
+    """Means of several values over samples, however unevenly batches and processes divide them.
 
     mean = sum over processes of (sum over batches of mean * samples) / sum over processes of samples.
 
     Args:
         values: Number of values.
-        device: Where they are.
+        device: Device of the values.
     """
 
     def __init__(self, values: int, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class SampleMeans:
         self._sums[-1] += samples
 
     def over_processes(self, strategy: Strategy) -> Tensor:
-        """The means `[values]`, the same in every process; each has to ask for them."""
+        """The means `[values]`, the same in every process; each process must call this."""
         sums = strategy.reduce(self._sums.clone(), reduce_op="sum")
         assert isinstance(sums, Tensor)
         return sums[:-1] / sums[-1]

@@ -44,7 +44,7 @@ def check_new(path: Path, overwrite: bool) -> None:
     """Raises an error if no new run can be made at `path`.
 
     Raises:
-        UsageError: It exists and `overwrite` is not set, or what exists is not a run directory of this library.
+        UsageError: It exists and `overwrite` is not set, or it is not a run directory of this library.
         InUse: Another process writes there.
     """
     if not is_main_process() or not path.exists():
@@ -66,7 +66,7 @@ def check_new(path: Path, overwrite: bool) -> None:
 def new_run(path: Path, config: Config, overwrite: bool) -> Iterator[Path]:
     """Makes a run directory and holds its lock while inside; yields the folder to train in.
 
-    That is `path` itself, or if a run is to be overwritten its folder `replacement`: the earlier model stays whole until
+    That is `path` itself, or its folder `replacement` if a run is overwritten: the earlier model stays intact until
     `finish_replacement`.
 
     Raises as `check_new` does.
@@ -122,7 +122,7 @@ def create_run(path: Path, config: Config) -> Path:
 
 
 def in_training(path: Path) -> Path:
-    """The folder of the training that goes on in a run directory: its replacement, if it has one."""
+    """The folder of the current training of a run directory: its replacement, if it has one."""
     return path / REPLACEMENT if (path / REPLACEMENT / STATE).is_file() else path
 
 

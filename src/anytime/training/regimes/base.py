@@ -50,7 +50,7 @@ class Regime:
     partial = False
 
     def check(self, model: AnytimeModel, epochs: int) -> None:
-        """Raises ValueError if it cannot train this model, or not in this number of epochs."""
+        """Raises ValueError if the regime cannot train this model in this number of epochs."""
 
     def prepare(self, model: AnytimeModel) -> None:
         """Freezes untrained parts; called once, before the optimizer is created."""

@@ -23,12 +23,12 @@ GIB = 2**30
 
 
 class HeadsOnly(Regime):
-    """Only the heads learn. The trunk is in eval mode: it keeps its weights and batch-norm statistics, its dropout is off.
+    """Only the heads learn. The trunk stays in eval mode: its weights and batch-norm statistics are fixed, its dropout is off.
 
     So the features of an image never change. For models with `trunk_features` and `head_answers` (`attach`) they are computed
     once and kept in memory if they fit, as one or several views of each image: view 0 is the image itself, view v > 0 is
     augmented as in epoch v; epoch e trains on view e mod `views`. Without the cache each epoch has its own augmentation, and
-    costs a forward pass of the trunk. Validation images always pass the whole model.
+    costs one forward pass of the trunk. Validation images always pass through the whole model.
 
     Args:
         cache: Number format of the stored features: "float16", "bfloat16", "float32"; "auto": float16 if they fit, else none;

@@ -46,7 +46,7 @@ def flop_counter() -> Iterator[FlopCounterMode]:
         torch.backends.mha.set_fastpath_enabled(fused)
     if uncounted.names:
         warnings.warn(
-            f"the cost counts {', '.join(sorted(uncounted.names))} as zero: no formula is known; register one with "
+            f"the cost counts {', '.join(sorted(uncounted.names))} as zero because no formula is known; register one with "
             "torch.utils.flop_counter.register_flop_formula",
             stacklevel=4,
         )

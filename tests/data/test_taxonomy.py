@@ -232,7 +232,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         Digits(label_levels=3)
     with pytest.raises(ValueError, match=r"got 1 with taxonomy='tree\.csv'"):
         Digits(taxonomy="tree.csv", label_levels=1)
-    with pytest.raises(ValueError, match=r"already have 2 levels, leave out taxonomy='tree\.csv'"):
+    with pytest.raises(ValueError, match=r"already have 2 levels; leave out taxonomy='tree\.csv'"):
         CIFAR100(labels="both", taxonomy="tree.csv").setup()
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         Digits(taxonomy=str(tmp_path / "none.csv")).setup()

@@ -50,10 +50,10 @@ class ImageData(LightningDataModule, ABC):
             order.
         validation: Share (below 1) or number of training images to hold out for validation; 0 for none.
         split_seed: Decides which images are held out, and which are used under `limit`.
-        split_by: What decides whether an image is held out: a hash of its `"names"` (of its content if it has no name), so
-            that no other image's coming or going moves it (the share is met about); or its `"positions"` in the list of all
-            images, as in versions without this argument. In official sets the share is met exactly, stratified by class, and
-            those in one file are always split by positions.
+        split_by: How to hold out images: by `"names"`, a hash of each image's name (or content, if it has no name), so that
+            adding or removing other images does not move it and the share is met approximately; or by `"positions"` in the
+            list of all images, as in versions without this argument. In official sets the share is met exactly, stratified by
+            class, and those in one file are always split by positions.
         batch_size: Training images per batch and process.
         eval_batch_size: Validation and test images per batch and process.
         augment: Augmentation of training images: `"standard"` is the data set's usual one, the others are explicit. `crop`
@@ -67,10 +67,10 @@ class ImageData(LightningDataModule, ABC):
             pixels show the mean colour.
         seed: Seed of the order and augmentation of training images.
         workers: Number of processes that read streamed images; images in memory need none.
-        limit: Train on this many images only, stratified by class.
+        limit: Train on only this many images, stratified by class.
         taxonomy: File with a tree whose leaves are the classes: targets become `[N, D]`, fine to coarse. For its formats
             see `anytime.data.taxonomy.read_taxonomy`: CSV, paths, or WordNet's `data.noun`.
-        label_levels: D, the number of levels of a taxonomy; default: as many as distinguish something.
+        label_levels: D, the number of levels of a taxonomy; default: all that distinguish classes.
 
     Attributes:
         input_size: (channels, height, width).
@@ -95,7 +95,7 @@ class ImageData(LightningDataModule, ABC):
     """Paths under the root; if one exists, the data set is there. Empty if it needs no files."""
     standard_augment: ClassVar[CropFlip] = "crop+flip"
     options: tuple[str, str] = ("--data.root", "--data.download true")
-    """The options of the command in use that name the folder and download what is missing; errors advise them."""
+    """The command-line options that name the folder and download missing files; error messages refer to them."""
 
     input_size: tuple[int, int, int] = (3, 32, 32)
     resize_ratio: float = 1.0
@@ -193,7 +193,7 @@ class ImageData(LightningDataModule, ABC):
         cure = "put it there" if type(self).fetch is ImageData.fetch else f"download it ({download}), or put it there yourself"
         raise FileNotFoundError(
             f"{self.title or type(self).__name__}: no {' or '.join(candidates)}; {looked}; {cure}, "
-            f"or name another folder by {root} or ANYTIME_DATA" + (f" (source: {self.homepage})" if self.homepage else "")
+            f"or give another folder with {root} or ANYTIME_DATA" + (f" (source: {self.homepage})" if self.homepage else "")
         )
 
     @classmethod
@@ -247,7 +247,7 @@ class ImageData(LightningDataModule, ABC):
         return std
 
     def split(self, name: str) -> Split:
-        """`"train"`, `"validation"` or `"test"` after choosing classes, holding out images and applying the limit."""
+        """`"train"`, `"validation"` or `"test"`, after choosing classes, holding out images and applying the limit."""
         if not self._used_labels:
             self._choose_classes()
         if name == "test" and name not in self._splits:
@@ -266,7 +266,7 @@ class ImageData(LightningDataModule, ABC):
         return self._splits[name]
 
     def divide(self, split: Split, amount: float, part: str) -> tuple[Split, Split]:
-        """Splits off a share (below 1) or number of images as `part`, `"validation"` or `"test"`: the rest, and those."""
+        """Splits off a share (below 1) or number of images as `part`, `"validation"` or `"test"`; returns rest and part."""
         if not amount:
             indices = torch.arange(len(split)), torch.arange(0)
         elif self.record is not None:
@@ -290,9 +290,9 @@ class ImageData(LightningDataModule, ABC):
         self._splits.clear()
 
     def make_record(self) -> ImageRecord:
-        """Which images are trained and tested on: all that were split here, by name and content.
+        """A record of the images in each part that was split here, by name and content.
 
-        The contents of official sets that are streamed are not read: their names say enough.
+        The contents of streamed official sets are not read, because their names are enough.
         """
         self.split("train")
         parts = [(part, self._splits[part]) for part in ("train", "validation", "unused")]
@@ -330,7 +330,7 @@ class ImageData(LightningDataModule, ABC):
         names = [list(map(composed, level)) for level in self.read_names()]
         if self.taxonomy is not None:
             if len(names) > 1:
-                raise ValueError(f"these labels already have {len(names)} levels, leave out taxonomy={self.taxonomy!r}")
+                raise ValueError(f"these labels already have {len(names)} levels; leave out taxonomy={self.taxonomy!r}")
             self._taxonomy_levels = read_taxonomy(self.taxonomy, names[0]).levels(names[0], self.label_levels)
             names = [list(level) for level in self._taxonomy_levels.names]
         self._names = names

@@ -1,4 +1,4 @@
-"""The one reader of images: for training, evaluation and prediction."""
+"""Reads images, in one way for training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().i
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is an image in one of `FORMATS`, judging by its beginning; of an unusual suffix, by its header."""
+    """Whether a file is an image in one of `FORMATS`, judging by its first bytes, or its header if its suffix is unusual."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD).ljust(_HEAD, b"\0")
@@ -51,11 +51,11 @@ def open_image(source: str | PathLike[str] | bytes, channels: int = 3, turn: boo
         source: A file, or its content.
         channels: 1 (grey) or 3 (RGB).
         turn: Whether to turn the image upright by its EXIF orientation.
-        name: What errors name; default: the file.
+        name: The name in error messages; default: the file.
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: It is damaged, in another format than `FORMATS`, or no ordinary file.
+        ValueError: It is damaged, not in one of `FORMATS`, or not an ordinary file.
     """
     content, path = (io.BytesIO(source), name) if isinstance(source, bytes) else (source, name or source)
     with errors_naming(path), Image.open(content, formats=FORMATS) as image:

@@ -77,24 +77,18 @@ class Exits:
         total = self.costs[-1] if total is None else total
         return self.errors_at([fraction * total for fraction in fractions])
 
-    def step_curve(self, total: float | None = None) -> tuple[list[float], list[float]]:
+    def step_curve(self) -> tuple[list[float], list[float]]:
         """The corners (costs, errors) of the error over the cost, a step at each new answer (Fig. 3 of the paper).
 
-        Args:
-            total: The cost at which the curve ends; default: that of the last exit.
-
         Example:
-            >>> Exits((0.5, 0.25), (10, 30)).step_curve(total=40)
-            ([10.0, 30.0, 30.0, 40.0], [0.5, 0.5, 0.25, 0.25])
+            >>> Exits((0.5, 0.25), (10, 30)).step_curve()
+            ([10.0, 30.0, 30.0], [0.5, 0.5, 0.25])
         """
-        end = self.costs[-1] if total is None else float(total)
-        if end < self.costs[-1]:
-            raise ValueError(f"total must be at least the cost of the last exit, {self.costs[-1]:g}, got {total!r}")
         x, y = [self.costs[0]], [self.errors[0]]
         for cost, new in zip(self.costs[1:], self.errors[1:], strict=True):
             x += [cost, cost]
             y += [y[-1], new]
-        return ([*x, end], [*y, y[-1]]) if end > x[-1] else (x, y)
+        return x, y
 
 
 def opt_plus(networks: Sequence[Exits]) -> Exits:

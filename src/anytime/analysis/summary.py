@@ -61,12 +61,13 @@ def summary(trace: Trace) -> dict[str, Any]:
     }
 
 
-def comparison(traces: Mapping[str, Trace], cost: curves.Cost = "macs") -> list[dict[str, Any]]:
+def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
     """One row per trace (columns: `COMPARISON_COLUMNS`); a network of one step has no AE, as it cannot be stopped earlier.
+
+    The errors at 1/4, 1/2, 3/4 and 1 are those within these shares of the MACs of each trace's own last step.
 
     Args:
         traces: Traces by name.
-        cost: The cost for the errors at 1/4, 1/2, 3/4 and 1; 1 is each trace's own last step.
     """
     return [
         {
@@ -78,7 +79,7 @@ def comparison(traces: Mapping[str, Trace], cost: curves.Cost = "macs") -> list[
             "accuracy": float(curves.accuracy(trace)[-1]),
             "average_error": curves.average_error(trace) if trace.num_steps > 1 else None,
             "timeliness": curves.timeliness(trace) if trace.num_steps > 1 else None,
-            **{f"error_at_{share}": value for share, value in _milestones(trace, cost).items()},
+            **{f"error_at_{share}": value for share, value in _milestones(trace, "macs").items()},
             "seconds": None if trace.seconds is None else float(trace.seconds[-1]),
         }
         for name, trace in traces.items()

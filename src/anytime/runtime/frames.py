@@ -43,7 +43,7 @@ def frames(
 
     Args:
         predictor: Its clock is the camera's.
-        images: One image `[C, H, W]` per frame, on the model's device.
+        images: One image `[C, H, W]` or `[1, C, H, W]` per frame, on the model's device, such as `model.prepare(frame)`.
         fps: Frames per second; raises ValueError if not above zero.
         sleep: Waits for some seconds; replaced in tests.
     """
@@ -59,7 +59,7 @@ def _frames(predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: C
         due, end = start + number / fps, start + (number + 1) / fps
         if (early := due - predictor.clock()) > 0:
             sleep(early)
-        answer = predictor(image[None], until=end, prior=last)
+        answer = predictor(image, until=end, prior=last)
         held = last if answer.missed else answer
         last = answer
         yield Frame(number, answer, held)

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from anytime.support.names import nearest
-from anytime.support.text import one_line, printable
+from anytime.support.text import one_line
 
 COMMANDS = {  # each verb is a module of `anytime.commands`, imported only when it is used
     "demo": "Train AnytimeNet on handwritten digits in about a minute and watch it answer under deadlines.",
-    "train": "Train a model on a data set by recipe or flags.",
-    "evaluate": "Record a trained model's answers about a data set; print and save metrics, figures and a report.",
+    "train": "Train a model on a data set from a recipe or flags.",
+    "evaluate": "Record a trained model's answers on a data set; print and save metrics, figures and a report.",
     "compare": "Compare evaluated runs in one table and one figure, over MACs and over measured ms.",
     "fit": "Fit a stopping rule to a budget or to an accepted loss of accuracy; save it with the model.",
-    "predict": "Answer images with a trained model, showing the answer as it improves.",
-    "profile": "Measure how long each step of a trained model takes on this machine, with its tail.",
-    "exits": "List the places where a backbone can be cut into stages, with their cost.",
-    "study": "Reproduce tables and figures of a paper, the paper's numbers beside ours.",
-    "models": "List models: families to train, and trained ones; or the arguments of one.",
-    "datasets": "List data sets, and whether they are on this machine.",
+    "predict": "Classify images with a trained model, showing the answer as it improves.",
+    "profile": "Measure how long each step of a trained model takes on this machine, including the slow tail.",
+    "exits": "List the places where a backbone can be cut into stages, and what each costs.",
+    "study": "Reproduce tables and figures of a paper, with the paper's numbers beside ours.",
+    "models": "List the models to train and the trained models, or describe one.",
+    "datasets": "List the data sets and whether they are on this machine.",
 }
 
 
@@ -92,5 +92,5 @@ def _guarded(name: str, arguments: Sequence[str]) -> int:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return printable(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+        return one_line(OSError(f"{error.strerror}: {error.filename}" if error.filename else error.strerror))
     return one_line(error)

@@ -30,6 +30,11 @@ from anytime.support.trust import UntrustedName, is_remembered, names_from, reme
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 1
+HEADER = 2_000_000  # bytes of names and shapes, of some 15,000 tensors
+_TYPES = {  # of the tensors in a file
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
 
 
 @dataclass(slots=True)  # so that a misspelt attribute is an error instead of lost
@@ -289,9 +294,11 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     if digest != config["sha256"]:
         raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., {CONFIG} says {config['sha256'][:12]}...")
     try:
+        if int.from_bytes(data[:8], "little") > HEADER:
+            raise ValueError(f"its header has more than {HEADER:,} bytes")
         tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (safetensors.SafetensorError, *UNFIT) as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}") from error
     remembered = is_remembered(directory / CONFIG, named_by(config))
     trusted = trust or remembered
     try:
@@ -308,6 +315,8 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     except UNFIT as error:
         raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {one_line(error)}") from error
     for name, tensor in tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise ValueError(f"{path} is damaged: {name} is {tensor.dtype}, a type that no network here has")
         if not tensor.isfinite().all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or infinity")
         if name.rpartition(".")[2] == "std" and not (tensor > 0).all():
@@ -322,7 +331,7 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     try:
         model.info = replace(ModelInfo.from_dict(config.get("metadata", {})), trusted=trusted)
         if not trusted:
-            check_image(model.info.input_size or ())
+            check_image(model.info.input_size or (), model.info.resize_ratio)
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG} is damaged: {error}") from error
     return model.eval()

@@ -24,6 +24,7 @@ from anytime.support.documents import parse_json
 from anytime.support.limits import UNFIT
 from anytime.support.tensor_files import read_tensors, write_tensors
 from anytime.support.text import one_line
+from anytime.support.units import ImageSize, image_size
 
 _FORMAT = "anytime-trace"
 _VERSION = 1
@@ -78,6 +79,10 @@ class Trace:
                 raise ValueError(f"{name} must be {dtype} [{steps}] and positive, got {got}")
         if bool((self.macs.diff() <= 0).any()):
             raise ValueError(f"macs are cumulative and must grow at every step, got {self.macs.tolist()}")
+        if self.levels and (self.labels.ndim != 2 or sum(self.levels) != classes):
+            raise ValueError(
+                f"label levels of {self.levels} classes do not fit {classes} classes and {_describe(self.labels)}"
+            )
         for name in ("seconds_low", "seconds_high"):
             if len(self.meta.get(name, [0] * steps)) != steps:
                 raise ValueError(f"meta[{name!r}] must hold {steps} values, got {self.meta[name]!r}")
@@ -155,11 +160,11 @@ class Trace:
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path} is a safetensors file but not a trace; anytime.record writes traces")
         if (version := metadata.get("version")) != str(_VERSION):
-            raise ValueError(f"{path} has trace format version {version}, this version of anytime reads {_VERSION}")
+            raise ValueError(f"{path} has trace format version {version}; this version of anytime reads {_VERSION}")
         header = metadata.get("trace", "")
         if metadata.get("crc32") != _crc32(header, tensors):
             raise ValueError(f"{path} is damaged: its content does not match the checksum {metadata.get('crc32')}")
-        facts = parse_json(header, path)
+        facts = parse_json(header, path, nodes=10_000_000)  # the group of each image
         fields = {name: tensors.get(name) for name in _TENSORS}
         try:
             return cls(**fields, class_names=tuple(facts["class_names"]), meta=facts["meta"])  # type: ignore[arg-type]
@@ -172,7 +177,7 @@ def record(
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     device: torch.device | str | None = None,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: ImageSize | None = None,
     class_names: Sequence[str] | None = None,
     progress: bool = True,
     seconds: bool = True,
@@ -185,7 +190,8 @@ def record(
         model: An anytime model, `[B, C, H, W] -> [T, B, K]`. Its training flags are restored afterwards.
         loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels.
         device: Device to run on; the model is moved there. Default: the device of its parameters.
-        input_size: `(channels, height, width)` for the costs. Default: that of the first batch.
+        input_size: `(channels, height, width)` for the costs, or the side of square colour images. Default: that of the first
+            batch.
         class_names: K names. Default: `model.info.class_names`, or else "0", "1", ...
         progress: Whether to show progress bars on stderr.
         seconds: Whether to measure the latency of a stream as well.
@@ -203,7 +209,7 @@ def record(
     labels: list[Tensor] = []
     with torch.inference_mode(), eval_mode(model):
         for images, target in tqdm(loader, desc="recording", unit="batch", disable=not progress, leave=False):
-            input_size = input_size or tuple(images.shape[1:])
+            input_size = image_size(input_size or tuple(images.shape[1:]))
             target = target if target.is_floating_point() else target.long()
             _check_labels(target, model.levels, len(images), f"batch {len(labels)}: ")
             images = images.to(place, precision if images.is_floating_point() else images.dtype, non_blocking=True)
@@ -221,7 +227,7 @@ def record(
         "model": model.config.get("model", type(model).__name__),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights": weights_digest(model.state_dict()),
-        "input_size": list(input_size),
+        "input_size": list(image_size(input_size)),
         "hardware": hardware(place),
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

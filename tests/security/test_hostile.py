@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 import yaml
@@ -20,7 +21,7 @@ from PIL import Image
 from anytime.cli import main
 from anytime.model import create_model
 from anytime.saving import CONFIG, WEIGHTS, ModelInfo
-from anytime.trace import record
+from anytime.trace import _crc32, record
 
 RECIPE: dict[str, Any] = {"model": {"class_path": "anytimenet"}, "data": {"class_path": "Digits", "init_args": {"limit": 40}}}
 DEEP = "[" * 5000 + "]" * 5000
@@ -186,6 +187,7 @@ def flipped(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(content)
 
 
+LONG = json.dumps({"__metadata__": {"a": "a" * 3_000_000}}).encode()
 HEADER = json.dumps({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
 WEIGHT_FILES: dict[str, Edit] = {
     "missing": lambda folder: (folder / WEIGHTS).unlink(),
@@ -197,6 +199,7 @@ WEIGHT_FILES: dict[str, Edit] = {
     "one bit flipped": flipped,
     "header longer than the file": put(struct.pack("<Q", 10**15) + b"{}"),
     "header names terabytes": put(struct.pack("<Q", len(HEADER)) + HEADER),
+    "a header of megabytes": put(struct.pack("<Q", len(LONG)) + LONG),
     "a tensor less": set_weights(lambda t: t.pop("mean")),
     "a tensor more": set_weights(lambda t: t.update(other=torch.ones(1))),
     "another shape": set_weights(lambda t: t.update(mean=torch.zeros(2))),
@@ -328,6 +331,45 @@ TRACES: dict[str, Edit] = {
     "other tensors": set_trace(lambda content: safetensors.torch.save({"a": torch.ones(2)})),
     "a model": lambda folder: (folder / "trace-test.safetensors").write_bytes((folder / WEIGHTS).read_bytes()),
     "pickled": lambda folder: torch.save({"logits": torch.ones(2)}, folder / "trace-test.safetensors"),
+}
+
+
+def set_facts(change: Callable[[dict[str, Any]], Any]) -> Edit:
+    """Other facts in the header, with the right checksum."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "trace-test.safetensors"
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = change(json.loads(metadata["trace"]))
+        text = text if isinstance(text, str) else json.dumps(text)
+        metadata |= {"trace": text, "crc32": _crc32(text, tensors)}
+        path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+    return edit
+
+
+def with_meta(**facts: Any) -> Edit:
+    return set_facts(lambda header: header | {"meta": header["meta"] | facts})
+
+
+MANY = json.dumps({f"a{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(200)}).encode()
+TRACES |= {
+    "a header that is empty": set_facts(lambda header: ""),
+    "a header that is a list": set_facts(lambda header: [1]),
+    "a header nested too deeply": set_facts(lambda header: DEEP),
+    "no class names": set_facts(lambda header: {"meta": header["meta"]}),
+    "class names are a number": set_facts(lambda header: header | {"class_names": 3}),
+    "no facts": set_facts(lambda header: {"class_names": header["class_names"]}),
+    "facts are text": set_facts(lambda header: header | {"meta": "x"}),
+    "levels are a number": with_meta(levels=3),
+    "levels of other classes": with_meta(levels=[10**9]),
+    "levels are text": with_meta(levels=["x"]),
+    "seconds are a number": with_meta(seconds_low=3),
+    "many tensors": set_trace(lambda content: struct.pack("<Q", len(MANY)) + MANY),
+    "a type that is unknown": set_trace(
+        lambda content: struct.pack("<Q", 59) + b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}      ' + b"\0"
+    ),
 }
 
 

@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     _check_goal(parser, options)
     parser.check_model(options.run)
     parser.check_device(options.device)
-    from anytime.data.record import RECORD
+    from anytime.data.record import RECORD, read_record
     from anytime.reporting.evaluation import output_folder
 
     folder = output_folder(options.run)
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         for path in sorted({folder.resolve(), out.resolve()}):  # in one order, so that no two commands wait for each other
             locks.enter_context(only_writer(path, "a fit"))
         _fit(parser, options, folder, out)
-        if (folder / RECORD).is_file() and not (out / RECORD).exists():
+        if read_record(folder) is not None and not (out / RECORD).exists():
             shutil.copyfile(folder / RECORD, out / RECORD)
     return 0
 

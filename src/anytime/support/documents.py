@@ -7,7 +7,18 @@ from typing import Any
 
 import yaml
 
+from anytime.support.text import one_line
+
 DEPTH, NODES = 100, 100_000  # far beyond any document of this library
+CHARACTERS = 500_000  # of YAML, which is read slowly
+
+
+class TooLarge(ValueError):
+    """A document is nested too deeply or holds too many values; its text may be short."""
+
+
+class _Expands(yaml.YAMLError):
+    """Merge keys expand without end."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -19,17 +30,18 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
         self.merged += len(node.value)
         if self.merged > NODES:
-            raise yaml.YAMLError(f"its merge keys expand to more than {NODES:,} values")
+            raise _Expands(f"its merge keys expand to more than {NODES:,} values")
 
 
-def parse_json(text: str | bytes, source: object) -> Any:
-    """The content of a JSON document; raises ValueError if it is damaged, or nested deeper than `DEPTH`."""
+def parse_json(text: str | bytes, source: object, nodes: int = NODES) -> Any:
+    """The content of a JSON document; raises ValueError if it is damaged, nested deeper than `DEPTH`, or has more `nodes`."""
     try:
-        return _checked(json.loads(text), source)
+        content = json.loads(text)
     except RecursionError:
-        raise ValueError(f"{source} is damaged: it is nested too deeply") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TooLarge(f"{source} is damaged: it is nested too deeply") from None
+    except ValueError as error:
         raise ValueError(f"{source} is damaged: {error}") from error
+    return _checked(content, source, nodes)
 
 
 def parse_yaml(text: str | bytes, source: object) -> Any:
@@ -37,23 +49,38 @@ def parse_yaml(text: str | bytes, source: object) -> Any:
 
     Aliases may not expand to more than `NODES` values.
     """
+    if len(text) > CHARACTERS:
+        raise TooLarge(f"{source} has {len(text):,} characters, more than {CHARACTERS:,}")
     try:
-        return _checked(yaml.load(text, Loader=_Loader), source)
+        content = yaml.load(text, Loader=_Loader)
     except RecursionError:
-        raise ValueError(f"{source} is not valid YAML: it is nested too deeply") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise TooLarge(f"{source} is not valid YAML: it is nested too deeply") from None
+    except _Expands as error:
+        raise TooLarge(f"{source} is not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # of `!!bool x`
+        raise ValueError(f"{source} is not valid YAML: {one_line(error)}") from error
+    return _checked(content, source)
 
 
-def _checked(content: Any, source: object) -> Any:
+def check_text(text: str, source: object) -> None:
+    """Raises TooLarge if a text that others will read as YAML is more than any of this library; it may be no YAML at all."""
+    try:
+        parse_yaml(text, source)
+    except TooLarge:
+        raise
+    except ValueError:  # such as the pattern [a-c]*
+        return
+
+
+def _checked(content: Any, source: object, nodes: int = NODES) -> Any:
     pending, count = [(content, 1)], 0
     while pending:
         value, depth = pending.pop()
         inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
         count += len(inner)
         if depth > DEPTH:
-            raise ValueError(f"{source} is damaged: it is nested too deeply")
-        if count > NODES:
-            raise ValueError(f"{source} is damaged: it holds more than {NODES:,} values")
+            raise TooLarge(f"{source} is damaged: it is nested too deeply")
+        if count > nodes:
+            raise TooLarge(f"{source} is damaged: it holds more than {nodes:,} values")
         pending += [(item, depth + 1) for item in inner]
     return content

@@ -18,9 +18,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to; it replaces `path` at the end, or is deleted after an error.
 
     Parts beside it that killed processes have left are removed. An OSError names `path`.
+
+    Raises:
+        ValueError: `path` is a folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, where a file is to be written; move it away")
     remove_leftovers(path.parent.glob(".*.part"))
     part = part_of(path)
     part.unlink(missing_ok=True)  # in a stranger's folder it may be a link

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ UNFIT = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, Ru
 """What a class raises that is given arguments of unknown origin."""
 
 MOST_STEPS = 1_000  # answers of one network
-MOST_VALUES = 2**24  # of one image: 3 x 2364 x 2364
+MOST_VALUES = 2**22  # of one image: 3 x 1182 x 1182
 _SMALL = 10_000  # numbers up to here need no reason
 
 
@@ -53,11 +53,18 @@ def check_numbers(arguments: Mapping[str, Any], tensors: Iterable[torch.Tensor])
             raise BeyondLimit(f"{name} is {value:.4g}" if abs(value) < 1e300 else f"{name} is huge", most)
 
 
-def check_image(size: Iterable[Any]) -> None:
-    """Raises BeyondLimit if an image of `size` = (channels, height, width) has more than `MOST_VALUES` values."""
+def check_image(size: Sequence[Any], resize_ratio: float = 1.0) -> None:
+    """Raises BeyondLimit if an image of `size` = (channels, height, width) has more than `MOST_VALUES` values.
+
+    So has one that is resized to `resize_ratio` times that size before it is cropped, if that is more.
+    """
     numbers = [number for number in size if isinstance(number, int)]
-    if math.prod(numbers) > MOST_VALUES:
-        raise BeyondLimit(f"input_size {numbers} asks for images of {math.prod(numbers):,} values", MOST_VALUES)
+    values = math.prod(numbers)
+    if resize_ratio > 1 and values <= MOST_VALUES:
+        values = int(values * resize_ratio**2)
+    if values > MOST_VALUES:
+        margin = f" and the margin {resize_ratio:g}" if resize_ratio > 1 else ""
+        raise BeyondLimit(f"input_size {numbers}{margin} asks for images of {values:,} values", MOST_VALUES)
 
 
 def check_steps(steps: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from anytime.support.files import remove_leftovers
 from anytime.support.folders import FOLDERS, LOCK, check_folder
+from anytime.support.text import printable
 
 _BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -86,6 +87,7 @@ def _acquire(folder: Path, doing: str, brief: bool) -> int | None:
             continue
         with suppress(FileNotFoundError):
             who, _, how_long = path.read_text(encoding="utf-8", errors="replace").partition("\n")
+            who = printable(who)
             if not brief or how_long == "long":
                 raise InUse(f"{folder} is in use: {who or 'another process'} writes there; wait until it ends, or stop it")
             if not told:

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_ordinary
+from anytime.support.limits import UNFIT
+from anytime.support.text import one_line
+
+MOST = 100  # tensors in a file
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -38,6 +42,9 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
     check_ordinary(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or is not {kind}: {error}") from None
+            names = file.keys()
+            if len(names) > MOST:
+                raise ValueError(f"it holds {len(names):,} tensors")
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, *UNFIT) as error:
+        raise ValueError(f"{path} is damaged or is not {kind}: {one_line(error)}") from None

@@ -91,7 +91,7 @@ def require_consent(path: str, what: str) -> None:
     source = _SOURCE.get()
     if source is not None and is_untrusted() and path not in source.consent:
         raise UntrustedName(
-            f"{source.file} names the {what} {path!r}: this would import the module {path.rpartition('.')[0]!r}, which may "
+            f"{source.file} names the {what} {path!a}: this would import the module {path.rpartition('.')[0]!a}, which may "
             "run any code; if you trust this file, use trust=True, or --trust on the command line"
         )
 

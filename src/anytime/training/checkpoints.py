@@ -59,6 +59,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         with zipfile.ZipFile(path) as parts:
+            sizes = [part.file_size for part in parts.infolist()]  # torch compresses nothing
+            if sum(sizes) > os.path.getsize(path):
+                raise ValueError(f"its parts claim {sum(sizes):,} bytes, more than the file has")
             if changed := parts.testzip():
                 raise ValueError(f"the checksum of {changed} differs")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

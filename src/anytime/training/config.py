@@ -21,7 +21,7 @@ import anytime.models  # registers the models
 from anytime import objectives, registry
 from anytime.data import ImageData
 from anytime.objectives import Objective
-from anytime.support.documents import parse_yaml
+from anytime.support.documents import TooLarge, check_text, parse_yaml
 from anytime.support.folders import check_ordinary
 from anytime.support.names import import_subclass, nearest
 from anytime.support.text import one_line
@@ -76,7 +76,7 @@ def find(section: str, name: str) -> Callable[..., Any]:
     """The class or factory behind a name in a resolved configuration.
 
     Raises:
-        UsageError: There is none; the message has the nearest valid name.
+        UsageError: Nothing has this name; the message suggests the nearest.
         UntrustedName: The name is an import path from a file, and the user has not consented to it.
     """
     what = "data set" if section == "data" else section
@@ -95,13 +95,13 @@ def find(section: str, name: str) -> Callable[..., Any]:
 
 
 def canonical_name(section: str, name: str) -> str:
-    """The name that a resolved configuration holds: as `offered`, or the import path of a user's own class.
+    """The name that a resolved configuration holds: as `offered`, or the import path of a custom class.
 
     Names other than models' are found whatever their case, hyphens and underscores. An import path into this library or
     torch.optim counts by its last component, so that files written before a module moved still load.
 
     Raises:
-        UsageError: The name stands for nothing; the message has the nearest valid one.
+        UsageError: Nothing has this name; the message suggests the nearest.
     """
     package, _, last = name.rpartition(".")
     if not package or f"{package}.".startswith(("anytime.", "torch.optim.")):
@@ -284,6 +284,9 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     pairs = [
         (flag, _class_names(value) if value and flag.removesuffix("+") == "--data.classes" else value) for flag, value in pairs
     ]
+    for key, text in [*flatten(base).items(), *pairs]:
+        if isinstance(text, str):  # jsonargparse reads it as YAML
+            _check_length(key, text)
     if stray := [flag for flag, _ in pairs if not flag.startswith("--")]:
         raise UsageError(f"unexpected {stray[0]!r}: options begin with --, e.g. --model {next(iter(offered('model')))}")
     base = _layer(base, {section: {"class_path": name, "init_args": {}} for section, name in named.items()})
@@ -314,6 +317,14 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     }
 
 
+def _check_length(key: str, text: str) -> None:
+    """Raises UsageError if a value would expand without end."""
+    try:
+        check_text(text, key)
+    except TooLarge as error:
+        raise UsageError(str(error)) from error
+
+
 _PLAIN = ("builtins", "typing", "os", "pathlib")  # modules of types whose values jsonargparse does not import
 
 
@@ -326,7 +337,7 @@ def _reject_imports(parser: ArgumentParser, values: Config) -> None:
         parts = value if isinstance(value, list) else [value]
         plain = all(part is None or isinstance(part, int | float | (str if str in kinds else int)) for part in parts)
         if objects and not plain:
-            raise UsageError(f"{key} is {value!r} in a recipe, but there it must be a plain value; give it as a flag")
+            raise UsageError(f"{key} must be a plain value in a recipe, got {value!r}; give it as a flag")
 
 
 def _kinds(hint: Any) -> list[Any]:

@@ -29,8 +29,11 @@ def _take_rows(path: Path, step: int) -> list[dict[str, float]]:
     """Removes a table that Lightning would not continue, and returns its rows before `step`."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; move it away") from error
     path.unlink()
     rows = []
     for row in table:
@@ -38,6 +41,6 @@ def _take_rows(path: Path, step: int) -> list[dict[str, float]]:
             numbers = {key: float(value) for key, value in row.items() if value}
         except (TypeError, ValueError):  # the last line of a run that was killed
             continue
-        if numbers.get("step", step) < step:
+        if 0 <= numbers.get("step", step) < step:
             rows.append(numbers)
     return rows

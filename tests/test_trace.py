@@ -79,7 +79,7 @@ def test_other_formats_and_versions_raise(tmp_path):
     with pytest.raises(ValueError, match=r"my\.trace is a safetensors file but not a trace"):
         Trace.load(path)
     safetensors.torch.save_file({"logits": torch.ones(2)}, path, metadata={"format": "anytime-trace", "version": "99"})
-    with pytest.raises(ValueError, match=r"my\.trace has trace format version 99, this version of anytime reads 1"):
+    with pytest.raises(ValueError, match=r"my\.trace has trace format version 99; this version of anytime reads 1"):
         Trace.load(path)
 
 

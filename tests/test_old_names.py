@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import anytime.models  # noqa: F401, registers all models
+import anytime.models  # registers all models
 from anytime.registry import find_factory
 from anytime.support.names import import_object
 from anytime.training.config import canonical_name, find
@@ -27,3 +29,11 @@ def test_old_import_path(path: str) -> None:
     found = find_factory(path) if last.islower() else import_object(path, "class")
     assert found.__name__ == last
     assert found.__module__.startswith("anytime.")
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A class whose module has moved is found by its name."""
+    package = Path(anytime.__file__).parent
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in package.rglob("*.py")]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

@@ -22,7 +22,7 @@ RESERVED = frozenset(  # options that our own arguments set, or that read files
 CLASSIFIERS = ("fc", "classifier", "head", "heads")  # names that torchvision, timm and most networks use
 
 
-class Backbone(NamedTuple):
+class BuiltBackbone(NamedTuple):
     """A network and the normalisation from its configuration, if there is one."""
 
     network: nn.Module
@@ -30,7 +30,7 @@ class Backbone(NamedTuple):
     std: Sequence[float] | None = None
 
 
-def _torchvision(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
+def _torchvision(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> BuiltBackbone:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -42,10 +42,10 @@ def _torchvision(name: str, size: Sequence[int], classes: int | None, options: d
     given = {"weights": weights} if classes is None else {"num_classes": classes}
     network = _with_channels(models.get_model(name, **given, **options), size[0], trained=classes is None)
     transforms = weights.transforms()
-    return Backbone(network, transforms.mean, transforms.std) if size[0] == 3 else Backbone(network)
+    return BuiltBackbone(network, transforms.mean, transforms.std) if size[0] == 3 else BuiltBackbone(network)
 
 
-def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
+def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> BuiltBackbone:
     try:
         import timm
     except ImportError as error:
@@ -59,20 +59,20 @@ def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str
     given = {"pretrained": True} if classes is None else {"num_classes": classes}
     network = timm.create_model(name, in_chans=size[0], **given, **options)
     config: Any = network.pretrained_cfg
-    return Backbone(network, config["mean"], config["std"]) if len(config["mean"]) == size[0] else Backbone(network)
+    return BuiltBackbone(network, config["mean"], config["std"]) if len(config["mean"]) == size[0] else BuiltBackbone(network)
 
 
-def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
+def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> BuiltBackbone:
     if classes is None:
         raise ValueError(f"there are no weights to download for {name!r}; pretrained must be a file")
     kind = import_subclass(name, nn.Module, "backbone")
     takes = inspect.signature(kind).parameters
     given: dict[str, Any] = {"num_classes": classes, "in_channels": size[0]}
     network = kind(**{key: value for key, value in given.items() if key in takes}, **options)
-    return Backbone(_with_channels(network, size[0]))
+    return BuiltBackbone(_with_channels(network, size[0]))
 
 
-def _build(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> Backbone:
+def _build(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> BuiltBackbone:
     """An untrained backbone for `classes` classes, or if None, one with the weights and classes that its library downloads."""
     library, colon, rest = name.partition(":")
     builders = {"torchvision": _torchvision, "timm": _timm}
@@ -93,7 +93,7 @@ def build_backbone(
     reset: bool = False,
     classifier: str | None = None,
     options: dict[str, Any] | None = None,
-) -> Backbone:
+) -> BuiltBackbone:
     """A backbone by name, with the mean and standard deviation of its own configuration.
 
     Args:
@@ -132,7 +132,7 @@ def build_backbone(
             error = load_weights(backbone.network, weights)
     if error is not None:
         raise ValueError(f"{pretrained} does not fit {name}: {error}")
-    return backbone if mean is None else Backbone(backbone.network, mean, std)
+    return backbone if mean is None else BuiltBackbone(backbone.network, mean, std)
 
 
 def _check_classes(what: str, weight: Any, num_classes: int, reset: bool) -> None:

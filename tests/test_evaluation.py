@@ -183,7 +183,7 @@ def test_what_was_trained_on_is_not_tested_on(photos, tmp_path):
 def test_a_run_without_a_record_is_split_as_when_it_was_trained(photos, tmp_path):
     run = trained_on_photos(photos, tmp_path / "run", recorded=False)
     with pytest.warns(
-        UserWarning, match=r"no images\.safetensors says .* they are split by positions, so if files came, went"
+        UserWarning, match=r"no images\.safetensors says .* they are split by positions, so if files were added, removed"
     ):
         result = evaluate_run(run, progress=False)
     expected = ImageFolder(root=photos, size=8, split_by="positions").split("test")
@@ -223,7 +223,7 @@ def test_a_missing_relative_folder_is_named_with_this_commands_option(photos, tm
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["evaluate", str(run)]) == 1
     expected = (
-        f"there is no folder photos ({Path('photos').absolute()}), where this model's images were; name their folder by --root"
+        f"there is no folder photos ({Path('photos').absolute()}), where this model's images were; give their folder with --root"
     )
     assert expected in capsys.readouterr().err
     assert main(["train", "--model", "anytimenet", "--data", "ImageFolder", "--data.root", "photos"]) == 1

@@ -41,9 +41,9 @@ def trained_on(
 ) -> ImageData:
     """The data set that a model was trained on, with the arguments of the recipe that `anytime train` stores in `model.info`.
 
-    `root` replaces the recipe's folder of the data. The images are split as recorded in the directory `run`; without a record
-    by their names, or for models of versions that kept no record, by their positions as they did. Raises ValueError if the
-    model holds no recipe, and UntrustedName if an untrusted recipe names an import path.
+    `root` replaces the recipe's folder of the data. The images are split as recorded in the directory `run`; without a record,
+    they are split by name, or for models of versions that kept no record, by position, as in training. Raises ValueError if
+    the model holds no recipe, and UntrustedName if an untrusted recipe names an import path.
     """
     recipe = model.info.recipe
     if not recipe:
@@ -61,7 +61,7 @@ def trained_on(
         data = _created(given["class_path"], arguments)
         if root is None and not data.root.is_dir():
             if not data.official and arguments["root"] is not None:
-                raise FileNotFoundError(f"{absent(data.root)}, where this model's images were; name their folder by --root")
+                raise FileNotFoundError(f"{absent(data.root)}, where this model's images were; give their folder with --root")
             if arguments["root"] is not None:
                 option = f"--root ({absent(data.root)}, where the recipe has them)"
             data = _created(given["class_path"], {**arguments, "root": None})
@@ -200,8 +200,8 @@ def _recorded(model: AnytimeModel, data: ImageData, part: str, device: str | tor
     loader = images_of(data, part)
     if data.record is None and part in data.divided and data.divided[part].names is not None:
         warnings.warn(
-            f"no {RECORD} says which images this model was trained on; they are split by {data.split_by}, so if files came, "
-            f"went or were renamed since, some {part} images may have been trained on",
+            f"no {RECORD} says which images this model was trained on; they are split by {data.split_by}, so if files were "
+            f"added, removed or renamed since, some {part} images may have been trained on",
             stacklevel=2,
         )
     names, known = data.class_names, [composed(name) for name in model.info.class_names]

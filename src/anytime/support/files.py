@@ -17,7 +17,7 @@ _PART = re.compile(r"\..+\.(\d+)\.part")
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to; it replaces `path` at the end, or is deleted after an error.
 
-    Parts beside it that killed processes have left are removed. An OSError names `path`.
+    Parts that killed processes left beside it are removed. An OSError names `path`.
 
     Raises:
         ValueError: `path` is a folder.
@@ -41,12 +41,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """Where this process writes what is to become `path`."""
+    """The temporary path to which this process writes the new `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def remove_leftovers(parts: Iterable[Path]) -> None:
-    """Removes those of the files and folders that are parts (see `part_of`) of a process that has ended."""
+    """Removes the files and folders among `parts` that belong (see `part_of`) to a process that has ended."""
     for part in list(parts):
         match = _PART.fullmatch(part.name)
         if match and _has_ended(int(match[1])):
@@ -58,12 +58,12 @@ def remove_leftovers(parts: Iterable[Path]) -> None:
 
 
 def _has_ended(process: int) -> bool:
-    if sys.platform == "win32":  # which has no harmless signal to ask with
+    if sys.platform == "win32":  # Windows has no harmless signal to ask with
         return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except PermissionError:  # of another user
+    except PermissionError:  # a process of another user
         return False
     return False

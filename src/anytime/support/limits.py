@@ -32,8 +32,8 @@ class BeyondLimit(ValueError):
 def check_numbers(arguments: Mapping[str, Any], tensors: Iterable[torch.Tensor]) -> None:
     """Raises BeyondLimit if an argument holds a number that the weights of its network do not explain.
 
-    Numbers up to 10,000 are free: of steps, layers, pixels. Larger ones count classes or channels, so a tensor has that many
-    rows or columns.
+    Numbers up to 10,000 (steps, layers, pixels) are always allowed. Larger ones must be numbers of classes or channels, so a
+    tensor has that many rows or columns.
 
     Args:
         arguments: Arguments of a network, which may hold those of others.

@@ -30,13 +30,13 @@ class InUse(RuntimeError):
 def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True) -> Iterator[None]:
     """Holds the lock of a folder while inside; creates the folder if it is missing, and removes what killed writers left.
 
-    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for nobody. A folder that
+    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for none. A folder that
     this process may not write to, or whose file system has no locks, is not locked.
 
     Args:
         folder: The folder.
         doing: What this process does there, such as "training", for the message of others.
-        brief: Whether it takes no longer than others can wait.
+        brief: Whether it is so short that others can wait for it.
 
     Raises:
         InUse: Another process writes there.

@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'x'?`, or the valid names, at most `LISTED`."""
+    """The end of an error message: `; did you mean 'x'?`, or at most `LISTED` of the valid names."""
     valid = list(dict.fromkeys(valid))
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5) if len(name) <= LONGEST else []
     if close:

@@ -16,6 +16,6 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one printable line of at most `LONGEST` characters; its class if it says nothing."""
+    """The message of an error in one printable line of at most `LONGEST` characters; its class if there is no message."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

@@ -18,7 +18,7 @@ ANY = "*"
 
 
 class UntrustedName(ValueError):
-    """A file names an import path, and nobody has consented to importing it."""
+    """A file names an import path, and the user has not consented to importing it."""
 
     exit_code = 2
 
@@ -50,14 +50,14 @@ def names_from(
     loading: bool = False,
     remembered: bool = False,
 ) -> Iterator[None]:
-    """Inside this block names come from a file, and its import paths need consent; outside the user has typed them.
+    """Inside this block names come from a file, and its import paths need consent; outside it, the user has typed them.
 
     Args:
         file: The file, for the message.
         trust: The user trusts the file, and those that are read inside this block.
         typed: Import paths that the user typed in the same call.
         loading: Trained weights will replace those of whatever is built, see `weights_follow`.
-        remembered: The user has consented to this very file before; that says nothing of others.
+        remembered: The user has consented to this very file before, which does not extend to other files.
     """
     outer = _SOURCE.get()
     trust = trust or (outer is not None and outer.passes_on)

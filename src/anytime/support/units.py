@@ -44,7 +44,7 @@ def deadline_seconds(given: Any, name: str = "deadline") -> float | None:
 
     Args:
         given: What the user gave.
-        name: What errors call it.
+        name: Its name in error messages.
 
     Raises:
         ValueError: It is NaN, or text that is not a number with one of these units.

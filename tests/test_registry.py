@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import anytime.models  # noqa: F401, registers all models
 from anytime import registry
 from anytime.model import AnytimeModel, create_model
-from anytime.registry import find_factory, import_path, list_models, register_model, variant
+from anytime.models.ann.imagenet import ANNResNet
+from anytime.registry import find_factory, list_models, register_model, variant
 from anytime.saving import read_model
-from anytime.support.names import nearest
+from anytime.support.names import import_object, nearest
 
 MODULE = """
 import torch
@@ -33,7 +37,24 @@ def my_model(num_classes=10, depth=3):
 def plain(num_classes=10):
     return Mine(num_classes)
 
+@register_model
+def forgets(num_classes=10, *layers):
+    Mine(num_classes)
+
+@register_model
+def layered(num_classes=10, *layers):
+    return Mine(num_classes)
+
 value = 3
+"""
+
+VARIANTS = """
+from base_of_another import Mine
+from anytime.models.ann.imagenet import ANNResNet
+from anytime.registry import variant
+
+blue = variant(Mine, "blue", "A blue network.", fixed={"depth": 4}, in_channels=1)
+small_ann = variant(ANNResNet, "small_ann", "A narrow ANN.", width=4)
 """
 
 
@@ -113,15 +134,11 @@ def test_user_function(module: str) -> None:
     by_name = create_model("my_model", depth=4)
     assert by_name.config["arguments"] == by_path.config["arguments"] == {"num_classes": 10, "depth": 4}
     assert find_factory("my_model") is find_factory(f"{module}.my_model")
+    with pytest.raises(ValueError, match=rf"model '{module}\.forgets' must return an AnytimeModel, got a NoneType"):
+        create_model(f"{module}.forgets")
     for name in ("plain", "value"):
         with pytest.raises(ValueError, match=rf"{name}' is neither a subclass .* marked @register_model"):
             create_model(f"{module}.{name}")
-
-
-def test_import_path(module: str) -> None:
-    assert import_path("anytimenet") == "anytime.models.anytimenet.anytimenet"
-    assert import_path(f"{module}.Mine") == f"{module}.Mine"
-    assert create_model(import_path("anytimenet_baseline"), width=2, blocks=(1,)).num_steps == 1
 
 
 def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,3 +205,50 @@ def test_variant_replaces_no_other_model() -> None:
         variant(Base, "ann_resnet50", "Another network.")
     with pytest.raises(ValueError, match="model 'attach' is registered already"):
         variant(Base, "attach", "Another network.")
+
+
+def test_variants_of_bases_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base is in another module, has no docstring, and takes `**more`."""
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "base_of_another.py").write_text(MODULE)
+    (tmp_path / "my_variants.py").write_text(VARIANTS)
+    model: Any = create_model("my_variants.blue", 6, colour="blue")
+    assert (model.in_channels, model.depth, model.more) == (1, 4, {"colour": "blue"})
+    assert model.config["arguments"] == {"num_classes": 6, "in_channels": 1, "colour": "blue"}
+    assert create_model(model.config["model"], **model.config["arguments"]).config == model.config
+    assert str(find_factory("blue").__doc__).startswith("A blue network.\n\nArgs:\n    num_classes: K, or")  # of AnytimeModel
+    for name in ("blue", "small_ann"):
+        factory = find_factory(name)
+        assert factory.__module__ == "my_variants"
+        assert import_object(f"{factory.__module__}.{name}", "model") is pickle.loads(pickle.dumps(factory)) is factory
+    with pytest.raises(ValueError, match="model 'blue' has no argument 'depth'; it is fixed to 4"):
+        create_model("my_variants.blue", depth=5)
+    importlib.reload(importlib.import_module("my_variants"))
+    assert create_model("small_ann").config["arguments"]["width"] == 4
+
+
+def test_a_variant_replaces_no_variant_of_the_same_base() -> None:
+    with pytest.raises(ValueError, match=r"model 'ann_resnet50' is registered already, by anytime\.models\.ann\.imagenet"):
+        variant(ANNResNet, "ann_resnet50", "A narrow ANN.", width=4)
+    assert find_factory("ann_resnet50").__module__ == "anytime.models.ann.imagenet"
+
+
+def test_type_hints_that_cannot_be_read() -> None:
+    class Unreadable(Base):
+        def __init__(self, num_classes: int = 10, path: Pathh | None = None) -> None:  # type: ignore[name-defined]  # noqa: F821
+            super().__init__(num_classes)
+
+    with pytest.raises(
+        ValueError, match="the type hints of Unreadable cannot be read: name 'Pathh' is not defined; import it"
+    ):
+        variant(Unreadable, "unreadable", "")
+
+
+def test_positional_arguments_are_not_saved(module: str) -> None:
+    model = create_model(f"{module}.layered", 4)
+    assert model.config["arguments"] == {"num_classes": 4}
+    layered = variant(find_factory("layered"), "layered_again", "")
+    assert layered.__doc__ == ""
+    assert list(inspect.signature(layered).parameters) == ["num_classes"]
+    assert create_model("layered_again", 4).config["arguments"] == {"num_classes": 4}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
@@ -14,7 +15,8 @@ Factory = Callable[..., Any]  # f(num_classes=10, ...) -> AnytimeModel
 AnyFactory = TypeVar("AnyFactory", bound=Factory)
 
 _FACTORIES: dict[str, Factory] = {}
-_VARIANTS: dict[str, tuple[str, str]] = {}  # the base of each, so that a module may be reloaded
+_VARIANTS: dict[str, tuple[str, str, str]] = {}  # module and base of each, so that a module may be reloaded
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 _CLASSES: dict[type, None] = {}  # in the order of their definition
 
 
@@ -31,17 +33,19 @@ def register_model(factory: AnyFactory) -> AnyFactory:
 def variant(base: Factory, name: str, summary: str, *, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Factory:
     """Registers `name`: a class or factory with some arguments fixed and other defaults for some.
 
-    Signature, type hints and help are those of the base, so a family documents its arguments once.
+    Signature, type hints and help are those of the base, so a family documents its arguments once. Only arguments that can be
+    given by name are offered.
 
     Args:
-        base: The class or factory; its docstring has an `Args:` section.
+        base: The class or factory; the `Args:` section of its docstring, if there is one, becomes the help.
         name: The name to register; assign the result to a module-level variable of this name.
         summary: First line of the docstring: what this variant is.
         fixed: Arguments that the variant does not offer, with their values.
         **defaults: Other defaults of arguments that it offers.
 
     Raises:
-        ValueError: The base has no such argument.
+        ValueError: The base has no such argument, its type hints cannot be read, or another model has this name. The variant
+            raises it for an argument that is fixed.
 
     Example:
         >>> ann_resnet101 = variant(ANNResNet, "ann_resnet101", "ResNet-101 ...", fixed={"depths": (3, 4, 23, 3)}, period=3)
@@ -53,32 +57,51 @@ def variant(base: Factory, name: str, summary: str, *, fixed: Mapping[str, Any] 
             raise ValueError(f"{base.__name__} has no argument {argument!r}{nearest(argument, parameters)}")
 
     def factory(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return base(**fixed, **bound.arguments)
+        arguments = _all_arguments(signature, *args, **kwargs)
+        if clash := fixed.keys() & arguments.keys():
+            raise ValueError(f"model {name!r} has no argument {min(clash)!r}; it is fixed to {fixed[min(clash)]!r}")
+        return base(**fixed, **arguments)
 
-    hints = get_type_hints(base.__init__ if isinstance(base, type) else base)  # type: ignore[misc]
+    try:
+        hints = get_type_hints(base.__init__ if isinstance(base, type) else base)  # type: ignore[misc]
+    except NameError as error:
+        raise ValueError(f"the type hints of {base.__name__} cannot be read: {error}; import it where it is used") from error
     offered = [
         parameter.replace(default=defaults.get(key, parameter.default), annotation=hints.get(key, parameter.annotation))
         for key, parameter in parameters.items()
-        if key not in fixed
+        if key not in fixed and parameter.kind in _BY_NAME
     ]
     result = base if isinstance(base, type) else hints.get("return", Any)
     signature = inspect.Signature(offered, return_annotation=result)
     factory.__signature__ = signature  # type: ignore[attr-defined]
     factory.__annotations__ = {parameter.name: parameter.annotation for parameter in offered} | {"return": result}
     factory.__name__ = factory.__qualname__ = name
-    factory.__module__ = base.__module__
-    factory.__doc__ = f"{summary}\n\nArgs:\n" + "\n".join(_argument_lines(base, [p.name for p in offered]))
-    if name in _FACTORIES and _VARIANTS.get(name) != (base.__module__, base.__qualname__):
+    factory.__module__ = sys._getframe(1).f_globals.get("__name__", "__main__")  # the caller's, as namedtuple does
+    described = _argument_lines(base, [p.name for p in offered])
+    factory.__doc__ = "\n".join([summary, *(["", "Args:", *described] if described else [])])
+    key = (factory.__module__, base.__module__, base.__qualname__)
+    if name in _FACTORIES and _VARIANTS.get(name) != key:
         raise ValueError(f"model {name!r} is registered already, by {_FACTORIES[name].__module__}")
-    _VARIANTS[name] = (base.__module__, base.__qualname__)
+    _VARIANTS[name] = key
     return register_model(factory)
 
 
+def _all_arguments(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name: defaults included, those of `**kwargs` beside the others, without `*args`."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            arguments |= dict(arguments.pop(parameter.name))
+    return arguments
+
+
 def _argument_lines(base: Factory, names: Sequence[str]) -> list[str]:
-    """The lines of a docstring's `Args:` section that describe the arguments `names`."""
-    lines = inspect.cleandoc(base.__doc__ or "").splitlines()
+    """The lines of a docstring's `Args:` section that describe the arguments `names`; none without such a section."""
+    lines = (inspect.getdoc(base) or "").splitlines()
+    if "Args:" not in lines:
+        return []
     section = itertools.takewhile(lambda line: not line or line.startswith(" "), lines[lines.index("Args:") + 1 :])
     kept, keep = [], False
     for line in section:
@@ -130,12 +153,6 @@ def find_factory(name: str) -> Factory:
     return factory
 
 
-def import_path(name: str) -> str:
-    """The import path of a model given by name or by import path."""
-    factory = find_factory(name)
-    return f"{factory.__module__}.{factory.__qualname__}"
-
-
 def build_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments: Any) -> Any:
     """What `anytime.create_model` returns and documents; this room does not know its class."""
     factory = find_factory(name)
@@ -146,14 +163,8 @@ def build_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments:
         if argument not in parameters and not open_ended:
             raise ValueError(f"model {name!r} has no argument {argument!r}{nearest(argument, parameters)}")
     model = factory(**arguments)
-    bound = inspect.signature(factory).bind(**arguments)
-    bound.apply_defaults()
-    variable = {p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD}
-    kept = {key: value for key, value in bound.arguments.items() if key not in variable}
-    model.config = {
-        "model": name,
-        "arguments": kept
-        | {k: v for key in variable for k, v in bound.arguments[key].items()}
-        | dict(model.settled_arguments),
-    }
+    if type(model) not in _CLASSES:
+        raise ValueError(f"model {name!r} must return an AnytimeModel, got a {type(model).__name__}")
+    kept = _all_arguments(inspect.signature(factory), **arguments)
+    model.config = {"model": name, "arguments": {**kept, **model.settled_arguments}}
     return model

@@ -24,7 +24,7 @@ from anytime.support.files import atomic_write
 from anytime.support.folders import check_file
 from anytime.support.limits import UNFIT, AllocationLimit, check_image, check_numbers, check_steps
 from anytime.support.tensors import check_plain, denormal_warning
-from anytime.support.text import one_line
+from anytime.support.text import one_line, printable
 from anytime.support.trust import UntrustedName, is_remembered, names_from, remember
 
 WEIGHTS = "model.safetensors"
@@ -305,7 +305,7 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
         if not trusted:
             check_numbers(config["arguments"], tensors.values())
         elements, count = sum(tensor.numel() for tensor in tensors.values()), len(tensors)
-        limit = AllocationLimit(4 * elements + 2**28, 50 * count + 10_000, CONFIG)  # room for probing with images
+        limit = AllocationLimit(4 * elements + 2**26, 50 * count + 10_000, CONFIG)  # room for probing with images
         with names_from(directory / CONFIG, trust, loading=True, remembered=remembered), limit:
             model = build_model(config["model"], **config["arguments"])
             if not trusted:
@@ -341,7 +341,7 @@ def hub_card(model: Any) -> str:
     """The Markdown card of a model without measurements at hand, under the hub's heading."""
     info = model.info
     built = f"{model.config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_steps} answers"
-    names = ", ".join(info.class_names)
+    names = printable(", ".join(info.class_names))
     parts = [
         "---\nlibrary_name: anytime\npipeline_tag: image-classification\ntags: [anytime, early-exit]\n---",
         f"# {built}",
@@ -350,7 +350,7 @@ def hub_card(model: Any) -> str:
         "for logits in model.stream(images):  # RGB in [0, 1]\n    ...\n```",
         f"Images: {'x'.join(map(str, info.input_size))}, in [0, 1]." if info.input_size else "",
         f"Classes: {names}." if names else "",
-        f"Measured: {info.result}" if info.result else "",
+        f"Measured: {printable(info.result)}" if info.result else "",
         recipe_text(info.recipe),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

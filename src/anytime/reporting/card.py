@@ -9,6 +9,7 @@ from anytime.model import AnytimeModel
 from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.tables import markdown_table
 from anytime.saving import recipe_text
+from anytime.support.text import printable
 
 KEYS = ("step", "macs", "share_of_macs", "contract_macs", "accuracy", "confidence", "true_class_probability", "ece", "seconds")
 
@@ -34,7 +35,7 @@ def model_card(name: str, model: AnytimeModel, numbers: Mapping[str, Any], train
     parts = [
         f"# {name}",
         f"{meta['model']}, {meta['parameters']:,} parameters, {answers} for images of {channels} channels "
-        f"and {height}x{width} pixels in [0, 1]; classes: {', '.join(model.info.class_names)}.",
+        f"and {height}x{width} pixels in [0, 1]; classes: {printable(', '.join(model.info.class_names))}.",
         f"Measured on the {numbers['samples']:,} {meta.get('part', '')} images of {meta.get('dataset')}, which were not used "
         f"for training; seed {recipe.get('seed', 0)} (one run). MACs are multiply-adds per image, cumulative over "
         f"the stream (interruptible) or for only that answer (contract){timing}. Confidence is the mean max softmax, "

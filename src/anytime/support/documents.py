@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from typing import Any
 
 import yaml
@@ -51,6 +53,8 @@ def parse_yaml(text: str | bytes, source: object) -> Any:
     """
     if len(text) > CHARACTERS:
         raise TooLarge(f"{source} has {len(text):,} characters, more than {CHARACTERS:,}")
+    if _open_brackets(text) > 2 * DEPTH:  # which the reader would take seconds to find out
+        raise TooLarge(f"{source} is not valid YAML: it is nested too deeply")
     try:
         content = yaml.load(text, Loader=_Loader)
     except RecursionError:
@@ -60,6 +64,12 @@ def parse_yaml(text: str | bytes, source: object) -> Any:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # of `!!bool x`
         raise ValueError(f"{source} is not valid YAML: {one_line(error)}") from error
     return _checked(content, source)
+
+
+def _open_brackets(text: str | bytes) -> int:
+    """The most brackets of a text that are open at the same place."""
+    brackets = re.findall(r"[\[\]{}]", text if isinstance(text, str) else text.decode(errors="replace"))
+    return max(itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
 
 
 def check_text(text: str, source: object) -> None:

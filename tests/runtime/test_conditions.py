@@ -140,6 +140,28 @@ def test_calls_streams_sessions_contracts_and_profiles_compute_under_the_same_co
     assert len({seen[-1] for seen in model.seen}) == 2  # the session's thread
 
 
+class Restless(Spy):
+    """Goes into train mode after each step, as if another thread had put it there."""
+
+    def step(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        given = super().step(state)
+        self.train()
+        return given
+
+
+@pytest.mark.parametrize("stop", [None, "confidence=1"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_put_into_train_mode_between_two_steps_computes_on_in_eval_mode(way: str, stop: str | None) -> None:
+    model = Restless().eval()
+    predictor = Predictor(model, anytime.profile(model, SIZE, (2,), repeats=1, warmup=0), stop=stop)
+    model.seen.clear()
+    WAYS[way](predictor, X)
+    steps = [seen[1] for seen in model.seen]
+    assert len(steps) == 3
+    assert way == "contract" or steps == [False] * 3  # forward is one step for the runtime
+    assert model.training
+
+
 def test_profiles_measure_in_the_precision_of_the_weights(timed_case: Callable) -> None:
     clock, _, _ = timed_case([0.01])
     model = Spy()

@@ -208,6 +208,22 @@ def test_a_given_prior_may_change_after_the_call(timed_case: Callable) -> None:
             ask(X.expand(2, -1, -1, -1), prior=before)
 
 
+@pytest.mark.parametrize("combine", ["last", "caching", "product", "mixture"])
+def test_an_answer_that_is_changed_changes_no_later_one(timed_case: Callable, combine: str) -> None:
+    clock, model, profile = timed_case([0.01] * 3)
+    predictor = Predictor(model, profile, combine, "patience=3", clock=clock)
+    expected = [answer.probabilities for answer in predictor.stream(X)]
+    with torch.inference_mode():
+        for answer, want in zip(predictor.stream(X), expected, strict=True):
+            assert torch.equal(answer.probabilities, want)
+            answer.probabilities.fill_(0.2)
+            answer.steps.fill_(7)
+            answer.macs.fill_(7)
+    answer = predictor(X)
+    answer.probabilities.fill_(0.2)  # outside inference mode as well
+    assert torch.equal(predictor(X).probabilities, expected[-1])
+
+
 def test_a_dropped_frame_shares_nothing_with_the_last(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.25])
     seen = []

@@ -54,10 +54,21 @@ class Conditions:
         with self._lock:
             self._inside += 1
             if any(map(_is_training, self._modules)):
-                training = [module for module in self._model.modules() if module.training]
-                self._training += training
-                for module in training:
-                    module.training = False
+                self._evaluate()
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """For each step within `with conditions():` only puts a model into eval mode that was put into train mode since."""
+        if self._model.training:
+            with self._lock:
+                self._evaluate()
+        yield
+
+    def _evaluate(self) -> None:
+        training = [module for module in self._model.modules() if module.training]
+        self._training += training
+        for module in training:
+            module.training = False
 
     def _leave(self) -> None:
         with self._lock:

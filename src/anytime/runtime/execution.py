@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.model import State, select_samples
-from anytime.runtime.gathered import Gathered, pack
+from anytime.runtime.gathered import Gathered, Packed, pack
 from anytime.runtime.judge import Judge
 from anytime.runtime.steps import EagerSteps
 from anytime.stopping.rules import Rule
@@ -60,35 +61,44 @@ class Execution:
 
 
 class EagerExecution(Execution):
-    """Answers after each step: `advance()` runs the next step, `collect` takes its answers when they are on the host.
+    """Answers after each step: `advance()` runs the next step, and `gathered` takes its answers when they are on the host.
 
     Samples that the rule stops leave the batch (`select_samples` on the state), so later steps run on fewer samples; the
     answers keep their places in `gathered`.
     """
 
-    def __init__(self, run: EagerSteps, x: Tensor, combiner: Combiner, rule: Rule | None, gathered: Gathered) -> None:
+    def __init__(
+        self,
+        run: EagerSteps,
+        x: Tensor,
+        combiner: Combiner,
+        rule: Rule | None,
+        gathered: Gathered,
+        conditions: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         super().__init__(run, x)
-        self._combiner, self.gathered = combiner, gathered
+        self._combiner, self.gathered, self._conditions = combiner, gathered, conditions
         self._levels, num_steps = run.model.levels, run.model.num_steps
         self._combiner_states: list[State] = [combiner.start(num_steps) for _ in self._levels]
         self._judge = Judge(rule, num_steps) if rule is not None else None
         self._first_level: Tensor  # probabilities of the samples still in the batch
         self._places: Tensor | None = None  # of the samples still in the batch, on the host; None: all
 
-    def advance(self) -> Tensor:
+    def advance(self) -> Packed:
         """Runs the next step; returns the packed answers after it, on the device, of the samples still in the batch."""
         logits = self._run_step()
         logits = (logits if self.alive == self._size else logits[: self.alive]).float()
         parts = logits.split(self._levels, 1) if len(self._levels) > 1 else (logits,)
-        updates = [self._combiner.update(*given, self.step) for given in zip(self._combiner_states, parts, strict=True)]
-        self._combiner_states = [state for _, state in updates]
-        self._first_level = updates[0][0]
-        return pack([probabilities for probabilities, _ in updates], parts)
+        levels = []
+        for level, part in enumerate(parts):
+            probabilities, self._combiner_states[level] = self._combiner.update(self._combiner_states[level], part, self.step)
+            levels.append(probabilities)
+        self._first_level = levels[0]
+        return pack(tuple(levels), parts)
 
-    def collect(self, step: int, packed: Tensor) -> Gathered:
-        """Takes the packed answers after step 1..T, on the host; returns the newest answers of all samples."""
+    def collect(self, step: int, packed: Packed) -> None:
+        """Takes the packed answers after step 1..T, on the host."""
         self.gathered.add(step, packed, self._places)
-        return self.gathered
 
     def judge(self, next_macs: float, next_seconds: float) -> None:
         if self._judge is None or self.done:
@@ -97,7 +107,7 @@ class EagerExecution(Execution):
         if finite is not None:
             kept = self.gathered.levels[0] if self._places is None else self.gathered.levels[0][self._places]
             finite, kept = finite.to(self.x.device), kept.to(self.x.device)
-        with self._run.conditions():
+        with self._conditions():
             stop = self._judge.stops(self.step, self._first_level, finite, kept, next_macs, next_seconds)
             if not stop.any():
                 return

@@ -1,4 +1,4 @@
-"""Lazy exits: the network runs without its heads, and a head runs only when its answer is read."""
+"""Answers that are made when they are read; with lazy exits, only then does the head run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from anytime.stopping.rules import Rule
 
 @dataclass
 class LazyAnswer:
-    """An answer that is not computed yet: the first use of `answer` runs its head, in the calling thread.
+    """An answer that is not made yet: the first use of `answer` makes it, in the calling thread; a lazy head runs then.
 
     Attributes:
-        compute: Computes the answer, given the reason.
+        compute: Makes the answer, given the reason.
         step: 1..T.
         reason: As in `Answer`.
     """
@@ -32,7 +32,7 @@ class LazyAnswer:
 
     @cached_property
     def answer(self) -> Answer:
-        """The answer; its `elapsed` is the time of its first use."""
+        """The answer; with lazy exits its `elapsed` is the time of its first use."""
         return self.compute(self.reason)
 
 

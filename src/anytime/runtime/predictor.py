@@ -6,21 +6,21 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
-from anytime.runtime.answer import Answer
+from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.door import admit, prior_answer, prior_levels
 from anytime.runtime.drift import Drift
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
 from anytime.runtime.gathered import Gathered
-from anytime.runtime.lazy import LazyAnswer, check_lazy_exits, read
+from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
 from anytime.runtime.profile import Profile
 from anytime.runtime.session import Session
 from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
@@ -33,12 +33,11 @@ Deadline = float | str | Tensor | None  # or any other scalar, see `deadline_sec
 Prior = Callable[[], Answer]
 
 
-@dataclass(frozen=True)
-class _Launched:
+class _Launched(NamedTuple):
     """A step that was started: its arrival, and how to make its answer, given the elapsed seconds."""
 
     arrival: Arrival
-    answer: Callable[[float], Answer | LazyAnswer]
+    answer: Callable[[float], LazyAnswer]
     at: float
     seconds: float
     median: float
@@ -183,9 +182,9 @@ class Predictor:
         x, prior = self._admit(x, prior)
         if contract:
             return self._contract(x, start, budget, prior)
-        for answer in self._answers(x, start, budget, prior):
+        for answer in self._at_once(x, start, budget, prior):
             last = answer
-        return read(last if last.reason else last.because("deadline"))
+        return (last if last.reason else last.because("deadline")).answer
 
     def stream(
         self, x: Tensor, deadline: Deadline = None, *, until: float | None = None, prior: Answer | None = None
@@ -197,14 +196,14 @@ class Predictor:
         start = self.clock()
         budget = self._budget(start, deadline, until)
         x, prior = self._admit(x, prior)
-        return (read(answer) for answer in self._answers(x, start, budget, prior))
+        return (lazy.answer for lazy in self._answers(x, start, budget, prior, self._run.conditions))
 
     def session(self, x: Tensor, prior: Answer | None = None) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
         start = self.clock()
         x, prior = self._admit(x, prior)
         first = self._prior_answer(x, start, None, prior)
-        return Session(self._threads, lambda: self._answers(x, start, None, prior), first)
+        return Session(self._threads, lambda: self._at_once(x, start, None, prior), first)
 
     @staticmethod
     def _budget(start: float, deadline: Deadline, until: float | None) -> float | None:
@@ -223,8 +222,20 @@ class Predictor:
     def _prior_answer(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         return prior_answer(self._prior, len(x), self.clock() - start, budget, prior)
 
-    def _answers(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[Answer | LazyAnswer]:
-        """All answers that fit into the budget; with lazy exits each is computed when it is read."""
+    def _at_once(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[LazyAnswer]:
+        """All answers that fit, for a caller that does nothing else in between: the conditions hold until the last one."""
+        with self._run.conditions():
+            yield from self._answers(x, start, budget, prior, self._run.conditions.again)
+
+    def _answers(
+        self,
+        x: Tensor,
+        start: float,
+        budget: float | None,
+        prior: Answer | None,
+        conditions: Callable[[], AbstractContextManager[None]],
+    ) -> Iterator[LazyAnswer]:
+        """All answers that fit; each is made when it is read, and with lazy exits computed then."""
         no_step = partial(self._prior_answer, x, start, budget, prior)
         macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
         run: LazyExecution | EagerExecution
@@ -232,25 +243,27 @@ class Predictor:
             run = LazyExecution(self._run, x)
         else:
             gathered = Gathered(no_step, self.model.levels, macs)
-            run = EagerExecution(self._run, x, self._combiner, self._rule, gathered)
+            run = EagerExecution(self._run, x, self._combiner, self._rule, gathered, conditions)
         end = None if budget is None else start + budget - self._guard
         in_flight: deque[_Launched] = deque()
+        unanswered = LazyAnswer(lambda reason: no_step().because(reason), PRIOR, "deadline")
         last, answered, fits = start, False, self._fits(run, end) and not _has_passed(budget)
         if not fits:
-            yield no_step().because("deadline")
+            yield unanswered
         while fits or in_flight:
             while fits and len(in_flight) < self._depth:
-                in_flight.append(self._launch(run, start, budget, no_step))
+                with conditions():
+                    in_flight.append(self._launch(run, start, budget, no_step))
                 fits = len(in_flight) < self._depth and not run.done and self._fits(run, end, in_flight)
             step = in_flight.popleft()
             arrived, now = step.arrival.wait(self.clock, end), self.clock()
             self._drift.notice(step.median, now - max(step.at, last))
             if not arrived:
                 if not answered:
-                    yield no_step().because("deadline")
+                    yield unanswered
                 return
             last, answered, answer = now, True, step.answer(now - start)
-            if not in_flight and not run.done:
+            if self._rule is not None and not in_flight and not run.done:
                 run.judge(macs[run.step], now - start + self._planned(run)[0])
             fits = not run.done and self._fits(run, end, in_flight)
             is_last = not fits and not in_flight
@@ -260,16 +273,16 @@ class Predictor:
 
     def _launch(self, run: EagerExecution | LazyExecution, start: float, budget: float | None, prior: Prior) -> _Launched:
         at, planned = self.clock(), self._planned(run)
-        with self._run.conditions():
-            if isinstance(run, LazyExecution):
-                compute, step = partial(self._read, run.advance(), prior, start, budget), run.step
-                return _Launched(mark(run.x.device), lambda _: LazyAnswer(compute, step), at, *planned)
-            arrival = self._send(run.advance())
-        return _Launched(arrival, partial(self._answer, run, run.step, arrival, budget), at, *planned)
+        if isinstance(run, LazyExecution):
+            compute, step = partial(self._read, run.advance(), prior, start, budget), run.step
+            return _Launched(mark(run.x.device), lambda _: LazyAnswer(compute, step), at, *planned)
+        arrival = self._send(run.advance())
+        return _Launched(arrival, partial(self._collected, run, run.step, arrival, budget), at, *planned)
 
-    def _answer(self, run: EagerExecution, step: int, arrival: Arrival, budget: float | None, elapsed: float) -> Answer:
-        newest = run.collect(step, arrival.value)
-        return Answer(newest.levels, newest.steps, elapsed, budget, newest.macs, not_finite=newest.not_finite)
+    @staticmethod
+    def _collected(run: EagerExecution, step: int, arrival: Arrival, budget: float | None, elapsed: float) -> LazyAnswer:
+        run.collect(step, arrival.value)
+        return LazyAnswer(run.gathered.answer(elapsed, budget), step)
 
     def _read(self, readers: Sequence[Reader], prior: Prior, start: float, budget: float | None, reason: str) -> Answer:
         """The newest finite answer, combined with no other; of each sample by itself if some are NaN or infinite."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ class Arrival:
     """A tensor on its way to the host; read `value` only after `wait` has returned True.
 
     Args:
-        value: The tensor on the host, pinned if it is still on its way.
+        value: The tensor on the host, pinned if it is still on its way; or whatever was on the host already.
         event: Follows the tensor in the device's queue; None if the tensor is already there.
     """
 
-    def __init__(self, value: Tensor, event: torch.cuda.Event | None = None) -> None:
+    def __init__(self, value: Any, event: torch.cuda.Event | None = None) -> None:
         self.value, self.event = value, event
 
     def wait(self, clock: Callable[[], float], until: float | None) -> bool:
@@ -41,8 +42,10 @@ def mark(device: torch.device) -> Arrival:
     return Arrival(torch.empty(0), _event(device) if device.type == "cuda" else None)
 
 
-def send(value: Tensor) -> Arrival:
-    """Starts the transfer of a tensor to the host: asynchronous on CUDA, immediate elsewhere."""
+def send(value: Any) -> Arrival:
+    """Starts the transfer of a tensor to the host: asynchronous on CUDA, immediate elsewhere; nothing else is changed."""
+    if not isinstance(value, Tensor):
+        return Arrival(value)
     if not value.is_cuda:
         return Arrival(value.cpu())
     buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)

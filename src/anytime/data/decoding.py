@@ -59,6 +59,7 @@ def open_image(source: str | PathLike[str] | bytes, channels: int = 3, turn: boo
     """
     content, path = (io.BytesIO(source), name) if isinstance(source, bytes) else (source, name or source)
     with errors_naming(path), Image.open(content, formats=FORMATS) as image:
+        image.load()  # before the file is closed
         return to_channels(ImageOps.exif_transpose(image) if turn else image, channels)
 
 

@@ -5,7 +5,8 @@
 The model's 64 steps only return precomputed logits, of 10 and of 1,000 classes. Per step: a call without and with a deadline,
 with the last answer, the product of experts and a stopping rule, minus the bare loop over the steps in the same turn; and a
 background session while another thread reads `best()` every 100 microseconds. To start a session: until it is returned, and
-until its first step begins. Import: a new process that imports only torch, and one that imports `anytime.runtime`.
+until its first step begins. To prepare a 640x480 frame for 224x224 pixels on one thread, and PIL's own resize of it. Import: a
+new process that imports only torch, and one that imports `anytime.runtime`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import harness
 import torch
+from PIL import Image
 from torch import Tensor
 
 import anytime
@@ -28,7 +30,7 @@ from anytime.model import AnytimeModel
 from anytime.stopping import Confidence
 
 STEPS = 64
-PER_STEP, START = 30e-6, 200e-6  # bars, in seconds
+PER_STEP, START, PREPARE = 20e-6, 200e-6, 2e-3  # bars, in seconds
 
 
 class Nothing(AnytimeModel):
@@ -109,6 +111,23 @@ def session_start(repeats: int) -> dict[str, float]:
     return {"returned": statistics.median(returned) * 1e6, "first_step": statistics.median(began) * 1e6}
 
 
+def prepare(repeats: int) -> dict[str, float]:
+    """Milliseconds to prepare a frame, and for PIL to resize it: medians of alternating runs on one thread."""
+    model = Nothing()
+    model.info.input_size, model.info.resize_ratio = (3, 224, 224), 8 / 7
+    frame = torch.randint(256, (480, 640, 3), dtype=torch.uint8).numpy()
+    image, threads = Image.fromarray(frame), torch.get_num_threads()
+    functions: dict[str, Callable[[], Any]] = {
+        "rgb": lambda: model.prepare(frame),
+        "bgr": lambda: model.prepare(frame, bgr=True),
+        "pil_resize": lambda: image.resize((341, 256), Image.Resampling.BILINEAR),
+    }
+    torch.set_num_threads(1)
+    seconds = harness.time_in_turns(functions, repeats)
+    torch.set_num_threads(threads)
+    return {name: statistics.median(each) * 1e3 for name, each in seconds.items()}
+
+
 def import_seconds(module: str) -> float:
     """Seconds of a new process that imports a module, the minimum of five."""
 
@@ -134,9 +153,14 @@ def main() -> None:
         f"a session is returned after {start['returned']:.0f} microseconds, its first step begins after "
         f"{start['first_step']:.0f} (bar {START * 1e6:.0f})"
     )
+    frames = prepare(options.repeats)
+    print(
+        f"milliseconds to prepare a frame (bar {PREPARE * 1e3:.0f}): " + ", ".join(f"{k} {v:.2f}" for k, v in frames.items())
+    )
     imports = {module: import_seconds(module) for module in ("torch", "anytime.runtime")}
     print(", ".join(f"import {module} {seconds:.2f} s" for module, seconds in imports.items()))
-    facts = {"steps": steps, "session_microseconds": start, "import_seconds": imports, "repeats": options.repeats}
+    facts = {"steps": steps, "session_microseconds": start, "prepare_milliseconds": frames}
+    facts |= {"import_seconds": imports, "repeats": options.repeats}
     harness.write(options.out, facts | harness.environment("cpu"))
 
 

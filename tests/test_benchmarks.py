@@ -78,3 +78,4 @@ def test_overhead_is_measured_with_steps_that_do_nothing(load_benchmark) -> None
     assert list(measured) == ["last answer", "deadline", "product", "rule", "session, polled"]
     assert overhead.Nothing(3)(torch.rand(1, 3, 8, 8)).shape == (overhead.STEPS, 1, 3)
     assert set(overhead.session_start(2)) == {"returned", "first_step"}
+    assert list(overhead.prepare(1)) == ["rgb", "bgr", "pil_resize"]

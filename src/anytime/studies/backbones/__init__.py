@@ -76,7 +76,7 @@ CLAIMS = (
 
 
 def table(backbone: str, traces: Traces, data: str) -> Result:
-    """Accuracy of each answer by way of training, and the cost of the exits."""
+    """Accuracy of each answer for each way of training, and the cost of the exits."""
     names = [PLAIN, HEADS_ONLY, *(name for name in FLAGS if name != PLAIN)]
     stored = {name: traces[f"{backbone}: {name}"] for name in names}
     any_trace = {name: first_trace(by_seed) for name, by_seed in stored.items()}
@@ -120,7 +120,7 @@ STUDY = Study(
     paper=SOURCE,
     items={
         f"table {name}": Item(
-            f"accuracy of each answer of a {network} with exits, by way of training",
+            f"accuracy of each answer of a {network} with exits, for each way of training",
             functools.partial(trainings, name),
             functools.partial(table, name),
         )

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from anytime.model import AnytimeModel, eval_mode
 from anytime.support.compare import clone, same
 from anytime.support.flops import UncountedProducts, extra_formulas
+from anytime.support.precision import own_precision
 from anytime.support.units import ImageSize, image_size
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ def _example(model: AnytimeModel, input_size: ImageSize, batch_size: int) -> tor
 def step_macs(model: AnytimeModel, input_size: ImageSize, contract: bool = False, progress: bool = False) -> list[int]:
     """Cumulative multiply-adds (FLOPs / 2) of one image after each step, length T.
 
-    Counted in eval mode on the operators that run, `initial_state` included: convolutions, matrix products (dense, sparse and
-    quantised), recurrent layers, attention. Normalisation, activation, pooling, embedding and elementwise operators are free.
-    Other operators that multiply, such as a solver, count as zero and are named in a warning.
+    Counted in eval mode, in the model's own precision, on the operators that run, `initial_state` included: convolutions,
+    matrix products (dense, sparse and quantised), recurrent layers, attention. Normalisation, activation, pooling, embedding
+    and elementwise operators are free. Other operators that multiply, such as a solver, count as zero and are named in a
+    warning.
 
     Args:
         input_size: (channels, height, width), or the side of square colour images: 224.
@@ -72,7 +74,7 @@ def step_macs(model: AnytimeModel, input_size: ImageSize, contract: bool = False
     """
     x = _example(model, input_size, 1)
     totals = [0]
-    with torch.no_grad(), eval_mode(model), flop_counter() as counter:
+    with torch.no_grad(), eval_mode(model), own_precision(x.device), flop_counter() as counter:
         stream = None if contract else model.stream(x)
         steps = range(1, model.num_steps + 1)
         for t in tqdm(steps, desc="counting MACs", unit="step", disable=not progress, leave=False):
@@ -108,7 +110,7 @@ def recomputed(model: AnytimeModel, x: Tensor) -> list[tuple[str, int, int]]:
         if module is not model and next(module.parameters(recurse=False), None) is not None
     ]
     try:
-        with torch.no_grad(), eval_mode(model):
+        with torch.no_grad(), eval_mode(model), own_precision(x.device):
             state = model.initial_state(x)
             for now in range(1, model.num_steps + 1):  # noqa: B007, the hook reads it
                 _, state = model.step(state)
@@ -138,7 +140,7 @@ def step_seconds(
     clock: Callable[[], float] = time.perf_counter,
     progress: bool = False,
 ) -> StepSeconds:
-    """Measures the stream: cumulative seconds after each step for one batch, on the model's device.
+    """Measures the stream: cumulative seconds after each step for one batch, on the model's device, in its own precision.
 
     Args:
         input_size: (channels, height, width), or the side of square colour images: 224.
@@ -152,7 +154,7 @@ def step_seconds(
         raise ValueError(f"repeats must be at least 1, got {repeats!r}")
     x = _example(model, input_size, batch_size)
     streams: list[list[float]] = []
-    with torch.inference_mode(), eval_mode(model):
+    with torch.inference_mode(), eval_mode(model), own_precision(x.device):
         for _ in tqdm(range(warmup + repeats), desc="timing", unit="stream", disable=not progress, leave=False):
             start, seconds = clock(), []
             for _ in model.stream(x):

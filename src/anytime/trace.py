@@ -22,6 +22,7 @@ from anytime.model import AnytimeModel, eval_mode
 from anytime.support.digest import weights_digest
 from anytime.support.documents import parse_json
 from anytime.support.limits import UNFIT
+from anytime.support.precision import own_precision
 from anytime.support.tensor_files import read_tensors, write_tensors
 from anytime.support.text import one_line
 from anytime.support.units import ImageSize, image_size
@@ -207,7 +208,7 @@ def record(
     precision = next(model.parameters()).dtype
     answers: list[Tensor] = []
     labels: list[Tensor] = []
-    with torch.inference_mode(), eval_mode(model):
+    with torch.inference_mode(), eval_mode(model), own_precision(place):
         for images, target in tqdm(loader, desc="recording", unit="batch", disable=not progress, leave=False):
             input_size = image_size(input_size or tuple(images.shape[1:]))
             target = target if target.is_floating_point() else target.long()
@@ -222,6 +223,7 @@ def record(
         if not answers or input_size is None:
             raise ValueError("the loader is empty: nothing to record")
         macs, contract = (step_macs(model, input_size, contract=contract, progress=progress) for contract in (False, True))
+        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # busy cores, before the steps are timed
         timing = step_seconds(model, input_size, batch_size=seconds_batch, progress=progress) if seconds else None
     facts: dict[str, Any] = {
         "model": model.config.get("model", type(model).__name__),
@@ -230,6 +232,7 @@ def record(
         "input_size": list(image_size(input_size)),
         "hardware": hardware(place),
         "torch": torch.__version__,
+        "load": load,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if labels[0].ndim == 2:

@@ -11,7 +11,8 @@ from torchvision.transforms import v2
 
 import anytime
 from anytime import Predictor, create_model
-from anytime.data import read_image
+from anytime.data import CIFAR10, CUB200, GTSRB, ImageFolder, StanfordCars, read_image
+from anytime.data.decoding import read_images
 from anytime.data.stream import LazyImages, StreamedBatches
 from anytime.support.views import middle_view, shorten
 
@@ -74,6 +75,18 @@ def test_a_frame_is_prepared_as_in_evaluation(ratio: float) -> None:
     batches = StreamedBatches(files, torch.zeros(1), 1, (3, 32, 32), resize_ratio=ratio)
     (images, _), *_ = batches
     assert torch.equal(images, model.prepare(FRAME))
+
+
+def test_a_frame_is_stretched_if_the_test_images_were(tmp_path: Path) -> None:
+    model = model_of()
+    model.info.stretched = StanfordCars.stretched
+    Image.fromarray(FRAME).save(tmp_path / "frame.png")
+    evaluated = read_images([tmp_path / "frame.png"], (3, 32, 32)).float() / 255  # as Stanford Cars and GTSRB are read
+    assert torch.equal(model.prepare(FRAME), evaluated)
+    assert torch.equal(read_image(tmp_path / "frame.png", 32, stretched=True)[None], evaluated)
+    assert not torch.equal(model_of(ratio=1.0).prepare(FRAME), evaluated)
+    assert (GTSRB.stretched, StanfordCars.stretched) == (True, True)
+    assert (ImageFolder.stretched, CUB200.stretched, CIFAR10.stretched) == (False, False, False)
 
 
 def test_evaluation_takes_the_ratio_that_a_data_set_states(tmp_path: Path) -> None:

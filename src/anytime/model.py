@@ -194,7 +194,7 @@ class AnytimeModel(nn.Module, SavedModel):
 
         The same steps as for the files of `anytime predict` and the test images of a data set: grey and colour are converted
         into each other, the shorter side is resized to `info.resize_ratio` times the longer side of the input (bilinear), and
-        the centre is cropped.
+        the centre is cropped; or if the data set did so (`info.stretched`), the whole frame is resized.
 
         Args:
             frame: uint8 numpy array or torch tensor `(H, W, 3)`, `(3, H, W)`, `(H, W)`, `(H, W, 1)` or `(1, H, W)`, any size.
@@ -217,7 +217,8 @@ class AnytimeModel(nn.Module, SavedModel):
             raise ValueError("the model does not know the size of its images; say it: model.info.input_size = (3, 224, 224)")
         if size[0] not in (1, 3):
             raise ValueError(f"a frame has 1 (grey) or 3 (RGB) channels, the model takes images of {size[0]}")
-        image = middle_view(to_channels(frame_picture(frame, bgr), size[0]), size[1:], self.info.resize_ratio)
+        picture = to_channels(frame_picture(frame, bgr), size[0])
+        image = middle_view(picture, size[1:], self.info.resize_ratio, self.info.stretched)
         return to_tensor(image).to(self.mean.device).float().div_(255)[None]
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -82,7 +82,7 @@ def chain_networks(
     infos = [network.info for network in networks]
     _agree("num_classes", names, [network.levels for network in networks])
     _agree("in_channels", names, [network.in_channels for network in networks])
-    for what in ("input_size", "resize_ratio"):
+    for what in ("input_size", "resize_ratio", "stretched"):
         _agree(what, names, [getattr(info, what) for info in infos])
     for k in range(networks[0].num_classes):
         _agree(f"the name of class {k}", names, [info.class_names[k] if info.class_names else None for info in infos])
@@ -103,6 +103,7 @@ def chain_networks(
         data=last.data,
         input_size=next((info.input_size for info in infos if info.input_size), None),
         resize_ratio=last.resize_ratio,
+        stretched=last.stretched,
         class_names=next((info.class_names for info in infos if info.class_names), ()),
         recipe={"data": last.recipe["data"]} if "data" in last.recipe else {},
         members=[{"name": name, **info.to_dict()} for name, info in zip(names, infos, strict=True)],

@@ -45,6 +45,7 @@ class ModelInfo:
         data: Name of the data set that the model was trained on.
         input_size: (channels, height, width) of its images.
         resize_ratio: Images are resized to this multiple of `input_size` and then cropped; 1 only covers.
+        stretched: Images are resized to `input_size` whole, whatever their aspect, and not cropped.
         class_names: Names of all classes; those of several label levels one level after the other.
         task: What the outputs are.
         recipe: The configuration that trained the model.
@@ -59,6 +60,7 @@ class ModelInfo:
     data: str | None = None
     input_size: tuple[int, int, int] | None = None
     resize_ratio: float = field(default=1.0, metadata={"key": "margin"})
+    stretched: bool = False
     class_names: tuple[str, ...] = ()
     task: Literal["classification", "regression", "dense"] = "classification"
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +113,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "input_size": (list, tuple),
     "resize_ratio": (float, int),
+    "stretched": (bool,),
     "class_names": (list, tuple),
     "task": (str,),
     "recipe": (dict,),

@@ -58,7 +58,7 @@ def show_frames(
     predictor = Predictor(model, profile(model, size, repeats=200, progress=sys.stderr.isatty()), combine, stop)
     board = Board(model.num_steps, fps, labels)
     live, erase, last = sys.stdout.isatty(), "", 0.0
-    read = partial(read_image, input_size=size, resize_ratio=model.info.resize_ratio)
+    read = partial(read_image, input_size=size, resize_ratio=model.info.resize_ratio, stretched=model.info.stretched)
     for frame in frames(predictor, (image.to(device) for image in _read_ahead(files, read)), fps):
         board.add(frame)
         if live and (now := time.monotonic()) - last >= REDRAW:

@@ -78,7 +78,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from anytime.data import read_image
 
-    images = [read_image(path, size, model.info.resize_ratio) for path in options.images]  # all first: one may be damaged
+    view = model.info.resize_ratio, model.info.stretched
+    images = [read_image(path, size, *view) for path in options.images]  # all first: one may be damaged
     _predict(model, list(zip(options.images, images, strict=True)), deadline, options.top, combine, rule)
     return 0
 

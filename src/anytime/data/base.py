@@ -100,6 +100,8 @@ class ImageData(LightningDataModule, ABC):
     input_size: tuple[int, int, int] = (3, 32, 32)
     resize_ratio: float = 1.0
     """Test images are resized to this multiple of the target size before their centre is cropped."""
+    stretched: bool = False
+    """Whether test images are resized to the target size whole, whatever their aspect; `resize_ratio` is then unused."""
 
     def __init__(
         self,

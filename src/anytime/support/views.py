@@ -45,12 +45,15 @@ def shorten(image: Image.Image) -> Image.Image:
     return image.crop((left, upper, width - left, height - upper)) if left or upper else image
 
 
-def middle_view(image: Image.Image, size: tuple[int, int], resize_ratio: float) -> Image.Image:
+def middle_view(image: Image.Image, size: tuple[int, int], resize_ratio: float, stretched: bool = False) -> Image.Image:
     """The test view of an image, `size` = (height, width): resized with equal aspect, bilinear, then cropped to the centre.
 
-    Its shorter side is resized to `resize_ratio` times the longer side of `size`; 1 just covers `size`.
+    Its shorter side is resized to `resize_ratio` times the longer side of `size`; 1 just covers `size`. With `stretched`, the
+    whole image is resized to `size`.
     """
     height, width = size
+    if stretched:
+        return image.resize((width, height), Image.Resampling.BILINEAR)
     if resize_ratio == 1:
         return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     image = shorten(image)

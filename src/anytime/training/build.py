@@ -120,6 +120,7 @@ def build(config: Config, filled_later: bool = False, run: Path | None = None) -
         data=type(data).__name__,
         input_size=data.input_size,
         resize_ratio=data.resize_ratio,
+        stretched=data.stretched,
         class_names=tuple(data.class_names),
         recipe=config,
     )

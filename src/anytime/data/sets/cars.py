@@ -23,6 +23,7 @@ class StanfordCars(ResizedData):
     citation = "Krause et al. 2013"
     official = (8_144, 8_041, 196)
     files = ("stanford_cars/devkit",)
+    stretched = True
 
     def read_names(self) -> list[list[str]]:
         (names,) = read_mat(self.find("stanford_cars/devkit/cars_meta.mat"), "class_names")

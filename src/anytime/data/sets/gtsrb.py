@@ -50,6 +50,7 @@ class GTSRB(ResizedData):
     official = (39_209, 12_630, 43)
     files = ("gtsrb/GTSRB/Final_Training/Images", "GTSRB/Final_Training/Images", "gtsrb32/train.npz")
     standard_augment = "crop"
+    stretched = True
 
     def read_names(self) -> list[list[str]]:
         return [GTSRB_NAMES]

@@ -7,14 +7,24 @@ unifies them. Recipes and the command line name a scheme, with the base of an ex
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Protocol, get_args
 
 from anytime.support.names import nearest
+from anytime.support.units import deadline_seconds
 
 Normalization = Literal["none", "sum", "last"]
 SDN_LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
+
+
+class Profile(Protocol):
+    """What `from_deadlines` needs of an `anytime.Profile`: `profile.at(1).reached[t - 1].at("p99")`, seconds of answer t."""
+
+    def at(self, batch_size: int, /) -> Any: ...
 
 
 def check_interval(name: str, value: float, interval: str) -> None:
@@ -135,6 +145,39 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
     if not all(0 <= tau < math.inf for tau in largest):
         raise ValueError(f"largest must be at least 0 and finite, got {list(largest)}")
     return [min(tau, 0.01 + epoch * (tau / epochs)) for tau in largest] + [1.0]
+
+
+def from_deadlines(profile: Profile, deadlines: Iterable[Any], quantile: str = "p99") -> list[float]:
+    """w_t = the share of deadlines that answer t serves: time_t <= deadline < time_{t+1}; the sum is 1.
+
+    A deadline serves the last answer that is there in time, at batch size 1. Deadlines before the first answer are left out,
+    and a warning says how many. An answer that serves none has weight 0: it is not trained.
+
+    Args:
+        profile: Of the model, from `anytime.profile`.
+        deadlines: A sample of deadlines, e.g. from a log, each as for `Predictor`: seconds, text such as "5ms", or None.
+        quantile: The quantile of the profile that counts as the time of an answer: "p50", "p90", "p99", "p999" or "max".
+
+    Raises:
+        ValueError: There are no deadlines, all are before the first answer, one is NaN or not understood, or the quantile is
+            unknown.
+        TypeError: A deadline is a bool or of another type.
+    """
+    if isinstance(deadlines, str) or not isinstance(deadlines, Iterable):
+        raise ValueError(f"deadlines must be a sample such as [0.005, '8ms'], got {deadlines!r}")
+    times = [latency.at(quantile) for latency in profile.at(1).reached]
+    soonest = list(itertools.accumulate(reversed(times), min))[::-1]  # of this answer or a later one: never falls
+    seconds = [deadline_seconds(deadline, "each of the deadlines") for deadline in deadlines]
+    if not seconds:
+        raise ValueError("deadlines must hold at least one, got none")
+    served = [bisect_right(soonest, math.inf if each is None else each) for each in seconds]
+    early, counted = served.count(0), len(served) - served.count(0)
+    first = f"before the first answer, which takes {soonest[0] * 1e3:.3g} ms ({quantile})"
+    if not counted:
+        raise ValueError(f"all {early} deadlines are {first}: no answer serves them")
+    if early:
+        warnings.warn(f"{early} of {len(served)} deadlines are {first}, and are left out", stacklevel=2)
+    return [served.count(t) / counted for t in range(1, len(times) + 1)]
 
 
 def normalized(weights: Sequence[float], how: Normalization) -> list[float]:

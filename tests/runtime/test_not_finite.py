@@ -13,7 +13,7 @@ from torch import Tensor
 from anytime import Answer, AnytimeModel, Predictor, Profile
 from anytime.combine import Caching, Combiner, Last, Mixture, Product, Temperature
 from anytime.runtime.profile import BatchProfile, Latency, architecture, fingerprint
-from anytime.stopping import Confidence, Entropy, MacBudget, Margin, Patience, Rule, SelectionLatency
+from anytime.stopping import Confidence, Deadline, Entropy, MacBudget, Margin, Patience, Rule, SelectionLatency
 
 STEPS, CLASSES, SIZE = 5, 4, (3, 2, 2)
 KINDS = {"NaN": math.nan, "infinity": math.inf, "all -infinity": -math.inf}
@@ -29,6 +29,13 @@ RULES: list[Rule | None] = [
     Confidence(0.9) | Patience(3),
     Confidence(0.3) & Patience(2),
     Patience(3) | MacBudget(45),
+]
+AMPLE: list[Rule] = [  # with budgets that nothing exceeds
+    Confidence(0.7) | Deadline(1e6),
+    Confidence((0.9, 0.9, 0.3, 0, 0)) | MacBudget(1e9),
+    Patience(1) | MacBudget(1e9),
+    SelectionLatency(0.5, 2) | Deadline(1e6) | MacBudget(1e9),
+    Confidence(0.7) & (Patience(2) | Deadline(1e6)),
 ]
 
 
@@ -189,20 +196,20 @@ def test_every_sample_is_answered_as_if_alone(rule: Rule | None, combine: Combin
 
 
 @settings(deadline=None, max_examples=60)
-@given(rule=st.sampled_from(RULES[1:7]), combine=st.sampled_from(COMBINERS[:3]), bad=PATTERNS)
+@given(rule=st.sampled_from(RULES[1:9] + AMPLE), combine=st.sampled_from(COMBINERS[:3]), bad=PATTERNS)
 def test_steps_that_are_not_finite_do_not_exist_for_rules_and_combiners(
     rule: Rule, combine: Combiner, bad: list[set[int]]
 ) -> None:
     """As a network without these steps, each step in its own place."""
     model = Broken(dict(enumerate(bad)))
     for number, steps in enumerate(bad):
-        found = Predictor(model, None, combine, rule)(images(number))
+        found = Predictor(model, measured(model), combine, rule)(images(number))
         state, memory, expected = combine.start(STEPS), rule.start(STEPS), (-1, torch.full((1, CLASSES), 0.25))
         for step in sorted({*range(1, STEPS + 1)} - steps):
             probabilities, state = combine.update(state, model.logits[number : number + 1, step - 1], step)
             expected = step, probabilities
             if step < STEPS:
-                stop, memory = rule.update(memory, step, probabilities, math.nan, math.nan)
+                stop, memory = rule.update(memory, step, probabilities, 0.0, 0.0)
                 if stop:
                     break
         assert found.step == expected[0]
@@ -217,9 +224,30 @@ def test_patience_is_not_satisfied_by_nan() -> None:
     assert answer.reason.startswith("complete; steps 2, 3, 4, 5")
 
 
+@pytest.mark.parametrize(
+    "rule", [Confidence(0.9) | Deadline(1e6), Patience(1) | MacBudget(1e9), Confidence(0.2) & MacBudget(15)]
+)
+def test_a_prior_satisfies_no_part_of_a_combined_rule(rule: Rule) -> None:
+    model = Broken({0: {1, 2, 3, 4, 5}})
+    prior = torch.tensor([0.97, 0.01, 0.01, 0.01])
+    answer = Predictor(model, measured(model), stop=rule, prior=prior)(images(0))
+    assert (answer.step, answer.macs.tolist()) == (-1, [50])
+    assert answer.reason.startswith("complete; steps 1, 2, 3, 4, 5")
+
+
+def test_the_last_frames_answer_satisfies_no_rule() -> None:
+    model = Broken({1: {1}})
+    model.logits[0], model.logits[1] = torch.tensor([9.0, 0, 0, 0]), torch.tensor([0, 9.0, 0, 0])
+    predictor = Predictor(model, measured(model), stop=Confidence(0.9) | Deadline(1e6))
+    first = predictor(images(0))
+    second = predictor(images(1), prior=first)
+    assert (first.step, second.step) == (1, 2)
+    assert (int(first.label), int(second.label)) == (0, 1)
+
+
 def test_a_budget_is_kept_without_a_finite_answer() -> None:
     model = Broken({0: {1, 2, 3, 4, 5}})
-    for rule in (MacBudget(25), Patience(4) | MacBudget(25)):
+    for rule in (MacBudget(25), Patience(4) | MacBudget(25), Patience(4) | (MacBudget(25) & MacBudget(15))):
         answer = Predictor(model, measured(model), stop=rule)(images(0))
         assert (answer.step, answer.macs.tolist()) == (-1, [20])
         assert answer.reason.startswith("stopped; steps 1, 2 were NaN")

@@ -103,12 +103,11 @@ class EagerExecution(Execution):
     def judge(self, next_macs: float, next_seconds: float) -> None:
         if self._judge is None or self.done:
             return
-        finite, kept = self.gathered.finite, None
+        finite = self.gathered.finite
         if finite is not None:
-            kept = self.gathered.levels[0] if self._places is None else self.gathered.levels[0][self._places]
-            finite, kept = finite.to(self.x.device), kept.to(self.x.device)
+            finite = finite.to(self.x.device)
         with self._conditions():
-            stop = self._judge.stops(self.step, self._first_level, finite, kept, next_macs, next_seconds)
+            stop = self._judge.stops(self.step, self._first_level, finite, next_macs, next_seconds)
             if not stop.any():
                 return
             self._keep((~stop).nonzero().flatten())

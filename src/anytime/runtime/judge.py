@@ -12,9 +12,9 @@ from anytime.stopping.rules import Rule
 class Judge:
     """Asks a rule after each step which samples stop.
 
-    A rule never sees an answer that is NaN. It is not asked about that sample, and what it remembers of the sample stays. Only
-    a rule that looks at costs is asked, about the last finite answer by itself. Samples that were finite at the same steps
-    share one state of the rule.
+    A rule never sees an answer that is NaN. What it remembers of that sample stays, and the sample stops only where a budget
+    is exhausted (`Rule.exhausted`): no part of a combined rule counts an earlier answer or a prior again. Samples that were
+    finite at the same steps share one state of the rule.
 
     Args:
         rule: The rule.
@@ -22,19 +22,16 @@ class Judge:
     """
 
     def __init__(self, rule: Rule, num_steps: int) -> None:
-        self._rule, self._num_steps = rule, num_steps
+        self._rule = rule
         self._groups: list[tuple[Tensor | None, State]] = [(None, rule.start(num_steps))]  # samples (None: all), state
 
-    def stops(
-        self, step: int, probabilities: Tensor, finite: Tensor | None, kept: Tensor | None, macs: float, seconds: float
-    ) -> Tensor:
+    def stops(self, step: int, probabilities: Tensor, finite: Tensor | None, macs: float, seconds: float) -> Tensor:
         """Which of the samples in the batch stop after this step, bool `[B]`.
 
         Args:
             step: 1..T-1.
             probabilities: Combined answers `[B, K]`; NaN in rows that are not finite.
             finite: The samples whose answers are finite, bool `[B]`; None if all are.
-            kept: The last finite answers `[B, K]`, or priors; may be None if all are finite.
             macs: Cumulative MACs up to and including the next step.
             seconds: Seconds until the expected end of the next step.
         """
@@ -45,7 +42,7 @@ class Judge:
             return stop
         everyone = torch.arange(len(probabilities), device=probabilities.device)
         finite = torch.ones_like(everyone, dtype=torch.bool) if finite is None else finite
-        stop, groups = torch.zeros_like(finite), self._groups
+        stop, groups = ~finite & self._rule.exhausted(*costs), self._groups
         self._groups = []
         for members, state in groups:
             members = everyone if members is None else members
@@ -55,8 +52,6 @@ class Judge:
                     continue
                 if finite[part[0]]:
                     stop[part], own = self._rule.update(own, step, probabilities[part], *costs)
-                elif self._rule.needs and kept is not None:
-                    stop[part], _ = self._rule.update(self._rule.start(self._num_steps), step, kept[part], *costs)
                 self._groups.append((part, own))
         return stop
 

@@ -60,6 +60,10 @@ class Rule(Tagged):
         """
         raise NotImplementedError
 
+    def exhausted(self, next_macs: float, next_seconds: float) -> bool:
+        """Whether it stops every sample for the cost of the next step, whatever the answer is: asked where that is NaN."""
+        return False
+
     def stops(self, trace: Trace, probabilities: Tensor) -> Tensor:
         """Index 0..T-1 of the step after which each sample stops, int64 `[N]`.
 
@@ -251,9 +255,11 @@ class _Budget(Rule):
     def needs(self) -> frozenset[str]:
         return frozenset({self.cost})
 
+    def exhausted(self, next_macs: float, next_seconds: float) -> bool:
+        return (next_macs if self.cost == "macs" else next_seconds) > getattr(self, self.cost)
+
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
-        next_cost = next_macs if self.cost == "macs" else next_seconds
-        return _everyone(probabilities, next_cost > getattr(self, self.cost)), None
+        return _everyone(probabilities, self.exhausted(next_macs, next_seconds)), None
 
 
 @dataclass(frozen=True)
@@ -329,6 +335,10 @@ class _Several(Rule):
 
     def start(self, num_steps: int) -> State:
         return tuple(rule.start(num_steps) for rule in self.rules)
+
+    def exhausted(self, next_macs: float, next_seconds: float) -> bool:
+        found = (rule.exhausted(next_macs, next_seconds) for rule in self.rules)
+        return any(found) if isinstance(self, AnyOf) else all(found)
 
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
         given = step, probabilities, next_macs, next_seconds

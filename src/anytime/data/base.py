@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from anytime.data.arguments import Augment, CropFlip, SplitBy, check_arguments
 from anytime.data.augment import Flip, Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
 from anytime.data.files import ARCHIVE_ERRORS, absent, check_labels
@@ -24,11 +25,7 @@ from anytime.data.splits import choose_classes, hold_out, hold_out_by_lot, strat
 from anytime.data.statistics import channel_statistics
 from anytime.data.stream import LazyImages, StreamedBatches
 from anytime.data.taxonomy import LabelLevels, read_taxonomy
-from anytime.support.names import nearest
 
-CropFlip = Literal["none", "crop", "flip", "crop+flip"]
-Augment = Literal["standard", CropFlip]
-SplitBy = Literal["names", "positions"]
 IN_MEMORY = {"noise": None, "crop_padding": "zeros", "crop_pixels": None, "flip": "random"}  # what streamed sets cannot change
 
 
@@ -125,23 +122,12 @@ class ImageData(LightningDataModule, ABC):
         flip: Flip = "random",
     ) -> None:
         super().__init__()
-        for name, option, valid in (
-            ("augment", augment, get_args(Augment)),
-            ("crop_padding", crop_padding, get_args(Padding)),
-            ("noise", noise, (None, *get_args(Noise))),
-            ("split_by", split_by, get_args(SplitBy)),
-            ("flip", flip, get_args(Flip)),
-        ):
-            if option not in valid:
-                raise ValueError(f"unknown {name} {option!r}{nearest(str(option), map(str, valid))}")
-        numbers = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "crop_pixels": crop_pixels}
-        for name, number in numbers.items():
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        if not 0 <= workers <= 512:
-            raise ValueError(f"workers must be in 0..512, got {workers}")
-        if not (0 <= validation < 1 or (validation >= 1 and validation == int(validation))):
-            raise ValueError(f"validation must be a share in [0, 1) or a number of images, got {validation}")
+        check_arguments(
+            {"augment": augment, "crop_padding": crop_padding, "noise": noise, "split_by": split_by, "flip": flip},
+            {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "crop_pixels": crop_pixels},
+            workers,
+            validation,
+        )
         if label_levels is not None and (taxonomy is None or label_levels < 2):
             raise ValueError(
                 f"label_levels must be 2 or more with a taxonomy, got {label_levels!r} with taxonomy={taxonomy!r}"
@@ -253,7 +239,7 @@ class ImageData(LightningDataModule, ABC):
         if not self._used_labels:
             self._choose_classes()
         if name == "test" and name not in self._splits:
-            self._splits["test"] = self._not_trained(self._read_required("test"))
+            self._splits["test"] = self._not_trained(self._read_required("test"), is_test=True)
         elif name not in self._splits:
             train, validation = self._read_required("train"), self._read_classes("validation")
             if validation is None:
@@ -300,10 +286,14 @@ class ImageData(LightningDataModule, ABC):
         parts = [(part, self._splits[part]) for part in ("train", "validation", "unused")]
         if "test" in self.divided:
             parts.append(("test", self.divided["test"]))
-        return ImageRecord.of(parts, not (self.official and isinstance(parts[0][1].images, LazyImages)))
+        return ImageRecord.of(parts, not (self.official and isinstance(parts[0][1].images, LazyImages)), self._official_name)
 
-    def _not_trained(self, split: Split) -> Split:
-        return split if self.record is None or self.official else self.record.not_trained(split)
+    @property
+    def _official_name(self) -> str:
+        return type(self).__name__ if self.official else ""
+
+    def _not_trained(self, split: Split, is_test: bool = False) -> Split:
+        return split if self.record is None else self.record.not_trained(split, self._official_name, is_test)
 
     def loader(self, split: Split, train: bool) -> Loader:
         """Batches of a split: in random order and augmented if `train`, otherwise as they are."""

@@ -18,7 +18,7 @@ from anytime.support.folders import check_file
 from anytime.support.tensor_files import read_tensors, write_tensors
 
 PARTS = ("train", "validation", "test", "unused", "earlier")
-"""Training images beyond `limit` are unused; earlier ones trained the run from whose weights this run started."""
+"""Training images beyond `limit` are unused; earlier ones trained the runs from whose weights this run started."""
 
 RECORD = "images.safetensors"
 """Name of the file in a run directory."""
@@ -35,14 +35,17 @@ class ImageRecord:
         names: One name per image in composed form, relative to the folder of the data.
         contents: int64 `[N]`, see `Split.contents`; 0 where it was not read.
         parts: uint8 `[N]`, indices into `PARTS`.
+        official: The official set that the images belong to, such as `GTSRB`, or empty. The names of earlier images begin
+            with theirs, `GTSRB/00001/00003_00004.ppm`, or are empty.
     """
 
     names: Names
     contents: Tensor
     parts: Tensor
+    official: str = ""
 
     @classmethod
-    def of(cls, parts: Iterable[tuple[str, Split]], read_contents: bool = True) -> ImageRecord:
+    def of(cls, parts: Iterable[tuple[str, Split]], read_contents: bool = True, official: str = "") -> ImageRecord:
         """The record of some parts; without `read_contents` only of their names."""
         names: list[str] = []
         contents, numbers = [], []
@@ -50,7 +53,7 @@ class ImageRecord:
             names += map(composed, split.keys)
             contents.append(split.contents if read_contents else torch.zeros(len(split), dtype=torch.int64))
             numbers.append(torch.full((len(split),), PARTS.index(part), dtype=torch.uint8))
-        return cls(Names.of(names), torch.cat(contents), torch.cat(numbers))
+        return cls(Names.of(names), torch.cat(contents), torch.cat(numbers), official)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -59,13 +62,37 @@ class ImageRecord:
         """Number of images of a part."""
         return int((self.parts == PARTS.index(part)).sum())
 
-    def following(self, earlier: ImageRecord | None) -> ImageRecord:
-        """This record with the training images of `earlier`, the record of the run whose weights the training starts from."""
-        if earlier is None:
+    def following(self, *earlier: ImageRecord) -> ImageRecord:
+        """This record with the training images of `earlier`, the records of runs from whose weights the training starts."""
+        result = self
+        for other in earlier:
+            rows = ((other.parts == _TRAIN) | (other.parts == _EARLIER)).nonzero().flatten()
+            prefix = f"{other.official}/" if other.official else None
+            known = zip(other.names.select(rows), (other.parts[rows] == _EARLIER).tolist(), strict=True)
+            names = [name if is_earlier else f"{prefix}{name}" if prefix else "" for name, is_earlier in known]
+            result = result._with_earlier(names, other.contents[rows])
+        return result
+
+    def renewed(self, split: Split) -> ImageRecord:
+        """This record with what its training images show now, if their files have changed; a warning says how many have."""
+        rows = self.rows(split)
+        before = torch.where((rows >= 0) & (self.parts[rows] == _TRAIN), self.contents[rows], 0)
+        if not before.any():
             return self
-        known = earlier.contents[(earlier.parts == _TRAIN) | (earlier.parts == _EARLIER)]
-        names, parts = Names.of([*self.names, *[""] * len(known)]), torch.full((len(known),), _EARLIER, dtype=torch.uint8)
-        return ImageRecord(names, torch.cat([self.contents, known]), torch.cat([self.parts, parts]))
+        changed = (before != 0) & ((now := split.contents) != before)
+        if not changed.any():
+            return self
+        warnings.warn(
+            f"{split.source}: {int(changed.sum())} of {self.count('train')} training images of this run have changed since it "
+            "began; what they show now counts as trained on",
+            stacklevel=3,
+        )
+        return self._with_earlier([""] * int(changed.sum()), now[changed])
+
+    def _with_earlier(self, names: list[str], contents: Tensor) -> ImageRecord:
+        parts = torch.full((len(contents),), _EARLIER, dtype=torch.uint8)
+        all_names, all_contents = Names.of([*self.names, *names]), torch.cat([self.contents, contents])
+        return ImageRecord(all_names, all_contents, torch.cat([self.parts, parts]), self.official)
 
     def rows(self, split: Split) -> Tensor:
         """The row of each image in the record, found by name or else by content, int64 `[N]`; -1 if it is not recorded.
@@ -122,19 +149,35 @@ class ImageRecord:
         indices = used.nonzero().flatten()
         return split[indices[rows[indices].argsort()]]
 
-    def not_trained(self, split: Split) -> Split:
-        """The images that were not trained on, judging by content; a warning says how many were."""
-        trained = self.contents[(self.parts == _TRAIN) | (self.parts == _EARLIER)]
-        seen = torch.isin(split.contents, trained[trained != 0])
+    def not_trained(self, split: Split, official: str = "", is_test: bool = False) -> Split:
+        """The images that were not trained on, nor others of their group; a warning says how many were.
+
+        Images are known by content. Of an `official` set, whose own parts never overlap, only the training images of earlier
+        runs count; those of the same set are known by name, at any size, and none of them is among its test images.
+        """
+        earlier, trained = self.parts == _EARLIER, self.parts == _TRAIN
+        names: set[str] = set()
+        if official:
+            own = torch.tensor([name.startswith(f"{official}/") for name in self.names], dtype=torch.bool) & earlier
+            names = set() if is_test else set(self.names.select(own.nonzero().flatten()))
+            earlier, trained = earlier & ~own, torch.zeros_like(trained)
+        known = self.contents[earlier | trained]
+        known = known[known != 0]
+        seen = torch.isin(split.contents, known) if len(known) else torch.zeros(len(split), dtype=torch.bool)
+        if names:
+            seen |= torch.tensor([f"{official}/{composed(key)}" in names for key in split.keys], dtype=torch.bool)
+        if split.groups is not None:
+            seen |= torch.isin(split.groups, split.groups[seen])
         if seen.any():
-            text = f"{int(seen.sum())} of {len(split)} images are left out, because this run was trained on their content"
+            what = "their content" if split.groups is None else "their content or on others of their groups"
+            text = f"{int(seen.sum())} of {len(split)} images are left out, because this run was trained on {what}"
             warnings.warn(f"{split.source}: {text}", stacklevel=3)
         return split[(~seen).nonzero().flatten()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a file for `load`; raises OSError if the disk is full."""
         tensors = {"text": self.names.text, "ends": self.names.ends, "contents": self.contents, "parts": self.parts}
-        write_tensors(path, tensors, {"format": _FORMAT})
+        write_tensors(path, tensors, {"format": _FORMAT, "official": self.official})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImageRecord:
@@ -156,7 +199,7 @@ class ImageRecord:
             raise ValueError(f"{path} is damaged: names, contents and parts do not belong together")
         if len(parts) and int(parts.max()) >= len(PARTS):
             raise ValueError(f"{path} is damaged: there is no part {int(parts.max())}")
-        return cls(Names(text, ends, torch.arange(len(ends))), contents, parts)
+        return cls(Names(text, ends, torch.arange(len(ends))), contents, parts, metadata.get("official", ""))
 
 
 def read_record(run: Path | None) -> ImageRecord | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from anytime.analysis.summary import summary
-from anytime.data import ImageData, create_data
+from anytime.data import ImageData
 from anytime.data.batches import Loader
-from anytime.data.files import absent
 from anytime.data.names import composed
-from anytime.data.record import RECORD, read_record
+from anytime.data.record import RECORD
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting import plots
@@ -26,9 +25,8 @@ from anytime.support.digest import weights_digest
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_file
 from anytime.support.locks import only_writer
-from anytime.support.text import one_line
-from anytime.support.trust import names_from
 from anytime.trace import Trace, record
+from anytime.training.origin import data_of
 
 
 def output_folder(run: str | os.PathLike[str]) -> Path:
@@ -39,46 +37,8 @@ def output_folder(run: str | os.PathLike[str]) -> Path:
 def trained_on(
     model: AnytimeModel, root: str | os.PathLike[str] | None = None, download: bool = False, run: Path | None = None
 ) -> ImageData:
-    """The data set that a model was trained on, with the arguments of the recipe that `anytime train` stores in `model.info`.
-
-    `root` replaces the recipe's folder of the data. The images are split as recorded in the directory `run`; without a record,
-    they are split by name, or for models of versions that kept no record, by position, as in training. Raises ValueError if
-    the model holds no recipe, and UntrustedName if an untrusted recipe names an import path.
-    """
-    recipe = model.info.recipe
-    if not recipe:
-        raise ValueError("this model does not say what it was trained on (no recipe in its config.json)")
-    given = recipe.get("data")
-    if not isinstance(given, dict) or not isinstance(given.get("class_path"), str):
-        raise ValueError(f"the recipe in this model's config.json names no data set: data is {given!r}")
-    if not isinstance(given.get("init_args", {}), dict):
-        raise ValueError(f"the recipe in this model's config.json is damaged: data.init_args is {given['init_args']!r}")
-    arguments = dict(given.get("init_args", {}))
-    arguments["root"] = root if root is not None else arguments.get("root")
-    arguments["download"] = download or (model.info.trusted and arguments.get("download", False))
-    option = "--root"
-    with names_from("the model's config.json", trust=model.info.trusted):
-        data = _created(given["class_path"], arguments)
-        if root is None and not data.root.is_dir():
-            if not data.official and arguments["root"] is not None:
-                raise FileNotFoundError(f"{absent(data.root)}, where this model's images were; give their folder with --root")
-            if arguments["root"] is not None:
-                option = f"--root ({absent(data.root)}, where the recipe has them)"
-            data = _created(given["class_path"], {**arguments, "root": None})
-    data.options = (option, "--download")
-    if (record_of_run := read_record(run)) is not None:
-        data.use_record(record_of_run)
-    elif "split_by" not in arguments:
-        data.split_by = "positions"
-    return data
-
-
-def _created(name: str, arguments: Mapping[str, Any]) -> ImageData:
-    """The data set of a recipe; raises ValueError if an argument has the wrong type."""
-    try:
-        return create_data(name, **arguments)
-    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise ValueError(f"the recipe in this model's config.json makes no {name}: {one_line(error)}") from error
+    """The data set that a model was trained on, see `anytime.training.origin.data_of`."""
+    return data_of(model.info, root, download, run)
 
 
 def images_of(data: ImageData, part: str) -> Loader:

@@ -15,13 +15,14 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from anytime.data import ImageData
-from anytime.data.record import RECORD, read_record
+from anytime.data.record import RECORD, ImageRecord, read_record
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
 from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
 from anytime.training.logs import loggers
 from anytime.training.module import AnytimeModule
+from anytime.training.origin import seen_before
 from anytime.training.regimes.base import Joint, Regime
 from anytime.training.schedules import Schedule
 
@@ -143,8 +144,7 @@ def fit(
     checkpoint = run / CHECKPOINT
     checkpoints = Checkpoints(checkpoint)
     saved: dict[str, Any] = read_checkpoint(checkpoint) if resume else {"global_step": 0}
-    if resume and data.record is None and (recorded := read_record(run)) is not None:
-        data.use_record(recorded)
+    record = _resumed_record(data, run) if resume else _record_after_others(data, model, settings)
     regime = Joint() if regime is None else regime
     regime.check(model, settings.epochs)
     module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last, regime)
@@ -168,9 +168,8 @@ def fit(
         plugins=[WholeFiles()],
         callbacks=[Reproducible(settings.seed), checkpoints, *shown, *callbacks],
     )
-    if not resume and trainer.is_global_zero:
-        earlier = read_record(None if settings.weights is None else Path(settings.weights))
-        data.make_record().following(earlier).save(run / RECORD)
+    if trainer.is_global_zero and (record is not None or not resume):
+        (record or data.make_record()).save(run / RECORD)
     try:
         with warnings.catch_warnings(), signals_restored():
             warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")  # a frozen trunk
@@ -185,3 +184,22 @@ def fit(
     if trainer.is_global_zero:
         model.save(run)
     return trainer
+
+
+def _resumed_record(data: ImageData, run: Path) -> ImageRecord | None:
+    """The record of a run that is resumed, with the files that have changed since; `data` follows it. None: an old run."""
+    if data.record is None and (recorded := read_record(run)) is not None:
+        data.use_record(recorded)
+    if (before := data.record) is None:
+        return None
+    if (record := before.renewed(data.split("train"))) is not before:
+        data.use_record(record)
+    return record
+
+
+def _record_after_others(data: ImageData, model: AnytimeModel, settings: Settings) -> ImageRecord | None:
+    """The record of a training from weights of runs that saw images; `data` follows it. None if it starts from no such run."""
+    if not (earlier := seen_before(settings.weights, model.info.recipe, data)):
+        return None
+    data.use_record(record := data.make_record().following(*earlier))
+    return record

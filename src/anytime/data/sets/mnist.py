@@ -5,7 +5,8 @@ from typing import ClassVar
 import torchvision
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from anytime.data.base import CropFlip, ImageData, Split
+from anytime.data.arguments import CropFlip
+from anytime.data.base import ImageData, Split
 from anytime.data.files import errors_naming
 from anytime.data.sets.digits import DIGITS
 

@@ -19,7 +19,7 @@ def make(seed: int, samples: int = 600) -> Trace:
     logits = torch.randn(3, samples, 4, generator=generator)
     logits[:, torch.arange(samples), labels] += torch.rand(samples, generator=generator) * torch.tensor([[2.0], [4.0], [6.0]])
     macs = torch.tensor([100, 200, 300])
-    return Trace(logits, labels, macs, None, macs.double() / 1e6, tuple("abcd"), meta={"dataset": "made"})
+    return Trace(logits, labels, macs, None, macs.double() / 1e6, tuple("abcd"), meta={"dataset": "made", "groups": None})
 
 
 VALIDATION, TEST = make(0), make(1)

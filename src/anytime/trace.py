@@ -189,7 +189,8 @@ def record(
 
     Args:
         model: An anytime model, `[B, C, H, W] -> [T, B, K]`. Its training flags are restored afterwards.
-        loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels.
+        loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels. An attribute `groups`,
+            as the loaders of data sets have it, is kept in the trace: the group of each sample, or None.
         device: Device to run on; the model is moved there. Default: the device of its parameters.
         input_size: `(channels, height, width)` for the costs, or the side of square colour images. Default: that of the first
             batch.
@@ -235,6 +236,8 @@ def record(
         "load": load,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if hasattr(loader, "groups"):
+        facts["groups"] = None if loader.groups is None else torch.as_tensor(loader.groups).tolist()
     if labels[0].ndim == 2:
         facts["levels"] = list(model.levels)
     if timing is not None:

@@ -167,6 +167,10 @@ def test_gtsrb_frames(tmp_path):
     train_images, targets, test_images, _ = read(data)
     assert train_images.unique().tolist() == test_images.unique().tolist() == pytest.approx([250 / 255])
     assert targets.tolist() == [3] * 16
+    track, *rest = data.val_dataloader().groups.tolist()
+    assert rest == [track] * 3
+    assert data.test_dataloader().groups is None
+    assert not hasattr(data.train_dataloader(), "groups")  # its order varies
 
     np.savez(tmp_path / "gtsrb32/test.npz", **arrays, track=np.array(["00000.ppm"]))
     with pytest.raises(ValueError, match=r"test\.npz .*do not belong together"):

@@ -18,7 +18,8 @@ def make_trace() -> Callable[..., Trace]:
         logits = noise / torch.arange(1, steps + 1)[:, None, None] ** 0.5
         logits[:, torch.arange(samples), labels] += ease * torch.arange(1, steps + 1)[:, None] ** 0.5
         macs = torch.arange(1, steps + 1) * 100
-        return Trace(logits, labels, macs, None, macs.double() / 1e5, tuple(map(str, range(classes))))
+        names = tuple(map(str, range(classes)))
+        return Trace(logits, labels, macs, None, macs.double() / 1e5, names, meta={"groups": None})
 
     return make
 
@@ -28,6 +29,6 @@ def from_probabilities() -> Callable[..., Trace]:
     def make(probabilities: list, labels: list[int], macs: list[int]) -> Trace:
         logits = torch.tensor(probabilities).log()
         names = tuple(map(str, range(logits.shape[2])))
-        return Trace(logits, torch.tensor(labels), torch.tensor(macs), None, None, names)
+        return Trace(logits, torch.tensor(labels), torch.tensor(macs), None, None, names, meta={"groups": None})
 
     return make

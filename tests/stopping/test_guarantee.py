@@ -19,7 +19,7 @@ def loss(trace, rule):
 
 def draw(population, samples, generator):
     index = torch.randint(population.num_samples, (samples,), generator=generator)
-    return Trace(population.logits[:, index], population.labels[index], population.macs, None, None, population.class_names)
+    return replace(population, logits=population.logits[:, index], labels=population.labels[index], seconds=None)
 
 
 LADDER = [Confidence(percent / 100) for percent in range(84, 48, -1)]  # risk crosses 5 % in small steps
@@ -60,7 +60,7 @@ def tracks(population, count, generator, declared=True, frames=30):
     """Tracks of equal frames, in any order."""
     index = torch.randint(population.num_samples, (count,), generator=generator).repeat(frames)
     groups = torch.arange(count).repeat(frames)
-    names, meta = population.class_names, {"groups": groups.tolist()} if declared else {}
+    names, meta = population.class_names, {"groups": groups.tolist() if declared else None}
     return Trace(population.logits[:, index], population.labels[index], population.macs, None, None, names, meta=meta)
 
 
@@ -102,6 +102,15 @@ def test_groups_by_hand(from_probabilities):
     assert certified(trace, 0.5, 0.0872, [bold]).rule == Never()
     with pytest.raises(ValueError, match="one group for each of 20 samples, got 2"):
         certified(replace(trace, meta={"groups": [1, 2]}), 0.5)
+
+
+@pytest.mark.parametrize("choose", [certified, conformal])
+def test_a_trace_that_does_not_know_its_groups_is_taken_for_independent_samples_with_a_warning(make_trace, choose):
+    trace = make_trace(200, seed=3)
+    with pytest.warns(UserWarning, match="does not say which samples belong together") as caught:
+        outcome = choose(replace(trace, meta={}), 0.2)
+    assert caught[0].filename == __file__
+    assert outcome.rule == choose(trace, 0.2).rule
 
 
 def test_fixed_sequence_by_hand(from_probabilities):

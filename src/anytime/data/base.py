@@ -296,7 +296,13 @@ class ImageData(LightningDataModule, ABC):
         return split if self.record is None else self.record.not_trained(split, self._official_name, is_test)
 
     def loader(self, split: Split, train: bool) -> Loader:
-        """Batches of a split: in random order and augmented if `train`, otherwise as they are."""
+        """Batches of a split: in random order and augmented if `train`, otherwise as they are, with their groups."""
+        loader = self._batches(split, train)
+        if not train and loader.world_size == 1:
+            loader.groups = split.groups
+        return loader
+
+    def _batches(self, split: Split, train: bool) -> Loader:
         device, rank, world_size = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device = self.trainer.strategy.root_device

@@ -35,7 +35,13 @@ class Loader(ABC):
         seed: Seed of the order and the augmentation.
         rank: Number of this process.
         world_size: Number of processes.
+
+    Attributes:
+        groups: int64 `[N]`, the group of each sample in the order of the batches, or None if each is independent. Not set if
+            that is unknown or the order varies.
     """
+
+    groups: Tensor | None
 
     def __init__(
         self, size: int, batch_size: int, *, shuffle: bool = False, seed: int = 0, rank: int = 0, world_size: int = 1

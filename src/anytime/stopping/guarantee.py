@@ -8,12 +8,14 @@ with different `epsilon` or `combiner`, the best of them has no guarantee.
 
 Samples that belong together, such as the frames of a track, are one sample. If `trace.meta["groups"]` holds a number for
 each sample, L is averaged within each group first, so that E[L] is the loss of a random sample of a random group, and the
-groups are what must be exchangeable.
+groups are what must be exchangeable. None says that each sample is independent. Traces of the loaders of `anytime.data` say
+either; a trace that says neither is taken for one of independent samples, with a warning.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -54,7 +56,8 @@ def certified(
     """
     _require_share(epsilon, "epsilon")
     _require_share(alpha, "alpha")
-    by_group, p_value = _grouping(trace), _exact if group_numbers(trace) is None else _hoeffding_bentkus
+    groups = _declared_groups(trace)
+    by_group, p_value = _means(groups), _exact if groups is None else _hoeffding_bentkus
 
     def passes(losses: Tensor) -> bool:
         return not p_value(by_group(losses), epsilon) > alpha
@@ -74,7 +77,7 @@ def conformal(
     Arguments and result are those of `certified`.
     """
     _require_share(epsilon, "epsilon")
-    by_group = _grouping(trace)
+    by_group = _means(_declared_groups(trace))
     worst = torch.zeros(trace.num_samples, dtype=torch.bool)
 
     def passes(losses: Tensor) -> bool:
@@ -122,9 +125,19 @@ def _losses(answers: Answers, rule: Rule) -> Tensor:
     return answers.right[-1] & ~answers.right.gather(0, steps[None])[0]
 
 
-def _grouping(trace: Trace) -> Callable[[Tensor], Tensor]:
+def _declared_groups(trace: Trace) -> Tensor | None:
+    """`group_numbers`, with a warning if the trace does not say whether samples belong together."""
+    if "groups" not in trace.meta:
+        warnings.warn(
+            "this trace does not say which samples belong together, such as the frames of a track, so each counts as "
+            "independent; say it in meta['groups']: a number for each sample, or None if each is independent",
+            stacklevel=3,
+        )
+    return group_numbers(trace)
+
+
+def _means(groups: Tensor | None) -> Callable[[Tensor], Tensor]:
     """Turns losses `[N]` into their means by group, float64 `[G]`; without groups each sample is one."""
-    groups = group_numbers(trace)
     if groups is None:
         return Tensor.double
     sizes = groups.bincount()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from anytime.model import AnytimeModel, create_model
-from anytime.trace import Trace, record
+from anytime.saving import TASKS
+from anytime.trace import Trace, labelled, record
 
 
 def make(steps: int = 3, samples: int = 4, classes: int = 2, **changes) -> Trace:
@@ -29,20 +30,40 @@ def make(steps: int = 3, samples: int = 4, classes: int = 2, **changes) -> Trace
     return Trace(**(fields | changes))
 
 
+def same_tensors(x, y):
+    """Bit by bit, of two tensors or of two sequences of them."""
+    pairs = [(x, y)] if isinstance(x, torch.Tensor) else list(zip(x, y, strict=True))
+    return [one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs]
+
+
 def equal(a: Trace, b: Trace) -> bool:
-    for name in ("logits", "labels", "macs", "contract_macs", "seconds", "features", "class_weights"):
+    for name in ("outputs", "labels", "macs", "contract_macs", "seconds", "features", "class_weights", "targets"):
         x, y = getattr(a, name), getattr(b, name)
-        if (x is None) != (y is None) or (x is not None and (x.dtype != y.dtype or not torch.equal(x, y))):
+        if (x is None) != (y is None) or (x is not None and not all(same_tensors(x, y))):
             return False
+    if a.activations.keys() != b.activations.keys():
+        return False
+    if not all(same_tensors(a.activations.values(), [b.activations[name] for name in a.activations])):
+        return False
     return a.class_names == b.class_names and dict(a.meta) == dict(b.meta)
 
 
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.booleans())
-def test_round_trip(tmp_path_factory, steps, samples, classes, everything):
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.sampled_from(TASKS), st.data())
+def test_round_trip(tmp_path_factory, steps, samples, classes, everything, task, data):
     trace = make(steps, samples, classes)
+    if task != "classification":
+        maps = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=2)) if task == "dense" else []
+        shape = samples, classes, *maps
+        outputs, meta = torch.randn(steps, *shape), {**trace.meta, "task": task}
+        trace = replace(trace, outputs=outputs, labels=torch.full((samples,), -1), targets=torch.rand(shape), meta=meta)
     if everything:
-        features = torch.randn(steps, samples, 6)
-        trace = replace(trace, features=features, class_weights=torch.randn(steps, classes, 6))
+        widths = data.draw(st.lists(st.integers(0, 6), min_size=steps, max_size=steps))
+        trace = replace(
+            trace,
+            features=[torch.randn(samples, width) for width in widths],
+            class_weights=[torch.randn(classes, width) for width in widths],
+            activations={"conv1": torch.randn(samples, 2, 2), "stages.0": torch.randn(samples, 3).half()},
+        )
     else:
         trace = replace(trace, contract_macs=None, seconds=None)
     path = tmp_path_factory.mktemp("trace") / "new" / "folder" / "trace.safetensors"
@@ -79,7 +100,7 @@ def test_other_formats_and_versions_raise(tmp_path):
     with pytest.raises(ValueError, match=r"my\.trace is a safetensors file but not a trace"):
         Trace.load(path)
     safetensors.torch.save_file({"logits": torch.ones(2)}, path, metadata={"format": "anytime-trace", "version": "99"})
-    with pytest.raises(ValueError, match=r"my\.trace has trace format version 99; this version of anytime reads 1"):
+    with pytest.raises(ValueError, match=r"my\.trace has trace format version 99; this version of anytime reads 1 and 2"):
         Trace.load(path)
 
 
@@ -113,7 +134,7 @@ def test_meta_must_be_json(tmp_path):
         ({"logits": torch.full((3, 4, 2), torch.nan)}, "NaN"),
         ({"labels": torch.zeros(3).long()}, r"labels must be torch.int64 \[4\], got torch.int64 \[3\]"),
         ({"labels": torch.zeros(4)}, r"got torch.float32 \[4\]"),
-        ({"labels": torch.tensor([0, 1, 2, -1])}, r"in 0\.\.1 for 2 classes, got values from -1 to 2"),
+        ({"labels": torch.tensor([0, 1, 2, -1])}, r"in 0\.\.1 for 2 classes, or be -1 if absent, got values from -1 to 2"),
         ({"labels": torch.zeros(4, 2).long()}, r"labels must be torch.int64 \[4, 1\], got torch.int64 \[4, 2\]"),
         ({"class_names": ("a",)}, "2 classes but 1 class_names"),
         ({"macs": torch.tensor([1, 2])}, r"macs must be torch.int64 \[3\] and positive, got .* \[2\]: \[1, 2\]"),
@@ -121,9 +142,18 @@ def test_meta_must_be_json(tmp_path):
         ({"contract_macs": torch.tensor([0, 1, 2])}, "contract_macs must be"),
         ({"seconds": torch.tensor([0.1, torch.nan, 0.2]).double()}, "seconds must be"),
         ({"meta": {"seconds_low": [0.1]}}, r"meta\['seconds_low'\] must hold 3 values, got \[0.1\]"),
-        ({"features": torch.zeros(3, 5, 6)}, r"features must be \[3, 4, F\]"),
-        ({"class_weights": torch.zeros(3, 6)}, r"class_weights must be \[2, F\] or \[3, 2, F\]"),
-        ({"features": torch.zeros(3, 4, 6), "class_weights": torch.zeros(2, 5)}, r"must be \[2, 6\] or \[3, 2, 6\]"),
+        ({"features": torch.zeros(3, 5, 6)}, r"features must be 3 tensors \[4, F_t\], one for each step, got .* \[3, 5, 6\]"),
+        ({"features": [torch.zeros(4, 6)] * 2}, r"features must be 3 tensors \[4, F_t\], .* got \[\[4, 6\], \[4, 6\]\]"),
+        ({"class_weights": torch.zeros(3, 6)}, r"class_weights must be 3 tensors \[2, F_t\], one for each step"),
+        ({"features": torch.zeros(3, 4, 6), "class_weights": torch.zeros(2, 5)}, r"\[6, 6, 6\], got \[5, 5, 5\]"),
+        ({"activations": {"conv": torch.zeros(3, 4)}}, r"activations\['conv'\] must be \[4, ...\], one row for each sample"),
+        ({"targets": torch.zeros(3)}, r"targets must be \[4, ...\], one row for each sample, got torch.float32 \[3\]"),
+        ({"meta": {"task": "detection"}}, "must be one of classification, regression, dense, got 'detection'"),
+        (
+            {"meta": {"task": "dense"}},
+            r"outputs must be float32 \[T, N, K, ...\] and not empty, got torch.float32 \[3, 4, 2\]",
+        ),
+        ({"meta": {"task": "regression", "levels": [1, 1]}}, "label levels belong to classification"),
         ({"meta": {"levels": [1, 1]}}, r"labels must be torch.int64 \[4, 2\], got torch.int64 \[4\]"),
     ],
 )
@@ -140,7 +170,7 @@ def test_level_selects_one_label_level():
     coarse = trace.level(1)
     assert torch.equal(coarse.logits, trace.logits[..., 3:])
     assert torch.equal(coarse.labels, labels[:, 1])
-    assert torch.equal(coarse.class_weights, weights[3:])
+    assert all(torch.equal(step, weights[3:]) for step in coarse.class_weights)
     assert coarse.class_names == ("class 3", "class 4")
     assert dict(coarse.meta) == {"model": "two", "level": 1}
     with pytest.raises(ValueError, match="no label level 2: this trace has 2"):
@@ -222,17 +252,36 @@ def test_record_takes_names_and_levels_from_the_model():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 2, 1, 3], r"batch 1: labels must lie in 0\.\.2 for 3 classes, got values from 3 to 3"),
-        ([0, -1, 2], "batch 0: .* got values from -1 to 2"),
         ([0.0, 0.5], "batch 0: labels must be torch.int64"),
+        ([[0, 1], [1, 0]], r"batch 0: labels must be torch.int64 \[2, 1\], got torch.int64 \[2, 2\]"),
     ],
 )
-def test_record_rejects_labels_outside_the_classes(labels, message):
+def test_record_rejects_labels_of_another_form(labels, message):
     model = Tiny().train()
     with pytest.raises(ValueError, match=message):
         record(model, batches(labels), progress=False)
     assert model.training
     assert model.norm.training
+
+
+def test_record_takes_labels_outside_the_classes_for_absent():
+    with pytest.warns(UserWarning, match=r"2 of 5 labels lie outside 0\.\.2 and count as absent"):
+        trace = record(Tiny(), batches([0, 3, -100, -1, 2]), progress=False, seconds=False)
+    assert trace.labels.tolist() == [0, -1, -1, -1, 2]
+    assert trace.labels.dtype == torch.int64
+
+
+def test_samples_without_a_label_are_left_out_and_counted():
+    trace = make(labels=torch.tensor([1, -1, 0, -1]), features=torch.rand(3, 4, 2), meta={"groups": [7, 8, 9, 9]})
+    with pytest.warns(UserWarning, match="2 of 4 samples have no label among the 2 classes and are left out"):
+        known = labelled(trace)
+    assert known.labels.tolist() == [1, 0]
+    assert torch.equal(known.logits, trace.logits[:, [0, 2]])
+    assert all(torch.equal(part, whole[[0, 2]]) for part, whole in zip(known.features, trace.features, strict=True))
+    assert (known.meta["groups"], known.meta["unlabelled"]) == ([7, 9], 2)
+    assert labelled(known) is known
+    with pytest.raises(ValueError, match="none of the 4 samples of this trace has a label among its 2 classes"):
+        labelled(replace(trace, labels=torch.full((4,), -1)))
 
 
 def test_record_rejects_empty_loaders_and_wrong_shapes(monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor
 from anytime.model import State
 from anytime.support.names import nearest
 from anytime.support.tagged import Tagged
-from anytime.trace import Trace, require_one_level
+from anytime.trace import Trace, labelled
 
 
 class Combiner(Tagged):
@@ -183,11 +183,11 @@ def fit_temperatures(trace: Trace, combiner: Combiner | None = None) -> Temperat
         combiner: Combines the divided logits; default `Last()`.
 
     Raises:
-        ValueError: The trace has several label levels.
+        ValueError: The trace has several label levels, or no labels.
     """
     from scipy.optimize import minimize_scalar
 
-    require_one_level(trace)
+    trace = labelled(trace)
 
     def loss(log_temperature: float, logits: Tensor, right: Tensor) -> float:
         inverse = math.exp(-log_temperature)

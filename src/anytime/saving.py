@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import safetensors
 import safetensors.torch
@@ -31,6 +31,8 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 1
 HEADER = 2_000_000  # bytes of names and shapes, of some 15,000 tensors
+Task = Literal["classification", "regression", "dense"]
+TASKS: tuple[Task, ...] = get_args(Task)
 _TYPES = {  # of the tensors in a file
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -47,7 +49,7 @@ class ModelInfo:
         resize_ratio: Images are resized to this multiple of `input_size` and then cropped; 1 only covers.
         stretched: Images are resized to `input_size` whole, whatever their aspect, and not cropped.
         class_names: Names of all classes; those of several label levels one level after the other.
-        task: What the outputs are.
+        task: What the outputs are: logits `[B, K]`, values `[B, K]`, or a map for each of K classes or values, `[B, K, ...]`.
         recipe: The configuration that trained the model.
         result: What was measured, in words.
         rules: Fitted stopping rules by name, see `anytime.stopping.save_rule`.
@@ -62,7 +64,7 @@ class ModelInfo:
     resize_ratio: float = field(default=1.0, metadata={"key": "margin"})
     stretched: bool = False
     class_names: tuple[str, ...] = ()
-    task: Literal["classification", "regression", "dense"] = "classification"
+    task: Task = "classification"
     recipe: dict[str, Any] = field(default_factory=dict)
     result: str = ""
     rules: dict[str, Any] = field(default_factory=dict, metadata={"key": "fitted"})
@@ -99,6 +101,8 @@ class ModelInfo:
                     raise ValueError(f"metadata.{key} is {value!r}, not {_KINDS[name][0].__name__}")
                 known[name] = tuple(value) if isinstance(value, list) and name != "members" else value
         info = cls(**known, other={key: value for key, value in values.items() if key not in names})
+        if info.task not in TASKS:
+            raise ValueError(f"metadata.task is {info.task!r}, not one of {', '.join(TASKS)}")
         size, ratio = info.input_size, info.resize_ratio
         if size is not None and not (len(size) == 3 and all(type(n) is int and 0 < n <= 100_000 for n in size)):
             raise ValueError(f"metadata.input_size is {[*size]!r}, not (channels, height, width)")

@@ -5,13 +5,13 @@ A trace is recorded once and stored; every metric, curve and figure is a pure fu
 
 from __future__ import annotations
 
-import json
+import functools
 import os
-import zlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,97 +19,134 @@ from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs, step_seconds
 from anytime.model import AnytimeModel, eval_mode
+from anytime.support import arrays
 from anytime.support.digest import weights_digest
-from anytime.support.documents import parse_json
-from anytime.support.limits import UNFIT
 from anytime.support.precision import own_precision
-from anytime.support.tensor_files import read_tensors, write_tensors
-from anytime.support.text import one_line
+from anytime.support.trace_files import read_trace, write_trace
+from anytime.support.trace_table import frame
 from anytime.support.units import ImageSize, image_size
 
-_FORMAT = "anytime-trace"
-_VERSION = 1
-_TENSORS = ("logits", "labels", "macs", "contract_macs", "seconds", "features", "class_weights")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+AnyClass = TypeVar("AnyClass", bound=type)
 
 
+def _logits_are_outputs(kind: AnyClass) -> AnyClass:
+    """Decorator: `logits=` is another name for `outputs=`, in the constructor and in `dataclasses.replace`."""
+    build = kind.__init__  # type: ignore[misc]
+
+    @functools.wraps(build)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "logits" in kwargs:
+            kwargs["outputs"] = kwargs.pop("logits")
+        build(self, *args, **kwargs)
+
+    kind.__init__ = __init__  # type: ignore[misc]
+    return kind
+
+
+@_logits_are_outputs
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The answers of T steps to N samples over K classes, with two costs that are never mixed.
+    """The answers of T steps to N samples, with two costs that are never mixed.
 
     Attributes:
-        logits: float32 `[T, N, K]`.
+        outputs: float32 `[T, N, K, ...]`. In classification they are logits `[T, N, K]` over K classes, also called `logits`.
         labels: int64 `[N]`, or `[N, D]` if `meta["levels"]` lists the sizes of D label levels, side by side in K (`level`).
+            -1 where a label is absent or none of the classes: metrics that need labels leave such samples out (`labelled`).
         macs: int64 `[T]`, interruptible cost: multiply-adds per sample of the stream up to each step.
         contract_macs: int64 `[T]`, contract cost: multiply-adds of the cheapest way to compute only that answer.
         seconds: float64 `[T]`, cumulative median seconds of a stream over `meta["seconds_batch"]` samples.
         class_names: K names.
-        features: float32 `[T, N, F]`, the inputs of the last linear layer.
-        class_weights: float32 `[K, F]`, or `[T, K, F]` if every step has its own last layer.
-        meta: JSON-able facts: model, dataset, split, input_size, hardware, torch, date, seconds_low, seconds_high, ...
+        features: T tensors `[N, F_t]`, the inputs of the last linear layer of each step. One tensor `[T, N, F]` is split.
+        class_weights: T tensors `[K, F_t]`, its weights. One tensor `[T, K, F]` is split, `[K, F]` belongs to every step.
+        meta: JSON-able facts: task, model, dataset, split, input_size, hardware, torch, date, seconds_low, seconds_high, ...
+        activations: By layer name, each `[N, ...]`.
+        targets: `[N, ...]`, what the outputs should be, if they are no logits `[T, N, K]`: values, or the class of each pixel.
 
     Raises:
         ValueError: A shape, type or range contradicts the above.
     """
 
-    logits: Tensor
+    outputs: Tensor
     labels: Tensor
     macs: Tensor
     contract_macs: Tensor | None
     seconds: Tensor | None
     class_names: tuple[str, ...]
-    features: Tensor | None = None
-    class_weights: Tensor | None = None
+    features: Sequence[Tensor] | None = None
+    class_weights: Sequence[Tensor] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    activations: Mapping[str, Tensor] = field(default_factory=dict)
+    targets: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.logits.ndim != 3 or self.logits.dtype != torch.float32 or 0 in self.logits.shape:
-            raise ValueError(f"logits must be float32 [T, N, K] and not empty, got {_describe(self.logits)}")
-        if not all(bool(step.logsumexp(1).isfinite().all()) for step in self.logits):
-            raise ValueError("logits contain NaN or infinity: no probabilities can be computed from them")
-        steps, samples, classes = self.logits.shape
+        arrays.check_outputs(self.outputs, self.task, self.levels)
+        steps, samples, classes = self.outputs.shape[:3]
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if len(self.class_names) != classes:
-            raise ValueError(f"logits have {classes} classes but {len(self.class_names)} class_names were given")
-        _check_labels(self.labels, self.levels or (classes,), samples)
+            name = arrays.OUTPUTS[self.task].name
+            raise ValueError(f"{name} have {classes} classes but {len(self.class_names)} class_names were given")
+        arrays.check_labels(self.labels, self.levels or (classes,), samples)
         for name, dtype in (("macs", torch.int64), ("contract_macs", torch.int64), ("seconds", torch.float64)):
             cost = getattr(self, name)
             if cost is None and name != "macs":
                 continue
             if cost.shape != (steps,) or cost.dtype != dtype or not bool(cost.isfinite().all() and (cost > 0).all()):
-                got = f"{_describe(cost)}: {cost.tolist()}"
+                got = f"{arrays.described(cost)}: {cost.tolist()}"
                 raise ValueError(f"{name} must be {dtype} [{steps}] and positive, got {got}")
         if bool((self.macs.diff() <= 0).any()):
             raise ValueError(f"macs are cumulative and must grow at every step, got {self.macs.tolist()}")
         if self.levels and (self.labels.ndim != 2 or sum(self.levels) != classes):
             raise ValueError(
-                f"label levels of {self.levels} classes do not fit {classes} classes and {_describe(self.labels)}"
+                f"label levels of {self.levels} classes do not fit {classes} classes and {arrays.described(self.labels)}"
             )
         for name in ("seconds_low", "seconds_high"):
             if len(self.meta.get(name, [0] * steps)) != steps:
                 raise ValueError(f"meta[{name!r}] must hold {steps} values, got {self.meta[name]!r}")
-        width = None if self.features is None else self.features.shape[-1]
-        if self.features is not None and self.features.shape != (steps, samples, width):
-            raise ValueError(f"features must be [{steps}, {samples}, F], got {_describe(self.features)}")
-        if self.class_weights is not None:
-            rows, columns = self.class_weights.shape[:-1], self.class_weights.shape[-1:]
-            if rows not in ((classes,), (steps, classes)) or (width is not None and columns != (width,)):
-                wanted = f"[{classes}, {width or 'F'}] or [{steps}, {classes}, {width or 'F'}]"
-                raise ValueError(f"class_weights must be {wanted}, got {_describe(self.class_weights)}")
+        for name, rows in (("features", samples), ("class_weights", classes)):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, arrays.by_step(given, name, steps, rows))
+        if self.features is not None and self.class_weights is not None:
+            widths, wanted = ([part.shape[1] for part in parts] for parts in (self.class_weights, self.features))
+            if widths != wanted:
+                raise ValueError(f"class_weights must be as wide as the features, {wanted}, got {widths}")
+        samples_first = {**self.activations} if self.targets is None else {**self.activations, "targets": self.targets}
+        for name, values in samples_first.items():
+            if values.shape[:1] != (samples,):
+                what = name if values is self.targets else f"activations[{name!r}]"
+                raise ValueError(f"{what} must be [{samples}, ...], one row for each sample, got {arrays.described(values)}")
+
+    @property
+    def task(self) -> str:
+        """What the outputs are: "classification", "regression" or "dense"."""
+        return self.meta.get("task", "classification")
+
+    @property
+    def logits(self) -> Tensor:
+        """The outputs of a classifier, float32 `[T, N, K]`; raises ValueError if the task is another."""
+        if self.task != "classification":
+            raise ValueError(
+                f"this trace is of task {self.task!r}: it has outputs and targets, but no logits, so no classes, "
+                "probabilities or accuracy follow from it"
+            )
+        return self.outputs
 
     @property
     def num_steps(self) -> int:
         """T."""
-        return self.logits.shape[0]
+        return self.outputs.shape[0]
 
     @property
     def num_samples(self) -> int:
         """N."""
-        return self.logits.shape[1]
+        return self.outputs.shape[1]
 
     @property
     def num_classes(self) -> int:
-        """K, over all label levels."""
-        return self.logits.shape[2]
+        """K, over all label levels; in other tasks the number of values or maps of an answer."""
+        return self.outputs.shape[2]
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -127,27 +164,103 @@ class Trace:
         columns = slice(sum(self.levels[:index]), sum(self.levels[: index + 1]))
         return replace(
             self,
-            logits=self.logits[..., columns],
+            outputs=self.logits[..., columns],
             labels=self.labels[:, index],
             class_names=self.class_names[columns],
-            class_weights=None if self.class_weights is None else self.class_weights[..., columns, :],
+            class_weights=None if self.class_weights is None else [weights[columns] for weights in self.class_weights],
             meta={key: value for key, value in self.meta.items() if key != "levels"} | {"level": index},
         )
+
+    def select(self, samples: Tensor) -> Trace:
+        """The trace of some samples, int64 positions or a bool mask `[N]`, in their order; also of their `meta["groups"]`."""
+        groups = self.meta.get("groups")
+        return replace(
+            self,
+            outputs=self.outputs[:, samples],
+            labels=self.labels[samples],
+            features=None if self.features is None else [part[samples] for part in self.features],
+            meta=self.meta if groups is None else {**self.meta, "groups": torch.tensor(groups)[samples].tolist()},
+            activations={name: values[samples] for name, values in self.activations.items()},
+            targets=None if self.targets is None else self.targets[samples],
+        )
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: arrays.Array | Sequence[arrays.Array],
+        labels: arrays.Array,
+        *,
+        macs: arrays.Array,
+        contract_macs: arrays.Array | None = None,
+        seconds: arrays.Array | None = None,
+        class_names: Sequence[str] | None = None,
+        features: Sequence[arrays.Array] | None = None,
+        class_weights: Sequence[arrays.Array] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """A trace of the logits of any code, from numpy or torch.
+
+        Args:
+            logits: `[T, N, K]`, or T arrays `[N, K]`, of any floating-point type; not probabilities.
+            labels: Whole numbers `[N]`; -1, and with a warning all others outside 0..K-1, are absent.
+            macs: Cumulative multiply-adds per sample after each step, `[T]`.
+            contract_macs: Multiply-adds of each answer by itself, `[T]`.
+            seconds: Cumulative seconds after each step, `[T]`.
+            class_names: K names. Default: "0", "1", ...
+            features: T arrays `[N, F_t]`.
+            class_weights: T arrays `[K, F_t]`.
+            meta: JSON-able facts; `{"levels": sizes}` for labels `[N, D]` of several levels.
+
+        Raises:
+            ValueError: A shape, type or range is wrong, or the logits are probabilities.
+
+        Example:
+            >>> import numpy
+            >>> Trace.from_logits(numpy.random.randn(3, 100, 10), numpy.arange(100) % 10, macs=[1e6, 3e6, 9e6]).num_steps
+            3
+        """
+        facts = dict(meta or {})
+        outputs, answers = arrays.as_outputs(logits), arrays.as_labels(labels)
+        steps, samples, classes = outputs.shape
+        if answers.shape[:1] != (samples,):
+            turned = ", so swap the first two dimensions of the logits" if len(answers) == steps else ""
+            raise ValueError(
+                f"logits {list(outputs.shape)} are of {samples} samples, but there are {len(answers)} labels{turned}"
+            )
+        answers = arrays.known_labels(answers, tuple(facts.get("levels") or (classes,)))
+        return cls(
+            outputs=outputs,
+            labels=answers,
+            macs=arrays.as_vector(macs, "macs", torch.int64),
+            contract_macs=None if contract_macs is None else arrays.as_vector(contract_macs, "contract_macs", torch.int64),
+            seconds=None if seconds is None else arrays.as_vector(seconds, "seconds", torch.float64),
+            class_names=tuple(class_names or map(str, range(classes))),
+            features=None if features is None else [torch.as_tensor(part) for part in features],
+            class_weights=None if class_weights is None else [torch.as_tensor(part) for part in class_weights],
+            meta=facts,
+        )
+
+    def to_pandas(self) -> DataFrame:
+        """A `pandas.DataFrame` with one row per sample and answer.
+
+        Columns: sample (from 0), step (from 1), macs, contract_macs, seconds, group. A classifier has label (-1: absent),
+        answer, correct (missing without a label) and confidence, with `_0`, `_1`, ... for several label levels. A regression
+        has output_k and target_k.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: The outputs are maps, which are no values of a row.
+        """
+        return frame(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file atomically, creating missing folders.
 
         Raises:
-            ValueError: JSON cannot represent `meta`.
+            ValueError: JSON cannot represent `meta`, or there are activations of too many layers.
             OSError: The disk is full.
         """
-        tensors = {name: value.contiguous() for name in _TENSORS if (value := getattr(self, name)) is not None}
-        try:
-            header = json.dumps({"class_names": self.class_names, "meta": dict(self.meta)})
-        except TypeError as error:
-            raise ValueError(f"the meta of a trace must be JSON: {error}") from None
-        metadata = {"format": _FORMAT, "version": str(_VERSION), "trace": header, "crc32": _crc32(header, tensors)}
-        write_tensors(path, tensors, metadata)
+        write_trace(path, {name: getattr(self, name) for name in self.__dataclass_fields__}, self.task)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -157,20 +270,7 @@ class Trace:
             FileNotFoundError: The file does not exist.
             ValueError: The file is truncated, altered, not a trace, or has another format version.
         """
-        tensors, metadata = read_tensors(path, "a trace")
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} is a safetensors file but not a trace; anytime.record writes traces")
-        if (version := metadata.get("version")) != str(_VERSION):
-            raise ValueError(f"{path} has trace format version {version}; this version of anytime reads {_VERSION}")
-        header = metadata.get("trace", "")
-        if metadata.get("crc32") != _crc32(header, tensors):
-            raise ValueError(f"{path} is damaged: its content does not match the checksum {metadata.get('crc32')}")
-        facts = parse_json(header, path, nodes=10_000_000)  # the group of each image
-        fields = {name: tensors.get(name) for name in _TENSORS}
-        try:
-            return cls(**fields, class_names=tuple(facts["class_names"]), meta=facts["meta"])  # type: ignore[arg-type]
-        except UNFIT as error:
-            raise ValueError(f"{path} is damaged: {one_line(error)}") from error
+        return read_trace(path, cls)
 
 
 def record(
@@ -188,9 +288,11 @@ def record(
     """Runs `model` over `loader` in eval mode and in its own precision; records all answers, their costs and the hardware.
 
     Args:
-        model: An anytime model, `[B, C, H, W] -> [T, B, K]`. Its training flags are restored afterwards.
-        loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels. An attribute `groups`,
-            as the loaders of data sets have it, is kept in the trace: the group of each sample, or None.
+        model: An anytime model, `[B, C, H, W] -> [T, B, K]`, or `[T, B, K, ...]` if `model.info.task` is "dense". Its training
+            flags are restored afterwards.
+        loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels. Those outside 0..K-1 are
+            recorded as absent, with a warning unless they are -1. For other tasks: batches `(images, targets)`. An attribute
+            `groups`, as the loaders of data sets have it, is kept in the trace: the group of each sample, or None.
         device: Device to run on; the model is moved there. Default: the device of its parameters.
         input_size: `(channels, height, width)` for the costs, or the side of square colour images. Default: that of the first
             batch.
@@ -201,30 +303,31 @@ def record(
         meta: Facts to add to, or override, those recorded here (model, input_size, hardware, date, ...).
 
     Raises:
-        ValueError: The loader is empty, labels lie outside 0..K-1, or the logits do not have the shape the model claims.
+        ValueError: The loader is empty, labels are not whole numbers, or the answers do not have the shape the model claims.
     """
     place = next(model.parameters()).device if device is None else torch.device(device)
-    steps, classes = model.num_steps, model.num_classes
+    steps, classes, task = model.num_steps, model.num_classes, model.info.task
+    form = arrays.OUTPUTS[task]
     model.to(place)
     precision = next(model.parameters()).dtype
     answers: list[Tensor] = []
-    labels: list[Tensor] = []
+    targets: list[Tensor] = []
     with torch.inference_mode(), eval_mode(model), own_precision(place):
         for images, target in tqdm(loader, desc="recording", unit="batch", disable=not progress, leave=False):
             input_size = image_size(input_size or tuple(images.shape[1:]))
-            target = target if target.is_floating_point() else target.long()
-            _check_labels(target, model.levels, len(images), f"batch {len(labels)}: ")
+            if task == "classification":
+                target = target if target.is_floating_point() else target.long()
+                arrays.check_label_form(target, model.levels, len(images), f"batch {len(targets)}: ")
             images = images.to(place, precision if images.is_floating_point() else images.dtype, non_blocking=True)
-            logits = model(images)
-            if logits.shape != (steps, len(images), classes):
-                wanted = f"[{steps}, {len(images)}, {classes}]"
-                raise ValueError(f"batch {len(labels)}: the model returned {_describe(logits)} instead of {wanted}")
-            answers.append(logits.float().cpu())
-            labels.append(target.cpu())
+            outputs = model(images)
+            if outputs.shape[:3] != (steps, len(images), classes) or outputs.ndim not in form.dimensions:
+                wanted = f"[{steps}, {len(images)}, {classes}{', ...' if task == 'dense' else ''}]"
+                raise ValueError(f"batch {len(targets)}: the model returned {arrays.described(outputs)} instead of {wanted}")
+            answers.append(outputs.float().cpu())
+            targets.append(target.cpu())
         if not answers or input_size is None:
             raise ValueError("the loader is empty: nothing to record")
         macs, contract = (step_macs(model, input_size, contract=contract, progress=progress) for contract in (False, True))
-        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # busy cores, before the steps are timed
         timing = step_seconds(model, input_size, batch_size=seconds_batch, progress=progress) if seconds else None
     facts: dict[str, Any] = {
         "model": model.config.get("model", type(model).__name__),
@@ -233,23 +336,28 @@ def record(
         "input_size": list(image_size(input_size)),
         "hardware": hardware(place),
         "torch": torch.__version__,
-        "load": load,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if hasattr(loader, "groups"):
         facts["groups"] = None if loader.groups is None else torch.as_tensor(loader.groups).tolist()
-    if labels[0].ndim == 2:
-        facts["levels"] = list(model.levels)
+    recorded = torch.cat(targets)
+    if task != "classification":
+        labels, facts["task"] = torch.full((len(recorded),), -1), task
+    else:
+        labels = arrays.known_labels(recorded, model.levels)
+        if labels.ndim == 2:
+            facts["levels"] = list(model.levels)
     if timing is not None:
         facts |= {"seconds_batch": seconds_batch, "seconds_low": timing.low, "seconds_high": timing.high}
     return Trace(
-        logits=torch.cat(answers, dim=1),
-        labels=torch.cat(labels),
+        outputs=torch.cat(answers, dim=1),
+        labels=labels,
         macs=torch.tensor(macs, dtype=torch.int64),
         contract_macs=torch.tensor(contract, dtype=torch.int64),
         seconds=None if timing is None else torch.tensor(timing.median, dtype=torch.float64),
         class_names=tuple(class_names or model.info.class_names or map(str, range(classes))),
         meta=facts | dict(meta or {}),
+        targets=recorded if task != "classification" else None,
     )
 
 
@@ -262,23 +370,20 @@ def require_one_level(trace: Trace) -> None:
         )
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
+def labelled(trace: Trace) -> Trace:
+    """The samples of a classifier's trace that have a label; a warning and `meta["unlabelled"]` say how many have none.
 
-
-def _check_labels(labels: Tensor, levels: tuple[int, ...], samples: int, where: str = "") -> None:
-    """Raises ValueError unless labels are int64 `[N]` in 0..K-1, or `[N, D]` with column d in 0..levels[d]-1."""
-    wanted = (samples,) if len(levels) == 1 and labels.ndim == 1 else (samples, len(levels))
-    if labels.dtype != torch.int64 or labels.shape != wanted:
-        raise ValueError(f"{where}labels must be torch.int64 {list(wanted)}, got {_describe(labels)}")
-    for column, size in zip(labels.reshape(samples, -1).T, levels, strict=True):
-        low, high = int(column.min()), int(column.max())
-        if low < 0 or high >= size:
-            raise ValueError(f"{where}labels must lie in 0..{size - 1} for {size} classes, got values from {low} to {high}")
-
-
-def _crc32(header: str, tensors: Mapping[str, Tensor]) -> str:
-    checksum = zlib.crc32(header.encode())
-    for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, checksum)
-    return f"{checksum:08x}"
+    Raises:
+        ValueError: No sample has a label, the trace has several label levels, or it is not of a classifier.
+    """
+    require_one_level(trace)
+    classes, there = trace.logits.shape[2], trace.labels >= 0
+    if bool(there.all()):
+        return trace
+    missing = int((~there).sum())
+    if missing == trace.num_samples:
+        raise ValueError(f"none of the {missing} samples of this trace has a label among its {classes} classes")
+    warnings.warn(
+        f"{missing} of {trace.num_samples} samples have no label among the {classes} classes and are left out", stacklevel=3
+    )
+    return replace(kept := trace.select(there), meta={**kept.meta, "unlabelled": missing})

@@ -1,4 +1,7 @@
-"""Metrics per step: accuracy, confidence, the error at a share of the cost, and stopping at a confidence threshold."""
+"""Metrics per step: accuracy, confidence, the error at a share of the cost, and stopping at a confidence threshold.
+
+In this room N counts the samples that have a label wherever a metric needs labels (`anytime.trace.labelled`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from anytime.trace import Trace, require_one_level
+from anytime.trace import Trace, labelled, require_one_level
 
 Cost = Literal["macs", "contract", "seconds"]
 MILESTONES = (0.25, 0.5, 0.75, 1.0)
@@ -27,7 +30,8 @@ def answers(trace: Trace) -> Tensor:
 
 
 def correct(trace: Trace) -> Tensor:
-    """Whether each answer is right, bool `[T, N]`."""
+    """Whether each answer is right, bool `[T, N]`, of the samples that have a label."""
+    trace = labelled(trace)
     return answers(trace) == trace.labels
 
 
@@ -37,7 +41,8 @@ def max_probability(trace: Trace) -> Tensor:
 
 
 def true_probability(trace: Trace) -> Tensor:
-    """softmax(z)_label, the S(x) of Kim et al. 2020 (eq. 5), float64 `[T, N]`."""
+    """softmax(z)_label, the S(x) of Kim et al. 2020 (eq. 5), float64 `[T, N]`, of the samples that have a label."""
+    trace = labelled(trace)
     return _probability_of(trace, trace.labels.expand_as(answers(trace)))
 
 
@@ -148,6 +153,7 @@ def threshold_curve(trace: Trace, thresholds: Sequence[float] | None = None, num
         thresholds: In any order. Default: `num` of them, as above.
         num: At least 2.
     """
+    trace = labelled(trace)
     confident = torch.stack([logits.softmax(1).amax(1) for logits in trace.logits])[:-1].cummax(0).values
     if thresholds is None:
         grid = _even_cost_thresholds(confident, trace.macs.diff(), num)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.curves import Cost, accuracy, answers, correct, costs, true_probability
-from anytime.trace import Trace, require_one_level
+from anytime.trace import Trace, labelled, require_one_level
 
 
 def largest_drop(trace: Trace) -> float:
@@ -54,7 +54,7 @@ def overthinking(trace: Trace) -> Overthinking:
 
 
 def true_class_drops(trace: Trace, probabilities: Tensor | None = None) -> Tensor:
-    """max over s <= t of p_s(label) - p_t(label): the largest drop of the true class, float64 `[N]`.
+    """max over s <= t of p_s(label) - p_t(label): the largest drop of the true class of each labelled sample, float64 `[N]`.
 
     Args:
         probabilities: Combined probabilities `[T, N, K]`; default softmax(z).
@@ -62,9 +62,9 @@ def true_class_drops(trace: Trace, probabilities: Tensor | None = None) -> Tenso
     if probabilities is None:
         values = true_probability(trace)
     else:
-        require_one_level(trace)
-        index = trace.labels.expand(trace.num_steps, -1)[..., None]
-        values = probabilities.gather(2, index)[..., 0].double()
+        known = labelled(trace).labels
+        index = known.expand(trace.num_steps, -1)[..., None]
+        values = probabilities[:, trace.labels >= 0].gather(2, index)[..., 0].double()
     return (values.cummax(0).values - values).amax(0)
 
 
@@ -115,7 +115,9 @@ def regret(trace: Trace, steps: Tensor, cost: Cost = "macs", probabilities: Tens
     if steps.shape != trace.labels.shape or not bool(((steps >= 0) & (steps < trace.num_steps)).all()):
         wanted = f"[{trace.num_samples}] in 0..{trace.num_steps - 1}"
         raise ValueError(f"steps must be {wanted}, got {list(steps.shape)} in {int(steps.min())}..{int(steps.max())}")
-    right = correct(trace) if probabilities is None else probabilities.argmax(2) == trace.labels
+    there = trace.labels >= 0
+    trace, steps = labelled(trace), steps[there]
+    right = correct(trace) if probabilities is None else probabilities[:, there].argmax(2) == trace.labels
     spent, oracle = costs(trace, cost).double(), right.int().argmax(0)
     ever, at_stop = right.any(0), right.gather(0, steps[None])[0]
     return Regret(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.curves import MILESTONES, Cost, answers, costs, error, errors_within
-from anytime.trace import Trace
+from anytime.trace import Trace, labelled
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def cross_entropy(trace: Trace) -> Tensor:
 
     For a trace of training images this is the final training loss of each exit (Fig. 2d of the paper).
     """
+    trace = labelled(trace)
     labels = trace.labels.expand_as(answers(trace))
     losses = [torch.nn.functional.cross_entropy(z.double(), k) for z, k in zip(trace.logits, labels, strict=True)]
     return torch.stack(losses)

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anytime.analysis.curves import answers
-from anytime.trace import Trace
+from anytime.analysis.curves import accuracy, answers
+from anytime.trace import Trace, labelled
 
 
 def level_accuracies(trace: Trace) -> Tensor:
-    """Share of samples whose answer is right, at each step and label level, float64 `[T, D]`."""
-    sizes = trace.levels or (trace.num_classes,)
-    levels = zip(trace.logits.split(sizes, 2), trace.labels.reshape(trace.num_samples, -1).T, strict=True)
-    return torch.stack([(logits.argmax(2) == labels).sum(1) for logits, labels in levels], 1).double() / trace.num_samples
+    """Share of samples whose answer is right, of those with a label, at each step and label level, float64 `[T, D]`."""
+    levels = [trace.level(d) for d in range(len(trace.levels))] or [trace]
+    return torch.stack([accuracy(level) for level in levels], 1)
 
 
 def level_errors(trace: Trace) -> Tensor:
@@ -53,7 +52,7 @@ def compliance(trace: Trace, superclass: Sequence[int]) -> Compliance:
     Raises:
         ValueError: There is not one superclass for each class.
     """
-    fine = trace.level(0) if trace.levels else trace
+    fine = labelled(trace.level(0) if trace.levels else trace)
     if len(superclass) != fine.num_classes:
         raise ValueError(f"superclass needs one entry for each of {fine.num_classes} classes, got {len(superclass)}")
     table = torch.tensor(superclass)

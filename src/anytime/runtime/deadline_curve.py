@@ -13,7 +13,7 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.runtime.profile import Profile
 from anytime.support.units import deadline_seconds
-from anytime.trace import Trace, require_one_level
+from anytime.trace import Trace, labelled
 
 Deadlines = Sequence[float | str | Tensor | None] | Tensor  # or any other array of numbers
 
@@ -104,7 +104,7 @@ def deadline_curve(
         raise ValueError(
             f"trace and profile are of different models or image sizes: MACs {trace.macs.tolist()} and {list(profile.macs)}"
         )
-    require_one_level(trace)
+    trace = labelled(trace)
     if prior is not None and prior.shape != (trace.num_classes,):
         raise ValueError(f"prior must be {trace.num_classes} probabilities, got {list(prior.shape)}")
     latencies = profile.at(batch_size)

@@ -14,7 +14,7 @@ from anytime.analysis.curves import costs
 from anytime.combine import Combiner, Last
 from anytime.stopping.rules import Confidence, Rule
 from anytime.stopping.search import ThresholdSearch
-from anytime.trace import Trace, require_one_level
+from anytime.trace import Trace, labelled
 
 Spent = Literal["macs", "seconds"]
 RATIOS = tuple(p / 20 for p in range(1, 40))
@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The combined answers of a trace: `confidence` `[T, N]` and whether they are `right`, bool `[T, N]`."""
+    """The combined answers to the labelled samples: `confidence` `[T, N]`, and whether they are `right`, bool `[T, N]`."""
 
     trace: Trace
     probabilities: Tensor
@@ -52,7 +52,7 @@ class Answers:
     @classmethod
     def of(cls, trace: Trace, combiner: Combiner | None) -> Answers:
         """The answers made by `combiner`, default `Last()`."""
-        require_one_level(trace)
+        trace = labelled(trace)
         probabilities = (combiner or Last())(trace.logits)
         confidence, labels = probabilities.max(2)
         return cls(trace, probabilities, confidence, labels == trace.labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from anytime.stopping.rules import Never
 from anytime.stopping.saved import Fitted
 from anytime.stopping.value import value_of_computation
 from anytime.support.units import parse_budget
-from anytime.trace import Trace
+from anytime.trace import Trace, labelled
 
 METHODS = ("confidence", "budgeted", "value", "learned")
 
@@ -69,6 +68,7 @@ def fit_rule(validation: Trace, test: Trace, combine: str, goal: Goal) -> Fitted
     A guarantee must not be calibrated on the samples that the combiner was fitted to, so each of them then gets half of the
     samples, or of their groups.
     """
+    validation, test = labelled(validation), labelled(test)
     calibration = validation
     if combine == "temperature":
         first = validation
@@ -93,6 +93,21 @@ def fit_rule(validation: Trace, test: Trace, combine: str, goal: Goal) -> Fitted
     return Fitted(rule, combined, facts)
 
 
+def unspent(goal: Goal, outcome: Outcome, trace: Trace) -> str | None:
+    """Why a rule spends less than 98 % of its budget on the trace that it was fitted to; None if it does not."""
+    spent = outcome.macs if goal.cost == "macs" else outcome.seconds
+    if goal.budget is None or spent is None or spent >= 0.98 * goal.budget:
+        return None
+    whole = float(costs(trace, goal.cost)[-1])
+    if whole < goal.budget:
+        reason = f"all steps cost only {whole / goal.budget:.1%} of it"
+    elif goal.method == "budgeted":
+        reason = "its exit shares are rounded to whole images, and images of equal confidence leave together"
+    else:
+        reason = "no thresholds were found that spend more and are more accurate there"
+    return f"the rule spends {spent / goal.budget:.1%} of the budget on the validation images: {reason}"
+
+
 def _chosen(trace: Trace, goal: Goal, combined: Combiner) -> Outcome:
     if goal.max_loss is not None and goal.sure is not None:
         return certified(trace, goal.max_loss, 1 - goal.sure, combiner=combined)
@@ -111,7 +126,4 @@ def _every_other(trace: Trace, start: int) -> Trace:
     """Every second sample, or the samples of every second group."""
     groups = group_numbers(trace)
     numbers = torch.arange(trace.num_samples) if groups is None else groups
-    part = (numbers % 2 == start).nonzero()[:, 0]
-    features = None if trace.features is None else trace.features[:, part]
-    meta = dict(trace.meta) if groups is None else {**trace.meta, "groups": groups[part].tolist()}
-    return replace(trace, logits=trace.logits[:, part], labels=trace.labels[part], features=features, meta=meta)
+    return trace.select(numbers % 2 == start)

@@ -24,7 +24,7 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.stopping.choose import Answers, Outcome
 from anytime.stopping.rules import Confidence, Never, Rule
-from anytime.trace import Trace
+from anytime.trace import Trace, labelled
 
 CANDIDATES = tuple(Confidence(threshold) for threshold in torch.linspace(12, -4, 257).sigmoid().tolist())
 """Confidence thresholds from 0.999994 to 0.018, evenly spaced in log odds, the most cautious first."""
@@ -56,6 +56,7 @@ def certified(
     """
     _require_share(epsilon, "epsilon")
     _require_share(alpha, "alpha")
+    trace = labelled(trace)
     groups = _declared_groups(trace)
     by_group, p_value = _means(groups), _exact if groups is None else _hoeffding_bentkus
 
@@ -77,6 +78,7 @@ def conformal(
     Arguments and result are those of `certified`.
     """
     _require_share(epsilon, "epsilon")
+    trace = labelled(trace)
     by_group = _means(_declared_groups(trace))
     worst = torch.zeros(trace.num_samples, dtype=torch.bool)
 

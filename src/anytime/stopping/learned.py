@@ -104,7 +104,7 @@ def learned_stop(
         parameters = [*gru.parameters(), *head.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=0.03)
         for _ in range(epochs):
-            for chosen in torch.randperm(trace.num_samples).split(_BATCH):
+            for chosen in torch.randperm(answers.trace.num_samples).split(_BATCH):
                 worth, hidden, predicted = utility[:, chosen], torch.zeros(len(chosen), units), []
                 for features in sequence[:, chosen]:
                     hidden = gru(features, hidden)

@@ -1,0 +1,140 @@
+"""Arrays of any code as the tensors of a trace, with sentences for what is wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+Array = Any  # a numpy array, a torch tensor, or nested sequences of numbers
+
+
+class Form(NamedTuple):
+    """The outputs of a task: what they are called, their shape, and how many dimensions that may have."""
+
+    name: str
+    shape: str
+    dimensions: range
+
+
+OUTPUTS = {
+    "classification": Form("logits", "[T, N, K]", range(3, 4)),
+    "regression": Form("outputs", "[T, N, K]", range(3, 4)),
+    "dense": Form("outputs", "[T, N, K, ...]", range(4, 100)),
+}
+
+
+def described(tensor: Tensor) -> str:
+    """`"torch.float32 [3, 4]"`."""
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def as_tensor(values: Array, name: str) -> Tensor:
+    """A tensor on the host without a gradient, a copy of what is no tensor; raises ValueError if it holds no numbers."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        return torch.from_numpy(numpy.array(values))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers, got {type(values).__name__}: {error}") from None
+
+
+def check_outputs(outputs: Tensor, task: str, levels: Sequence[int]) -> None:
+    """Raises ValueError unless outputs have the form of the task, which must be known, and values that mean something."""
+    if task not in OUTPUTS:
+        raise ValueError(f"meta['task'] must be one of {', '.join(OUTPUTS)}, got {task!r}")
+    form = OUTPUTS[task]
+    if outputs.ndim not in form.dimensions or outputs.dtype != torch.float32 or 0 in outputs.shape:
+        raise ValueError(f"{form.name} must be float32 {form.shape} and not empty, got {described(outputs)}")
+    if task == "classification":
+        if not all(bool(step.logsumexp(1).isfinite().all()) for step in outputs):
+            raise ValueError("logits contain NaN or infinity: no probabilities can be computed from them")
+        return
+    if levels:
+        raise ValueError(f"label levels belong to classification, but the task is {task!r}")
+    if not all(bool(step.isfinite().all()) for step in outputs):
+        raise ValueError("outputs contain NaN or infinity")
+
+
+def by_step(given: Tensor | Sequence[Tensor], name: str, steps: int, rows: int) -> tuple[Tensor, ...]:
+    """T tensors `[rows, F_t]` from as many, from `[T, rows, F]`, or from one `[rows, F]` for every step."""
+    if isinstance(given, Tensor):
+        parts = (given,) * steps if given.ndim == 2 else given.unbind(0) if given.ndim else ()
+    else:
+        parts = tuple(given)
+    if len(parts) != steps or not all(part.ndim == 2 and len(part) == rows for part in parts):
+        got = described(given) if isinstance(given, Tensor) else [list(part.shape) for part in parts]
+        raise ValueError(f"{name} must be {steps} tensors [{rows}, F_t], one for each step, got {got}")
+    return parts
+
+
+def as_outputs(logits: Array | Sequence[Array]) -> Tensor:
+    """Logits float32 `[T, N, K]` from one array or T arrays `[N, K]`; raises ValueError if they cannot be logits."""
+    if isinstance(logits, (list, tuple)) and logits and hasattr(logits[0], "dtype"):
+        parts = [as_tensor(part, "logits") for part in logits]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError(
+                f"logits of all steps must have the same shape [N, K], got {[list(part.shape) for part in parts]}"
+            )
+        values = torch.stack(parts)
+    else:
+        values = as_tensor(logits, "logits")
+    if not values.is_floating_point() or values.ndim != 3:
+        raise ValueError(f"logits must be floating-point [T, N, K], got {described(values)}")
+    outputs = values.float()
+    if outputs.numel() and outputs.shape[2] > 1 and bool((outputs >= 0).all() and ((outputs.sum(2) - 1).abs() < 1e-3).all()):
+        raise ValueError("these are probabilities, which sum to 1, not logits; give their logarithms")
+    return outputs
+
+
+def as_labels(labels: Array) -> Tensor:
+    """Labels int64 `[N]` or `[N, D]`; raises ValueError if they are no whole numbers."""
+    values = as_tensor(labels, "labels")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool or values.ndim not in (1, 2):
+        raise ValueError(f"labels must be whole numbers [N], got {described(values)}")
+    return values.long()
+
+
+def as_vector(values: Array, name: str, dtype: torch.dtype) -> Tensor:
+    """Costs as int64 or float64; raises ValueError where whole numbers are needed and others were given."""
+    numbers = as_tensor(values, name)
+    if not dtype.is_floating_point and numbers.is_floating_point() and bool((numbers != numbers.round()).any()):
+        raise ValueError(f"{name} must be whole numbers of multiply-adds, got {numbers.tolist()}")
+    return numbers.to(dtype)
+
+
+def known_labels(labels: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The labels with -1 for those outside the classes; a warning says how many that are, besides those that are -1.
+
+    Args:
+        labels: int64 `[N]` or `[N, D]`.
+        sizes: The number of classes of each level.
+    """
+    if labels.dtype != torch.int64 or labels.ndim not in (1, 2) or labels.reshape(len(labels), -1).shape[1] != len(sizes):
+        return labels  # of a wrong form, which the trace says
+    outside = (labels < 0) | (labels >= torch.tensor(sizes if labels.ndim == 2 else sizes[0]))
+    if strange := int((outside & (labels != -1)).sum()):
+        ranges = " and ".join(f"0..{size - 1}" for size in sizes)
+        warnings.warn(f"{strange} of {labels.numel()} labels lie outside {ranges} and count as absent", stacklevel=3)
+    return labels.masked_fill(outside, -1)
+
+
+def check_label_form(labels: Tensor, levels: tuple[int, ...], samples: int, where: str = "") -> None:
+    """Raises ValueError unless labels are int64 `[N]`, or `[N, D]` for D levels."""
+    wanted = (samples,) if len(levels) == 1 and labels.ndim == 1 else (samples, len(levels))
+    if labels.dtype != torch.int64 or labels.shape != wanted:
+        raise ValueError(f"{where}labels must be torch.int64 {list(wanted)}, got {described(labels)}")
+
+
+def check_labels(labels: Tensor, levels: tuple[int, ...], samples: int) -> None:
+    """Raises ValueError unless labels are int64 `[N]` in -1..K-1, or `[N, D]` with column d in -1..levels[d]-1."""
+    check_label_form(labels, levels, samples)
+    for column, size in zip(labels.reshape(samples, -1).T, levels, strict=True):
+        low, high = int(column.min()), int(column.max())
+        if low < -1 or high >= size:
+            given = f"got values from {low} to {high}"
+            raise ValueError(f"labels must lie in 0..{size - 1} for {size} classes, or be -1 if absent, {given}")

@@ -14,22 +14,24 @@ from anytime.objectives.weighting import Normalization, check_interval, normaliz
 class AdaLoss(StepObjective):
     """L = sum_t w_t l_t with w_t proportional to 1 / m_t, m_t the running mean of l_t: minimises the geometric mean of losses.
 
-    m <- momentum m + (1 - momentum) l in every training step, starting from the first loss. Every `update_every` steps, in
-    this order: w = 1 / m + 1e-8; w <- w / max w; w_T <- w_T + final_extra; w <- w / max w; w <- (1 - gamma) w + gamma. So each
-    weight lies in [gamma, 1] and the largest is 1. Before the first update all are 1; eval mode does not change them.
-    Source: the authors' published code; the gradient is that of sum_t log E l_t.
+    m <- momentum m + (1 - momentum) l in every training step, starting from the first loss. After every `update_every`
+    steps, in this order: w = 1 / m + 1e-8; w <- w / max w; w_T <- w_T + final_extra; w <- w / max w; w <- (1 - gamma) w +
+    gamma. So each weight lies in [gamma, 1] and the largest is 1. Before the first update all are 1; eval mode does not
+    change them. Source: the authors' published code; the gradient is that of sum_t log E l_t.
 
     Args:
         gamma: Smallest weight, in [0, 1].
         momentum: Momentum of the running mean, in [0, 1).
         final_extra: Added to the weight of the last answer when the largest is 1; at least 0 (1 in the code's scripts).
-        update_every: Training steps between updates of the weights, at least 1.
+        update_every: Training steps between updates of the weights, at least 1; 100 in the published code, which so gives
+            all answers the weight 1 in a training of fewer steps.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         loss: Replaces cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
         normalize: Scale of w in the loss: "none" as it is, "sum" to 1, or "last" weight 1.
 
     Attributes:
         weights: w `[T]`; None before the first call.
+        answer_weights: The same at the scale `normalize`.
 
     Raises:
         ValueError: An argument is out of range, or (when called) the number of answers has changed.
@@ -40,7 +42,7 @@ class AdaLoss(StepObjective):
         gamma: float = 0.07,
         momentum: float = 0.9,
         final_extra: float = 0.0,
-        update_every: int = 100,
+        update_every: int = 1,
         label_smoothing: float = 0.0,
         loss: str | StepLoss | None = None,
         normalize: Normalization = "none",
@@ -57,6 +59,7 @@ class AdaLoss(StepObjective):
         self.steps = 0  # training steps so far
         self.means: Tensor | None = None
         self.weights: Tensor | None = None
+        self.answer_weights = None
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"steps": self.steps, "means": self.means, "weights": self.weights}
@@ -70,11 +73,14 @@ class AdaLoss(StepObjective):
         if len(weights) != len(losses):
             raise ValueError(f"this objective has learned from {len(weights)} answers, got {len(losses)}")
         self.weights = weights
-        scale = {"none": torch.ones(()), "sum": weights.sum(), "last": weights[-1]}[self.normalize]
-        loss = torch.dot(losses, weights / scale.to(weights))
+        loss = torch.dot(losses, self._scaled(weights))
         if self.training:
             self._learn(process_mean(losses))
+        self.answer_weights = self._scaled(self.weights)
         return loss
+
+    def _scaled(self, weights: Tensor) -> Tensor:
+        return weights / {"none": torch.ones_like(weights[0]), "sum": weights.sum(), "last": weights[-1]}[self.normalize]
 
     def _learn(self, losses: Tensor) -> None:
         if self.means is not None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from anytime.objectives.weighted import TINY, StepLoss, Weighted, process_mean
 from anytime.objectives.weighting import Normalization, check_interval
 
+CIFAR_EPOCH = 391  # steps: 50,000 images in batches of 128
+
 
 class Alternating(Weighted):
     """L = sum_t B_t l_t + tau (sum_t B_t) l_j: in every training step one answer j is amplified; B are fixed weights.
@@ -164,7 +166,8 @@ class Learned(Alternating):
     Args:
         gamma: Share of the draws made uniformly at random.
         eta: Reward of the last answer, as a share of the largest reward before it.
-        warmup: Training steps before learning starts; the published code waits for one epoch, 391 steps on CIFAR.
+        warmup: Training steps before learning starts; default: one epoch as in the published code, at most a tenth of the
+            training (`set_length`), or the 391 steps of an epoch of CIFAR where no training says how long it is.
 
     Raises:
         ValueError: gamma or eta lies outside [0, 1], gamma is 0, with which nothing is learned, or warmup is negative.
@@ -178,7 +181,7 @@ class Learned(Alternating):
         tau: float = 0.5,
         gamma: float = 0.3,
         eta: float = 0.8,
-        warmup: int = 391,
+        warmup: int | None = None,
         seed: int = 0,
         normalize: Normalization = "none",
         label_smoothing: float = 0.0,
@@ -187,9 +190,14 @@ class Learned(Alternating):
         super().__init__(weights, tau, seed, normalize, label_smoothing, loss)
         check_interval("gamma", gamma, self.gamma_interval)
         check_interval("eta", eta, "[0, 1]")
-        if warmup < 0:
+        if warmup is not None and warmup < 0:
             raise ValueError(f"warmup must be at least 0 steps, got {warmup!r}")
-        self.gamma, self.eta, self.warmup = gamma, eta, warmup
+        self.gamma, self.eta = gamma, eta
+        self.warmup, self._warmup_given = CIFAR_EPOCH if warmup is None else warmup, warmup is not None
+
+    def set_length(self, epochs: int, epoch_steps: int) -> None:
+        if not self._warmup_given:
+            self.warmup = min(epoch_steps, epochs * epoch_steps // 10)
 
     def distribution(self, weights: Tensor) -> Tensor:
         uniform = torch.full_like(weights, 1 / len(weights))
@@ -264,7 +272,7 @@ class AVGL(Learned):
         eta: float = 0.8,
         momentum: float = 0.9,
         rule: Literal["paper", "code"] = "paper",
-        warmup: int = 391,
+        warmup: int | None = None,
         seed: int = 0,
         normalize: Normalization = "none",
         label_smoothing: float = 0.0,

@@ -96,15 +96,26 @@ class Objective(nn.Module):
 
     Attributes:
         probabilities: Optional: `[T]`, of each answer to be amplified in the next training step; the training logs them.
+        answer_weights: Optional: `[T]`, of each answer's loss in the next training step, where they change during the
+            training, which logs them.
     """
 
     probabilities: Tensor | None = None
+    answer_weights: Tensor | None = None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
 
     def set_levels(self, levels: Sequence[int]) -> None:
         """Called before training with the number of classes of each label level, for objectives that need it."""
+
+    def set_length(self, epochs: int, epoch_steps: int) -> None:
+        """Called before training, and again when it resumes, with its length, for objectives that need it.
+
+        Args:
+            epochs: Epochs in which the regime calls the objective; the second phase of `Mixed`, for example.
+            epoch_steps: Calls in train mode per epoch, one for each batch, however many are accumulated.
+        """
 
     def check(self, steps: int) -> None:
         """Called before training; raises ValueError if a model with this number of answers does not fit."""
@@ -224,28 +235,31 @@ class SDNRamp(StepObjective):
     weights stay constant. Source: Kaya, Hong, Dumitras, ICML 2019 (shallow-deep networks), and its published code.
 
     Args:
-        epochs: Epochs of the whole training.
-        epoch_steps: Training steps per epoch, e.g. 391 for 50,000 images in batches of 128.
+        epochs: Epochs of the whole training; default: those of the training, see `set_length`.
+        epoch_steps: Batches per epoch, e.g. 391 for 50,000 images in batches of 128; default: those of the training.
         largest: tau of the T - 1 early answers; default 0.15, 0.3, ..., 0.9, or even steps up to 0.9 for more than 6.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         loss: Replaces cross-entropy: a function `(logits [T, B, ...], target) -> [T]`, or its import path.
 
     Raises:
-        ValueError: Epochs or steps are below 1, or (when called) there is not one tau for each early answer.
+        ValueError: Epochs or steps are below 1, or (when called) there is not one tau for each early answer, or epochs and
+            steps were neither given nor set.
     """
 
     def __init__(
         self,
-        epochs: int,
-        epoch_steps: int,
+        epochs: int | None = None,
+        epoch_steps: int | None = None,
         largest: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         loss: str | StepLoss | None = None,
     ) -> None:
         super().__init__(label_smoothing, loss)
-        if epochs < 1 or epoch_steps < 1:
+        if min(1 if epochs is None else epochs, 1 if epoch_steps is None else epoch_steps) < 1:
             raise ValueError(f"epochs and epoch_steps must be at least 1, got {epochs!r} and {epoch_steps!r}")
         self.epochs, self.epoch_steps, self.largest = epochs, epoch_steps, largest
+        self._given = epochs, epoch_steps
+        self.answer_weights = None
         self.steps = 0
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -255,10 +269,21 @@ class SDNRamp(StepObjective):
         self.steps = state["steps"]
 
     def check(self, steps: int) -> None:
-        sdn_ramp(steps, 1, self.epochs, self.largest)
+        sdn_ramp(steps, 1, 1, self.largest)
+
+    def set_length(self, epochs: int, epoch_steps: int) -> None:
+        self.epochs, self.epoch_steps = self._given[0] or epochs, self._given[1] or epoch_steps
+
+    def _ramp(self, losses: Tensor) -> Tensor:
+        """The weights of the next training step, with the dtype and device of the losses."""
+        if self.epochs is None or self.epoch_steps is None:
+            raise ValueError("SDNRamp does not know how long the training is: give epochs and epoch_steps, or call set_length")
+        epoch = min(1 + self.steps // self.epoch_steps, self.epochs)
+        return losses.new_tensor(sdn_ramp(len(losses), epoch, self.epochs, self.largest))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         losses = self.losses(logits, target)
-        epoch = min(1 + self.steps // self.epoch_steps, self.epochs)
+        loss = torch.dot(losses, self._ramp(losses))
         self.steps += self.training
-        return torch.dot(losses, losses.new_tensor(sdn_ramp(len(losses), epoch, self.epochs, self.largest)))
+        self.answer_weights = self._ramp(losses)
+        return loss

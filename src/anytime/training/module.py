@@ -132,6 +132,9 @@ class AnytimeModule(L.LightningModule):
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
+        assert self.trainer.max_epochs is not None
+        batches = int(self.trainer.num_training_batches)
+        self.objective.set_length(self.regime.objective_epochs(self.trainer.max_epochs), batches)
         self._losses = SampleMeans(1, self.device)
         for entry in self.trainer.lr_scheduler_configs:
             self._use_own_rate(cast(LambdaLR, entry.scheduler))
@@ -159,7 +162,7 @@ class AnytimeModule(L.LightningModule):
         logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         self.log("train/loss_step", self._over_processes(self._last_loss, len(target)) if logged else self._last_loss)
         if logged:
-            self._log_probabilities()
+            self._log_answers()
         return loss
 
     def _over_processes(self, mean: Tensor, samples: int) -> Tensor:
@@ -167,11 +170,12 @@ class AnytimeModule(L.LightningModule):
         means.add(mean[None], samples)
         return means.over_processes(self.trainer.strategy)[0]
 
-    def _log_probabilities(self) -> None:
-        """Logs the sampling probability of each answer (AANN, EXP3, ...)."""
-        probabilities = self.objective.probabilities
-        if probabilities is not None:
-            self.log_dict({f"train/probability_{t}": p for t, p in enumerate(probabilities.tolist(), 1)})
+    def _log_answers(self) -> None:
+        """Logs the sampling probability of each answer (AANN, EXP3, ...), and its weight if it changes (AdaLoss, SDNRamp)."""
+        logged = {"probability": self.objective.probabilities, "weight": self.objective.answer_weights}
+        for name, values in logged.items():
+            if values is not None:
+                self.log_dict({f"train/{name}_{t}": value for t, value in enumerate(values.tolist(), 1)})
 
     def on_train_epoch_end(self) -> None:
         """Runs before checkpoints are written, so none is written after a failure."""

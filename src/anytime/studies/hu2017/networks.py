@@ -78,7 +78,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     **{name: (f"--objective={name}",) for name in ("AANN", "EXP3", "RWM", "AVGL")},
     "milestone": ("--objective=Milestone",),
     "optimal": ("--objective=Optimal",),
-    "AdaLoss": ("--objective=AdaLoss", "--objective.final_extra=1"),  # as in the published scripts for ResNets
+    "AdaLoss": ("--objective=AdaLoss", "--objective.final_extra=1", "--objective.update_every=100"),  # the scripts for ResNets
 }
 FLAGS["no-grad"] += ("--model.regime=no_grad",)
 

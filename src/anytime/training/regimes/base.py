@@ -59,6 +59,10 @@ class Regime:
         """Epochs of each phase of the training, `epochs` together; each runs through the schedule."""
         return [epochs]
 
+    def objective_epochs(self, epochs: int) -> int:
+        """Epochs, of `epochs` in all, in which `loss` calls the objective; see `Objective.set_length`."""
+        return epochs
+
     def forward(self, model: AnytimeModel) -> Callable[..., Tensor]:
         """The function that computes answers in training; `torch.compile` compiles it."""
         return model

@@ -39,6 +39,9 @@ class Mixed(Regime):
     def phases(self, epochs: int) -> Sequence[int]:
         return [self.backbone_epochs, epochs - self.backbone_epochs]
 
+    def objective_epochs(self, epochs: int) -> int:
+        return epochs - self.backbone_epochs
+
     def before_step(self, module: TrainingModule) -> None:
         if module.global_step == self.backbone_epochs * module.steps_per_epoch:
             for optimizer in module.trainer.optimizers:

@@ -135,7 +135,8 @@ def test_published_numbers():
     assert compared("optimal", "AE") is None
 
 
-def test_flags_that_the_study_compares_cannot_be_set(capsys):
+def test_flags_that_the_study_compares_cannot_be_set(capsys, monkeypatch):
+    monkeypatch.setattr("anytime.commands.study.training_seconds", lambda config: None)
     for flag in ("--model.units=5", "--objective.exit=3"):
         assert main(["study", "hu2017", "--table", "1b", "--dry-run", flag]) == 2
         assert f"{flag.partition('=')[0]} cannot be set: it is what hu2017 compares" in capsys.readouterr().err

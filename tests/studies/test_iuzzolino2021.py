@@ -273,10 +273,13 @@ def test_the_command_lists_studies_and_rejects_wrong_arguments(capsys):
 
 
 def test_dry_run_prints_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "training_seconds", lambda config: None)
     assert command.run(["iuzzolino2021", "--figure", "3", "--seeds", "1", "--runs", str(tmp_path), "--dry-run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert all(line.startswith("anytime train --config ") and " --seed=1 --run " in line for line in lines)
+    assert all("  # figure 3; " in line for line in lines)
+    assert last.startswith("# 5 to train, ")
 
 
 def test_figure_4_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from anytime.commands.parser import Parser
+from anytime.studies.estimate import training_seconds
 from anytime.studies.executors.subprocess import TrainingStopped, log_end
-from anytime.studies.runner import run_all, run_status
+from anytime.studies.runner import TrainingRun, run_all, run_status, time_text
 from anytime.studies.study import Study, find_study, list_studies, study_command
 from anytime.support.names import nearest
 from anytime.training.config import top_level_keys
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds (default: the study's)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="where run directories go (default: runs/STUDY)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/STUDY)")
-    parser.add_argument("--dry-run", action="store_true", help="print the missing trainings as commands")
+    parser.add_argument("--dry-run", action="store_true", help="print the missing trainings: command, what it serves, time")
     options, flags = parser.parse_known_args(arguments)
     if options.study is None:
         print("\n".join(f"{name}: {_description(find_study(name))}" for name in list_studies()))
@@ -51,10 +52,11 @@ def run(arguments: Sequence[str]) -> int:
     runs = [replace(run, flags=(*run.flags, *flags)) for run in needed]
     runs.sort(key=lambda run: run.seed)  # the first seed of everything comes first
     if options.dry_run:
-        for run in {run.name: run for run in runs}.values():
-            status = run_status(run, folder)
-            command = shlex.join(["anytime", "train", *run.arguments(folder, status)])
-            print(f"# finished: {folder / run.name}" if status == "finished" else command)
+        serves = {run.name: list[str]() for run in runs}
+        for name in wanted:
+            for run in study.items[name].runs(data, options.scale, seeds):
+                serves[run.name] += [name] * (name not in serves[run.name])
+        _show_plan(list({run.name: run for run in runs}.values()), serves, folder)
         return 0
     try:
         traces = run_all(runs, folder)
@@ -72,6 +74,30 @@ def run(arguments: Sequence[str]) -> int:
         files = result.write(out / f"{name.replace(' ', '_')}_{data}_{options.scale}", made_by)
         print(f"\n{name.capitalize()}: {study.items[name].title}\n\n{result.text}\n\nwrote {', '.join(map(str, files))}")
     return 0
+
+
+def _show_plan(runs: Sequence[TrainingRun], serves: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Prints each training as a command, with what it serves and how long it takes; other seeds take the same time."""
+    known: dict[tuple[Any, ...], float | None] = {}
+    left: list[float | None] = []
+    for run in runs:
+        items, status = ", ".join(serves[run.name]), run_status(run, folder)
+        if status == "finished":
+            print(f"# finished: {folder / run.name}  # {items}")
+            continue
+        key = run.recipe, run.flags
+        known[key] = known[key] if key in known else training_seconds(run.config())
+        left.append(known[key])
+        command = shlex.join(["anytime", "train", *run.arguments(folder, status)])
+        print(f"{command}  # {items}; {_about(known[key], 'at most' if status == 'resume' else 'about')}", flush=True)
+    if left:
+        whole = None if None in left else sum(filter(None, left))
+        how = "" if whole is None else " one after the other, on one core or the GPU, uncompiled"
+        print(f"# {len(left)} to train, {_about(whole)}{how}")
+
+
+def _about(seconds: float | None, how: str = "about") -> str:
+    return "time unknown until the data can be read" if seconds is None else f"{how} {time_text(seconds)}"
 
 
 def _checked(parser: Parser, options: Any, flags: Sequence[str]) -> Study:

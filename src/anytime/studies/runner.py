@@ -226,19 +226,20 @@ def run_all(
                 say(f"{head}: failed with exit code {code}, see {log}; {left} to train")
                 continue
             seconds.append(time.monotonic() - begin)
-            done = f"trained in {_time(seconds[-1])}"
+            done = f"trained in {time_text(seconds[-1])}"
         stored = {name: trace_path(path, name, view) for name, view in run.views.items()}
         if missing := {name: view for name, view in run.views.items() if not stored[name].is_file()}:
             recorder(path, missing)
         for name, file in stored.items():
             paths.setdefault(name, {})[run.seed] = file
-        rest = f", about {_time(left * sum(seconds) / len(seconds))}" if seconds and left else ""
+        rest = f", about {time_text(left * sum(seconds) / len(seconds))}" if seconds and left else ""
         say(f"{head}: {done}; {left} to train{rest}")
     if failures:
         raise failures[0]
     return StoredTraces(paths)
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """`"1.5 h"`, `"12 min"` or `"40 s"`."""
     minutes = seconds / 60
     return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"

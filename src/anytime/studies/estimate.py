@@ -1,0 +1,65 @@
+"""How long a training takes here, judged by one of its steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from anytime.training.build import build
+from anytime.training.config import Config, UsageError
+
+IMAGES = 16  # in the step that is timed
+
+
+def training_seconds(config: Config, clock: Callable[[], float] | None = None) -> float | None:
+    """Epochs * images per epoch * seconds per image of a step: forward, loss and backward, uncompiled, the second of two.
+
+    The seconds are those of a GPU if there is one, or else of one core, whatever else the machine does. Validation,
+    augmentation and what more cores, a compiler or lower precision save are not counted.
+
+    Args:
+        config: The resolved configuration.
+        clock: Returns seconds; replaced in tests.
+
+    Returns:
+        Seconds; None if the data cannot be read, or the loss needs more than one step.
+
+    Raises:
+        UsageError: As the training itself.
+    """
+    lightning = logging.getLogger("lightning.pytorch")
+    level, threads = lightning.level, torch.get_num_threads()
+    lightning.setLevel(logging.WARNING)  # it would list the hardware for each training
+    torch.set_num_threads(1)
+    try:
+        return _seconds(config, clock or (time.perf_counter if torch.cuda.is_available() else time.thread_time))
+    except UsageError:
+        raise
+    except (OSError, ValueError):
+        return None
+    finally:
+        lightning.setLevel(level)
+        torch.set_num_threads(threads)
+
+
+def _seconds(config: Config, clock: Callable[[], float]) -> float | None:
+    job = build(config)
+    split = job.data.split("train")
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, target = job.model.to(place).train(), split.targets[:IMAGES].to(place)
+    x = torch.rand(len(target), *job.data.input_size, device=place)
+    seconds = 0.0
+    for _ in range(2):
+        begin = clock()
+        try:
+            job.objective(model(x), target).backward()
+        except (RuntimeError, NotImplementedError):
+            return None
+        model.zero_grad()
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = clock() - begin
+    return job.settings.epochs * len(split) / len(target) * seconds

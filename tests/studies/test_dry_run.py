@@ -1,0 +1,32 @@
+"""`anytime study --dry-run` says which trainings serve which table or figure, and how long each takes."""
+
+from anytime.commands import study as command
+from anytime.studies.estimate import training_seconds
+from anytime.training.config import parse
+
+
+def test_dry_run_says_what_each_training_serves_and_how_long_it_takes(tmp_path, monkeypatch, capsys):
+    asked: list[dict] = []
+    monkeypatch.setattr(command, "training_seconds", lambda config: asked.append(config) or 600.0 * len(asked))
+    monkeypatch.setattr(command, "run_status", lambda run, folder: "start")
+    assert command.run(["iuzzolino2021", "--seeds", "0", "1", "--runs", str(tmp_path), "--dry-run"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert any("  # figure 3, figure 4; about " in line for line in lines)
+    assert len(asked) < len(lines)  # another seed takes the same time
+    assert len({line.partition("  # ")[2] for line in lines if " --seed=0 " in line}) >= len(asked)
+    hours = 2 * sum(range(1, len(asked) + 1)) / 6
+    assert last.startswith(f"# {len(lines)} to train, about {hours:.1f} h one after the other, on one core")
+    monkeypatch.setattr(command, "training_seconds", lambda config: None)
+    assert command.run(["iuzzolino2021", "--figure", "3", "--seeds", "0", "--runs", str(tmp_path), "--dry-run"]) == 0
+    assert "time unknown until the data can be read" in capsys.readouterr().out
+
+
+def test_a_training_takes_its_epochs_times_its_images_times_a_step():
+    flags = (
+        "--model anytimenet --model.width 4 --model.blocks [1,2,1] --model.scheme [[1,1,1],[0,1,0]] --data digits --epochs 3"
+    )
+    ticks = iter([0.0, 5.0, 10.0, 10.5])
+    seconds = training_seconds(parse([*flags.split(), "--data.limit=64"]), clock=lambda: next(ticks))
+    assert seconds == 3 * 64 / 16 * 0.5
+    absent = parse([*flags.replace("digits", "cifar10").split(), "--data.root=/nowhere"])
+    assert training_seconds(absent) is None

@@ -17,7 +17,7 @@ from anytime.commands.train_help import help_wanted
 from anytime.data import hashing
 from anytime.model import AnytimeModel, create_model
 from anytime.models.surgery.attach.model import AttachedExits
-from anytime.objectives import AANN, SelfDistillation, Weighted, step_losses
+from anytime.objectives import AANN, Hierarchical, SelfDistillation, Weighted, step_losses
 from anytime.training import GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich
 from anytime.training.build import build
 from anytime.training.callbacks import Interrupted
@@ -169,6 +169,19 @@ def test_sandwich_distils_without_teaching_the_teacher() -> None:
     assert found.item() == pytest.approx(expected.item(), abs=1e-12)
     for g, e in zip(gradients(model, found).values(), gradients(model, expected).values(), strict=True):
         assert torch.allclose(g, e, atol=1e-14, rtol=1e-10)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 0.0], [0.5, 2.0]])
+def test_sandwich_weights_label_levels_as_the_objective_does(weights: list[float] | None) -> None:
+    model = create_model("iresnext", (4, 3), in_channels=1, blocks=(1,), width=4, steps=2, cardinality=2, bottleneck=1)
+    objective = Hierarchical(level_weights=weights, levels=(4, 3))
+    module = AnytimeModule(model, objective, torch.optim.SGD, Constant(), regime=Sandwich(0))
+    x, y = torch.rand(3, *SIZE), torch.tensor([[0, 2], [3, 1], [1, 0]])
+    small, large = (model(x, step=t).split((4, 3), 1) for t in (1, 2))
+    own = nn.CrossEntropyLoss()
+    each = [own(large[d], y[:, d]) + own(small[d], large[d].softmax(1)) for d in range(2)]
+    expected = sum(v * loss.item() for v, loss in zip(weights or [1.0, 1.0], each, strict=True))
+    assert module.regime.loss(module, x, y).item() == pytest.approx(expected, rel=1e-5)
 
 
 # All of them

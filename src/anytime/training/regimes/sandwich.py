@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
+from anytime.objectives.weighted import StepObjective
 from anytime.training.regimes.base import Regime, TrainingModule, answer_loss
 
 
@@ -15,7 +16,8 @@ class Sandwich(Regime):
     """In each step the largest sub-network learns from the labels, the smallest and some random ones learn from the largest.
 
     L = CE(logits_T, target) + sum_k CE(logits_k, softmax(logits_T) without gradient), k = 1 and `samples` of 2..T - 1 without
-    repetition, a function of the seed and the step. Each answer is computed by itself, `model(x, step=k)`: for models whose
+    repetition, a function of the seed and the step. With several label levels, CE is the sum over levels, weighted by the
+    objective's `level_weights`. Each answer is computed by itself, `model(x, step=k)`: for models whose
     sub-networks share weights but not features (`iresnext`) this is cheaper than all T of them. The loss of the largest is
     the objective's loss of one answer.
 
@@ -52,8 +54,11 @@ class Sandwich(Regime):
         largest = module.model.num_steps
         logits = module(images, step=largest)
         loss = answer_loss(module.objective, logits, target)
-        teacher = [level.softmax(1) for level in logits.detach().split(module.model.levels, 1)]
+        levels = module.model.levels
+        teacher = [level.softmax(1) for level in logits.detach().split(levels, 1)]
+        given = module.objective.level_weights if isinstance(module.objective, StepObjective) else None
+        weights = given or [1.0] * len(levels)
         for step in self.chosen(module.global_step, largest):
-            student = module(images, step=step).split(module.model.levels, 1)
-            loss = loss + sum(F.cross_entropy(z, p) for z, p in zip(student, teacher, strict=True))
+            student = module(images, step=step).split(levels, 1)
+            loss = loss + sum(v * F.cross_entropy(z, p) for v, z, p in zip(weights, student, teacher, strict=True))
         return loss

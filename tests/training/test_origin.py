@@ -112,6 +112,7 @@ def test_test_images_of_an_official_set_in_a_folder_that_was_trained_on_are_left
     for i in range(20):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(f"CUB_200_2011/images/{i}.jpg")
     shutil.copytree("CUB_200_2011/images", "mine/birds")
+    shutil.copytree("CUB_200_2011/images", "mine/others")
     earlier = ImageFolder(root="mine", size=8, test=0, validation=0)
     data = CUB200(root=".", size=8, validation=0.2)
     number, said = left(data, records(earlier, CUB200(root=".", size=8, validation=0.2)), "test")

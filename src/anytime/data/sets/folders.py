@@ -17,7 +17,7 @@ from torchvision.datasets.folder import make_dataset
 
 from anytime.data.decoding import FORMATS, open_image
 from anytime.data.files import absent, errors_naming, in_threads
-from anytime.data.layouts import Layout, class_folders, find_layout, list_images
+from anytime.data.layouts import Layout, class_folders, count_direct_images, find_layout, list_images
 from anytime.data.names import Names, content_number
 from anytime.data.resized import ResizedData
 from anytime.data.split import Split
@@ -91,6 +91,9 @@ def read_class_folders(root: Path, folder: Path, names: Sequence[str], every: bo
         warnings.warn(
             f"{folder}: {_counts(others)} left out: not images in a supported format ({', '.join(FORMATS)})", stacklevel=2
         )
+    if stray := count_direct_images(folder):
+        what = "1 image is" if stray == 1 else f"{stray} images are"
+        warnings.warn(f"{folder}: {what} left out, because they lie in no class folder", stacklevel=2)
     if not paths:
         raise FileNotFoundError(f"no images in the folders of {folder}")
     if every and (empty := sorted(set(range(len(names))) - set(labels))):
@@ -111,8 +114,9 @@ class ImageFolder(StreamedData):
 
     `root` holds the class folders either directly, in which case a share of the images, chosen by name, is the test split;
     or inside `train` and `test` (or `val`). With `train`, `val` and `test`, `val` is the validation split. `training`,
-    `testing`, `valid` and `validation` are other names of these, in any case. A layout that can be read in two ways is an
-    error. Files are recognised by content, whatever their suffix; hidden files and folders are ignored.
+    `testing`, `valid` and `validation` are other names of these, in any case, and so are names such as `Training Set` and
+    `train2017`. A layout that can be read in two ways is an error, as are folders that are no classes, such as `images` and
+    `labels`. Files are recognised by content, whatever their suffix; hidden files and folders are ignored.
 
     Args:
         size: Height and width of the images in pixels.

@@ -13,7 +13,7 @@ from anytime import Trace, create_model, load
 from anytime.cli import main
 from anytime.data import CIFAR10, Digits, ImageFolder
 from anytime.data.record import ImageRecord
-from anytime.reporting.evaluation import evaluate_run, output_folder, stored_traces, trained_on
+from anytime.reporting.evaluation import evaluate_run, output_folder, stored_traces, trained_on, write_results
 from anytime.saving import ModelInfo
 from anytime.training.build import build
 from anytime.training.rundir import read_run
@@ -226,3 +226,19 @@ def test_a_missing_relative_folder_is_named_with_this_commands_option(photos, tm
     assert f"{folder}, where this model's images were; give their folder with --root" in capsys.readouterr().err
     assert main(["train", "--model", "anytimenet", "--data", "ImageFolder", "--data.root", "photos"]) == 1
     assert f"{folder}; --data.root names the folder" in capsys.readouterr().err
+
+
+def test_every_label_level_is_evaluated(tmp_path):
+    fine = torch.arange(6) % 3
+    logits = torch.cat([torch.eye(3)[fine], torch.eye(2)[torch.zeros(6, dtype=torch.int64)]], 1).expand(2, 6, 5)
+    labels, macs = torch.stack([fine, fine // 2], 1), torch.tensor([10, 20])
+    names = ("ant", "bee", "cat", "insect", "mammal")
+    result = write_results(Trace(logits, labels, macs, None, None, names, meta={"levels": [3, 2]}), tmp_path, "test")
+    assert result.numbers["classes"] == 3
+    assert result.numbers["accuracy"] == 1
+    (coarse,) = result.numbers["coarser_levels"]
+    assert coarse["classes"] == 2
+    assert [row["accuracy"] for row in coarse["steps"]] == pytest.approx([4 / 6] * 2)
+    assert [(row["worst_class"], row["worst_class_accuracy"]) for row in coarse["steps"]] == [("mammal", 0)] * 2
+    assert json.loads(result.metrics.read_text())["coarser_levels"] == [coarse]
+    assert "Every step, at the label level of 2 classes" in result.report.read_text()

@@ -7,7 +7,7 @@ import torch
 
 from anytime.combine import Last, Temperature, fit_temperatures
 from anytime.stopping import Never, certified, mean_loss, measure
-from anytime.stopping.fitting import Goal, fit_rule
+from anytime.stopping.fitting import Goal, fit_rule, unspent
 from anytime.support.units import parse_budget
 from anytime.trace import Trace
 
@@ -43,9 +43,9 @@ def test_bad_budgets(text: str) -> None:
 
 
 def test_impossible_goals() -> None:
-    with pytest.raises(ValueError, match=r"at least what the first step costs, 33.3% of all MACs, got '20%'"):
+    with pytest.raises(ValueError, match=r"at least the cost of the first step, 33.3% of all MACs, got '20%'"):
         Goal.of("confidence", "20%", None, None, None, VALIDATION)
-    with pytest.raises(ValueError, match=r"at least what the first step costs, 0.1ms, got '50us'"):
+    with pytest.raises(ValueError, match=r"at least the cost of the first step, 0.1ms, got '50us'"):
         Goal.of("confidence", "50us", None, None, None, VALIDATION)
     with pytest.raises(ValueError, match=r"counts MACs: give --budget 50% or 40M, got '2ms'"):
         Goal.of("budgeted", "2ms", None, None, None, VALIDATION)
@@ -103,3 +103,32 @@ def test_without_a_rule_only_the_combiner_is_fitted() -> None:
     fitted = fit_rule(VALIDATION, TEST, "temperature", Goal.of(None, None, None, None, None, VALIDATION))
     assert fitted.stop == Never()
     assert fitted.combine == Temperature(fitted.combine.temperatures)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("method", ["confidence", "budgeted"])
+def test_a_rule_spends_its_budget_or_says_why_not(method: str, share: float) -> None:
+    goal = Goal.of(method, f"{share:.0%}", None, None, None, VALIDATION)
+    outcome = measure(fit_rule(VALIDATION, TEST, "last", goal).stop, VALIDATION)
+    why = unspent(goal, outcome, VALIDATION)
+    assert (why is None) == (outcome.macs >= 0.98 * 300 * share)
+    if why is not None:
+        assert why.startswith(f"the rule spends {outcome.macs / (300 * share):.1%} of the budget on the validation images: ")
+
+
+def test_why_a_budget_is_not_spent() -> None:
+    goal = Goal.of("confidence", "150%", None, None, None, VALIDATION)
+    outcome = measure(Never(), VALIDATION)
+    assert unspent(goal, outcome, VALIDATION) == (
+        "the rule spends 66.7% of the budget on the validation images: all steps cost only 66.7% of it"
+    )
+    worse = replace(VALIDATION, logits=VALIDATION.logits.flip(0))  # the first answer is the best
+    goal = Goal.of("confidence", "80%", None, None, None, worse)
+    why = unspent(goal, measure(fit_rule(worse, TEST, "last", goal).stop, worse), worse)
+    assert why is not None
+    assert why.endswith("no thresholds were found that spend more and are more accurate there")
+    few = replace(VALIDATION, logits=VALIDATION.logits[:, :4], labels=VALIDATION.labels[:4])
+    goal = Goal.of("budgeted", "60%", None, None, None, few)
+    why = unspent(goal, measure(fit_rule(few, TEST, "last", goal).stop, few), few)
+    assert why is not None
+    assert why.endswith("its exit shares are rounded to whole images, and images of equal confidence leave together")

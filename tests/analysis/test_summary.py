@@ -1,9 +1,13 @@
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import scipy.stats
+import torch
 
-from anytime.analysis.summary import comparison, summary
-from anytime.reporting.columns import COMPARISON_COLUMNS, STEP_COLUMNS
+from anytime.analysis.summary import comparison, grouped_comparison, summary, timing_differences
+from anytime.reporting.columns import COMPARISON_COLUMNS, GROUP_COLUMNS, STEP_COLUMNS
 from anytime.reporting.tables import Column, format_table
 from anytime.support.units import macs_text, ms_text
 
@@ -67,3 +71,41 @@ def test_macs_text(macs, text):
 def test_ms_text():
     texts = [ms_text(seconds) for seconds in (0.000123, 0.0012, 0.05, 0.1234, 2)]
     assert texts == ["0.123", "1.20", "50.0", "123", "2,000"]
+
+
+def test_worst_class(trace):
+    steps = summary(trace)["steps"]
+    assert [row["worst_class"] for row in steps] == ["bee", "cat", "ant"]
+    assert [row["worst_class_accuracy"] for row in steps] == [0, 0, 0.5]
+
+
+def test_grouped_comparison(trace):
+    def run(seed, lr, right):
+        logits = trace.logits.clone()
+        logits[2] = torch.nn.functional.one_hot(trace.labels, 3) * (torch.arange(4) < right)[:, None]
+        return replace(trace, logits=logits.float(), meta={**trace.meta, "recipe": {"seed": seed, "lr": lr}})
+
+    traces = {"big_10": run(10, 0.1, 2), "big_11": run(11, 0.1, 4), "big_12": run(12, 0.1, 4), "small": run(10, 0.2, 4)}
+    first, second = grouped_comparison(traces)
+    assert (first["name"], first["seeds"], second["name"], second["seeds"]) == ("big", 3, "small", 1)
+    accuracies = [comparison({"": t})[0]["accuracy"] for name, t in traces.items() if name != "small"]
+    low, high = scipy.stats.t.interval(0.95, 2, np.mean(accuracies), scipy.stats.sem(accuracies))
+    assert first["accuracy"] == pytest.approx(((low + high) / 2, (high - low) / 2))
+    table = format_table([first, second], GROUP_COLUMNS)
+    assert f"{np.mean(accuracies):.2%} ± {(high - low) / 2:.2%}" in table
+    assert table.splitlines()[3].count("±") == 0
+    assert grouped_comparison({"x": trace, "y": trace})[1]["name"] == "y"  # without recipes
+
+
+def test_timing_differences(trace):
+    def timed(**meta):
+        return replace(trace, meta=trace.meta | meta)
+
+    here, there = timed(hardware="A, 2 threads", load=0.1), timed(hardware="B, 2 threads", load=0.1)
+    assert timing_differences({"x": here, "y": here, "z": trace}) is None
+    assert timing_differences({"x": here, "y": there}) == (
+        "the milliseconds were not measured under the same conditions: hardware of x: A, 2 threads; y: B, 2 threads"
+    )
+    busy = timed(hardware="A, 2 threads", load=1.3)
+    assert timing_differences({"x": here, "y": busy}).endswith("load (busy cores) of x: 0.1; y: 1.3")
+    assert timing_differences({"x": here, "y": replace(there, seconds=None)}) is None

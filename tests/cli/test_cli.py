@@ -57,12 +57,14 @@ def test_evaluate(run, capsys):
     shutil.rmtree("tiny/figures")
     assert main(["evaluate", run]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"step +MACs .* accuracy +confidence", out)
+    assert re.search(r"step +MACs .* accuracy +worst class +which +confidence", out)
     assert "average error AE" in out
     assert "timeliness" in out
     assert "error at share of MACs: 0.25: " in out
     numbers = json.loads(Path("tiny/metrics-test.json").read_text())
     assert [step["step"] for step in numbers["steps"]] == [1, 2]
+    worst = numbers["steps"][1]
+    assert re.search(rf" {worst['worst_class_accuracy']:.2%} +{worst['worst_class']} ", out)
     figures = {path.stem for path in Path("tiny/figures").glob("*.png")}
     assert figures == {"steps", "speed_accuracy", "calibration", "per_class"}
     report = Path("tiny/report.html").read_text()
@@ -83,6 +85,10 @@ def test_compare(run, capsys, refused):
     assert re.search(r"^tiny ", out, re.MULTILINE)
     assert re.search(r"^other ", out, re.MULTILINE)
     assert Path("figures/both.pdf").stat().st_size > 1000
+    assert "at equal MACs, first tiny, second other:" in out
+    assert re.search(r" \+0.00% +\+0.00% to \+0.00% +1$", out, re.MULTILINE)
+    assert main(["compare", run, "other", "--group"]) == 0
+    assert re.search(r"^tiny .* 2 +\d+.\d\d% ± 0.00%", capsys.readouterr().out, re.MULTILINE)
     Path("other/trace-test.safetensors").unlink()
     assert "run `anytime evaluate other`" in refused(["compare", run, "other"], 1)
 

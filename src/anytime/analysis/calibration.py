@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.curves import correct, max_probability, true_probability
-from anytime.trace import Trace
+from anytime.trace import Trace, labelled
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def reliability(trace: Trace, bins: int = 15) -> Reliability:
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
+    trace = labelled(trace)
     confident, right = max_probability(trace), correct(trace).double()
     index = ((confident * bins).ceil().long() - 1).clamp(0, bins - 1)
 
@@ -79,6 +80,7 @@ def per_class(trace: Trace, confidence: Literal["true", "max"] = "true") -> PerC
     """
     if confidence not in ("true", "max"):
         raise ValueError(f"unknown confidence {confidence!r}: use 'true' (probability of the correct class) or 'max'")
+    trace = labelled(trace)
     values = true_probability(trace) if confidence == "true" else max_probability(trace)
     counts = torch.bincount(trace.labels, minlength=trace.num_classes)
 
@@ -88,6 +90,13 @@ def per_class(trace: Trace, confidence: Literal["true", "max"] = "true") -> PerC
     means, accuracies = mean(values), mean(correct(trace).double())
     present = counts > 0
     return PerClass(means, accuracies, pearson(means[:, present], accuracies[:, present]))
+
+
+def worst_classes(trace: Trace) -> tuple[list[str], Tensor]:
+    """The class with the least accuracy after each step, and that accuracy, float64 `[T]`; empty classes do not count."""
+    values = per_class(trace).accuracy.nan_to_num(nan=torch.inf)
+    least, classes = values.min(1)
+    return [trace.class_names[k] for k in classes.tolist()], least
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor
 
 from anytime.analysis import calibration, curves, monotonicity
-from anytime.trace import Trace
+from anytime.analysis.statistics import interval
+from anytime.trace import Trace, labelled
 
 
 def summary(trace: Trace) -> dict[str, Any]:
@@ -22,11 +26,15 @@ def summary(trace: Trace) -> dict[str, Any]:
         the threshold curve, and the cheapest threshold that loses no accuracy on this trace; `meta` without
         the groups of the samples.
     """
+    trace = labelled(trace)
+    worst, worst_accuracy = calibration.worst_classes(trace)
     table = {
         "macs": trace.macs,
         "share_of_macs": trace.macs.double() / trace.macs[-1],
         "contract_macs": trace.contract_macs,
         "accuracy": curves.accuracy(trace),
+        "worst_class_accuracy": worst_accuracy,
+        "worst_class": worst,
         "confidence": curves.confidence(trace),
         "true_class_probability": curves.true_class_probability(trace),
         "ece": calibration.ece(trace),
@@ -84,6 +92,64 @@ def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
         }
         for name, trace in traces.items()
     ]
+
+
+def grouped_comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
+    """One row per recipe (columns: `GROUP_COLUMNS`): mean and 95 % interval over the runs that differ only in their seed.
+
+    Measures are `(mean, half width)`, see `statistics.interval`; a run without a recipe stands for itself.
+
+    Args:
+        traces: Traces by name.
+    """
+    groups: dict[str, dict[str, Trace]] = {}
+    for name, trace in traces.items():
+        groups.setdefault(_but_seed(trace) or name, {})[name] = trace
+    rows = []
+    for group in groups.values():
+        runs = comparison(group)
+        row: dict[str, Any] = {key: runs[0][key] for key in ("dataset", "parameters", "steps", "macs")}
+        for key in runs[0].keys() - row.keys() - {"name"}:
+            values = [run[key] for run in runs]
+            row[key] = None if None in values else interval(values)
+        rows.append(row | {"name": _common_name([*group]), "seeds": len(group)})
+    return rows
+
+
+def _but_seed(trace: Trace) -> str | None:
+    """The recipe of a trace without its seed and the run that it starts from; None without a recipe."""
+    recipe = trace.meta.get("recipe")
+    if not isinstance(recipe, Mapping):
+        return None
+    return json.dumps({key: value for key, value in recipe.items() if key not in ("seed", "weights")}, sort_keys=True)
+
+
+def _common_name(names: list[str]) -> str:
+    """What the names of runs begin with, up to a separator: `sieve` of `sieve_10` and `sieve_11`; else the first name."""
+    if len(names) == 1:
+        return names[0]
+    same = "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))
+    return re.sub(r"[_\-. ][^_\-. ]*$", "", same) or names[0]
+
+
+def timing_differences(traces: Mapping[str, Trace]) -> str | None:
+    """A sentence that says why the milliseconds of these traces cannot be compared; None if nothing is known against it.
+
+    They were measured on other hardware or with another number of threads, or loads differ by more than one busy core.
+    """
+    timed = {name: trace.meta for name, trace in traces.items() if trace.seconds is not None}
+    for key, title, format_value in (("hardware", "hardware", str), ("load", "load (busy cores)", "{:.1f}".format)):
+        known = {name: meta[key] for name, meta in timed.items() if meta.get(key) is not None}
+        differ = len(set(known.values())) > 1 if key == "hardware" else bool(known) and _spread(known.values()) > 1
+        if differ:
+            found = "; ".join(f"{name}: {format_value(value)}" for name, value in known.items())
+            return f"the milliseconds were not measured under the same conditions: {title} of {found}"
+    return None
+
+
+def _spread(values: Iterable[float]) -> float:
+    values = list(values)
+    return max(values) - min(values)
 
 
 def _milestones(trace: Trace, cost: curves.Cost) -> dict[str, float | None]:

@@ -35,7 +35,11 @@ def run(arguments: Sequence[str]) -> int:
         options.run, options.part, options.root, options.device, options.out, download=options.download, trust=options.trust
     )
     numbers = result.numbers
-    print(format_table(numbers["steps"], STEP_COLUMNS))
+    coarser = numbers.get("coarser_levels", [])
+    for row in [numbers, *coarser]:
+        if coarser:
+            print(f"label level of {row['classes']} classes")
+        print(format_table(row["steps"], STEP_COLUMNS) + "\n" * bool(coarser))
     errors = numbers["error_at_cost"]["macs"]
     print(f"\naverage error AE {numbers['average_error']:.2%}, timeliness {numbers['timeliness']:.2%}")
     print("error at share of MACs: " + ", ".join(f"{k}: {'–' if v is None else f'{v:.2%}'}" for k, v in errors.items()))

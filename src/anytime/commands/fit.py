@@ -18,7 +18,7 @@ from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
 from anytime.saving import CONFIG, WEIGHTS
 from anytime.stopping import Fitted, Never, mean_loss, measure, save_rule, saved_rules
-from anytime.stopping.fitting import METHODS, Goal, fit_rule
+from anytime.stopping.fitting import METHODS, Goal, fit_rule, unspent
 from anytime.stopping.levels import choose_levels, chosen_accuracy
 from anytime.support.digest import weights_digest
 from anytime.support.locks import only_writer
@@ -115,6 +115,8 @@ def _fit(parser: Parser, options: Any, folder: Path, out: Path) -> None:
     save_rule(saved, name, fitted)
     saved.save(out)
     _show(fitted, validation, test)
+    if why := unspent(goal, measure(fitted.stop, validation, fitted.combine), validation):
+        print(why)
     if goal.max_loss is not None:
         _name_others(saved, name)
     use = f"--stop {name}" if options.stop else f"--combine {name}"

@@ -20,12 +20,13 @@ from anytime.data.record import RECORD
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting import plots
+from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.report import Section, write_report
 from anytime.support.digest import weights_digest
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_file
 from anytime.support.locks import only_writer
-from anytime.trace import Trace, record
+from anytime.trace import Trace, labelled, record
 from anytime.training.origin import data_of
 
 
@@ -88,7 +89,7 @@ def stored_traces(runs: Sequence[str], part: str = "test") -> dict[str, Trace]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers of `analysis.summary` and the files that were written."""
+    """The numbers of `analysis.summary`, with those of coarser label levels, and the files that were written."""
 
     numbers: dict[str, Any]
     trace: Path
@@ -133,9 +134,12 @@ def results_in(folder: Path, part: str) -> list[Path]:
 
 def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Section] = ()) -> Evaluation:
     """Writes trace, metrics, figures and report of `part` into `folder`."""
-    level = _finest(trace)
+    level, coarser = labelled(_finest(trace)), [trace.level(d) for d in range(1, len(trace.levels))]
     metrics, report = folder / f"metrics-{part}.json", folder / _report_name(part)
-    result = Evaluation(summary(level), _trace_path(folder, part), metrics, report)
+    numbers = summary(level)
+    if coarser:
+        numbers["coarser_levels"] = [{key: summary(other)[key] for key in ("classes", "steps")} for other in coarser]
+    result = Evaluation(numbers, _trace_path(folder, part), metrics, report)
     trace.save(result.trace)
     with atomic_write(result.metrics) as whole:
         whole.write_text(json.dumps(result.numbers, indent=2) + "\n", encoding="utf-8")
@@ -151,7 +155,11 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
         with atomic_write(drawn / f"{draw.__name__}.png") as whole:
             figures[caption].savefig(whole, format="png", dpi=150)
     title = f"{trace.meta.get('model', 'model')} on {trace.meta.get('dataset', 'data')} ({part} images)"
-    write_report(result.report, title, level, figures, sections)
+    levels = [
+        Section(f"Every step, at the label level of {row['classes']} classes", rows=row["steps"], columns=STEP_COLUMNS)
+        for row in numbers.get("coarser_levels", [])
+    ]
+    write_report(result.report, title, level, figures, [*levels, *sections])
     return result
 
 

@@ -42,7 +42,7 @@ def paired(one: Trace, other: Trace, budget: float, cost: Cost = "macs", resampl
     test, since it would count the frames as independent.
 
     Args:
-        one, other: Traces of the same samples in the same order, with one label level each; samples without label do not count.
+        one, other: Traces of the same samples in the same order, with one label level each; those without label are left out.
         budget: In MACs, or in seconds with that cost.
         cost: "macs" (interruptible), "contract" or "seconds".
         resamples: Number of bootstrap samples.

@@ -6,7 +6,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
 
+class _OneModule(nullcontext[None]):
+    """Replaces torch's tracker of modules, whose hooks fail without gradients where a module is called with a weight."""
+
+    parents = frozenset({"Global"})
+
+
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
     """Counts FLOPs: what torch counts, and the products in `anytime.support.flops`.
@@ -39,6 +45,7 @@ def flop_counter() -> Iterator[FlopCounterMode]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCounterMode(display=False, custom_mapping=extra_formulas())
+    counter.mod_tracker = _OneModule()
     uncounted = UncountedProducts(counter.flop_registry)
     try:
         with uncounted, counter:

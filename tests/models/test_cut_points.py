@@ -6,6 +6,7 @@ import math
 from itertools import combinations, count
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from anytime.commands import exits
-from anytime.models.surgery.attach.cut_points import Cut, Survey, choose_cuts, find_cuts, survey
-from anytime.models.surgery.attach.graph import FlatGraph, flatten_network, split_graph
+from anytime.models.surgery.attach.build import attach_exits
+from anytime.models.surgery.attach.choice import choose_cuts, find_cuts
+from anytime.models.surgery.attach.cut_points import Cut, Survey, survey
+from anytime.models.surgery.attach.graph import FlatGraph, flatten_network
+from anytime.models.surgery.attach.segments import split_graph
 
 SIZE = (3, 8, 8)
 
@@ -67,25 +70,36 @@ def test_places_macs_and_shapes_of_a_network_by_hand() -> None:
     assert survey(Net(), SIZE).end == Cut("output", stem + 2 * block + 20, (5,))
 
 
-def test_no_place_where_another_tensor_is_needed_or_the_tensor_is_overwritten() -> None:
+def test_another_tensor_that_is_needed_is_kept_but_none_that_is_overwritten() -> None:
     class LongSkip(Net):
         def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
             early = self.stem(x)
             return self.fc((self.layers(early) + early).mean((2, 3)))
 
-    assert names(LongSkip()) == ["stem", "add", "mean"]
+    found = survey(LongSkip(), SIZE)
+    places = [(cut.name, cut.shape, cut.tensors, cut.load) for cut in found.cuts]
+    image = (4, 8, 8)
+    assert places == [
+        *(("stem", image, 1, 1.0), ("layers", image, 2, 2.0), ("add", image, 1, 1.0), ("mean", (4,), 1, 1.0)),
+    ]
     plain = [nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.5, inplace=True), nn.Linear(144, 2)]
     assert names(nn.Sequential(*plain)) == ["3"]  # "1" and its view "2" are overwritten, in train mode only
 
 
-def test_no_place_where_a_number_taken_from_a_shape_is_needed() -> None:
+def test_a_number_taken_from_a_shape_is_kept() -> None:
     class Reshapes(Net):
         def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
             height = x.shape[2]
             h = self.layers(self.stem(x))
             return self.fc(h.reshape(-1, 4, height * 8).mean(2))
 
-    assert names(Reshapes()) == ["reshape", "mean"]
+    network = Reshapes()
+    assert names(network) == ["stem", "layers.0", "layers", "reshape", "mean"]
+    model = attach_exits(network, ["layers.0"], input_size=SIZE).eval()
+    x = torch.rand(3, 3, 12, 8)
+    _, state = model.step(model.initial_state(x))
+    assert state.features[1:] == (96,)
+    assert torch.equal(model(x)[-1], network(x))
 
 
 def test_containers_open_and_blocks_stay_whole() -> None:
@@ -153,7 +167,8 @@ def test_segments_are_the_network_in_both_modes_even_with_frozen_blocks(training
     found = survey(network, SIZE)
     torch.manual_seed(0)
     expected = network(x)
-    segments = split_graph(found.flat, [found.nodes[i] for i in find_cuts(network, found, ["stem", "layers.0", "layers"])])
+    places = [found.places[i] for i in find_cuts(network, found, ["stem", "layers.0", "layers"])[1]]
+    segments = split_graph(found.flat.graph, places, found.changed)
     torch.manual_seed(0)
     h = x
     for segment in segments:
@@ -178,8 +193,10 @@ def test_segments_read_weights_that_belong_to_no_layer() -> None:
 
     network = Tokens()
     found = survey(network, SIZE)
-    assert [cut.name for cut in found.cuts] == ["patches", "flatten", "transpose", "cat", "add", "mix:2", "getitem_3", "add_1"]
-    segments = split_graph(found.flat, [found.nodes[i] for i in find_cuts(network, found, ["cat", "mix:2"])])
+    assert [cut.name for cut in found.cuts] == [
+        *("patches", "flatten", "transpose", "cat", "mix", "add", "mix:2", "getitem_1", "add_1"),
+    ]
+    segments = split_graph(found.flat.graph, [found.places[i] for i in find_cuts(network, found, ["cat", "mix:2"])[1]], ())
     network.double()  # another buffer object, which the segments must see
     for batch in (1, 3):
         x = h = torch.rand(batch, *SIZE, dtype=torch.float64)
@@ -213,7 +230,7 @@ class OtherInTraining(Net):
 
 class MakesConstants(Net):
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        return super().forward(x - torch.tensor([0.5]))
+        return super().forward(x - torch.from_numpy(np.array([0.5], np.float32)))
 
 
 class ReturnsTwo(Net):
@@ -229,7 +246,7 @@ class WritesIntoImages(Net):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (AsksValues, r"AsksValues cannot be traced: it decides by the values of a tensor .*stages=\[f1, f2"),
+        (AsksValues, r"AsksValues cannot be traced: it decides by the values of a tensor; .*stages=\[f1, f2"),
         (OtherInTraining, "it does something else in train mode than in eval mode"),
         (MakesConstants, "it makes a constant tensor in forward, which must be a buffer"),
         (ReturnsTwo, "it does not return one new tensor"),
@@ -265,8 +282,8 @@ def test_where_the_channels_are() -> None:
     ("exits", "message"),
     [
         (["layer"], r"cannot be cut at 'layer': it has no such layer; did you mean 'layers'\?"),
-        (["layers.1.conv"], r"at 'layers.1.conv' \(more than .*nearest: 'layers.0' before it, 'layers' after it"),
-        (["stem.0"], r"nearest: 'stem' after it"),
+        (["layers.1.conv"], r"at 'layers.1.conv' \(what is needed .*nearest: 'layers.0' before it, 'layers' after it"),
+        (["stem.2.1"], r"it has no such layer"),
         (["fc"], r"nearest: 'dropout' before it$"),  # a function between the layers
         (["layers.1", "layers"], "the same place twice: 'layers.1' and 'layers'"),
         (["layers.1", "stem"], "in the order of the network, but 'layers.1' comes after 'stem'"),
@@ -284,7 +301,7 @@ def places(shares: list[float], seconds: list[float] | None = None) -> Survey:
     cuts = tuple(
         Cut(str(i), round(1000 * s), (4, 2, 2), seconds=t) for i, (s, t) in enumerate(zip(shares, times, strict=True))
     )
-    return Survey(FlatGraph(fx.Graph(), (), {}, False), cuts, (), Cut("output", 1000, (5,), seconds=1.0))
+    return Survey(FlatGraph(fx.Graph(), (), {}, False, {}), cuts, (), Cut("output", 1000, (5,), seconds=1.0))
 
 
 @settings(deadline=None)
@@ -337,7 +354,7 @@ def test_impossible_choices_are_refused(arguments: dict[str, Any], message: str)
 def test_measured_seconds_come_from_the_clock() -> None:
     ticks = count()
     found = survey(Net(), SIZE, measure=True, clock=lambda: float(next(ticks)))
-    order = [found.flat.chain.index(node) for node in found.nodes]
+    order = [found.flat.chain.index(place.node) for place in found.places]
     assert [cut.seconds for cut in found.cuts] == order  # one tick for each place, from the input on
     assert found.end.seconds == len(found.flat.chain) - 1
 
@@ -363,32 +380,3 @@ def test_flat_graph_keeps_names_of_the_network() -> None:
     flat = flatten_network(Net(), torch.rand(2, *SIZE))
     called = [node.target for node in flat.graph.nodes if node.op == "call_module"]
     assert called == ["stem", "layers.0", "layers.1", "fc"]
-
-
-def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["torchvision:shufflenet_v2_x0_5", "--input-size", "3,32,32", "--exits", "3", "--classes", "10"]
-    assert exits.run(arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("torchvision:shufflenet_v2_x0_5, one image of 3 x 32 x 32, on ")
-    assert lines[1].split() == ["exit", "cut", "after", "MACs", "%", "of", "MACs", "ms", "%", "of", "ms", "features"]
-    rows = [line.split() for line in lines[3:]]
-    assert [row[1] for row in rows if row[0] == "*"] == ["stage2.2", "stage4.0"]
-    assert rows[0][0] == "conv1"
-    assert lines[3].endswith("24 x 16 x 16")
-    assert rows[-1][0] == "output"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["resnet18"], "backbone must be 'torchvision:NAME', 'timm:NAME' or the import path of a class, got 'resnet18'"),
-        (["torchvision:resnet81"], "torchvision has no classifier 'resnet81'; did you mean 'resnet18'?"),
-        (["torchvision:resnet18", "--input-size", "224,224"], "or 224 for square colour images, got '224,224'"),
-        (["torchvision:resnet18", "--device", "abacus"], "torchvision:resnet18 cannot run on 'abacus'"),
-    ],
-)
-def test_command_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        exits.run(arguments)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err

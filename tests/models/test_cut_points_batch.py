@@ -69,7 +69,7 @@ def test_the_batch_size_is_asked_again_behind_every_cut(asks: str) -> None:
         assert torch.equal(torch.stack(list(model.stream(x))), model(x))
 
 
-def test_a_first_dimension_that_is_not_the_batch_stays_a_number_of_its_place() -> None:
+def test_a_batch_that_is_not_the_first_dimension_is_the_first_of_the_state() -> None:
     class SequenceFirst(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -81,9 +81,10 @@ def test_a_first_dimension_that_is_not_the_batch_stays_a_number_of_its_place() -
             return self.fc(self.body(tokens).sum(0) / count)
 
     network = SequenceFirst()
-    assert "body" not in names(network)
-    model = attach_exits(network, ["stem"], input_size=SIZE).eval()
+    model = attach_exits(network, ["body"], input_size=SIZE).eval()
     x = torch.rand(3, *SIZE)
+    _, state = model.step(model.initial_state(x))
+    assert (state.features[0].shape, state.features[1:]) == ((3, 64, 4), (64,))
     torch.testing.assert_close(model(x)[-1], network(x))
 
 
@@ -103,4 +104,4 @@ class Body(nn.Module):
 def test_a_container_that_asks_its_batch_size_opens() -> None:
     stem, fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
     assert names(nn.Sequential(stem, Body(4), fc)) == ["0", "1.blocks.0", "1.blocks.1", "1.blocks.2", "1.reshape", "1"]
-    assert names(nn.Sequential(stem, Body(None), fc)) == ["0", "1"]  # the number of channels is needed at its end
+    assert "1.blocks.2" in names(nn.Sequential(stem, Body(None), fc))  # the number of channels, needed at its end, is kept

@@ -10,7 +10,8 @@ import torch
 
 from anytime.commands.parser import Parser
 from anytime.cost import hardware
-from anytime.models.surgery.attach.cut_points import choose_cuts, survey
+from anytime.models.surgery.attach.choice import place_exits
+from anytime.models.surgery.attach.cut_points import survey
 from anytime.models.surgery.backbones import build_backbone
 from anytime.reporting.tables import Column, format_table
 from anytime.support.units import image_size, macs_text, ms_text
@@ -54,8 +55,10 @@ def run(arguments: Sequence[str]) -> int:
     except (RuntimeError, AssertionError) as error:
         parser.error(f"{options.backbone} cannot run on {options.device!r}: {str(error).splitlines()[0]}")
     surveyed = survey(network, size, measure=True)
+    chosen: list[int] = []
+    if options.exits:
+        surveyed, chosen = place_exits(surveyed, options.exits, options.spread, options.first)
     end = surveyed.end
-    chosen = choose_cuts(surveyed, options.exits, options.spread, options.first) if options.exits else []
     rows = [
         {
             "exit": "*" if i in chosen else "",

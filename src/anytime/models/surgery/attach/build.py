@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from anytime.model import create_model
 from anytime.models.common.additive import check_shrink
 from anytime.models.common.heads import Head, build_head
-from anytime.models.surgery.attach import cut_points
-from anytime.models.surgery.attach.cut_points import Cut, Spread
-from anytime.models.surgery.attach.graph import FlatGraph, Stage, preserved, split_graph
+from anytime.models.surgery.attach import choice, cut_points
+from anytime.models.surgery.attach.choice import Spread
+from anytime.models.surgery.attach.cut_points import Cut, Survey
+from anytime.models.surgery.attach.graph import preserved
 from anytime.models.surgery.attach.model import AdditiveExits, AttachedExits
+from anytime.models.surgery.attach.segments import Stage, split_graph
+from anytime.models.surgery.attach.state import Kept, Place
+from anytime.models.surgery.attach.trace import logits_of
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
 from anytime.registry import register_model
 from anytime.support.text import one_line
@@ -36,7 +40,7 @@ def _check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> No
             with preserved(backbone):
                 backbone.train(training)
                 torch.manual_seed(0)
-                answers.append(reduce(lambda h, function: function(backbone, h), functions, batch.clone()))
+                answers.append(logits_of(reduce(lambda h, function: function(backbone, h), functions, batch.clone())))
         expected, actual = answers
         difference = ((expected - actual).abs().max() / expected.abs().max().clamp(min=1)).item()
         if not difference <= TOLERANCE.get(x.dtype, 1e-2):
@@ -159,11 +163,11 @@ def attach_exits(
     else:
         surveyed = cut_points.survey(network, input_size, by_latency, clock)
         if isinstance(exits, int):
-            places = cut_points.choose_cuts(surveyed, exits, spread, first)
+            surveyed, chosen = choice.place_exits(surveyed, exits, spread, first)
         else:
-            places = cut_points.find_cuts(network, surveyed, exits)
-        cuts, nodes = [surveyed.cuts[place] for place in places], [surveyed.nodes[place] for place in places]
-        stages, tail = split_graph(surveyed.flat, nodes), _tail(surveyed.flat, nodes, new)
+            surveyed, chosen = choice.find_cuts(network, surveyed, exits)
+        cuts, places = [surveyed.cuts[i] for i in chosen], [surveyed.places[i] for i in chosen]
+        stages, tail = split_graph(surveyed.flat.graph, places, surveyed.changed), _tail(surveyed, places, new)
         size = (x.shape[2], x.shape[3]) if surveyed.flat.fixed_size else None
     _check_stages(network, stages, x)
     heads = [build_head(head, cut.head_shape, _count(classes), cut.channels_last).to(x) for cut in cuts]
@@ -188,12 +192,13 @@ def _one_network(backbone: nn.Module | Sequence[nn.Module]) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _tail(flat: FlatGraph, cuts: Sequence[fx.Node], classifiers: Sequence[str]) -> tuple[Stage, Stage] | None:
+def _tail(surveyed: Survey, places: Sequence[Place], classifiers: Sequence[str]) -> tuple[Stage, Stage] | None:
     """The last stage in two: up to the input of the classifiers, and the rest; None if they cannot be separated."""
-    for before, node in pairwise(flat.chain):
+    for before, node in pairwise(surveyed.flat.chain):
         inside = node.op == "call_module" and all(f"{name}.".startswith(f"{node.target}.") for name in classifiers)
         if classifiers and inside:
-            return tuple(split_graph(flat, [*cuts, before])[-2:])  # type: ignore[return-value]
+            last = Place(before, (Kept(before, ()),))
+            return tuple(split_graph(surveyed.flat.graph, [*places, last], surveyed.changed)[-2:])  # type: ignore[return-value]
     return None
 
 
@@ -208,7 +213,7 @@ def _num_logits(network: nn.Module, x: Tensor) -> int:
     """K of a network's logits `[B, K]`; raises ValueError if it fails on the images or returns something else."""
     try:
         with preserved(network):
-            logits = network(x[:1])
+            logits = logits_of(network(x[:1]))
     except (RuntimeError, AssertionError) as error:
         text = one_line(error)
         raise ValueError(f"{type(network).__name__} fails on images of {tuple(x.shape[1:])}: {text}") from error

@@ -1,14 +1,13 @@
-"""Where a network can be cut, what it has cost by then, and which places a number of exits takes."""
+"""Where a network can be cut, and what it has cost by then."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, groupby, pairwise
-from typing import Any, Literal, NamedTuple, Self
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,24 +15,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from anytime.cost import flop_counter
-from anytime.models.surgery.attach.graph import FlatGraph, flatten_network, preserved
-from anytime.support.names import nearest
-from anytime.support.units import ImageSize, image_size
-
-Spread = Literal["macs", "latency"]
+from anytime.models.surgery.attach.calls import Call
+from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten, preserved, trace_network
+from anytime.models.surgery.attach.state import Place, find_places
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A place where one tensor is all that the rest of a network needs.
+    """A place where a network can be interrupted: a head reads one tensor, the rest of what is needed later is kept.
 
     Attributes:
-        name: The layer (or the outermost container) whose output the tensor is.
+        name: The layer (or the outermost container) after which the place is.
         macs: Multiply-adds of one image up to here.
-        shape: The tensor's shape without the batch: (C, H, W) or (H, W, C), (tokens, C), (C,).
+        shape: The shape of the tensor that heads read, without the batch: (C, H, W) or (H, W, C), (tokens, C), (C,).
         channels_last: Whether the shape is (H, W, C).
         seconds: Measured time of one image up to here; None if not measured.
         aliases: All names of this place.
+        tensors: How many tensors the network needs later, this one included.
+        load: Their elements over those of the tensor that heads read.
     """
 
     name: str
@@ -42,6 +41,8 @@ class Cut:
     channels_last: bool = False
     seconds: float | None = None
     aliases: tuple[str, ...] = ()
+    tensors: int = 1
+    load: float = 1.0
 
     @property
     def head_shape(self) -> tuple[int, ...]:
@@ -50,17 +51,30 @@ class Cut:
 
 
 class Survey(NamedTuple):
-    """A network's graph, the places where it can be cut in order, their nodes, and the whole network as `end`."""
+    """A network's graph and where it can be cut.
+
+    Attributes:
+        flat: The graph.
+        cuts: The places in order.
+        places: What is alive at each.
+        end: The whole network.
+        changed: The tensors that later operations write into.
+        open: Surveys the network again with further calls opened.
+    """
 
     flat: FlatGraph
     cuts: tuple[Cut, ...]
-    nodes: tuple[fx.Node, ...]
+    places: tuple[Place, ...]
     end: Cut
+    changed: frozenset[fx.Node] = frozenset()
+    open: Callable[[Collection[Call]], Survey] | None = None
 
 
-def example_images(backbone: nn.Module, input_size: ImageSize, batch: int) -> Tensor:
+def example_images(backbone: nn.Module, input_size: Sequence[int], batch: int) -> Tensor:
     """The same random images `[batch, C, H, W]` in every call, in the network's dtype and on its device."""
-    x = torch.rand(batch, *image_size(input_size), generator=torch.Generator().manual_seed(0))
+    if len(input_size) != 3 or min(input_size) < 1:
+        raise ValueError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
+    x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0))
     return x.to(next((p for p in backbone.parameters() if p.is_floating_point()), x))
 
 
@@ -99,7 +113,7 @@ class LayoutWatch:
         last, width = expected
         for index in reversed(range(len(self.tensors))):
             h = self.tensors[index]
-            if index in self._channels_last or not isinstance(h, Tensor) or h.ndim != 4:
+            if index in self._channels_last or h.ndim != 4:
                 break  # earlier ones are settled, or never will be
             if h.shape[3 if last else 1] == width:
                 self._channels_last[index] = last
@@ -112,46 +126,75 @@ class LayoutWatch:
         return index > 0 and self.tensors[index - 1].shape == h.shape and self.channels_last(index - 1)
 
 
+class _Interpreter(fx.Interpreter):
+    """Gives modules lists that they may change, as a network does."""
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        return _thawed(super().fetch_args_kwargs_from_env(n))
+
+
+def _thawed(given: Any) -> Any:
+    if isinstance(given, list | tuple) and type(given) is not torch.Size and not hasattr(given, "_fields"):
+        parts = [_thawed(part) for part in given]
+        return parts if isinstance(given, list) else tuple(parts)
+    return {key: _thawed(part) for key, part in given.items()} if isinstance(given, dict) else given
+
+
 def _walk(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> Iterator[tuple[fx.Node, Any]]:
-    """Runs a network node by node and yields each place of the chain with its value."""
-    interpreter, chain = fx.Interpreter(backbone, graph=flat.graph), frozenset(flat.chain)
+    """Runs a network operation by operation and yields each with its value."""
+    interpreter = _Interpreter(backbone, graph=flat.graph)
     interpreter.args_iter = iter((x,))
     for node in flat.graph.nodes:
-        interpreter.env[node] = interpreter.run_node(node)
-        if node in chain:
+        if node.op != "output":
+            interpreter.env[node] = interpreter.run_node(node)
             yield node, interpreter.env[node]
 
 
-def _unmodified(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> set[fx.Node]:
-    """The places of the chain with a floating-point tensor `[B, ...]` that no later operation modifies in place."""
+def _changes(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, int]:
+    """For each tensor that later operations write into, the position of the last that does."""
     versions: dict[fx.Node, tuple[Tensor, int]] = {}
-    for node, value in _walk(backbone, flat, x):
-        if isinstance(value, Tensor) and value.is_floating_point() and 2 <= value.ndim <= 4 and len(value) == len(x):
+    sharing: dict[int, list[fx.Node]] = {}
+    changed: dict[fx.Node, int] = {}
+    for i, (node, value) in enumerate(_walk(backbone, flat, x)):
+        for read in node.all_input_nodes:
+            if read in versions and versions[read][0]._version != versions[read][1]:
+                for other in sharing[_storage(versions[read][0])]:
+                    changed[other] = i
+                    versions[other] = (versions[other][0], versions[other][0]._version)
+        if isinstance(value, Tensor):
             versions[node] = (value, value._version)
-    return {node for node, (value, version) in versions.items() if value._version == version}
+            sharing.setdefault(_storage(value), []).append(node)
+    return changed
+
+
+def _storage(tensor: Tensor) -> int:
+    return id(tensor) if tensor.is_sparse else tensor.untyped_storage().data_ptr()
 
 
 def _seconds(
     backbone: nn.Module, flat: FlatGraph, x: Tensor, clock: Callable[[], float], repeats: int
 ) -> dict[fx.Node, float]:
-    """Seconds from the start to each place of the chain: running sums of the parts' medians, after one warm-up run.
+    """Seconds from the start to each named place: running sums of the parts' medians, after one warm-up run.
 
     The median is taken of each part rather than of the whole, because a stall makes a run late at all later places.
     """
     rows: list[dict[fx.Node, float]] = []
+    timed = [flat.chain[0], *(node for node in flat.names if node.meta["dependent"])]
+    wanted = set(timed)
     for _ in range(repeats + 1):
         rows.append({})
         for node, _value in _walk(backbone, flat, x):
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            rows[-1][node] = clock()
-    parts = [statistics.median(row[node] - row[before] for row in rows[1:]) for before, node in pairwise(flat.chain)]
-    return dict(zip(flat.chain, accumulate(parts, initial=0.0), strict=True))
+            if node in wanted:
+                if x.is_cuda:
+                    torch.cuda.synchronize(x.device)
+                rows[-1][node] = clock()
+    parts = [statistics.median(row[node] - row[before] for row in rows[1:]) for before, node in pairwise(timed)]
+    return dict(zip(timed, accumulate(parts, initial=0.0), strict=True))
 
 
 def survey(
     backbone: nn.Module,
-    input_size: ImageSize,
+    input_size: Sequence[int],
     measure: bool = False,
     clock: Callable[[], float] = time.perf_counter,
     repeats: int = 9,
@@ -161,8 +204,8 @@ def survey(
     The network runs on examples in both modes; afterwards its modes, its buffers and the random states are as they were.
 
     Args:
-        backbone: Images `[B, C, H, W]` to logits `[B, K]`.
-        input_size: (channels, height, width), or the side of square colour images.
+        backbone: Images `[B, C, H, W]` to logits `[B, K]`, or to an object with `logits`.
+        input_size: (channels, height, width).
         measure: Whether to measure seconds, one image at a time on the network's device.
         clock: Returns seconds; replaced in tests.
         repeats: Measured runs.
@@ -175,111 +218,47 @@ def survey(
         >>> [(cut.name, cut.macs, cut.shape) for cut in survey(layers, (3, 8, 8)).cuts]
         [('0', 3888, (4, 6, 6)), ('1', 3888, (4, 6, 6)), ('2', 3888, (144,))]
     """
-    two, one = example_images(backbone, input_size, 2), example_images(backbone, input_size, 1)
-    flat = flatten_network(backbone, two)
+    two = example_images(backbone, input_size, 2)
+    root = trace_network(backbone, two)
+
+    def opened(calls: Collection[Call]) -> Survey:
+        found = _survey(backbone, flatten(root, calls), two, (clock, repeats) if measure else None)
+        return found._replace(open=lambda more: opened({*calls, *more}))
+
+    return opened(Opener().containers(root))
+
+
+def _survey(backbone: nn.Module, flat: FlatGraph, two: Tensor, timing: tuple[Callable[[], float], int] | None) -> Survey:
+    one = two[:1].clone()
     macs: dict[fx.Node, int] = {}
-    tensors: dict[fx.Node, Any] = {}
-    with preserved(backbone), flop_counter() as counter, LayoutWatch() as layouts:
-        valid = _unmodified(backbone.train(), flat, two) & _unmodified(backbone.eval(), flat, two)
-        counter.flop_counts.clear()
-        for node, value in _walk(backbone, flat, one):
-            macs[node], tensors[node] = counter.get_total_flops() // 2, value
-            layouts.tensors.append(value)
-    if flat.chain[0] not in valid:
+    values: dict[fx.Node, Any] = {}
+    indices: dict[fx.Node, int] = {}
+    with preserved(backbone):
+        backbone.train()
+        changed = _changes(backbone, flat, two.clone())
+        backbone.eval()
+        for node, last in _changes(backbone, flat, two.clone()).items():
+            changed[node] = max(last, changed.get(node, -1))
+        both = dict(_walk(backbone, flat, two.clone()))
+        with flop_counter() as counter, LayoutWatch() as layouts:
+            for node, value in _walk(backbone, flat, one):
+                macs[node], values[node] = counter.get_total_flops() // 2, value
+                if isinstance(value, Tensor) and value.ndim == 4:
+                    indices[node] = len(layouts.tensors)
+                    layouts.tensors.append(value)
+    if flat.chain[0] in changed:
         raise ValueError(f"{type(backbone).__name__} changes its input in place; let it work on a copy")
     with preserved(backbone):
-        seconds = _seconds(backbone, flat, one, clock, repeats) if measure else {}
-    end = flat.chain[-1]
-    cuts = {
-        node: Cut(names[-1], macs[node], tuple(tensors[node].shape[1:]), layouts.channels_last(i), seconds.get(node), names)
-        for i, (node, names) in enumerate(flat.names.items(), 1)
-        if node in valid and 0 < macs[node] < macs[end]
-    }
-    whole = Cut("output", macs[end], tuple(tensors[end].shape[1:]), seconds=seconds.get(end))
-    return Survey(flat, tuple(cuts.values()), tuple(cuts), whole)
-
-
-def find_cuts(backbone: nn.Module, surveyed: Survey, exits: Sequence[str]) -> list[int]:
-    """The positions in `surveyed.cuts` of exits given by name.
-
-    Raises:
-        ValueError: A name that is not a place to cut (the message names the nearest), one given twice, or out of order.
-    """
-    known = {name: i for i, cut in enumerate(surveyed.cuts) for name in cut.aliases}
-    for name in exits:
-        if name not in known:
-            raise ValueError(f"the network cannot be cut at {name!r}{_neighbours(backbone, surveyed, name, known)}")
-    places = [known[name] for name in exits]
-    for (before, first), (after, second) in pairwise(zip(exits, places, strict=True)):
-        if first == second:
-            raise ValueError(f"exits name the same place twice: {before!r} and {after!r}")
-        if first > second:
-            raise ValueError(f"exits must be in the order of the network, but {before!r} comes after {after!r}")
-    return places
-
-
-def _neighbours(backbone: nn.Module, surveyed: Survey, name: str, known: dict[str, int]) -> str:
-    """The end of an error message: the places before and after a layer that is not one, in execution order."""
-    if name not in dict(backbone.named_modules()):
-        return f": it has no such layer{nearest(name, known)}"
-    order = {node: i for i, node in enumerate(surveyed.flat.graph.nodes)}
-    targets = {i: f"{node.target}." for node, i in order.items() if node.op == "call_module"}
-    runs = [i for i, target in targets.items() if target.startswith(f"{name}.") or f"{name}.".startswith(target)]
-    if not runs:
-        return f": its forward does not call it{nearest(name, known)}"
-    places = [(order[node], cut.name) for node, cut in zip(surveyed.nodes, surveyed.cuts, strict=True)]
-    before = [f"{cut!r} before it" for i, cut in places if i < runs[0]][-1:]
-    after = [f"{cut!r} after it" for i, cut in places if i >= runs[-1]][:1]
-    why = "more than its output is needed later, or it is overwritten, or nothing is left to compute"
-    return f" ({why}); nearest: {', '.join(before + after)}"
-
-
-def choose_cuts(surveyed: Survey, exits: int, spread: Spread = "macs", first: float | None = None) -> list[int]:
-    """The positions in `surveyed.cuts` of n - 1 exits whose shares of the whole cost are as near as possible to k / n.
-
-    The target of exit k = 1..n-1 is the share k / n, or with `first` = f the share f + (1 - f) (k - 1) / (n - 1); the n-th
-    answer is the network's own. The choice minimises the sum of squared differences. Among places at equal MACs only the
-    last is eligible (after norm, activation and pooling, but before the tensor is flattened).
-
-    Args:
-        surveyed: The network's survey.
-        exits: n, the number of answers including the network's own.
-        spread: Shares of MACs, or of the measured seconds.
-        first: Share of the first exit.
-
-    Raises:
-        ValueError: n < 1, more exits than places, `first` not between 0 and 1 or without an exit.
-    """
-    cuts, end = surveyed.cuts, surveyed.end
-    equal = [list(group) for _, group in groupby(range(len(cuts)), key=lambda i: cuts[i].macs)]
-    ends = [max(i for i in group if len(cuts[i].shape) == len(cuts[group[0]].shape)) for group in equal]
-    if not 1 <= exits <= len(ends) + 1:
-        raise ValueError(f"exits must lie in 1..{len(ends) + 1} for this network (the last is its own end), got {exits}")
-    if first is not None and (not 0 < first < 1 or exits < 2):
-        raise ValueError(f"first is the share of the first of 2 or more exits, between 0 and 1; got {first} for {exits}")
-    if spread not in ("macs", "latency"):
-        raise ValueError(f"spread must be 'macs' or 'latency', got {spread!r}")
-
-    def share(cut: Cut) -> float:
-        if spread == "macs":
-            return cut.macs / end.macs
-        if cut.seconds is None or not end.seconds:
-            raise ValueError("a spread over latency needs measured seconds: survey(..., measure=True)")
-        return cut.seconds / end.seconds
-
-    shares = [share(cuts[i]) for i in ends]
-    f = 1 / exits if first is None else first
-    targets = [f + (1 - f) * k / (exits - 1) for k in range(exits - 1)]
-
-    @cache
-    def best(k: int, start: int) -> tuple[float, tuple[int, ...]]:
-        """The least cost of the exits from k on, with places from `start` on, and these places."""
-        if k == len(targets):
-            return 0.0, ()
-        options = []
-        for place in range(start, len(shares) - (len(targets) - k - 1)):
-            rest, places = best(k + 1, place + 1)
-            options.append(((shares[place] - targets[k]) ** 2 + rest, (place, *places)))
-        return min(options)
-
-    return [ends[place] for place in best(0, 0)[1]]
+        seconds = _seconds(backbone, flat, one, *timing) if timing else {}
+    end: Any = flat.graph.output_node().args[0]
+    inner = [node for node in flat.names if node.meta["dependent"] and 0 < macs[node] < macs[end]]
+    places = find_places(flat.graph, inner, values, both, changed, macs)
+    cuts = []
+    for place in places:
+        main, names = place.kept[0], flat.names[place.node]
+        windows = main.times > 1 and len(main.shape or ()) == 3
+        last = windows or (main.as_it_is and main.node in indices and layouts.channels_last(indices[main.node]))
+        at = macs[place.node], main.shape or (), last, seconds.get(place.node)
+        cuts.append(Cut(names[-1], *at, names, place.tensors, place.load))
+    whole = Cut("output", macs[end], tuple(values[end].shape[1:]), seconds=seconds.get(end))
+    return Survey(flat, tuple(cuts), tuple(places), whole, frozenset(changed))

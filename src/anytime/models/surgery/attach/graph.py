@@ -1,22 +1,23 @@
-"""A network's forward as one flat graph of whole layers, and the segments between cuts, which hold no weights."""
+"""A network's forward as one flat graph of whole layers: which modules stay whole, which are opened."""
 
 from __future__ import annotations
 
-import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import Proxy, TraceError
+from torch.utils import _pytree as pytree
 
+from anytime.cost import flop_counter
 from anytime.model import eval_mode
+from anytime.models.surgery.attach.calls import Call, Operation, TraceError, Value, leaves_of, map_leaves, same_tensor
+from anytime.models.surgery.attach.trace import Trace, is_layer
 
-Stage = Callable[[nn.Module, Tensor], Tensor]  # (network, tensor at one cut) -> tensor at the next
+OTHER_IN_TRAINING = "it does something else in train mode than in eval mode"
 
 
 @contextmanager
@@ -32,187 +33,207 @@ def preserved(module: nn.Module) -> Iterator[None]:
                 owner._buffers[name] = buffer.copy_(saved)
 
 
-class _TrainingFlag(int):
-    """Stands for `self.training` in a trace: an argument stays symbolic, a condition takes the flag's truth."""
-
-
-def _contexts() -> tuple[bool, ...]:
-    """Whether gradients are recorded, and whether autocast is on."""
-    return (torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")))
-
-
-class _UndecidedError(Exception):
-    """The forward branches on a traced value, the node that is the error's argument."""
-
-
-class _LeafTracer(fx.Tracer):
-    """Traces one forward with every module it calls as a leaf. Branches (`if height > 7`) take `answers` in order."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, answers: Sequence[bool]) -> None:
-        super().__init__(autowrap_modules=(math,))
-        self.answers = iter(answers)
-        self.contexts = _contexts()
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _contexts() != self.contexts:  # a graph holds calls but not the contexts around them
-            raise TraceError("it switches gradients or autocast on or off in forward, which only a submodule may do")
-        return super().create_node(*args, **kwargs)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]  # other arguments keep their defaults
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, _TrainingFlag):
-            return self.create_node("get_attr", "training", (), {})
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            stored = a in self.tensor_attrs or any(a is buffer for buffer in self.root.buffers())
-            if not stored:  # torch.fx would store it in the network, where it would never change its device
-                raise TraceError("it makes a constant tensor in forward, which must be a buffer")
-        return super().create_arg(a)
-
-    def to_bool(self, obj: Proxy) -> bool:
-        for answer in self.answers:
-            return answer
-        raise _UndecidedError(obj.node)
-
-
-def _dependent(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on the graph's input."""
-    dependent: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or not dependent.isdisjoint(node.all_input_nodes):
-            dependent.add(node)
-    return dependent
-
-
-def _shape_only(graph: fx.Graph, dependent: set[fx.Node]) -> set[fx.Node]:
-    """The dependent nodes that depend on the input's shape only."""
-    shapes: set[fx.Node] = set()
-    for node in graph.nodes:
-        asks = node.target in ("size", "dim", "numel") if node.op == "call_method" else node.target is getattr
-        if node in dependent and node.op != "placeholder" and (asks or dependent.intersection(node.all_input_nodes) <= shapes):
-            shapes.add(node)
-    return shapes
-
-
-_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.neg, int}
-
-
-def _batch_source(node: fx.Node) -> fx.Node | None:
-    """The tensor whose first dimension a node asks: x in `x.size(0)`, `x.size()[0]` and `x.shape[0]`; else None."""
-    if node.op == "call_method" and node.target == "size":
-        return node.args[0] if (*node.args[1:], *node.kwargs.values()) == (0,) else None  # type: ignore[return-value]
-    if node.target is operator.getitem and node.args[1] == 0 and isinstance(node.args[0], fx.Node) and _is_shape(node.args[0]):
-        return node.args[0].args[0]  # type: ignore[return-value]
-    return None
-
-
-def _is_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target == "size" and len(node.args) == 1 and not node.kwargs
-    return node.target is getattr and str(node.args[1]) == "shape"
-
-
-def _asked(graph: fx.Graph) -> set[fx.Node]:
-    """The tensors whose first dimension the graph asks."""
-    return {source for node in graph.nodes if (source := _batch_source(node)) is not None}
-
-
-def _batch_numbers(graph: fx.Graph, sources: set[fx.Node]) -> set[fx.Node]:
-    """The nodes that depend on the input's batch size only: what `sources` have in dimension 0, and numbers made of that."""
-    dependent, numbers = _dependent(graph), set[fx.Node]()
-    for node in graph.nodes:
-        made_of = dependent.intersection(node.all_input_nodes)
-        if _batch_source(node) in sources or (node.target in _ARITHMETIC and made_of and made_of <= numbers):
-            numbers.add(node)
-    return numbers | {node for node in graph.nodes if node.users and _is_shape(node) and numbers.issuperset(node.users)}
-
-
-def bottlenecks(graph: fx.Graph, batch: Collection[fx.Node] | None = None) -> list[fx.Node]:
-    """In order: the input, each node after which no other input-dependent value is needed, the result.
-
-    Args:
-        graph: The graph.
-        batch: Numbers that depend on the batch size only: they can be computed again from any later tensor. None: those
-            that any tensor's first dimension gives.
-    """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    batch = _batch_numbers(graph, _asked(graph)) if batch is None else batch
-    dependent, last_use, places = _dependent(graph), -1, []  # last use of anything computed so far
-    for node in graph.nodes:
-        users = [user for user in node.users if user not in batch]
-        if node in dependent and node not in batch and users:
-            if last_use <= order[node]:
-                places.append(node)
-            last_use = max(last_use, *(order[user] for user in users))
-    return places
-
-
-def _trace_mode(module: nn.Module, training: bool, x: Tensor | None) -> tuple[fx.Graph, bool]:
-    """The graph in train or eval mode, and whether any branch depended on the input."""
-    answers: list[bool] = []
-    fixed, mode = False, module.training
-    while True:
-        module.__dict__["training"] = _TrainingFlag(training)
-        try:
-            with torch.enable_grad():
-                return _LeafTracer(answers).trace(module), fixed
-        except _UndecidedError as error:
-            if x is None:
-                raise
-            node: fx.Node = error.args[0]
-        finally:
-            module.training = mode
-        fixed = fixed or node in _dependent(node.graph)
-        node.graph.output(node)
-        value = fx.Interpreter(module, graph=node.graph).run(x)
-        if isinstance(value, Tensor):
-            raise TraceError(f"it decides by the values of a tensor ({node.format_node()})")
-        answers.append(bool(value))
-
-
-def trace_graph(module: nn.Module, x: Tensor | None = None) -> tuple[fx.Graph, bool]:
-    """The graph of a module's forward, each submodule call a single node; and whether the size of x decided a branch.
-
-    The graph is valid in train and eval mode: `self.training` stays symbolic as an argument.
-
-    Args:
-        module: Any module whose forward takes one tensor (other arguments have defaults).
-        x: An example that decides branches on shapes; None: such branches raise an error.
-
-    Raises:
-        TraceError: The forward cannot be written as a graph, or differs between the modes. Its own errors propagate.
-    """
-    (train, _), (evaluation, fixed) = (_trace_mode(module, training, x) for training in (True, False))
-    if train.python_code("self").src != evaluation.python_code("self").src:
-        raise TraceError("it does something else in train mode than in eval mode")
-    result = evaluation.output_node().args[0]
-    if not isinstance(result, fx.Node) or result.op == "placeholder":
-        raise TraceError("it does not return one new tensor")
-    return evaluation, fixed
-
-
 class FlatGraph(NamedTuple):
     """A network's forward with its containers inlined.
 
     Attributes:
-        graph: Calls of layers and functions, in order; targets are relative to the network.
-        chain: The input, every place where only one tensor is alive, the result.
-        names: The names of each place but the input, from the layer itself to the outermost container that ends there.
-        fixed_size: Whether the example's size decided a branch, so that other sizes may take another one.
-        batch: Numbers that depend on the batch size only; every segment computes them from its own input.
+        graph: Calls of layers and functions, in order; targets are relative to the network. A node's meta says whether it is
+            `dependent` on the images and whether it is a `number`.
+        chain: The input, every place where only one tensor is needed later, the result.
+        names: The names of each place, from the layer itself to the outermost container that ends there.
+        fixed_size: Whether the example's size decided something, so that other sizes may need another graph.
+        whole: The calls that could be opened further, by their nodes.
+        macs: Multiply-adds of the whole network as the calls count them.
     """
 
     graph: fx.Graph
     chain: tuple[fx.Node, ...]
     names: dict[fx.Node, tuple[str, ...]]
     fixed_size: bool
-    batch: frozenset[fx.Node] = frozenset()
+    whole: dict[fx.Node, Call]
+    macs: int = 0
+
+
+def trace_network(network: nn.Module, x: Tensor) -> Call:
+    """What a network does to the images x, in eval mode; calls that differ in train mode have a `problem`.
+
+    Raises:
+        ValueError: Its forward cannot be written as a graph.
+    """
+    try:
+        with preserved(network):
+            with flop_counter() as counter:
+                evaluation = Trace(network, False, counter.get_total_flops).run(x.clone())
+            network.train()
+            train = Trace(network, True, lambda: 0).run(x.clone())
+        _compare(evaluation, train, {})
+        if evaluation.problem:
+            raise TraceError(evaluation.problem)
+    except Exception as error:
+        raise ValueError(
+            f"the forward of {type(network).__name__} cannot be traced: {' '.join(str(error).split()) or repr(error)}; give "
+            "the network as a list of modules, or its parts as stages=[f1, f2, ...], each a function f(backbone, h) -> h"
+        ) from error
+    return evaluation
+
+
+def _compare(call: Call, train: Call, pairs: dict[Value, Value]) -> None:
+    """Notes in a call, and in those inside it, where the train mode differs; `pairs` are values known to be the same."""
+
+    def same(one: Any, other: Any) -> bool:
+        ours, theirs = leaves_of(one), leaves_of(other)
+        return len(ours) == len(theirs) and all(
+            (pairs.get(a, a) is b) if isinstance(a, Value) else type(a) is type(b) and (a is b or bool(a == b))
+            for a, b in zip(ours, theirs, strict=True)
+        )
+
+    agree = len(call.items) == len(train.items)
+    if not pairs:
+        pairs |= dict(zip(leaves_of((call.args, call.kwargs)), leaves_of((train.args, train.kwargs)), strict=True))
+    for a, b in zip(call.items, train.items, strict=False):
+        if not agree:
+            break
+        if isinstance(a, Operation) and isinstance(b, Operation):
+            agree = a.kind == b.kind and a.target == b.target and same((a.args, a.kwargs), (b.args, b.kwargs))
+            pairs[a.result] = b.result
+        elif isinstance(a, Call) and isinstance(b, Call):
+            agree = a.path == b.path and same((a.args, a.kwargs), (b.args, b.kwargs))
+            if agree:
+                _compare(a, b, pairs)
+                ours, theirs = leaves_of(a.result), leaves_of(b.result)
+                agree = len(ours) == len(theirs)
+                for one, other in zip(ours, theirs, strict=False):
+                    if isinstance(one, Value) and isinstance(other, Value):
+                        if pairs.get(one, other) is not other and a.items:
+                            a.problem = a.problem or OTHER_IN_TRAINING
+                        pairs[one] = other
+        else:
+            agree = False
+    call.problem = call.problem or train.problem or (None if agree else OTHER_IN_TRAINING)
+    call.fixed |= train.fixed
+
+
+# -- from calls to a graph -----------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Writes a call into a graph: calls in `opened` by what they do, the others as calls of the module."""
+
+    def __init__(self, opened: Collection[Call], outside: bool = False) -> None:
+        self.opened, self.outside = opened, outside
+        self.graph, self.nodes = fx.Graph(), dict[Value, fx.Node]()
+        self.groups: list[tuple[list[fx.Node], str]] = []  # nodes of one place, in order, with its name
+        self.uses, self.whole = Counter[str](), dict[fx.Node, Call]()
+        self.fixed = False
+
+    def write(self, root: Call) -> fx.Graph:
+        """The graph of one call, whose arguments are placeholders."""
+        for value in leaves_of((root.args, root.kwargs)):
+            if isinstance(value, Value) and value not in self.nodes:
+                self._know(value, self.graph.placeholder("x"))
+        self._inside(root)
+        result = map_leaves(lambda leaf: self._node(leaf) if isinstance(leaf, Value) else None, root.result)
+        self.graph.output(result)
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and node.meta.get("pure"):
+                self.graph.erase_node(node)
+        return self.graph
+
+    def names(self) -> dict[fx.Node, list[str]]:
+        """The names of each place, in the graph's order."""
+        kept = {node: i for i, node in enumerate(self.graph.nodes)}
+        found: dict[fx.Node, list[str]] = {}
+        for nodes, name in self.groups:
+            left = [node for node in nodes if node in kept]
+            if left:
+                found.setdefault(left[-1], []).append(name)
+        return dict(sorted(found.items(), key=lambda item: kept[item[0]]))
+
+    def _know(self, value: Value, node: fx.Node, pure: bool = False) -> fx.Node:
+        node.meta |= {"dependent": value.dependent, "number": value.number, "pure": pure}
+        self.nodes[value] = node
+        return node
+
+    def _node(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Value):
+            return leaf
+        if leaf not in self.nodes:
+            if not self.outside:
+                raise TraceError("a module uses a tensor that another one keeps to itself")
+            self._know(leaf, self.graph.placeholder("outside"))
+        return self.nodes[leaf]
+
+    def _inside(self, call: Call) -> None:
+        prefix, local = f"{call.path}." if call.path else "", Counter[str]()
+        self.fixed |= call.fixed
+        for item in call.items:
+            if isinstance(item, Call):
+                nodes = self._call(item)
+                self._name(nodes, item.path)
+            elif item.target is same_tensor:
+                self.nodes[item.result] = self._node(item.args[0])
+            else:
+                node = self._operation(item)
+                if item.kind != "get_attr" and not item.result.number:
+                    base = item.target if isinstance(item.target, str) else getattr(item.target, "__name__", "call")
+                    name = base.strip("_") if local[base] == 0 else f"{base.strip('_')}_{local[base]}"
+                    local[base] += 1
+                    self._name([node], f"{prefix}{name}")
+
+    def _name(self, nodes: list[fx.Node], name: str) -> None:
+        self.uses[name] += 1
+        self.groups.append((nodes, name if self.uses[name] == 1 else f"{name}:{self.uses[name]}"))
+
+    def _operation(self, item: Operation) -> fx.Node:
+        args, kwargs = map_leaves(self._node, item.args), map_leaves(self._node, item.kwargs)
+        if item.result.number:  # as early as possible, so that nothing is kept only to be asked its size
+            read = [node for node in leaves_of((args, kwargs)) if isinstance(node, fx.Node)]
+            order = {node: i for i, node in enumerate(self.graph.nodes)}
+            with self.graph.inserting_after(max(read, key=order.__getitem__)):
+                node = self.graph.create_node(item.kind, item.target, args, kwargs)
+        else:
+            node = self.graph.create_node(item.kind, item.target, args, kwargs)
+        taken = item.target is operator.getitem or item.kind == "get_attr"
+        return self._know(item.result, node, pure=item.result.number or taken or item.target is getattr)
+
+    def _call(self, call: Call) -> list[fx.Node]:
+        if call in self.opened:
+            before = len(self.graph.nodes)
+            self._inside(call)
+            result = call.result if isinstance(call.result, Value) else None
+            return [self._node(result)] if result is not None else list(self.graph.nodes)[before:]
+        args, kwargs = map_leaves(self._node, call.args), map_leaves(self._node, call.kwargs)
+        node = self.graph.call_module(call.path, args, kwargs)
+        node.meta |= {"dependent": True, "number": False, "pure": False, "macs": call.macs}
+        nodes = [node]
+        if not call.problem and call.items:
+            self.whole[node] = call
+        for path, leaf in pytree.tree_flatten_with_path(call.result)[0]:
+            if not isinstance(leaf, Value):
+                if not isinstance(leaf, int | float | str | None):
+                    raise TraceError(f"{call.path} returns an object of {type(leaf).__name__}")
+                continue
+            taken = node
+            for key in path:
+                step = getattr if isinstance(key, pytree.GetAttrKey) else operator.getitem
+                at = key.name if isinstance(key, pytree.GetAttrKey) else getattr(key, "idx", getattr(key, "key", None))
+                taken = self.graph.call_function(step, (taken, at))
+                taken.meta |= {"dependent": True, "number": False, "pure": True}
+                nodes.append(taken)
+            self._know(leaf, taken, pure=bool(path))
+        return nodes
+
+
+def needed_later(graph: fx.Graph) -> list[fx.Node]:
+    """In order: the input, each node after which no other input-dependent tensor is needed, the result."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    last_use, places = -1, []  # last use of any tensor computed so far
+    for node in graph.nodes:
+        if node.op != "output" and node.meta["dependent"] and not node.meta["number"] and node.users:
+            if last_use <= order[node]:
+                places.append(node)
+            last_use = max(last_use, *(order[user] for user in node.users))
+    return places
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -220,80 +241,93 @@ def _has_weights(module: nn.Module) -> bool:
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
-class _Inliner:
-    """Inlines the containers of a network as long as that yields cuts between layers with weights.
+class _Inside(NamedTuple):
+    """One call by itself: the tensors in it after which nothing else is needed, and whether all of them are such."""
+
+    places: frozenset[Value]
+    cuts: int
+    straight: bool
+
+
+class Opener:
+    """Finds the containers to inline: those that then have cuts between layers with weights.
 
     A block with a shortcut or branches stays whole, and so do all blocks of its class: exits belong between blocks.
     """
 
     def __init__(self) -> None:
-        self.traced: dict[nn.Module, fx.Graph | None] = {}
+        self.seen: dict[Call, _Inside] = {}
         self.whole: set[type[nn.Module]] = set()
 
-    def inline(self, module: nn.Module, graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, list[str]]]:
-        """The flat graph, and the names of its nodes; the second call of a layer is named `name:2`."""
+    def containers(self, root: Call) -> set[Call]:
+        """The root and the containers in it."""
         count = -1
         while count != len(self.whole):  # again if a class turned out to stay whole
-            count, self.uses = len(self.whole), Counter[str]()
-            self.flat, self.names = fx.Graph(), dict[fx.Node, list[str]]()
-            self.flat.output(self._copy(module, graph, "", self.flat.placeholder("x")))
-        return self.flat, self.names
+            count, opened = len(self.whole), {root}
+            for call in (found := [root]):
+                inner = [child for child in call.calls if self._opens(call, child)]
+                found += inner
+                opened.update(inner)
+        return opened
 
-    def _copy(self, module: nn.Module, graph: fx.Graph, prefix: str, x: fx.Node) -> fx.Node:
-        """Appends a module's graph to the flat one with its submodules inlined; returns the node of its result."""
-        copies, chain = {node: x for node in graph.nodes if node.op == "placeholder"}, bottlenecks(graph)
-        for node in graph.nodes:
-            if node.op in ("placeholder", "output"):
-                continue
-            name, child = f"{prefix}{node.target}", self._inlined(module, node, chain)
-            if child is not None and (inner := self._trace(child)) is not None:
-                copies[node] = self._copy(child, inner, f"{name}.", copies[node.args[0]])
-            else:
-                copies[node] = self.flat.node_copy(node, copies.__getitem__)
-                if node.op in ("call_module", "get_attr"):
-                    copies[node].target = name
-            if node.op != "call_module":
-                name = f"{prefix}{node.name}"
-            self.uses[name] += 1
-            unique = name if self.uses[name] == 1 else f"{name}:{self.uses[name]}"
-            self.names.setdefault(copies[node], []).append(unique)
-        return copies[graph.output_node().args[0]]
+    def _opens(self, parent: Call, call: Call) -> bool:
+        chain = self._look(parent).places
+        given = (*call.args, *call.kwargs.values())
+        if call.kwargs or len(given) != 1 or not isinstance(given[0], Value) or not isinstance(call.result, Value):
+            return False
+        if given[0] not in chain or call.result not in chain or not call.items:
+            return False
+        return type(call.module) not in self.whole and not is_layer(call.module) and self._count_cuts(call) > 0
 
-    def _inlined(self, parent: nn.Module, node: fx.Node, chain: Sequence[fx.Node]) -> nn.Module | None:
-        """The module that a node calls, if it should be inlined."""
-        if node.op != "call_module" or node.kwargs or len(node.args) != 1 or node not in chain or node.args[0] not in chain:
-            return None
-        module = parent.get_submodule(str(node.target))
-        kind = type(module)
-        built_in = kind.__module__.startswith("torch.nn.") and kind is not nn.Sequential
-        if built_in or kind in self.whole or module._forward_hooks or module._forward_pre_hooks:
-            return None
-        return module if self._count_cuts(module) > 0 else None
-
-    def _count_cuts(self, module: nn.Module) -> int:
+    def _count_cuts(self, call: Call) -> int:
         """Number of cuts inside a module that have weights before and after them."""
-        graph = self._trace(module)
-        if graph is not None:
-            chain, dependent = bottlenecks(graph), _dependent(graph)
-        if graph is None or any(n.users and n not in chain for n in dependent - _shape_only(graph, dependent)):
-            self.whole.add(type(module))
+        inside = None if call.problem else self._look(call)
+        if inside is None or not inside.straight:
+            self.whole.add(type(call.module))
             return 0
-        heavy = [i for i, n in enumerate(chain) if n.op == "call_module" and _has_weights(module.get_submodule(str(n.target)))]
-        own = heavy[-1] - heavy[0] if heavy else 0
-        children = [self._inlined(module, node, chain) for node in chain]
-        return own + sum(self._count_cuts(child) for child in children if child is not None)
+        return inside.cuts + sum(self._count_cuts(child) for child in call.calls if self._opens(call, child))
 
-    def _trace(self, module: nn.Module) -> fx.Graph | None:
-        if module not in self.traced:
-            try:
-                self.traced[module] = trace_graph(module)[0]
-            except Exception:  # a forward may raise anything on a proxy; the module then stays whole
-                self.traced[module] = None
-        return self.traced[module]
+    def _look(self, call: Call) -> _Inside:
+        if call not in self.seen:
+            writer = _Writer({call}, outside=True)
+            graph = writer.write(call)
+            chain = needed_later(graph)
+            tensors = [n for n in graph.nodes if n.op != "output" and n.users and n.meta["dependent"] and not n.meta["number"]]
+            straight = set(tensors) - made_of_numbers(graph) <= set(chain)
+            heavy = [i for i, n in enumerate(chain) if n.op == "call_module" and _has_weights(_at(call, str(n.target)))]
+            values = frozenset(value for value, node in writer.nodes.items() if node in set(chain))
+            self.seen[call] = _Inside(values, heavy[-1] - heavy[0] if heavy else 0, straight)
+        return self.seen[call]
+
+
+def _at(call: Call, path: str) -> nn.Module:
+    return next(child.module for child in call.calls if child.path == path)
+
+
+RANDOM = ("rand", "normal", "bernoulli", "multinomial", "poisson", "empty")
+
+
+def made_of_numbers(graph: fx.Graph) -> set[fx.Node]:
+    """The tensors that are made of numbers only, and not at random: they can be made again."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        read = [i for i in node.all_input_nodes if i.meta["dependent"]]
+        same = node.op in ("call_function", "call_method") and not str(getattr(node.target, "__name__", "")).startswith(RANDOM)
+        if same and not node.meta["number"] and all(i.meta["number"] or i in found for i in read):
+            found.add(node)
+    return found
+
+
+def flatten(root: Call, opened: Collection[Call]) -> FlatGraph:
+    """The flat graph of a traced network with the calls `opened`."""
+    writer = _Writer(opened)
+    graph = writer.write(root)
+    names = {node: tuple(found) for node, found in writer.names().items()}
+    return FlatGraph(graph, tuple(needed_later(graph)), names, writer.fixed, writer.whole, root.macs[1])
 
 
 def flatten_network(backbone: nn.Module, x: Tensor) -> FlatGraph:
-    """The flat graph of a network, which is left unchanged.
+    """The flat graph of a network, which is left unchanged, with only its containers opened.
 
     Args:
         backbone: The network.
@@ -302,78 +336,5 @@ def flatten_network(backbone: nn.Module, x: Tensor) -> FlatGraph:
     Raises:
         ValueError: Its forward cannot be written as a graph.
     """
-    try:
-        with preserved(backbone):
-            graph, fixed = trace_graph(backbone, x)
-    except Exception as error:
-        raise ValueError(
-            f"the forward of {type(backbone).__name__} cannot be traced: {' '.join(str(error).split()) or repr(error)}; give "
-            "the network as a list of modules, or its parts as stages=[f1, f2, ...], each a function f(backbone, h) -> h"
-        ) from error
-    flat, names = _Inliner().inline(backbone, graph)
-    batch = _batch_numbers(flat, _batch_first(backbone, flat, x))
-    chain = bottlenecks(flat, batch)
-    return FlatGraph(flat, tuple(chain), {node: tuple(names[node]) for node in chain[1:]}, fixed, frozenset(batch))
-
-
-def _batch_first(backbone: nn.Module, graph: fx.Graph, x: Tensor) -> set[fx.Node]:
-    """The tensors whose first dimension the network asks, if that is the batch size: tried with two batch sizes."""
-    asked = _asked(graph)
-    for images in (x, torch.cat([x, x[:1]])) if asked else ():
-        with preserved(backbone):
-            runner = fx.Interpreter(backbone, garbage_collect_values=False, graph=graph)
-            runner.run(images)
-        asked = {node for node in asked if len(runner.env[node]) == len(images)}
-    return asked
-
-
-class Segment:
-    """The layers of a network between two cuts: `segment(network, h)` runs them with the network's own weights.
-
-    It is the code that torch.fx generates for its graph, with the network as `self`. It is immutable and holds no weights.
-    """
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
-        code = graph.python_code("self")
-        namespace = dict(code.globals)
-        exec(compile(code.src, f"<segment of a network {id(self)}>", "exec"), namespace)
-        self.run: Stage = namespace["forward"]
-
-    def __call__(self, network: nn.Module, h: Tensor) -> Tensor:
-        return self.run(network, h)
-
-    def __reduce__(self) -> tuple[type[Segment], tuple[fx.Graph]]:
-        return Segment, (self.graph,)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Segment:
-        return self
-
-
-def split_graph(flat: FlatGraph, cuts: Sequence[fx.Node]) -> list[Segment]:
-    """The `len(cuts) + 1` segments before, between and after the cuts; run in order, they are the network.
-
-    Values that do not depend on the input (weights, position tables) are read by every segment that needs them; the batch size
-    is that of the segment's own input.
-    """
-    nodes, dependent, segments = list(flat.graph.nodes), _dependent(flat.graph), []
-    for start, end in pairwise([flat.chain[0], *cuts, flat.chain[-1]]):
-        graph = fx.Graph()
-        copies = {start: graph.placeholder("h")}
-        for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
-            if node in dependent and node not in flat.batch:
-                _copy_node(node, graph, copies, flat.batch, copies[start])
-        graph.output(copies[end])
-        segments.append(Segment(graph))
-    return segments
-
-
-def _copy_node(node: fx.Node, graph: fx.Graph, copies: dict[fx.Node, fx.Node], batch: frozenset[fx.Node], h: fx.Node) -> None:
-    """Copies a node after the nodes it reads that have no copy yet; the batch size is that of `h`."""
-    if node in batch and _batch_source(node) is not None:
-        copies[node] = graph.call_method("size", (h, 0))
-        return
-    for needed in node.all_input_nodes:
-        if needed not in copies:
-            _copy_node(needed, graph, copies, batch, h)
-    copies[node] = graph.node_copy(node, copies.__getitem__)
+    root = trace_network(backbone, x)
+    return flatten(root, Opener().containers(root))

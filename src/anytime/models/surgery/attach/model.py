@@ -12,20 +12,24 @@ from anytime.model import AnytimeModel
 from anytime.models.common.additive import BoostedState, add_to, added_up
 from anytime.models.common.steps import require_step_left
 from anytime.models.surgery.attach.cut_points import Cut
-from anytime.models.surgery.attach.graph import Stage
+from anytime.models.surgery.attach.segments import Stage
 
 
 class AttachedState(NamedTuple):
-    """`features`: the normalised images before the first step, then the tensor at the last cut, the logits at the end."""
+    """`features`: the normalised images before the first step, then what is alive at the last cut, the logits at the end.
+
+    That is one tensor, or several tensors and numbers, of which the first is the one that the head reads.
+    """
 
     step: int
-    features: Tensor
+    features: Any
 
 
 class AttachedExits(AnytimeModel):
     """h_t = stage_t(h_{t-1}), logits_t = head_t(h_t); the last stage ends with the backbone's own logits.
 
-    The stages are the backbone's forward, cut once where one tensor is all that the rest needs; they hold no weights. All
+    The stages are the backbone's forward, cut once; they hold no weights. Where the rest needs several tensors, h_t holds
+    all of them, and the head reads the one into which most of the cost has gone (`anytime.models.surgery.attach.state`). All
     weights belong to `backbone`, under its own names in the state dict (`backbone.layer1.0...`), or to the `heads`.
     `backbone` is the unchanged network: it can be loaded, trained, frozen, put into eval mode and taken out again by itself.
     Built by `attach_exits` or `create_model("attach")`.
@@ -84,8 +88,9 @@ class AttachedExits(AnytimeModel):
         h = self.stages[state.step](self.backbone, state.features)
         return self._answer(state.step, self._head_input(state.step, h)), AttachedState(state.step + 1, h)
 
-    def _head_input(self, t: int, h: Tensor) -> Tensor:
-        """The features as head t reads them: the channels of images come first."""
+    def _head_input(self, t: int, h: Any) -> Tensor:
+        """The features as head t reads them: the main tensor, the channels of images first."""
+        h = h[0] if isinstance(h, tuple) else h
         return h.permute(0, 3, 1, 2) if t < len(self.cuts) and self.cuts[t].channels_last else h
 
     def _answer(self, t: int, h: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ class AttachedExits(AnytimeModel):
         """
         return self._features(self.initial_state(x).features)
 
-    def _features(self, h: Tensor) -> list[Tensor]:
+    def _features(self, h: Any) -> list[Tensor]:
         features, stages = [], (*self.stages[:-1], self._tail[0]) if self._tail else self.stages
         for t, stage in enumerate(stages):
             h = stage(self.backbone, h)

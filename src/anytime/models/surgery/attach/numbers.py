@@ -1,0 +1,97 @@
+"""Numbers taken from shapes, and `self.training`, as a trace passes them through a network's own code."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar, Protocol
+
+from anytime.models.surgery.attach.calls import map_leaves
+
+
+class Recorder(Protocol):
+    """What writes the arithmetic of numbers down."""
+
+    paused: bool
+
+    def arithmetic(self, function: Any, numbers: tuple[Any, ...]) -> Any:
+        """The result of `function(*numbers)`."""
+
+    def decided(self) -> None:
+        """A number has decided something, or has become a plain one."""
+
+
+class TrainingFlag(int):
+    """Stands for `self.training` in a trace: an argument stays symbolic, a condition takes the flag's truth."""
+
+    path = "training"
+
+
+class Number(int):
+    """A number taken from a shape, whose arithmetic is written down while a trace runs. Outside of a trace a plain int."""
+
+    recorder: ClassVar[Recorder | None] = None
+
+    def __hash__(self) -> int:
+        return int.__hash__(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int.__add__(self, 0),)
+
+
+def _arithmetic(name: str, reflected: bool) -> Any:
+    function = getattr(operator, name)
+    plain = getattr(int, f"__{'r' if reflected else ''}{name}__")
+
+    def method(self: Number, other: Any) -> Any:
+        trace = Number.recorder
+        if trace is None or trace.paused or not isinstance(other, int):
+            return plain(self, other)
+        return trace.arithmetic(function, (other, self) if reflected else (self, other))
+
+    return method
+
+
+def _deciding(name: str) -> Any:
+    plain = getattr(int, name)
+
+    def method(self: Number, *others: Any) -> Any:
+        trace = Number.recorder
+        if trace is not None and not trace.paused:
+            trace.decided()
+        return plain(self, *others)
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    setattr(Number, f"__{_name}__", _arithmetic(_name, False))
+    setattr(Number, f"__r{_name}__", _arithmetic(_name, True))
+for _name in (
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "bool",
+    "truediv",
+    "rtruediv",
+    "pow",
+    "rpow",
+    "float",
+    "int",
+    "round",
+    "neg",
+):
+    setattr(Number, f"__{_name}__", _deciding(f"__{_name}__"))
+
+
+def plain_arguments(given: Any) -> Any:
+    """Arguments with plain numbers and flags."""
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, TrainingFlag):
+            return bool(leaf)
+        return int.__add__(leaf, 0) if isinstance(leaf, Number) else leaf
+
+    return map_leaves(plain, given)

@@ -24,13 +24,13 @@ class Mine(nn.Module):
 
 
 network = Mine()  # trained, in real life
-model = anytime.attach_exits(network, exits=3, num_classes=10, input_size=(3, 64, 64)).eval()
-print("exits after", model.exits, "and at the end; MACs", anytime.step_macs(model, (3, 64, 64)))
+model = anytime.attach_exits(network, exits=3, num_classes=10, input_size=64).eval()
+print("exits after", model.exits, "and at the end; MACs", anytime.step_macs(model, 64))
 
 image = torch.rand(1, 3, 64, 64)
 assert torch.equal(model(image)[-1], network(image))  # the last answer is the network's own
 
 predictor = anytime.Predictor(model, anytime.profile(model, image, batch_sizes=[1], repeats=50))
-for deadline in (0.002, 0.02):
+for deadline in ("5ms", "50ms"):
     answer = predictor(image, deadline=deadline)
-    print(f"within {1000 * deadline:g} ms: step {answer.step} of {model.num_steps} says class {int(answer.label)}")
+    print(f"within {deadline}: step {answer.step} of {model.num_steps} says class {int(answer.label)}")

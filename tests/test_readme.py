@@ -36,13 +36,16 @@ def test_constraints_are_names_and_versions_only() -> None:
 
 
 def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = []
-    for code in blocks("python"):
+    first, second = blocks("python")
+    for _ in range(5):  # on a machine that is busy with other things, no step may fit
         names: dict[str, Any] = {}
-        exec(compile(code, "README.md", "exec"), names)
-        steps.append(names["answer"].step if "answer" in names else int(capsys.readouterr().out.splitlines()[-1]))
-        assert "132567424" in capsys.readouterr().out or len(steps) > 1
-    assert min(steps) >= 1, steps
+        exec(compile(first, "README.md", "exec"), names)
+        assert "132567424" in capsys.readouterr().out
+        exec(compile(second, "README.md", "exec"), {})
+        steps = names["answer"].step, int(capsys.readouterr().out.splitlines()[-1])
+        if min(steps) >= 1:
+            return
+    pytest.fail(f"the README's lines print a prior: steps {steps}")
 
 
 def test_linked_files_exist() -> None:

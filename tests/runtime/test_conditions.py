@@ -76,17 +76,32 @@ def test_between_the_answers_of_a_stream_the_model_may_be_trained() -> None:
         model.train()
 
 
-def test_the_last_thread_that_leaves_restores_the_modes() -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_callers_mode_changes_in_the_midst_of_a_step(kind: str, way: str, mode: bool, monkeypatch) -> None:
+    """As if another thread had called `train(mode)` while a step computes: neither sees anything of the other."""
+    model, predictor = predictor_of(kind, monkeypatch)
+    expected = WAYS[way](predictor, X).probabilities
+    model.train(not mode)
+    norm = next(module for module in model.modules() if hasattr(module, "running_mean"))
+    before, calls = {name: value.clone() for name, value in model.state_dict().items()}, []
+    for module in (norm, list(model.modules())[-1]):
+        module.register_forward_pre_hook(lambda *_: calls.append(model.train(mode)))
+    assert torch.equal(WAYS[way](predictor, X).probabilities, expected)
+    assert len(calls) > 1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {module.training for module in model.modules()} == {mode}
+
+
+def test_no_flag_of_the_model_is_touched() -> None:
     model = tiny().train()
-    first, second = conditions_of(model), conditions_of(model)
-    assert first is second
-    inside = first()
-    inside.__enter__()
-    with second():
-        pass
-    assert not model.training  # another still computes
-    inside.__exit__(None, None, None)
-    assert all(module.training for module in model.modules())
+    model.head.eval()
+    flags = [module.training for module in model.modules()]
+    with conditions_of(model)() as _:
+        assert [module.training for module in model.modules()] == flags
+        assert not any(module.training for module in conditions_of(model).model.modules())
+    assert conditions_of(model) is conditions_of(model)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -141,7 +156,7 @@ def test_calls_streams_sessions_contracts_and_profiles_compute_under_the_same_co
 
 
 class Restless(Spy):
-    """Goes into train mode after each step, as if another thread had put it there."""
+    """Puts itself into train mode after each step."""
 
     def step(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         given = super().step(state)
@@ -151,7 +166,7 @@ class Restless(Spy):
 
 @pytest.mark.parametrize("stop", [None, "confidence=1"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_model_put_into_train_mode_between_two_steps_computes_on_in_eval_mode(way: str, stop: str | None) -> None:
+def test_a_model_that_puts_itself_into_train_mode_computes_on_in_eval_mode(way: str, stop: str | None) -> None:
     model = Restless().eval()
     predictor = Predictor(model, anytime.profile(model, SIZE, (2,), repeats=1, warmup=0), stop=stop)
     model.seen.clear()
@@ -159,7 +174,7 @@ def test_a_model_put_into_train_mode_between_two_steps_computes_on_in_eval_mode(
     steps = [seen[1] for seen in model.seen]
     assert len(steps) == 3
     assert way == "contract" or steps == [False] * 3  # forward is one step for the runtime
-    assert model.training
+    assert not model.training
 
 
 def test_profiles_measure_in_the_precision_of_the_weights(timed_case: Callable) -> None:

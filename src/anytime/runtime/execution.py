@@ -55,6 +55,8 @@ class Execution:
     def _run_step(self) -> Any:
         if self.step == 0:
             self._state = self._run.start(self.x, self._size)
+        if self._run.model.training:  # a step may have called self.train()
+            self._run.model.eval()
         logits, self._state = self._run(self.step + 1, self._state, self._size)
         self.step += 1
         return logits

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ class Predictor:
     threads and drift, and compiles again. A forked process computes with one thread, as the others do not survive the fork.
 
     Args:
-        model: An anytime model; put into eval mode. If it is in train mode later, only answers are computed in eval mode.
+        model: An anytime model; put into eval mode now. Whatever mode it is in later, answers are computed in eval mode.
         profile: `anytime.profile(model, example)`. Without one, a step starts as long as any time is left.
         combine: How the answer is made from the steps so far: a combiner, or a name (`"last"`, `"caching"`, `"product"`,
             `"mixture"`, or one saved with the model). None: the one that a saved rule was fitted to, or the last answer.
@@ -225,7 +225,7 @@ class Predictor:
     def _at_once(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[LazyAnswer]:
         """All answers that fit, for a caller that does nothing else in between: the conditions hold until the last one."""
         with self._run.conditions():
-            yield from self._answers(x, start, budget, prior, self._run.conditions.again)
+            yield from self._answers(x, start, budget, prior, nullcontext)
 
     def _answers(
         self,
@@ -344,7 +344,7 @@ class Predictor:
             return nothing.because("deadline")
         step, at = max(fitting), self.clock()
         reason = "complete" if step == self.model.num_steps else "deadline"
-        answer = self._read([Reader(step, lambda: self.model(x, step=step))], lambda: nothing, start, budget, reason)
+        answer = self._read([Reader(step, lambda: self._run.model(x, step=step))], lambda: nothing, start, budget, reason)
         self._drift.notice(latencies[step - 1].p50, self.clock() - at)
         return answer
 

@@ -238,7 +238,7 @@ def profile(
         for batch_size in sorted(set(batch_sizes)):
             x = torch.rand(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(reference)
             batches[batch_size] = _measure(run, x, repeats, warmup, clock, progress)
-    macs, contract_macs = (tuple(step_macs(model, size, contract, progress)) for contract in (False, True))
+    macs, contract_macs = (tuple(step_macs(run.model, size, contract, progress)) for contract in (False, True))
     return Profile(architecture(model), size, fingerprint(model, compile), batches, macs, contract_macs)
 
 

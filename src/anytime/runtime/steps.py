@@ -26,16 +26,18 @@ class EagerSteps:
     """The steps of a model as they are, at any batch size.
 
     Args:
-        model: The model; it is not changed.
+        model: The model; it is not changed, nor is its train mode.
         lazy: Steps skip their heads and return None as their answer; `read` computes the answer of a state (see `SplitStep`).
 
     Attributes:
+        model: What computes: the model in eval mode (see `Shell`).
         conditions: `with run.conditions():` around everything that computes with the model (see `Conditions`).
     """
 
     def __init__(self, model: AnytimeModel, lazy: bool = False) -> None:
-        self.model, self.lazy, self.conditions = model, lazy, conditions_of(model)
-        self._halves = cast(SplitStep, model)
+        self.lazy, self.conditions = lazy, conditions_of(model)
+        self.model = self.conditions.model
+        self._halves = cast(SplitStep, self.model)
 
     def size(self, batch: int) -> int:
         """The smallest batch size that can run and is not below `batch`."""
@@ -71,7 +73,7 @@ class CompiledSteps(EagerSteps):
     def __init__(self, model: AnytimeModel, input_size: Sequence[int], batch_sizes: Sequence[int], lazy: bool = False) -> None:
         super().__init__(model, lazy)
         self._sizes = sorted(set(batch_sizes))
-        halves = self._halves
+        model, halves = self.model, self._halves
         whole: Callable[[State], Any] = (lambda state: (None, halves.advance(state))) if lazy else model.step
 
         def compiled(what: str, function: Callable[[State], Any], size: int) -> list[Callable[[State], Any]]:

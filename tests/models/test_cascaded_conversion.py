@@ -73,6 +73,30 @@ def test_the_same_kernel_keeps_the_rows_of_its_times(trained: int, used: int) ->
     assert (other(x)[:both] - source(x)[:both]).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("arguments", [{"kernel": "ews", "num_steps": 5}, {"statistics": "shared", "num_steps": 5}], ids=str)
+def test_a_mixture_over_time_is_not_converted_without_a_warning(arguments: dict[str, Any]) -> None:
+    mixed, x = make(**arguments), images(2, 3, 9, 8)
+    mixed.train()(images(2, 3, 9, 8))
+    for name, changes in (("serial_resnet18", {}), (None, {"kernel": BOTH, "statistics": "per_step"})):
+        with pytest.warns(UserWarning, match="shared by all time steps under .* call anytime.calibrate") as caught:
+            other = convert(mixed.eval(), name, **changes)
+        assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match="shared by all time steps"):
+        make("serial_resnet18").load_state_dict(mixed.state_dict())
+    same = convert(mixed, num_steps=7, **{"statistics": "per_step"})  # each time has the same row as before
+    assert (same(x)[:5] - mixed(x)[:5]).abs().max() < 1e-12
+    calibrate(other, [x])
+
+
+def test_a_new_network_with_one_row_is_converted() -> None:
+    convert(create_model("cascaded_resnet18", width=4, kernel="ews"), "serial_resnet18")
+    dense, smooth = (create_model("cascaded_densenet", layers=(2, 1), growth=3, kernel=kernel) for kernel in ("osd", "ews"))
+    dense.load_state_dict(smooth.state_dict())
+    smooth.train()(torch.rand(2, 3, 8, 8))
+    with pytest.warns(UserWarning, match="shared by all time steps under smoothing"):
+        dense.load_state_dict(smooth.state_dict())
+
+
 def test_short_networks_have_no_settled_statistics() -> None:
     short = make(num_steps=3)
     for name, changes in (("serial_resnet18", {}), (None, {"kernel": "instant"}), (None, {"statistics": "shared"})):

@@ -21,7 +21,8 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
     """The trained weights in a relative: other dynamics, kernel, heads or number of steps.
 
     The last answers of both agree if both have settled. The relative takes the arguments of `model`, except for `changes` and
-    for `num_steps`, which is the relative's default.
+    for `num_steps`, which is the relative's default. Statistics that all time steps shared may be a mixture: a warning then
+    says to call `calibrate`.
 
     Args:
         model: A trained network made by `create_model`.

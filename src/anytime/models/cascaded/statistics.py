@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 
@@ -125,11 +126,15 @@ def convert_state(
         target: The dynamics that the model's statistics belong to.
         delays: For each batch norm by name, the number of delays in series before it.
 
+    One row that several time steps shared is used under another kernel, because it may be the settled network's. If it was
+    learned under its kernel, it is not, so a warning is issued.
+
     Raises:
         ValueError: The statistics that the model needs cannot be derived from the given ones.
     """
     buffers = dict(model.named_buffers())
     source = _read_dynamics(state, prefix, delays)
+    doubtful = source.mixed and (target.taps, target.alpha) != (source.taps, source.alpha)
     for key in [name for name in state if name.startswith(prefix) and name.endswith("num_batches_tracked")]:
         del state[key]  # only ordinary batch norm has it
     for name, own in buffers.items():
@@ -138,6 +143,14 @@ def convert_state(
         if kind not in RUNNING or given is None:
             continue
         given = given if given.ndim == 2 else given[None]
+        if doubtful and layer in delays and bool((given != (kind == RUNNING[1])).any()):  # not those of a new network
+            doubtful = False
+            warnings.warn(
+                f"these statistics were shared by all time steps under {source.description}: if they were learned so, in "
+                f"training or by calibrate, they mix early and settled inputs, and every answer under {target.description} is "
+                "wrong; call anytime.calibrate on the converted network",
+                stacklevel=8,
+            )
         fitting = target.rows(given, len(own), delays[layer], source) if layer in delays else given
         if fitting is None:
             raise ValueError(

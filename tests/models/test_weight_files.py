@@ -106,6 +106,30 @@ def test_truncated_files(network: nn.Module, tmp_path: Path, kind: str, share: f
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["fc.bias", "stem.0.weight"])
+def test_a_changed_byte_is_found(network: nn.Module, tmp_path: Path, part: str) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(network.state_dict(), path)
+    data = bytearray(path.read_bytes())
+    at = data.index(network.state_dict()[part].numpy().tobytes())
+    data[at] ^= 1  # the last bit of a fraction: a finite weight
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"weights\.pt is truncated or damaged: the checksum of weights/data/\d+ differs"):
+        load(path)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "pth", "safetensors", "weights"])
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_the_content_tells_the_format(network: nn.Module, tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    if kind == "safetensors":
+        safetensors.torch.save_file(network.state_dict(), path)
+    else:
+        torch.save(network.state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
+    x = torch.rand(2, *SIZE)
+    assert torch.equal(load(path)(x), network(x))
+
+
 @pytest.mark.parametrize("stored", ["network", "arguments"])
 def test_pickled_objects(network: nn.Module, tmp_path: Path, stored: str) -> None:
     whole: Any = network if stored == "network" else {"state_dict": network.state_dict(), "args": argparse.Namespace(lr=1)}

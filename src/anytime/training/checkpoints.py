@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_file
 from anytime.support.text import one_line
+from anytime.support.torch_files import check_parts
 
 _PARTS = {  # what a training is resumed from, by the way to it
     ("state_dict",): dict,
@@ -48,7 +48,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint on the CPU: only tensors and plain values. torch writes a CRC-32 of every part, but does not compare it.
+    """A checkpoint on the CPU: only tensors and plain values.
 
     Raises:
         FileNotFoundError: There is none.
@@ -58,12 +58,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        with zipfile.ZipFile(path) as parts:
-            sizes = [part.file_size for part in parts.infolist()]  # torch compresses nothing
-            if sum(sizes) > os.path.getsize(path):
-                raise ValueError(f"its parts claim {sum(sizes):,} bytes, more than the file has")
-            if changed := parts.testzip():
-                raise ValueError(f"the checksum of {changed} differs")
+        check_parts(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"checkpoint {path} is damaged: {one_line(error)}") from error

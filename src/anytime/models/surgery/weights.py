@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from anytime.support.tensors import denormal_warning
+from anytime.support.torch_files import check_parts
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallelism, of torch.compile, of a trainer
-STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 ")  # of torch's two formats
+ZIP = b"PK\x03\x04"  # torch's format starts so; before version 1.6 it was another
+STARTS = (ZIP, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 ")
 COUNT = "num_batches_tracked"  # of a batch norm; only `momentum=None` reads it
 
 
@@ -30,7 +32,7 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike[str], own: Collection[str] = ()) -> Weights:
-    """A state dict from a file (safetensors, or torch's format read without executing pickled code).
+    """A state dict from a file (safetensors, or torch's format read without executing pickled code), whatever its suffix.
 
     The dict may lie under "state_dict" or "model", and its names may begin with `module.`, `_orig_mod.` or `model.`. From a
     model with exits, only the backbone and its normalisation are read.
@@ -41,7 +43,8 @@ def read_weights(path: str | os.PathLike[str], own: Collection[str] = ()) -> Wei
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a file of weights, a truncated one, one with pickled objects, no state dict in it, NaN or infinity.
+        ValueError: Not a file of weights, a truncated one, one in which a byte has changed (if its format has checksums), one
+            with pickled objects, no state dict in it, NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,10 +69,15 @@ def read_weights(path: str | os.PathLike[str], own: Collection[str] = ()) -> Wei
 
 
 def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(16)
     try:
-        if path.suffix == ".safetensors":
+        if not start.startswith(STARTS) and (path.suffix == ".safetensors" or start[8:9] == b"{"):
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if start.startswith(ZIP):
+            check_parts(path)
+        with path.open("rb") as file:  # by a path, torch would go by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated or damaged: {error}") from error
     except Exception as error:  # a damaged pickle can make its reader raise anything
@@ -79,9 +87,7 @@ def _read(path: Path) -> Any:
                 f"{path} holds pickled objects ({found[1]}), which could run code: save only the weights, with "
                 "torch.save(network.state_dict(), ...)"
             ) from error
-        with path.open("rb") as file:
-            started = file.read(16).startswith(STARTS)
-        if started or isinstance(error, EOFError):
+        if start.startswith(STARTS) or isinstance(error, EOFError):
             raise ValueError(f"{path} is truncated or damaged: {text[:200] or type(error).__name__}") from error
         raise ValueError(f"{path} is not a file of weights: {text[:200]}") from error
 

@@ -80,7 +80,7 @@ class AnytimeModel(nn.Module, SavedModel):
 
     Images `x` are `[B, C, H, W]` in [0, 1]; `normalize` subtracts the buffer `mean` and divides by the buffer `std`, which are
     saved with the weights. Answers are logits `[B, K]`; several label levels lie side by side in K; `levels` holds their
-    sizes.
+    sizes. A model of another task sets `info.task`: "regression" answers K values `[B, K]`, "dense" K maps `[B, K, ...]`.
 
     Further members are optional: the attributes from `head_names` on, and the protocols `SplitStep` and `Trunk`.
 
@@ -231,6 +231,12 @@ class AnytimeModel(nn.Module, SavedModel):
     def normalize(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel; `[B, C, H, W]` to the same."""
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def require_classifier(model: AnytimeModel, what: str) -> None:
+    """Raises ValueError, a sentence that begins with `what`, unless the answers of a model are logits of classes."""
+    if model.info.task != "classification":
+        raise ValueError(f"{what} needs the logits of a classifier, and this model is of task {model.info.task!r}")
 
 
 def known_input_size(model: AnytimeModel) -> tuple[int, int, int] | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anytime.model import AnytimeModel, create_model
+from anytime.model import AnytimeModel, create_model, require_classifier
 from anytime.models.ann.eann import EANN, ReportBy
 from anytime.saving import CONFIG, ModelInfo, read_model
 from anytime.support.names import nearest
@@ -82,6 +82,8 @@ def chain_networks(
     infos = [network.info for network in networks]
     _agree("num_classes", names, [network.levels for network in networks])
     _agree("in_channels", names, [network.in_channels for network in networks])
+    for network in networks:
+        require_classifier(network, "an EANN")
     for what in ("input_size", "resize_ratio", "stretched"):
         _agree(what, names, [getattr(info, what) for info in infos])
     for k in range(networks[0].num_classes):

@@ -349,8 +349,9 @@ def hub_card(model: Any) -> str:
     info = model.info
     built = f"{model.config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_steps} answers"
     names = printable(", ".join(info.class_names))
+    pipeline = "pipeline_tag: image-classification\n" if info.task == "classification" else ""
     parts = [
-        "---\nlibrary_name: anytime\npipeline_tag: image-classification\ntags: [anytime, early-exit]\n---",
+        f"---\nlibrary_name: anytime\n{pipeline}tags: [anytime, early-exit]\n---",
         f"# {built}",
         "A network that holds an answer after each of its steps, and answers better the longer it may compute.",
         '```python\nimport anytime\n\nmodel = anytime.AnytimeModel.from_pretrained("OWNER/NAME")\n'

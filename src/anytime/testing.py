@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from anytime.cost import recomputed, step_macs
 from anytime.model import AnytimeModel, SplitStep, State, Trunk, create_model, select_samples
-from anytime.support.compare import clone, require, require_batch, require_close, same
+from anytime.saving import TASKS
+from anytime.support.compare import are_probabilities, clone, require, require_answers, require_batch, require_close, same
 from anytime.support.units import ImageSize, image_size
 
 FLOAT32, FLOAT64 = 1e-4, 1e-10  # how far two exact schedules may differ, relative to the largest logit (at least 1)
@@ -71,11 +72,10 @@ def _randomise(model: AnytimeModel) -> AnytimeModel:
 
 
 def _answers(model: AnytimeModel, x: Tensor) -> Tensor:
-    """forward(x), which must be [T, B, K]."""
-    logits, expected = model(x), [model.num_steps, len(x), model.num_classes]
-    shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    require(shape == expected, f"forward gave {shape}, expected [T, B, K] = {expected}.")
-    return logits
+    """forward(x), which must be [T, B, K], or [T, B, K, ...] if the task is "dense"."""
+    answers: Tensor = model(x)
+    require_answers(answers, [model.num_steps, len(x), model.num_classes], model.info.task == "dense", "forward gave")
+    return answers
 
 
 def _streamed(model: AnytimeModel, x: Tensor) -> Tensor:
@@ -92,18 +92,19 @@ def _run(model: AnytimeModel, state: State, steps: int) -> tuple[list[Tensor], S
 
 
 def _check_description(model: AnytimeModel, x: Tensor) -> None:
-    """num_steps, num_classes, levels, mean and std describe the model."""
+    """num_steps, num_classes, levels, info.task, mean and std describe the model."""
+    require(model.info.task in TASKS, f"info.task is {model.info.task!r}, not one of {', '.join(TASKS)}.")
+    require(model.info.task == "classification" or len(model.levels) == 1, f"levels {model.levels} are only for classifiers.")
     require(type(model.num_steps) is int and model.num_steps >= 1, f"num_steps is {model.num_steps!r}.")
     require(sum(model.levels) == model.num_classes, f"levels {model.levels}, but num_classes is {model.num_classes}.")
-    buffers = dict(model.named_buffers())
+    shapes = {name: list(buffer.shape) for name, buffer in model.named_buffers()}
     for name in ("mean", "std"):
-        require(name in buffers, f"there is no buffer {name!r}.")
-        shape = list(buffers[name].shape)
-        require(shape == [x.shape[1]], f"buffer {name!r} has shape {shape} for {x.shape[1]} channels.")
+        require(name in shapes, f"there is no buffer {name!r}.")
+        require(shapes[name] == [x.shape[1]], f"buffer {name!r} has shape {shapes[name]} for {x.shape[1]} channels.")
 
 
 def _check_steps(model: AnytimeModel, x: Tensor) -> None:
-    """Each of the num_steps steps gives (logits [B, K], state); logits are not yet probabilities."""
+    """Each of the num_steps steps gives (logits [B, K], state); logits are not yet probabilities; maps are [B, K, ...]."""
     state, answers, expected = model.initial_state(x), [], [len(x), model.num_classes]
     for t in range(1, model.num_steps + 1):
         try:
@@ -113,11 +114,10 @@ def _check_steps(model: AnytimeModel, x: Tensor) -> None:
         kinds = [type(part).__name__ for part in given] if isinstance(given, tuple) else type(given).__name__
         require(isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Tensor), f"step {t} gave {kinds}.")
         logits, state = given
-        require(list(logits.shape) == expected, f"step {t} gave logits {list(logits.shape)}, expected [B, K] = {expected}.")
+        require_answers(logits, expected, model.info.task == "dense", f"step {t} gave logits")
         answers.append(logits)
-    levels = torch.stack(answers).split(tuple(model.levels), 2)
-    are_logits = any(bool((level < 0).any()) or not (level.sum(2) - 1).abs().max() <= 1e-6 for level in levels)
-    require(are_logits, "all answers are probabilities, which sum to 1.")
+    ready = model.info.task == "classification" and are_probabilities(torch.stack(answers), model.levels)
+    require(not ready, "all answers are probabilities, which sum to 1.")
 
 
 def _check_schedules(model: AnytimeModel, x: Tensor) -> None:
@@ -346,10 +346,11 @@ def _check_optional_attributes(model: AnytimeModel, x: Tensor) -> None:
     for parameter in (p for name in heads for p in changed.get_submodule(name).parameters()):
         parameter.add_(torch.rand_like(parameter))
     state, other = model.initial_state(x), changed.initial_state(x)
+    classes = slice(1, 2) if model.info.task == "dense" else slice(-1, None)
     for t in range(1, model.num_steps if heads else 1):
         state, other = model.step(state)[1], changed.step(other)[1]
         for leaf, again in zip(pytree.tree_leaves(state), pytree.tree_leaves(other), strict=True):
-            answer = isinstance(leaf, Tensor) and leaf.shape[-1:] == (model.num_classes,)  # may be kept
+            answer = isinstance(leaf, Tensor) and leaf.shape[classes] == (model.num_classes,)  # may be kept
             require(answer or same(leaf, again), f"the state after step {t} depends on the heads: {', '.join(heads)}.")
 
 

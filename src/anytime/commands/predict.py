@@ -14,7 +14,7 @@ from anytime import stopping
 from anytime.combine import Combiner
 from anytime.commands.parser import Parser
 from anytime.cost import step_macs
-from anytime.model import AnytimeModel, known_input_size
+from anytime.model import AnytimeModel, known_input_size, require_classifier
 from anytime.pretrained import load
 from anytime.runtime import Predictor, profile
 from anytime.stopping import Rule
@@ -63,6 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.check_model(options.model)
     parser.check_device(options.device)
     model = load(options.model, options.trust)
+    require_classifier(model, "anytime predict")
     size = known_input_size(model) or (model.in_channels, 32, 32)
     macs = step_macs(model, size, progress=sys.stderr.isatty()) if options.combine == "mixture" else None
     try:

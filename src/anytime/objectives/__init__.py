@@ -5,6 +5,7 @@ from anytime.objectives.adaptive import AdaLoss
 from anytime.objectives.alternating import AANN, AVGL, EXP3, RWM, Milestone
 from anytime.objectives.distillation import SelfDistillation
 from anytime.objectives.hierarchical import Hierarchical
+from anytime.objectives.other_tasks import pixel_cross_entropy, squared_error
 from anytime.objectives.td import Classification, HeatMaps, IncrementalTD, Outputs, TDLambda, td_targets
 from anytime.objectives.weighted import Objective, Optimal, SDNRamp, Weighted, step_losses
 
@@ -26,6 +27,8 @@ __all__ = [
     "SelfDistillation",
     "TDLambda",
     "Weighted",
+    "pixel_cross_entropy",
+    "squared_error",
     "step_losses",
     "td_targets",
     "weighting",

@@ -17,7 +17,7 @@ from anytime.data import ImageData
 from anytime.data.batches import Loader
 from anytime.data.names import composed
 from anytime.data.record import RECORD
-from anytime.model import AnytimeModel
+from anytime.model import AnytimeModel, require_classifier
 from anytime.pretrained import load
 from anytime.reporting import plots
 from anytime.reporting.columns import STEP_COLUMNS
@@ -60,6 +60,7 @@ def find_trace(
 
     Raises ValueError if the stored trace is of another model or of other weights, or there are no validation images.
     """
+    require_classifier(model, "what is fitted to a trace")
     path = _trace_path(folder, part)
     if not path.is_file():
         trace = _recorded(model, trained_on(model, root, download, folder), part, device)
@@ -122,6 +123,7 @@ def evaluate_run(
     folder = out or output_folder(run)
     with only_writer(folder, "an evaluation"):
         model = load(run, trust)
+        require_classifier(model, "an evaluation")
         trace = _recorded(model, trained_on(model, root, download, Path(run)), part, device, progress)
         return write_results(trace, folder, part)
 

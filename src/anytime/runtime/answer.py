@@ -1,9 +1,10 @@
-"""What a predictor returns: the probabilities after some step, and how they came about."""
+"""What a predictor returns: the outputs after some step, and how they came about."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 PRIOR = -1  # the step of an answer that no step has improved on
@@ -14,7 +15,8 @@ class Answer:
     """What is known about a batch at some moment.
 
     Attributes:
-        levels: Probabilities `[B, K_d]` of each label level, combined over the steps so far; usually there is one level.
+        levels: Probabilities `[B, K_d]` of each label level, combined over the steps so far; usually there is one level. None
+            (an empty tuple) unless the model is a classifier.
         steps: Step of each sample's answer, int64 `[B]`: 1..T, or -1 for a prior that no step has improved on.
         elapsed: Seconds from the call to this answer.
         deadline: The deadline of the call in seconds; None if there was none, 0 or below if it had passed.
@@ -22,6 +24,8 @@ class Answer:
         reason: Why there is no later answer: `"complete"`, `"deadline"`, `"stopped"` (by the rule) or `"interrupted"`;
             `""` while a later one may come. If the logits of a step were NaN or infinite, it adds that the last finite answer
             was kept.
+        outputs: What the model itself answered, float32 `[B, K, ...]`: uncombined logits of a classifier (log p of a prior),
+            values or maps.
         not_finite: Steps whose logits were NaN or infinite for some sample; such a sample kept its last finite answer.
     """
 
@@ -32,6 +36,11 @@ class Answer:
     macs: Tensor
     reason: str = ""
     not_finite: tuple[int, ...] = ()
+    outputs: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.outputs is None:
+            object.__setattr__(self, "outputs", torch.cat(self.levels, 1).log())
 
     def because(self, reason: str) -> Answer:
         """The same answer with the reason why there is no later one."""
@@ -43,7 +52,13 @@ class Answer:
 
     @property
     def probabilities(self) -> Tensor:
-        """`[B, K]`; with several label levels those of the first, which stopping rules look at."""
+        """`[B, K]`; with several label levels those of the first, which stopping rules look at.
+
+        Raises:
+            AttributeError: The model is no classifier.
+        """
+        if not self.levels:
+            raise AttributeError("only the answers of classifiers have probabilities, a label and a confidence; see outputs")
         return self.levels[0]
 
     @property

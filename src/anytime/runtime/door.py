@@ -1,15 +1,13 @@
-"""What comes in: images and priors are checked and copied, so no later change to them changes an answer."""
+"""What comes in: images are checked and copied, so no later change to them changes an answer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from anytime.model import AnytimeModel
-from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.forks import leave_lost_pool
 from anytime.runtime.profile import Profile
 from anytime.support.tensors import described
@@ -53,36 +51,3 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
                 )
             copy.clamp_(0, 1)
     return copy
-
-
-def prior_levels(sizes: Sequence[int], prior: Tensor | None) -> tuple[Tensor, ...]:
-    """A copy of the prior `[K_d]` of each label level; uniform if none is given.
-
-    Raises:
-        ValueError: The prior has the wrong length, or does not sum to 1 in each level.
-    """
-    if prior is None:
-        return tuple(torch.full((size,), 1 / size) for size in sizes)
-    levels = prior.split(list(sizes)) if prior.shape == (sum(sizes),) else ()
-    if not levels or not all(torch.isclose(level.sum(), torch.tensor(1.0), atol=1e-3) for level in levels):
-        each = f" in each of the levels {tuple(sizes)}" if len(sizes) > 1 else ""
-        raise ValueError(f"prior must be {sum(sizes)} probabilities that sum to 1{each}, got {list(prior.shape)}")
-    return tuple(level.detach().clone() for level in levels)
-
-
-def prior_answer(
-    levels: Sequence[Tensor], batch: int, elapsed: float, budget: float | None, given: Answer | None = None
-) -> Answer:
-    """The answer for a batch before any step, in tensors of its own: the prior `[K_d]` of each level, or a given answer.
-
-    Raises:
-        ValueError: The given answer is for another number of images or classes.
-    """
-    rows = tuple(level.expand(batch, -1) for level in levels)
-    if given is not None:
-        shapes, wanted = ([list(level.shape) for level in each] for each in (given.levels, rows))
-        if shapes != wanted:
-            raise ValueError(f"prior must be an answer for as many images, {wanted}, got {shapes}")
-        rows = given.levels
-    steps, macs = torch.full((batch,), PRIOR), torch.zeros(batch, dtype=torch.int64)
-    return Answer(tuple(level.clone() for level in rows), steps, elapsed, budget, macs)

@@ -80,23 +80,26 @@ class EagerExecution(Execution):
     ) -> None:
         super().__init__(run, x)
         self._combiner, self.gathered, self._conditions = combiner, gathered, conditions
-        self._levels, num_steps = run.model.levels, run.model.num_steps
+        self._levels, num_steps = gathered.sizes, run.model.num_steps
         self._combiner_states: list[State] = [combiner.start(num_steps) for _ in self._levels]
         self._judge = Judge(rule, num_steps) if rule is not None else None
-        self._first_level: Tensor  # probabilities of the samples still in the batch
+        self._judged: Tensor  # probabilities of the samples still in the batch, or what they have instead
         self._places: Tensor | None = None  # of the samples still in the batch, on the host; None: all
 
     def advance(self) -> Packed:
         """Runs the next step; returns the packed answers after it, on the device, of the samples still in the batch."""
-        logits = self._run_step()
-        logits = (logits if self.alive == self._size else logits[: self.alive]).float()
-        parts = logits.split(self._levels, 1) if len(self._levels) > 1 else (logits,)
+        answered = self._run_step()
+        outputs: Tensor = (answered if self.alive == self._size else answered[: self.alive]).float()
+        if not self._levels:
+            self._judged = outputs
+            return pack((), outputs)
+        parts = outputs.split(self._levels, 1) if len(self._levels) > 1 else (outputs,)
         levels = []
         for level, part in enumerate(parts):
             probabilities, self._combiner_states[level] = self._combiner.update(self._combiner_states[level], part, self.step)
             levels.append(probabilities)
-        self._first_level = levels[0]
-        return pack(tuple(levels), parts)
+        self._judged = levels[0]
+        return pack(tuple(levels), outputs)
 
     def collect(self, step: int, packed: Packed) -> None:
         """Takes the packed answers after step 1..T, on the host."""
@@ -109,7 +112,7 @@ class EagerExecution(Execution):
         if finite is not None:
             finite = finite.to(self.x.device)
         with self._conditions():
-            stop = self._judge.stops(self.step, self._first_level, finite, next_macs, next_seconds)
+            stop = self._judge.stops(self.step, self._judged, finite, next_macs, next_seconds)
             if not stop.any():
                 return
             self._keep((~stop).nonzero().flatten())

@@ -16,11 +16,12 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
 from anytime.runtime.answer import PRIOR, Answer
-from anytime.runtime.door import admit, prior_answer, prior_levels
+from anytime.runtime.door import admit
 from anytime.runtime.drift import Drift
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
-from anytime.runtime.gathered import Gathered
+from anytime.runtime.gathered import Gathered, by_sample, finite_samples
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
+from anytime.runtime.prior import Priors
 from anytime.runtime.profile import Profile
 from anytime.runtime.session import Session
 from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
@@ -73,7 +74,8 @@ class Predictor:
         stop: A stopping rule besides the deadline, or the name of one saved with the model (`anytime fit`); None for none.
         quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max".
         guard: Seconds to keep free before the deadline.
-        prior: The answer if no step fits: probabilities `[K]`, all label levels side by side; default uniform.
+        prior: The answer if no step fits: probabilities `[K]`, all label levels side by side, default uniform; in other tasks
+            the output of one image, default NaN.
         compile: Compiles and warms the steps now, for the profile's batch sizes; needs a profile of compiled steps.
         depth: Steps in flight at a time on CUDA; 1 with lazy exits.
         lazy_exits: Runs heads only for answers that are read; needs `combine="last"` and no rule.
@@ -131,7 +133,8 @@ class Predictor:
         self.model, self.profile = model.eval(), profile
         self._rule = rule
         self._quantile, self._guard, self.clock = quantile, guard, clock
-        self._prior = prior_levels(model.levels, prior)
+        self._prior = Priors(model, prior)
+        self._levels = model.levels if model.info.task == "classification" else ()
         on_cuda = next(model.parameters()).is_cuda
         self._depth = depth if on_cuda and rule is None and not lazy_exits else 1
         self._send = send
@@ -217,10 +220,15 @@ class Predictor:
     def _admit(self, x: Tensor, prior: Answer | None) -> tuple[Tensor, Answer | None]:
         """Copies of the images and of the prior, checked."""
         x = admit(x, self.model, self.profile)
-        return x, None if prior is None else prior_answer(self._prior, len(x), 0.0, None, prior)
+        self._prior.learn(x, self._first_output)
+        return x, None if prior is None else self._prior.answer(x, 0.0, None, prior)
+
+    def _first_output(self, x: Tensor) -> Tensor:
+        with self._run.conditions():
+            return self._run.model.step(self._run.model.initial_state(x))[0]
 
     def _prior_answer(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
-        return prior_answer(self._prior, len(x), self.clock() - start, budget, prior)
+        return self._prior.answer(x, self.clock() - start, budget, prior)
 
     def _at_once(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[LazyAnswer]:
         """All answers that fit, for a caller that does nothing else in between: the conditions hold until the last one."""
@@ -242,7 +250,7 @@ class Predictor:
         if self._run.lazy:
             run = LazyExecution(self._run, x)
         else:
-            gathered = Gathered(no_step, self.model.levels, macs)
+            gathered = Gathered(no_step, self._levels, macs)
             run = EagerExecution(self._run, x, self._combiner, self._rule, gathered, conditions)
         end = None if budget is None else start + budget - self._guard
         in_flight: deque[_Launched] = deque()
@@ -287,26 +295,29 @@ class Predictor:
     def _read(self, readers: Sequence[Reader], prior: Prior, start: float, budget: float | None, reason: str) -> Answer:
         """The newest finite answer, combined with no other; of each sample by itself if some are NaN or infinite."""
         nothing, not_finite = prior(), list[int]()
-        levels, steps = nothing.levels, nothing.steps
+        values, steps = [*nothing.levels, nothing.outputs], nothing.steps
         missing = torch.ones_like(steps, dtype=torch.bool)
         for step, logits in readers:
             with self._run.conditions():
-                parts = logits().float().split(self.model.levels, 1)
-                state = self._combiner.start(self.model.num_steps)
-                arrivals = [self._send(self._combiner.update(state, part, step)[0]) for part in parts]
+                outputs, state = logits().float(), self._combiner.start(self.model.num_steps)
+                parts = outputs.split(self._levels, 1) if self._levels else ()
+                news = [self._combiner.update(state, part, step)[0] for part in parts]
+                arrivals = [self._send(new) for new in (*news, outputs)]
             for arrival in arrivals:
                 arrival.wait(self.clock, None)
-            finite = torch.stack([~arrival.value.isnan().any(1) for arrival in arrivals]).all(0)
+            finite = finite_samples(arrivals[-1].value, self._levels)
             found = missing & finite
-            pairs = zip(arrivals, levels, strict=True)
-            levels = tuple(torch.where(found[:, None], new.value, old.to(new.value.dtype)) for new, old in pairs)
+            pairs = ((arrival.value, old) for arrival, old in zip(arrivals, values, strict=True))
+            values = [torch.where(by_sample(found, new), new, old.to(new.dtype)) for new, old in pairs]
             steps, missing = steps.where(~found, torch.tensor(step)), missing & ~finite
             if not missing.any():
                 break
             not_finite.insert(0, step)
         cost = self.profile.contract_macs[readers[0].step - 1] if self.profile is not None else 0
         macs, elapsed = torch.full_like(steps, cost), self.clock() - start
-        return Answer(levels, steps, elapsed, budget, macs, not_finite=tuple(not_finite)).because(reason)
+        *levels, outputs = values
+        made = Answer(tuple(levels), steps, elapsed, budget, macs, not_finite=tuple(not_finite), outputs=outputs)
+        return made.because(reason)
 
     def _planned(self, run: Execution) -> tuple[float, float]:
         """Seconds that the next step may take now, and its median in the profile; zeros without a profile."""

@@ -29,6 +29,7 @@ class Rule(Tagged):
     Attributes:
         num_steps: T if the rule was fitted to networks of T steps; None if it fits any.
         needs: The costs of the next step that `update` reads, "macs" or "seconds" or both.
+        reads_probabilities: Whether `update` looks at the answers: then only a classifier can be stopped by the rule.
     """
 
     @property
@@ -38,6 +39,8 @@ class Rule(Tagged):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset()
+
+    reads_probabilities = True
 
     def start(self, num_steps: int) -> State:
         """The state before the first step of a network of `num_steps` steps.
@@ -99,6 +102,8 @@ class Rule(Tagged):
 @dataclass(frozen=True)
 class Never(Rule, kind="never"):
     """Runs all steps."""
+
+    reads_probabilities = False
 
     def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
         return _everyone(probabilities, False), None
@@ -255,6 +260,8 @@ class _Budget(Rule):
     def needs(self) -> frozenset[str]:
         return frozenset({self.cost})
 
+    reads_probabilities = False
+
     def exhausted(self, next_macs: float, next_seconds: float) -> bool:
         return (next_macs if self.cost == "macs" else next_seconds) > getattr(self, self.cost)
 
@@ -332,6 +339,10 @@ class _Several(Rule):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(rule.needs for rule in self.rules))
+
+    @property
+    def reads_probabilities(self) -> bool:  # type: ignore[override]
+        return any(rule.reads_probabilities for rule in self.rules)
 
     def start(self, num_steps: int) -> State:
         return tuple(rule.start(num_steps) for rule in self.rules)

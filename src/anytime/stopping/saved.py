@@ -39,6 +39,7 @@ def save_rule(model: AnytimeModel, name: str, fitted: Fitted) -> None:
         >>> model.save("runs/mine")
         >>> Predictor(anytime.load("runs/mine"), stop="half")
     """
+    _check_task(model, fitted.stop, fitted.combine)
     fitted.stop.start(model.num_steps)
     fitted.combine.start(model.num_steps)
     values = {"stop": fitted.stop.to_dict(), "combine": fitted.combine.to_dict(), "facts": dict(fitted.facts)}
@@ -75,7 +76,7 @@ def resolve(
 
     Raises:
         ValueError: If a name is unknown, the rule was never fitted to this model, or it was fitted to the answers of another
-            combiner than `combine`.
+            combiner than `combine`; or if the model is no classifier, but the rule or combiner needs probabilities.
     """
     saved = model.info.rules
     fitted = None
@@ -86,6 +87,7 @@ def resolve(
             raise ValueError(_never_fitted(stop, saved))
         fitted = _read(model, stop)
         stop = fitted.stop
+    _check_task(model, stop, combine)
     if combine is None:
         return stop, fitted.combine if fitted else Last()
     if isinstance(combine, str):
@@ -97,6 +99,17 @@ def resolve(
             "or fit the rule again with that combiner"
         )
     return stop, combine
+
+
+def _check_task(model: AnytimeModel, stop: Rule | None, combine: str | Combiner | None) -> None:
+    """Raises ValueError if a rule or a combiner needs probabilities and the model, which is no classifier, has none."""
+    task = model.info.task
+    if task == "classification":
+        return
+    if combine not in (None, Last.kind, Last()):
+        raise ValueError(f"combiners make probabilities, and a model of task {task!r} has none: leave out {combine!r}")
+    if stop is not None and stop.reads_probabilities:
+        raise ValueError(f"the rule {stop.kind!r} reads probabilities, and a model of task {task!r} has none")
 
 
 def _numbered(text: str) -> Rule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,21 @@ def require(kept: bool, broken: str) -> None:
     """Raises AssertionError with the sentence `broken` unless `kept`."""
     if not kept:
         raise AssertionError(broken)
+
+
+def require_answers(answers: Any, expected: list[int], maps: bool, what: str) -> None:
+    """Raises AssertionError unless answers have the shape `expected`, with further dimensions if they are `maps`."""
+    shape = list(answers.shape) if isinstance(answers, Tensor) else f"a {type(answers).__name__}"
+    right = shape[: len(expected)] == expected and len(shape) > len(expected) if maps else shape == expected
+    form = "T, B, K"[3 * (3 - len(expected)) :] + (", ..." if maps else "")
+    wanted = ", ".join(map(str, expected)) + (", ..." if maps else "")
+    require(right, f"{what} {shape}, expected [{form}] = [{wanted}].")
+
+
+def are_probabilities(answers: Tensor, levels: Sequence[int]) -> bool:
+    """Whether answers `[T, B, K]` of label levels of these sizes are never negative and sum to 1 in each."""
+    parts = answers.split(list(levels), 2)
+    return all(bool((part >= 0).all() and (part.sum(2) - 1).abs().max() <= 1e-6) for part in parts)
 
 
 def require_close(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) -> None:

@@ -122,6 +122,7 @@ def build(config: Config, filled_later: bool = False, run: Path | None = None) -
         resize_ratio=data.resize_ratio,
         stretched=data.stretched,
         class_names=tuple(data.class_names),
+        task=model.info.task,
         recipe=config,
     )
     return TrainingJob(model, data, objective, optimizer, schedule, settings, regime, config)

@@ -67,6 +67,8 @@ def compile_blocks(model: nn.Module) -> None:
 class AnytimeModule(L.LightningModule):
     """Minimises `objective(model(images), target)`, or the regime's loss; logs each step's accuracy on validation images.
 
+    Of a model that is no classifier it logs only the loss.
+
     Args:
         model: Trained in place.
         objective: Maps logits `[T, B, K]` and labels to a loss.
@@ -195,7 +197,8 @@ class AnytimeModule(L.LightningModule):
         return f"epoch {self.current_epoch + 1} of {self.trainer.max_epochs}"
 
     def on_validation_epoch_start(self) -> None:
-        self._validated = SampleMeans(1 + self.model.num_steps, self.device)
+        accuracies = self.model.num_steps if self.model.info.task == "classification" else 0
+        self._validated = SampleMeans(1 + accuracies, self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, target = batch
@@ -203,11 +206,14 @@ class AnytimeModule(L.LightningModule):
             return
         logits = self.model(self.to_memory_format(images)).float()
         loss = self.objective(logits, target)
+        if self.model.info.task != "classification":
+            self._validated.add(torch.stack([loss]), len(target))
+            return
         labels = target[:, 0] if target.ndim == 2 else target  # the first of several label levels
         accuracy = (logits[..., : self.model.levels[0]].argmax(2) == labels).float().mean(1)
         self._validated.add(torch.stack([loss, *accuracy]), len(target))
 
     def on_validation_epoch_end(self) -> None:
         loss, *accuracy = self._validated.over_processes(self.trainer.strategy)
-        values = {"val/loss": loss, "val/accuracy": accuracy[-1]}
+        values = {"val/loss": loss} | ({"val/accuracy": accuracy[-1]} if accuracy else {})
         self.log_dict(values | {f"val/accuracy_{t}": value for t, value in enumerate(accuracy, 1)})

@@ -60,8 +60,10 @@ class EagerSteps:
 class CompiledSteps(EagerSteps):
     """Each step compiled and warmed once for each of a few batch sizes; smaller batches are padded to the next size.
 
-    No request ever waits for the compiler: everything it guards on (shapes, strides, the number of the step, inference mode)
-    already occurred in the warm-up, which runs each step on the state after the previous step and on a compacted state.
+    No request ever waits for the compiler: it is done after the warm-up, which runs each step on the state after the previous
+    step and on a compacted state, so all that the compiler guards on has occurred: shapes, strides, the number of the step,
+    inference mode. Where something else that it guards on has changed since (the number of threads, deterministic algorithms,
+    `requires_grad`, a module), steps run as they are, until it is as it was.
 
     Args:
         model: On its device and in its precision.
@@ -94,6 +96,7 @@ class CompiledSteps(EagerSteps):
                         if lazy:
                             self._reads[size][index](after)
                     state = after
+        self._steps, self._reads = ({size: only_run(made[size]) for size in made} for made in (self._steps, self._reads))
 
     def size(self, batch: int) -> int:
         return next(size for size in self._sizes if size >= batch)
@@ -122,3 +125,10 @@ def compile_copies(function: Callable[[State], Any], names: Sequence[str], **set
 
     copies = [FunctionType(call.__code__.replace(co_name=n), call.__globals__, n, None, call.__closure__) for n in names]
     return [torch.compile(copy, **settings) for copy in copies]
+
+
+def only_run(compiled: Sequence[Callable[[State], Any]]) -> list[Callable[[State], Any]]:
+    """The compiled functions, which never compile again: as written where the guards of what is compiled do not hold."""
+    import torch._dynamo  # late: importing the compiler takes a second
+
+    return [torch._dynamo.run(function) for function in compiled]

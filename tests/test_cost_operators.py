@@ -89,6 +89,18 @@ PROJECTED_MACS = 4 * 2 * (20 * (6 + 3) + 5 * 3)
         (lambda x: torch.sparse.mm(sparse(x).to_sparse(), sparse(x).mT.to_sparse()), 5),
         (lambda x: torch.ones(3, 4) @ sparse(x).to_sparse(), 5 * 3),
         (lambda x: torch._int_mm(torch.ones(32, 8, dtype=torch.int8), torch.ones(8, 16, dtype=torch.int8)), 32 * 8 * 16),
+        (lambda x: torch.outer(V4, V6), 24),
+        (lambda x: V4.ger(V6), 24),
+        (lambda x: torch.kron(x, M), 24 * 18),
+        (lambda x: torch.einsum("i,j->ij", V4, V6), 24),
+        (lambda x: torch.einsum("bi,bj->bij", x, x), 4 * 6 * 6),
+        (lambda x: torch.einsum("bi,bi->bi", x, x) + torch.einsum("ij->ji", x).mT, 0),
+        (lambda x: torch.linalg.vecdot(x, V6), 24),
+        (lambda x: torch.linalg.vecdot(V6, V6), 6),
+        (lambda x: torch.complex(x, x) @ torch.complex(M, M), 4 * 72),
+        (lambda x: torch.outer(torch.complex(V4, V4), torch.complex(V6, V6)), 4 * 24),
+        (lambda x: torch.vdot(torch.complex(V6, V6), torch.complex(V6, V6)), 4 * 6),
+        (lambda x: torch.complex(sparse(x), x).to_sparse() @ torch.complex(M, M), 4 * 5 * 3),
         (lambda x: F.batch_norm(x, torch.zeros(6), torch.ones(6)).relu().softmax(1).mean() * x, 0),
         (lambda x: F.embedding(torch.tensor([1]), x) + F.interpolate(x[None], 6, mode="linear").sum(), 0),
     ],
@@ -102,6 +114,16 @@ def test_compressed_sparse_products_cost_what_they_store() -> None:
     assert macs(lambda x: sparse(x).to_sparse_csr() @ M) == 5 * 3
     assert macs(lambda x: sparse(x).to_sparse_csr() @ V6) == 5
     assert macs(lambda x: F.linear(M.mT, sparse(x).to_sparse_csr())) == 5 * 3
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_products_of_nested_tensors_cost_what_their_parts_do() -> None:
+    nested, other = (torch.nested.nested_tensor(parts) for parts in ([M.mT, torch.rand(5, 6)], [M, torch.rand(6, 2)]))
+    ragged = torch.nested.nested_tensor([M.mT, torch.rand(5, 6)], layout=torch.jagged)
+    assert macs(lambda x: nested @ other) == 3 * 6 * 3 + 5 * 6 * 2
+    for batch in (nested, ragged):
+        assert macs(lambda x, batch=batch: F.linear(batch, M.mT)) == (3 + 5) * 6 * 3
+    assert macs(lambda x: ragged @ M) == (3 + 5) * 6 * 3
 
 
 def test_initial_state_is_part_of_the_first_step() -> None:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from anytime.model import AnytimeModel, eval_mode
 from anytime.support.compare import clone, same
-from anytime.support.flops import UncountedProducts, extra_formulas
+from anytime.support.flops import OuterProducts, UncountedProducts, extra_formulas
 from anytime.support.precision import own_precision
 from anytime.support.units import ImageSize, image_size
 
@@ -48,7 +48,7 @@ def flop_counter() -> Iterator[FlopCounterMode]:
     counter.mod_tracker = _OneModule()
     uncounted = UncountedProducts(counter.flop_registry)
     try:
-        with uncounted, counter:
+        with uncounted, counter, OuterProducts(counter):
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -1,16 +1,20 @@
-"""FLOPs (2 per multiply-add) of operators that torch's counter treats as free, and a check for operators without a formula."""
+"""FLOPs (2 per multiply-add, 8 if complex) of operators that torch's counter treats as free; a check for other operators."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 Formula = Callable[..., int]  # (arguments of the operator..., out_val=its result) -> FLOPs
 
@@ -29,15 +33,29 @@ def _is_sparse(x: Tensor) -> bool:
     return x.layout is torch.sparse_coo or x.layout in _COMPRESSED
 
 
+def _flops(x: Tensor) -> int:
+    """FLOPs of one multiply-add: with complex numbers four real ones."""
+    return 8 if x.is_complex() else 2
+
+
 def _matrix_product(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     """a @ b for matrices or batches of them, a `[..., m, k]` and b `[..., k, n]` or a vector `[k]`; either may be sparse."""
     if not _is_sparse(b):
-        return 2 * _stored(a) * (b.shape[-1] if b.ndim > 1 else 1)
+        return _flops(a) * _stored(a) * (b.shape[-1] if b.ndim > 1 else 1)
     if not _is_sparse(a):
-        return 2 * a.shape[-2] * _stored(b)
+        return _flops(a) * a.shape[-2] * _stored(b)
     left, right = (x.to_sparse_coo().coalesce().indices() for x in (a, b))
     columns, rows = (torch.bincount(index, minlength=a.shape[-1]) for index in (left[-1], right[-2]))
-    return 2 * int((columns * rows).sum())
+    return _flops(a) * int((columns * rows).sum())
+
+
+def _matmul(a: Tensor, b: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    """a @ b as one operator, as with nested tensors: the sum over their parts."""
+    if not a.is_nested and not b.is_nested:
+        return _flops(a) * out_val.numel() * a.shape[-1]
+    parts = len((a if a.is_nested else b).unbind())
+    left, right = (x.unbind() if x.is_nested else (x,) * parts for x in (a, b))
+    return sum(map(_matrix_product, left, right))
 
 
 def _added_product(_added: Any, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
@@ -46,20 +64,25 @@ def _added_product(_added: Any, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int
 
 def _sampled_product(mask: Tensor, a: Tensor, *_: Any, **__: Any) -> int:
     """(a @ b) only where `mask` stores numbers."""
-    return 2 * _stored(mask) * a.shape[-1]
+    return _flops(a) * _stored(mask) * a.shape[-1]
 
 
 def _dot(a: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * a.numel()
+    return _flops(a) * a.numel()
 
 
 def _outer(_added: Any, a: Tensor, b: Tensor, **_: Any) -> int:
-    return 2 * a.numel() * b.numel()
+    return _flops(a) * a.numel() * b.numel()
 
 
 def _linear(x: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
     """Each output number sums over the last dimension of x, whatever holds the weights."""
     return 2 * out_val.numel() * x.shape[-1]
+
+
+def _weighted(_x: Tensor, weight: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    """A linear layer as one operator, as with nested tensors."""
+    return _flops(weight) * out_val.numel() * weight.shape[-1]
 
 
 def _grouped(a: Tensor, b: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
@@ -132,6 +155,8 @@ _FORMULAS: dict[Formula, tuple[str, ...]] = {  # operators as "namespace::name";
         *("aten::mm", "aten::mv", "aten::bmm", "aten::_int_mm", "aten::hspmm", "aten::_sparse_sparse_matmul"),
         "quantized::matmul",
     ),
+    _matmul: ("aten::matmul",),
+    _weighted: ("aten::linear",),
     _added_product: (
         *("aten::_sparse_addmm", "aten::sspaddmm"),
         *(f"aten::{name}{end}" for name in ("addmm", "addmv", "addbmm", "baddbmm") for end in ("", "_")),
@@ -177,6 +202,47 @@ def extra_formulas() -> dict[Any, Formula]:
             if packet is not None:
                 found[packet] = formula
     return found
+
+
+def _outer_shape(out: Tensor, *_: Any, **__: Any) -> int:
+    return out.numel()
+
+
+def _einsum_shape(out: Tensor, *given: Any, **_: Any) -> int:
+    sizes = [x.numel() for x in pytree.tree_leaves(given) if isinstance(x, Tensor)]
+    return out.numel() if len(sizes) > 1 and out.numel() > max(sizes) else 0  # else it is elementwise, hence free
+
+
+def _vecdot_shape(_out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    return prod(torch.broadcast_shapes(a.shape, b.shape))
+
+
+_MULTIPLICATIONS: dict[Any, Formula] = {  # functions that torch carries out as elementwise multiplications
+    **dict.fromkeys((torch.outer, Tensor.outer, torch.ger, Tensor.ger, torch.kron, Tensor.kron), _outer_shape),
+    torch.einsum: _einsum_shape,
+    torch.functional.einsum: _einsum_shape,
+    torch.linalg.vecdot: _vecdot_shape,
+}
+
+
+class OuterProducts(TorchFunctionMode):
+    """Counts outer products and scalar products that torch carries out as elementwise multiplications, as matrix products.
+
+    Args:
+        counter: The counter that gets them.
+    """
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.counter.get_total_flops() if func in _MULTIPLICATIONS else 0
+        out = func(*args, **(kwargs or {}))
+        if func in _MULTIPLICATIONS and self.counter.get_total_flops() == before:
+            pairs = _MULTIPLICATIONS[func](out, *args)
+            torch.mm(*(torch.empty(n, 1, dtype=out.dtype, device="meta") for n in (pairs, 1)))  # costs nothing but its count
+        return out
 
 
 _KNOWN = {"aten", "prim", "prims", "quantized", "_quantized", "onednn", "mkldnn", "mkl", "sparse", "inductor", "torchvision"}

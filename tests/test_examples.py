@@ -9,7 +9,12 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", [str(path)])
-    runpy.run_path(str(path), run_name="__main__")
+    monkeypatch.chdir(tmp_path)
+    values = runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out
+    if path.stem == "segmentation":
+        right = values["right"].tolist()  # the share of right pixels after each step
+        assert right[-1] > max(right[:-1])
+        assert (tmp_path / values["options"].out).stat().st_size > 1000

@@ -143,6 +143,9 @@ class Predictor:
         self._drift = Drift()
         self._plans: dict[int, tuple[list[float], list[float]]] = {}
         self._threads = Threads()
+        if profile is not None:
+            reference = next(model.parameters())
+            self._prior.learn(torch.zeros(1, *profile.input_size).to(reference), self._first_output)
 
     def _make_run(self) -> EagerSteps:
         if self.profile is None or not self._compile:

@@ -40,7 +40,10 @@ class Priors:
             self._output = torch.full((values,), torch.nan)
 
     def learn(self, x: Tensor, first_output: Callable[[Tensor], Tensor]) -> None:
-        """Runs a step on the first image to learn the shape of its maps, unless that is known or not needed."""
+        """Runs a step on the first image to learn the shape of its maps, unless that is known or not needed.
+
+        So a predictor of maps without a profile takes a step more for the first images of each size.
+        """
         if not self._levels and self._output is None and x.shape[1:] not in self._shapes:
             self._shapes[tuple(x.shape[1:])] = first_output(x[:1]).shape[1:]
 

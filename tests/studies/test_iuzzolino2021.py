@@ -12,7 +12,7 @@ from anytime.cli import main
 from anytime.commands import study as command
 from anytime.studies import find_recipe, run_all
 from anytime.studies.iuzzolino2021 import STUDY
-from anytime.studies.iuzzolino2021.figures import COLOURS, figure_3, figure_4
+from anytime.studies.iuzzolino2021.figures import BEFORE, COLOURS, EVERYWHERE, MEAN, _compared, figure_3, figure_4
 from anytime.studies.iuzzolino2021.networks import LAMBDAS, RECIPES, cascaded_td
 from anytime.studies.iuzzolino2021.published import CURVES
 from anytime.studies.study import plain
@@ -167,7 +167,7 @@ def test_figure_4_by_hand(stops):
     drawn = torch.tensor(result.figure.axes[0].lines[0].get_ydata())
     assert drawn.isnan().nonzero().tolist() == [[99]], "the line is interrupted between t = 3 and 9"
     assert rows["CascadedCE"]["in_gaps"] == [2, 3, 4, 5, 6, 7, 8]
-    assert "only a line between two: CascadedTD at t = 4, 5, 6, 7, 8; " in result.text
+    assert "empty, because no threshold comes near: CascadedTD at t = 4, 5, 6, 7, 8; " in result.text
     assert rows["CascadedTD"]["paper"] == pytest.approx([0.107, 0.484, 0.78, 0.912, 0.916, 0.916, 0.916, 0.916])
     assert rows["SerialTD(0)"]["paper"] is None
     assert result.numbers["clock"] == "answers at t = 1..9"
@@ -177,20 +177,32 @@ def test_figure_4_by_hand(stops):
     assert curve["seconds"][[0, 60, 100]].tolist() == pytest.approx([0.001, 0.003, 0.009])
     claims = {claim.statement: claim.to_dict() for claim in result.claims}
     first = claims["CascadedTD above SerialTD-MultiHead at every mean stop time"]
-    assert first["gains"] == pytest.approx([0, 0.25, 0.5, 0.25, 0, 0, 0, 0], abs=1e-12)
+    assert first["gains"] == [0, *[None] * 7]  # where one has no threshold, an interpolated gain would be 0.25 or 0.5
     assert first["shows"] is False
     assert first["paper"]["shows"] is False  # 10.7 to 11.8 at t = 1
     before = claims["SerialTD above SerialCE at every mean stop time before the asymptote"]
-    assert before["gains"][1] == pytest.approx(1 / 5 - 1 / 8)
+    assert before["gains"] == [0, *[None] * 7]
     assert before["paper"]["shows"] is False  # 87.1 to 91.2 at t = 7
-    assert claims["SerialTD-MultiHead above SerialTD on average over mean stop times"]["shows"] is True
-    assert claims["CascadedTD above CascadedTD-MultiHead on average over mean stop times"]["shows"] is True
-    assert claims["SerialTD(0)-MultiHead above SerialTD(0) on average over mean stop times"]["shows"] is False
+    assert not any(claim["shows"] for name, claim in claims.items() if "on average" in name)
     assert claims["SerialTD(0)-MultiHead above SerialTD(0) on average over mean stop times"]["paper"] is None
     same = claims["CascadedCE and SerialCE agree at the asymptote"]
     assert (same["shows"], same["gain"], same["seeds"]) == (True, 0, 2)
     assert "NO       CascadedTD above SerialTD-MultiHead at every mean stop time" in result.text
     assert len(result.figure.axes) == 3
+
+
+def test_interpolated_accuracies_do_not_count():
+    """They are None, and only the other times decide."""
+    rows = {"a": [0.1, None, None, 0.5, 0.5, 0.5, 0.5, 0.5], "b": [0.2, 0.9, 0.9, 0.4, 0.4, 0.4, 0.4, None]}
+    others = pytest.approx([-0.1, 0.1, 0.1, 0.1, 0.1])
+    for where, shows in ((EVERYWHERE, False), (BEFORE, False), (MEAN, True)):
+        found = _compared(rows, "a", "b", where, 9)
+        assert found["shows"] is shows
+        assert [gain for gain in found["gains"] if gain is not None] == others
+        assert found["gains"][1:3] + found["gains"][7:] == [None] * 3
+        assert found["mean_gain"] == pytest.approx(0.06)
+    assert _compared({"a": [None] * 8, "b": [0.1] * 8}, "a", "b", MEAN, 9)["shows"] is None
+    assert _compared(rows, "a", "c", MEAN, 9) is None
 
 
 def test_claims_at_the_asymptote_allow_for_noise(stops):
@@ -224,8 +236,9 @@ def test_the_published_clock_counts_from_0(stops):
     names = [claim.statement for claim in result.claims]
     assert "CascadedCE and SerialCE agree at the asymptote" not in names  # which comes at t = 9
     before = next(c for c in result.claims if c.statement.startswith("CascadedTD above CascadedCE"))
-    assert before.measured["gains"][-1] == 0
-    assert before.shows is True  # because t = 8 is the end
+    assert before.measured["gains"] == [None] * 7 + [0]
+    assert before.shows is None  # because t = 8 is the end
+    assert before.note == "in this run, one seed"
 
 
 def test_figure_3_by_hand():

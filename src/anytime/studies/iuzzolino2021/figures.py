@@ -68,12 +68,14 @@ def figure_3(traces: Traces, data: str) -> Result:
             _gain_of(f"lambda = {next_worst:g}, the next worst", last[next_worst], last[1.0])
             | {"best": {"lambda": best, "gain": mean_last[best] - mean_last[1.0]}},
             "caption of figure 3; for terriers the published code's figure",
+            _one_seed(stored[0.0]),
         ),
         Claim(
             "lambda = 0 is above lambda = 1 at the asymptote",
             mean_last[0.0] > mean_last[1.0],
             _gain_of("lambda = 0", last[0.0], last[1.0]),
             "figure 3",
+            _one_seed(stored[0.0]),
         ),
     ]
     rows = [
@@ -119,7 +121,7 @@ def figure_4(traces: Traces, data: str) -> Result:
     ]
     ours = {name: curve.at(TIMES) for name, curve in curves.items()}
     theirs = {name: [value / 100 for value in row] for name, row in published.CURVES.get(data, {}).items()}
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {
             "accuracy": ours[name],
             "sem": [at_time[index] for at_time in errors],
@@ -131,11 +133,16 @@ def figure_4(traces: Traces, data: str) -> Result:
         for index, name in enumerate(curves)
     }
     claims = []
+    note = _one_seed(traces["CascadedTD"])
+    reached = {
+        name: [None if t in row["in_gaps"] else a for t, a in zip(TIMES, ours[name], strict=True)]
+        for name, row in rows.items()
+    }
     for better, worse, where in CLAIMS:
-        compared = _compared(ours, better, worse, where, asymptote) or {}
+        compared = _compared(reached, better, worse, where, asymptote) or {}
         measured = compared | {"asymptote": _gain_of(better, last[better], last[worse])}
         paper = _compared(theirs, better, worse, where, TIMES[-1])
-        claims.append(Claim(f"{better} above {worse} {where}", measured.pop("shows"), measured, paper))
+        claims.append(Claim(f"{better} above {worse} {where}", measured.pop("shows"), measured, paper, note))
     claims += _claims_at_the_asymptote(last, theirs, asymptote)
     figure = "4: speed-accuracy trade-off by a threshold on confidence"
     numbers = facts(traces["CascadedTD"], paper=published.PAPER, figure=figure, published=published.CURVES_SOURCE) | {
@@ -152,14 +159,24 @@ def figure_4(traces: Traces, data: str) -> Result:
     return Result(numbers, _table(rows), drawn, claims)
 
 
+def _one_seed(by_seed: Mapping[int, Trace]) -> str:
+    return "in this run, one seed" if len(by_seed) == 1 else ""
+
+
 def _compared(
-    rows: Mapping[str, Sequence[float]], better: str, worse: str, where: str, asymptote: int
+    rows: Mapping[str, Sequence[float | None]], better: str, worse: str, where: str, asymptote: int
 ) -> dict[str, Any] | None:
-    """Whether one network is above another, and by how much at each mean stop time; None if one was not published."""
+    """Whether one network is above another, and by how much at each mean stop time; None if one was not published.
+
+    Times at which an accuracy is None do not count; if there are no others, the results cannot tell.
+    """
     if better not in rows or worse not in rows:
         return None
-    gains = [b - w for b, w in zip(rows[better], rows[worse], strict=True)]
-    counted = [g for t, g in zip(TIMES, gains, strict=True) if where != BEFORE or t < asymptote]
+    pairs = zip(rows[better], rows[worse], strict=True)
+    gains = [None if b is None or w is None else b - w for b, w in pairs]
+    counted = [g for t, g in zip(TIMES, gains, strict=True) if g is not None and (where != BEFORE or t < asymptote)]
+    if not counted:
+        return {"shows": None, "gains": gains, "mean_gain": None}
     shows = mean(counted) > 0 if where == MEAN else all(g > 0 for g in counted)
     return {"shows": shows, "gains": gains, "mean_gain": mean(counted)}
 
@@ -187,10 +204,11 @@ def _gain_of(name: str, values: Sequence[float], others: Sequence[float]) -> dic
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines: list[dict[str, Any]] = []
     for name, row in rows.items():
-        lines.append({"name": name, "end": row["asymptote"], **dict(zip(map(str, TIMES), row["accuracy"], strict=True))})
+        reached = {str(t): a for t, a in zip(TIMES, row["accuracy"], strict=True) if t not in row["in_gaps"]}
+        lines.append({"name": name, "end": row["asymptote"], **reached})
         if row["paper"]:
             lines.append({"name": "  paper", **dict(zip(map(str, TIMES), row["paper"], strict=True))})
     columns = [Column(str(t), f"t = {t}", ".1%") for t in TIMES]
     table = format_table(lines, [Column("name", "accuracy at mean stop time"), *columns, Column("end", "asymptote", ".2%")])
     gaps = [f"{name} at t = {', '.join(map(str, row['in_gaps']))}" for name, row in rows.items() if row["in_gaps"]]
-    return table + (f"\nfar from any threshold, so only a line between two: {'; '.join(gaps)}" if gaps else "")
+    return table + (f"\nempty, because no threshold comes near: {'; '.join(gaps)}" if gaps else "")

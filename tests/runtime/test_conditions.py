@@ -1,8 +1,10 @@
 """Answers do not depend on the caller's conditions: train mode, autocast, denormal numbers; and leave them as they are."""
 
+import copy
 import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -204,6 +206,55 @@ def test_denormal_numbers_are_zero_in_every_thread_that_computes_and_only_there(
         assert sys.float_info.min * 0.5 == 0.0  # as the caller had it
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_denormal_numbers_in_the_threads_of_torch() -> None:
+    """They are zero in all that a session computes with, and in a call unless the caller's threads of torch came first."""
+    size = 200_000  # torch splits it
+    model, shares = Spy(), []
+
+    def zeros() -> float:
+        return float(((torch.full((size,), 1e-20) * 1e-19).view(torch.int32) == 0).float().mean())
+
+    def use(first: bool) -> None:
+        if first:
+            torch.rand(size).mul_(2)
+        with conditions_of(model)():
+            shares.append(zeros())
+
+    for first in (True, False):
+        thread = threading.Thread(target=use, args=(first,))
+        thread.start()
+        thread.join()
+    assert shares == [0.5, 1.0]
+    model.step = lambda state: (shares.append(zeros()), (state @ model.weight, state))[1]
+    in_session(Predictor(model), X)
+    assert shares[2:] == [1.0, 1.0]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_many_denormal_weights_are_named() -> None:
+    model = Spy()
+    with torch.no_grad():
+        model.weight[0, 0] = 1e-39
+    with pytest.warns(UserWarning, match=r"^8.3% of the weights are denormal numbers, .*set_flush_denormal\(True\) before"):
+        Predictor(model)
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Predictor(copy.deepcopy(model))
+        torch.set_num_threads(2)
+        Predictor(Spy())
+        Predictor(Spy().half())
 
 
 def test_a_compiled_predictor_is_warmed_under_the_conditions_of_its_requests(monkeypatch) -> None:

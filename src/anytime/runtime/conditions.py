@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,8 @@ from torch import nn
 from anytime.runtime.forks import leave_lost_pool
 from anytime.runtime.shell import Shell
 
+_MANY = 1e-3  # a denormal number costs as much as a thousand others
+
 
 class Conditions:
     """`with conditions():` computes in inference mode, in the precision of the weights, with denormals as zero.
@@ -21,11 +24,16 @@ class Conditions:
     mode the caller puts it into, at any time. On exit, the caller's autocast and denormal settings are restored. Denormal
     numbers (below 1.2e-38 in float32) would make a step up to 20 times slower. Any number of threads may be inside.
 
+    Denormals are zero in the thread that enters and in the threads of torch that it starts, so in all that a session computes
+    with. If the caller's thread started its threads of torch earlier, those keep their setting: there is no way to change it.
+    A warning says if that matters, because many weights are denormal.
+
     Attributes:
         model: The model in eval mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        _warn_of_denormals(model)
         self._shell = Shell(model)
         self.model = self._shell.model
         self._tensor = next(model.parameters(), next(model.buffers(), torch.empty(0)))  # tells the device
@@ -45,6 +53,22 @@ class Conditions:
     def _own_precision(self) -> torch.autocast | nullcontext[None]:
         device = self._tensor.device.type
         return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _warn_of_denormals(model: nn.Module) -> None:
+    """Warns if torch has several threads and more than one weight in 1,000 is denormal."""
+    kinds = (torch.float32, torch.float64, torch.bfloat16)
+    weights = [p.detach() for p in model.parameters() if p.device.type == "cpu" and p.dtype in kinds]
+    if torch.get_num_threads() == 1 or not weights:
+        return
+    count = sum(int(((weight != 0) & (weight.abs() < torch.finfo(weight.dtype).tiny)).sum()) for weight in weights)
+    share = count / sum(weight.numel() for weight in weights)
+    if share > _MANY:
+        warnings.warn(
+            f"{share:.1%} of the weights are denormal numbers, which make a step many times slower: set them to zero, call "
+            "torch.set_flush_denormal(True) before anything else computes, or use one thread",
+            stacklevel=2,
+        )
 
 
 _by_model: weakref.WeakValueDictionary[int, Conditions] = weakref.WeakValueDictionary()

@@ -136,7 +136,7 @@ def choose_classes(names: Sequence[str], wanted: str | Sequence[str | int]) -> l
     Args:
         names: All class names.
         wanted: A name, a pattern with `*`, `?` or `[...]`, or a list of these. An exact match takes precedence, then
-            a match that differs only in case, then patterns, which ignore case.
+            a match that differs only in case, then the name in brackets (`[cat]`), then patterns, which ignore case.
 
     Raises:
         UnknownClass: A name or pattern matches no class; the message gives the nearest names.
@@ -152,6 +152,7 @@ def choose_classes(names: Sequence[str], wanted: str | Sequence[str | int]) -> l
         matches = (
             [i for i, name in enumerate(names) if name == pattern]
             or [i for i, name in enumerate(folded) if name == key]
+            or [i for i, name in enumerate(names) if pattern == f"[{name}]"]
             or [i for i, name in enumerate(folded) if fnmatchcase(name, key)]
         )
         if not matches:

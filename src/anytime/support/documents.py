@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -23,9 +23,17 @@ class _Expands(yaml.YAMLError):
     """Merge keys expand without end."""
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader; merge keys may not expand without end."""
+_TAG = "tag:yaml.org,2002:"
+_RESOLVERS = yaml.SafeLoader.yaml_implicit_resolvers.items()
 
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, where dates and `=` are texts; merge keys may not expand without end."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
+        for first, pairs in _RESOLVERS
+    }
     merged = 0
 
     def flatten_mapping(self, node: Any) -> None:
@@ -33,6 +41,17 @@ class _Loader(yaml.SafeLoader):
         self.merged += len(node.value)
         if self.merged > NODES:
             raise _Expands(f"its merge keys expand to more than {NODES:,} values")
+
+
+_Loader.add_constructor(f"{_TAG}merge", yaml.SafeLoader.construct_yaml_str)  # << as a value
+
+
+class _TextLoader(_Loader):
+    """Leaves all values as text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag == f"{_TAG}merge"] for first, pairs in _RESOLVERS
+    }
 
 
 def parse_json(text: str | bytes, source: object, nodes: int = NODES) -> Any:
@@ -46,17 +65,18 @@ def parse_json(text: str | bytes, source: object, nodes: int = NODES) -> Any:
     return _checked(content, source, nodes)
 
 
-def parse_yaml(text: str | bytes, source: object) -> Any:
+def parse_yaml(text: str | bytes, source: object, as_text: bool = False) -> Any:
     """The content of a YAML document with plain values only; raises ValueError as `parse_json` does.
 
-    Aliases may not expand to more than `NODES` values.
+    With `as_text` every value is a text as it is written, also numbers and null. Aliases may not expand to more than `NODES`
+    values.
     """
     if len(text) > CHARACTERS:
         raise TooLarge(f"{source} has {len(text):,} characters, more than {CHARACTERS:,}")
     if _open_brackets(text) > 2 * DEPTH:  # which the reader would take seconds to find out
         raise TooLarge(f"{source} is not valid YAML: it is nested too deeply")
     try:
-        content = yaml.load(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_TextLoader if as_text else _Loader)
     except RecursionError:
         raise TooLarge(f"{source} is not valid YAML: it is nested too deeply") from None
     except _Expands as error:

@@ -30,6 +30,7 @@ from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
 from anytime.training.regimes.base import Regime
 from anytime.training.schedules import Schedule
+from anytime.training.written import as_written, kinds_of, texts_of
 
 Config = dict[str, Any]
 
@@ -47,7 +48,6 @@ _OFFERED_BY: dict[str, tuple[ModuleType, type]] = {
     "regime": (regimes, Regime),
 }
 _RENAMED = {"schedule": {"steps": "MultiStep"}}  # old names in saved files, folded as in `canonical_name`
-_NULL = ("null", "Null", "NULL", "~", "")
 DEFAULTS: Config = {
     "objective": {"class_path": "Weighted", "init_args": {}},
     "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}},
@@ -136,6 +136,17 @@ def _arguments(section: str, name: str) -> tuple[str, ...]:
     return tuple(vars(given)) if given is not None else ()
 
 
+def _hints(parser: ArgumentParser) -> dict[str, Any]:
+    """The types of the arguments of a parser."""
+    return {action.dest: getattr(action, "_typehint", Any) for action in parser._actions}
+
+
+@functools.cache
+def _section_hints(section: str = "", name: str = "") -> dict[str, Any]:
+    """The types of the settings, and of the arguments of a class."""
+    return _hints(build_parser({section: name} if section else {}))
+
+
 def _check_argument(section: str, name: str, argument: str) -> None:
     if reason := _SKIPPED.get(section, {}).get(argument):
         raise UsageError(f"{section}.{argument} {reason}, leave it out")
@@ -160,36 +171,24 @@ def read_recipe(path: str | Path) -> Config:
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
-        return resolve_recipe(_names_as_written(recipe, yaml.load(content, yaml.BaseLoader)))
+        return _as_written(resolve_recipe(recipe), parse_yaml(content, f"recipe {path}", as_text=True))
     except UsageError as error:
         raise UsageError(f"recipe {path}: {error}") from error
 
 
-def _names_as_written(recipe: Any, text: Any) -> Any:
-    """The recipe with its class names as `text` has them: the same document with all values as text, so 007 is no number."""
-    try:
-        arguments, names = recipe["data"]["init_args"], text["data"]["init_args"]["classes"]
-    except (KeyError, TypeError):
-        return recipe
-    if isinstance(arguments, dict) and arguments.get("classes") is not None:
-        arguments["classes"] = names
+def _as_written(recipe: Config, text: Any) -> Config:
+    """The recipe with its texts as `text` has them: the same document with all values as text."""
+    for key, value in flatten(recipe).items():
+        section, _, argument = key.partition(".")
+        hints = _section_hints(section, recipe[section]["class_path"]) if argument else _section_hints()
+        holder, written = (recipe[section]["init_args"], text[section]["init_args"]) if argument else (recipe, text)
+        holder[argument or section] = as_written(value, written[argument or section], key, hints.get(key, Any))
     return recipe
 
 
-def _flag_value(key: str, value: Any) -> str:
-    """A value of a recipe as a flag's. A class name that could be read as something else is put into a list."""
-    if key == "data.classes" and isinstance(value, str) and (value.startswith("[") or value in _NULL):
-        value = [value]
+def _flag_value(value: Any) -> str:
+    """A value of a recipe as a flag's."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _class_names(text: str) -> str:
-    """The class names given by a flag: in a list such as `[cat, 007]` each stays as it is written."""
-    try:
-        names = yaml.load(text, yaml.BaseLoader) if text.startswith("[") else text
-    except yaml.YAMLError:  # a pattern such as `[a-c]*`
-        return text
-    return json.dumps(names) if isinstance(names, list) else text
 
 
 def resolve_recipe(recipe: Config) -> Config:
@@ -281,9 +280,6 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     base = functools.reduce(_layer, map(read_recipe, recipes), DEFAULTS)
     named = named_classes(flags)
     pairs = [(flag, value) for flag, value in _split_flags(flags) if flag not in {f"--{section}" for section in named}]
-    pairs = [
-        (flag, _class_names(value) if value and flag.removesuffix("+") == "--data.classes" else value) for flag, value in pairs
-    ]
     for key, text in [*flatten(base).items(), *pairs]:
         if isinstance(text, str):  # jsonargparse reads it as YAML
             _check_length(key, text)
@@ -297,11 +293,13 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     for flag, value in pairs:
         _check_flag(flag, value, names)
     parser, values = build_parser(names), flatten(base)
+    texts = texts_of(values, pairs, _hints(parser))
     parser.set_defaults({key: None for key, value in values.items() if value is None})
     below = [  # as flags, so that recipes and flags are converted and checked in one way
-        f"--{key}={_flag_value(key, value)}" for key, value in values.items() if value is not None
+        f"--{key}={_flag_value(value)}" for key, value in values.items() if value is not None and key not in texts
     ]
-    given = [*below, *(f"{flag}={value}" for flag, value in pairs)]
+    above = [f"{flag}={value}" for flag, value in pairs if flag[2:].removesuffix("+") not in texts]
+    given = [*below, *above, *(f"--{key}=text" for key in texts)]  # jsonargparse reads even 007 and #1 as YAML
     keys = values.keys() | {flag[2:].removesuffix("+") for flag, _ in pairs}
     if missing := [action.dest for action in parser._actions if action.required and action.dest not in keys]:
         raise UsageError(f"{missing[0]} must be given")
@@ -311,6 +309,9 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
         plain = yaml.safe_load(parser.dump(parser.parse_args(given), skip_unset=False))
     except (ArgumentError, TypeError, ValueError) as error:
         raise UsageError(_wrong_value(parser, given) or one_line(error)) from error
+    for key, text in texts.items():
+        section, _, argument = key.partition(".")
+        (plain[section] if argument else plain)[argument or section] = text
     return {
         key: {"class_path": names[key], "init_args": plain.get(key) or {}} if key in SECTIONS else plain[key]
         for key in top_level_keys()
@@ -330,24 +331,14 @@ _PLAIN = ("builtins", "typing", "os", "pathlib")  # modules of types whose value
 
 def _reject_imports(parser: ArgumentParser, values: Config) -> None:
     """Raises UsageError if jsonargparse would import a value: a class, by path, for an argument that takes objects."""
-    hints = {action.dest: getattr(action, "_typehint", Any) for action in parser._actions}
+    hints = _hints(parser)
     for key, value in values.items():
-        kinds = _kinds(hints.get(key, Any))
+        kinds = kinds_of(hints.get(key, Any))
         objects = [kind for kind in kinds if kind is Callable or (isinstance(kind, type) and kind.__module__ not in _PLAIN)]
         parts = value if isinstance(value, list) else [value]
         plain = all(part is None or isinstance(part, int | float | (str if str in kinds else int)) for part in parts)
         if objects and not plain:
             raise UsageError(f"{key} must be a plain value in a recipe, got {value!r}; give it as a flag")
-
-
-def _kinds(hint: Any) -> list[Any]:
-    """The types that a hint is made of: `float | list[Tensor]` gives float and Tensor."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return []
-    if origin is Callable:
-        return [Callable]
-    return [kind for part in get_args(hint) for kind in _kinds(part)] if get_args(hint) else [hint]
 
 
 def _wrong_value(parser: ArgumentParser, given: Sequence[str]) -> str:

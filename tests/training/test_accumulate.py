@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,21 @@ def test_a_signal_between_batches_waits_for_the_step(
     again = exits()
     train(again, Joint(), tmp_path / "run", data=digits(), resume=True, **how)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+class Twice(Signal):
+    """Sends it twice at once, as `timeout` does."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 == self.batch:
+            kill = f"kill -{self.number.value} {os.getpid()}"
+            subprocess.run(["sh", "-c", f"{kill}; {kill}"], check=True)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(exits: Any, digits: Any, train: Any, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(exits(), Joint(), tmp_path / "run", data=digits(), callbacks=[Twice(2, signal.SIGTERM)])
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2
 
 
 def test_batches_of_one_step_have_their_own_randomness(exits: Any, digits: Any, train: Any, each: Any, tmp_path: Path) -> None:

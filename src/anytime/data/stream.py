@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from anytime.data.batches import Batch, Loader
+from anytime.data.workers import outlive_signals, signals_held
 from anytime.support.views import middle_view, to_tensor
 
 RESIZE_RATIO = 8 / 7
@@ -122,9 +123,12 @@ class StreamedBatches(Loader):
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # a separate one, so that loading does not advance the global stream
         )
-        for batch in loader:
+        with signals_held():
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, Exception):
                 raise batch
             images, targets = batch or (torch.empty(0, *self.input_size, dtype=torch.uint8), self.targets[:0])

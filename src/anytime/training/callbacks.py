@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from anytime.data import hashing
 
 AGREE_EVERY = 10  # steps between asking all processes whether one was interrupted
+SAME = 0.05
 SIGNALS: dict[signal.Signals, Any] = {  # and what the second one does
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
@@ -65,7 +67,8 @@ class Checkpoints(Checkpoint):
     """Writes a checkpoint to `path` after every epoch, and on Ctrl-C or SIGTERM, after which it raises `Interrupted`.
 
     It first finishes the current step, and the validation if that step is the last of its epoch. A second signal stops at
-    once. If there are several processes, interrupting one is enough.
+    once, unless it comes within `SAME` seconds: `timeout` signals a process and its group. If there are several processes,
+    interrupting one is enough.
 
     Attributes:
         begun: Whether the training has begun, after everything was restored.
@@ -78,7 +81,10 @@ class Checkpoints(Checkpoint):
         self._previous: dict[signal.Signals, Any] = {}
 
     def _interrupt(self, *_: Any) -> None:
+        if self._interrupted:  # within the sleep below
+            return
         self._interrupted = True
+        time.sleep(SAME)
         for number, second in SIGNALS.items():
             signal.signal(number, second)
 

@@ -55,6 +55,16 @@ def model(request: pytest.FixtureRequest) -> AnytimeModel:
     return create_model(name, **arguments).double()
 
 
+def test_norms_without_running_statistics_use_those_of_the_batch(model: AnytimeModel) -> None:
+    """As torch's batch norm does after `replace_all_batch_norm_modules_`, in train and in eval mode."""
+    x = images(0)
+    expected = copy.deepcopy(model).train()(x)
+    torch.func.replace_all_batch_norm_modules_(model)
+    for training in (True, False):
+        torch.testing.assert_close(model.train(training)(x), expected, rtol=0, atol=1e-10)
+    assert not running(model)
+
+
 def test_update_bn_gives_the_mean_over_batches(model: AnytimeModel) -> None:
     """Two batches give the midpoint of the statistics of each by itself, whatever they were before."""
     a, b = images(0), images(1, 0.3)

@@ -89,7 +89,7 @@ class ResidualBlock(nn.Module):
         first, stride = self.convs[0], self.convs[1].stride[0]
         sides = [(side - 1) // first.stride[0] + 1 for side in like.shape[2:]]
         small = [min(side, 2 * stride + (stride == 1 or side % 2)) for side in sides]
-        zeros = like.new_zeros(1, first.out_channels, *(sides if self.training else small))
+        zeros = like.new_zeros(1, first.out_channels, *(sides if self.norms[0].uses_batch else small))
         out = self._after_first_conv(zeros, (0,), copies)
         for dim, side in enumerate(sides, 2):
             last, wanted = out.shape[dim] - 1, (side - 1) // stride + 1

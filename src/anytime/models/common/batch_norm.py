@@ -17,7 +17,8 @@ class PartedBatchNorm(_BatchNorm):
 
     So `torch.optim.swa_utils.update_bn`, weight averaging, freezing and filters for weight decay treat it as any batch norm:
     `momentum=None` makes the running statistics plain means over batches, `track_running_stats=False` keeps them as they are,
-    and eval mode uses them. Only `convert_sync_batchnorm` is an error, because torch's synchronised norm has no parts.
+    and eval mode uses them. After `torch.func.replace_all_batch_norm_modules_`, which takes them away, every batch has its own
+    statistics. Only `convert_sync_batchnorm` is an error, because torch's synchronised norm has no parts.
 
     The counts, the buffer `num_batches_tracked`, are kept only with `momentum=None`, and not in the state dict.
 
@@ -63,9 +64,14 @@ class PartedBatchNorm(_BatchNorm):
         """Whether a batch changes the running statistics."""
         return self.training and self.track_running_stats
 
+    @property
+    def uses_batch(self) -> bool:
+        """Whether a batch is normalised by its own statistics: in training, and without running statistics."""
+        return self.training or self.running_mean is None
+
     def check_values(self, x: torch.Tensor) -> None:
         """Raises ValueError if a batch in training has a single value per channel: its variance is unknown."""
-        if self.training and x.numel() == x.shape[1]:
+        if self.uses_batch and x.numel() == x.shape[1]:
             raise ValueError(
                 f"batch norm in training needs more than one value per channel, got {list(x.shape)}: leave out a last batch "
                 "of one image (drop_last=True), or use larger batches or images"

@@ -34,7 +34,7 @@ class StepBatchNorm2d(PartedBatchNorm):
     @property
     def rows(self) -> int:
         """Number of uses with separate running statistics."""
-        return self.running_mean.shape[0]
+        return 1 if self.running_mean is None else self.running_mean.shape[0]
 
     def repeat_first_row(self, rows: int) -> None:
         """Gives the norm `rows` rows, all copies of its first."""
@@ -51,7 +51,7 @@ class StepBatchNorm2d(PartedBatchNorm):
     def forward(self, input: Tensor, row: int = 0) -> Tensor:
         row = min(row, self.rows - 1)
         self.check_values(input)
-        if self.training and not self.updates:
+        if self.uses_batch and not self.updates:
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         momentum = self._momentum(row) if self.training else 0.0
         mean, var = self.running_mean[row], self.running_var[row]
@@ -68,9 +68,9 @@ class StepBatchNorm2d(PartedBatchNorm):
             copies: How many equal images each image stands for; this affects only the unbiased running variance.
         """
         rows = [min(row, self.rows - 1) for row in rows]
-        if copies > 1 and self.training:
+        if copies > 1 and self.uses_batch:
             return self._train_on_copies(x, rows[0], copies)
-        if len(rows) == 1 or (not self.training and len(set(rows)) == 1):
+        if len(rows) == 1 or (not self.uses_batch and len(set(rows)) == 1):
             return self(x, rows[0])
         return torch.cat([self(part, row) for part, row in zip(x.chunk(len(rows)), rows, strict=True)])
 

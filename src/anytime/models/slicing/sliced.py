@@ -49,18 +49,22 @@ class SliceBatchNorm2d(PartedBatchNorm):
 
     def _slices(self, use: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mean, variance, weight and bias of the first `channels` channels of one use."""
-        start = self.starts[use]
-        whole = (self.running_mean, self.running_var, self.weight, self.bias)
-        mean, var, weight, bias = (slice_rows(tensor, start, start + channels) for tensor in whole)
+        mean, var = self._slice_of((self.running_mean, self.running_var), use, channels)
+        weight, bias = self._slice_of((self.weight, self.bias), use, channels)
         return mean, var, weight, bias
 
+    def _slice_of(self, tensors: Sequence[Tensor], use: int, channels: int) -> list[Tensor]:
+        start = self.starts[use]
+        return [slice_rows(tensor, start, start + channels) for tensor in tensors]
+
     def forward(self, input: Tensor, use: int = 0) -> Tensor:
-        mean, var, weight, bias = self._slices(use, input.shape[1])
         self.check_values(input)
-        if self.training and (self.momentum is None or not self.updates):
+        if self.uses_batch and (self.momentum is None or not self.updates):
             if self.updates:
                 self._average(input, use)
+            weight, bias = self._slice_of((self.weight, self.bias), use, input.shape[1])
             return F.batch_norm(input, None, None, weight, bias, True, 0.0, self.eps)
+        mean, var, weight, bias = self._slices(use, input.shape[1])
         return F.batch_norm(input, mean, var, weight, bias, self.training, self.momentum or 0.0, self.eps)
 
     @torch.no_grad()

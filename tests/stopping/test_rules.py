@@ -242,7 +242,8 @@ def test_clear_errors(make_trace):
             Margin(wrong)
     assert Entropy(2).threshold == 2  # nats
     assert Confidence(math.inf).threshold == math.inf
-    for wrong in (0, 1.5):
+    assert [Patience(two).times for two in (2.0, torch.tensor(2.0), np.float32(2))] == [2, 2, 2]
+    for wrong in (0, 1.5, True, math.nan, math.inf, "2"):
         with pytest.raises(ValueError, match="times must be a whole number"):
             Patience(wrong)
         with pytest.raises(ValueError, match="hold must be a whole number"):

@@ -394,6 +394,6 @@ def _plain(value: Any) -> Any:
 
 def _count(value: Any, name: str) -> int:
     value = _plain(value)
-    if not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value // 1 != value:
         raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
-    return value
+    return int(value)

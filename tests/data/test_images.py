@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from anytime.data import ImageFolder, read_image
-from anytime.data.decoding import read_images, to_tensor
+from anytime.data.decoding import open_image, read_images, to_tensor
 from anytime.data.files import read_lines, read_pickle
 from anytime.data.stream import StreamedBatches
 
@@ -45,12 +47,11 @@ def test_the_centre_is_cropped(tmp_path):
 
 def test_with_a_resize_ratio_the_view_is_that_of_streamed_test_images(tmp_path):
     path = save(tmp_path / "cat/image.png", size=(90, 70))
-    save(tmp_path / "cat/other.png")
-    data = ImageFolder(root=tmp_path, size=21, validation=0, test=1)
-    data.setup()
-    views = [image for loader in (data.test_dataloader(),) for images, _ in loader for image in images]
-    trained = StreamedBatches(data.train_dataloader().images.files, torch.zeros(1), 1, (3, 21, 21))
-    views += [image for images, _ in trained for image in images]
+    save(tmp_path / "dog/other.png")
+    data = ImageFolder(root=tmp_path, size=21, validation=0, test=0)
+    data.setup("fit")
+    trained = StreamedBatches(data.train_dataloader().images.files, torch.zeros(2), 1, (3, 21, 21))
+    views = [image for images, _ in trained for image in images]
     view = read_image(path, (3, 21, 21), data.resize_ratio)
     assert data.resize_ratio == 8 / 7
     assert any(torch.equal(view, image) for image in views)
@@ -92,6 +93,7 @@ def test_16_bits_are_scaled_and_32_bits_rejected(tmp_path):
 
 def streamed_view(tmp_path, name, size):
     """The image as evaluation sees it."""
+    save(tmp_path / "dog/other.png")
     data = ImageFolder(root=tmp_path, size=size, validation=0, test=0)
     split = data.split("train")
     loader = StreamedBatches(split.images, split.targets, 1, (3, size, size))
@@ -195,3 +197,21 @@ def test_a_pipe_is_no_file(tmp_path, reader):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png is damaged .*it is a pipe, a socket or a device, not an ordinary file"):
         reader(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize(
+    ("bits", "transparent", "row"), [(1, 1, "40"), (2, 2, "20"), (4, 10, "0a"), (8, 100, "0064"), (16, 1000, "000003e8")]
+)
+def test_the_transparent_grey_value_of_a_png_shows_white_at_any_depth(bits, transparent, row):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header, pixels = (
+        struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0),
+        zlib.compress(b"\0" + bytes.fromhex(row)),
+    )  # 0, transparent
+    for value, expected in ((transparent, [0, 255]), (0, [255, transparent * 255 // (2**bits - 1)])):
+        rest = (b"tRNS", struct.pack(">H", value)), (b"IDAT", pixels), (b"IEND", b"")
+        content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in ((b"IHDR", header), *rest))
+        assert list(open_image(content, channels=1).tobytes()) == pytest.approx(expected, abs=1)
+        assert list(open_image(content, channels=3).tobytes()[::3]) == pytest.approx(expected, abs=1)

@@ -20,6 +20,8 @@ Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge in pixels; right and lower are the first pixels outside the box."""
 
 _SUPPORTED = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PCX PNG PPM QOI SGI TIFF WEBP".split()  # noqa: SIM905
+_PACKED = {"L;2": 85, "L;4": 17}
+"""What PIL multiplies grey values of 2 and 4 bits by, but not the transparent one among them."""
 _HEAD = 16  # bytes at the beginning of a file that tell its format
 
 Image.init()
@@ -59,7 +61,10 @@ def open_image(source: str | PathLike[str] | bytes, channels: int = 3, turn: boo
     """
     content, path = (io.BytesIO(source), name) if isinstance(source, bytes) else (source, name or source)
     with errors_naming(path), Image.open(content, formats=FORMATS) as image:
+        packed = _PACKED.get(str(image.tile[0][3])) if image.format == "PNG" and image.tile else None
         image.load()  # before the file is closed
+        if packed and isinstance(value := image.info.get("transparency"), int):
+            image.info["transparency"] = value * packed
         return to_channels(ImageOps.exif_transpose(image) if turn else image, channels)
 
 

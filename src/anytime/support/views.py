@@ -21,7 +21,11 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     Raises ValueError if the pixels have 32 bits, because their range is unknown.
     """
     if image.mode.startswith("I;16"):  # PIL would clip values above 255
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        values, transparent = np.asarray(image), image.info.get("transparency")
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+        image = Image.fromarray(grey)
     elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

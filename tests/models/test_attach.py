@@ -301,7 +301,7 @@ def own(**arguments: Any) -> AttachedExits:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": "resnet18"}, "backbone must be 'torchvision:NAME', 'timm:NAME' or the import path .* got 'resnet18'"),
+        ({"backbone": "resnet18"}, "backbone must be 'torchvision:NAME', 'timm:NAME', 'hf:NAME' or .* got 'resnet18'"),
         ({"backbone": "torchvision:resnet19"}, "torchvision has no classifier 'resnet19'; did you mean 'resnet1.*'"),
         ({"backbone": "os.system"}, "backbone 'os.system' is not a subclass of Module"),
         ({"backbone": "no.such.Net"}, "backbone 'no.such.Net' cannot be imported"),

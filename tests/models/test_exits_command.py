@@ -23,7 +23,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet18"], "backbone must be 'torchvision:NAME', 'timm:NAME' or the import path of a class, got 'resnet18'"),
+        (["resnet18"], "backbone must be 'torchvision:NAME', 'timm:NAME', 'hf:NAME' or the import path"),
         (["torchvision:resnet81"], "torchvision has no classifier 'resnet81'; did you mean 'resnet18'?"),
         (["torchvision:resnet18", "--input-size", "224,224"], "or 224 for square colour images, got '224,224'"),
         (["torchvision:resnet18", "--device", "abacus"], "torchvision:resnet18 cannot run on 'abacus'"),

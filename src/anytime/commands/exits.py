@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime exits torchvision:resnet18 --exits 4 --spread latency --first 0.15\n"
         "  anytime exits my_package.MyNetwork --input-size 1,28,28",
     )
-    parser.add_argument("backbone", metavar="BACKBONE", help="torchvision:NAME, timm:NAME or the import path of a class")
+    parser.add_argument("backbone", metavar="BACKBONE", help="torchvision:NAME, timm:NAME, hf:NAME or an import path")
     parser.add_argument("--exits", type=int, metavar="N", help="mark the places for N answers, including the network's own")
     parser.add_argument("--spread", choices=["macs", "latency"], default="macs", help="cost to divide evenly (default: macs)")
     parser.add_argument("--first", type=float, metavar="SHARE", help="share of the cost at the first exit, e.g. 0.15")

@@ -38,6 +38,8 @@ def _torchvision(name: str, size: Sequence[int], classes: int | None, options: d
         raise ValueError(f"torchvision has no classifier {name!r}{nearest(name, known)}")
     if name.startswith("vit_"):
         options = {"image_size": size[-1]} | options
+    if name in ("googlenet", "inception_v3"):  # their further classifiers answer only in train mode
+        options = {"aux_logits": False} | options | ({"init_weights": True} if classes is not None else {})
     weights = models.get_model_weights(name).DEFAULT
     given = {"weights": weights} if classes is None else {"num_classes": classes}
     network = _with_channels(models.get_model(name, **given, **options), size[0], trained=classes is None)
@@ -62,6 +64,13 @@ def _timm(name: str, size: Sequence[int], classes: int | None, options: dict[str
     return BuiltBackbone(network, config["mean"], config["std"]) if len(config["mean"]) == size[0] else BuiltBackbone(network)
 
 
+def _hf(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> BuiltBackbone:
+    from anytime.models.surgery.hugging_face import build_hugging_face
+
+    network, mean, std = build_hugging_face(name, size, classes, options)
+    return BuiltBackbone(network, mean, std) if mean is not None and len(mean) == size[0] else BuiltBackbone(network)
+
+
 def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> BuiltBackbone:
     if classes is None:
         raise ValueError(f"there are no weights to download for {name!r}; pretrained must be a file")
@@ -75,9 +84,11 @@ def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[s
 def _build(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> BuiltBackbone:
     """An untrained backbone for `classes` classes, or if None, one with the weights and classes that its library downloads."""
     library, colon, rest = name.partition(":")
-    builders = {"torchvision": _torchvision, "timm": _timm}
+    builders = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}
     if (colon and library not in builders) or (not colon and "." not in name):
-        raise ValueError(f"backbone must be 'torchvision:NAME', 'timm:NAME' or the import path of a class, got {name!r}")
+        raise ValueError(
+            f"backbone must be 'torchvision:NAME', 'timm:NAME', 'hf:NAME' or the import path of a class, got {name!r}"
+        )
     try:
         return builders[library](rest, size, classes, options) if colon else _custom(name, size, classes, options)
     except (TypeError, AssertionError, RuntimeError) as error:
@@ -97,7 +108,7 @@ def build_backbone(
     """A backbone by name, with the mean and standard deviation of its own configuration.
 
     Args:
-        name: `torchvision:NAME`, `timm:NAME`, or the import path of a subclass of nn.Module, which is called with
+        name: `torchvision:NAME`, `timm:NAME`, `hf:NAME`, or the import path of a subclass of nn.Module, which is called with
             `num_classes` and `in_channels` where it takes them.
         num_classes: K of its logits.
         input_size: (channels, height, width), or the side of square colour images. Channels other than 3 replace the first

@@ -24,6 +24,7 @@ from anytime.models.surgery.attach.segments import Stage, split_graph
 from anytime.models.surgery.attach.state import Kept, Place
 from anytime.models.surgery.attach.trace import logits_of
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
+from anytime.models.surgery.hugging_face import settled
 from anytime.registry import register_model
 from anytime.support.text import one_line
 from anytime.support.units import ImageSize, image_size
@@ -270,12 +271,13 @@ def attach(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> AttachedExits:
-    """Any torchvision or timm classifier with exits: the trunk is cut into stages, each followed by a small head.
+    """A torchvision, timm or Hugging Face classifier with exits: the trunk is cut into stages, each followed by a head.
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images; other than 3 replaces the first convolution.
-        backbone: "torchvision:NAME", "timm:NAME" or the import path of a subclass of torch.nn.Module.
+        backbone: "torchvision:NAME", "timm:NAME", "hf:NAME" (a model type or a repository of Hugging Face) or the import path
+            of a subclass of torch.nn.Module.
         exits: Number of answers including the backbone's own; or the names of the layers after which heads sit.
         spread: A number of exits has even shares of "macs", or of "latency" measured on this machine.
         first: Share of the whole cost at the first exit, e.g. 0.15.
@@ -306,5 +308,5 @@ def attach(
     if subtracted is not None and divisor is not None:
         model.set_normalization(subtracted, divisor)
         model.own_normalization = True
-    model.settled_arguments = {"exits": model.exits, "first": None, "pretrained": False}
+    model.settled_arguments = {"exits": model.exits, "first": None, "pretrained": False} | settled(network)
     return model

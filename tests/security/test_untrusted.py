@@ -20,9 +20,10 @@ from anytime.cli import main
 from anytime.model import AnytimeModel, create_model
 from anytime.saving import CONFIG, ModelInfo
 from anytime.support.trust import UntrustedName, names_from, typed_paths
-from anytime.training.config import parse
+from anytime.training.config import SECTIONS, UsageError, _section_hints, offered, parse
 from anytime.training.launch import start_training
 from anytime.training.rundir import finish_replacement
+from anytime.training.written import kinds_of
 
 PAYLOAD = """
 from pathlib import Path
@@ -165,6 +166,45 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+EVIL: list[Any] = [
+    {"a": {"class_path": "downloaded.evil.Plain"}},
+    {"a": [[{"b": {"class_path": "downloaded.evil.Plain", "init_args": {}}}]]},
+    {"a": "class_path: downloaded.evil.Plain"},
+    {"a": ["{class_path: downloaded.evil.Plain}"]},
+    {"a": '{"class\\u005fpath": "downloaded.evil.Plain"}'},
+    {"a": "{b: '{class_path: downloaded.evil.Plain}'}"},
+    "{a: {class_path: downloaded.evil.Plain}}",
+]
+OPEN: dict[str, dict[str, Any]] = {  # arguments that take anything, by model, and others that the model needs
+    "attach.options": {"backbone": "torchvision:resnet18"},
+    "delayed.options": {"backbone": "torchvision:resnet18"},
+    "boosted.arguments": {},
+    "eann.members": {},
+}
+
+
+def test_all_open_arguments_are_known() -> None:
+    found = {
+        f"{name}.{key.partition('.')[2]}"
+        for section in SECTIONS
+        for name in offered(section)
+        for key, hint in _section_hints(section, name).items()
+        if "." in key and not key.endswith("help") and Any in kinds_of(hint)
+    }
+    assert found == set(OPEN)
+
+
+@pytest.mark.parametrize("number", range(len(EVIL)))
+@pytest.mark.parametrize("argument", OPEN)
+def test_recipes_import_nothing_at_any_depth(folder: Path, argument: str, number: int) -> None:
+    model, _, name = argument.partition(".")
+    value = [EVIL[number]] * 2 if name == "members" else EVIL[number]
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"model": {"class_path": model, "init_args": {name: value}}}))
+    with names_from("recipe.yaml"), pytest.raises(UsageError, match=f"model.{name} must be a plain value in a recipe"):
+        parse([flag for key, text in OPEN[argument].items() for flag in (f"--model.{key}", text)], ["recipe.yaml"])
+    assert not_executed()
+
+
 @pytest.mark.parametrize("kind", RECIPES)
 def test_recipes_import_nothing(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("recipe.yaml").write_text(yaml.safe_dump(RECIPES[kind]))
@@ -294,6 +334,9 @@ def test_resuming_a_foreign_run_uses_no_network(folder: Path, capsys: pytest.Cap
     Path("theirs/config.yaml").write_text(text.replace("download: false", "download: true"))
     assert main(["train", "--resume", "theirs"]) == 2
     assert "sets data.download, which uses the network" in capsys.readouterr().err
+    Path("theirs/config.yaml").write_text(text.replace("logger: auto", "logger: wandb"))
+    assert main(["train", "--resume", "theirs"]) == 2
+    assert "sets logger, which uses the network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [".lock", "replacement", "figures", "checkpoints"])

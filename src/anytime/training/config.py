@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
@@ -30,7 +31,7 @@ from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
 from anytime.training.regimes.base import Regime
 from anytime.training.schedules import Schedule
-from anytime.training.written import as_written, kinds_of, texts_of
+from anytime.training.written import as_written, is_text, kinds_of, texts_of
 
 Config = dict[str, Any]
 
@@ -326,19 +327,30 @@ def _check_length(key: str, text: str) -> None:
         raise UsageError(str(error)) from error
 
 
-_PLAIN = ("builtins", "typing", "os", "pathlib")  # modules of types whose values jsonargparse does not import
+_PLAIN = {str, int, float, bool, type(None), bytes, list, tuple, dict, set, Any, os.PathLike, Path}  # needs no import
 
 
 def _reject_imports(parser: ArgumentParser, values: Config) -> None:
-    """Raises UsageError if jsonargparse would import a value: a class, by path, for an argument that takes objects."""
+    """Raises UsageError if jsonargparse would import a value: a class, by path, for an argument that takes objects.
+
+    Where anything may be given, jsonargparse reads texts as YAML and imports every `class_path` in them, at any depth.
+    """
     hints = _hints(parser)
     for key, value in values.items():
         kinds = kinds_of(hints.get(key, Any))
-        objects = [kind for kind in kinds if kind is Callable or (isinstance(kind, type) and kind.__module__ not in _PLAIN)]
         parts = value if isinstance(value, list) else [value]
         plain = all(part is None or isinstance(part, int | float | (str if str in kinds else int)) for part in parts)
-        if objects and not plain:
+        if (not set(kinds) <= _PLAIN and not plain) or (not is_text(hints.get(key, Any)) and _names_class(value)):
             raise UsageError(f"{key} must be a plain value in a recipe, got {value!r}; give it as a flag")
+
+
+def _names_class(value: Any) -> bool:
+    """Whether a value holds the key `class_path`, or a text that may: only a backslash can hide it in YAML or JSON."""
+    if isinstance(value, dict):
+        return "class_path" in value or any(map(_names_class, [*value.keys(), *value.values()]))
+    if isinstance(value, list):
+        return any(map(_names_class, value))
+    return isinstance(value, str) and ":" in value and ("class_path" in value or "\\" in value)
 
 
 def _wrong_value(parser: ArgumentParser, given: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe(path: Path, tmp_path, monkeypatch):
     recipe = read_recipe(path)
+    assert "gradient_clip" in recipe, "whose default is for new trainings"
     data = find("data", recipe["data"]["class_path"])
     classes = 3
 

@@ -56,6 +56,8 @@ def test_only_objective_and_regime_differ_and_the_largest_weight_is_1():
             assert objective.seed == 3
         if "warmup" in config["objective"]["init_args"]:
             assert objective.warmup == 100
+        if config["objective"]["class_path"] == "AdaLoss":
+            assert objective.update_every == 100, "as in the stored results"
     regimes = {
         run.name.split("_")[2]: config["model"]["init_args"]["regime"] for run, config in zip(runs, configs, strict=True)
     }

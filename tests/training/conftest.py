@@ -158,7 +158,8 @@ def _digits(**arguments: Any) -> Digits:
 def _train(model: AnytimeModel, regime: Regime, run: Path, *, epochs: int = 2, data: Any = None, **more: Any) -> L.Trainer:
     objective = more.pop("objective", None) or Weighted("constant")
     schedule = more.pop("schedule", None) or OneCycle()
-    settings = Settings(epochs=epochs, progress=False, deterministic=True, accelerator="cpu", **more.pop("settings", {}))
+    given = {"gradient_clip": None} | more.pop("settings", {})  # as in the loops that tests write by hand
+    settings = Settings(epochs=epochs, progress=False, deterministic=True, accelerator="cpu", **given)
     optimizer = lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=1e-3)  # noqa: E731
     return fit(model, data or _digits(), objective, optimizer, schedule, settings, run, regime=regime, **more)
 

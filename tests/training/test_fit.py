@@ -18,6 +18,7 @@ from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
 from anytime.training.config import parse
 from anytime.training.fit import hardware_arguments
+from anytime.training.logs import loggers
 from anytime.training.module import compile_blocks
 
 STEPS, STEPS_PER_EPOCH = 9, 3
@@ -179,6 +180,33 @@ def test_metrics_are_written_to_csv_always_and_to_tensorboard_if_installed(tiny,
     assert all(0 <= float(accuracy) <= 1 for accuracy in accuracies)
     installed = importlib.util.find_spec("tensorboard") is not None
     assert (tmp_path / "tensorboard").exists() == installed
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_whose_package_is_not_installed_is_an_error(monkeypatch, tmp_path, name):
+    monkeypatch.setattr("anytime.training.logs.find_spec", lambda package: None)
+    with pytest.raises(
+        ValueError, match=f"logger={name} needs the package {name}, which is not installed: pip install {name}"
+    ):
+        Settings(logger=name)
+    assert Settings(logger="csv").logger == "csv"
+    assert [type(logger).__name__ for logger in loggers(tmp_path, 0)] == ["CSVLogger"]
+
+
+def test_the_logger_is_the_one_that_was_chosen(monkeypatch, tmp_path):
+    class Told:
+        def __init__(self, *where, **how):
+            self.how = how
+
+    monkeypatch.setattr("anytime.training.logs.find_spec", lambda package: package)
+    monkeypatch.setattr("anytime.training.logs.TensorBoardLogger", Told)
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", Told)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert len(loggers(tmp_path, 0, "csv")) == 1
+    assert loggers(tmp_path, 7, "tensorboard")[1].how["purge_step"] == loggers(tmp_path, 7)[1].how["purge_step"] == 7
+    assert loggers(tmp_path / "mine" / "replacement", 0, "wandb")[1].how == {"name": "mine", "project": "mine"}
+    monkeypatch.delenv("WANDB_PROJECT")
+    assert loggers(tmp_path / "run", 0, "wandb")[1].how == {"name": "run", "project": "anytime"}
 
 
 def test_half_written_line_of_a_killed_run_is_ignored(tiny, tmp_path, interrupt):

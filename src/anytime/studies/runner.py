@@ -32,7 +32,7 @@ def on_validation(model: AnytimeModel) -> AnytimeModel:
     return model
 
 
-_WITHOUT_EFFECT = ("progress", "data.root", "data.download", "data.workers")  # on the result of a training
+_WITHOUT_EFFECT = ("progress", "logger", "data.root", "data.download", "data.workers")  # on the result of a training
 
 
 @dataclass(frozen=True)

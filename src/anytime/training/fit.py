@@ -20,7 +20,7 @@ from anytime.model import AnytimeModel
 from anytime.objectives import Objective
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
 from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
-from anytime.training.logs import loggers
+from anytime.training.logs import LoggerName, check_logger, loggers
 from anytime.training.module import AnytimeModule
 from anytime.training.origin import seen_before
 from anytime.training.regimes.base import Joint, Regime
@@ -51,6 +51,8 @@ class Settings:
         accumulate: Batches per optimizer step, whose gradients are averaged; schedules count optimizer steps.
         validate_every: Epochs between validations.
         progress: Shows a progress bar.
+        logger: Where metrics go besides metrics/metrics.csv: "tensorboard", "wandb" (Weights & Biases) or "csv" (nowhere);
+            "auto": TensorBoard if it is installed.
         weights: Run directory or pretrained model with the same network, to start from its weights; default: random weights.
     """
 
@@ -69,12 +71,14 @@ class Settings:
     accumulate: int = 1
     validate_every: int = 1
     progress: bool = True
+    logger: LoggerName = "auto"
     weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "num_nodes", "validate_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        check_logger(self.logger)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in 0..{2**32 - 1}, got {self.seed!r}")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
@@ -163,7 +167,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        logger=loggers(run, saved["global_step"]),
+        logger=loggers(run, saved["global_step"], settings.logger),
         log_every_n_steps=10,
         limit_val_batches=1.0 if data.val_dataloader() else 0,
         plugins=[WholeFiles()],

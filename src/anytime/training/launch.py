@@ -32,7 +32,7 @@ from anytime.training.rundir import (
     writing,
 )
 
-NETWORK = ("data.download", "model.pretrained")  # what a stranger's configuration may not switch on
+NETWORK = {"data.download": True, "model.pretrained": True, "logger": "wandb"}  # what a stranger's file may not switch on
 CHANGEABLE = ("optimizer.lr", "gradient_clip", "progress")  # options that a resumed run may be given
 
 
@@ -88,7 +88,7 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
         remembered = source.is_file() and is_remembered(source, source.read_text(encoding="utf-8", errors="replace"))
         with names_from(source, trust, remembered=remembered):
             config, state = read_run(folder)
-            if is_untrusted() and (network := [k for k in NETWORK if flatten(config).get(k) is True]):
+            if is_untrusted() and (network := [k for k, on in NETWORK.items() if flatten(config).get(k) == on]):
                 raise UntrustedName(f"{source} sets {network[0]}, which uses the network; if you trust this file, add --trust")
             if state["state"] == "finished":
                 raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")

@@ -94,6 +94,49 @@ def test_what_changes_after_the_build_counts(family: str, change: str) -> None:
     assert change in ("hook of the model", "precision") or not torch.equal(got[0], before)
 
 
+class Whole(AnytimeModel):
+    """A network as a single step."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(5)
+        self.num_steps, self.inner = 1, inner
+
+    def initial_state(self, x: Tensor) -> Tensor:
+        return x
+
+    def step(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner(state), state
+
+
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": partial(torch.compile, backend="eager"),
+    "scripted": torch.jit.script,
+    "traced": lambda inner: torch.jit.trace(inner.eval(), X),
+    "graph": torch.fx.symbolic_trace,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("form", FORMS)
+def test_networks_in_other_forms_keep_weights_buffers_and_modes(form: str) -> None:
+    inner = network()
+    inner[1].running_mean += 0.3
+    model = Whole(FORMS[form](inner))
+    predictor = Predictor(model)
+    expected = predictor(X).probabilities
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    for _ in range(2):
+        assert torch.equal(predictor(X).probabilities, expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.inner.training
+    model.load_state_dict(larger(model))
+    want = Predictor(model)(X).probabilities
+    assert torch.equal(predictor(X).probabilities, want)
+    with torch.inference_mode():
+        torch.testing.assert_close(want, model(X)[0].softmax(1))
+
+
 class Odd(AnytimeModel):
     """Reaches its norms in every way but the usual one."""
 

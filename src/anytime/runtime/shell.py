@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -34,6 +35,7 @@ class Shell:
         self._model = model
         self._counterparts: dict[nn.Module, nn.Module] = {}
         self._known: dict[nn.Module, dict[str, Any]] = {}  # the attributes of each module at the last update
+        self._scripted: dict[int, tuple[ScriptModule, ScriptModule]] = {}  # by id: scripted modules, their counterparts
         self._places: list[dict[str, Any]] = []  # where attributes and child modules are
         self._values: list[Any] = []  # what was there at the last update
         self._lock = threading.Lock()
@@ -56,6 +58,11 @@ class Shell:
             counterparts = {module: self._counterparts.get(module) for module in modules}
             found = {module: object.__new__(type(module)) if c is None else c for module, c in counterparts.items()}
             memo: dict[int, Any] = {id(module): counterpart for module, counterpart in found.items()}
+            for child in chain.from_iterable(map(dict.values, children.values())):
+                if isinstance(child, ScriptModule):
+                    if id(child) not in self._scripted:
+                        self._scripted[id(child)] = child, _tied_copy(child)
+                    memo[id(child)] = self._scripted[id(child)][1]
             for module, counterpart in found.items():
                 _follow(counterpart, new[module], children[module], self._known.get(module, {}), memo)
                 if type(counterpart) is not type(module):
@@ -76,6 +83,15 @@ class Shell:
     def renew(self) -> None:
         """In a forked process: the lock may have been held by a thread that does not exist here."""
         self._lock = threading.Lock()
+
+
+def _tied_copy(module: ScriptModule) -> ScriptModule:
+    """A scripted module, whose flags are not in Python, in eval mode and with the same weights and buffers."""
+    made = copy.deepcopy(module).eval()
+    for (_, part), (_, own) in zip(module.named_modules(), made.named_modules(), strict=True):
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            own._c.setattr(name, tensor)
+    return made
 
 
 def _follow(

@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from anytime.registry import build_model
 from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
-from anytime.support.folders import check_file
+from anytime.support.folders import REPLACEMENT, check_file
 from anytime.support.limits import UNFIT, AllocationLimit, check_image, check_numbers, check_steps
 from anytime.support.tensors import check_plain, denormal_warning
 from anytime.support.text import one_line, printable
@@ -299,6 +299,10 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != config["sha256"]:
+        if (directory / REPLACEMENT / CONFIG).is_file():  # see training.rundir.finish_replacement
+            raise ValueError(
+                f"{directory} is half replaced by a later training; `anytime train --resume {directory}` completes it"
+            )
         raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., {CONFIG} says {config['sha256'][:12]}...")
     try:
         if int.from_bytes(data[:8], "little") > HEADER:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anytime.model import create_model
+from anytime.pretrained import load
 from anytime.training.config import UsageError, parse
 from anytime.training.rundir import check_new, create_run, finish_replacement, new_run, read_run, set_state
 
@@ -120,6 +122,32 @@ def test_putting_the_replacement_in_its_place_can_be_repeated_after_a_kill(confi
     assert read_run(earlier)[0]["epochs"] == 77
     assert not (earlier / "replacement").exists()
     assert not (earlier / "trace-test.safetensors").exists()
+
+
+def test_a_finished_replacement_survives_another_one(config, earlier, monkeypatch):
+    """After a kill while it is put in its place, a model cannot be loaded; --resume and --overwrite complete it first."""
+    build = {"blocks": (1, 1), "scheme": ((1, 1),), "width": 2, "in_channels": 1}
+    create_model("anytimenet", 3, **build).save(earlier)
+    replace = os.replace
+
+    def killed(source, target):
+        replace(source, target)
+        if target == earlier / "model.safetensors":
+            raise KeyboardInterrupt
+
+    with new_run(earlier, config | {"epochs": 77}, overwrite=True) as folder:
+        create_model("anytimenet", 3, **build).save(folder)
+        new = (folder / "model.safetensors").read_bytes()
+        set_state(folder, "finished")
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr("anytime.training.rundir.os.replace", killed)
+            finish_replacement(earlier)
+    with pytest.raises(ValueError, match=r"half replaced by a later training; `anytime train --resume .*` completes it"):
+        load(earlier)
+    with contextlib.suppress(KeyboardInterrupt), new_run(earlier, config, overwrite=True):
+        raise KeyboardInterrupt
+    assert (earlier / "model.safetensors").read_bytes() == new
+    load(earlier)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"format": 1, "name": "my project"}'])

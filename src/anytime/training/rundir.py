@@ -76,6 +76,7 @@ def new_run(path: Path, config: Config, overwrite: bool) -> Iterator[Path]:
         yield path
     elif path.exists():
         with writing(path):
+            finish_replacement(path)  # if it was killed in the middle of that
             yield create_run(path, config)
     else:
         create_run(path, config)

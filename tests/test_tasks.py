@@ -14,6 +14,7 @@ import anytime
 from anytime import Answer, Predictor, objectives
 from anytime.model import AnytimeModel
 from anytime.objectives import pixel_cross_entropy, squared_error
+from anytime.runtime.gathered import Gathered, pack
 from anytime.saving import TASKS, ModelInfo, hub_card
 from anytime.stopping import Confidence, Deadline, Fitted, MacBudget, Never, Patience, save_rule
 from anytime.testing import check_anytime_model
@@ -259,3 +260,26 @@ def test_a_training_step_of_every_task_lowers_its_loss(task):
         objective(model(x), target).backward()
         optimizer.step()
     assert objective(model(x), target) < 0.9 * objective(before(x), target)
+
+
+@given(st.integers(1, 4), st.lists(st.integers(1, 5), max_size=3), st.data())
+def test_one_tensor_from_a_device_holds_the_same_as_its_parts(batch, sizes, data):
+    shape = (batch, sum(sizes)) if sizes else (batch, *data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
+    outputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if data.draw(st.booleans()):
+        outputs[0] = torch.nan
+    levels = tuple(part.softmax(1) for part in outputs.split(sizes, 1)) if sizes else ()
+    nothing, none = torch.full((batch,), -1), torch.zeros(batch, dtype=torch.int64)
+    halves = tuple(torch.full_like(level, 0.5) for level in levels)
+    prior = Answer(halves, nothing, 0.0, None, none, outputs=torch.zeros(shape))
+    answers = []
+    together = torch.cat([part.reshape(-1) for part in (*levels, outputs)]) if levels else outputs
+    for packed in (pack(levels, outputs), together):
+        gathered = Gathered(lambda: prior, sizes, [7])
+        gathered.add(1, packed, None)
+        answers.append(gathered.answer(0.0, None)(""))
+    one, other = answers
+    assert torch.equal(one.outputs, other.outputs)
+    assert all(map(torch.equal, one.levels, other.levels))
+    assert (one.steps.tolist(), one.not_finite) == (other.steps.tolist(), other.not_finite)
+    assert one.outputs.isfinite().all()

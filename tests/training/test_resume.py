@@ -119,6 +119,27 @@ def test_a_run_that_died_of_nan_is_resumed_with_another_learning_rate(interrupte
     ]
 
 
+def test_biases_keep_their_multiple_of_another_learning_rate(tiny):
+    assert main(["train", *tiny, "--epochs", "1", "--bias_lr", "4", "--optimizer.lr", "0.1", "--run", "run"]) == 0
+    saved = read_checkpoint(Path("run") / CHECKPOINT)
+    assert saved["lr_schedulers"][0]["base_lrs"] == pytest.approx([0.1, 0.4])
+    (optimizer,) = saved["optimizer_states"]
+    assert [group["initial_lr"] for group in optimizer["param_groups"]] == pytest.approx([0.1, 0.4])
+    model = load("run")
+    ndim = [parameter.ndim for parameter in model.parameters()]
+    weights, others = [len(group["params"]) for group in optimizer["param_groups"]]
+    assert (weights, others) == (sum(n > 1 for n in ndim), sum(n <= 1 for n in ndim))
+    job = build(parse([*tiny, "--epochs", "2", "--bias_lr", "4", "--optimizer.lr", "0.02"]))
+    job.fit("run", resume=True)
+    assert read_checkpoint(Path("run") / CHECKPOINT)["lr_schedulers"][0]["base_lrs"] == pytest.approx([0.02, 0.08])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", ".inf"])
+def test_bias_lr_is_above_0(tiny, value, capsys):
+    assert main(["train", *tiny, "--bias_lr", value]) == 2
+    assert "bias_lr must be above 0 and finite" in capsys.readouterr().err
+
+
 def test_another_learning_rate_counts_from_the_first_resumed_step(interrupted, each):
     """As if it had been the rate from the beginning; the schedule goes on where it was."""
     seen = []

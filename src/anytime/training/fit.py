@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -48,6 +49,7 @@ class Settings:
         strategy: Lightning's strategy, e.g. "auto" or "ddp".
         gradient_clip: Maximum norm of the gradient; null: not clipped. Measured at the default with 3 to 27 answers of `ann`:
             no sum of their losses diverged (docs/losses.md). Gradients of one loss are about as long.
+        bias_lr: Learning rate of biases and norms, as a multiple of that of the other weights.
         accumulate: Batches per optimizer step, whose gradients are averaged; schedules count optimizer steps.
         validate_every: Epochs between validations.
         progress: Shows a progress bar.
@@ -68,6 +70,7 @@ class Settings:
     num_nodes: int = 1
     strategy: str = "auto"
     gradient_clip: float | None = 2.0
+    bias_lr: float = 1.0
     accumulate: int = 1
     validate_every: int = 1
     progress: bool = True
@@ -83,6 +86,8 @@ class Settings:
             raise ValueError(f"seed must lie in 0..{2**32 - 1}, got {self.seed!r}")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip must be above 0, got {self.gradient_clip!r}")
+        if not 0 < self.bias_lr < math.inf:
+            raise ValueError(f"bias_lr must be above 0 and finite, got {self.bias_lr!r}")
 
 
 def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, Any]:
@@ -152,7 +157,8 @@ def fit(
     record = _resumed_record(data, run) if resume else _record_after_others(data, model, settings)
     regime = Joint() if regime is None else regime
     regime.check(model, settings.epochs)
-    module = AnytimeModule(model, objective, optimizer, schedule, settings.compile, settings.channels_last, regime)
+    how = (settings.compile, settings.channels_last, regime, settings.bias_lr)
+    module = AnytimeModule(model, objective, optimizer, schedule, *how)
     if resume and (difference := first_difference(saved["state_dict"], module.state_dict())):
         raise ValueError(f"{checkpoint} does not fit the configuration: {difference}")
     shown = [Progress()] if settings.progress else []

@@ -77,6 +77,7 @@ class AnytimeModule(L.LightningModule):
         compile: Runs the model through `torch.compile`; `"blocks"`: see `compile_blocks`.
         channels_last: Keeps images and weights in channels-last memory format.
         regime: What a training step computes; joint training by default.
+        bias_lr: Learning rate of biases and norms, as a multiple of that of the other weights.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class AnytimeModule(L.LightningModule):
         compile: bool | Literal["blocks"] = False,
         channels_last: bool = False,
         regime: Regime | None = None,
+        bias_lr: float = 1.0,
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
         self.regime = Joint() if regime is None else regime
         self.regime.prepare(model)
         self._optimizer, self._schedule = optimizer, schedule
+        self._bias_lr = bias_lr
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             model.to(memory_format=torch.channels_last)
@@ -112,8 +115,15 @@ class AnytimeModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(decay_groups(self))
+        if self._bias_lr != 1:
+            optimizer.param_groups[1]["lr"] *= self._bias_lr
         scheduler = LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _own_rates(self, optimizer: Optimizer) -> list[float]:
+        """The learning rate of each group, as given; the second one holds biases and norms, see `decay_groups`."""
+        rate = optimizer.defaults["lr"]
+        return [rate * self._bias_lr if index == 1 else rate for index in range(len(optimizer.param_groups))]
 
     def _factor(self, step: int) -> float:
         """The schedule at a step; at step 0 Lightning has not seen the loader, so the number of steps is still unknown."""
@@ -143,13 +153,13 @@ class AnytimeModule(L.LightningModule):
 
     def _use_own_rate(self, scheduler: LambdaLR) -> None:
         """Replaces the learning rate that a checkpoint has restored, if this training was given another."""
-        groups, rate = scheduler.optimizer.param_groups, scheduler.optimizer.defaults["lr"]
-        if scheduler.base_lrs == [rate] * len(groups):
+        own = self._own_rates(scheduler.optimizer)
+        if scheduler.base_lrs == own:
             return
-        now = rate * self._factor(scheduler.last_epoch)
-        for group in groups:
-            group.update(lr=now, initial_lr=rate)
-        scheduler.base_lrs, scheduler._last_lr = [rate] * len(groups), [now] * len(groups)
+        now = [rate * self._factor(scheduler.last_epoch) for rate in own]
+        for group, rate, first in zip(scheduler.optimizer.param_groups, now, own, strict=True):
+            group.update(lr=rate, initial_lr=first)
+        scheduler.base_lrs, scheduler._last_lr = own, now
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.regime.before_step(self)

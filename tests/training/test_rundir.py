@@ -1,13 +1,18 @@
 import contextlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from anytime.model import create_model
 from anytime.pretrained import load
+from anytime.reporting.evaluation import write_results
+from anytime.support.folders import OWN
+from anytime.trace import Trace
 from anytime.training.config import UsageError, parse
 from anytime.training.rundir import check_new, create_run, finish_replacement, new_run, read_run, set_state
 
@@ -40,7 +45,7 @@ def test_import_paths_of_older_versions(config, tmp_path):
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()}
 
 
 def test_checking_touches_nothing(config, tmp_path):
@@ -61,8 +66,27 @@ def test_an_empty_directory_is_used(config, tmp_path):
     assert set(files(tmp_path)) == {"run.json", "config.yaml"}
 
 
+MINE = (
+    *("notes.txt", "figures/mine.svg", "figures/mine.png", "figures/validation.png", "checkpoints/best.ckpt"),
+    *("trace-old-backup.safetensors", "trace-test-mine.safetensors", "metrics-mine.json", "report-mine.html"),
+)
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return Trace.from_logits(torch.randn(2, 6, 3), torch.arange(6) % 3, macs=[1, 2], class_names=("a", "b", "c"))
+
+
+def test_every_result_of_an_evaluation_is_known_as_ours(trace, tmp_path):
+    for part in ("test", "validation"):
+        write_results(trace, tmp_path, part)
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(written) == 14
+    assert written <= set(OWN)
+
+
 @pytest.fixture
-def earlier(config, tmp_path) -> Path:
+def earlier(config, tmp_path, trace) -> Path:
     """A finished run with everything that commands write into it, and files of the user."""
     create_run(tmp_path, config)
     set_state(tmp_path, "finished")
@@ -75,9 +99,11 @@ def earlier(config, tmp_path) -> Path:
         "report.html",
     ]
     written += ["checkpoints/last.ckpt", "metrics/metrics.csv", "tensorboard/events.out.tfevents.1", "figures/steps.png"]
-    for name in [*written, "notes.txt", "figures/mine.svg", "checkpoints/best.ckpt"]:
+    for name in [*written, *MINE]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("earlier")
+    trace.save(tmp_path / "trace-test-backup.safetensors")
+    replace(trace, meta={"trained_on": "CPU"}).save(tmp_path / "trace-test-student_2.safetensors")
     return tmp_path
 
 
@@ -91,9 +117,8 @@ def test_an_earlier_run_stays_whole_until_its_replacement_has_finished(config, e
         assert {name: after[name] for name in before} == before
         set_state(folder, "finished")
         finish_replacement(earlier)
-    assert set(files(earlier)) == {
-        *("run.json", "config.yaml", "model.safetensors", "notes.txt", "figures/mine.svg", "checkpoints/best.ckpt")
-    }
+    left = {"run.json", "config.yaml", "model.safetensors", "trace-test-backup.safetensors", *MINE}
+    assert set(files(earlier)) == left
     assert (earlier / "model.safetensors").read_text() == "new"
     assert (earlier / "notes.txt").read_text() == "earlier"
     assert read_run(earlier)[0]["epochs"] == 77
@@ -106,13 +131,13 @@ def test_putting_the_replacement_in_its_place_can_be_repeated_after_a_kill(confi
     with new_run(earlier, config | {"epochs": 77}, overwrite=True) as folder:
         (folder / "model.safetensors").write_text("new")
         set_state(folder, "finished")
-        left, replace = [moves], os.replace
+        left, move = [moves], os.replace
 
         def killed(source, target):
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
-            replace(source, target)
+            move(source, target)
 
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr("anytime.training.rundir.os.replace", killed)
@@ -128,10 +153,10 @@ def test_a_finished_replacement_survives_another_one(config, earlier, monkeypatc
     """After a kill while it is put in its place, a model cannot be loaded; --resume and --overwrite complete it first."""
     build = {"blocks": (1, 1), "scheme": ((1, 1),), "width": 2, "in_channels": 1}
     create_model("anytimenet", 3, **build).save(earlier)
-    replace = os.replace
+    move = os.replace
 
     def killed(source, target):
-        replace(source, target)
+        move(source, target)
         if target == earlier / "model.safetensors":
             raise KeyboardInterrupt
 

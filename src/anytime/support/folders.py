@@ -10,13 +10,17 @@ from pathlib import Path
 
 LOCK = ".lock"
 REPLACEMENT = "replacement"
-OWN = (  # what this library writes into a run directory
+FIGURES = ("steps.png", "speed_accuracy.png", "calibration.png", "per_class.png")
+OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.safetensors` is a study's
     *("run.json", "config.yaml", "config.json", "model.safetensors", "images.safetensors", "profile.json"),
     *("checkpoints/last.ckpt", "metrics/metrics.csv", "tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml"),
-    *("trace-*.safetensors", "metrics-*.json", "report.html", "report-*.html", "figures/*.png", "figures/validation/*.png"),
+    *("trace-test.safetensors", "metrics-test.json", "report.html", *(f"figures/{name}" for name in FIGURES)),
+    *("trace-validation.safetensors", "metrics-validation.json", "report-validation.html"),
+    *(f"figures/validation/{name}" for name in FIGURES),
 )
+STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors")
 FOLDERS = (REPLACEMENT, *{Path(pattern).parts[0] for pattern in OWN if len(Path(pattern).parts) > 1})
-_FILES = (LOCK, *(pattern for pattern in OWN if len(Path(pattern).parts) == 1))
+_FILES = (LOCK, *(pattern for pattern in OWN if len(Path(pattern).parts) == 1), *STUDY_TRACES)
 _MOST = 10_000  # entries that are looked at
 
 

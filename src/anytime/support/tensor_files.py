@@ -32,6 +32,16 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         part.chmod(mode)
 
 
+def read_metadata(path: str | os.PathLike[str], kind: str) -> dict[str, str]:
+    """Only the metadata; raises as `read_tensors`."""
+    check_ordinary(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, *UNFIT) as error:
+        raise ValueError(f"{path} is damaged or is not {kind}: {one_line(error)}") from None
+
+
 def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file. `kind` says what it should hold, for the error.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anytime.support.documents import parse_json
 from anytime.support.limits import UNFIT
-from anytime.support.tensor_files import MOST, read_tensors, write_tensors
+from anytime.support.tensor_files import MOST, read_metadata, read_tensors, write_tensors
 from anytime.support.text import one_line
 
 AnyTrace = TypeVar("AnyTrace")
@@ -68,6 +68,15 @@ def read_trace(path: str | os.PathLike[str], build: Callable[..., AnyTrace]) -> 
         return build(**_fields(tensors, facts))
     except UNFIT as error:
         raise ValueError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def is_study_trace(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a trace that a study recorded, which says on what the network was trained."""
+    try:
+        facts = parse_json(read_metadata(path, "a trace").get("trace", ""), path, nodes=10_000_000)
+        return "trained_on" in facts["meta"]
+    except (OSError, *UNFIT):
+        return False
 
 
 def _fields(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from anytime.cost import hardware
 from anytime.saving import WEIGHTS
 from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write, part_of
-from anytime.support.folders import LOCK, OWN, REPLACEMENT, check_folder
+from anytime.support.folders import LOCK, OWN, REPLACEMENT, STUDY_TRACES, check_folder
 from anytime.support.locks import only_writer
+from anytime.support.trace_files import is_study_trace
 from anytime.training.config import SECTIONS, Config, UsageError, read_recipe
 from anytime.version import __version__
 
@@ -135,14 +136,13 @@ def finish_replacement(path: Path) -> None:
     new = path / REPLACEMENT
     if _stated(new).get("state") != "finished":
         return
-    files = sorted({file.relative_to(new) for pattern in OWN for file in new.glob(pattern) if file.is_file()})
+    files = sorted(file for file in _own_files(new) if (new / file).is_file())
     for file in files:
         if any((path / part).is_symlink() or (new / part).is_symlink() for part in (file, *file.parents[:-1])):
             raise ValueError(f"{path / file} leads through a link, and nothing is written through links")
     files.sort(key=lambda file: (str(file) == STATE) - (str(file) == WEIGHTS))  # the weights first, the state last
     if Path(WEIGHTS) in files:  # none has been moved yet
-        old = {file.relative_to(path) for pattern in OWN for file in path.glob(pattern)}
-        for file in old - set(files):
+        for file in _own_files(path) - set(files):
             (path / file).unlink()
     for file in files:
         (path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +151,13 @@ def finish_replacement(path: Path) -> None:
     for folder in ("figures/validation", "figures", "metrics", "tensorboard"):
         with suppress(OSError):  # not there, or not empty
             (path / folder).rmdir()
+
+
+def _own_files(folder: Path) -> set[Path]:
+    """The files of this library in a run directory, relative to it."""
+    found = [file for pattern in OWN for file in folder.glob(pattern)]
+    found += [file for pattern in STUDY_TRACES for file in folder.glob(pattern) if is_study_trace(file)]
+    return {file.relative_to(folder) for file in found}
 
 
 def _entries(path: Path) -> list[Path]:

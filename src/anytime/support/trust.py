@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -97,22 +98,33 @@ def require_consent(path: str, what: str) -> None:
 
 
 def remember(path: Path, content: str) -> None:
-    """Remembers that the user consented to every name in `content`, the configuration at `path`."""
-    with atomic_write(_record(path)) as part:
-        part.write_text(_digest(content), encoding="utf-8")
+    """Remembers that the user consented to every name in `content`, the configuration at `path`.
+
+    It only warns where it cannot: in a container, the home directory may be missing or read-only.
+    """
+    try:
+        with atomic_write(_record(path)) as part:
+            part.write_text(_digest(content), encoding="utf-8")
+    except (OSError, RuntimeError) as error:  # of Path.home
+        warnings.warn(
+            f"the consent to {path} is not remembered ({error}): if it names classes outside this library, later commands on "
+            "it need --trust; XDG_STATE_HOME may name a folder for what is remembered",
+            stacklevel=2,
+        )
 
 
 def is_remembered(path: Path, content: str) -> bool:
     """Whether the user has consented to exactly this configuration at this path before."""
     try:
         return _record(path).read_text(encoding="utf-8") == _digest(content)
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, RuntimeError):
         return False
 
 
 def _record(path: Path) -> Path:
-    default = Path.home() / ("AppData/Local" if sys.platform == "win32" else ".local/state")
-    return Path(os.environ.get("XDG_STATE_HOME") or default) / "anytime" / "trusted" / _digest(str(path.resolve()))
+    given = os.environ.get("XDG_STATE_HOME")
+    state = Path(given) if given else Path.home() / ("AppData/Local" if sys.platform == "win32" else ".local/state")
+    return state / "anytime" / "trusted" / _digest(str(path.resolve()))
 
 
 def _digest(text: str) -> str:

@@ -351,7 +351,7 @@ def test_misfits_raise_before_training() -> None:
         TDLambda(skip=4).check(4)
     TDLambda().set_levels((10,))
     TDLambda(outputs="heat_maps").set_levels((10, 2))
-    with pytest.raises(ValueError, match="takes one level of labels, the data set has 2: choose one"):
+    with pytest.raises(ValueError, match="takes one level of labels, the data set has 2; choose one"):
         TDLambda().set_levels((10, 2))
 
 

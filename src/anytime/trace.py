@@ -328,6 +328,7 @@ def record(
         if not answers or input_size is None:
             raise ValueError("the loader is empty: nothing to record")
         macs, contract = (step_macs(model, input_size, contract=contract, progress=progress) for contract in (False, True))
+        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # busy cores, before the steps are timed
         timing = step_seconds(model, input_size, batch_size=seconds_batch, progress=progress) if seconds else None
     facts: dict[str, Any] = {
         "model": model.config.get("model", type(model).__name__),
@@ -335,6 +336,7 @@ def record(
         "weights": weights_digest(model.state_dict()),
         "input_size": list(image_size(input_size)),
         "hardware": hardware(place),
+        "load": load,
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

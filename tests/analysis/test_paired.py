@@ -79,6 +79,33 @@ def test_groups_are_drawn_whole() -> None:
     assert frames.high - frames.low < 0.1
 
 
+def test_groups_of_either_trace_count() -> None:
+    one, other = answering([[1, 0, 1, 1]], [10], groups=[0, 0, 1, 1]), answering([[0, 0, 1, 0]], [10])
+    found, reverse = paired(one, other, 10), paired(other, one, 10)
+    assert found.p_value is reverse.p_value is None
+    assert (found.low, found.high) == (-reverse.high, -reverse.low)
+    with pytest.raises(ValueError, match="the groups of the two traces differ"):
+        paired(one, replace(other, meta={"groups": [0, 1, 1, 1]}), 10)
+    with pytest.raises(ValueError, match="needs at least 2 groups, got 1"):
+        paired(replace(one, meta={"groups": [5] * 4}), other, 10)
+
+
+@pytest.mark.parametrize("fact", ["dataset", "part", "level"])
+def test_traces_of_other_images_are_not_paired(traces: tuple[Trace, Trace], fact: str) -> None:
+    one, other = (replace(trace, meta={fact: value}) for trace, value in zip(traces, ("A", "B"), strict=True))
+    with pytest.raises(ValueError, match=f"the same samples, but the {fact} is 'A' and 'B'"):
+        paired(one, other, 40)
+    renamed = replace(traces[1], class_names=("a", "c"))
+    with pytest.raises(ValueError, match="the same classes, but they differ: 'b' and 'c'"):
+        paired(traces[0], renamed, 40)
+
+
+@pytest.mark.parametrize("budget", ["20", None, float("nan"), 0, True])
+def test_budgets_are_numbers(traces: tuple[Trace, Trace], budget: object) -> None:
+    with pytest.raises(ValueError, match="budget must be a number of MACs above 0, got "):
+        paired(*traces, budget)  # type: ignore[arg-type]
+
+
 def test_other_samples(traces: tuple[Trace, Trace]) -> None:
     with pytest.raises(ValueError, match="a paired test needs the same samples, got 400 and 2"):
         paired(traces[0], answering([[0, 1]], [10]), 40)

@@ -94,6 +94,12 @@ def test_grouped_comparison(trace):
     table = format_table([first, second], GROUP_COLUMNS)
     assert f"{np.mean(accuracies):.2%} ± {(high - low) / 2:.2%}" in table
     assert table.splitlines()[3].count("±") == 0
+    other = replace(traces["big_11"], meta=traces["big_11"].meta | {"dataset": "another"})
+    assert [row["seeds"] for row in grouped_comparison({"a_0": traces["big_10"], "a_1": other})] == [1, 1]
+    elsewhere = replace(traces["big_11"], meta=traces["big_11"].meta | {"hardware": "B"})
+    assert grouped_comparison({"a_0": traces["big_10"], "a_1": elsewhere})[0]["seconds"] is None
+    with pytest.raises(ValueError, match="a and b have the same recipe and the same seed"):
+        grouped_comparison({"a": traces["big_10"], "b": traces["big_10"]})
     assert grouped_comparison({"x": trace, "y": trace})[1]["name"] == "y"  # without recipes
 
 
@@ -108,4 +114,6 @@ def test_timing_differences(trace):
     )
     busy = timed(hardware="A, 2 threads", load=1.3)
     assert timing_differences({"x": here, "y": busy}).endswith("load (busy cores) of x: 0.1; y: 1.3")
+    one, many = timed(seconds_batch=1), timed(seconds_batch=64)
+    assert timing_differences({"x": one, "y": many}).endswith("batch size of x: 1; y: 64")
     assert timing_differences({"x": here, "y": replace(there, seconds=None)}) is None

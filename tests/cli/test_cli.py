@@ -1,5 +1,6 @@
 """Every command as a user types it: what it prints and writes, and how it reports errors."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import anytime
 from anytime.cli import COMMANDS, main
 
 TRAIN = ("--model", "anytimenet", "--data", "digits", "--epochs", "1")
@@ -87,8 +89,13 @@ def test_compare(run, capsys, refused):
     assert Path("figures/both.pdf").stat().st_size > 1000
     assert "at equal MACs, first tiny, second other:" in out
     assert re.search(r" \+0.00% +\+0.00% to \+0.00% +1$", out, re.MULTILINE)
+    trace = anytime.Trace.load("other/trace-test.safetensors")
+    recipe = dict(trace.meta["recipe"]) | {"seed": 1}
+    dataclasses.replace(trace, meta=dict(trace.meta) | {"recipe": recipe}).save("other/trace-test.safetensors")
     assert main(["compare", run, "other", "--group"]) == 0
     assert re.search(r"^tiny .* 2 +\d+.\d\d% ± 0.00%", capsys.readouterr().out, re.MULTILINE)
+    assert trace.meta["load"] >= 0
+    assert "each run can be compared once, got tiny 2 times" in refused(["compare", run, run], 2)
     Path("other/trace-test.safetensors").unlink()
     assert "run `anytime evaluate other`" in refused(["compare", run, "other"], 1)
 

@@ -72,6 +72,8 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     x = torch.tensor(values, dtype=torch.float64)
     if len(x) < 2:
         return float(x.mean()), math.nan
+    if bool((x == x[0]).all()):
+        return float(x[0]), 0.0
     return float(x.mean()), float(t.ppf((1 + level) / 2, len(x) - 1) * x.std() / math.sqrt(len(x)))
 
 

@@ -97,31 +97,43 @@ def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
 def grouped_comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
     """One row per recipe (columns: `GROUP_COLUMNS`): mean and 95 % interval over the runs that differ only in their seed.
 
-    Measures are `(mean, half width)`, see `statistics.interval`; a run without a recipe stands for itself.
+    Measures are `(mean, half width)`, see `statistics.interval`; a run without a recipe stands for itself. Runs on other
+    images or of another cost never share a row. Milliseconds of other hardware are not averaged.
 
     Args:
         traces: Traces by name.
+
+    Raises:
+        ValueError: Two runs have the same recipe and the same seed.
     """
     groups: dict[str, dict[str, Trace]] = {}
     for name, trace in traces.items():
         groups.setdefault(_but_seed(trace) or name, {})[name] = trace
     rows = []
     for group in groups.values():
+        seeds: dict[Any, str] = {}
+        for name, trace in group.items():
+            if len(group) > 1 and (same := seeds.setdefault(trace.meta["recipe"].get("seed"), name)) != name:
+                raise ValueError(f"{same} and {name} have the same recipe and the same seed: one of them is a copy")
         runs = comparison(group)
         row: dict[str, Any] = {key: runs[0][key] for key in ("dataset", "parameters", "steps", "macs")}
         for key in runs[0].keys() - row.keys() - {"name"}:
             values = [run[key] for run in runs]
             row[key] = None if None in values else interval(values)
+        if len({trace.meta.get("hardware") for trace in group.values()}) > 1:
+            row["seconds"] = None
         rows.append(row | {"name": _common_name([*group]), "seeds": len(group)})
     return rows
 
 
 def _but_seed(trace: Trace) -> str | None:
-    """The recipe of a trace without its seed and the run that it starts from; None without a recipe."""
+    """The recipe of a trace without its seed and the run that it starts from, its images and costs; None without a recipe."""
     recipe = trace.meta.get("recipe")
     if not isinstance(recipe, Mapping):
         return None
-    return json.dumps({key: value for key, value in recipe.items() if key not in ("seed", "weights")}, sort_keys=True)
+    same = {key: value for key, value in recipe.items() if key not in ("seed", "weights")}
+    images = [trace.meta.get("dataset"), trace.meta.get("part"), trace.num_samples]
+    return json.dumps([same, images, trace.macs.tolist()], sort_keys=True)
 
 
 def _common_name(names: list[str]) -> str:
@@ -135,14 +147,16 @@ def _common_name(names: list[str]) -> str:
 def timing_differences(traces: Mapping[str, Trace]) -> str | None:
     """A sentence that says why the milliseconds of these traces cannot be compared; None if nothing is known against it.
 
-    They were measured on other hardware or with another number of threads, or loads differ by more than one busy core.
+    They were measured on other hardware, with another number of threads or another batch size, or the loads differ by more
+    than one busy core.
     """
     timed = {name: trace.meta for name, trace in traces.items() if trace.seconds is not None}
-    for key, title, format_value in (("hardware", "hardware", str), ("load", "load (busy cores)", "{:.1f}".format)):
+    titles = {"hardware": "hardware", "seconds_batch": "batch size", "load": "load (busy cores)"}
+    for key, title in titles.items():
         known = {name: meta[key] for name, meta in timed.items() if meta.get(key) is not None}
-        differ = len(set(known.values())) > 1 if key == "hardware" else bool(known) and _spread(known.values()) > 1
+        differ = bool(known) and _spread(known.values()) > 1 if key == "load" else len(set(known.values())) > 1
         if differ:
-            found = "; ".join(f"{name}: {format_value(value)}" for name, value in known.items())
+            found = "; ".join(f"{name}: {value}" for name, value in known.items())
             return f"the milliseconds were not measured under the same conditions: {title} of {found}"
     return None
 

@@ -34,6 +34,8 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     for name in options.runs:
         parser.check_model(name)
+    if twice := next((name for name in options.runs if options.runs.count(name) > 1), None):
+        parser.error(f"each run can be compared once, got {twice} {options.runs.count(twice)} times")
     from anytime.reporting import plots
     from anytime.reporting.evaluation import stored_traces
 

@@ -136,13 +136,14 @@ def results_in(folder: Path, part: str) -> list[Path]:
 
 def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Section] = ()) -> Evaluation:
     """Writes trace, metrics, figures and report of `part` into `folder`."""
+    path = _trace_path(folder, part)
+    trace.save(path)  # first: what is wrong with labels must not cost the recording
     level, coarser = labelled(_finest(trace)), [trace.level(d) for d in range(1, len(trace.levels))]
     metrics, report = folder / f"metrics-{part}.json", folder / _report_name(part)
     numbers = summary(level)
     if coarser:
         numbers["coarser_levels"] = [{key: summary(other)[key] for key in ("classes", "steps")} for other in coarser]
-    result = Evaluation(numbers, _trace_path(folder, part), metrics, report)
-    trace.save(result.trace)
+    result = Evaluation(numbers, path, metrics, report)
     with atomic_write(result.metrics) as whole:
         whole.write_text(json.dumps(result.numbers, indent=2) + "\n", encoding="utf-8")
     captions = {

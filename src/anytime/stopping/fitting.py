@@ -101,6 +101,7 @@ def unspent(goal: Goal, outcome: Outcome, trace: Trace) -> str | None:
     whole = float(costs(trace, goal.cost)[-1])
     if whole < goal.budget:
         reason = f"all steps cost only {whole / goal.budget:.1%} of it"
+        reason += "" if spent >= 0.98 * whole else ", and no thresholds were found that spend more and are more accurate there"
     elif goal.method == "budgeted":
         reason = "its exit shares are rounded to whole images, and images of equal confidence leave together"
     else:

@@ -159,7 +159,7 @@ class AnytimeModule(L.LightningModule):
         now = [rate * self._factor(scheduler.last_epoch) for rate in own]
         for group, rate, first in zip(scheduler.optimizer.param_groups, now, own, strict=True):
             group.update(lr=rate, initial_lr=first)
-        scheduler.base_lrs, scheduler._last_lr = own, now
+        scheduler.base_lrs, scheduler._last_lr = [*own], [*now]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.regime.before_step(self)

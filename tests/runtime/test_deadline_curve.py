@@ -79,7 +79,7 @@ def test_clear_errors():
         deadline_curve(TRACE, replace(PROFILE, macs=(10, 40)))
     with pytest.raises(ValueError, match=r"2 label levels .*pick one: trace.level\(0\)"):
         deadline_curve(levels, PROFILE)
-    with pytest.raises(ValueError, match=r"prior must be 3 probabilities, got \[4\]"):
+    with pytest.raises(ValueError, match=r"prior must be 3 probabilities that sum to 1, got \[4\]"):
         deadline_curve(TRACE, PROFILE, prior=torch.ones(4) / 4)
     with pytest.raises(ValueError, match="quantile must be one of p50"):
         deadline_curve(TRACE, PROFILE, quantile="p95")

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anytime.combine import Combiner
+from anytime.runtime.prior import probabilities
 from anytime.runtime.profile import Profile
 from anytime.support.units import deadline_seconds
 from anytime.trace import Trace, labelled
@@ -79,7 +81,7 @@ def deadline_curve(
     batch_size: int = 1,
     quantile: str = "p99",
     guard: float = 0.0,
-    prior: Tensor | None = None,
+    prior: Any = None,
     combiner: Combiner | None = None,
 ) -> DeadlineCurve:
     """The accuracy that `Predictor` reaches under every deadline, if it learns the deadline only when time is up.
@@ -97,21 +99,20 @@ def deadline_curve(
         combiner: How answers are made from several steps; default: only the last step counts.
 
     Raises:
-        ValueError: If trace and profile are of different models, there are several label levels, or the prior has the wrong
-            length.
+        ValueError: If trace and profile are of different models, there are several label levels, or the prior is not K
+            probabilities.
     """
     if tuple(trace.macs.tolist()) != tuple(profile.macs):
         raise ValueError(
             f"trace and profile are of different models or image sizes: MACs {trace.macs.tolist()} and {list(profile.macs)}"
         )
     trace = labelled(trace)
-    if prior is not None and prior.shape != (trace.num_classes,):
-        raise ValueError(f"prior must be {trace.num_classes} probabilities, got {list(prior.shape)}")
+    expected = None if prior is None else probabilities(prior, (trace.num_classes,))[0]
     latencies = profile.at(batch_size)
     before = [0.0, *(reached.p50 for reached in latencies.reached[:-1])]
     needed = [at + step.at(quantile) + guard for at, step in zip(before, latencies.steps, strict=True)]
     labels = (trace.logits if combiner is None else combiner(trace.logits)).argmax(2)
     right = (labels == trace.labels).double().mean(1)
-    missed = 0.0 if prior is None else float((trace.labels == prior.argmax()).double().mean())
+    missed = 0.0 if expected is None else float((trace.labels == expected.argmax()).double().mean())
     deadlines = torch.tensor(needed, dtype=torch.float64).cummax(0).values
     return DeadlineCurve(deadlines, torch.cat([right.new_tensor([missed]), right]))

@@ -74,8 +74,8 @@ class Predictor:
         stop: A stopping rule besides the deadline, or the name of one saved with the model (`anytime fit`); None for none.
         quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max".
         guard: Seconds to keep free before the deadline.
-        prior: The answer if no step fits: probabilities `[K]`, all label levels side by side, default uniform; in other tasks
-            the output of one image, default NaN.
+        prior: The answer if no step fits, a tensor, array or list: probabilities `[K]`, all label levels side by side, default
+            uniform; in other tasks the output of one image, default NaN.
         compile: Compiles and warms the steps now, for the profile's batch sizes; needs a profile of compiled steps.
         depth: Steps in flight at a time on CUDA; 1 with lazy exits.
         lazy_exits: Runs heads only for answers that are read; needs `combine="last"` and no rule.
@@ -102,7 +102,7 @@ class Predictor:
         *,
         quantile: str = "p99",
         guard: float = 0.0,
-        prior: Tensor | None = None,
+        prior: Any = None,
         compile: bool = False,
         depth: int = 2,
         lazy_exits: bool = False,

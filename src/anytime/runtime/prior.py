@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anytime.model import AnytimeModel
 from anytime.runtime.answer import PRIOR, Answer
+from anytime.support.tensors import described, has_range
 
 
 class Priors:
@@ -18,24 +20,29 @@ class Priors:
 
     Args:
         model: The model.
-        given: Probabilities `[K]`, all label levels side by side; in other tasks the output of one image, `[K, ...]`.
+        given: A tensor, array or list: probabilities `[K]`, all label levels side by side; in other tasks the output of one
+            image, `[K, ...]`.
 
     Raises:
-        ValueError: The prior has the wrong length, or is not probabilities that sum to 1 in each label level.
+        ValueError: The prior has the wrong shape, or is not probabilities that sum to 1 in each label level.
+        TypeError: It does not hold real numbers.
     """
 
-    def __init__(self, model: AnytimeModel, given: Tensor | None) -> None:
+    def __init__(self, model: AnytimeModel, given: Any) -> None:
         self._levels: tuple[Tensor, ...] = ()
         self._output: Tensor | None = None
         self._shapes: dict[tuple[int, ...], torch.Size] = {}  # of the answers, by the shape of an image
         values, task = model.num_classes, model.info.task
         if task == "classification":
-            self._levels = _levels(model.levels, given)
+            sizes = model.levels
+            uniform = tuple(torch.full((size,), 1 / size) for size in sizes)
+            self._levels = uniform if given is None else probabilities(given, sizes)
         elif given is not None:
-            if given.shape[:1] != (values,) or (task == "regression" and given.ndim > 1):
-                wanted = f"[{values}{', ...' if task == 'dense' else ''}]"
-                raise ValueError(f"prior must be the output of one image, {wanted}, got {list(given.shape)}")
-            self._output = given.detach().cpu().float().clone()
+            wanted = f"prior must be the output of one image, [{values}{', ...' if task == 'dense' else ''}]"
+            output = _numbers(given, wanted)
+            if output.shape[:1] != (values,) or (output.ndim == 1) != (task == "regression"):
+                raise ValueError(f"{wanted}, got {described(output)}")
+            self._output = output
         elif task == "regression":
             self._output = torch.full((values,), torch.nan)
 
@@ -52,6 +59,7 @@ class Priors:
 
         Raises:
             ValueError: The given answer is for another number of images, or of another shape.
+            TypeError: It is no answer.
         """
         batch = len(x)
         levels = tuple(level.expand(batch, -1) for level in self._levels)
@@ -61,6 +69,11 @@ class Priors:
             output = torch.full(self._shapes[tuple(x.shape[1:])], torch.nan) if self._output is None else self._output
             outputs = output.expand(batch, *output.shape)
         if given is not None:
+            if not isinstance(given, Answer):
+                kind = type(given).__name__
+                raise TypeError(
+                    f"prior must be an answer, such as the last one, got {kind}; Predictor(prior=...) takes values"
+                )
             own, wanted = ([list(t.shape) for t in each] for each in (given.levels or (given.outputs,), levels or (outputs,)))
             if own != wanted or bool(given.levels) != bool(levels):
                 raise ValueError(f"prior must be an answer for as many images, {wanted}, got {own}")
@@ -69,12 +82,35 @@ class Priors:
         return Answer(tuple(level.clone() for level in levels), steps, elapsed, budget, macs, outputs=outputs.clone())
 
 
-def _levels(sizes: Sequence[int], prior: Tensor | None) -> tuple[Tensor, ...]:
-    """A copy of the prior `[K_d]` of each label level; uniform if none is given."""
-    if prior is None:
-        return tuple(torch.full((size,), 1 / size) for size in sizes)
-    levels = prior.split(list(sizes)) if prior.shape == (sum(sizes),) else ()
-    if not levels or not all(torch.isclose(level.sum(), torch.tensor(1.0), atol=1e-3) for level in levels):
-        each = f" in each of the levels {tuple(sizes)}" if len(sizes) > 1 else ""
-        raise ValueError(f"prior must be {sum(sizes)} probabilities that sum to 1{each}, got {list(prior.shape)}")
-    return tuple(level.detach().clone() for level in levels)
+def probabilities(given: Any, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """A copy of the given probabilities `[K]` as those of each label level, float32 `[K_d]`, on the host.
+
+    Args:
+        given: A tensor, array or list, all label levels side by side.
+        sizes: The number of classes K_d of each level.
+
+    Raises:
+        ValueError: There are more or fewer, one is negative or NaN, or those of a level do not sum to 1.
+        TypeError: They are no real numbers.
+    """
+    each = f" in each of the levels {tuple(sizes)}" if len(sizes) > 1 else ""
+    wanted = f"prior must be {sum(sizes)} probabilities that sum to 1{each}"
+    values = _numbers(given, wanted)
+    if values.shape != (sum(sizes),) or not bool((values >= 0).all()):
+        raise ValueError(f"{wanted}, got {described(values)}")
+    levels = values.split(list(sizes))
+    sums = [float(level.sum()) for level in levels]
+    if not all(abs(total - 1) <= 1e-3 for total in sums):
+        raise ValueError(f"{wanted}, got sums of {', '.join(f'{total:g}' for total in sums)}")
+    return tuple(level.clone() for level in levels)
+
+
+def _numbers(given: Any, wanted: str) -> Tensor:
+    """A copy of real numbers as float32, on the host; `wanted` is the beginning of the error."""
+    try:
+        values = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{wanted}, got {given!r}") from None
+    if values.dtype == torch.bool or not has_range(values):
+        raise TypeError(f"{wanted}, got {values.layout} {described(values)}")
+    return values.as_subclass(Tensor).to("cpu", torch.float32, copy=True)

@@ -20,13 +20,19 @@ def described(x: Tensor, shape_first: bool = True) -> str:
     """`"[1, 3, 8, 8] torch.float32 from 0 to 255"`; the range is that of the finite values, and the others are counted."""
     shape, kind = str(list(x.shape)), str(x.dtype)
     text = f"{shape} {kind}" if shape_first else f"{kind} {shape}"
-    if x.is_complex() or x.is_meta:
+    if not has_range(x):
         return text
     values = x.detach().double()
     finite = values[values.isfinite()]
     missing = values.numel() - finite.numel()
     text += f" from {finite.min().item():g} to {finite.max().item():g}" if finite.numel() else ""
     return text + (f", {missing} of {values.numel()} NaN or infinite" if missing else "")
+
+
+def has_range(x: Tensor) -> bool:
+    """Whether the values of a tensor are real numbers, each in its place in memory."""
+    plain = x.layout is torch.strided and not (x.is_meta or x.is_nested or x.is_quantized)
+    return plain and not x.is_complex()
 
 
 def check_plain(state: Mapping[str, Any]) -> None:

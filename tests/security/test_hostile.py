@@ -21,7 +21,8 @@ from PIL import Image
 from anytime.cli import main
 from anytime.model import create_model
 from anytime.saving import CONFIG, WEIGHTS, ModelInfo
-from anytime.trace import _crc32, record
+from anytime.support.trace_files import _crc32
+from anytime.trace import record
 
 RECIPE: dict[str, Any] = {"model": {"class_path": "anytimenet"}, "data": {"class_path": "Digits", "init_args": {"limit": 40}}}
 DEEP = "[" * 5000 + "]" * 5000

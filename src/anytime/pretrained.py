@@ -109,6 +109,7 @@ def chain_networks(
         class_names=next((info.class_names for info in infos if info.class_names), ()),
         recipe={"data": last.recipe["data"]} if "data" in last.recipe else {},
         members=[{"name": name, **info.to_dict()} for name, info in zip(names, infos, strict=True)],
+        trusted=all(info.trusted for info in infos),
     )
     return model.eval()
 

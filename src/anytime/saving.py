@@ -85,7 +85,7 @@ class ModelInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; untrusted, because the values may come from any file.
 
         Raises:
             ValueError: An entry has the wrong type or an impossible value; the message names it.
@@ -100,7 +100,7 @@ class ModelInfo:
                 if not isinstance(value, _KINDS[name]):
                     raise ValueError(f"metadata.{key} is {value!r}, not {_KINDS[name][0].__name__}")
                 known[name] = tuple(value) if isinstance(value, list) and name != "members" else value
-        info = cls(**known, other={key: value for key, value in values.items() if key not in names})
+        info = cls(**known, other={key: value for key, value in values.items() if key not in names}, trusted=False)
         if info.task not in TASKS:
             raise ValueError(f"metadata.task is {info.task!r}, not one of {', '.join(TASKS)}")
         size, ratio = info.input_size, info.resize_ratio

@@ -18,10 +18,13 @@ import anytime
 from anytime import registry
 from anytime.cli import main
 from anytime.model import AnytimeModel, create_model
-from anytime.saving import CONFIG, ModelInfo
+from anytime.pretrained import chain_networks
+from anytime.reporting.evaluation import trained_on
+from anytime.saving import CONFIG, ModelInfo, remember_model
 from anytime.support.trust import UntrustedName, names_from, typed_paths
 from anytime.training.config import SECTIONS, UsageError, _section_hints, offered, parse
 from anytime.training.launch import start_training
+from anytime.training.origin import seen_before
 from anytime.training.rundir import finish_replacement
 from anytime.training.written import kinds_of
 
@@ -257,6 +260,27 @@ print(type(anytime.load("mine", trust=True)).__name__)
     assert run_script(script) == "untrusted False\nNet\n"
 
 
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_model_made_from_others_is_trusted_as_they_are(folder: Path, trust: bool) -> None:
+    """A sequence of networks, and the record of images that earlier weights have seen."""
+    recipe = {"model": {}, "data": {"class_path": "downloaded.evil.Data"}}
+    for units in (1, 2):
+        model = create_model("ann", 10, units=units, width=2, in_channels=1)
+        model.info = ModelInfo(data="Digits", input_size=(1, 8, 8), recipe=recipe)
+        model.save(f"n{units}")
+        if trust:
+            remember_model(Path(f"n{units}"))
+    chain = chain_networks(["n1", "n2"])
+    if trust:
+        assert chain.info.trusted
+        return
+    with pytest.raises(UntrustedName, match=r"names the data set 'downloaded\.evil\.Data'"):
+        trained_on(chain)
+    with pytest.warns(UserWarning, match=r"has no .*would import the module 'downloaded\.evil'"):
+        seen_before("n1", {}, anytime.data.Digits())
+    assert not Path("executed").exists()
+
+
 def test_what_is_typed_is_consent_and_the_run_is_remembered(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "anytime", "train", *TYPED, "--run", "run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -314,6 +338,26 @@ def test_blocks_of_names() -> None:
             create_model("no.such.Model")
         with pytest.raises(UntrustedName):
             create_model("no.such.Other")
+
+
+@pytest.mark.parametrize("flag", ["data.root", "weights", "logger", "model.pretrained", "model.init_from", "data.classes"])
+@pytest.mark.parametrize("equals", [True, False])
+def test_only_names_of_classes_are_consent(flag: str, equals: bool) -> None:
+    typed = [f"--{flag}=downloaded.evil"] if equals else [f"--{flag}", "downloaded.evil"]
+    assert typed_paths(["--model", "mine.Net", *typed]) == {"mine.Net"}
+
+
+def test_a_typed_file_is_no_consent_to_a_module_of_its_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"model": "downloaded.evil"}))
+    assert main(["train", "--config", "recipe.yaml", "--data.root", "downloaded.evil"]) == 2
+    assert "recipe.yaml names the model 'downloaded.evil'" in capsys.readouterr().err
+    assert not_executed()
+
+
+def test_names_within_typed_mappings_are_consent() -> None:
+    members = '[{"model": "mine.Net", "width": 2}, {"model": "anytimenet", "pretrained": "data.v2"}]'
+    assert typed_paths(["--model.members", members]) == {"mine.Net"}
+    assert typed_paths(["--model.arguments={backbone: mine.Net, root: data.v2}"]) == {"mine.Net"}
 
 
 def test_consent_to_one_file_says_nothing_of_others() -> None:

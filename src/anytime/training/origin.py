@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from anytime.data import ImageData, create_data
 from anytime.data.files import absent
 from anytime.data.record import RECORD, ImageRecord, read_record
 from anytime.pretrained import list_pretrained, pretrained_folder
-from anytime.saving import CONFIG, WEIGHTS, ModelInfo, read_config
+from anytime.saving import CONFIG, WEIGHTS, ModelInfo, named_by, read_config
 from anytime.support.text import one_line
-from anytime.support.trust import names_from
+from anytime.support.trust import is_remembered, names_from
 
 
 def data_of(
@@ -87,7 +88,9 @@ def _seen_by(folder: Path, data: ImageData) -> ImageRecord | None:
         return record
     if not ((folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()):
         return None
-    info = ModelInfo.from_dict(read_config(folder).get("metadata", {}))
+    config = read_config(folder)
+    trusted = is_remembered(folder / CONFIG, named_by(config))
+    info = replace(ModelInfo.from_dict(config.get("metadata", {})), trusted=trusted)
     if not info.recipe or info.data != type(data).__name__:
         return None
     try:

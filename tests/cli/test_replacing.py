@@ -159,6 +159,11 @@ def test_profile_replaces_only_profiles(run, refused, capsys):
     assert main([*quick, "--out", "a.json", "--overwrite"]) == 0
     for _ in range(2):
         assert main(quick) == 0  # its own place
+    for notes in ("deadline 5 ms, ask Ann", '{"deadline": 5}'):
+        Path(run, "profile.json").write_text(notes)
+        for more in ([], ["--overwrite"]):
+            assert "tiny/profile.json exists and is not a profile, so it is not replaced" in refused([*quick, *more], 2)
+        assert Path(run, "profile.json").read_text() == notes
 
 
 def test_compare_and_evaluate_replace_only_when_asked(run, refused):

@@ -48,10 +48,10 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--batch must be numbers like 1,8,32, got {options.batch!r}")
     parser.check_model(options.model)
     parser.check_device(options.device)
-    if options.out:
-        _check_out(parser, options.out, options.overwrite)
     from anytime.reporting.evaluation import output_folder
 
+    out = options.out or output_folder(options.model) / "profile.json"
+    _check_out(parser, out, options.overwrite or not options.out)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = load(options.model, options.trust).to(options.device)
@@ -65,7 +65,6 @@ def run(arguments: Sequence[str]) -> int:
         steps = zip(measured.macs, latencies.steps, latencies.reached, strict=True)
         rows = [{"step": t, "macs": m, "reached": r.p99, **s._asdict()} for t, (m, s, r) in enumerate(steps, 1)]
         print(format_table(rows, COLUMNS))
-    out = options.out or output_folder(options.model) / "profile.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     measured.save(out)
     compiled = ", compile=True" if options.compile else ""

@@ -1,4 +1,4 @@
-"""What users give as a deadline, and what it means: the same in calls, streams, contract mode and frames."""
+"""What users give as a deadline, and what it means: the same in calls, streams, contract mode, sessions, curves and frames."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import torch
 
 from anytime import Answer
 from anytime.runtime import Predictor, frames
+from anytime.runtime.deadline_curve import DeadlineCurve
 from anytime.support.units import deadline_seconds, typed_seconds
 
 X = torch.full((1, 3, 2, 2), 0.5)
@@ -59,6 +60,26 @@ TYPES = [True, False, np.bool_(True), torch.tensor(True), 1j, b"5ms", [0.005], (
 TYPES += [np.array([0.005]), torch.tensor([0.005]), torch.tensor(1j), np.timedelta64(5, "ms")]
 
 
+CURVE = DeadlineCurve(torch.tensor([0.01, 0.02, 0.03, 0.04], dtype=torch.float64), torch.arange(5, dtype=torch.float64) / 4)
+ASKS: dict[str, tuple[str, Callable]] = {  # the name in errors
+    **{way: ("deadline", lambda predictor, given, ask=ask: ask(predictor, deadline=given)) for way, ask in WAYS.items()},
+    "curve of one": ("deadline", lambda _, given: CURVE.steps([given])),
+    "curve of several": ("deadline", lambda _, given: CURVE.accuracy([0.01, given])),
+    "curve of objects": ("deadline", lambda _, given: CURVE.expected(objects(given))),
+    "shortest": ("shortest", lambda _, given: CURVE.area(given, 1.0)),
+    "longest": ("longest", lambda _, given: CURVE.area(0.0, given)),
+    "guard": ("guard", lambda predictor, given: Predictor(predictor.model, guard=given)),
+    "session": ("seconds", lambda predictor, given: predictor.session(X).wait(given)),
+}
+
+
+def objects(*values: object) -> np.ndarray:
+    array = np.empty(len(values), object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("deadline", POSITIVE, ids=repr)
 def test_a_budget_from_the_moment_of_the_call(timed_case: Callable, deadline, way: str) -> None:
@@ -93,18 +114,70 @@ def test_no_deadline(timed_case: Callable, deadline, way: str) -> None:
     assert (answer.step, answer.reason, answer.deadline, answer.missed) == (4, "complete", None, False)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ASKS)
 @pytest.mark.parametrize(
     ("values", "error"), [(NAN, ValueError), (TEXT, ValueError), (TYPES, TypeError)], ids=["nan", "text", "types"]
 )
 def test_what_is_no_deadline_is_repeated(timed_case: Callable, values, error: type[Exception], way: str) -> None:
     clock, model, profile = timed_case([0.01])
-    predictor = Predictor(model, profile, clock=clock)
+    predictor, (name, ask) = Predictor(model, profile, clock=clock), ASKS[way]
     for value in values:
-        with pytest.raises(error, match="deadline must be a number of seconds, or text with a unit like '5ms'") as caught:
-            WAYS[way](predictor, deadline=value)
+        with pytest.raises(error, match=f"{name} must be a number of seconds, or text with a unit like '5ms'") as caught:
+            ask(predictor, value)
         assert str(caught.value).endswith(f", got {value!r}")
-    assert model.started == []
+    assert way == "session" or model.started == []
+
+
+@pytest.mark.parametrize(("values", "step"), [(POSITIVE, 2), (PASSED, 0), (NONE, 4)], ids=["positive", "passed", "none"])
+def test_a_curve_takes_the_same_values(values, step: int) -> None:
+    for given in values:
+        assert CURVE.steps(given).tolist() == step
+        assert CURVE.accuracy(given).shape == ()
+        assert CURVE.expected(given) == step / 4
+    for several in (values, tuple(values), iter(values), objects(*values)):
+        assert CURVE.steps(several).tolist() == [step] * len(values)
+
+
+def test_a_curve_takes_arrays_of_any_type_and_shape() -> None:
+    assert CURVE.steps(np.array([["5ms", "25ms"], ["1s", "-1s"]])).tolist() == [[0, 2], [4, 0]]
+    assert CURVE.steps(np.array([None, "25ms"], object)).tolist() == [4, 2]
+    assert CURVE.steps(np.array([0.0, 0.025, 1.0], np.float32)[::-1]).tolist() == [4, 2, 0]
+    assert CURVE.steps(torch.tensor([[0, 1]], requires_grad=False)).tolist() == [[0, 4]]
+    assert CURVE.steps(torch.tensor([0.0, 1.0], dtype=torch.bfloat16, requires_grad=True)).tolist() == [0, 4]
+    assert CURVE.area("10ms", np.float64(0.03)) == CURVE.area(0.01, 0.03) == pytest.approx(0.375)
+    for wrong in (np.array([True, False]), torch.tensor([True]), True, b"5ms", {0.01: 1}, torch.ones(2) * 1j, objects(True)):
+        with pytest.raises(TypeError, match="deadline must be a number of seconds, or text with a unit"):
+            CURVE.steps(wrong)
+    for wrong in ("5", np.array(["5ms", "soon"]), math.nan, [0.01, math.nan], np.array(math.nan), torch.tensor([math.nan])):
+        with pytest.raises(ValueError, match="seconds"):
+            CURVE.accuracy(wrong)
+
+
+def test_a_guard_is_a_time(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    for guard in ("15ms", "0.015s", np.float32(0.015), torch.tensor(0.015)):
+        assert Predictor(model, profile, guard=guard, clock=clock)(X, "36ms").step == 2
+    assert Predictor(model, profile, guard=math.inf, clock=clock)(X, 1e3).step == -1
+    for guard, error in ((-1, ValueError), ("-1ms", ValueError), (-math.inf, ValueError), (None, TypeError)):
+        with pytest.raises(error, match=f"guard must be at least 0 seconds, got {guard!r}"):
+            Predictor(model, profile, guard=guard)
+
+
+def test_a_rate_of_frames_is_a_number(timed_case: Callable) -> None:
+    clock, model, profile = timed_case([0.01] * 4)
+    predictor = Predictor(model, profile, clock=clock)
+    for rate in (np.float32(32), np.float64(32), torch.tensor(32.0), torch.tensor(32), np.array(32), 32, Fraction(32)):
+        clock.now = 2.0**30  # a float32 has 128 seconds there
+        ends = [frame.answer.deadline for frame in frames(predictor, [X[0]] * 3, rate, lambda seconds: None)]
+        assert ends[0] == 1 / 32
+        assert type(ends[0]) is float
+    for value in (*NAN, math.inf, 0, -1.0, torch.tensor(-1), np.float32(0)):
+        with pytest.raises(ValueError, match="fps must be a number of frames per second above zero, got"):
+            frames(predictor, [X[0]], value)
+    for value in (*TEXT, *TYPES, None, "30"):
+        with pytest.raises(TypeError, match="fps must be a number of frames per second above zero, got") as caught:
+            frames(predictor, [X[0]], value)
+        assert str(caught.value).endswith(f", got {value!r}")
 
 
 @pytest.mark.parametrize("way", WAYS)

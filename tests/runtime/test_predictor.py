@@ -99,8 +99,10 @@ def test_every_method_refuses_images_that_do_not_fit_the_model(timed_case: Calla
 
 
 def test_depth_is_at_least_one() -> None:
-    with pytest.raises(ValueError, match="depth must be at least 1 step, got 0"):
-        Predictor(tiny(), depth=0)
+    for depth, error in ((0, ValueError), (True, ValueError), ("2", TypeError), (1.5, TypeError), (None, TypeError)):
+        with pytest.raises(error, match=f"depth must be at least 1 step, got {depth!r}"):
+            Predictor(tiny(), depth=depth)
+    assert Predictor(tiny(), depth=torch.tensor(3))(X[:1]).step == 4
 
 
 def test_the_mixture_weighs_by_the_profiles_macs(timed_case: Callable) -> None:

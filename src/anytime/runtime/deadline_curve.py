@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.runtime.prior import probabilities
 from anytime.runtime.profile import Profile
-from anytime.support.units import deadline_seconds
+from anytime.support.units import deadline_seconds, guard_seconds
 from anytime.trace import Trace, labelled
 
-Deadlines = Sequence[float | str | Tensor | None] | Tensor  # or any other array of numbers
+Deadlines = float | str | Iterable[float | str | Tensor | None] | Tensor | None  # or any array of what a predictor takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,21 +34,17 @@ class DeadlineCurve:
     accuracies: Tensor
 
     def steps(self, deadlines: Deadlines) -> Tensor:
-        """The step reached under each deadline, 0 for a miss, int64.
+        """The step reached under each deadline, 0 for a miss, int64 in the shape of the deadlines.
 
         Args:
-            deadlines: Seconds in a tensor or array, or a list of what a predictor takes: `[0.005, "5ms", None]`.
+            deadlines: What a predictor takes, or a list, array or tensor of it: `[0.005, "5ms", None]`. One deadline has the
+                shape `[]`.
 
         Raises:
             ValueError: One of them is NaN, or text without a unit.
             TypeError: One of them is a bool or of another type.
         """
-        if not hasattr(deadlines, "dtype"):
-            deadlines = [math.inf if (left := deadline_seconds(given)) is None else left for given in deadlines]
-        seconds = torch.as_tensor(deadlines, dtype=torch.float64)
-        if seconds.isnan().any():
-            raise ValueError(f"deadlines must be seconds, got {int(seconds.isnan().sum())} of {seconds.numel()} values NaN")
-        return torch.searchsorted(self.deadlines, seconds, right=True)
+        return torch.searchsorted(self.deadlines, _seconds(deadlines), right=True)
 
     def accuracy(self, deadlines: Deadlines) -> Tensor:
         """The accuracy under each deadline, float64."""
@@ -60,19 +57,46 @@ class DeadlineCurve:
             raise ValueError("deadlines is empty: give at least one, in seconds")
         return float(accuracies.mean())
 
-    def area(self, shortest: float, longest: float, log: bool = False) -> float:
+    def area(self, shortest: float | str, longest: float | str, log: bool = False) -> float:
         """E[accuracy(D)] for D uniform in shortest..longest seconds, or log D with `log`: exact, without sampling.
 
-        Raises ValueError unless 0 <= shortest < longest < infinity, and 0 < shortest with `log`.
+        Args:
+            shortest: A deadline as a predictor takes it, such as `"1ms"`.
+            longest: Another one.
+            log: Whether log D is uniform.
+
+        Raises:
+            ValueError: Not 0 <= shortest < longest, or one is no deadline or NaN; with `log`, the shortest is 0.
+            TypeError: One is a bool or of another type.
         """
-        if not 0 <= shortest < longest < math.inf or (log and shortest == 0):
+        low, high = deadline_seconds(shortest, "shortest"), deadline_seconds(longest, "longest")
+        if low is None or high is None or not 0 <= low < high or (log and low == 0):
             above = "0 < shortest" if log else "0 <= shortest"
             raise ValueError(f"deadlines must lie in a range {above} < longest in seconds, got {shortest!r} to {longest!r}")
-        inner = [d for d in self.deadlines.tolist() if shortest < d < longest]
-        edges = [shortest, *inner, longest]
+        edges = [low, *(d for d in self.deadlines.tolist() if low < d < high), high]
         places = torch.tensor([math.log(d) for d in edges] if log else edges, dtype=torch.float64)
-        heights = self.accuracy([low for low, _ in pairwise(edges)])
+        heights = self.accuracy([left for left, _ in pairwise(edges)])
         return float((heights * places.diff()).sum() / (places[-1] - places[0]))
+
+
+def _seconds(deadlines: Any) -> Tensor:
+    """Deadlines of any form in seconds, float64 in their shape; infinity is no deadline."""
+    given = deadlines.detach().cpu() if isinstance(deadlines, Tensor) else deadlines
+    if hasattr(given, "dtype"):
+        given = np.asarray(given.double() if isinstance(given, Tensor) and given.is_floating_point() else given)
+        if given.dtype.kind in "fiu":
+            seconds = torch.from_numpy(np.array(given, np.float64, order="C"))
+            if missing := int(seconds.isnan().sum()):
+                raise ValueError(f"deadlines must be seconds, got {missing} of {seconds.numel()} values NaN")
+            return seconds
+        shape, each = given.shape, [*given.flat]
+    elif isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        shape, each = (), [given]
+    else:
+        each = [*given]
+        shape = (len(each),)
+    values = [math.inf if (left := deadline_seconds(one)) is None else left for one in each]
+    return torch.tensor(values, dtype=torch.float64).reshape(shape)
 
 
 def deadline_curve(
@@ -80,7 +104,7 @@ def deadline_curve(
     profile: Profile,
     batch_size: int = 1,
     quantile: str = "p99",
-    guard: float = 0.0,
+    guard: float | str | Tensor = 0.0,
     prior: Any = None,
     combiner: Combiner | None = None,
 ) -> DeadlineCurve:
@@ -94,7 +118,7 @@ def deadline_curve(
         profile: The latencies of the same model.
         batch_size: Images per request.
         quantile: The quantile of the profile that must fit.
-        guard: Seconds to keep free before the deadline.
+        guard: Time to keep free before the deadline, as `Predictor` takes it.
         prior: The answer if no step fits, probabilities `[K]`. None: a miss counts as wrong.
         combiner: How answers are made from several steps; default: only the last step counts.
 
@@ -108,9 +132,9 @@ def deadline_curve(
         )
     trace = labelled(trace)
     expected = None if prior is None else probabilities(prior, (trace.num_classes,))[0]
-    latencies = profile.at(batch_size)
+    latencies, kept = profile.at(batch_size), guard_seconds(guard)
     before = [0.0, *(reached.p50 for reached in latencies.reached[:-1])]
-    needed = [at + step.at(quantile) + guard for at, step in zip(before, latencies.steps, strict=True)]
+    needed = [at + step.at(quantile) + kept for at, step in zip(before, latencies.steps, strict=True)]
     labels = (trace.logits if combiner is None else combiner(trace.logits)).argmax(2)
     right = (labels == trace.labels).double().mean(1)
     missed = 0.0 if expected is None else float((trace.labels == expected.argmax()).double().mean())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.predictor import Predictor
+from anytime.support.units import real_number
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Frame:
 
 
 def frames(
-    predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: Callable[[float], None] = time.sleep
+    predictor: Predictor, images: Iterable[Tensor], fps: float | Tensor, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Frame]:
     """Answers frame n, which comes at n / fps, until (n + 1) / fps; time starts when the first image is there.
 
@@ -44,12 +45,18 @@ def frames(
     Args:
         predictor: Its clock is the camera's.
         images: One image `[C, H, W]` or `[1, C, H, W]` per frame, on the model's device, such as `model.prepare(frame)`.
-        fps: Frames per second; raises ValueError if not above zero.
+        fps: Frames per second: a number, or a numpy or torch scalar.
         sleep: Waits for some seconds; replaced in tests.
+
+    Raises:
+        ValueError: The rate is NaN, infinite, or not above zero.
+        TypeError: It is a bool or of another type.
     """
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps must be a number of frames per second above zero, got {fps!r}")
-    return _frames(predictor, images, fps, sleep)
+    wanted = "fps must be a number of frames per second above zero"
+    rate = real_number(fps, wanted)
+    if not 0 < rate < math.inf:
+        raise ValueError(f"{wanted}, got {fps!r}")
+    return _frames(predictor, images, rate, sleep)
 
 
 def _frames(predictor: Predictor, images: Iterable[Tensor], fps: float, sleep: Callable[[float], None]) -> Iterator[Frame]:

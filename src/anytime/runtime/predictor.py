@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.threads import Threads
 from anytime.runtime.transfer import Arrival, mark, send
 from anytime.stopping import Rule, resolve
-from anytime.support.units import deadline_seconds, real_number
+from anytime.support.units import deadline_seconds, guard_seconds, real_number
 
 Deadline = float | str | Tensor | None  # or any other scalar, see `deadline_seconds`
 Prior = Callable[[], Answer]
@@ -73,7 +74,7 @@ class Predictor:
             `"mixture"`, or one saved with the model). None: the one that a saved rule was fitted to, or the last answer.
         stop: A stopping rule besides the deadline, or the name of one saved with the model (`anytime fit`); None for none.
         quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max".
-        guard: Seconds to keep free before the deadline.
+        guard: Time to keep free before the deadline, in the forms of a deadline: seconds, or text like `"1ms"`.
         prior: The answer if no step fits, a tensor, array or list: probabilities `[K]`, all label levels side by side, default
             uniform; in other tasks the output of one image, default NaN.
         compile: Compiles and warms the steps now, for the profile's batch sizes; needs a profile of compiled steps.
@@ -101,7 +102,7 @@ class Predictor:
         stop: str | Rule | None = None,
         *,
         quantile: str = "p99",
-        guard: float = 0.0,
+        guard: float | str | Tensor = 0.0,
         prior: Any = None,
         compile: bool = False,
         depth: int = 2,
@@ -118,10 +119,7 @@ class Predictor:
                 "compile=True compiles for the image and batch sizes of a profile: give Predictor one, "
                 "anytime.profile(model, example, compile=True)"
             )
-        if not guard >= 0:
-            raise ValueError(f"guard must be at least 0 seconds, got {guard!r}")
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1 step, got {depth!r}")
+        kept, most = guard_seconds(guard), _whole_depth(depth)
         rule, self._combiner = resolve(model, stop, combine, None if profile is None else profile.macs)
         if profile is None and rule is not None and rule.needs:
             raise ValueError(f"the rule {rule!r} needs {' and '.join(sorted(rule.needs))}: give Predictor a profile")
@@ -132,11 +130,11 @@ class Predictor:
             check_lazy_exits(model, rule, self._combiner)
         self.model, self.profile = model.eval(), profile
         self._rule = rule
-        self._quantile, self._guard, self.clock = quantile, guard, clock
+        self._quantile, self._guard, self.clock = quantile, kept, clock
         self._prior = Priors(model, prior)
         self._levels = model.levels if model.info.task == "classification" else ()
         on_cuda = next(model.parameters()).is_cuda
-        self._depth = depth if on_cuda and rule is None and not lazy_exits else 1
+        self._depth = most if on_cuda and rule is None and not lazy_exits else 1
         self._send = send
         self._compile, self._lazy_exits = compile, lazy_exits
         self._run = self._make_run()
@@ -361,6 +359,16 @@ class Predictor:
         answer = self._read([Reader(step, lambda: self._run.model(x, step=step))], lambda: nothing, start, budget, reason)
         self._drift.notice(latencies[step - 1].p50, self.clock() - at)
         return answer
+
+
+def _whole_depth(depth: Any) -> int:
+    try:
+        steps = 0 if isinstance(depth, bool) else index(depth)
+    except TypeError:
+        raise TypeError(f"depth must be at least 1 step, got {depth!r}") from None
+    if steps < 1:
+        raise ValueError(f"depth must be at least 1 step, got {depth!r}")
+    return steps
 
 
 def _has_passed(budget: float | None) -> bool:

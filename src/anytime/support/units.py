@@ -63,6 +63,21 @@ def deadline_seconds(given: Any, name: str = "deadline") -> float | None:
     return None if seconds > _LONGEST else seconds
 
 
+def guard_seconds(given: Any) -> float:
+    """Seconds to keep free before a deadline: a number, a scalar or text as for `deadline_seconds`.
+
+    Raises:
+        ValueError: It is below 0, NaN, or text that is not a number with a unit.
+        TypeError: It is None, a bool or of another type.
+    """
+    seconds = deadline_seconds(given, "guard")
+    if given is None:
+        raise TypeError("guard must be at least 0 seconds, got None")
+    if seconds is not None and seconds < 0:
+        raise ValueError(f"guard must be at least 0 seconds, got {given!r}")
+    return math.inf if seconds is None else seconds
+
+
 def typed_seconds(text: str, name: str = "deadline") -> float | None:
     """`deadline_seconds` of what was typed on a command line: `0.005` is a number there, and `5ms` is text."""
     try:

@@ -21,7 +21,7 @@ from anytime.model import AnytimeModel, create_model
 from anytime.pretrained import chain_networks
 from anytime.reporting.evaluation import trained_on
 from anytime.saving import CONFIG, ModelInfo, remember_model
-from anytime.support.trust import UntrustedName, names_from, typed_paths
+from anytime.support.trust import UntrustedName, names_from
 from anytime.training.config import SECTIONS, UsageError, _section_hints, offered, parse
 from anytime.training.launch import start_training
 from anytime.training.origin import seen_before
@@ -327,45 +327,11 @@ def test_a_registered_class_is_looked_up(folder: Path) -> None:
     assert type(anytime.load("mine")) is Mine
 
 
-def test_blocks_of_names() -> None:
-    assert typed_paths(["--model", "mine.Net", "--model.head=my.heads.Head", "--epochs", "3"]) == {"mine.Net", "my.heads.Head"}
-    with names_from("outer", trust=True), names_from("inner"):
-        assert type(create_model("anytime.models.anytimenet.AnytimeNet")).__name__ == "AnytimeNet"
-        with pytest.raises(ValueError, match="cannot be imported"):
-            create_model("no.such.Model")  # trusted, so that the import is tried
-    with names_from("outer"), names_from("inner", typed={"no.such.Model"}):
-        with pytest.raises(ValueError, match="cannot be imported"):
-            create_model("no.such.Model")
-        with pytest.raises(UntrustedName):
-            create_model("no.such.Other")
-
-
-@pytest.mark.parametrize("flag", ["data.root", "weights", "logger", "model.pretrained", "model.init_from", "data.classes"])
-@pytest.mark.parametrize("equals", [True, False])
-def test_only_names_of_classes_are_consent(flag: str, equals: bool) -> None:
-    typed = [f"--{flag}=downloaded.evil"] if equals else [f"--{flag}", "downloaded.evil"]
-    assert typed_paths(["--model", "mine.Net", *typed]) == {"mine.Net"}
-
-
 def test_a_typed_file_is_no_consent_to_a_module_of_its_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"model": "downloaded.evil"}))
     assert main(["train", "--config", "recipe.yaml", "--data.root", "downloaded.evil"]) == 2
     assert "recipe.yaml names the model 'downloaded.evil'" in capsys.readouterr().err
     assert not_executed()
-
-
-def test_names_within_typed_mappings_are_consent() -> None:
-    members = '[{"model": "mine.Net", "width": 2}, {"model": "anytimenet", "pretrained": "data.v2"}]'
-    assert typed_paths(["--model.members", members]) == {"mine.Net"}
-    assert typed_paths(["--model.arguments={backbone: mine.Net, root: data.v2}"]) == {"mine.Net"}
-
-
-def test_consent_to_one_file_says_nothing_of_others() -> None:
-    with names_from("remembered", remembered=True), pytest.raises(ValueError, match="cannot be imported"):
-        create_model("no.such.Model")
-    with names_from("remembered", remembered=True), names_from("inner"), pytest.raises(UntrustedName):
-        create_model("no.such.Model")
-    assert typed_paths(["--data.root", "/x/my.photos", "--model", "mine.Net"]) == {"mine.Net"}
 
 
 def test_resuming_a_foreign_run_uses_no_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,6 +16,12 @@ from typing import NamedTuple
 from anytime.support.files import atomic_write
 
 ANY = "*"
+_NAMING = {  # flags whose values name classes or functions
+    *("--model", "--data", "--objective", "--optimizer", "--schedule", "--regime"),
+    *("--model.backbone", "--model.head", "--model.base", "--objective.loss"),
+}
+_NAMING_WITHIN = {"--model.arguments", "--model.members"}  # mappings that hold such values
+_PATH = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+"
 
 
 class UntrustedName(ValueError):
@@ -69,16 +75,31 @@ def names_from(
         _SOURCE.reset(token)
 
 
-def typed_paths(arguments: Iterable[str]) -> set[str]:
-    """The import paths among the values that the user typed: `["--model", "mine.Net"]` holds `{"mine.Net"}`."""
-    values = " ".join(text.partition("=")[2] if text.startswith("--") else text for text in arguments)
-    return set(re.findall(r"(?<![\w./\\-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w./\\-])", values))
+def typed_paths(arguments: Sequence[str]) -> set[str]:
+    """The import paths that the user typed as names of classes: `["--model", "mine.Net"]` holds `{"mine.Net"}`.
+
+    Other values, such as the file `data.v2`, are no consent to the same name in a file.
+    """
+    paths: set[str] = set()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        value = value if equals else following
+        if flag in _NAMING and re.fullmatch(_PATH, value):
+            paths.add(value)
+        elif flag in _NAMING_WITHIN:
+            paths.update(re.findall(rf"""\b(?:model|base|backbone|head)["']?\s*:\s*["']?({_PATH})(?=["',}}\s])""", value))
+    return paths
 
 
 def is_untrusted() -> bool:
     """Whether names come from a file that the user has not declared trustworthy."""
     source = _SOURCE.get()
     return source is not None and ANY not in source.consent
+
+
+def is_consented() -> bool:
+    """Whether names come from a file that the user has declared trustworthy."""
+    return _SOURCE.get() is not None and not is_untrusted()
 
 
 def weights_follow() -> bool:

@@ -19,7 +19,7 @@ import yaml
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 
 from anytime.registry import build_model
-from anytime.support.documents import parse_json
+from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import REPLACEMENT, check_file
 from anytime.support.limits import UNFIT, AllocationLimit, check_image, check_numbers, check_steps
@@ -30,6 +30,7 @@ from anytime.support.trust import UntrustedName, is_remembered, names_from, reme
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 1
+CONFIG_BYTES, CONFIG_VALUES = 2**25, 5_000_000  # of names: 20 networks with 20,000 classes each
 HEADER = 2_000_000  # bytes of names and shapes, of some 15,000 tensors
 Task = Literal["classification", "regression", "dense"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -242,8 +243,8 @@ class SavedModel(PyTorchModelHubMixin):
         return found
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The `config.json` of a model directory, checked.
+def read_config(directory: Path, trust: bool = False) -> dict[str, Any]:
+    """The `config.json` of a model directory, checked; if it is trusted, it may be of any size.
 
     Raises:
         FileNotFoundError: No such file.
@@ -253,7 +254,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     check_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no trained model: {CONFIG} is missing")
-    config = parse_json(path.read_bytes(), path)
+    with names_from(path, trust):
+        config = parse_json(read_limited(path, CONFIG_BYTES), path, CONFIG_VALUES)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise ValueError(f"{path} has format {found!r}, this version of anytime reads format {FORMAT}")
@@ -291,7 +293,7 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
         UntrustedName: The configuration names an import path outside this library, and nobody has consented to it.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    config = read_config(directory, trust)
     path = directory / WEIGHTS
     check_file(path)
     if not path.is_file():

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel
 from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
-from anytime.support.documents import parse_json
+from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_ordinary
 from anytime.support.units import ImageSize, image_size
@@ -149,7 +149,7 @@ class Profile:
         """
         check_ordinary(path)
         try:
-            data = parse_json(Path(path).read_bytes(), path)
+            data = parse_json(read_limited(Path(path), 2**24), path)
             if data.pop("format") != FORMAT:
                 raise ValueError(f"this version of anytime reads format {FORMAT}")
             batches = {

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
 from anytime.support.text import one_line
+from anytime.support.trust import is_consented
 
 DEPTH, NODES = 100, 100_000  # far beyond any document of this library
-CHARACTERS = 500_000  # of YAML, which is read slowly
+CHARACTERS = 500_000  # of YAML, which is read slowly; a trusted file may have more, and more values
+_CONSENT = "if you trust this file, use trust=True, or --trust on the command line"
+
+
+TEXTS = 5  # YAML in texts of YAML
+_NAME = re.compile(r"\w[\w ./-]{0,99}")  # no collection of YAML
+DIGITS = 400  # and signs of a number: no float has more before its point
 
 
 class TooLarge(ValueError):
@@ -20,7 +29,7 @@ class TooLarge(ValueError):
 
 
 class _Expands(yaml.YAMLError):
-    """Merge keys expand without end."""
+    """Merge keys or numbers expand without end."""
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -35,6 +44,12 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in _RESOLVERS
     }
     merged = 0
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(value) > DIGITS:  # 1:1:1... takes quadratic time
+            raise _Expands(f"a number has {len(value):,} characters, more than {DIGITS}")
+        return value
 
     def flatten_mapping(self, node: Any) -> None:
         super().flatten_mapping(node)
@@ -54,8 +69,20 @@ class _TextLoader(_Loader):
     }
 
 
+def read_limited(path: Path, most: int) -> bytes:
+    """The bytes of a file; raises TooLarge if it has more than `most` and the user has not declared it trustworthy."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most and not is_consented():
+            raise TooLarge(f"{path} has {size:,} bytes, more than {most:,}; {_CONSENT}")
+        return file.read()
+
+
 def parse_json(text: str | bytes, source: object, nodes: int = NODES) -> Any:
     """The content of a JSON document; raises ValueError if it is damaged, nested deeper than `DEPTH`, or has more `nodes`."""
+    opened = sum(text.count(bracket) for bracket in (b"[{" if isinstance(text, bytes) else "[{"))
+    if opened > nodes and not is_consented():  # which the reader would take a minute and gigabytes to find out
+        raise TooLarge(f"{source} is damaged: it holds more than {nodes:,} values; {_CONSENT}")
     try:
         content = json.loads(text)
     except RecursionError:
@@ -71,8 +98,8 @@ def parse_yaml(text: str | bytes, source: object, as_text: bool = False) -> Any:
     With `as_text` every value is a text as it is written, also numbers and null. Aliases may not expand to more than `NODES`
     values.
     """
-    if len(text) > CHARACTERS:
-        raise TooLarge(f"{source} has {len(text):,} characters, more than {CHARACTERS:,}")
+    if len(text) > CHARACTERS and not is_consented():
+        raise TooLarge(f"{source} has {len(text):,} characters, more than {CHARACTERS:,}; {_CONSENT}")
     if _open_brackets(text) > 2 * DEPTH:  # which the reader would take seconds to find out
         raise TooLarge(f"{source} is not valid YAML: it is nested too deeply")
     try:
@@ -92,14 +119,28 @@ def _open_brackets(text: str | bytes) -> int:
     return max(itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
 
 
-def check_text(text: str, source: object) -> None:
-    """Raises TooLarge if a text that others will read as YAML is more than any of this library; it may be no YAML at all."""
-    try:
-        parse_yaml(text, source)
-    except TooLarge:
-        raise
-    except ValueError:  # such as the pattern [a-c]*
-        return
+def check_text(text: Any, source: object) -> None:
+    """Raises TooLarge if a text that others will read as YAML is more than any of this library; it may be no YAML at all.
+
+    So does a value that holds such a text: jsonargparse reads texts within lists and mappings as well.
+    """
+    pending, known, count = [(text, 0)], set(), 0
+    while pending:
+        value, depth = pending.pop()
+        count += 1
+        if depth > TEXTS or count > NODES:
+            raise TooLarge(f"{source} holds texts of YAML with more than {NODES:,} values, or deeper than {TEXTS}")
+        if isinstance(value, dict | list):
+            inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            pending += [(item, depth) for item in inner]
+        elif isinstance(value, str) and value not in known and not _NAME.fullmatch(value):
+            known.add(value)
+            try:
+                pending.append((parse_yaml(value, source), depth + 1))
+            except TooLarge:
+                raise
+            except ValueError:  # such as the pattern [a-c]*
+                continue
 
 
 def _checked(content: Any, source: object, nodes: int = NODES) -> Any:
@@ -110,7 +151,7 @@ def _checked(content: Any, source: object, nodes: int = NODES) -> Any:
         count += len(inner)
         if depth > DEPTH:
             raise TooLarge(f"{source} is damaged: it is nested too deeply")
-        if count > nodes:
-            raise TooLarge(f"{source} is damaged: it holds more than {nodes:,} values")
+        if count > nodes and not is_consented():
+            raise TooLarge(f"{source} is damaged: it holds more than {nodes:,} values; {_CONSENT}")
         pending += [(item, depth + 1) for item in inner]
     return content

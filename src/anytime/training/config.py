@@ -22,7 +22,7 @@ import anytime.models  # registers the models
 from anytime import objectives, registry
 from anytime.data import ImageData
 from anytime.objectives import Objective
-from anytime.support.documents import TooLarge, check_text, parse_yaml
+from anytime.support.documents import CHARACTERS, TooLarge, check_text, parse_yaml, read_limited
 from anytime.support.folders import check_ordinary
 from anytime.support.names import import_subclass, nearest
 from anytime.support.text import one_line
@@ -165,7 +165,7 @@ def read_recipe(path: str | Path) -> Config:
     """
     try:
         check_ordinary(path)
-        content = Path(path).read_bytes()
+        content = read_limited(Path(path), CHARACTERS)
         recipe = parse_yaml(content, f"recipe {path}")
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
@@ -282,8 +282,7 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     named = named_classes(flags)
     pairs = [(flag, value) for flag, value in _split_flags(flags) if flag not in {f"--{section}" for section in named}]
     for key, text in [*flatten(base).items(), *pairs]:
-        if isinstance(text, str):  # jsonargparse reads it as YAML
-            _check_length(key, text)
+        _check_length(key, text)  # jsonargparse reads texts as YAML
     if stray := [flag for flag, _ in pairs if not flag.startswith("--")]:
         raise UsageError(f"unexpected {stray[0]!r}: options begin with --, e.g. --model {next(iter(offered('model')))}")
     base = _layer(base, {section: {"class_path": name, "init_args": {}} for section, name in named.items()})
@@ -319,8 +318,8 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     }
 
 
-def _check_length(key: str, text: str) -> None:
-    """Raises UsageError if a value would expand without end."""
+def _check_length(key: str, text: Any) -> None:
+    """Raises UsageError if a text in a value would expand without end."""
     try:
         check_text(text, key)
     except TooLarge as error:

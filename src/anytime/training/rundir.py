@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anytime.cost import hardware
 from anytime.saving import WEIGHTS
-from anytime.support.documents import parse_json
+from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write, part_of
 from anytime.support.folders import LOCK, OWN, REPLACEMENT, STUDY_TRACES, check_folder
 from anytime.support.locks import only_writer
@@ -29,6 +29,7 @@ from anytime.version import __version__
 FORMAT = 1
 CONFIG = "config.yaml"
 STATE = "run.json"
+STATE_BYTES = 2**24  # far beyond any
 
 
 def is_main_process() -> bool:
@@ -207,7 +208,7 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     for name in (STATE, CONFIG):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is not a complete run directory: {name} is missing")
-    state = parse_json((path / STATE).read_bytes(), path / STATE)
+    state = parse_json(read_limited(path / STATE, STATE_BYTES), path / STATE)
     version = state.get("format") if isinstance(state, dict) else None
     if version != FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version of anytime ({__version__}) reads format {FORMAT}")

@@ -24,7 +24,7 @@ class Mine(nn.Module):
 
 
 network = Mine()  # trained, in real life
-model = anytime.attach_exits(network, exits=3, num_classes=10, input_size=64).eval()
+model = anytime.attach_exits(network, exits=2, num_classes=10, input_size=64).eval()
 print("exits after", model.exits, "and at the end; MACs", anytime.step_macs(model, 64))
 
 image = torch.rand(1, 3, 64, 64)

@@ -233,6 +233,9 @@ RECIPES: dict[str, str | bytes] = {
     "aliases that expand": BOMB,
     "merge keys that expand": "x0: &x0 {a: 1}\n"
     + "".join(f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 10)}]}}\n" for i in range(1, 9)),
+    "a mapping that holds itself": "model: &a {<<: *a}",
+    "a number of base 60": f"model: {'1:' * 50_000}1",
+    "a seed of 4,816 digits": yaml.safe_dump(RECIPE) + f"seed: 0x{'f' * 4000}",
     "a tag that runs code": "model: !!python/object/apply:os.system ['touch executed']",
     "another tag": "model: !!python/name:os.system",
     "unknown key": yaml.safe_dump(RECIPE | {"modle": 1}),

@@ -10,6 +10,7 @@ import socket
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -21,6 +22,7 @@ from anytime.cli import main
 from anytime.data.record import RECORD
 from anytime.runtime import Profile
 from anytime.saving import CONFIG, WEIGHTS
+from anytime.support.documents import TooLarge, check_text
 from anytime.support.files import atomic_write, part_of
 from anytime.support.folders import check_file, check_folder
 from anytime.support.locks import only_writer
@@ -188,6 +190,8 @@ EXPANDING = {
     + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
     "depth": "[" * 5000 + "]" * 5000,
     "length": "x" * 10**6,
+    "a number of base 60": "1:" * 50_000 + "1",
+    "a number of base 16": "0x" + "f" * 10_000,
 }
 
 
@@ -197,6 +201,33 @@ def test_texts_that_expand(kind: str) -> None:
     flags = ["--model", "anytimenet", *DIGITS, f"--model.blocks={EXPANDING[kind]}"]
     with pytest.raises(UsageError, match=r"--model\.blocks"):
         parse(flags)
+
+
+WRAPPED: dict[str, Callable[[str], Any]] = {
+    "a list": lambda text: [text],
+    "a mapping": lambda text: {"a": text},
+    "a text": lambda text: json.dumps({"a": text}),
+    "a text in a list": lambda text: [{"a": [json.dumps([text])]}],
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("kind", [kind for kind in EXPANDING if kind != "length"])
+def test_inner_texts_that_expand(kind: str, wrap: str) -> None:
+    with pytest.raises(TooLarge, match="options"):
+        check_text(WRAPPED[wrap](EXPANDING[kind]), "options")
+
+
+def test_many_texts_that_expand() -> None:
+    many = [EXPANDING["aliases"][:170].rpartition("\n")[0] + f"\nz: {number}" for number in range(1000)]
+    with pytest.raises(TooLarge, match=r"with more than 100,000 values"):
+        check_text(many, "options")
+    deep = "1:"
+    for _ in range(7):
+        deep = json.dumps([deep])
+    with pytest.raises(TooLarge, match="deeper than 5"):
+        check_text(deep, "options")
+    check_text([["a: b", "x - y", "007"]] * 1000, "options")
 
 
 def test_look_alikes_are_told_apart() -> None:

@@ -124,7 +124,9 @@ def check_text(text: Any, source: object) -> None:
 
     So does a value that holds such a text: jsonargparse reads texts within lists and mappings as well.
     """
-    pending, known, count = [(text, 0)], set(), 0
+    pending: list[tuple[Any, int]] = [(text, 0)]
+    known: set[str] = set()
+    count = 0
     while pending:
         value, depth = pending.pop()
         count += 1

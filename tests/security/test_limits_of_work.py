@@ -70,6 +70,14 @@ def test_numbers_that_the_weights_explain() -> None:
         check_steps(1001)
 
 
+@pytest.mark.parametrize("size", [(3, 1024, 2048), (3, 2048, 4096), (4, 2160, 2160)])
+def test_large_maps_need_no_consent(size: tuple[int, int, int], tmp_path: Path) -> None:
+    model = create_model("anytimenet", 3, **MODELS["anytimenet"])
+    model.info = ModelInfo(input_size=size, task="dense")
+    model.save(tmp_path)
+    assert anytime.load(tmp_path).info.input_size == size
+
+
 def test_steps_need_consent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     create_model("cascaded_resnet18", 3, width=2, in_channels=1, num_steps=3).save(tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())

@@ -18,7 +18,7 @@ UNFIT = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, Ru
 """What a class raises that is given arguments of unknown origin."""
 
 MOST_STEPS = 1_000  # answers of one network
-MOST_VALUES = 2**22  # of one image: 3 x 1182 x 1182
+MOST_VALUES = 3 * 2048 * 4096  # of one image; street scenes have 3 x 1024 x 2048
 _SMALL = 10_000  # numbers up to here need no reason
 
 

@@ -105,6 +105,18 @@ def test_depth_is_at_least_one() -> None:
     assert Predictor(tiny(), depth=torch.tensor(3))(X[:1]).step == 4
 
 
+def test_arguments_of_another_type_are_repeated() -> None:
+    for given, message in (
+        ({"stop": 0.9}, "stop must be a rule, or text such as 'confidence=0.9', got 0.9"),
+        ({"stop": Confidence}, "stop must be a rule, .*, got <class 'anytime.stopping.rules.Confidence'>"),
+        ({"combine": 3}, "combine must be a combiner, or a name such as 'product', got 3"),
+        ({"combine": Product}, "combine must be a combiner, .*, got <class 'anytime.combine.Product'>"),
+        ({"profile": "laptop.json"}, r"profile must be one of anytime.profile\(model, example\), got 'laptop.json'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Predictor(tiny(), **given)
+
+
 def test_the_mixture_weighs_by_the_profiles_macs(timed_case: Callable) -> None:
     clock, model, profile = timed_case([0.01, 0.01])
     x = torch.rand(1, 3, 2, 2)

@@ -53,10 +53,10 @@ def test_whole_numbers_are_taken(timed_case: Callable, given) -> None:
         ("uniform", TypeError, "got 'uniform'"),
         ([0.2, None], TypeError, r"got \[0.2, None\]"),
         (np.array(["a"] * 5), TypeError, "got array"),
-        (torch.tensor([True, False, False, False, False]), TypeError, r"got torch.strided \[5\] torch.bool"),
+        (torch.tensor([True, False, False, False, False]), TypeError, r"got \[5\] torch.bool from 0 to 1"),
         (torch.full((5,), 0.2 + 0j), TypeError, r"\[5\] torch.complex64"),
-        (torch.full((5,), 0.2).to_sparse(), TypeError, r"got torch.sparse_coo \[5\] torch.float32"),
-        (torch.full((5,), 0.2, device="meta"), TypeError, r"\[5\] torch.float32"),
+        (torch.full((5,), 0.2).to_sparse(), TypeError, r"got \[5\] torch.float32 \(sparse_coo\)"),
+        (torch.full((5,), 0.2, device="meta"), TypeError, r"\[5\] torch.float32 \(meta\)"),
     ],
     ids=lambda value: None if isinstance(value, type) else repr(value)[:24],
 )

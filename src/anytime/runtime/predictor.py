@@ -86,7 +86,7 @@ class Predictor:
     Raises:
         ValueError: If the profile is of another model or machine, a name is unknown, a rule was never fitted, or the prior has
             the wrong length.
-        TypeError: If the model is no anytime model.
+        TypeError: If the model is no anytime model, or another argument has the wrong type.
 
     Example:
         >>> predictor = anytime.Predictor(model, anytime.profile(model, (3, 32, 32)), combine="product")
@@ -111,6 +111,8 @@ class Predictor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         require_steps(model)
+        if profile is not None and not isinstance(profile, Profile):
+            raise TypeError(f"profile must be one of anytime.profile(model, example), got {profile!r}")
         if profile is not None:
             profile.check(model, compiled=compile, foreign=foreign)
             next(iter(profile.batches.values())).steps[0].at(quantile)

@@ -112,5 +112,5 @@ def _numbers(given: Any, wanted: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{wanted}, got {given!r}") from None
     if values.dtype == torch.bool or not has_range(values):
-        raise TypeError(f"{wanted}, got {values.layout} {described(values)}")
+        raise TypeError(f"{wanted}, got {described(values)}")
     return values.as_subclass(Tensor).to("cpu", torch.float32, copy=True)

@@ -77,7 +77,12 @@ def resolve(
     Raises:
         ValueError: If a name is unknown, the rule was never fitted to this model, or it was fitted to the answers of another
             combiner than `combine`; or if the model is no classifier, but the rule or combiner needs probabilities.
+        TypeError: If `stop` or `combine` is of another type.
     """
+    if stop is not None and not isinstance(stop, str | Rule):
+        raise TypeError(f"stop must be a rule, or text such as 'confidence=0.9', got {stop!r}")
+    if combine is not None and not isinstance(combine, str | Combiner):
+        raise TypeError(f"combine must be a combiner, or a name such as 'product', got {combine!r}")
     saved = model.info.rules
     fitted = None
     if isinstance(stop, str) and "=" in stop and stop not in saved:

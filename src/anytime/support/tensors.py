@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,23 +17,32 @@ _BITS = {  # by type: integers of the same width, the bits without the sign, the
 }
 
 
-def described(x: Tensor, shape_first: bool = True) -> str:
+def described(x: Tensor | np.ndarray, shape_first: bool = True) -> str:
     """`"[1, 3, 8, 8] torch.float32 from 0 to 255"`; the range is that of the finite values, and the others are counted."""
-    shape, kind = str(list(x.shape)), str(x.dtype)
+    layout = unusual_layout(x) if isinstance(x, Tensor) else None
+    shape, kind = "[...]" if layout == "nested" else str(list(x.shape)), str(x.dtype)
     text = f"{shape} {kind}" if shape_first else f"{kind} {shape}"
     if not has_range(x):
-        return text
-    values = x.detach().double()
+        return f"{text} ({layout})" if layout else text
+    values = x.detach().double() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, np.float64, order="C"))
     finite = values[values.isfinite()]
     missing = values.numel() - finite.numel()
     text += f" from {finite.min().item():g} to {finite.max().item():g}" if finite.numel() else ""
     return text + (f", {missing} of {values.numel()} NaN or infinite" if missing else "")
 
 
-def has_range(x: Tensor) -> bool:
-    """Whether the values of a tensor are real numbers, each in its place in memory."""
-    plain = x.layout is torch.strided and not (x.is_meta or x.is_nested or x.is_quantized)
-    return plain and not x.is_complex()
+def has_range(x: Tensor | np.ndarray) -> bool:
+    """Whether a tensor or array holds real numbers, each in its place in memory."""
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind in "biuf"
+    return unusual_layout(x) is None and not (x.is_complex() or x.is_quantized)
+
+
+def unusual_layout(x: Tensor) -> str | None:
+    """`"sparse_coo"`, `"nested"` or `"meta"`; None for a tensor that has each of its values in memory."""
+    if x.layout is not torch.strided:
+        return str(x.layout).removeprefix("torch.")
+    return "nested" if x.is_nested else "meta" if x.is_meta else None
 
 
 def check_plain(state: Mapping[str, Any]) -> None:

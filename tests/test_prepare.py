@@ -19,6 +19,7 @@ from anytime.support.views import middle_view, shorten
 RANDOM = np.random.default_rng(0)
 FRAME = RANDOM.integers(0, 256, (48, 64, 3), dtype=np.uint8)
 GREY = RANDOM.integers(0, 256, (48, 64), dtype=np.uint8)
+JAGGED = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(3, 3)], layout=torch.jagged)
 
 
 def model_of(size=(3, 32, 32), ratio: float = 8 / 7):
@@ -124,22 +125,89 @@ def test_the_view_is_that_of_torchvision() -> None:
 @pytest.mark.parametrize(
     ("frame", "error", "message"),
     [
-        (np.zeros((48, 64, 4), np.uint8), ValueError, r"1 or 3 channels, or \(H, W\), got uint8 \(48, 64, 4\) from 0 to 0"),
-        (np.zeros((1, 48, 64, 3), np.uint8), ValueError, r"got uint8 \(1, 48, 64, 3\)"),
-        (np.zeros(64, np.uint8), ValueError, r"got uint8 \(64,\)"),
-        (np.zeros((0, 64, 3), np.uint8), ValueError, r"got uint8 \(0, 64, 3\)"),
+        (np.zeros((48, 64, 4), np.uint8), ValueError, r"got uint8 \[48, 64, 4\] from 0 to 0; drop alpha: frame\[..., :3\]$"),
+        (np.zeros((4, 48, 64), np.uint8), ValueError, r"got uint8 \[4, 48, 64\] from 0 to 0; drop alpha: frame\[:3\]$"),
+        (np.zeros((48, 64, 2), np.uint8), ValueError, r"1 or 3 channels, or \(H, W\), got uint8 \[48, 64, 2\] from 0 to 0$"),
+        (np.zeros((1, 48, 64, 3), np.uint8), ValueError, r"got uint8 \[1, 48, 64, 3\]"),
+        (np.zeros(64, np.uint8), ValueError, r"got uint8 \[64\]"),
+        (np.zeros((0, 64, 3), np.uint8), ValueError, r"got uint8 \[0, 64, 3\]"),
         (np.zeros((3, 64, 3), np.uint8), ValueError, r"\(3, 64, 3\) can be read as \(H, W, C\) and as \(C, H, W\)"),
-        (np.full((48, 64, 3), 255.0), TypeError, r"must be uint8, got float64 \(48, 64, 3\) from 255 to 255"),
-        (torch.full((3, 48, 64), 0.5), TypeError, r"got torch.float32 \(3, 48, 64\) from 0.5 to 0.5; images in \[0, 1\] go"),
-        (np.full((48, 64), np.nan), TypeError, r"got float64 \(48, 64\) from nan to nan"),
-        (np.zeros((48, 64, 3), np.uint16), TypeError, r"got uint16 \(48, 64, 3\)"),
-        ([[1, 2]], TypeError, "a numpy array or torch tensor of uint8, got list"),
+        (np.full((48, 64, 3), 255.0), TypeError, r"must be uint8, got float64 \[48, 64, 3\] from 255 to 255"),
+        (torch.full((3, 48, 64), 0.5), TypeError, r"got torch.float32 \[3, 48, 64\] from 0.5 to 0.5; images in \[0, 1\] go"),
+        (np.full((48, 64), np.nan), TypeError, r"got float64 \[48, 64\], 3072 of 3072 NaN or infinite$"),
+        (np.zeros((48, 64, 3), np.uint16), TypeError, r"got uint16 \[48, 64, 3\]"),
+        ([[1, 2]], TypeError, "a numpy array or torch tensor of uint8, or a PIL image, got list"),
+        (np.full((48, 64, 3), "x"), TypeError, r"must be uint8, got <U1 \[48, 64, 3\]$"),
+        (np.full((48, 64, 3), None), TypeError, r"must be uint8, got object \[48, 64, 3\]$"),
+        (np.zeros((48, 64), [("red", np.uint8)]), TypeError, r"must be uint8, got \[\('red', '\|?u1'\)\] \[48, 64\]$"),
+        (np.zeros((48, 64), complex), TypeError, r"must be uint8, got complex128 \[48, 64\]$"),
+        (np.zeros((48, 64), "datetime64[s]"), TypeError, r"must be uint8, got datetime64\[s\] \[48, 64\]$"),
+        (torch.zeros(48, 64, dtype=torch.complex64), TypeError, r"must be uint8, got torch.complex64 \[48, 64\]$"),
+        (torch.zeros(48, 64, dtype=torch.uint8, device="meta"), TypeError, "values in memory, got a meta tensor"),
+        (torch.zeros(48, 64, device="meta"), TypeError, "values in memory, got a meta tensor"),
+        (torch.zeros(48, 64, dtype=torch.uint8).to_sparse(), TypeError, "values in memory, got a sparse_coo tensor"),
+        (JAGGED, TypeError, "values in memory, got a jagged tensor"),
+        (Image.new("F", (8, 8)), ValueError, "a PIL image of mode F has 32-bit pixels of unknown range"),
+        (Image.new("I", (8, 8)), ValueError, "a PIL image of mode I has 32-bit pixels of unknown range"),
+        (Image.new("RGB", (0, 8)), ValueError, r"a PIL image must have pixels, got size \(0, 8\)"),
         (None, TypeError, "got NoneType"),
     ],
 )
 def test_what_is_no_frame_is_described(frame, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         model_of().prepare(frame)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        FRAME.astype(np.float32),
+        FRAME.astype(np.float64) / 255,
+        FRAME.astype(np.float16),
+        FRAME.astype(np.uint16),
+        FRAME.astype(np.int64),
+        FRAME.astype(np.uint16) * 257,
+        torch.from_numpy(FRAME).float(),
+        torch.from_numpy(FRAME).double() / 255,
+        torch.from_numpy(FRAME).to(torch.bfloat16),
+        torch.from_numpy(FRAME).int(),
+        torch.from_numpy(FRAME.astype(np.uint16) * 257),
+    ],
+    ids=lambda frame: f"{frame.dtype} to {frame.max():g}" if isinstance(frame, np.ndarray) else str(frame.dtype),
+)
+def test_the_conversion_that_an_error_names_is_right(frame) -> None:
+    model = model_of()
+    with pytest.raises(TypeError, match=r"a frame must be uint8, got .*; convert it") as caught:
+        model.prepare(frame)
+    converted = eval(str(caught.value).rpartition(": ")[2], {"frame": frame, "np": np, "torch": torch})
+    assert torch.equal(model.prepare(converted), model.prepare(FRAME))
+
+
+def test_a_mask_is_converted_to_black_and_white() -> None:
+    for mask, way in (
+        (GREY > 99, "frame.astype(np.uint8) * 255"),
+        (torch.from_numpy(GREY) > 99, "frame.to(torch.uint8) * 255"),
+    ):
+        with pytest.raises(TypeError, match=r"a frame must be uint8, got .* from 0 to 1; convert it: ") as caught:
+            model_of().prepare(mask)
+        assert str(caught.value).endswith(way)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16"])
+def test_a_pil_image_is_prepared_as_predict_reads_its_file(tmp_path: Path, mode: str) -> None:
+    model, path = model_of(), tmp_path / ("frame.tif" if mode == "CMYK" else "frame.png")
+    image = Image.fromarray(GREY.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(FRAME).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(path, exif=exif)
+    expected = read_image(path, model.info.input_size, model.info.resize_ratio)[None]
+    assert not torch.equal(expected, model.prepare(image))
+    with Image.open(path) as stored:
+        assert torch.equal(model.prepare(stored), expected)
+        with pytest.raises(
+            ValueError, match=f"a PIL image of mode {stored.mode} names the order of its colours: leave bgr out"
+        ):
+            model.prepare(stored, bgr=True)
 
 
 def test_a_model_that_does_not_know_its_input_size_says_so() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -171,8 +172,7 @@ class AnytimeModel(nn.Module, SavedModel):
             TypeError: Not a floating-point tensor.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            given = described(x, shape_first=False) if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"images must be a floating-point tensor in [0, 1], got {given}; model.prepare takes uint8 frames")
+            raise TypeError(f"images must be a floating-point tensor in [0, 1], got {_no_images(x)}")
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"images must be [B, {self.in_channels}, H, W], got {described(x)}")
         if min(x.shape[2:]) < smallest:
@@ -197,11 +197,12 @@ class AnytimeModel(nn.Module, SavedModel):
         the centre is cropped; or if the data set did so (`info.stretched`), the whole frame is resized.
 
         Args:
-            frame: uint8 numpy array or torch tensor `(H, W, 3)`, `(3, H, W)`, `(H, W)`, `(H, W, 1)` or `(1, H, W)`, any size.
-            bgr: Colours come as blue, green, red, as from OpenCV.
+            frame: uint8 numpy array or torch tensor `(H, W, 3)`, `(3, H, W)`, `(H, W)`, `(H, W, 1)` or `(1, H, W)`, any size;
+                or a PIL image.
+            bgr: Colours come as blue, green, red, as from OpenCV; not for PIL images.
 
         Raises:
-            TypeError: The frame is not uint8.
+            TypeError: The frame is not uint8, and no PIL image.
             ValueError: It has another shape, or the model does not know its input size.
 
         Example:
@@ -231,6 +232,18 @@ class AnytimeModel(nn.Module, SavedModel):
     def normalize(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel; `[B, C, H, W]` to the same."""
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def _no_images(x: Any) -> str:
+    """What was given as images but is no floating-point tensor, and how to make images of it."""
+    way = "model.prepare takes uint8 frames and PIL images"
+    if isinstance(x, Tensor):
+        return f"{described(x, shape_first=False)}; {way}"
+    if not isinstance(x, np.ndarray):
+        return f"{type(x).__name__}; {way}"
+    if np.issubdtype(x.dtype, np.floating):
+        way = f"make a tensor of them: torch.from_numpy(x){'' if x.dtype == np.float32 else '.float()'}"
+    return f"numpy.ndarray {described(x, shape_first=False)}; {way}"
 
 
 def require_classifier(model: AnytimeModel, what: str) -> None:

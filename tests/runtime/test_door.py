@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from anytime.runtime import frames
 from anytime.runtime.door import admit
 
 X = torch.full((1, 3, 2, 2), 0.5)
+JAGGED = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(3, 3)], layout=torch.jagged)
 
 
 def after_the_first_step(predictor: Predictor, buffer: torch.Tensor, **arguments) -> list[Answer]:
@@ -146,6 +148,17 @@ def test_a_single_image_needs_no_batch(timed_case: Callable) -> None:
         (torch.full((1, 3, 2, 2), torch.nan), ValueError, r"\[1, 3, 2, 2\] torch.float32, 12 of 12 NaN or infinite"),
         (torch.tensor([0.5, torch.inf, 1, 1] * 3).view(1, 3, 2, 2), ValueError, "from 0.5 to 1, 3 of 12 NaN or infinite"),
         (torch.zeros(1, 3, 2, 2, dtype=torch.complex64), TypeError, r"got torch.complex64 \[1, 3, 2, 2\]"),
+        (torch.zeros(1, 3, 2, 2).to_sparse(), TypeError, "images must be one dense tensor, got a sparse_coo tensor"),
+        (torch.zeros(3, 2, 2).to_sparse(), TypeError, "images must be one dense tensor, got a sparse_coo tensor"),
+        (JAGGED, TypeError, "images must be one dense tensor, got a jagged tensor"),
+        (
+            np.full((1, 3, 2, 2), 0.5, np.float32),
+            TypeError,
+            r"got numpy.ndarray float32 \[1, 3, 2, 2\] from 0.5 to 0.5; make a tensor of them: torch.from_numpy\(x\)$",
+        ),
+        (np.zeros((3, 2, 2)), TypeError, r"numpy.ndarray float64 \[3, 2, 2\] .* of them: torch.from_numpy\(x\).float\(\)$"),
+        (np.zeros((2, 2, 3), np.uint8), TypeError, r"uint8 \[2, 2, 3\] from 0 to 0; model.prepare takes uint8 frames and PIL"),
+        (np.full((2, 2), None), TypeError, r"got numpy.ndarray object \[2, 2\]; model.prepare"),
     ],
 )
 def test_what_is_no_image_is_described(timed_case: Callable, x: torch.Tensor, error: type[Exception], message: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from anytime.model import AnytimeModel
 from anytime.runtime.forks import leave_lost_pool
 from anytime.runtime.profile import Profile
-from anytime.support.tensors import described
+from anytime.support.tensors import described, unusual_layout
 
 OVERSHOOT = 0.05  # how far interpolation may take a pixel beyond [0, 1]
 
@@ -23,9 +23,11 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
     Raises:
         ValueError: Wrong shape, pixels that are NaN, infinite or further beyond [0, 1], or a size that the profile does not
             know.
-        TypeError: Not floating-point, or another precision or device than the model's.
+        TypeError: Not a dense floating-point tensor, or another precision or device than the model's.
     """
     leave_lost_pool()
+    if isinstance(x, Tensor) and (layout := unusual_layout(x)) not in (None, "meta"):
+        raise TypeError(f"images must be one dense tensor, got a {layout} tensor")
     x = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
     model.check_input(x)
     reference = next(model.parameters())

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from anytime.support.tensors import described, has_range, unusual_layout
+
 LONGEST = 8
 """An image whose longer side is more than this multiple of the shorter is cropped to it before it is resized."""
 
@@ -80,21 +82,30 @@ def frame_picture(frame: Any, bgr: bool = False) -> Image.Image:
     """The picture that a frame `(H, W, 3)`, `(3, H, W)`, `(H, W)`, `(H, W, 1)` or `(1, H, W)` of uint8 shows.
 
     Args:
-        frame: A numpy array or torch tensor.
+        frame: A numpy array or torch tensor; or a PIL image, which is turned upright by its EXIF orientation.
         bgr: Colours come as blue, green, red.
 
     Raises:
-        TypeError: It is no array or tensor of uint8.
-        ValueError: It has another shape, or one that can be read in two ways.
+        TypeError: It is no array or tensor of uint8, and no PIL image.
+        ValueError: It has another shape, or one that can be read in two ways; a PIL image has no pixels, or those of 32 bits,
+            or comes with `bgr`.
     """
+    if isinstance(frame, Image.Image):
+        return _upright(frame, bgr)
     if not isinstance(frame, (np.ndarray, Tensor)):
-        raise TypeError(f"a frame must be a numpy array or torch tensor of uint8, got {type(frame).__name__}")
+        kind = type(frame).__name__
+        raise TypeError(f"a frame must be a numpy array or torch tensor of uint8, or a PIL image, got {kind}")
+    if isinstance(frame, Tensor) and (layout := unusual_layout(frame)):
+        raise TypeError(f"a frame must be a tensor with all of its values in memory, got a {layout} tensor")
     if str(frame.dtype) not in ("uint8", "torch.uint8"):
-        raise TypeError(f"a frame must be uint8, got {_described(frame)}; images in [0, 1] go to the predictor as they are")
+        raise TypeError(f"a frame must be uint8, got {described(frame, shape_first=False)}{_conversion(frame)}")
     array = frame.detach().cpu().numpy() if isinstance(frame, Tensor) else frame
     shape = array.shape
     if 0 in shape or not (array.ndim == 2 or (array.ndim == 3 and {shape[0], shape[2]} & {1, 3})):
-        raise ValueError(f"a frame must be (H, W, C) or (C, H, W) with 1 or 3 channels, or (H, W), got {_described(frame)}")
+        alpha = "[..., :3]" if array.ndim == 3 and shape[2] == 4 else "[:3]" if array.ndim == 3 and shape[0] == 4 else ""
+        drop = f"; drop alpha: frame{alpha}" if alpha else ""
+        given = f"{described(frame, shape_first=False)}{drop}"
+        raise ValueError(f"a frame must be (H, W, C) or (C, H, W) with 1 or 3 channels, or (H, W), got {given}")
     if array.ndim == 2:
         return Image.fromarray(array)
     if {shape[0], shape[2]} <= {1, 3}:
@@ -107,6 +118,32 @@ def frame_picture(frame: Any, bgr: bool = False) -> Image.Image:
     return Image.frombytes("RGB", shape[1::-1], np.ascontiguousarray(array), "raw", "BGR") if bgr else Image.fromarray(array)
 
 
-def _described(frame: Any) -> str:
-    span = f" from {frame.min():g} to {frame.max():g}" if 0 not in frame.shape else ""
-    return f"{frame.dtype} {tuple(frame.shape)}{span}"
+def _upright(image: Image.Image, bgr: bool) -> Image.Image:
+    if bgr:
+        raise ValueError(f"a PIL image of mode {image.mode} names the order of its colours: leave bgr out")
+    if 0 in image.size:
+        raise ValueError(f"a PIL image must have pixels, got size {image.size}")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"a PIL image of mode {image.mode} has 32-bit pixels of unknown range; give one with 8 or 16 bits")
+    return ImageOps.exif_transpose(image)
+
+
+def _conversion(frame: np.ndarray | Tensor) -> str:
+    """How to make uint8 of pixels of another type: the end of an error, empty if their range is unknown."""
+    if not has_range(frame) or 0 in frame.shape:
+        return ""
+    in_torch = isinstance(frame, Tensor)
+    values = frame.detach().double().cpu().numpy() if isinstance(frame, Tensor) else frame
+    low, high, cast = float(values.min()), float(values.max()), ".to(torch.uint8)" if in_torch else ".astype(np.uint8)"
+    if "bool" in str(frame.dtype):
+        return f"; convert it: frame{cast} * 255"
+    if not (low >= 0 and high < np.inf):
+        return ""
+    if "float" in str(frame.dtype) and high <= 1:
+        direct = "; images in [0, 1] go to the predictor as they are" if in_torch else ""
+        return f"{direct}; convert it: (frame * 255).round(){cast}"
+    if high <= 255:
+        return f"; convert it: frame{'.round()' if 'float' in str(frame.dtype) else ''}{cast}"
+    if "uint16" in str(frame.dtype):
+        return f"; convert it if its white is 65535: (frame{'.float()' if in_torch else ''} / 257).round(){cast}"
+    return f"; scale its white to 255 and convert it: frame.round(){cast}"

@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from anytime.support.limits import UNFIT
 from anytime.support.tensors import denormal_warning
-from anytime.support.torch_files import check_parts
+from anytime.support.torch_files import check_old_file, check_parts, check_tensors
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallelism, of torch.compile, of a trainer
 ZIP = b"PK\x03\x04"  # torch's format starts so; before version 1.6 it was another
@@ -55,6 +56,10 @@ def read_weights(path: str | os.PathLike[str], own: Collection[str] = ()) -> Wei
             stored = stored[key]
     if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} does not hold a state dict")
+    try:
+        check_tensors(stored.values(), path)
+    except UNFIT as error:  # of tensors that only wrap others
+        raise ValueError(f"{path} cannot be used: {error}") from error
     for name, value in stored.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{path} cannot be used: {name} holds NaN or infinity")
@@ -76,6 +81,8 @@ def _read(path: Path) -> Any:
             return safetensors.torch.load_file(path)
         if start.startswith(ZIP):
             check_parts(path)
+        elif start.startswith(STARTS):
+            check_old_file(path)
         with path.open("rb") as file:  # by a path, torch would go by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:

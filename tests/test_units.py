@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import anytime
-from anytime.support.units import image_size
+from anytime.support.units import image_size, ms_text
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,8 @@ def test_224_means_the_same_in_every_function() -> None:
     grey = anytime.create_model("anytimenet", width=4, blocks=(2, 2, 2), scheme=(1, 1), in_channels=1)
     with pytest.raises(ValueError, match=r"\[B, 1, H, W\], got \[1, 3, 16, 16\]"):
         anytime.step_macs(grey, 16)
+
+
+def test_milliseconds_below_zero_have_no_exponent() -> None:
+    values = (-1, -1234.5, -0.1, -0.0012, 0, float("-inf"))
+    assert [ms_text(seconds) for seconds in values] == ["-1,000", "-1,234,500", "-100", "-1.20", "0.00", "-inf"]

@@ -131,7 +131,7 @@ def test_a_deadline_means_the_same_as_in_python(run, images, capsys):
     for passed in ("0", "-0.0", "-1", "-5ms", "-1e-3", "-inf", "-.5", "0ms"):
         assert main(["predict", run, images[0], "--deadline", passed]) == 0
         out = capsys.readouterr().out
-        assert "the deadline has passed, so the answer is the prior" in out
+        assert f"{images[0]} (deadline passed)\n  the deadline has passed, so the answer is the prior" in out
         assert " step " not in out
     for never in ("inf", "1e10", "2e9s"):
         assert main(["predict", run, images[0], "--deadline", never]) == 0

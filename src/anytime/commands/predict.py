@@ -99,13 +99,13 @@ def _predict(
     measured = profile(model, images[0][1][None], repeats=50, progress=sys.stderr.isatty())
     predictor = Predictor(model, measured, combine, stop, quantile="p50")
     device = next(model.parameters()).device
-    given = "no deadline" if deadline is None else f"deadline {ms_text(deadline)} ms"
+    passed = deadline is not None and deadline <= 0
+    given = "no deadline" if deadline is None else "deadline passed" if passed else f"deadline {ms_text(deadline)} ms"
     for path, image in images:
         print(f"{printable(str(path))} ({given})")
         for answer in predictor.stream(image[None].to(device), deadline):
             if answer.step < 1:
                 first = ms_text(measured.at(1).steps[0].p50)
-                passed = deadline is not None and deadline <= 0
                 why = "the deadline has passed" if passed else f"no step fits: the first takes about {first} ms here"
                 print(f"  {why}, so the answer is the prior: all classes are equally likely")
                 continue

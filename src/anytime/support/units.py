@@ -118,8 +118,8 @@ def macs_text(macs: float) -> str:
 
 
 def ms_text(seconds: float) -> str:
-    """Seconds as milliseconds with three significant digits: 0.00123 gives `"1.23"`."""
-    return f"{seconds * 1e3:#.3g}" if seconds < 0.0995 else f"{seconds * 1e3:,.0f}"
+    """Seconds as milliseconds with three significant digits: 0.00123 gives `"1.23"`, -2 gives `"-2,000"`."""
+    return f"{seconds * 1e3:#.3g}" if abs(seconds) < 0.0995 else f"{seconds * 1e3:,.0f}"
 
 
 def parse_budget(text: str, whole: float) -> tuple[float, Literal["macs", "seconds"]]:

@@ -222,11 +222,16 @@ def test_plain_mappings_in_a_recipe_are_taken(folder: Path) -> None:
     arguments = {"backbone": "anytime.models.surgery.small_networks.ResNet20", "options": {"width": 2}, "exits": 1}
     recipe = RECIPE | {"model": {"class_path": "attach", "init_args": arguments}}
     recipe |= {"optimizer": {"class_path": "Adam", "init_args": {"lr": 0.00001, "betas": [0.9, 0.99]}}}
+    nested = {"blocks": [1, 2], "scheme": [[1, 1], [0, 1]]}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     with names_from("recipe.yaml"):
         config = parse([], ["recipe.yaml"])
     assert config["model"]["init_args"]["options"] == {"width": 2}
     assert config["optimizer"]["init_args"]["lr"] == 0.00001
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"model": {"class_path": "anytimenet", "init_args": nested}}))
+    with names_from("recipe.yaml"):
+        config = parse([], ["recipe.yaml"])
+    assert config["model"]["init_args"]["scheme"] == [[1, 1], [0, 1]]
 
 
 def test_resume_imports_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

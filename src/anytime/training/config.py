@@ -326,7 +326,7 @@ def _check_length(key: str, text: Any) -> None:
         raise UsageError(str(error)) from error
 
 
-_PLAIN = {str, int, float, bool, type(None), bytes, list, tuple, dict, set, Any, os.PathLike, Path}  # needs no import
+_PLAIN = {..., str, int, float, bool, type(None), bytes, list, tuple, dict, set, Any, os.PathLike, Path}  # needs no import
 
 
 def _reject_imports(parser: ArgumentParser, values: Config) -> None:

@@ -23,6 +23,7 @@ from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import REPLACEMENT, check_file
 from anytime.support.limits import UNFIT, AllocationLimit, check_image, check_numbers, check_steps
+from anytime.support.tensor_files import HEADER, check_length
 from anytime.support.tensors import check_plain, denormal_warning
 from anytime.support.text import one_line, printable
 from anytime.support.trust import UntrustedName, is_remembered, names_from, remember
@@ -31,7 +32,6 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 1
 CONFIG_BYTES, CONFIG_VALUES = 2**25, 5_000_000  # of names: 20 networks with 20,000 classes each
-HEADER = 2_000_000  # bytes of names and shapes, of some 15,000 tensors
 Task = Literal["classification", "regression", "dense"]
 TASKS: tuple[Task, ...] = get_args(Task)
 _TYPES = {  # of the tensors in a file
@@ -298,6 +298,10 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     check_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no trained model: {WEIGHTS} is missing")
+    try:
+        check_length(path)
+    except UNFIT as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}") from error
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != config["sha256"]:

@@ -16,7 +16,8 @@ from anytime.saving import CONFIG, ModelInfo
 from anytime.support.documents import TooLarge, parse_json, parse_yaml
 from anytime.support.trust import names_from
 from anytime.training.config import UsageError, read_recipe
-from anytime.training.rundir import read_run
+from anytime.training.launch import resume_training
+from anytime.training.rundir import check_new, read_run
 
 ANN: dict[str, Any] = {"units": 1, "width": 2, "in_channels": 1}
 NAMES = tuple(f"class {i}, with {'some' * 8} words" for i in range(10_000))
@@ -66,6 +67,28 @@ def test_documents_without_end_are_not_read(tmp_path: Path) -> None:
         anytime.Profile.load(sparse(tmp_path / "profile.json"))
     with pytest.raises(UsageError, match=r"config\.yaml has 68,719,476,736 bytes"):
         read_recipe(sparse(tmp_path / "config.yaml"))
+    with pytest.raises(ValueError, match=r"config\.yaml has 68,719,476,736 bytes"):
+        resume_training(tmp_path)
     sparse(tmp_path / "run.json")
+    with pytest.raises(UsageError, match=r"run\.json is not of this library"):
+        check_new(tmp_path, overwrite=True)
     with pytest.raises(ValueError, match=r"run\.json has 68,719,476,736 bytes"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (None, "it has 68,719,476,736 bytes, its header describes [0-9,]{4,7}$"),
+        (b"", "its header is damaged"),
+        (b"\xff" * 8, "its header has more than 2,000,000 bytes"),
+        (b"\x02" + b"\0" * 7 + b"[]", "has no attribute"),
+    ],
+)
+def test_weights_without_end_are_not_read(start: bytes | None, message: str, tmp_path: Path) -> None:
+    create_model("ann", 3, **ANN).save(tmp_path)
+    if start is not None:
+        (tmp_path / "model.safetensors").write_bytes(start)
+    sparse(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors is damaged: .*{message}"):
+        anytime.load(tmp_path)

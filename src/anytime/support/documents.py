@@ -80,7 +80,7 @@ def read_limited(path: Path, most: int) -> bytes:
 
 def parse_json(text: str | bytes, source: object, nodes: int = NODES) -> Any:
     """The content of a JSON document; raises ValueError if it is damaged, nested deeper than `DEPTH`, or has more `nodes`."""
-    opened = sum(text.count(bracket) for bracket in (b"[{" if isinstance(text, bytes) else "[{"))
+    opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
     if opened > nodes and not is_consented():  # which the reader would take a minute and gigabytes to find out
         raise TooLarge(f"{source} is damaged: it holds more than {nodes:,} values; {_CONSENT}")
     try:

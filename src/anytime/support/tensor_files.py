@@ -10,12 +10,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_ordinary
 from anytime.support.limits import UNFIT
 from anytime.support.text import one_line
 
 MOST = 100  # tensors in a file
+SMALL = 2**26  # bytes that are read at once
+HEADER = 2_000_000  # bytes of names and shapes of a model's tensors, of which some 15,000 fit
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -30,6 +33,20 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
                 raise
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         part.chmod(mode)
+
+
+def check_length(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if a large file is longer than its header says, or has no header: its bytes may take no space."""
+    if (size := os.path.getsize(path)) <= SMALL:
+        return
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > HEADER:
+            raise ValueError(f"its header has more than {HEADER:,} bytes")
+        facts = parse_json(file.read(length), "its header", 5_000_000)
+    ends = [entry["data_offsets"][1] for name, entry in facts.items() if name != "__metadata__"]
+    if size > (described := 8 + length + max(ends, default=0)):
+        raise ValueError(f"it has {size:,} bytes, its header describes {described:,}")
 
 
 def read_metadata(path: str | os.PathLike[str], kind: str) -> dict[str, str]:

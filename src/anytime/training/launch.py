@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from anytime.saving import remember_model
+from anytime.saving import CONFIG_BYTES, remember_model
 from anytime.support.allocator import keep_freed_memory
+from anytime.support.documents import read_limited
 from anytime.support.trust import UntrustedName, is_remembered, is_untrusted, names_from, remember
 from anytime.training.build import TrainingJob, build
 from anytime.training.callbacks import Interrupted
@@ -85,7 +86,7 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
             finish_replacement(run)  # if it was killed in the middle of that
         folder = in_training(run)
         source = folder / CONFIG
-        remembered = source.is_file() and is_remembered(source, source.read_text(encoding="utf-8", errors="replace"))
+        remembered = source.is_file() and is_remembered(source, read_limited(source, CONFIG_BYTES).decode(errors="replace"))
         with names_from(source, trust, remembered=remembered):
             config, state = read_run(folder)
             if is_untrusted() and (network := [k for k, on in NETWORK.items() if flatten(config).get(k) == on]):

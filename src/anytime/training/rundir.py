@@ -169,8 +169,8 @@ def _entries(path: Path) -> list[Path]:
 def _stated(path: Path) -> dict[str, Any]:
     """The state of a run as this library writes it; empty if there is none."""
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        state = parse_json(read_limited(path / STATE, STATE_BYTES), path / STATE)
+    except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) and {"format", "anytime", "state"} <= state.keys() else {}
 

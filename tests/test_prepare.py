@@ -167,6 +167,8 @@ def test_what_is_no_frame_is_described(frame, error: type[Exception], message: s
         FRAME.astype(np.uint16),
         FRAME.astype(np.int64),
         FRAME.astype(np.uint16) * 257,
+        (FRAME / 255).astype(">f4"),
+        FRAME.astype(">u2") * 257,
         torch.from_numpy(FRAME).float(),
         torch.from_numpy(FRAME).double() / 255,
         torch.from_numpy(FRAME).to(torch.bfloat16),

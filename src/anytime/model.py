@@ -242,7 +242,7 @@ def _no_images(x: Any) -> str:
     if not isinstance(x, np.ndarray):
         return f"{type(x).__name__}; {way}"
     if np.issubdtype(x.dtype, np.floating):
-        way = f"make a tensor of them: torch.from_numpy(x){'' if x.dtype == np.float32 else '.float()'}"
+        way = f"make a tensor of them: torch.from_numpy({'x' if x.dtype == np.float32 else 'x.astype(np.float32)'})"
     return f"numpy.ndarray {described(x, shape_first=False)}; {way}"
 
 

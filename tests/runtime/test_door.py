@@ -156,7 +156,11 @@ def test_a_single_image_needs_no_batch(timed_case: Callable) -> None:
             TypeError,
             r"got numpy.ndarray float32 \[1, 3, 2, 2\] from 0.5 to 0.5; make a tensor of them: torch.from_numpy\(x\)$",
         ),
-        (np.zeros((3, 2, 2)), TypeError, r"numpy.ndarray float64 \[3, 2, 2\] .* of them: torch.from_numpy\(x\).float\(\)$"),
+        (
+            np.zeros((3, 2, 2)),
+            TypeError,
+            r"numpy.ndarray float64 \[3, 2, 2\] .* of them: torch.from_numpy\(x.astype\(np.float32\)\)$",
+        ),
         (np.zeros((2, 2, 3), np.uint8), TypeError, r"uint8 \[2, 2, 3\] from 0 to 0; model.prepare takes uint8 frames and PIL"),
         (np.full((2, 2), None), TypeError, r"got numpy.ndarray object \[2, 2\]; model.prepare"),
     ],

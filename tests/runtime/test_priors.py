@@ -18,6 +18,7 @@ TAKEN = [
     torch.tensor(GIVEN, requires_grad=True),
     np.array(GIVEN),
     np.array(GIVEN, np.float16),
+    np.array(GIVEN[::-1])[::-1],
     GIVEN,
     tuple(GIVEN),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,7 +109,7 @@ def probabilities(given: Any, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 def _numbers(given: Any, wanted: str) -> Tensor:
     """A copy of real numbers as float32, on the host; `wanted` is the beginning of the error."""
     try:
-        values = torch.as_tensor(given).detach()
+        values = torch.as_tensor(np.array(given, order="C") if isinstance(given, np.ndarray) else given).detach()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{wanted}, got {given!r}") from None
     if values.dtype == torch.bool or not has_range(values):

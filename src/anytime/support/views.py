@@ -24,9 +24,11 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """
     if image.mode.startswith("I;16"):  # PIL would clip values above 255
         values, transparent = np.asarray(image), image.info.get("transparency")
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        if isinstance(transparent, int):
-            grey[values == transparent] = 255
+        grey = np.empty(values.shape, np.uint8)
+        for row, line in enumerate(values):  # by rows, because large images would need gigabytes
+            grey[row] = (line.astype(np.uint32) + 128) // 257
+            if isinstance(transparent, int):
+                grey[row][line == transparent] = 255
         image = Image.fromarray(grey)
     elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
@@ -133,17 +135,18 @@ def _conversion(frame: np.ndarray | Tensor) -> str:
     if not has_range(frame) or 0 in frame.shape:
         return ""
     in_torch = isinstance(frame, Tensor)
+    kind = frame.dtype.name if isinstance(frame, np.ndarray) else str(frame.dtype)
     values = frame.detach().double().cpu().numpy() if isinstance(frame, Tensor) else frame
     low, high, cast = float(values.min()), float(values.max()), ".to(torch.uint8)" if in_torch else ".astype(np.uint8)"
-    if "bool" in str(frame.dtype):
+    if "bool" in kind:
         return f"; convert it: frame{cast} * 255"
     if not (low >= 0 and high < np.inf):
         return ""
-    if "float" in str(frame.dtype) and high <= 1:
+    if "float" in kind and high <= 1:
         direct = "; images in [0, 1] go to the predictor as they are" if in_torch else ""
         return f"{direct}; convert it: (frame * 255).round(){cast}"
     if high <= 255:
-        return f"; convert it: frame{'.round()' if 'float' in str(frame.dtype) else ''}{cast}"
-    if "uint16" in str(frame.dtype):
+        return f"; convert it: frame{'.round()' if 'float' in kind else ''}{cast}"
+    if "uint16" in kind:
         return f"; convert it if its white is 65535: (frame{'.float()' if in_torch else ''} / 257).round(){cast}"
     return f"; scale its white to 255 and convert it: frame.round(){cast}"

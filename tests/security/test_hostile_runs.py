@@ -131,6 +131,31 @@ def a_part_less(run: Path) -> None:
     torch.save(content, file)
 
 
+def saved(change: Callable[[dict[str, Any]], object]) -> Edit:
+    def edit(run: Path) -> None:
+        file = run / "checkpoints/last.ckpt"
+        change(content := torch.load(file, weights_only=True))
+        torch.save(content, file)
+
+    return edit
+
+
+def buffer(value: Callable[[], Any]) -> Edit:
+    return saved(lambda content: content["optimizer_states"][0]["state"].update({0: {"momentum_buffer": value()}}))
+
+
+def shared() -> list[Any]:
+    """A list of 2**40 tensors."""
+    value: list[Any] = [torch.ones(1)]
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+def counted(**counts: Any) -> Edit:
+    return saved(lambda content: content["loops"]["fit_loop"]["epoch_progress"]["current"].update(counts))
+
+
 def an_archive(run: Path) -> None:
     with zipfile.ZipFile(run / "checkpoints/last.ckpt", "w") as file:
         file.writestr("data.pkl", b"cos\nsystem\n(S'touch executed'\ntR.")
@@ -146,6 +171,23 @@ CHECKPOINTS: dict[str, Edit] = {
     "an object": with_object,
     "a part less": a_part_less,
     "a foreign archive": an_archive,
+    "lists that share parts": buffer(shared),
+    "lists that share parts elsewhere": saved(lambda content: content["callbacks"].update(a=shared())),
+    "a tensor of one number": buffer(lambda: torch.ones(1).expand(10**12)),
+    "sparse weights": saved(lambda c: c.update(state_dict={k: v.to_sparse() for k, v in c["state_dict"].items()})),
+    "weights without numbers": saved(lambda c: c.update(state_dict={k: v.to("meta") for k, v in c["state_dict"].items()})),
+    "negative epochs": counted(completed=-(10**9), ready=-(10**9), started=-(10**9), processed=-(10**9)),
+    "negative steps": saved(
+        lambda content: content["loops"]["fit_loop"]["epoch_loop.batch_progress"].update(total={"ready": -1})
+    ),
+    "epochs that are no number": counted(completed=float("nan")),
+    "a method of the schedule": saved(lambda content: content["lr_schedulers"][0].update(get_lr=[1])),
+    "another method": saved(lambda content: content["lr_schedulers"][0].update(step=[1])),
+    "an unknown version": saved(lambda content: content.update({"pytorch-lightning_version": "x.y"})),
+    "progress that is text": saved(lambda content: content["loops"]["fit_loop"]["epoch_progress"].update(total="ab")),
+    "another node": lambda run: (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("num_nodes: 1", "num_nodes: 2").replace("strategy: auto", "strategy: ddp")
+    ),
     "a run without state": lambda run: (run / "run.json").write_text("{}"),
     "a state that is text": lambda run: (run / "run.json").write_text('"finished"'),
     "a configuration that is text": lambda run: (run / "config.yaml").write_text("model"),

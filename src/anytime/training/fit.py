@@ -19,6 +19,8 @@ from anytime.data import ImageData
 from anytime.data.record import RECORD, ImageRecord, read_record
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
+from anytime.support.text import one_line
+from anytime.support.trust import is_untrusted
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
 from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
 from anytime.training.logs import LoggerName, check_logger, loggers
@@ -28,6 +30,9 @@ from anytime.training.regimes.base import Joint, Regime
 from anytime.training.schedules import Schedule
 
 CHECKPOINT = "checkpoints/last.ckpt"
+_LAUNCHED = (  # environment variables of torchrun, Lightning, Slurm, MPI and LSF
+    *("WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "LSB_JOBID"),
+)
 
 
 @dataclass
@@ -96,9 +101,14 @@ def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, A
     With `partial` some steps leave parameters without a gradient, for which DDP needs another strategy.
 
     Raises:
-        ValueError: There are fewer cores or GPUs than `devices`.
+        ValueError: There are fewer cores or GPUs than `devices`; an untrusted file asks for other nodes, which nobody started.
     """
     devices, num_nodes = settings.devices, settings.num_nodes
+    if num_nodes > 1 and is_untrusted() and not any(name in os.environ for name in _LAUNCHED):
+        raise ValueError(
+            f"num_nodes is {num_nodes}, but no other node seems to have been started, and this one would wait for it; "
+            "start it by torchrun, or use --trust if you trust this file"
+        )
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     if devices == "auto" and local is not None and world is not None:
         devices, num_nodes = int(local), int(world) // int(local)
@@ -189,6 +199,10 @@ def fit(
         if not resume or checkpoints.begun:
             raise
         raise ValueError(f"checkpoint {checkpoint} is incomplete, so training cannot be resumed from it: {error!r}") from error
+    except (ValueError, RuntimeError) as error:  # of Lightning and torch, which name no file
+        if not resume or checkpoints.begun or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f"training cannot be resumed from checkpoint {checkpoint}: {one_line(error)}") from error
     finally:
         regime.release(model)
     model.eval()

@@ -1,5 +1,6 @@
 import os
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -215,3 +216,17 @@ def test_the_transparent_grey_value_of_a_png_shows_white_at_any_depth(bits, tran
         content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in ((b"IHDR", header), *rest))
         assert list(open_image(content, channels=1).tobytes()) == pytest.approx(expected, abs=1)
         assert list(open_image(content, channels=3).tobytes()[::3]) == pytest.approx(expected, abs=1)
+
+
+def test_large_images_are_not_copied(tmp_path, monkeypatch):
+    """The largest have 180 million pixels: each copy takes 700 MB, and 64 bits per pixel 1.4 GB."""
+    monkeypatch.setattr(Image.Image, "copy", lambda _: pytest.fail("copied"))
+    assert open_image(save(tmp_path / "image.png")).size == (40, 20)
+    Image.fromarray(np.arange(1_000_000, dtype=np.uint32).astype(np.uint16).reshape(1000, 1000)).save(tmp_path / "deep.png")
+    tracemalloc.start()
+    try:
+        image = open_image(tmp_path / "deep.png", 1)
+        assert tracemalloc.get_traced_memory()[1] < 5 * 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert image.getpixel((300, 0)) == 1

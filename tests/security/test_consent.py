@@ -40,3 +40,11 @@ def test_consent_to_one_file_says_nothing_of_others() -> None:
     with names_from("remembered", remembered=True), names_from("inner"), pytest.raises(UntrustedName):
         create_model("no.such.Model")
     assert typed_paths(["--data.root", "/x/my.photos", "--model", "mine.Net"]) == {"mine.Net"}
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("value", ["someone/kernel", "flash_attention_2", {"": "someone/kernel"}])
+def test_a_file_names_no_kernel_that_transformers_downloads(key: str, value: object) -> None:
+    pytest.importorskip("transformers")
+    with names_from("config.json"), pytest.raises(UntrustedName, match=f"{key}.*may download and run"):
+        create_model("attach", backbone="hf:vit", options={key: value}, input_size=32)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from anytime.support.names import nearest
-from anytime.support.trust import weights_follow
+from anytime.support.trust import UntrustedName, is_untrusted, weights_follow
 
 SET_HERE = ("num_labels", "id2label", "label2id", "image_size", "num_channels")  # by num_classes and input_size
 NOT_KEPT = (
@@ -51,6 +51,7 @@ def build_hugging_face(name: str, size: Sequence[int], classes: int | None, opti
 
     if taken := sorted(set(SET_HERE) & options.keys()):
         raise ValueError(f"options cannot hold {', '.join(taken)}: use num_classes and input_size")
+    _check_own_code(options)
     known = name in CONFIG_MAPPING
     if not known and weights_follow():
         raise ValueError(f"a saved model names the type of its network, such as hf:vit, but this one names hf:{name}")
@@ -78,6 +79,17 @@ def build_hugging_face(name: str, size: Sequence[int], classes: int | None, opti
         text = " ".join(str(error).split())
         raise ValueError(f"hf:{name} cannot be built{nearest(name, list(CONFIG_MAPPING))}: {text[:300]}") from error
     return HuggingFace(network, *((None, None) if known else _normalization(name)))
+
+
+def _check_own_code(options: dict[str, Any]) -> None:
+    """Raises UntrustedName if an untrusted file names an implementation that transformers may download and run."""
+    for key, value in options.items():
+        names = key.endswith(("_implementation", "_implementation_internal"))
+        if names and value not in ("eager", "sdpa", None) and is_untrusted():
+            raise UntrustedName(
+                f"the options hold {key} {value!r}, which transformers may download and run; if you trust this file, use "
+                "trust=True, or --trust on the command line"
+            )
 
 
 def _normalization(name: str) -> tuple[Sequence[float] | None, Sequence[float] | None]:

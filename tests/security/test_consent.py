@@ -28,6 +28,11 @@ def test_only_names_of_classes_are_consent(flag: str, equals: bool) -> None:
     assert typed_paths(["--model", "mine.Net", *typed]) == {"mine.Net"}
 
 
+def test_nothing_typed_is_no_consent() -> None:
+    assert typed_paths([]) == set()
+    assert typed_paths(["--model"]) == set()
+
+
 def test_names_within_typed_mappings_are_consent() -> None:
     members = '[{"model": "mine.Net", "width": 2}, {"model": "anytimenet", "pretrained": "data.v2"}]'
     assert typed_paths(["--model.members", members]) == {"mine.Net"}

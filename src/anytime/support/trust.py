@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -81,7 +82,7 @@ def typed_paths(arguments: Sequence[str]) -> set[str]:
     Other values, such as the file `data.v2`, are no consent to the same name in a file.
     """
     paths: set[str] = set()
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         flag, equals, value = argument.partition("=")
         value = value if equals else following
         if flag in _NAMING and re.fullmatch(_PATH, value):

@@ -21,7 +21,7 @@ Normalization = Literal["none", "sum", "last"]
 SDN_LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 
 
-class Profile(Protocol):
+class TimedAnswers(Protocol):
     """What `from_deadlines` needs of an `anytime.Profile`: `profile.at(1).reached[t - 1].at("p99")`, seconds of answer t."""
 
     def at(self, batch_size: int, /) -> Any: ...
@@ -147,7 +147,7 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
     return [min(tau, 0.01 + epoch * (tau / epochs)) for tau in largest] + [1.0]
 
 
-def from_deadlines(profile: Profile, deadlines: Iterable[Any], quantile: str = "p99") -> list[float]:
+def from_deadlines(profile: TimedAnswers, deadlines: Iterable[Any], quantile: str = "p99") -> list[float]:
     """w_t = the share of deadlines that answer t serves: time_t <= deadline < time_{t+1}; the sum is 1.
 
     A deadline serves the last answer that is there in time, at batch size 1. Deadlines before the first answer are left out,

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from anytime.cost import flop_counter
 from anytime.model import eval_mode
 from anytime.models.surgery.attach.calls import Call, Operation, TraceError, Value, leaves_of, map_leaves, same_tensor
-from anytime.models.surgery.attach.trace import Trace, is_layer
+from anytime.models.surgery.attach.trace import CallTracer, is_layer
 
 OTHER_IN_TRAINING = "it does something else in train mode than in eval mode"
 
@@ -63,9 +63,9 @@ def trace_network(network: nn.Module, x: Tensor) -> Call:
     try:
         with preserved(network):
             with flop_counter() as counter:
-                evaluation = Trace(network, False, counter.get_total_flops).run(x.clone())
+                evaluation = CallTracer(network, False, counter.get_total_flops).run(x.clone())
             network.train()
-            train = Trace(network, True, lambda: 0).run(x.clone())
+            train = CallTracer(network, True, lambda: 0).run(x.clone())
         _compare(evaluation, train, {})
         if evaluation.problem:
             raise TraceError(evaluation.problem)
@@ -116,7 +116,7 @@ def _compare(call: Call, train: Call, pairs: dict[Value, Value]) -> None:
 # -- from calls to a graph -----------------------------------------------------------------------------------------------
 
 
-class _Writer:
+class _GraphWriter:
     """Writes a call into a graph: calls in `opened` by what they do, the others as calls of the module."""
 
     def __init__(self, opened: Collection[Call], outside: bool = False) -> None:
@@ -289,7 +289,7 @@ class Opener:
 
     def _look(self, call: Call) -> _Inside:
         if call not in self.seen:
-            writer = _Writer({call}, outside=True)
+            writer = _GraphWriter({call}, outside=True)
             graph = writer.write(call)
             chain = needed_later(graph)
             tensors = [n for n in graph.nodes if n.op != "output" and n.users and n.meta["dependent"] and not n.meta["number"]]
@@ -320,7 +320,7 @@ def made_of_numbers(graph: fx.Graph) -> set[fx.Node]:
 
 def flatten(root: Call, opened: Collection[Call]) -> FlatGraph:
     """The flat graph of a traced network with the calls `opened`."""
-    writer = _Writer(opened)
+    writer = _GraphWriter(opened)
     graph = writer.write(root)
     names = {node: tuple(found) for node, found in writer.names().items()}
     return FlatGraph(graph, tuple(needed_later(graph)), names, writer.fixed, writer.whole, root.macs[1])

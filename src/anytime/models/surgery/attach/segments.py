@@ -47,10 +47,10 @@ def split_graph(graph: fx.Graph, places: Sequence[Place], changed: Collection[fx
     start = next(node for node in nodes if node.op == "placeholder")
     result = nodes[-1].args[0]
     whole = [Place(start, (Kept(start, ()),)), *places, Place(result, (Kept(result, ()),))]
-    return [_Writer(graph, changed).segment(before, after) for before, after in pairwise(whole)]
+    return [_SegmentWriter(graph, changed).segment(before, after) for before, after in pairwise(whole)]
 
 
-class _Writer:
+class _SegmentWriter:
     """Writes one segment."""
 
     def __init__(self, source: fx.Graph, changed: Collection[fx.Node]) -> None:

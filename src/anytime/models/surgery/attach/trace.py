@@ -72,7 +72,7 @@ def is_layer(module: nn.Module) -> bool:
     return bool(own or hooked or next(module.children(), None) is None)
 
 
-class Trace(TorchFunctionMode):
+class CallTracer(TorchFunctionMode):
     """Writes down one run of `network` on x; all values are computed, so conditions on shapes are decided by x.
 
     Torch calls `__torch_function__` for each function while the mode is on; `nn.Module.__call__` is replaced meanwhile.

@@ -208,7 +208,7 @@ def test_thresholds_that_were_never_fitted_are_refused(make_trace):
 def test_rules_of_another_network_are_refused(make_trace):
     trace = make_trace(3)
     for made in (Confidence([0.5, 0.5]), ConfidenceBands([[]]), Never() | Confidence([0.5])):
-        with pytest.raises(ValueError, match=r"was fitted to \d steps, the model has 5"):
+        with pytest.raises(ValueError, match=r"was fitted to \d steps?, the model has 5"):
             made.stops(trace, trace.logits.softmax(2))
 
 
@@ -273,6 +273,15 @@ def test_thresholds_of_numpy_and_torch(kind, one):
     json.dumps(kind(one(0.5)).to_dict())
     with pytest.raises(ValueError, match=r"must be at least 0, one or one per step, got -0\.5"):
         kind(one(-0.5))
+
+
+@pytest.mark.parametrize("kind", [Confidence, Margin, Entropy])
+@pytest.mark.parametrize("given", [torch.tensor([0.5]), np.array([0.5]), [0.5]], ids=["torch", "numpy", "list"])
+def test_a_list_of_one_threshold_is_for_one_step(kind, given):
+    rule = kind(given)
+    rule.start(1)
+    with pytest.raises(ValueError, match="was fitted to 1 step, the model has 4; a number without a list fits any"):
+        rule.start(4)
 
 
 def test_other_numbers_of_numpy_and_torch():

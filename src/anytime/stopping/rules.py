@@ -120,8 +120,7 @@ class _Threshold(Rule):
     def __post_init__(self) -> None:
         if self.threshold is None:
             return
-        given = _plain(self.threshold)
-        alone = isinstance(given, (int, float, str))
+        alone = isinstance(given := _plain(self.threshold), (int, float, str))
         numbers = tuple(float(value) for value in ((given,) if alone else given))
         if not numbers or not all(number >= 0 for number in numbers):
             raise ValueError(f"thresholds of {self.kind!r} must be at least 0, one or one per step, got {given!r}")
@@ -139,6 +138,8 @@ class _Threshold(Rule):
                 f"the threshold of {self.kind!r} was never fitted: give one, {type(self).__name__}(0.8), "
                 "or choose it on a validation trace, anytime.stopping.best_threshold(trace, budget)"
             )
+        if self.num_steps == 1 < num_steps:
+            raise ValueError(f"{self!r} was fitted to 1 step, the model has {num_steps}; a number without a list fits any")
         return super().start(num_steps)
 
     def _at(self, step: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,12 @@ class Shapes(nn.Module):
             b, _, _, _ = x.shape
         elif self.asks == "whole":
             b = x.size()[0]
+        elif self.asks == "negative":
+            b = x.size(-4)
+        elif self.asks == "negative shape":
+            b = x.shape[-4]
+        elif self.asks == "elements":
+            b = x.numel() // (x.shape[1] * x.shape[2] * x.shape[3])
         h = self.stem(x)
         if self.asks == "later":
             b = h.shape[0]
@@ -54,10 +62,15 @@ class Shapes(nn.Module):
             b = x.shape[0]
         elif self.asks == "arithmetic":
             return self.fc(h.view(x.size(0) * 2, -1).view(x.size(0), -1))
+        elif self.asks == "zeros":
+            return self.fc(h.flatten(1) + torch.zeros(x.shape[0], 1))
         return self.fc(h.view(b, -1))
 
 
-@pytest.mark.parametrize("asks", ["size", "keyword", "shape", "whole", "later", "image", "arithmetic"])
+ASKS = ["size", "keyword", "shape", "whole", "negative", "negative shape", "elements", "later", "image", "arithmetic", "zeros"]
+
+
+@pytest.mark.parametrize("asks", ASKS)
 def test_the_batch_size_is_asked_again_behind_every_cut(asks: str) -> None:
     network = Shapes(asks)
     found = names(network)
@@ -105,3 +118,51 @@ def test_a_container_that_asks_its_batch_size_opens() -> None:
     stem, fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
     assert names(nn.Sequential(stem, Body(4), fc)) == ["0", "1.blocks.0", "1.blocks.1", "1.blocks.2", "1.reshape", "1"]
     assert "1.blocks.2" in names(nn.Sequential(stem, Body(None), fc))  # the number of channels, needed at its end, is kept
+
+
+PLAIN_NUMBERS: dict[str, Callable[[Tensor], int]] = {
+    "len": len,
+    "int": lambda x: int(x.shape[0]),
+    "loop": lambda x: sum(1 for _ in x),
+}
+USES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "view": lambda h, b: h.view(b, -1),
+    "zeros": lambda h, b: torch.cat([h.flatten(1), torch.zeros(b, 1)], 1)[:, :256],
+    "zeros that broadcast": lambda h, b: h.flatten(1) + torch.zeros(b, 1),
+    "expand": lambda h, b: h.flatten(1) + torch.zeros(1, 1).expand(b, -1),
+    "images": lambda h, b: torch.stack([h[i].flatten() for i in range(b)]),
+    "mean": lambda h, b: h.flatten(1) / b,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("asks", PLAIN_NUMBERS)
+def test_a_batch_size_that_became_a_plain_number_is_an_error(asks: str, use: str) -> None:
+    class Plain(Shapes):
+        def forward(self, x: Tensor) -> Tensor:
+            b = PLAIN_NUMBERS[asks](x)
+            return self.fc(USES[use](self.body(self.stem(x)), b))
+
+    with pytest.raises(ValueError, match=r"must ask the batch size as x\.shape\[0\], not make a plain number of it"):
+        attach_exits(Plain("plain"), ["stem"], input_size=SIZE)
+
+
+def test_a_plain_batch_size_that_only_decides_is_none() -> None:
+    class Checks(Shapes):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) > 0
+            return super().forward(x)
+
+    network = Checks("size")
+    model = attach_exits(network, ["stem"], input_size=SIZE).eval()
+    for batch in (1, 2, 5):
+        x = torch.rand(batch, *SIZE)
+        assert torch.equal(model(x)[-1], network(x))
+
+
+def test_stages_that_lose_rows_are_an_error() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    nn.init.zeros_(network[1].weight)  # all rows are equal
+    stages = [lambda net, x: x.flatten(1), lambda net, h: net[1](h)[:1]]
+    with pytest.raises(ValueError, match=r"gives: for a batch of 2, they give \[1, 5\], not \[2, 5\]"):
+        attach_exits(network, stages=stages, input_size=SIZE)

@@ -43,11 +43,15 @@ def _check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> No
                 torch.manual_seed(0)
                 answers.append(logits_of(reduce(lambda h, function: function(backbone, h), functions, batch.clone())))
         expected, actual = answers
+        if expected.shape != actual.shape:
+            shapes = f"for a batch of {len(batch)}, they give {list(actual.shape)}, not {list(expected.shape)}"
+            raise ValueError(f"the stages do not give what {type(backbone).__name__} gives: {shapes}")
         difference = ((expected - actual).abs().max() / expected.abs().max().clamp(min=1)).item()
         if not difference <= TOLERANCE.get(x.dtype, 1e-2):
             mode = ("train" if training else "eval") + (" mode" if len(batch) > 1 else " mode, for one image,")
             raise ValueError(
                 f"the stages do not give what {type(backbone).__name__} gives: in {mode} they differ by {difference:.1e}"
+                + (f"; {cut_points.ASKED}" if len(batch) == 1 else "")
             )
 
 

@@ -18,6 +18,9 @@ from anytime.cost import flop_counter
 from anytime.models.surgery.attach.calls import Call
 from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten, preserved, trace_network
 from anytime.models.surgery.attach.state import Place, find_places
+from anytime.support.text import one_line
+
+ASKED = "it must ask the batch size as x.shape[0], not make a plain number of it, as len(x), int(...) and loops over images do"
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,20 @@ def _walk(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> Iterator[tuple[fx.
             yield node, interpreter.env[node]
 
 
+def _walk_one(backbone: nn.Module, flat: FlatGraph, one: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+    """As `_walk`, with one image; raises ValueError if the graph, which was written with two, fits only them."""
+    problem, end = "", flat.graph.output_node().args[0]
+    try:
+        for node, value in _walk(backbone, flat, one):
+            yield node, value
+            if node is end and len(value) != 1:
+                problem = f"it gives {len(value)} rows of logits"
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        problem = one_line(error)
+    if problem:
+        raise ValueError(f"the forward of {type(backbone).__name__} traced with 2 images fails with 1 ({problem}); {ASKED}")
+
+
 def _changes(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, int]:
     """For each tensor that later operations write into, the position of the last that does."""
     versions: dict[fx.Node, tuple[Tensor, int]] = {}
@@ -241,7 +258,7 @@ def _survey(backbone: nn.Module, flat: FlatGraph, two: Tensor, timing: tuple[Cal
             changed[node] = max(last, changed.get(node, -1))
         both = dict(_walk(backbone, flat, two.clone()))
         with flop_counter() as counter, LayoutWatch() as layouts:
-            for node, value in _walk(backbone, flat, one):
+            for node, value in _walk_one(backbone, flat, one):
                 macs[node], values[node] = counter.get_total_flops() // 2, value
                 if isinstance(value, Tensor) and value.ndim == 4:
                     indices[node] = len(layouts.tensors)

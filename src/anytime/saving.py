@@ -323,7 +323,8 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
             check_numbers(config["arguments"], tensors.values())
         elements, count = sum(tensor.numel() for tensor in tensors.values()), len(tensors)
         limit = AllocationLimit(4 * elements + 2**26, 50 * count + 10_000, CONFIG)  # room for probing with images
-        with names_from(directory / CONFIG, trust, loading=True, remembered=remembered), limit:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        with names_from(directory / CONFIG, trust, loading=shapes, remembered=remembered), limit:
             model = build_model(config["model"], **config["arguments"])
             if not trusted:
                 check_steps(model.num_steps)

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 import anytime
 from anytime.cli import main
+from anytime.cost import step_macs
 from anytime.model import create_model
+from anytime.models.surgery.attach import cut_points, saved
 from anytime.models.surgery.backbones import build_backbone
 from anytime.saving import CONFIG, ModelInfo
 from anytime.support.limits import BeyondLimit, check_image, check_numbers, check_steps
@@ -95,6 +99,57 @@ def test_large_images_need_consent(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"input_size \[3, 20000, 20000\] asks for images of 1,200,000,000 values"):
         anytime.load(tmp_path)
     assert anytime.load(tmp_path, trust=True).info.input_size == (3, 20_000, 20_000)
+
+
+@pytest.fixture
+def attached(tmp_path: Path) -> Path:
+    model = create_model("attach", 3, backbone="torchvision:squeezenet1_1", exits=1, input_size=(3, 32, 32))
+    model.save(tmp_path)
+    return tmp_path
+
+
+def attached_with(folder: Path, **arguments: Any) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"arguments": config["arguments"] | arguments}))
+
+
+def test_weights_are_compared_before_a_backbone_runs(attached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut_points, "example_images", lambda *_: pytest.fail("the backbone ran"))
+    attached_with(attached, backbone="torchvision:squeezenet1_0")
+    with pytest.raises(ValueError, match=r"its backbone has features\.0\.weight of shape \[96, 3, 7, 7\], but the weights"):
+        anytime.load(attached)
+
+
+def test_the_work_of_one_image_needs_consent(attached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    macs = step_macs(anytime.load(attached), (3, 32, 32))[-1]
+    monkeypatch.setattr(saved, "MOST_MACS", macs)
+    anytime.load(attached)
+    monkeypatch.setattr(saved, "MOST_MACS", macs - 1)
+    with pytest.raises(ValueError, match=r"3x32x32 costs SqueezeNet .* multiply-adds, more than .* if you trust"):
+        anytime.load(attached)
+    anytime.load(attached, trust=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(saved, "MOST_ELEMENTS", 3 * 32 * 32 - 1)
+    with pytest.raises(
+        ValueError, match=r"costs SqueezeNet a tensor of [\d,]+ values, more than 3,071; if you trust this file"
+    ):
+        anytime.load(attached)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_is_refused_before_it_is_computed(fused: bool) -> None:
+    class Attention(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = x.flatten(1).expand(3_000_000, -1).unflatten(1, (1, -1)).transpose(0, 1)
+            h = functional.scaled_dot_product_attention(q, q, q) if fused else q @ q.transpose(1, 2)
+            return pytest.fail("it was computed") or h
+
+    with pytest.raises(BeyondLimit, match="one image of 3x2x2 costs Attention"):
+        saved.check_work(Attention(), (3, 2, 2))
+
+
+def test_what_fails_is_explained_later() -> None:
+    saved.check_work(nn.Linear(4, 4), (3, 5, 5))
 
 
 WRONG_TYPES: dict[str, dict[str, Any]] = {

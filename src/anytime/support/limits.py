@@ -26,6 +26,7 @@ class BeyondLimit(ValueError):
     """An untrusted file asks for more work than a network like its own needs."""
 
     def __init__(self, what: str, most: int) -> None:
+        self.what, self.most = what, most
         super().__init__(f"{what}, more than {most:,}; if you trust this file, use trust=True, or --trust on the command line")
 
 

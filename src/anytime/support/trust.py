@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -37,13 +37,13 @@ class Source(NamedTuple):
     Attributes:
         file: The file that holds them.
         consent: Import paths that the user consents to; `ANY` stands for all.
-        loading: Whether trained weights will replace those of whatever is built.
+        loading: Shapes of the trained weights, by name, that will replace those of whatever is built; None: there are none.
         passes_on: Whether files that are read meanwhile are trusted as well.
     """
 
     file: str
     consent: Collection[str]
-    loading: bool
+    loading: Mapping[str, Sequence[int]] | None
     passes_on: bool
 
 
@@ -55,7 +55,7 @@ def names_from(
     file: str | os.PathLike[str],
     trust: bool = False,
     typed: Collection[str] = (),
-    loading: bool = False,
+    loading: Mapping[str, Sequence[int]] | None = None,
     remembered: bool = False,
 ) -> Iterator[None]:
     """Inside this block names come from a file, and its import paths need consent; outside it, the user has typed them.
@@ -64,7 +64,7 @@ def names_from(
         file: The file, for the message.
         trust: The user trusts the file, and those that are read inside this block.
         typed: Import paths that the user typed in the same call.
-        loading: Trained weights will replace those of whatever is built, see `weights_follow`.
+        loading: Shapes of the trained weights, by name, that will replace those of whatever is built, see `weights_follow`.
         remembered: The user has consented to this very file before, which does not extend to other files.
     """
     outer = _SOURCE.get()
@@ -105,8 +105,13 @@ def is_consented() -> bool:
 
 def weights_follow() -> bool:
     """Whether a saved model is being loaded: then no other weights are read or downloaded."""
+    return saved_shapes() is not None
+
+
+def saved_shapes() -> Mapping[str, Sequence[int]] | None:
+    """Shapes, by name, of the weights of the saved model that is being loaded; None if none is."""
     source = _SOURCE.get()
-    return source is not None and source.loading
+    return None if source is None else source.loading
 
 
 def require_consent(path: str, what: str) -> None:

@@ -20,12 +20,14 @@ from anytime.models.surgery.attach.choice import Spread
 from anytime.models.surgery.attach.cut_points import Cut, Survey
 from anytime.models.surgery.attach.graph import preserved
 from anytime.models.surgery.attach.model import AdditiveExits, AttachedExits
+from anytime.models.surgery.attach.saved import check_saved
 from anytime.models.surgery.attach.segments import Stage, split_graph
 from anytime.models.surgery.attach.state import Kept, Place
 from anytime.models.surgery.attach.trace import logits_of
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
 from anytime.models.surgery.hugging_face import settled
 from anytime.registry import register_model
+from anytime.support.names import import_subclass
 from anytime.support.text import one_line
 from anytime.support.units import ImageSize, image_size
 
@@ -303,7 +305,10 @@ def attach(
     size = (in_channels, 224, 224) if input_size is None else image_size(input_size)
     if size[0] != in_channels:
         raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
+    if "." in head:
+        import_subclass(head, nn.Module, "head")  # needs consent, which is asked for before anything is built
     network, own_mean, own_std = build_backbone(backbone, _count(num_classes), size, pretrained, reset, classifier, options)
+    check_saved(network, size, classifier)
     if pretrained is False:  # an untrained classifier can be replaced without loss
         _fit_classifier(network, cut_points.example_images(network, size, 1), num_classes, classifier, reset=True)
     added: Any = {"additive": additive, "shrink": shrink, "classifier": classifier, "reset": reset}

@@ -283,3 +283,11 @@ def test_one_tensor_from_a_device_holds_the_same_as_its_parts(batch, sizes, data
     assert all(map(torch.equal, one.levels, other.levels))
     assert (one.steps.tolist(), one.not_finite) == (other.steps.tolist(), other.not_finite)
     assert one.outputs.isfinite().all()
+
+
+def test_a_batch_without_a_class_costs_nothing() -> None:
+    outputs = torch.randn(2, 3, 4, 5, 5, requires_grad=True)
+    loss = pixel_cross_entropy(outputs, torch.full((3, 5, 5), -1))
+    loss.sum().backward()
+    assert loss.tolist() == [0, 0]
+    assert not outputs.grad.any()

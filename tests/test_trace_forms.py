@@ -237,3 +237,14 @@ def test_the_table_needs_pandas(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="to_pandas needs pandas, which is not installed: pip install pandas"):
         Trace.from_logits(logits(), [0, 1, 2, 3, 0], macs=MACS).to_pandas()
+
+
+def test_a_trace_from_foreign_arrays_keeps_no_buffer_of_the_caller() -> None:
+    logits, labels = torch.randn(2, 5, 3), torch.arange(5) % 3
+    features, weights = np.random.default_rng(0).random((2, 5, 4)).astype("float32"), torch.randn(2, 3, 4)
+    trace = Trace.from_logits(logits, labels, macs=[1, 2], features=features, class_weights=weights)
+    before = [trace.logits.clone(), trace.labels.clone(), *map(torch.clone, (*trace.features, *trace.class_weights))]
+    for buffer in (logits, labels, features, weights):
+        buffer[:] = 0
+    after = [trace.logits, trace.labels, *trace.features, *trace.class_weights]
+    assert all(map(torch.equal, before, after))

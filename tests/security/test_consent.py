@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from anytime.model import create_model
 from anytime.support.trust import UntrustedName, names_from, typed_paths
+from anytime.training.launch import _check_no_network
 
 
 def test_blocks_of_names() -> None:
@@ -53,3 +56,43 @@ def test_a_file_names_no_kernel_that_transformers_downloads(key: str, value: obj
     pytest.importorskip("transformers")
     with names_from("config.json"), pytest.raises(UntrustedName, match=f"{key}.*may download and run"):
         create_model("attach", backbone="hf:vit", options={key: value}, input_size=32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vision_config": {"_attn_implementation": "someone/kernel"}},
+        {"sub": [{"attn_implementation": "someone/kernel"}]},
+        {"sub": {"backbone": "hf-hub:someone/net"}},
+        {"use_kernels": True},
+        {"architecture": "resnet18", "model_args": {"checkpoint_path": "/evil.pth"}},
+    ],
+)
+def test_a_file_names_no_code_or_file_at_any_depth(options: dict[str, object]) -> None:
+    pytest.importorskip("transformers")
+    with names_from("config.json"), pytest.raises(UntrustedName, match="may download and run"):
+        create_model("attach", backbone="hf:vit", options=options, input_size=32)
+
+
+def test_names_of_timm_go_through_our_own_checks() -> None:
+    pytest.importorskip("transformers")
+    for options in ({}, {"architecture": "hf-hub:someone/net"}, {"model_args": {"checkpoint_path": "x.pth"}}):
+        with pytest.raises(ValueError, match="hf:timm_wrapper hands names to timm unchecked; use timm:NAME"):
+            create_model("attach", backbone="hf:timm_wrapper", options=options, input_size=32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"arguments": {"backbone": "torchvision:resnet18", "pretrained": True}}, "pretrained"),
+        ({"members": [["attach", {"pretrained": True}]]}, "pretrained"),
+        ({"backbone": "hf:someone/net"}, "hf:someone/net"),
+        ({"backbone": "hf:net-of-someone"}, "hf:net-of-someone"),
+    ],
+)
+def test_resuming_uses_no_network_at_any_depth(arguments: dict[str, object], named: str) -> None:
+    model = {"class_path": "any", "init_args": arguments}
+    with pytest.raises(UntrustedName, match=f"theirs sets model ... {named}, which uses the network"):
+        _check_no_network({"model": model}, Path("theirs"))
+    model["init_args"] = {"backbone": "timm:x", "pretrained": False}
+    _check_no_network({"model": model}, Path("theirs"))

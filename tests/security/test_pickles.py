@@ -100,3 +100,16 @@ def test_texts_of_python_2_are_bytes(tmp_path: Path) -> None:
     kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     (tmp_path / "batch").write_bytes(b"\x80\x02}U\x04data" + array_of(kind, content, (3,)) + b"s.")
     assert read_pickle(tmp_path / "batch")["data"].tolist() == [0, 128, 255]
+
+
+def test_arrays_that_share_their_bytes_take_no_more_room_than_the_file(tmp_path: Path) -> None:
+    text = struct.pack("<cI", b"X", 10_000) + b"a" * 10_000 + b"q\x63" + b"0"  # kept as number 99
+    array = array_of(dtype_of("u1", 3, "|", None, None, None, -1, -1, 0), b"h\x63", (10_000,))
+    for count, fits in ((1, True), (400, False)):
+        items = b"".join(pickled(f"k{n}") + array + b"s" for n in range(count))
+        (tmp_path / "batch").write_bytes(b"\x80\x02" + text + b"}" + items + b".")
+        if fits:
+            assert read_pickle(tmp_path / "batch")["k0"].tolist() == [97] * 10_000
+        else:
+            with pytest.raises(ValueError, match="its arrays need more bytes than the file has"):
+                read_pickle(tmp_path / "batch")

@@ -107,18 +107,20 @@ class _Kind:
 class _Array:
     """Stands for a numpy.ndarray in a pickle; numpy's own would take a file's bytes for addresses of objects."""
 
-    __slots__ = ("value",)
+    __slots__ = ("by_columns", "content", "kind", "shape")
 
     def __init__(self) -> None:
-        self.value = np.empty(0)
+        self.shape, self.kind, self.by_columns, self.content = (0,), _Kind("u1"), False, b""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, by_columns, content = state
-        content = content.encode("latin1") if isinstance(content, str) else content  # of Python 2
-        if not isinstance(kind, _Kind) or not isinstance(content, bytes):
+        _, self.shape, self.kind, self.by_columns, self.content = state
+        if not isinstance(self.kind, _Kind) or not isinstance(self.content, (bytes, str)):
             raise pickle.UnpicklingError("it holds an array without its type or its bytes")
-        flat = np.frombuffer(content, np.dtype(kind.order + kind.text))
-        self.value = flat.reshape(shape, order="F" if by_columns else "C").copy()
+
+    def array(self) -> np.ndarray:
+        content = self.content.encode("latin1") if isinstance(self.content, str) else self.content  # of Python 2
+        flat = np.frombuffer(content, np.dtype(self.kind.order + self.kind.text))
+        return flat.reshape(self.shape, order="F" if self.by_columns else "C").copy()
 
 
 class _Call:
@@ -173,10 +175,15 @@ def read_pickle(path: Path) -> dict[str, Any]:
             if "PUT" in code.name and not 0 <= int(argument or 0) <= len(data):
                 raise ValueError(f"it numbers a value {argument}")
         # Under latin1, Python 2 strings, including the arrays' bytes, keep their values.
-        content: Any = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
+        try:
+            content: Any = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
+        except AttributeError as error:  # of values that the pickle takes for others
+            raise ValueError(str(error)) from error
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
-        return {key: value.value if isinstance(value, _Array) else value for key, value in content.items()}
+        if sum(len(value.content) for value in content.values() if isinstance(value, _Array)) > len(data):
+            raise ValueError("its arrays need more bytes than the file has")
+        return {key: value.array() if isinstance(value, _Array) else value for key, value in content.items()}
 
 
 def read_mat(path: Path, *names: str) -> list[Any]:

@@ -40,4 +40,4 @@ def pixel_cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
     steps = len(outputs)
     repeated = target.long().expand(steps, *target.shape).flatten(0, 1)
     each = F.cross_entropy(outputs.flatten(0, 1), repeated, reduction="none", ignore_index=ABSENT)
-    return each.view(steps, -1).sum(1) / (target != ABSENT).sum()
+    return each.view(steps, -1).sum(1) / (target != ABSENT).sum().clamp(min=1)

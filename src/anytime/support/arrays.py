@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -34,9 +34,9 @@ def described(tensor: Tensor) -> str:
 
 
 def as_tensor(values: Array, name: str) -> Tensor:
-    """A tensor on the host without a gradient, a copy of what is no tensor; raises ValueError if it holds no numbers."""
+    """A copy on the host without a gradient; raises ValueError if it holds no numbers."""
     if isinstance(values, Tensor):
-        return values.detach().cpu()
+        return torch.empty_like(values, device="cpu", requires_grad=False).copy_(values.detach())
     try:
         return torch.from_numpy(numpy.array(values))
     except (TypeError, ValueError) as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from anytime.models.surgery.hugging_face import is_type
 from anytime.saving import CONFIG_BYTES, remember_model
 from anytime.support.allocator import keep_freed_memory
 from anytime.support.documents import read_limited
@@ -89,8 +91,8 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
         remembered = source.is_file() and is_remembered(source, read_limited(source, CONFIG_BYTES).decode(errors="replace"))
         with names_from(source, trust, remembered=remembered):
             config, state = read_run(folder)
-            if is_untrusted() and (network := [k for k, on in NETWORK.items() if flatten(config).get(k) == on]):
-                raise UntrustedName(f"{source} sets {network[0]}, which uses the network; if you trust this file, add --trust")
+            if is_untrusted():
+                _check_no_network(config, source)
             if state["state"] == "finished":
                 raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
             begun = (folder / CHECKPOINT).is_file()
@@ -99,6 +101,28 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
             if flags:
                 _change(folder, config, flags, trust)
             return _train(run, folder, job, resume=begun)
+
+
+def _check_no_network(config: Config, source: Path) -> None:
+    """Raises UntrustedName if resuming this run could download something."""
+    network = [key for key, on in NETWORK.items() if flatten(config).get(key) == on]
+    network += [f"model ... {name}" for name in _remote(config["model"])]
+    if network:
+        raise UntrustedName(f"{source} sets {network[0]}, which uses the network; if you trust this file, add --trust")
+
+
+def _remote(value: Any, key: str = "") -> Iterator[str]:
+    """What a model's arguments would download, at any depth: pretrained weights, repositories of Hugging Face."""
+    if key == "pretrained" and value is True:
+        yield "pretrained"
+    elif isinstance(value, str) and value.startswith("hf:") and not is_type(value.removeprefix("hf:")):
+        yield value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _remote(inner, name)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _remote(inner)
 
 
 def _change(folder: Path, config: Config, flags: Sequence[str], trust: bool) -> None:

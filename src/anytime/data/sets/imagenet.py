@@ -1,6 +1,7 @@
 """ImageNet, in torchvision's layout."""
 
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from torchvision.datasets import ImageNet as OfficialImageNet
@@ -9,6 +10,7 @@ from anytime.data.base import Split
 from anytime.data.files import errors_naming
 from anytime.data.layouts import class_folders
 from anytime.data.sets.folders import StreamedData, read_class_folders
+from anytime.support.torch_files import check_old_file, check_parts
 
 
 class ImageNet(StreamedData):
@@ -36,6 +38,7 @@ class ImageNet(StreamedData):
     def read_names(self) -> list[list[str]]:
         path, wnids = self.find(*self.files), self._wnids()
         with errors_naming(path):
+            (check_parts if is_zipfile(path) else check_old_file)(path)
             words = torch.load(path, weights_only=True)[0]
             names = [", ".join(words[wnid]) for wnid in wnids]
         return [[f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, wnids, strict=True)]]

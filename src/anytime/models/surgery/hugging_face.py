@@ -11,6 +11,10 @@ from anytime.support.names import nearest
 from anytime.support.trust import UntrustedName, is_untrusted, weights_follow
 
 SET_HERE = ("num_labels", "id2label", "label2id", "image_size", "num_channels")  # by num_classes and input_size
+WRAPPER = "timm_wrapper"
+FOREIGN = frozenset(  # entries that name other networks, files or code
+    ("architecture", "auto_map", "backbone", "backbone_kwargs", "model_args", "use_kernels", "use_pretrained_backbone"),
+)
 NOT_KEPT = (
     *SET_HERE,
     "model_type",
@@ -51,7 +55,9 @@ def build_hugging_face(name: str, size: Sequence[int], classes: int | None, opti
 
     if taken := sorted(set(SET_HERE) & options.keys()):
         raise ValueError(f"options cannot hold {', '.join(taken)}: use num_classes and input_size")
-    _check_own_code(options)
+    if name == WRAPPER:
+        raise ValueError(f"hf:{WRAPPER} hands names to timm unchecked; use timm:NAME")
+    _check_foreign(options)
     known = name in CONFIG_MAPPING
     if not known and weights_follow():
         raise ValueError(f"a saved model names the type of its network, such as hf:vit, but this one names hf:{name}")
@@ -64,6 +70,8 @@ def build_hugging_face(name: str, size: Sequence[int], classes: int | None, opti
             config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
         if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
             raise ValueError(f"transformers has no classifier of images of the type {config.model_type!r}")
+        if config.model_type == WRAPPER:
+            raise ValueError("it is a network of timm; use timm:NAME")
         kinds = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
         kind: Any = kinds[0] if isinstance(kinds, tuple) else kinds
         if classes is None:
@@ -81,15 +89,28 @@ def build_hugging_face(name: str, size: Sequence[int], classes: int | None, opti
     return HuggingFace(network, *((None, None) if known else _normalization(name)))
 
 
-def _check_own_code(options: dict[str, Any]) -> None:
-    """Raises UntrustedName if an untrusted file names an implementation that transformers may download and run."""
-    for key, value in options.items():
-        names = key.endswith(("_implementation", "_implementation_internal"))
-        if names and value not in ("eager", "sdpa", None) and is_untrusted():
+def is_type(name: str) -> bool:
+    """Whether a name such as "vit" is a type of networks that transformers lists, and no repository or folder."""
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return False
+    return name in CONFIG_MAPPING
+
+
+def _check_foreign(options: Any) -> None:
+    """Raises UntrustedName if an untrusted file names, at any depth, what transformers may download, open or run."""
+    if not is_untrusted():
+        return
+    for key, value in options.items() if isinstance(options, dict) else [("", inner) for inner in options]:
+        code = str(key).endswith(("_implementation", "_implementation_internal")) and value not in ("eager", "sdpa", None)
+        if code or (key in FOREIGN and value not in (None, False)):
             raise UntrustedName(
                 f"the options hold {key} {value!r}, which transformers may download and run; if you trust this file, use "
                 "trust=True, or --trust on the command line"
             )
+        if isinstance(value, (dict, list, tuple)):
+            _check_foreign(value)
 
 
 def _normalization(name: str) -> tuple[Sequence[float] | None, Sequence[float] | None]:

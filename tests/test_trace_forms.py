@@ -241,7 +241,7 @@ def test_the_table_needs_pandas(monkeypatch):
 
 def test_a_trace_from_foreign_arrays_keeps_no_buffer_of_the_caller() -> None:
     logits, labels = torch.randn(2, 5, 3), torch.arange(5) % 3
-    features, weights = np.random.default_rng(0).random((2, 5, 4)).astype("float32"), torch.randn(2, 3, 4)
+    features, weights = numpy.random.default_rng(0).random((2, 5, 4)).astype("float32"), torch.randn(2, 3, 4)
     trace = Trace.from_logits(logits, labels, macs=[1, 2], features=features, class_weights=weights)
     before = [trace.logits.clone(), trace.labels.clone(), *map(torch.clone, (*trace.features, *trace.class_weights))]
     for buffer in (logits, labels, features, weights):

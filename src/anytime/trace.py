@@ -235,10 +235,8 @@ class Trace:
             contract_macs=None if contract_macs is None else arrays.as_vector(contract_macs, "contract_macs", torch.int64),
             seconds=None if seconds is None else arrays.as_vector(seconds, "seconds", torch.float64),
             class_names=tuple(class_names or map(str, range(classes))),
-            features=None if features is None else [arrays.as_tensor(part, "features") for part in features],
-            class_weights=None
-            if class_weights is None
-            else [arrays.as_tensor(part, "class_weights") for part in class_weights],
+            features=arrays.as_tensors(features, "features"),
+            class_weights=arrays.as_tensors(class_weights, "class_weights"),
             meta=facts,
         )
 

@@ -43,6 +43,11 @@ def as_tensor(values: Array, name: str) -> Tensor:
         raise ValueError(f"{name} must be an array of numbers, got {type(values).__name__}: {error}") from None
 
 
+def as_tensors(values: Iterable[Array] | None, name: str) -> list[Tensor] | None:
+    """`as_tensor` of each."""
+    return None if values is None else [as_tensor(part, name) for part in values]
+
+
 def check_outputs(outputs: Tensor, task: str, levels: Sequence[int]) -> None:
     """Raises ValueError unless outputs have the form of the task, which must be known, and values that mean something."""
     if task not in OUTPUTS:

@@ -153,3 +153,38 @@ def test_networks_of_timm(name: str) -> None:
         _, state = model.step(model.initial_state(x))
         alone, _ = model.step(select_samples(state, torch.tensor([1])))
         torch.testing.assert_close(alone, answers[1, 1:], atol=1e-5, rtol=0)
+
+
+class Rows(nn.Module):
+    """Depends on the size of its images by a loop, by the key of a table or by the pieces of a split."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), how
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.b(self.a(x).relu()).relu()
+        if self.how == "range":
+            h = sum(h[:, :, i] for i in range(h.shape[2]))
+        elif self.how == "table":
+            h = h.mean(2) * {"16": 1.0}.get(str(h.shape[2]), 2.0)
+        elif self.how == "split":
+            h = sum(part.amax(2) for part in h.split(4, dim=2))
+        else:
+            h = h.mean(2)
+        return self.fc(h.mean(2))
+
+
+@pytest.mark.parametrize("how", ["range", "table", "split", "any size"])
+def test_a_size_that_a_network_uses_silently_is_kept(how: str) -> None:
+    torch.manual_seed(0)
+    network = Rows(how).eval()
+    model = attach_exits(network, exits=2, input_size=16).eval()
+    assert torch.equal(model(x := torch.rand(2, 3, 16, 16))[-1], network(x))
+    larger = torch.rand(2, 3, 24, 24)
+    if how == "any size":
+        assert torch.allclose(model(larger)[-1], network(larger), atol=1e-6)
+    else:
+        with pytest.raises(ValueError, match="16x16"):
+            model(larger)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anytime.model import create_model
 from anytime.models.common.additive import check_shrink
@@ -55,6 +56,28 @@ def _check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> No
                 f"the stages do not give what {type(backbone).__name__} gives: in {mode} they differ by {difference:.1e}"
                 + (f"; {cut_points.ASKED}" if len(batch) == 1 else "")
             )
+
+
+def _agree_at_another_size(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> bool:
+    """Whether stages traced at one size of images answer as the backbone does at a larger one; true if that takes no other."""
+    height, width = (n + (32 if n % 32 == 0 else max(n // 2, 1)) for n in x.shape[2:])
+    larger = functional.interpolate(x[:1], (height, width), mode="bilinear")
+    answers: list[Tensor | None] = []
+    for functions in ((nn.Module.__call__,), stages):
+        with preserved(backbone):
+            backbone.eval()
+            torch.manual_seed(0)
+            try:
+                answers.append(logits_of(reduce(lambda h, function: function(backbone, h), functions, larger.clone())))
+            except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):
+                answers.append(None)
+    expected, actual = answers
+    if expected is None:
+        return True
+    if actual is None or actual.shape != expected.shape:
+        return False
+    difference = ((expected - actual).abs().max() / expected.abs().max().clamp(min=1)).item()
+    return difference <= TOLERANCE.get(x.dtype, 1e-2)
 
 
 def _given_cuts(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> list[Cut]:
@@ -175,7 +198,8 @@ def attach_exits(
             surveyed, chosen = choice.find_cuts(network, surveyed, exits)
         cuts, places = [surveyed.cuts[i] for i in chosen], [surveyed.places[i] for i in chosen]
         stages, tail = split_graph(surveyed.flat.graph, places, surveyed.changed), _tail(surveyed, places, new)
-        size = (x.shape[2], x.shape[3]) if surveyed.flat.fixed_size else None
+        fixed = surveyed.flat.fixed_size or not _agree_at_another_size(network, stages, x)
+        size = (x.shape[2], x.shape[3]) if fixed else None
     _check_stages(network, stages, x)
     heads = [build_head(head, cut.head_shape, _count(classes), cut.channels_last).to(x) for cut in cuts]
     kind = AdditiveExits if additive else AttachedExits

@@ -179,9 +179,7 @@ def _recorded(model: AnytimeModel, data: ImageData, part: str, device: str | tor
     if not data.official and known and names != known:
         other = next((pair for pair in zip(known, names, strict=False) if pair[0] != pair[1]), (len(known), len(names)))
         raise ValueError(f"the classes of {data.root} are not those of the model: {other[1]!r} where it has {other[0]!r}")
-    groups = data.split(part).groups
     meta: dict[str, Any] = {"dataset": type(data).__name__, "part": part, "recipe": model.info.recipe}
-    meta["groups"] = None if groups is None else groups.tolist()
     return record(model, loader, device=device, input_size=data.input_size, progress=progress, meta=meta)
 
 

@@ -6,13 +6,14 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from anytime.runtime.forks import leave_lost_pool
 from anytime.runtime.shell import Shell
+from anytime.support.precision import own_precision
 
 _MANY = 1e-3  # a denormal number costs as much as a thousand others
 
@@ -45,14 +46,10 @@ class Conditions:
         flushed = sys.float_info.min * 0.5 == 0.0
         torch.set_flush_denormal(True)
         try:
-            with torch.inference_mode(), self._own_precision():
+            with torch.inference_mode(), own_precision(self._tensor.device):
                 yield
         finally:
             torch.set_flush_denormal(flushed)
-
-    def _own_precision(self) -> torch.autocast | nullcontext[None]:
-        device = self._tensor.device.type
-        return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _warn_of_denormals(model: nn.Module) -> None:

@@ -52,8 +52,8 @@ class Settings:
         devices: Devices per node; under `torchrun`, the number of processes per node.
         num_nodes: Number of nodes.
         strategy: Lightning's strategy, e.g. "auto" or "ddp".
-        gradient_clip: Maximum norm of the gradient; null: not clipped. Measured at the default with 3 to 27 answers of `ann`:
-            no sum of their losses diverged (docs/losses.md). Gradients of one loss are about as long.
+        gradient_clip: Maximum norm of the gradient; null: not clipped. The default keeps the sums of many losses
+            finite (docs/losses.md says what was measured); gradients of one loss are about as long.
         bias_lr: Learning rate of biases and norms, as a multiple of that of the other weights.
         accumulate: Batches per optimizer step, whose gradients are averaged; schedules count optimizer steps.
         validate_every: Epochs between validations.

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import anytime
 from anytime.cli import COMMANDS, main
@@ -255,3 +256,34 @@ def test_traceback_on_request(run, monkeypatch):
     monkeypatch.setenv("ANYTIME_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError, match=r"x\.png"):
         main(["predict", run, "x.png"])
+
+
+def test_the_time_course_is_drawn(run, images, capsys, monkeypatch):
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (drawn.append(self), save(self, *args, **kwargs)))
+    assert main(["predict", run, images[0], "--plot", "course.png"]) == 0
+    assert "wrote course.png" in capsys.readouterr().out
+    assert Path("course.png").read_bytes().startswith(b"\x89PNG")
+    step, macs, ms = drawn[0].axes
+    assert list(step.get_lines()[0].get_xdata())[:2] == [1, 2]
+    for axes in (macs, ms):
+        first, second, _ = axes.get_lines()[0].get_xdata()
+        assert 0 < first < second
+    assert sum(line.get_ydata()[1] for line in step.get_lines()) <= 1 + 1e-6
+
+
+def test_what_cannot_be_drawn_is_said(run, images, refused, capsys):
+    Path("old.png").touch()
+    for arguments, message in {
+        (images[0], images[1], "--plot", "a.png"): "--plot draws the time course of one image, got 2 images",
+        (images[0], "--plot", "a.xyz"): "--plot needs the name of a figure, ending with one of",
+        (images[0], "--plot", "old.png"): "old.png exists; give another --plot, or --overwrite to replace it",
+    }.items():
+        assert message in refused(["predict", run, *arguments], 2)
+    Path("frames").mkdir()
+    assert "of one image, got a folder" in refused(["predict", run, "frames", "--camera-like", "--plot", "a.png"], 2)
+    assert main(["predict", run, images[0], "--deadline", "0", "--plot", "a.png"]) == 1
+    assert "no step answered before the deadline" in capsys.readouterr().err
+    assert not Path("a.png").exists()
+    assert main(["predict", run, images[0], "--plot", "old.png", "--overwrite"]) == 0

@@ -7,7 +7,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from anytime import stopping
@@ -16,9 +18,10 @@ from anytime.commands.parser import Parser
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel, known_input_size, require_classifier
 from anytime.pretrained import load
-from anytime.runtime import Predictor, profile
+from anytime.runtime import Answer, Predictor, profile
 from anytime.stopping import Rule
 from anytime.stopping.levels import LevelChoice, answer_text
+from anytime.support.files import atomic_write
 from anytime.support.text import printable
 from anytime.support.units import macs_text, ms_text, typed_seconds
 
@@ -29,6 +32,7 @@ def run(arguments: Sequence[str]) -> int:
         __doc__,
         "  anytime predict anytimenet_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png --top 3\n"
         "  anytime predict runs/demo photo.png --stop confidence=0.9 --combine product\n"
+        "  anytime predict runs/demo photo.png --plot course.png\n"
         "  anytime predict anytimenet_cifar10 photos/ --camera-like --fps 30",
     )
     parser.add_model("model")
@@ -46,6 +50,10 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--stop", metavar="RULE", help=stop)
     parser.add_argument("--camera-like", action="store_true", help="treat the images of a folder as frames at a fixed rate")
     parser.add_argument("--fps", type=float, help="frames per second (default: 30)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the class probabilities of one image over steps, MACs and milliseconds"
+    )
+    parser.add_overwrite("the figure of --plot")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top must be at least 1, got {options.top}")
@@ -60,6 +68,8 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--camera-like needs one folder of images, got {' '.join(map(str, options.images))}")
     if folders and not options.camera_like:
         parser.error(f"{folders[0]} is a folder: name its images, or add --camera-like")
+    if options.plot is not None:
+        _check_plot(parser, options)
     parser.check_model(options.model)
     parser.check_device(options.device)
     model = load(options.model, options.trust)
@@ -81,8 +91,43 @@ def run(arguments: Sequence[str]) -> int:
 
     view = model.info.resize_ratio, model.info.stretched
     images = [read_image(path, size, *view) for path in options.images]  # all first: one may be damaged
-    _predict(model, list(zip(options.images, images, strict=True)), deadline, options.top, combine, rule)
+    answers = _predict(model, list(zip(options.images, images, strict=True)), deadline, options.top, combine, rule)
+    if options.plot is not None:
+        _draw(model, answers, options.plot, options.images[0].name)
     return 0
+
+
+def _check_plot(parser: Parser, options: Any) -> None:
+    """Ends the command unless the figure of `--plot` can be drawn and written."""
+    from anytime.reporting.plots import file_kinds
+
+    if options.camera_like or len(options.images) > 1:
+        what = "a folder" if options.camera_like else f"{len(options.images)} images"
+        parser.error(f"--plot draws the time course of one image, got {what}")
+    kinds = file_kinds()
+    if options.plot.suffix.removeprefix(".") not in kinds:
+        parser.error(f"--plot needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(options.plot)!r}")
+    parser.check_free(options.plot, "--plot", options.overwrite)
+
+
+def _draw(model: AnytimeModel, answers: Sequence[Answer], path: Path, title: str) -> None:
+    """Writes the figure of the time course of one image."""
+    from anytime.reporting.dynamics import time_course
+
+    if not answers:
+        raise ValueError("no step answered before the deadline, so there is no time course to draw")
+    names = model.info.class_names or [str(k) for k in range(model.num_classes)]
+    figure = time_course(
+        torch.stack([answer.probabilities[0].cpu() for answer in answers]),
+        names[: model.levels[0]],
+        macs=[int(answer.macs[0]) for answer in answers],
+        seconds=[answer.elapsed for answer in answers],
+        steps=[answer.step for answer in answers],
+        title=title,
+    )
+    with atomic_write(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix("."), dpi=150)
+    print(f"wrote {path}")
 
 
 def _predict(
@@ -92,8 +137,8 @@ def _predict(
     top: int,
     combine: Combiner,
     stop: Rule | None,
-) -> None:
-    """Prints the answers about each image as they come."""
+) -> list[Answer]:
+    """Prints the answers about each image as they come; returns those of steps."""
     names = model.info.class_names or [str(k) for size in model.levels for k in range(size)]
     choice = LevelChoice.saved_in(model)
     measured = profile(model, images[0][1][None], repeats=50, progress=sys.stderr.isatty())
@@ -101,6 +146,7 @@ def _predict(
     device = next(model.parameters()).device
     passed = deadline is not None and deadline <= 0
     given = "no deadline" if deadline is None else "deadline passed" if passed else f"deadline {ms_text(deadline)} ms"
+    answers: list[Answer] = []
     for path, image in images:
         print(f"{printable(str(path))} ({given})")
         for answer in predictor.stream(image[None].to(device), deadline):
@@ -109,7 +155,9 @@ def _predict(
                 why = "the deadline has passed" if passed else f"no step fits: the first takes about {first} ms here"
                 print(f"  {why}, so the answer is the prior: all classes are equally likely")
                 continue
+            answers.append(answer)
             text = answer_text([level[0] for level in answer.levels], names, answer.step, choice, top)
             cost = f"{macs_text(int(answer.macs[0])):>8} MACs {ms_text(answer.elapsed):>6} ms"
             missed = "  (after the deadline)" if answer.missed else ""
             print(f"  step {answer.step}/{model.num_steps}  {cost}  {printable(text)}{missed}", flush=True)
+    return answers

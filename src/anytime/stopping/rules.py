@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anytime.analysis.latency import selected
 from anytime.model import State
 from anytime.support.tagged import Tagged
 from anytime.trace import Trace, require_one_level
@@ -237,13 +238,7 @@ class SelectionLatency(Rule, kind="selection_latency"):
         Returns:
             The latency in steps, 1..T, int64 `[N]` (T if there is none), and whether there is one, bool `[N]`.
         """
-        above = probabilities > self.threshold
-        stays, first = above[-1], torch.full_like(above[0, :, 0], len(above), dtype=torch.int64)
-        reached = stays.any(1)
-        for step in range(len(above) - 1, 0, -1):
-            stays = stays & above[step - 1]
-            first = torch.where(stays.any(1), step, first)
-        return first, reached
+        return selected(probabilities, self.threshold)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,18 @@ def test_priors(task, shape):
         Predictor(model, prior=torch.zeros(3))
 
 
+@pytest.mark.parametrize("profiled", [False, True])
+def test_a_prior_of_maps_has_their_size(profiled):
+    model, x = made("dense"), torch.rand(2, *SIZE)
+    profile = anytime.profile(model, SIZE, [2], repeats=2, warmup=0) if profiled else None
+    with pytest.raises(ValueError, match=r"the output of one image, \[2, 6, 6\] for images \[1, 6, 6\], got \[2, 3, 3\]"):
+        Predictor(model, profile, prior=torch.zeros(2, 3, 3))(x)
+    predictor = Predictor(model, prior=torch.zeros(2, 6, 6))
+    assert predictor(x, deadline=0).outputs.shape == (2, 2, 6, 6)
+    with pytest.raises(ValueError, match=r"\[2, 8, 8\] for images \[1, 8, 8\], got \[2, 6, 6\]"):
+        predictor(torch.rand(1, 1, 8, 8), deadline=0)
+
+
 @pytest.mark.parametrize("task", ["regression", "dense"])
 def test_a_sample_that_is_not_finite_keeps_its_last_finite_outputs(task):
     model, x = made(task), torch.rand(2, *SIZE)
@@ -224,7 +236,7 @@ def test_an_unknown_task_in_a_file_is_an_error():
         ModelInfo.from_dict({"task": "ranking"})
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.data())
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(2, 4), st.data())
 def test_losses_of_each_answer(steps, batch, classes, data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     outputs = torch.randn(steps, batch, classes, 2, 3, generator=generator, dtype=torch.float64)
@@ -244,6 +256,48 @@ def test_losses_say_what_target_they_need():
         ValueError, match=r"must be whole numbers \[2, 4, 4\], a class for each pixel, got torch.float32 \[2, 4, 4\]"
     ):
         pixel_cross_entropy(torch.zeros(3, 2, 5, 4, 4), torch.zeros(2, 4, 4))
+    for pixels, wrong in ((torch.full((2, 4, 4), 255, dtype=torch.uint8), 255), (torch.full((2, 4, 4), -100), -100)):
+        with pytest.raises(ValueError, match=f"classes 0..4, or -1 for pixels that do not count, got {wrong}: .* == {wrong}"):
+            pixel_cross_entropy(torch.zeros(3, 2, 5, 4, 4), pixels)
+    assert pixel_cross_entropy(torch.zeros(3, 0, 5, 4, 4), torch.zeros(0, 4, 4, dtype=torch.int64)).tolist() == [0] * 3
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.Weighted(),
+        objectives.AANN(),
+        objectives.AdaLoss(),
+        objectives.SelfDistillation(),
+        objectives.SelfDistillation(loss=squared_error),
+        objectives.TDLambda(),
+        objectives.TDLambda(1.0),
+        objectives.Weighted(loss=pixel_cross_entropy),
+    ],
+    ids=repr,
+)
+def test_the_cross_entropy_of_one_class_trains_nothing_and_is_an_error(objective):
+    shape = (3, 2, 1, 4, 4) if getattr(objective, "loss", None) is pixel_cross_entropy else (3, 2, 1)
+    outputs = torch.zeros(shape, requires_grad=True)
+    target = torch.zeros(2, *shape[3:], dtype=torch.int64)
+    if getattr(objective, "loss", None) is squared_error:
+        target = target[:, None]
+    with pytest.raises(ValueError, match="cross-entropy needs logits of at least 2 classes, got 1, whose loss is always 0"):
+        objective(outputs, target)
+
+
+def test_a_level_of_one_class_beside_others_is_trained():
+    objective = objectives.Hierarchical(levels=(3, 1))
+    logits, target = torch.zeros(2, 4, 4), torch.zeros(4, 2, dtype=torch.int64)
+    torch.testing.assert_close(objective(logits, target), 2 * torch.tensor(3.0).log())
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        objectives.Hierarchical(levels=(1, 1))(logits[..., :2], target)
+
+
+def test_maps_are_not_distilled_along_their_width():
+    objective = objectives.SelfDistillation(loss=pixel_cross_entropy)
+    with pytest.raises(ValueError, match=r"distillation needs logits \[T, B, K\] of classes, got \[2, 1, 3, 4, 4\]"):
+        objective(torch.zeros(2, 1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("task", ["regression", "dense"])

@@ -17,6 +17,7 @@ from anytime.combine import fit_temperatures
 from anytime.model import AnytimeModel
 from anytime.reporting import plots
 from anytime.stopping import best_threshold
+from anytime.stopping.guarantee import group_numbers
 from anytime.trace import Trace, record
 
 MACS = [10, 30, 70]
@@ -148,7 +149,7 @@ class Dense(AnytimeModel):
         return total if self.info.task == "dense" else total.mean((2, 3)), (x, total, t + 1)
 
 
-@pytest.mark.parametrize(("task", "shape"), [("dense", (5, 3, 3)), ("regression", (5, 2))])
+@pytest.mark.parametrize(("task", "shape"), [("dense", (5, 2, 3, 3)), ("regression", (5, 2))])
 def test_traces_of_other_tasks(tmp_path, task, shape):
     model, images, targets = Dense(task).eval(), torch.rand(5, 1, 3, 3), torch.rand(shape)
     trace = record(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], progress=False, seconds=False)
@@ -174,6 +175,43 @@ def test_traces_of_other_tasks(tmp_path, task, shape):
     for metric in refused:
         with pytest.raises(ValueError, match=f"this trace is of task '{task}': it has outputs and targets, but no logits"):
             metric(trace)
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "message"),
+    [
+        (
+            "dense",
+            torch.zeros(3, 2, 2),
+            r"must be \[3, 2, 3, 3\], like an answer, or whole numbers \[3, 3, 3\], a class ",
+        ),
+        ("dense", torch.zeros(3, 3, 3), r"a class for each pixel, got torch.float32 \[3, 3, 3\]"),
+        ("dense", torch.zeros(2, 3, 3, dtype=torch.int64), r"a class for each pixel, got torch.int64 \[2, 3, 3\]"),
+        ("dense", (torch.zeros(3, 2), None), "a class for each pixel, got tuple"),
+        ("regression", torch.zeros(3), r"batch 0: targets must be \[3, 2\], like an answer, got torch.float32 \[3\]"),
+        ("regression", torch.zeros(4, 2), r"batch 0: targets must be \[3, 2\], like an answer, got torch.float32 \[4, 2\]"),
+        ("regression", torch.zeros(3, 2, 1), r"got torch.float32 \[3, 2, 1\]"),
+    ],
+    ids=str,
+)
+def test_targets_belong_to_the_answers(task, targets, message):
+    model = Dense(task).eval()
+    with pytest.raises(ValueError, match=message):
+        record(model, [(torch.rand(3, 1, 3, 3), targets)], progress=False)
+    good = record(model, [(torch.rand(3, 1, 3, 3), torch.zeros(3, 2, *[3, 3][: 2 * (task == "dense")]))], progress=False)
+    with pytest.raises(ValueError, match="targets must be"):
+        replace(good, targets=targets if isinstance(targets, torch.Tensor) else torch.zeros(3, 9))
+
+
+def test_targets_may_be_the_class_of_each_pixel_or_lack_a_dimension_of_one():
+    pixels = torch.tensor([[0, 1], [255, 0]], dtype=torch.uint8)[None]
+    assert torch.equal(record(Dense().eval(), [(torch.rand(1, 1, 2, 2), pixels)], progress=False).targets, pixels)
+    single = Dense("regression").eval()
+    single.num_classes, plain = 1, single.step
+    single.step = lambda state: (lambda answer, after: (answer[:, :1], after))(*plain(state))
+    for targets in (torch.rand(3), torch.rand(3, 1)):
+        trace = record(single, [(torch.rand(3, 1, 3, 3), targets)], class_names="a", progress=False)
+        assert torch.equal(trace.targets, targets)
 
 
 def test_record_says_which_shape_a_dense_model_lacks():
@@ -218,6 +256,42 @@ def test_a_table_has_one_row_per_sample_and_answer(monkeypatch):
     assert "contract_macs" not in table
 
 
+@pytest.mark.parametrize("groups", [["b", "a", "b"], numpy.array(["b", "a", "b"]), ("b", "a", "b")], ids=str)
+def test_groups_may_have_names(tmp_path, monkeypatch, groups):
+    monkeypatch.setitem(sys.modules, "pandas", FakePandas)
+    trace = Trace.from_logits(torch.randn(2, 3, 4), [0, 1, 2], macs=[3, 8], meta={"groups": groups})
+    assert trace.to_pandas()["group"] == ["b", "a", "b"] * 2
+    assert trace.select(torch.tensor([2, 1])).meta["groups"] == ["b", "a"]
+    assert trace.select(torch.tensor([False, True, True])).meta["groups"] == ["a", "b"]
+    assert group_numbers(trace).tolist() == [1, 0, 1]
+    trace.save(tmp_path / "trace")
+    assert Trace.load(tmp_path / "trace").meta["groups"] == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize("groups", [torch.tensor([7, 7, 1]), numpy.array([7, 7, 1]), [numpy.int64(7), torch.tensor(7), 1]])
+def test_groups_from_any_array_can_be_saved(tmp_path, groups):
+    trace = Trace.from_logits(torch.randn(2, 3, 4), [0, 1, 2], macs=[3, 8], meta={"groups": groups})
+    trace.save(tmp_path / "trace")
+    assert Trace.load(tmp_path / "trace").meta["groups"] == [7, 7, 1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([1, 2], "one group for each of 3 samples, got 2"),
+        ("abc", "a number or a name for each sample, got 'abc'"),
+        ([1, None, 2], "a number or a name for each sample, got None"),
+        ([1, [2], 3], r"a number or a name for each sample, got \[2\]"),
+        ([1.0, float("nan"), 2.0], "a number or a name for each sample, got nan"),
+        ({"a": 1}, "a number or a name for each sample, got {'a': 1}"),
+    ],
+    ids=str,
+)
+def test_what_are_no_groups(groups, message):
+    with pytest.raises(ValueError, match=message):
+        Trace.from_logits(torch.randn(2, 3, 4), [0, 1, 2], macs=[3, 8], meta={"groups": groups})
+
+
 def test_tables_of_label_levels_and_of_regressions(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", FakePandas)
     levels = Trace.from_logits(logits(), numpy.array([[0, 1]] * 5), macs=MACS, meta={"levels": [2, 2]}).to_pandas()
@@ -228,7 +302,7 @@ def test_tables_of_label_levels_and_of_regressions(monkeypatch):
     table = trace.to_pandas()
     assert table["output_1"] == trace.outputs[..., 1].flatten().tolist()
     assert table["target_0"] == targets[:, 0].tolist() * 2
-    dense = record(Dense().eval(), [(torch.rand(2, 1, 3, 3), torch.zeros(2))], progress=False, seconds=False)
+    dense = record(Dense().eval(), [(torch.rand(2, 1, 3, 3), torch.zeros(2, 3, 3).long())], progress=False, seconds=False)
     with pytest.raises(ValueError, match="the answers of a dense trace are maps"):
         dense.to_pandas()
 

@@ -105,6 +105,9 @@ class Trace:
         for name in ("seconds_low", "seconds_high"):
             if len(self.meta.get(name, [0] * steps)) != steps:
                 raise ValueError(f"meta[{name!r}] must hold {steps} values, got {self.meta[name]!r}")
+        if self.meta.get("groups") is not None:
+            groups = arrays.as_groups(self.meta["groups"], samples)
+            object.__setattr__(self, "meta", {**self.meta, "groups": groups})
         for name, rows in (("features", samples), ("class_weights", classes)):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, arrays.by_step(given, name, steps, rows))
@@ -117,6 +120,8 @@ class Trace:
             if values.shape[:1] != (samples,):
                 what = name if values is self.targets else f"activations[{name!r}]"
                 raise ValueError(f"{what} must be [{samples}, ...], one row for each sample, got {arrays.described(values)}")
+        if self.targets is not None and self.task != "classification":
+            arrays.check_targets(self.targets, self.outputs, self.task)
 
     @property
     def task(self) -> str:
@@ -173,13 +178,13 @@ class Trace:
 
     def select(self, samples: Tensor) -> Trace:
         """The trace of some samples, int64 positions or a bool mask `[N]`, in their order; also of their `meta["groups"]`."""
-        groups = self.meta.get("groups")
+        groups, rows = self.meta.get("groups"), torch.arange(self.num_samples)[samples]
         return replace(
             self,
             outputs=self.outputs[:, samples],
             labels=self.labels[samples],
             features=None if self.features is None else [part[samples] for part in self.features],
-            meta=self.meta if groups is None else {**self.meta, "groups": torch.tensor(groups)[samples].tolist()},
+            meta=self.meta if groups is None else {**self.meta, "groups": [groups[row] for row in rows.tolist()]},
             activations={name: values[samples] for name, values in self.activations.items()},
             targets=None if self.targets is None else self.targets[samples],
         )
@@ -323,6 +328,8 @@ def record(
             if outputs.shape[:3] != (steps, len(images), classes) or outputs.ndim not in form.dimensions:
                 wanted = f"[{steps}, {len(images)}, {classes}{', ...' if task == 'dense' else ''}]"
                 raise ValueError(f"batch {len(targets)}: the model returned {arrays.described(outputs)} instead of {wanted}")
+            if task != "classification":
+                arrays.check_targets(target, outputs, task, f"batch {len(targets)}: ")
             answers.append(outputs.float().cpu())
             targets.append(target.cpu())
         if not answers or input_size is None:
@@ -341,7 +348,7 @@ def record(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if hasattr(loader, "groups"):
-        facts["groups"] = None if loader.groups is None else torch.as_tensor(loader.groups).tolist()
+        facts["groups"] = loader.groups
     recorded = torch.cat(targets)
     if task != "classification":
         labels, facts["task"] = torch.full((len(recorded),), -1), task

@@ -75,6 +75,8 @@ def test_groups_are_drawn_whole() -> None:
     assert found.p_value is None
     assert found.low == pytest.approx(binom.ppf(0.025, 10, 0.6) / 10)
     assert found.high == pytest.approx(binom.ppf(0.975, 10, 0.6) / 10)
+    named = replace(one, meta={"groups": [f"track {track}" for track in groups]})
+    assert paired(named, other, 10) == found
     frames = paired(replace(one, meta={}), other, 10)
     assert frames.high - frames.low < 0.1
 

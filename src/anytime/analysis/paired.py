@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from anytime.analysis.curves import Cost, correct, costs
+from anytime.support.arrays import numbered
 from anytime.trace import Trace, labelled
 
 
@@ -70,7 +72,7 @@ def paired(one: Trace, other: Trace, budget: float, cost: Cost = "macs", resampl
         better, worse = int(counts[2]), int(counts[0])
         p_value = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
     else:
-        numbers = torch.tensor(groups)[there].unique(return_inverse=True)[1]
+        numbers = numbered([group for group, here in zip(groups, there.tolist(), strict=True) if here])
         if numbers.max() < 1:
             raise ValueError("a bootstrap over groups needs at least 2 groups, got 1")
         sums, sizes = (torch.bincount(numbers, weights=w).numpy() for w in (difference.double(), torch.ones(len(numbers))))
@@ -81,7 +83,7 @@ def paired(one: Trace, other: Trace, budget: float, cost: Cost = "macs", resampl
     return Paired(budget, steps, accuracies, float(difference.double().mean()), low, high, p_value)
 
 
-def _same_samples(one: Trace, other: Trace) -> list[int] | None:
+def _same_samples(one: Trace, other: Trace) -> list[Any] | None:
     """The group of each sample, None if they are independent; raises ValueError if the traces are not of the same samples."""
     if one.labels.shape != other.labels.shape:
         raise ValueError(f"a paired test needs the same samples, got {len(one.labels)} and {len(other.labels)}")

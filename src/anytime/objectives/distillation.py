@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime.objectives.weighted import StepLoss, Weighted, full_precision
+from anytime.objectives.weighted import StepLoss, Weighted, full_precision, require_classes
 from anytime.objectives.weighting import Normalization, check_interval
 
 
@@ -62,7 +62,10 @@ class SelfDistillation(Weighted):
 
     def _divergences(self, logits: Tensor) -> Tensor:
         """KL(p_T || p_t) of the answers t < T, summed over label levels, `[T - 1]`; p_T has no gradient."""
+        if logits.ndim != 3:
+            raise ValueError(f"distillation needs logits [T, B, K] of classes, got {list(logits.shape)}; alpha=0 is without")
         sizes = self.levels or (logits.shape[-1],)
+        require_classes(logits.shape[-1], len(sizes))
         if sum(sizes) != logits.shape[-1]:
             raise ValueError(f"the label levels {sizes} need {sum(sizes)} logits, got {logits.shape[-1]}")
         weights = self.level_weights or [1.0] * len(sizes)

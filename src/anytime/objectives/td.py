@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime.objectives.weighted import Objective, check_labels, full_precision, step_losses
+from anytime.objectives.weighted import Objective, check_labels, full_precision, require_classes, step_losses
 from anytime.support.names import nearest
 
 
@@ -83,6 +83,7 @@ class Classification(Outputs):
         if answers.ndim > 3:
             raise ValueError(f"logits must be [T, B, K], got {list(answers.shape)}; heat-maps need outputs='heat_maps'")
         batch, classes = answers.shape[-2:]
+        require_classes(classes)
         check_labels(target, batch, classes)
         return F.one_hot(target.long(), classes).to(answers.dtype)
 
@@ -90,6 +91,7 @@ class Classification(Outputs):
         return -(targets * answers.log_softmax(-1)).sum(-1).mean(1)
 
     def true_losses(self, answers: Tensor, target: Tensor) -> Tensor:
+        require_classes(answers.shape[-1])
         return step_losses(answers, target)
 
 

@@ -34,6 +34,14 @@ def check_labels(target: Tensor, batch: int, classes: int) -> None:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(target.min())}..{int(target.max())}")
 
 
+def require_classes(classes: int, levels: int = 1) -> None:
+    """Raises ValueError if no label level has two classes: the softmax is then 1, and no weight gets a gradient."""
+    if classes <= levels:
+        raise ValueError(
+            "cross-entropy needs logits of at least 2 classes, got 1, whose loss is always 0; values need loss=squared_error"
+        )
+
+
 def step_losses(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of each answer, `[T]`, from logits `[T, B, K]` and labels `[B]` of one level."""
     if logits.ndim != 3:
@@ -63,8 +71,9 @@ def level_losses(
         label_smoothing: Share of the target spread over all classes of a level.
 
     Raises:
-        ValueError: Logits or labels do not fit the levels, or the sizes of several label levels are unknown.
+        ValueError: Logits or labels do not fit the levels, the sizes of several levels are unknown, or none has two classes.
     """
+    require_classes(logits.shape[-1], len(levels or (1,)))
     columns = target[:, None] if target.ndim == 1 else target
     sizes = (logits.shape[-1],) if levels is None and columns.shape[1] == 1 else levels
     if sizes is None:

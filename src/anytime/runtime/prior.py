@@ -25,13 +25,15 @@ class Priors:
             image, `[K, ...]`.
 
     Raises:
-        ValueError: The prior has the wrong shape, or is not probabilities that sum to 1 in each label level.
+        ValueError: The prior has the wrong shape (that of maps is known at the first image), or is not probabilities that sum
+            to 1 in each label level.
         TypeError: It does not hold real numbers.
     """
 
     def __init__(self, model: AnytimeModel, given: Any) -> None:
         self._levels: tuple[Tensor, ...] = ()
         self._output: Tensor | None = None
+        self._maps = False  # whether the shape of an answer depends on the images
         self._shapes: dict[tuple[int, ...], torch.Size] = {}  # of the answers, by the shape of an image
         values, task = model.num_classes, model.info.task
         if task == "classification":
@@ -43,17 +45,28 @@ class Priors:
             output = _numbers(given, wanted)
             if output.shape[:1] != (values,) or (output.ndim == 1) != (task == "regression"):
                 raise ValueError(f"{wanted}, got {described(output)}")
-            self._output = output
+            self._output, self._maps = output, task == "dense"
         elif task == "regression":
             self._output = torch.full((values,), torch.nan)
+        else:
+            self._maps = True
 
     def learn(self, x: Tensor, first_output: Callable[[Tensor], Tensor]) -> None:
         """Runs a step on the first image to learn the shape of its maps, unless that is known or not needed.
 
         So a predictor of maps without a profile takes a step more for the first images of each size.
+
+        Raises:
+            ValueError: The given prior is a map of another shape.
         """
-        if not self._levels and self._output is None and x.shape[1:] not in self._shapes:
-            self._shapes[tuple(x.shape[1:])] = first_output(x[:1]).shape[1:]
+        if not self._maps:
+            return
+        size = tuple(x.shape[1:])
+        if size not in self._shapes:
+            self._shapes[size] = first_output(x[:1]).shape[1:]
+        if self._output is not None and self._output.shape != self._shapes[size]:
+            wanted, given = list(self._shapes[size]), described(self._output)
+            raise ValueError(f"prior must be the output of one image, {wanted} for images {list(size)}, got {given}")
 
     def answer(self, x: Tensor, elapsed: float, budget: float | None, given: Answer | None = None) -> Answer:
         """The answer for images before any step, or a given one instead.

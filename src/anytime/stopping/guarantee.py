@@ -6,10 +6,10 @@ and future samples are exchangeable (for `certified`: independent and identicall
 combiner nor candidates were fitted on the calibration trace. One trace certifies one rule: if several are fitted to it,
 with different `epsilon` or `combiner`, the best of them has no guarantee.
 
-Samples that belong together, such as the frames of a track, are one sample. If `trace.meta["groups"]` holds a number for
-each sample, L is averaged within each group first, so that E[L] is the loss of a random sample of a random group, and the
-groups are what must be exchangeable. None says that each sample is independent. Traces of the loaders of `anytime.data` say
-either; a trace that says neither is taken for one of independent samples, with a warning.
+Samples that belong together, such as the frames of a track, are one sample. If `trace.meta["groups"]` holds a number or a
+name for each sample, L is averaged within each group first, so that E[L] is the loss of a random sample of a random group,
+and the groups are what must be exchangeable. None says that each sample is independent. Traces of the loaders of
+`anytime.data` say either; a trace that says neither is taken for one of independent samples, with a warning.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.stopping.choose import Answers, Outcome
 from anytime.stopping.rules import Confidence, Never, Rule
+from anytime.support.arrays import numbered
 from anytime.trace import Trace, labelled
 
 CANDIDATES = tuple(Confidence(threshold) for threshold in torch.linspace(12, -4, 257).sigmoid().tolist())
@@ -91,16 +92,9 @@ def conformal(
 
 
 def group_numbers(trace: Trace) -> Tensor | None:
-    """The group of each sample, numbered from 0, int64 `[N]`; None if `trace.meta["groups"]` declares none.
-
-    Raises ValueError if there is not one group for each sample.
-    """
+    """The group of each sample, numbered from 0, int64 `[N]`; None if `trace.meta["groups"]` declares none."""
     groups = trace.meta.get("groups")
-    if groups is None:
-        return None
-    if len(groups) != trace.num_samples:
-        raise ValueError(f"meta['groups'] must hold one group for each of {trace.num_samples} samples, got {len(groups)}")
-    return torch.tensor(groups).unique(return_inverse=True)[1]
+    return None if groups is None else numbered(groups)
 
 
 def mean_loss(trace: Trace, rule: Rule, combiner: Combiner | None = None) -> float:
@@ -132,7 +126,7 @@ def _declared_groups(trace: Trace) -> Tensor | None:
     if "groups" not in trace.meta:
         warnings.warn(
             "this trace does not say which samples belong together, such as the frames of a track, so each counts as "
-            "independent; say it in meta['groups']: a number for each sample, or None if each is independent",
+            "independent; say it in meta['groups']: a number or a name for each sample, or None if each is independent",
             stacklevel=3,
         )
     return group_numbers(trace)

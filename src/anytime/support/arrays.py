@@ -65,6 +65,46 @@ def check_outputs(outputs: Tensor, task: str, levels: Sequence[int]) -> None:
         raise ValueError("outputs contain NaN or infinity")
 
 
+def check_targets(targets: Any, outputs: Tensor, task: str, where: str = "") -> None:
+    """Raises ValueError unless targets belong to the outputs `[T, N, K, ...]` of a task other than classification.
+
+    They have the form of an answer `[N, K, ...]`, without K if that is 1. For maps they may be whole numbers `[N, ...]`
+    instead, the class of each pixel.
+    """
+    shape = outputs.shape[1:]
+    allowed = [shape] if shape[1] > 1 else [shape, shape[:1] + shape[2:]]
+    pixels = f", or whole numbers {[shape[0], *shape[2:]]}, a class for each pixel" if task == "dense" else ""
+    if not isinstance(targets, Tensor):
+        raise ValueError(
+            f"{where}targets must be a tensor {list(shape)}, like an answer{pixels}, got {type(targets).__name__}"
+        )
+    if pixels and not targets.is_floating_point() and not targets.is_complex():
+        allowed.append(shape[:1] + shape[2:])
+    if targets.shape not in allowed:
+        raise ValueError(f"{where}targets must be {list(shape)}, like an answer{pixels}, got {described(targets)}")
+
+
+def as_groups(groups: Any, samples: int) -> list[Any]:
+    """The group of each sample as a list; raises ValueError unless there is a number or a name for each."""
+    listed = groups.tolist() if hasattr(groups, "tolist") else groups
+    if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
+        raise ValueError(f"meta['groups'] must hold a number or a name for each sample, got {groups!r}")
+    if len(listed) != samples:
+        raise ValueError(f"meta['groups'] must hold one group for each of {samples} samples, got {len(listed)}")
+    known = [group.item() if isinstance(group, (Tensor, numpy.generic)) and group.ndim == 0 else group for group in listed]
+    strange = next((g for g in known if not isinstance(g, str | int | float) or g != g), None)  # NaN differs from itself
+    if strange is not None or None in known:
+        raise ValueError(f"meta['groups'] must hold a number or a name for each sample, got {strange!r}")
+    return known
+
+
+def numbered(groups: Sequence[Any]) -> Tensor:
+    """Numbers 0, 1, ... of groups, in the order of their numbers or names, int64 `[N]`."""
+    order = sorted(set(groups), key=lambda group: (isinstance(group, str), group))
+    numbers = {group: number for number, group in enumerate(order)}
+    return torch.tensor([numbers[group] for group in groups], dtype=torch.int64)
+
+
 def by_step(given: Tensor | Sequence[Tensor], name: str, steps: int, rows: int) -> tuple[Tensor, ...]:
     """T tensors `[rows, F_t]` from as many, from `[T, rows, F]`, or from one `[rows, F]` for every step."""
     if isinstance(given, Tensor):

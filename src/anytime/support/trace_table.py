@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -32,9 +33,9 @@ def frame(trace: Trace) -> DataFrame:
         if (cost := getattr(trace, name)) is not None:
             columns[name] = cost.repeat_interleave(samples)
     if (groups := trace.meta.get("groups")) is not None:
-        columns["group"] = torch.tensor(groups).repeat(steps)
+        columns["group"] = numpy.array(groups * steps)
     columns |= _regression(trace) if trace.task == "regression" else _classification(trace)
-    table = pandas.DataFrame({name: values.numpy() for name, values in columns.items()})
+    table = pandas.DataFrame({name: numpy.asarray(values) for name, values in columns.items()})
     for name in [name for name in columns if name.partition("_")[0] == "correct"]:
         table[name] = table[name].astype("boolean").mask(table[name.replace("correct", "label")] < 0)
     return table

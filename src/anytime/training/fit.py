@@ -23,6 +23,7 @@ from anytime.support.text import one_line
 from anytime.support.trust import is_untrusted
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
 from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
+from anytime.training.convolutions import small_maps
 from anytime.training.logs import LoggerName, check_logger, loggers
 from anytime.training.module import AnytimeModule
 from anytime.training.origin import seen_before
@@ -192,7 +193,7 @@ def fit(
     if trainer.is_global_zero and (record is not None or not resume):
         (record or data.make_record()).save(run / RECORD)
     try:
-        with warnings.catch_warnings(), signals_restored():
+        with warnings.catch_warnings(), signals_restored(), small_maps(model):
             warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode")  # a frozen trunk
             trainer.fit(module, datamodule=regime.data(module, data), ckpt_path=str(checkpoint) if resume else None)
     except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -161,3 +161,34 @@ def choose_classes(names: Sequence[str], wanted: str | Sequence[str | int]) -> l
             raise UnknownClass(f"no class matches {pattern!r}; nearest of the {len(names)} names: {nearest}")
         chosen.update(matches)
     return sorted(chosen)
+
+
+def folds(labels: Tensor, k: int, seed: int = 0, groups: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    """k splits into training and held-out samples: each sample is held out once, and each class in equal shares.
+
+    Args:
+        labels: int64 `[N]`.
+        k: Number of folds, 2..N.
+        seed: Seed of the random order.
+        groups: int64 `[N]`; samples of one group (of one class) stay together.
+
+    Returns:
+        For each fold the remaining indices and the held-out indices, each in ascending order.
+
+    Raises:
+        ValueError: k is out of range, or the groups are too few or too uneven.
+    """
+    if not isinstance(k, int) or not 2 <= k <= len(labels):
+        raise ValueError(f"the number of folds must lie in 2..{len(labels)}, the number of samples, got {k!r}")
+    group = torch.arange(len(labels)) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    number = int(group.max()) + 1
+    label = torch.empty(number, dtype=torch.int64).scatter_(0, group, labels)
+    order = stratified_order(label, seed)
+    size = torch.bincount(group, minlength=number)[order]
+    middle = size.cumsum(0) - (size + 1) / 2
+    fold = torch.empty(number, dtype=torch.int64)
+    fold[order] = (middle * k / len(labels)).floor().long()
+    of_sample = fold[group]
+    if (filled := int(of_sample.unique().numel())) < k:
+        raise ValueError(f"{number} groups of these sizes fill only {filled} of {k} folds")
+    return [((of_sample != i).nonzero().flatten(), (of_sample == i).nonzero().flatten()) for i in range(k)]

@@ -1,0 +1,311 @@
+"""Do networks decide sooner on typical images? Centrality, held-out measures, and rank correlations with selection latency.
+
+Source: Iuzzolino, Mozer, Bengio 2021, section 4.3 and Table 1; C-scores: Jiang et al. 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anytime.analysis.latency import Latency
+from anytime.analysis.needs import require_features
+from anytime.data.splits import folds, hold_out
+from anytime.trace import Trace, require_one_level
+
+LEAST = 4  # pairs that a correlation needs: its standard error is 1 / sqrt(N - 3)
+
+
+def centrality(trace: Trace, step: int = -1) -> Tensor:
+    """cos(f, w_y): the angle between the features of a step and the weights of the image's class, float64 `[N]`.
+
+    The larger, the closer is the image to the middle of its class. (The paper calls it a distance, but it is a similarity.) It
+    is nan where an image has no label or all its features are 0.
+
+    Args:
+        trace: The answers, with features and class weights.
+        step: 1..T, or -1 for the last.
+
+    Raises:
+        ValueError: The trace lacks features, has several label levels, or there is no such step.
+    """
+    require_one_level(trace)
+    features, weights = require_features(trace)
+    if step != -1 and not 1 <= step <= trace.num_steps:
+        raise ValueError(f"step must lie in 1..{trace.num_steps}, or be -1 for the last, got {step!r}")
+    f = features[step - 1 if step > 0 else -1].double()
+    w = weights[step - 1 if step > 0 else -1].double()[trace.labels.clamp(min=0)]
+    cosine = (f * w).sum(1) / (f.norm(dim=1) * w.norm(dim=1))
+    return cosine.masked_fill(trace.labels < 0, math.nan)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation of N pairs.
+
+    Attributes:
+        rho: The correlation.
+        low, high: Its percentile interval by bootstrap.
+        p_value: That of rho = 0, two-sided.
+        samples: N, without the pairs of which a number is unknown (nan).
+    """
+
+    rho: float
+    low: float
+    high: float
+    p_value: float
+    samples: int
+
+
+def spearman(x: Tensor, y: Tensor, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Correlation:
+    """Spearman's rho, the correlation of the ranks (the mean rank of equal values), with a bootstrap interval over the pairs.
+
+    Args:
+        x, y: `[N]`; pairs with a nan are left out.
+        resamples: Bootstrap samples.
+        level: Of the interval.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: The numbers of values differ, fewer than 4 pairs are known, or all values are equal.
+    """
+    from scipy.stats import spearmanr
+
+    (x, y), known = _known(x, y)
+    result = spearmanr(x.numpy(), y.numpy())
+    low, high = _interval(_resampled(lambda i: _rho(x[i], y[i]), known, resamples, seed), level)
+    return Correlation(float(result.statistic), low, high, float(result.pvalue), known)
+
+
+@dataclass(frozen=True)
+class Typicality:
+    """How a measure of typicality goes with fast decisions: Spearman's rho between it and the negative selection latency.
+
+    Attributes:
+        tied: Over all samples; those that never select a class are tied at the end.
+        reached: Over those that select a class.
+        never: Share of the samples that never do.
+    """
+
+    tied: Correlation
+    reached: Correlation
+    never: float
+
+
+def typicality(measure: Tensor, measured: Latency, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Typicality:
+    """Correlation of typicality with negative latency: positive if typical images are decided sooner (Table 1).
+
+    Args:
+        measure: Larger for more typical images, `[N]`; nan where it is unknown.
+        measured: Selection latencies of the same images.
+        resamples, level, seed: As for `spearman`.
+
+    Raises:
+        ValueError: As `spearman`.
+    """
+    _same_length(measure, measured.steps)
+    speed, there = -measured.steps.double(), measured.reached
+    every = spearman(measure, speed, resamples, level, seed)
+    return Typicality(every, spearman(measure[there], speed[there], resamples, level, seed), measured.never)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two Spearman correlations over the same N samples.
+
+    Attributes:
+        difference: First rho - second rho.
+        low, high: Its percentile interval by bootstrap over the samples.
+        p_value: That of equal correlations, two-sided.
+        samples: N, without those of which any of the numbers is unknown (nan).
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    samples: int
+
+
+def difference(
+    one: tuple[Tensor, Tensor],
+    other: tuple[Tensor, Tensor],
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Whether two correlations over the same samples differ, such as of centrality and speed under two losses.
+
+    They are dependent, with r_jk of the first pair and r_hm of the second; a variable may belong to both. With Fisher's
+    z = atanh r, Z = (z_jk - z_hm) sqrt((N - 3) / (2 - 2 c)) is standard normal, where c (1 - r_jk²)(1 - r_hm²) is half of
+    (r_jh - r_jk r_kh)(r_km - r_kh r_hm) + (r_jm - r_jh r_hm)(r_kh - r_jk r_jh)
+    + (r_jh - r_jm r_hm)(r_km - r_jk r_jm) + (r_jm - r_jk r_km)(r_kh - r_km r_hm). All r are of ranks. The variance is that of
+    Pearson's correlation, which for ranks is slightly too small; the bootstrap interval does not assume it.
+
+    Args:
+        one, other: Two pairs of variables, each `[N]`.
+        resamples, level, seed: As for `spearman`.
+
+    Raises:
+        ValueError: As `spearman`.
+
+    Source: Steiger 1980 (Psychological Bulletin 87), equations 3 and 12 without pooling.
+    """
+    from scipy.stats import norm, rankdata
+
+    values, known = _known(*one, *other)
+    j, k, h, m = (torch.from_numpy(rankdata(value.numpy())) for value in values)
+    r = torch.corrcoef(torch.stack([j, k, h, m])).clamp(-1, 1).tolist()
+    first, second = r[0][1], r[2][3]
+    draws = _resampled(lambda i: _rho(values[0][i], values[1][i]) - _rho(values[2][i], values[3][i]), known, resamples, seed)
+    spread = 2 - 2 * _covariance(r)
+    if first == second:
+        p_value = 1.0
+    elif max(abs(first), abs(second)) == 1 or spread <= 0:
+        p_value = 0.0
+    else:
+        z = (math.atanh(first) - math.atanh(second)) * math.sqrt((known - 3) / spread)
+        p_value = float(2 * norm.sf(abs(z)))
+    return Difference(first - second, *_interval(draws, level), p_value, known)
+
+
+def cross_validated(
+    measure: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
+    labels: Tensor,
+    k: int = 10,
+    seed: int = 0,
+    groups: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Measures each sample once, by a network that was not trained on it (k-fold cross-validation).
+
+    Args:
+        measure: Maps the indices of the training samples and of the held-out samples to measures of the latter, each
+            `[held out]`: it trains a network, records the held-out samples and gives, say, their latency and centrality.
+        labels: int64 `[N]`; every fold has its share of each class.
+        k: Number of folds; 10 in the paper.
+        seed: Of the folds.
+        groups: int64 `[N]`; samples of one group stay together.
+
+    Returns:
+        The measures of all samples, `[N]`, in their order.
+
+    Raises:
+        ValueError: k is out of range, or a measure is not of the held-out samples.
+    """
+    pooled: dict[str, Tensor] = {}
+    for train, held_out in folds(labels, k, seed, groups):
+        for name, values in measure(train, held_out).items():
+            _check_held_out(values, held_out, name)
+            whole = pooled.setdefault(name, values.new_zeros(len(labels)))
+            whole[held_out] = values
+    return pooled
+
+
+def estimated_cscores(
+    is_right: Callable[[Tensor, Tensor], Tensor],
+    labels: Tensor,
+    shares: tuple[float, ...] = (0.25, 0.5, 0.75),
+    repeats: int = 4,
+    seed: int = 0,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """An estimate of the C-score: the share of right answers of networks that were not trained on an image, float64 `[N]`.
+
+    For each share, `repeats` networks learn a random part of that size. The score is the mean over shares of the mean over
+    the networks that did not see the image, and nan if every network of a share saw it. (Jiang et al. train 2,000 networks for
+    each of 9 shares.)
+
+    Args:
+        is_right: Maps the indices of the training samples and of the held-out samples to whether a network trained on the
+            former is right about the latter, `[held out]`.
+        labels: int64 `[N]`; each part has its share of each class.
+        shares: Of the samples to train on, each in (0, 1).
+        repeats: Networks for each share.
+        seed: Of the parts.
+        groups: int64 `[N]`; samples of one group stay together.
+
+    Raises:
+        ValueError: A share is out of range, or the answers are not of the held-out samples.
+    """
+    if not shares or not all(0 < share < 1 for share in shares) or repeats < 1:
+        raise ValueError(f"shares must lie in (0, 1) and repeats be at least 1, got {shares!r} and {repeats!r}")
+    rates = []
+    for number, share in enumerate(shares):
+        right, seen = torch.zeros(len(labels), dtype=torch.float64), torch.zeros(len(labels), dtype=torch.float64)
+        for repeat in range(repeats):
+            train, held_out = hold_out(labels, 1 - share, seed + number * repeats + repeat, groups)
+            answers = is_right(train, held_out)
+            _check_held_out(answers, held_out, "right answers")
+            right[held_out] += answers.double()
+            seen[held_out] += 1
+        rates.append(right / seen)  # nan: 0 / 0
+    return torch.stack(rates).mean(0)
+
+
+def _check_held_out(values: Tensor, held_out: Tensor, name: str) -> None:
+    if values.shape != held_out.shape:
+        raise ValueError(f"{name} must be of the {len(held_out)} held-out samples, got {list(values.shape)}")
+
+
+def _same_length(*values: Tensor) -> None:
+    lengths = [len(value) if value.ndim == 1 else list(value.shape) for value in values]
+    if any(value.ndim != 1 for value in values) or len(set(lengths)) > 1:
+        raise ValueError(f"a correlation needs values of the same samples, got {' and '.join(map(str, lengths))}")
+
+
+def _known(*values: Tensor) -> tuple[list[Tensor], int]:
+    """The values in float64 without the samples that have a nan, and their number."""
+    _same_length(*values)
+    exact = [value.double() for value in values]
+    known = ~torch.stack(exact).isnan().any(0)
+    if (count := int(known.sum())) < LEAST:
+        raise ValueError(f"a correlation needs at least {LEAST} samples, got {count} of {len(known)} with known values")
+    kept = [value[known] for value in exact]
+    for value in kept:
+        if bool((value == value[0]).all()):
+            raise ValueError(f"a correlation needs values that differ, and all {count} are {float(value[0]):g}")
+    return kept, count
+
+
+def _rho(x: Tensor, y: Tensor) -> float:
+    from scipy.stats import rankdata
+
+    ranks = torch.from_numpy(rankdata(torch.stack([x, y]).numpy(), axis=1))
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _resampled(statistic: Callable[[Tensor], float], samples: int, resamples: int, seed: int) -> list[float]:
+    """The statistic of bootstrap samples, drawn with replacement, in which it exists."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples!r}")
+    generator = torch.Generator().manual_seed(seed)
+    draws = [statistic(torch.randint(samples, (samples,), generator=generator)) for _ in range(resamples)]
+    return [draw for draw in draws if not math.isnan(draw)]
+
+
+def _interval(draws: list[float], level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level!r}")
+    if not draws:
+        return math.nan, math.nan
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.tensor(draws, dtype=torch.float64).quantile(ends).tolist()
+    return low, high
+
+
+def _covariance(r: list[list[float]]) -> float:
+    """The correlation of two Fisher z of dependent correlations r_jk and r_hm, from those of (j, k, h, m)."""
+    jk, jh, jm, kh, km, hm = r[0][1], r[0][2], r[0][3], r[1][2], r[1][3], r[2][3]
+    if abs(jk) == 1 or abs(hm) == 1:
+        return 0.0
+    total = (
+        (jh - jk * kh) * (km - kh * hm)
+        + (jm - jh * hm) * (kh - jk * jh)
+        + (jh - jm * hm) * (km - jk * jm)
+        + (jm - jk * km) * (kh - km * hm)
+    )
+    return total / 2 / ((1 - jk**2) * (1 - hm**2))

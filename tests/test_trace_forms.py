@@ -210,7 +210,7 @@ def test_targets_may_be_the_class_of_each_pixel_or_lack_a_dimension_of_one():
     single.num_classes, plain = 1, single.step
     single.step = lambda state: (lambda answer, after: (answer[:, :1], after))(*plain(state))
     for targets in (torch.rand(3), torch.rand(3, 1)):
-        trace = record(single, [(torch.rand(3, 1, 3, 3), targets)], class_names="a", progress=False)
+        trace = record(single, [(torch.rand(3, 1, 3, 3), targets)], class_names=["a"], progress=False)
         assert torch.equal(trace.targets, targets)
 
 
@@ -290,6 +290,12 @@ def test_groups_from_any_array_can_be_saved(tmp_path, groups):
 def test_what_are_no_groups(groups, message):
     with pytest.raises(ValueError, match=message):
         Trace.from_logits(torch.randn(2, 3, 4), [0, 1, 2], macs=[3, 8], meta={"groups": groups})
+
+
+@pytest.mark.parametrize("names", ["abcd", {0: "a", 1: "b", 2: "c", 3: "d"}, b"abcd"], ids=str)
+def test_names_of_classes_are_a_list(names):
+    with pytest.raises(ValueError, match="class_names must be a list of 4 names, got .*a"):
+        Trace.from_logits(torch.randn(2, 3, 4), [0, 1, 2], macs=[3, 8], class_names=names)
 
 
 def test_tables_of_label_levels_and_of_regressions(monkeypatch):

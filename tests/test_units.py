@@ -27,7 +27,23 @@ def test_three_numbers_or_the_side_of_a_square_colour_image(given, size) -> None
 
 
 @pytest.mark.parametrize(
-    "given", [0, -224, True, 224.0, None, "", "224x224", "3,224", (224, 224), (3, 0, 8), (3, 8.0, 8), [[3, 8, 8]]]
+    "given",
+    [
+        0,
+        -224,
+        True,
+        224.0,
+        None,
+        "",
+        "224x224",
+        "3,224",
+        (224, 224),
+        (3, 0, 8),
+        (3, 8.0, 8),
+        [[3, 8, 8]],
+        {3, 20, 30},
+        b"\x03\x08\x08",
+    ],
 )
 def test_what_is_no_size_is_repeated(given) -> None:
     with pytest.raises(ValueError, match="224 for square colour images, got") as caught:

@@ -84,10 +84,7 @@ class Trace:
     def __post_init__(self) -> None:
         arrays.check_outputs(self.outputs, self.task, self.levels)
         steps, samples, classes = self.outputs.shape[:3]
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        if len(self.class_names) != classes:
-            name = arrays.OUTPUTS[self.task].name
-            raise ValueError(f"{name} have {classes} classes but {len(self.class_names)} class_names were given")
+        object.__setattr__(self, "class_names", arrays.as_names(self.class_names, classes, self.task))
         arrays.check_labels(self.labels, self.levels or (classes,), samples)
         for name, dtype in (("macs", torch.int64), ("contract_macs", torch.int64), ("seconds", torch.float64)):
             cost = getattr(self, name)
@@ -239,7 +236,7 @@ class Trace:
             macs=arrays.as_vector(macs, "macs", torch.int64),
             contract_macs=None if contract_macs is None else arrays.as_vector(contract_macs, "contract_macs", torch.int64),
             seconds=None if seconds is None else arrays.as_vector(seconds, "seconds", torch.float64),
-            class_names=tuple(class_names or map(str, range(classes))),
+            class_names=class_names or tuple(map(str, range(classes))),
             features=arrays.as_tensors(features, "features"),
             class_weights=arrays.as_tensors(class_weights, "class_weights"),
             meta=facts,
@@ -364,7 +361,7 @@ def record(
         macs=torch.tensor(macs, dtype=torch.int64),
         contract_macs=torch.tensor(contract, dtype=torch.int64),
         seconds=None if timing is None else torch.tensor(timing.median, dtype=torch.float64),
-        class_names=tuple(class_names or model.info.class_names or map(str, range(classes))),
+        class_names=class_names or tuple(model.info.class_names or map(str, range(classes))),
         meta=facts | dict(meta or {}),
         targets=recorded if task != "classification" else None,
     )

@@ -94,6 +94,7 @@ def test_weighted_has_no_state() -> None:
     [
         ({"weights": "inverse_sqare"}, r"unknown weights 'inverse_sqare'; did you mean 'inverse_square'\?"),
         ({"weights": "zzz"}, "unknown weights 'zzz'; valid: constant, final_only, inverse_square"),
+        ({"weights": {1: 0.5, 2: 1.0}}, r"weights must be a list, one for each answer, got {1: 0.5, 2: 1.0}"),
         ({"weights": [1.0, -0.5]}, r"weights must be at least 0 and not all 0, got \[1.0, -0.5\]"),
         ({"weights": [0.0, 0.0]}, "not all 0"),
         ({"weights": []}, r"not all 0, got \[\]"),

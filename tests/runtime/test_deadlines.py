@@ -179,6 +179,9 @@ def test_bad_settings(timed_case: Callable) -> None:
         Predictor(other, profile)
     with pytest.raises(ValueError, match="quantile must be one of p50"):
         Predictor(model, profile, quantile="p95")
+    for quantile in ("p95", 0.99, ["p50"], None):
+        with pytest.raises(ValueError, match="quantile must be one of p50"):
+            Predictor(model, quantile=quantile)
     with pytest.raises(ValueError, match="guard must be at least 0"):
         Predictor(model, profile, guard=-1)
     with pytest.raises(ValueError, match="prior must be 5 probabilities"):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 from anytime.support.names import nearest
-from anytime.support.units import deadline_seconds
+from anytime.support.units import deadline_seconds, is_list
 
 Normalization = Literal["none", "sum", "last"]
 SDN_LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
@@ -140,8 +140,9 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
     if largest is None:
         early = n - 1
         largest = SDN_LARGEST[:early] if early <= len(SDN_LARGEST) else [SDN_LARGEST[-1] * t / early for t in range(1, n)]
-    if len(largest) != n - 1:
-        raise ValueError(f"largest needs {n - 1} values, one for each answer before the last, got {list(largest)}")
+    if not is_list(largest) or len(largest) != n - 1:
+        given = list(largest) if is_list(largest) else repr(largest)
+        raise ValueError(f"largest needs {n - 1} values, one for each answer before the last, got {given}")
     if not all(0 <= tau < math.inf for tau in largest):
         raise ValueError(f"largest must be at least 0 and finite, got {list(largest)}")
     return [min(tau, 0.01 + epoch * (tau / epochs)) for tau in largest] + [1.0]
@@ -159,11 +160,11 @@ def from_deadlines(profile: TimedAnswers, deadlines: Iterable[Any], quantile: st
         quantile: The quantile of the profile that counts as the time of an answer: "p50", "p90", "p99", "p999" or "max".
 
     Raises:
-        ValueError: There are no deadlines, all are before the first answer, one is NaN or not understood, or the quantile is
-            unknown.
+        ValueError: Deadlines are no list or array, there are none, all are before the first answer, one is NaN or not
+            understood, or the quantile is unknown.
         TypeError: A deadline is a bool or of another type.
     """
-    if isinstance(deadlines, str) or not isinstance(deadlines, Iterable):
+    if not is_list(deadlines):
         raise ValueError(f"deadlines must be a sample such as [0.005, '8ms'], got {deadlines!r}")
     times = [latency.at(quantile) for latency in profile.at(1).reached]
     soonest = list(itertools.accumulate(reversed(times), min))[::-1]  # of this answer or a later one: never falls
@@ -188,6 +189,8 @@ def normalized(weights: Sequence[float], how: Normalization) -> list[float]:
     """
     if how not in get_args(Normalization):
         raise ValueError(f"normalize must be 'none', 'sum' or 'last', got {how!r}")
+    if not is_list(weights):
+        raise ValueError(f"weights must be a list, one for each answer, got {weights!r}")
     weights = [float(weight) for weight in weights]
     if not weights or not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
         raise ValueError(f"weights must be at least 0 and not all 0, got {weights}")

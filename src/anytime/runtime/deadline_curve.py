@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.runtime.prior import probabilities
 from anytime.runtime.profile import Profile
-from anytime.support.units import deadline_seconds, guard_seconds
+from anytime.support.units import deadline_seconds, guard_seconds, is_list
 from anytime.trace import Trace, labelled
 
 Deadlines = float | str | Iterable[float | str | Tensor | None] | Tensor | None  # or any array of what a predictor takes
@@ -90,7 +90,7 @@ def _seconds(deadlines: Any) -> Tensor:
                 raise ValueError(f"deadlines must be seconds, got {missing} of {seconds.numel()} values NaN")
             return seconds
         shape, each = given.shape, [*given.flat]
-    elif isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+    elif not is_list(given):
         shape, each = (), [given]
     else:
         each = [*given]

@@ -23,7 +23,7 @@ from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, 
 from anytime.runtime.gathered import Gathered, by_sample, finite_samples
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
 from anytime.runtime.prior import Priors
-from anytime.runtime.profile import Profile
+from anytime.runtime.profile import Profile, check_quantile
 from anytime.runtime.session import Session
 from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.threads import Threads
@@ -115,12 +115,12 @@ class Predictor:
             raise TypeError(f"profile must be one of anytime.profile(model, example), got {profile!r}")
         if profile is not None:
             profile.check(model, compiled=compile, foreign=foreign)
-            next(iter(profile.batches.values())).steps[0].at(quantile)
         elif compile:
             raise ValueError(
                 "compile=True compiles for the image and batch sizes of a profile: give Predictor one, "
                 "anytime.profile(model, example, compile=True)"
             )
+        check_quantile(quantile)
         kept, most = guard_seconds(guard), _whole_depth(depth)
         rule, self._combiner = resolve(model, stop, combine, None if profile is None else profile.macs)
         if profile is None and rule is not None and rule.needs:

@@ -28,6 +28,12 @@ FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
 
+def check_quantile(quantile: Any) -> None:
+    """Raises ValueError unless it is a name in `QUANTILES`."""
+    if not isinstance(quantile, str) or quantile not in QUANTILES:
+        raise ValueError(f"quantile must be one of {', '.join(QUANTILES)}, got {quantile!r}")
+
+
 class Latency(NamedTuple):
     """Quantiles and maximum of `n` measured seconds; a quantile is the smallest measured value not below it."""
 
@@ -46,8 +52,7 @@ class Latency(NamedTuple):
 
     def at(self, quantile: str) -> float:
         """Seconds at a quantile named in `QUANTILES`."""
-        if quantile not in QUANTILES:
-            raise ValueError(f"quantile must be one of {', '.join(QUANTILES)}, got {quantile!r}")
+        check_quantile(quantile)
         return getattr(self, quantile)
 
 

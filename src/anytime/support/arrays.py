@@ -10,6 +10,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from anytime.support.units import is_list
+
 Array = Any  # a numpy array, a torch tensor, or nested sequences of numbers
 
 
@@ -65,6 +67,16 @@ def check_outputs(outputs: Tensor, task: str, levels: Sequence[int]) -> None:
         raise ValueError("outputs contain NaN or infinity")
 
 
+def as_names(names: Any, classes: int, task: str) -> tuple[str, ...]:
+    """The names of K classes; raises ValueError unless there is a list of as many."""
+    if not is_list(names):
+        raise ValueError(f"class_names must be a list of {classes} names, got {names!r}")
+    listed = tuple(names)
+    if len(listed) != classes:
+        raise ValueError(f"{OUTPUTS[task].name} have {classes} classes but {len(listed)} class_names were given")
+    return listed
+
+
 def check_targets(targets: Any, outputs: Tensor, task: str, where: str = "") -> None:
     """Raises ValueError unless targets belong to the outputs `[T, N, K, ...]` of a task other than classification.
 
@@ -87,9 +99,9 @@ def check_targets(targets: Any, outputs: Tensor, task: str, where: str = "") -> 
 def as_groups(groups: Any, samples: int) -> list[Any]:
     """The group of each sample as a list; raises ValueError unless there is a number or a name for each."""
     listed = groups.tolist() if hasattr(groups, "tolist") else groups
-    if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
+    if not is_list(listed):
         raise ValueError(f"meta['groups'] must hold a number or a name for each sample, got {groups!r}")
-    if len(listed) != samples:
+    if len(listed := list(listed)) != samples:
         raise ValueError(f"meta['groups'] must hold one group for each of {samples} samples, got {len(listed)}")
     known = [group.item() if isinstance(group, (Tensor, numpy.generic)) and group.ndim == 0 else group for group in listed]
     strange = next((g for g in known if not isinstance(g, str | int | float) or g != g), None)  # NaN differs from itself

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Real
 from operator import index
 from typing import Any, Literal
@@ -86,6 +86,13 @@ def typed_seconds(text: str, name: str = "deadline") -> float | None:
         return deadline_seconds(text, name)
 
 
+def is_list(given: Any) -> bool:
+    """Whether something holds values one by one: no text, bytes, mapping, set or scalar, whose elements mean something else."""
+    if isinstance(given, str | bytes | bytearray | memoryview | Mapping | Set):
+        return False
+    return isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
+
+
 ImageSize = int | str | Sequence[int]  # see `image_size`
 
 
@@ -98,7 +105,7 @@ def image_size(given: ImageSize) -> tuple[int, int, int]:
     Raises:
         ValueError: It is none of these, or a number is below 1.
     """
-    parts: Any = given.split(",") if isinstance(given, str) else given if isinstance(given, Iterable) else [given]
+    parts: Any = given.split(",") if isinstance(given, str) else given if is_list(given) else [given]
     try:
         numbers = [int(part) if isinstance(part, str) else index(part) for part in parts]
     except (TypeError, ValueError):

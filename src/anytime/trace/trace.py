@@ -1,30 +1,20 @@
-"""Traces: a model's answer to every sample of a data set at every step, and the cost of each step.
-
-A trace is recorded once and stored; every metric, curve and figure is a pure function of traces.
-"""
+"""The form of a trace, and what analyses ask of it."""
 
 from __future__ import annotations
 
 import functools
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from anytime.cost import hardware, step_macs, step_seconds
-from anytime.model import AnytimeModel, eval_mode
 from anytime.support import arrays
-from anytime.support.digest import weights_digest
-from anytime.support.precision import own_precision
 from anytime.support.trace_files import read_trace, write_trace
 from anytime.support.trace_table import frame
-from anytime.support.units import ImageSize, image_size
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -158,18 +148,26 @@ class Trace:
     def level(self, index: int) -> Trace:
         """The trace of one label level: its columns of the logits, names and class weights, and its labels `[N]`.
 
+        Features that only other levels weigh are left out.
+
         Raises:
             ValueError: The trace has no label level `index`.
         """
         if not 0 <= index < len(self.levels):
             raise ValueError(f"no label level {index}: this trace has {len(self.levels)} label levels {self.levels}")
         columns = slice(sum(self.levels[:index]), sum(self.levels[: index + 1]))
+        weights, features = self.class_weights, self.features
+        if weights is not None:
+            read = [part[columns].any(0) | ~part.any(0) for part in weights]
+            weights = [part[columns][:, own] for part, own in zip(weights, read, strict=True)]
+            features = None if features is None else [part[:, own] for part, own in zip(features, read, strict=True)]
         return replace(
             self,
             outputs=self.logits[..., columns],
             labels=self.labels[:, index],
             class_names=self.class_names[columns],
-            class_weights=None if self.class_weights is None else [weights[columns] for weights in self.class_weights],
+            features=features,
+            class_weights=weights,
             meta={key: value for key, value in self.meta.items() if key != "levels"} | {"level": index},
         )
 
@@ -273,98 +271,6 @@ class Trace:
             ValueError: The file is truncated, altered, not a trace, or has another format version.
         """
         return read_trace(path, cls)
-
-
-def record(
-    model: AnytimeModel,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    *,
-    device: torch.device | str | None = None,
-    input_size: ImageSize | None = None,
-    class_names: Sequence[str] | None = None,
-    progress: bool = True,
-    seconds: bool = True,
-    seconds_batch: int = 1,
-    meta: Mapping[str, Any] | None = None,
-) -> Trace:
-    """Runs `model` over `loader` in eval mode and in its own precision; records all answers, their costs and the hardware.
-
-    Args:
-        model: An anytime model, `[B, C, H, W] -> [T, B, K]`, or `[T, B, K, ...]` if `model.info.task` is "dense". Its training
-            flags are restored afterwards.
-        loader: Batches `(images, labels)`; labels `[B]`, or `[B, D]` for a model with D label levels. Those outside 0..K-1 are
-            recorded as absent, with a warning unless they are -1. For other tasks: batches `(images, targets)`. An attribute
-            `groups`, as the loaders of data sets have it, is kept in the trace: the group of each sample, or None.
-        device: Device to run on; the model is moved there. Default: the device of its parameters.
-        input_size: `(channels, height, width)` for the costs, or the side of square colour images. Default: that of the first
-            batch.
-        class_names: K names. Default: `model.info.class_names`, or else "0", "1", ...
-        progress: Whether to show progress bars on stderr.
-        seconds: Whether to measure the latency of a stream as well.
-        seconds_batch: The batch size of that measurement.
-        meta: Facts to add to, or override, those recorded here (model, input_size, hardware, date, ...).
-
-    Raises:
-        ValueError: The loader is empty, labels are not whole numbers, or the answers do not have the shape the model claims.
-    """
-    place = next(model.parameters()).device if device is None else torch.device(device)
-    steps, classes, task = model.num_steps, model.num_classes, model.info.task
-    form = arrays.OUTPUTS[task]
-    model.to(place)
-    precision = next(model.parameters()).dtype
-    answers: list[Tensor] = []
-    targets: list[Tensor] = []
-    with torch.inference_mode(), eval_mode(model), own_precision(place):
-        for images, target in tqdm(loader, desc="recording", unit="batch", disable=not progress, leave=False):
-            input_size = image_size(input_size or tuple(images.shape[1:]))
-            if task == "classification":
-                target = target if target.is_floating_point() else target.long()
-                arrays.check_label_form(target, model.levels, len(images), f"batch {len(targets)}: ")
-            images = images.to(place, precision if images.is_floating_point() else images.dtype, non_blocking=True)
-            outputs = model(images)
-            if outputs.shape[:3] != (steps, len(images), classes) or outputs.ndim not in form.dimensions:
-                wanted = f"[{steps}, {len(images)}, {classes}{', ...' if task == 'dense' else ''}]"
-                raise ValueError(f"batch {len(targets)}: the model returned {arrays.described(outputs)} instead of {wanted}")
-            if task != "classification":
-                arrays.check_targets(target, outputs, task, f"batch {len(targets)}: ")
-            answers.append(outputs.float().cpu())
-            targets.append(target.cpu())
-        if not answers or input_size is None:
-            raise ValueError("the loader is empty: nothing to record")
-        macs, contract = (step_macs(model, input_size, contract=contract, progress=progress) for contract in (False, True))
-        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # busy cores, before the steps are timed
-        timing = step_seconds(model, input_size, batch_size=seconds_batch, progress=progress) if seconds else None
-    facts: dict[str, Any] = {
-        "model": model.config.get("model", type(model).__name__),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights": weights_digest(model.state_dict()),
-        "input_size": list(image_size(input_size)),
-        "hardware": hardware(place),
-        "load": load,
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    if hasattr(loader, "groups"):
-        facts["groups"] = loader.groups
-    recorded = torch.cat(targets)
-    if task != "classification":
-        labels, facts["task"] = torch.full((len(recorded),), -1), task
-    else:
-        labels = arrays.known_labels(recorded, model.levels)
-        if labels.ndim == 2:
-            facts["levels"] = list(model.levels)
-    if timing is not None:
-        facts |= {"seconds_batch": seconds_batch, "seconds_low": timing.low, "seconds_high": timing.high}
-    return Trace(
-        outputs=torch.cat(answers, dim=1),
-        labels=labels,
-        macs=torch.tensor(macs, dtype=torch.int64),
-        contract_macs=torch.tensor(contract, dtype=torch.int64),
-        seconds=None if timing is None else torch.tensor(timing.median, dtype=torch.float64),
-        class_names=class_names or tuple(model.info.class_names or map(str, range(classes))),
-        meta=facts | dict(meta or {}),
-        targets=recorded if task != "classification" else None,
-    )
 
 
 def require_one_level(trace: Trace) -> None:

@@ -1,7 +1,9 @@
 """`anytime train` as a user calls it: runs that finish, are killed, interrupted, or fail."""
 
+import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,7 +86,15 @@ def test_run_directory_and_training_again_from_its_configuration(tiny, capsys):
     assert main(["train", *tiny]) == 0
     run = Path("runs/anytimenet_Digits")
     out, err = capsys.readouterr()
-    assert out == f"wrote {run}\nnext: anytime evaluate {run}\n"
+    claimed, *rest = out.splitlines()
+    assert rest == [f"wrote {run}", f"next: anytime evaluate {run}"]
+    percents = r"\d+\.\d, \d+\.\d %"
+    pattern = rf"trained in \d+:\d\d min on .+: \d+ images/s; validation accuracy {percents} \(one run\)"
+    assert re.fullmatch(pattern, claimed)
+    with (run / "metrics/metrics.csv").open() as file:
+        last = [row for row in csv.DictReader(file) if row["val/accuracy"]][-1]
+    training = json.loads((run / "run.json").read_text())["training"]
+    assert training["validation_accuracy"] == [round(float(last[f"val/accuracy_{t}"]), 4) for t in (1, 2)]
     assert err == ""
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     expected = {"config.yaml", "run.json", "config.json", "model.safetensors", "images.safetensors"}

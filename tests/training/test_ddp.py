@@ -49,7 +49,8 @@ def test_two_processes_give_the_losses_of_one(tiny, own_net, tmp_path, monkeypat
     assert main(["train", *flags, "--run", "one"]) == 0
     result = torchrun("train", *flags, "--data.batch_size", "16", "--run", "two")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "wrote two\nnext: anytime evaluate two\n"
+    assert result.stdout.endswith(" % (one run)\nwrote two\nnext: anytime evaluate two\n")
+    assert result.stdout.count("\n") == 3
     (one, one_accuracy), (two, two_accuracy) = losses("one"), losses("two")
     assert len(one) == 3
     assert two == pytest.approx(one, abs=tolerance)

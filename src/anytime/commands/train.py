@@ -10,7 +10,7 @@ from anytime.commands.parser import Parser
 from anytime.commands.train_help import help_wanted
 from anytime.support.trust import names_from, typed_paths
 from anytime.training.config import UsageError, parse
-from anytime.training.launch import is_main_process, resume_training, start_training
+from anytime.training.launch import claim, is_main_process, resume_training, start_training
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,5 +33,5 @@ def run(arguments: Sequence[str]) -> int:
     else:
         folder = resume_training(options.resume, options.trust, flags)
     if is_main_process():
-        print(f"wrote {folder}\nnext: anytime evaluate {folder}")
+        print(*filter(None, (claim(folder), f"wrote {folder}", f"next: anytime evaluate {folder}")), sep="\n")
     return 0

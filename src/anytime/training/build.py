@@ -49,10 +49,10 @@ class TrainingJob:
     regime: Regime = field(default_factory=Joint)
     config: Config = field(default_factory=dict)
 
-    def fit(self, run: str | os.PathLike[str], resume: bool = False) -> None:
+    def fit(self, run: str | os.PathLike[str], resume: bool = False) -> L.Trainer:
         """Trains the model into the directory `run`, see `anytime.training.fit`."""
         parts = (self.model, self.data, self.objective, self.optimizer, self.schedule, self.settings)
-        fit(*parts, run, resume=resume, regime=self.regime)
+        return fit(*parts, run, resume=resume, regime=self.regime)
 
 
 def build(config: Config, filled_later: bool = False, run: Path | None = None) -> TrainingJob:

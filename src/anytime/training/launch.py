@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
 from anytime.models.surgery.hugging_face import is_type
@@ -138,8 +140,9 @@ def _change(folder: Path, config: Config, flags: Sequence[str], trust: bool) -> 
 
 def _train(run: Path, folder: Path, job: TrainingJob, resume: bool) -> Path:
     """Trains into `folder`, which is `run` or its replacement."""
+    start = time.monotonic()
     try:
-        job.fit(folder, resume)
+        trainer = job.fit(folder, resume)
     except BaseException as error:
         interrupted = isinstance(error, Interrupted | SystemExit)  # Lightning turns KeyboardInterrupt into SystemExit
         with contextlib.suppress(OSError):  # a full disk must not hide why the training ended
@@ -147,11 +150,35 @@ def _train(run: Path, folder: Path, job: TrainingJob, resume: bool) -> Path:
         if reason := _reason(error, run, folder / CHECKPOINT):
             raise Stopped(reason, 130 if interrupted else 1) from error
         raise
-    set_state(folder, "finished")
+    set_state(folder, "finished", training=None if resume else _measured(job, trainer, time.monotonic() - start))
     if is_main_process():
         finish_replacement(run)
         remember_model(run)
     return run
+
+
+def _measured(job: TrainingJob, trainer: L.Trainer, seconds: float) -> dict[str, Any]:
+    """How long a whole training took, and the validation accuracy of each answer at its end."""
+    names = [f"val/accuracy_{t}" for t in range(1, job.model.num_steps + 1)]
+    values, epochs = trainer.callback_metrics, job.settings.epochs
+    measured = epochs % job.settings.validate_every == 0  # else they are those of an earlier epoch
+    return {
+        "seconds": round(seconds, 1),
+        "images_per_second": round(epochs * len(job.data.split("train")) / seconds, 1),
+        "validation_accuracy": [round(float(values[name]), 4) for name in names if measured and name in values],
+    }
+
+
+def claim(run: Path) -> str:
+    """What a training that was never interrupted took and reached, as one line; empty for any other."""
+    _, state = read_run(run)
+    if not (training := state.get("training")):
+        return ""
+    minutes, seconds = divmod(round(training["seconds"]), 60)
+    line = f"trained in {minutes}:{seconds:02} min on {state['hardware']}: {training['images_per_second']:.0f} images/s"
+    if accuracy := training["validation_accuracy"]:
+        line += f"; validation accuracy {', '.join(f'{100 * value:.1f}' for value in accuracy)} % (one run)"
+    return line
 
 
 def _reason(error: BaseException, run: Path, checkpoint: Path) -> str:

@@ -176,20 +176,25 @@ def _stated(path: Path) -> dict[str, Any]:
 
 
 @rank_zero_only
-def set_state(path: Path, state: str, changed: Config | None = None) -> None:
+def set_state(path: Path, state: str, changed: Config | None = None, training: dict[str, Any] | None = None) -> None:
     """Records the run's state (`started`, `interrupted`, `failed`, `finished`), date and machine, in the main process.
 
-    `changed` is added to the list of options that were changed when the run was resumed.
+    `changed` is added to the list of options that were changed when the run was resumed. `training` holds the seconds, images
+    a second and validation accuracies of a training that was never interrupted.
     """
     changes = [*_stated(path).get("changed", []), *([changed] if changed else [])]
-    entry = {
-        "format": FORMAT,
-        "anytime": __version__,
-        "torch": torch.__version__,
-        "state": state,
-        "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    } | ({"changed": changes} if changes else {})
+    entry = (
+        {
+            "format": FORMAT,
+            "anytime": __version__,
+            "torch": torch.__version__,
+            "state": state,
+            "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        | ({"changed": changes} if changes else {})
+        | ({"training": training} if training else {})
+    )
     with atomic_write(path / STATE) as part:
         part.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 

@@ -1,3 +1,4 @@
+import io
 import os
 import struct
 import tracemalloc
@@ -13,6 +14,7 @@ from anytime.data import ImageFolder, read_image
 from anytime.data.decoding import open_image, read_images, to_tensor
 from anytime.data.files import read_lines, read_pickle
 from anytime.data.stream import StreamedBatches
+from anytime.support.views import frame_picture, to_channels
 
 
 def save(path, mode="RGB", size=(40, 20)):
@@ -216,6 +218,9 @@ def test_the_transparent_grey_value_of_a_png_shows_white_at_any_depth(bits, tran
         content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in ((b"IHDR", header), *rest))
         assert list(open_image(content, channels=1).tobytes()) == pytest.approx(expected, abs=1)
         assert list(open_image(content, channels=3).tobytes()[::3]) == pytest.approx(expected, abs=1)
+        opened = Image.open(io.BytesIO(content))
+        for _ in range(2):  # as a frame, and again when it is loaded
+            assert to_channels(frame_picture(opened), 1).tobytes() == open_image(content, channels=1).tobytes()
 
 
 def test_large_images_are_not_copied(tmp_path, monkeypatch):

@@ -14,14 +14,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from anytime.data.files import errors_naming
-from anytime.support.views import to_channels, to_tensor
+from anytime.support.views import load, to_channels, to_tensor
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge in pixels; right and lower are the first pixels outside the box."""
 
 _SUPPORTED = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PCX PNG PPM QOI SGI TIFF WEBP".split()  # noqa: SIM905
-_PACKED = {"L;2": 85, "L;4": 17}
-"""What PIL multiplies grey values of 2 and 4 bits by, but not the transparent one among them."""
 _HEAD = 16  # bytes at the beginning of a file that tell its format
 
 Image.init()
@@ -61,10 +59,7 @@ def open_image(source: str | PathLike[str] | bytes, channels: int = 3, turn: boo
     """
     content, path = (io.BytesIO(source), name) if isinstance(source, bytes) else (source, name or source)
     with errors_naming(path), Image.open(content, formats=FORMATS) as image:
-        packed = _PACKED.get(str(image.tile[0][3])) if image.format == "PNG" and image.tile else None
-        image.load()  # before the file is closed
-        if packed and isinstance(value := image.info.get("transparency"), int):
-            image.info["transparency"] = value * packed
+        load(image)  # before the file is closed
         if turn:
             ImageOps.exif_transpose(image, in_place=True)  # without a copy, which takes 700 MB for the largest images
         return to_channels(image, channels)

@@ -15,6 +15,19 @@ LONGEST = 8
 """An image whose longer side is more than this multiple of the shorter is cropped to it before it is resized."""
 
 
+_PACKED = {"L;2": 85, "L;4": 17}
+"""What PIL multiplies grey values of 2 and 4 bits by, but not the transparent one among them."""
+
+
+def load(image: Image.Image) -> None:
+    """Decodes an opened image; the transparent value of a grey PNG then has the scale of the pixels, at any depth."""
+    tile = getattr(image, "tile", None)
+    packed = _PACKED.get(str(tile[0][3])) if tile and image.format == "PNG" else None
+    image.load()
+    if packed and isinstance(value := image.info.get("transparency"), int):
+        image.info["transparency"] = value * packed
+
+
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """The image as grey (`channels=1`) or RGB (`channels=3`), 8 bits per channel; transparent parts show white.
 
@@ -127,6 +140,7 @@ def _upright(image: Image.Image, bgr: bool) -> Image.Image:
         raise ValueError(f"a PIL image must have pixels, got size {image.size}")
     if image.mode in ("I", "F"):
         raise ValueError(f"a PIL image of mode {image.mode} has 32-bit pixels of unknown range; give one with 8 or 16 bits")
+    load(image)
     return ImageOps.exif_transpose(image)
 
 

@@ -45,11 +45,13 @@ class MixedHead(nn.Module):
     Source: Kaya, Hong, Dumitras, ICML 2019 (shallow-deep networks), section 4.
     """
 
+    most_weights: float = GRID_WEIGHTS
+
     def __init__(self, shape: Shape, num_classes: int) -> None:
         super().__init__()
         _require(shape, (3,), "mixed", "images (C, H, W)")
         channels, height, width = shape
-        side = next(side for side in (4, 2, 1) if side == 1 or side**2 * channels * num_classes <= GRID_WEIGHTS)
+        side = next(side for side in (4, 2, 1) if side == 1 or side**2 * channels * num_classes <= self.most_weights)
         self.grid = (min(side, height), min(side, width))
         self.mix = nn.Parameter(torch.full((1,), 0.5)) if self.grid != (height, width) else None
         self.linear = nn.Linear(channels * self.grid[0] * self.grid[1], num_classes)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from anytime.cost import hardware
-from anytime.runtime.steps import compile_copies
+from anytime.runtime.engines.pytorch import compile_copies
 from anytime.version import __version__
 
 

@@ -32,7 +32,7 @@ ORDER = (  # a room imports itself and the lines before its own, see docs/archit
     {"__init__", "__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
-RUNTIME_USES = {"model", "combine", "stopping", "trace", "cost", "saving", "support", "runtime"}
+RUNTIME_USES = {"registry", "model", "combine", "stopping", "trace", "cost", "saving", "support", "runtime"}
 LINES = 400
 
 

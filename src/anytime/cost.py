@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from anytime.model import AnytimeModel, eval_mode
+from anytime.model import AnytimeModel, Deployed, eval_mode
 from anytime.support.compare import clone, same
 from anytime.support.flops import OuterProducts, UncountedProducts, extra_formulas
 from anytime.support.precision import own_precision
@@ -71,7 +71,7 @@ def step_macs(model: AnytimeModel, input_size: ImageSize, contract: bool = False
     Counted in eval mode, in the model's own precision, on the operators that run, `initial_state` included: convolutions,
     matrix products (dense, sparse and quantised), recurrent layers, attention. Normalisation, activation, pooling, embedding
     and elementwise operators are free. Other operators that multiply, such as a solver, count as zero and are named in a
-    warning.
+    warning. An export says what was counted on the model that it was made from, and its contract cost is that of the stream.
 
     Args:
         input_size: (channels, height, width), or the side of square colour images: 224.
@@ -79,6 +79,8 @@ def step_macs(model: AnytimeModel, input_size: ImageSize, contract: bool = False
             answer t because the budget is known in advance (`model(x, step=t)`).
         progress: Whether to show a progress bar on stderr.
     """
+    if isinstance(model, Deployed):
+        return model.counted_macs(image_size(input_size))
     x = _example(model, input_size, 1)
     totals = [0]
     with torch.no_grad(), eval_mode(model), own_precision(x.device), flop_counter() as counter:

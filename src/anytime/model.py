@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,6 +72,26 @@ class Trunk(Protocol):
         """All answers `[T, B, K]`."""
 
 
+@runtime_checkable
+class Deployed(Protocol):
+    """Optional: a model whose steps another engine than torch computes, so its cost cannot be counted on torch's operators.
+
+    Attributes:
+        deployment: What its latencies depend on besides hardware and images: engine and version, precision, threads.
+        parameter_count: The number of parameters of the model that was exported.
+    """
+
+    deployment: Mapping[str, Any]
+    parameter_count: int
+
+    def counted_macs(self, input_size: Sequence[int]) -> list[int]:
+        """Cumulative MACs of one image after each step, counted at the export, length T.
+
+        Raises:
+            ValueError: The images of the export have another size.
+        """
+
+
 class AnytimeModel(nn.Module, SavedModel):
     """A network that answers after each of T steps: `logits_t, state_t = step(state_{t-1})`, `state_0 = initial_state(x)`.
 
@@ -83,7 +103,7 @@ class AnytimeModel(nn.Module, SavedModel):
     saved with the weights. Answers are logits `[B, K]`; several label levels lie side by side in K; `levels` holds their
     sizes. A model of another task sets `info.task`: "regression" answers K values `[B, K]`, "dense" K maps `[B, K, ...]`.
 
-    Further members are optional: the attributes from `head_names` on, and the protocols `SplitStep` and `Trunk`.
+    Further members are optional: the attributes from `head_names` on, and the protocols `SplitStep`, `Trunk` and `Deployed`.
 
     Args:
         num_classes: K, or the sizes of several label levels.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from anytime.model import AnytimeModel, create_model, require_classifier
 from anytime.models.ann.eann import EANN, ReportBy
+from anytime.registry import find_loader
 from anytime.saving import CONFIG, ModelInfo, read_model
 from anytime.support.names import nearest
 
@@ -29,7 +30,8 @@ def load(path_or_name: str | os.PathLike[str], trust: bool = False) -> AnytimeMo
     """Loads a trained model by directory or name, in eval mode on the CPU; executes no pickled code.
 
     Args:
-        path_or_name: A directory written by `anytime train` or `model.save`, or a name of `list_pretrained()`.
+        path_or_name: A directory written by `anytime train`, `model.save` or `anytime export`, or a name of
+            `list_pretrained()`. An export is computed by its engine, see `docs/engines.md`.
         trust: Whether import paths that the directory names (custom models, backbones, data sets) may be imported, which can
             run any code. Runs that were trained on this machine by this user are trusted anyway, as long as their
             configuration is unchanged.
@@ -47,11 +49,17 @@ def load(path_or_name: str | os.PathLike[str], trust: bool = False) -> AnytimeMo
     if path.is_dir():
         if not (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
             raise FileNotFoundError(f"{path}: the training has not finished; continue it with `anytime train --resume {path}`")
-        return read_model(path, trust)
+        found: AnytimeModel = (_loader(path) or read_model)(path, trust)
+        return found
     name = os.fspath(path_or_name)
     if name in list_pretrained():
         return read_model(_FOLDER / name)
     raise ValueError(f"there is no directory and no pretrained model {name!r}{nearest(name, list_pretrained())}")
+
+
+def _loader(path: Path) -> Callable[..., AnytimeModel] | None:
+    """What loads a folder that holds no trained model, but something else that can be loaded, such as an export."""
+    return None if (path / CONFIG).is_file() else find_loader(path)
 
 
 def chain_networks(

@@ -1,4 +1,4 @@
-"""Models by name, as in timm: `register_model`, `list_models`, and what builds one of them."""
+"""Models by name, as in timm: `register_model`, `list_models`, and what builds one of them; loaders of folders by file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from anytime.support.names import import_object, nearest
@@ -18,6 +19,7 @@ _FACTORIES: dict[str, Factory] = {}
 _VARIANTS: dict[str, tuple[str, str, str]] = {}  # module and base of each, so that a module may be reloaded
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 _CLASSES: dict[type, None] = {}  # in the order of their definition
+_LOADERS: dict[str, Callable[..., Any]] = {}  # by the file that a folder of their kind holds
 
 
 def register_model(factory: AnyFactory) -> AnyFactory:
@@ -30,7 +32,7 @@ def register_model(factory: AnyFactory) -> AnyFactory:
     return factory
 
 
-def variant(base: Factory, name: str, summary: str, *, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Factory:
+def variant(base: Factory, name: str, summary: str, /, *, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Factory:
     """Registers `name`: a class or factory with some arguments fixed and other defaults for some.
 
     Signature, type hints and help are those of the base, so a family documents its arguments once. Only arguments that can be
@@ -151,6 +153,21 @@ def find_factory(name: str) -> Factory:
     if not (isinstance(factory, type) and factory in _CLASSES) and factory not in _FACTORIES.values():
         raise ValueError(f"model {name!r} is neither a subclass of AnytimeModel nor a function marked @register_model")
     return factory
+
+
+def register_loader(file: str) -> Callable[[AnyFactory], AnyFactory]:
+    """Decorator: makes `f(directory, trust=False) -> AnytimeModel` what `anytime.load` calls for folders that hold `file`."""
+
+    def register(loader: AnyFactory) -> AnyFactory:
+        _LOADERS[file] = loader
+        return loader
+
+    return register
+
+
+def find_loader(directory: Path) -> Callable[..., Any] | None:
+    """What loads a folder, by the files that it holds; None if it holds none that a loader was registered for."""
+    return next((loader for file, loader in _LOADERS.items() if (directory / file).is_file()), None)
 
 
 def build_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments: Any) -> Any:

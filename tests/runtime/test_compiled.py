@@ -13,7 +13,7 @@ from torch import nn
 import anytime
 from anytime import Predictor
 from anytime.runtime import profile
-from anytime.runtime.steps import CompiledSteps
+from anytime.runtime.engines.pytorch import CompiledSteps
 from anytime.stopping import Confidence
 
 SIZE = (3, 8, 8)
@@ -50,13 +50,13 @@ def test_batches_between_the_compiled_sizes_are_padded(monkeypatch) -> None:
     model, x = tiny(), torch.rand(5, *SIZE, dtype=torch.float64)
     measured = profile(model, SIZE, (1, 2, 8), repeats=1, warmup=0, compile=True)
     given: list[int] = []
-    call = CompiledSteps.__call__
+    call = CompiledSteps.step
 
     def noted(self, step, state, size):
         given.append(size)
         return call(self, step, state, size)
 
-    monkeypatch.setattr(CompiledSteps, "__call__", noted)
+    monkeypatch.setattr(CompiledSteps, "step", noted)
     confidence = model(x).detach().softmax(2).amax(2)
     rule = Confidence([float(step.sort().values[1]) for step in confidence])  # most leave at each step
     got = Predictor(model, measured, stop=rule, compile=True)(x)

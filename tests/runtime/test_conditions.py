@@ -13,7 +13,7 @@ import torch
 import anytime
 from anytime import Predictor
 from anytime.runtime.conditions import conditions_of
-from anytime.runtime.steps import CompiledSteps
+from anytime.runtime.engines.pytorch import CompiledSteps
 from anytime.stopping import Confidence
 
 SIZE = (3, 8, 8)

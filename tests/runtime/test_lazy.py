@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import anytime
 from anytime import Predictor
 from anytime.combine import Temperature
-from anytime.runtime.steps import CompiledSteps
+from anytime.runtime.engines.pytorch import CompiledSteps
 from anytime.stopping import Confidence
 
 TICKS = st.integers(1, 40).map(lambda ticks: ticks / 1024)  # sums of these are exact, and so is every comparison
@@ -129,7 +129,7 @@ def test_compiled_halves(monkeypatch) -> None:
     steps = CompiledSteps(model, SIZE, (4,), lazy=True)
     assert sorted(given) == sorted(f"{what}_{t}_of_4" for what in ("step", "read") for t in range(1, model.num_steps + 1))
     state = model.initial_state(X)
-    nothing, after = steps(1, state, 4)
+    nothing, after = steps.step(1, state, 4)
     assert nothing is None
     torch.testing.assert_close(steps.read(1, after, 4), model(X)[0])
     measured = anytime.profile(model, SIZE, batch_sizes=(4,), repeats=1, warmup=0, compile=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.model import State, select_samples
+from anytime.runtime.engines.pytorch import EagerSteps
 from anytime.runtime.gathered import Gathered, Packed, pack
 from anytime.runtime.judge import Judge
-from anytime.runtime.steps import EagerSteps
 from anytime.stopping.rules import Rule
 
 
@@ -57,7 +57,7 @@ class Execution:
             self._state = self._run.start(self.x, self._size)
         if self._run.model.training:  # a step may have called self.train()
             self._run.model.eval()
-        logits, self._state = self._run(self.step + 1, self._state, self._size)
+        logits, self._state = self._run.step(self.step + 1, self._state, self._size)
         self.step += 1
         return logits
 

@@ -19,13 +19,14 @@ from anytime.model import AnytimeModel
 from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.door import admit
 from anytime.runtime.drift import Drift
+from anytime.runtime.engines.exported import ExportedModel, ExportedSteps
+from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
 from anytime.runtime.gathered import Gathered, by_sample, finite_samples
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
 from anytime.runtime.prior import Priors
 from anytime.runtime.profile import Profile, check_quantile
 from anytime.runtime.session import Session
-from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.threads import Threads
 from anytime.runtime.transfer import Arrival, mark, send
 from anytime.stopping import Rule, resolve
@@ -148,6 +149,8 @@ class Predictor:
             self._prior.learn(torch.zeros(1, *profile.input_size).to(reference), self._first_output)
 
     def _make_run(self) -> EagerSteps:
+        if isinstance(self.model, ExportedModel) and not self._compile:
+            return ExportedSteps(self.model, self._lazy_exits)
         if self.profile is None or not self._compile:
             return EagerSteps(self.model, self._lazy_exits)
         return CompiledSteps(self.model, self.profile.input_size, [*self.profile.batches], self._lazy_exits)

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs
-from anytime.model import AnytimeModel
-from anytime.runtime.steps import CompiledSteps, EagerSteps, require_steps
+from anytime.model import AnytimeModel, Deployed
+from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_ordinary
@@ -79,9 +79,9 @@ def architecture(model: AnytimeModel) -> str:
 
 
 def fingerprint(model: AnytimeModel, compiled: bool = False) -> dict[str, Any]:
-    """What latencies depend on besides the input: hardware, cores, threads, torch version, precision, compilation."""
+    """What latencies depend on besides the input: hardware, cores, threads, versions, precision, compilation, engine."""
     reference = next(model.parameters())
-    return {
+    known = {
         "hardware": hardware(reference.device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -89,6 +89,7 @@ def fingerprint(model: AnytimeModel, compiled: bool = False) -> dict[str, Any]:
         "dtype": str(reference.dtype).removeprefix("torch."),
         "compiled": compiled,
     }
+    return known | dict(model.deployment) if isinstance(model, Deployed) else known
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ def _measure(
         start = before = now()
         state = model.initial_state(x)
         for t in range(model.num_steps):
-            _, state = run(t + 1, state, len(x))
+            _, state = run.step(t + 1, state, len(x))
             after = now()
             if repeat >= warmup:
                 steps[t].append(after - before)

@@ -1,4 +1,4 @@
-"""How the steps of a model run: eagerly, or each compiled once per batch size."""
+"""The engines of torch: steps run eagerly, or each is compiled once per batch size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from anytime.model import AnytimeModel, SplitStep, State, select_samples
+from anytime.model import AnytimeModel, Deployed, SplitStep, State, select_samples
 from anytime.runtime.conditions import conditions_of
 
 
@@ -32,7 +32,10 @@ class EagerSteps:
     Attributes:
         model: What computes: the model in eval mode (see `Shell`).
         conditions: `with run.conditions():` around everything that computes with the model (see `Conditions`).
+        cancels: Whether `cancel` ends a step before it is done: torch cannot.
     """
+
+    cancels = False
 
     def __init__(self, model: AnytimeModel, lazy: bool = False) -> None:
         self.lazy, self.conditions = lazy, conditions_of(model)
@@ -48,13 +51,17 @@ class EagerSteps:
         padding = size - len(x)
         return self.model.initial_state(torch.cat([x, x[:1].expand(padding, -1, -1, -1)]) if padding else x)
 
-    def __call__(self, step: int, state: State, size: int) -> tuple[Any, State]:
+    def step(self, step: int, state: State, size: int) -> tuple[Any, State]:
         """Step 1..T on a state of `size` samples."""
         return (None, self._halves.advance(state)) if self.lazy else self.model.step(state)
 
     def read(self, step: int, state: State, size: int) -> Tensor:
         """With lazy exits: the logits after step 1..T, from a state of `size` samples."""
         return self._halves.read(state)
+
+    def cancel(self, state: State) -> bool:
+        """Ends the step that another thread runs on `state`; returns whether it will end early."""
+        return False
 
 
 class CompiledSteps(EagerSteps):
@@ -70,9 +77,14 @@ class CompiledSteps(EagerSteps):
         input_size: (channels, height, width).
         batch_sizes: The batch sizes to compile for.
         lazy: As for `EagerSteps`; both halves of each step are compiled.
+
+    Raises:
+        ValueError: The model is an export.
     """
 
     def __init__(self, model: AnytimeModel, input_size: Sequence[int], batch_sizes: Sequence[int], lazy: bool = False) -> None:
+        if isinstance(model, Deployed):
+            raise ValueError("an export is compiled by its engine already: leave compile out")
         super().__init__(model, lazy)
         self._sizes = sorted(set(batch_sizes))
         model, halves = self.model, self._halves
@@ -101,7 +113,7 @@ class CompiledSteps(EagerSteps):
     def size(self, batch: int) -> int:
         return next(size for size in self._sizes if size >= batch)
 
-    def __call__(self, step: int, state: State, size: int) -> tuple[Any, State]:
+    def step(self, step: int, state: State, size: int) -> tuple[Any, State]:
         return self._steps[size][step - 1](state)
 
     def read(self, step: int, state: State, size: int) -> Tensor:

@@ -1,0 +1,159 @@
+"""The steps of a model as graphs of tensors: what each takes and makes, and where it comes from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from anytime.model import AnytimeModel, State
+from anytime.runtime.engines.manifest import ANSWER, IMAGES, Source
+from anytime.support.text import one_line
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class CapturedStep:
+    """One step as a graph.
+
+    Attributes:
+        program: Takes one tensor for each source and makes the outputs.
+        sources: Where each input comes from; some may be unused.
+        used: Whether the graph uses each of them.
+        outputs: Names of the outputs, "answer" first.
+    """
+
+    program: ExportedProgram
+    sources: tuple[Source, ...]
+    used: tuple[bool, ...]
+    outputs: tuple[str, ...]
+
+
+class _Step(nn.Module):
+    """A step as a function of tensors; what else the state holds (numbers, None, names) is constant."""
+
+    def __init__(self, model: AnytimeModel, before: State, slots: Sequence[int | None], wanted: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self._slots, self._wanted = model, slots, wanted
+        self._leaves, self._form = pytree.tree_flatten(before)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        leaves = [leaf if k is None else tensors[k] for leaf, k in zip(self._leaves, self._slots, strict=True)]
+        return self._step(pytree.tree_unflatten(leaves, self._form))
+
+    def _step(self, state: State) -> tuple[Tensor, ...]:
+        answer, after = self.model.step(state)
+        leaves = pytree.tree_leaves(after)
+        return answer, *(leaves[i] for i in self._wanted)
+
+
+class _FirstStep(_Step):
+    """The first step, from the images."""
+
+    def __init__(self, model: AnytimeModel, wanted: Sequence[int]) -> None:
+        super().__init__(model, None, (None,), wanted)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self._step(self.model.initial_state(tensors[0]))
+
+
+def capture(model: AnytimeModel, images: Tensor, dynamic: bool) -> Iterator[CapturedStep]:
+    """The steps of a model as graphs, the last one first, because what a step has to make is what later ones use.
+
+    A tensor that a step leaves as it is, under whatever name in the state, comes from where it was made. Tensors that no later
+    step uses are not made. Everything in the state besides tensors is a constant of the step.
+
+    Args:
+        model: In eval mode, on the CPU.
+        images: An example, at least two images if the batch is dynamic.
+        dynamic: Whether the graphs take any batch size.
+
+    Raises:
+        ValueError: A step cannot be captured.
+    """
+    states, sources = _followed(model, images)
+    batch = torch.export.Dim(BATCH_DIM) if dynamic else None
+    needed: set[Source] = set()
+    for t in range(model.num_steps, 0, -1):
+        made = {source.output for source in needed if source.step == t and source.output != ANSWER}
+        wanted = sorted((int(name.removeprefix("state_")), name) for name in made)
+        step: _Step
+        own: tuple[Source, ...]
+        if t == 1:
+            step, given, own = _FirstStep(model, [i for i, _ in wanted]), [images], (Source(0),)
+        else:
+            leaves = pytree.tree_leaves(states[t - 1])
+            tensors = {sources[t - 1][i]: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+            given, own = [*tensors.values()], tuple(tensors)
+            slots = [own.index(sources[t - 1][i]) if isinstance(leaf, Tensor) else None for i, leaf in enumerate(leaves)]
+            step = _Step(model, states[t - 1], slots, [i for i, _ in wanted])
+        program = _exported(step.eval(), given, batch, f"step {t}")
+        users = {node.name: len(node.users) for node in program.graph.nodes if node.op == "placeholder"}
+        used = tuple(users[name] > 0 for name in program.graph_signature.user_inputs if isinstance(name, str))
+        needed = {s for s in needed if s.step < t} | {s for s, there in zip(own, used, strict=True) if there and s.step}
+        yield CapturedStep(program, own, used, (ANSWER, *(name for _, name in wanted)))
+
+
+BATCH_DIM = "batch"
+
+
+def _followed(model: AnytimeModel, images: Tensor) -> tuple[list[State], list[dict[int, Source]]]:
+    """The states after 0..T steps, and where each of their tensors was first made, by its place among the leaves."""
+    with torch.no_grad():
+        states, answers = [model.initial_state(images)], []
+        for _ in range(model.num_steps):
+            answer, state = model.step(states[-1])
+            answers.append(answer)
+            states.append(state)
+    known = {_identity(images): Source(0)}
+    found: list[dict[int, Source]] = [{}]
+    for t, (answer, state) in enumerate(zip(answers, states[1:], strict=True), 1):
+        known.setdefault(_identity(answer), Source(t, ANSWER))
+        leaves = {i: leaf for i, leaf in enumerate(pytree.tree_leaves(state)) if isinstance(leaf, Tensor)}
+        found.append({i: known.setdefault(_identity(leaf), Source(t, f"state_{i}")) for i, leaf in leaves.items()})
+    return states, found
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two live tensors that are the same values in memory, because a step changes none that exists."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _exported(step: nn.Module, given: Sequence[Tensor], batch: Any, name: str) -> ExportedProgram:
+    shapes = None if batch is None else (tuple({0: batch} for _ in given),)
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(step, tuple(given), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever a step does that cannot be captured
+        raise ValueError(f"{name} cannot be captured as a graph: {one_line(error)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides what torch's exporters warn and log about themselves."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def names_of(sources: Iterable[Source]) -> list[str]:
+    """A name for each input of a graph: "images", or by its place."""
+    return [IMAGES if not source.step else f"input_{i}" for i, source in enumerate(sources)]

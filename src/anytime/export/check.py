@@ -1,0 +1,69 @@
+"""Whether an export answers as its model does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anytime.model import AnytimeModel
+from anytime.runtime.engines.exported import ExportedModel
+
+TOLERANCE = 1e-4
+RANDOM = 4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far the answers of an export are from the model's.
+
+    Attributes:
+        differences: The largest of each step, relative to the largest logit (at least 1).
+        images: How many images of each kind were compared.
+    """
+
+    differences: tuple[float, ...]
+    images: dict[str, int]
+
+
+def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None = None) -> Comparison:
+    """Compares all answers on random images, on photographs and on given ones; one by one and in a batch.
+
+    Args:
+        model: The model, in eval mode, on the CPU and in float32.
+        exported: Its export.
+        images: Further images `[N, C, H, W]` in [0, 1].
+
+    Raises:
+        ValueError: An answer differs by more than `TOLERANCE`; the message names the step.
+    """
+    kinds = {"random": torch.rand(RANDOM, *exported.manifest.input_size, generator=torch.Generator().manual_seed(1))}
+    if exported.in_channels in (1, 3):
+        kinds["photographs"] = _photographs(exported)
+    if images is not None:
+        kinds["given"] = images.detach().to("cpu", torch.float32)
+    x = torch.cat([*kinds.values()])
+    with torch.inference_mode():
+        batches = [x, x[:1]] if exported.manifest.batch is None else [x]
+        worst = torch.zeros(model.num_steps)
+        for batch in batches:
+            for t, (own, expected) in enumerate(zip(exported.stream(batch), model.stream(batch), strict=True)):
+                if own.shape != expected.shape:
+                    raise ValueError(f"step {t + 1} of the export answers {list(own.shape)}, the model {list(expected.shape)}")
+                difference = (own - expected).abs().max() / expected.abs().max().clamp(min=1)
+                if not difference <= TOLERANCE:  # NaN is a difference
+                    raise ValueError(
+                        f"step {t + 1} of the export differs from the model by {difference:.2g}, more than {TOLERANCE:g}"
+                    )
+                worst[t] = torch.maximum(worst[t], difference)
+    return Comparison(tuple(worst.tolist()), {kind: len(some) for kind, some in kinds.items()})
+
+
+def _photographs(exported: ExportedModel) -> Tensor:
+    """The two photographs of scikit-learn, each whole and both its halves, at the size of the images."""
+    from sklearn.datasets import load_sample_images
+
+    frames = load_sample_images().images
+    views = [view for f in frames for view in (f, f[:, : f.shape[1] // 2], f[:, f.shape[1] // 2 :])]
+    return torch.cat([exported.prepare(view.copy()) for view in views])

@@ -1,0 +1,171 @@
+"""A trained model as an exported folder: its steps captured, converted, compared with the model and written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from anytime.cost import step_macs
+from anytime.export.capture import CapturedStep, capture
+from anytime.export.check import TOLERANCE, Comparison, compare
+from anytime.export.onnx import SUFFIX, convert, require_engine
+from anytime.model import AnytimeModel, Deployed, known_input_size
+from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
+from anytime.runtime.engines.manifest import MANIFEST, PRECISIONS, Manifest, Source, StepFile, Value, read_manifest
+from anytime.support.files import part_of
+from anytime.support.trust import remember
+from anytime.support.units import ImageSize, image_size
+
+Converted = tuple[bytes, list[Value], list[Source], list[Value]]
+CONVERTERS: dict[str, tuple[Callable[[], None], Callable[[CapturedStep, str], Converted], str]] = {
+    "onnx": (require_engine, convert, SUFFIX),
+}  # by engine: raises ImportError if it is not installed; makes a file of a step; how its name ends
+
+
+def export_model(
+    model: AnytimeModel,
+    directory: str | os.PathLike[str],
+    engine: str = "onnx",
+    *,
+    precision: str = "float32",
+    batch: int | str = 1,
+    input_size: ImageSize | None = None,
+    images: Tensor | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ExportedModel:
+    """Writes one graph per step and `manifest.json`; `anytime.load(directory)` is then the same model in another engine.
+
+    Every answer is compared with the model's on random images and on photographs before the folder appears.
+
+    Args:
+        model: A trained model; it is not changed.
+        directory: The folder to make.
+        engine: "onnx" (ONNX Runtime).
+        precision: What the engine computes in: "float32".
+        batch: 1, or "dynamic" for graphs that take any number of images at a time.
+        input_size: (channels, height, width), or the side of square colour images; default: what the model knows.
+        images: Further images `[N, C, H, W]` in [0, 1] to compare on.
+        overwrite: Replaces the export that `directory` holds.
+        progress: Whether to show a progress bar on stderr.
+
+    Raises:
+        ImportError: The engine is not installed; the message names the extra.
+        ValueError: An argument is none of the above, a step cannot be exported (the message names the operator), or an answer
+            differs from the model's.
+        FileExistsError: The folder exists.
+
+    Example:
+        >>> export_model(load("anytimenet_cifar10"), "exported")  # doctest: +SKIP
+        >>> Predictor(load("exported"))(image, deadline="5ms")  # doctest: +SKIP
+    """
+    directory = Path(directory)
+    if engine not in CONVERTERS:
+        raise ValueError(f"engine must be one of {', '.join(CONVERTERS)}, got {engine!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if batch not in (1, "dynamic") or isinstance(batch, bool):
+        raise ValueError(f"batch must be 1 or 'dynamic', got {batch!r}")
+    if isinstance(model, Deployed):
+        raise ValueError("this is an export already; export the model that it was made from")
+    require, make, suffix = CONVERTERS[engine]
+    require()
+    size = image_size(input_size) if input_size is not None else known_input_size(model)
+    if size is None:
+        raise ValueError("the model does not know the size of its images; give input_size=(channels, height, width)")
+    check_replaceable(directory, overwrite)
+    model = _plain_copy(model)
+    with _new_folder(directory) as part:
+        dynamic = batch == "dynamic"
+        steps: list[StepFile] = []
+        example = torch.rand(2 if dynamic else 1, *size, generator=torch.Generator().manual_seed(0))
+        macs = step_macs(model, size)
+        captured = capture(model, example, dynamic)
+        left = tqdm(range(model.num_steps, 0, -1), desc="exporting", unit="step", disable=not progress, leave=False)
+        for t, step in zip(left, captured, strict=True):
+            data, inputs, sources, outputs = make(step, f"step {t}")
+            digest, file = hashlib.sha256(data).hexdigest(), f"step_{t}{suffix}"
+            file = next((other.file for other in steps if other.sha256 == digest), file)
+            (part / file).write_bytes(data)
+            steps.append(StepFile(file, digest, tuple(inputs), tuple(sources), tuple(outputs), macs[t - 1]))
+        manifest = Manifest(
+            engine=engine,
+            precision=precision,
+            batch=None if dynamic else 1,
+            model=model.config.get("model", type(model).__name__),
+            levels=model.levels,
+            input_size=size,
+            mean=tuple(model.mean.tolist()),
+            std=tuple(model.std.tolist()),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            tolerance=TOLERANCE,
+            checked={},
+            steps=tuple(reversed(steps)),
+            info=replace(model.info, input_size=size).to_dict(),
+        )
+        write_manifest(part, manifest)
+        compared = compare(model, load_export(part), images)
+        manifest = _with(manifest, compared)
+        write_manifest(part, manifest)
+    if model.info.trusted:
+        remember(directory / MANIFEST, consent_text(read_manifest(directory, ENGINES)))
+    return load_export(directory)
+
+
+def _with(manifest: Manifest, compared: Comparison) -> Manifest:
+    pairs = zip(manifest.steps, compared.differences, strict=True)
+    steps = tuple(replace(step, difference=difference) for step, difference in pairs)
+    return replace(manifest, steps=steps, checked=compared.images)
+
+
+def _plain_copy(model: AnytimeModel) -> AnytimeModel:
+    """The model on the CPU, in float32 and in eval mode."""
+    copy: Any = deepcopy(model)
+    return copy.to("cpu", torch.float32).eval()
+
+
+def check_replaceable(directory: Path, overwrite: bool) -> None:
+    """Raises an error unless a new export can be written to a folder.
+
+    Raises:
+        FileExistsError: It holds an export and `overwrite` is not set.
+        ValueError: It is a file, or a folder that holds something else than an export.
+    """
+    if directory.is_dir() and not any(directory.iterdir()):
+        return
+    if not directory.exists():
+        return
+    if not (directory / MANIFEST).is_file():
+        raise ValueError(f"{directory} exists and is no export, so it is not replaced; give another folder")
+    read_manifest(directory, ENGINES)
+    if not overwrite:
+        raise FileExistsError(f"{directory} exists; give another folder, or overwrite=True to replace it")
+
+
+@contextmanager
+def _new_folder(directory: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `directory` at the end, or is removed after an error.
+
+    What else lies in an earlier export there, such as a profile, is removed with it, because it is of other graphs.
+    """
+    part = part_of(directory)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if directory.exists():
+            shutil.rmtree(directory)
+        part.rename(directory)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

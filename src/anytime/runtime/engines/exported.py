@@ -1,0 +1,193 @@
+"""An exported folder as a model: the same steps over explicit state, computed by its engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anytime.model import AnytimeModel, State
+from anytime.registry import register_loader
+from anytime.runtime.engines.base import Graph
+from anytime.runtime.engines.manifest import MANIFEST, Manifest, Source, needed_after, read_manifest
+from anytime.runtime.engines.onnx import OnnxGraph, engine_version
+from anytime.runtime.engines.pytorch import EagerSteps
+from anytime.saving import ModelInfo, named_by
+from anytime.support.files import atomic_write
+from anytime.support.limits import check_image
+from anytime.support.tensors import described
+from anytime.support.trust import is_remembered
+
+ENGINES = {"onnx": (OnnxGraph, engine_version)}  # what loads the graph of a step, and what says the version
+
+
+class ExportedModel(AnytimeModel):
+    """A model whose steps are graphs of an engine; `anytime.load` makes it from an exported folder.
+
+    Its answers are those of the model that was exported, up to the tolerance in the manifest. Images have one size, and lie on
+    the CPU in float32. A batch of another size than the graphs' is computed image by image. The state holds the outputs of the
+    graphs that a later step takes. `mean` and `std` are those in the graph of the first step: changing them changes nothing.
+
+    Attributes:
+        manifest: What the folder holds.
+        deployment: Engine and version, precision, threads.
+        parameter_count: The number of parameters of the model that was exported.
+    """
+
+    own_normalization = True
+
+    def __init__(self, manifest: Manifest, directory: Path, graphs: Sequence[Graph], deployment: Mapping[str, Any]) -> None:
+        levels = manifest.levels
+        super().__init__(levels[0] if len(levels) == 1 else levels, in_channels=manifest.input_size[0])
+        self.manifest, self.num_steps, self.parameter_count = manifest, len(manifest.steps), manifest.parameters
+        self.deployment, self._directory, self._graphs = dict(deployment), directory, tuple(graphs)
+        self._kept = [{str(tuple(source)): source for source in sources} for sources in needed_after(manifest.steps)]
+        self.set_normalization(manifest.mean, manifest.std)
+        self.reference = nn.Parameter(torch.empty(0), requires_grad=False)  # says the device and the precision
+        self.digest: Tensor
+        digest = hashlib.sha256(json.dumps([step.to_dict() for step in manifest.steps]).encode()).digest()
+        self.register_buffer("digest", torch.tensor([*digest], dtype=torch.uint8))  # stands for the weights in the graphs
+        self.config = {"model": manifest.model, "arguments": {"export": manifest.engine, "digest": digest.hex()}}
+        self.info = replace(ModelInfo.from_dict(manifest.info), input_size=manifest.input_size)
+
+    def check_input(self, x: Tensor, smallest: int = 1) -> None:
+        """Raises as `AnytimeModel.check_input` does, and if images are not of the export's size, type and device."""
+        super().check_input(x, smallest)
+        if tuple(x.shape[1:]) != self.manifest.input_size:
+            size = "x".join(map(str, self.manifest.input_size))
+            raise ValueError(f"the export takes images of {size}, got {described(x)}; model.prepare(frame) resizes them")
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            raise TypeError(f"the export computes in float32 on the CPU, got images of {x.dtype} on {x.device}")
+
+    def initial_state(self, x: Tensor) -> State:
+        self.check_input(x)
+        return {"step": 0, str(tuple(Source(0))): x}
+
+    def step(self, state: State) -> tuple[Tensor, State]:
+        return self.run(state)
+
+    def run(self, state: State, call: Any = None) -> tuple[Tensor, State]:
+        """A step as a call of the engine (see `new_call`), which another thread can cancel."""
+        index: int = state["step"]
+        entry, kept = self.manifest.steps[index], self._kept[index]
+        outputs = self._batched(index, [state[str(tuple(source))] for source in entry.sources], call)
+        made = {str((index + 1, value.name)): output for value, output in zip(entry.outputs, outputs, strict=True)}
+        after = {key: made[key] if key in made else state[key] for key in kept}
+        return outputs[0], {"step": index + 1, **after}
+
+    def _batched(self, index: int, inputs: list[Tensor], call: Any) -> list[Tensor]:
+        """The outputs of a graph; image by image where it computes another batch size."""
+        graph, size = self._graphs[index], self.manifest.batch
+        batch = len(inputs[0])
+        if size is None or batch == size:
+            return graph.run(inputs, call)
+        parts = [
+            graph.run([tensor[i : i + 1].expand(size, *tensor.shape[1:]) for tensor in inputs], call) for i in range(batch)
+        ]
+        return [torch.cat([output[:1] for output in outputs]) for outputs in zip(*parts, strict=True)]
+
+    def new_call(self) -> Any:
+        """What identifies a call of `run`, for `cancel`."""
+        return self._graphs[0].call()
+
+    def cancel(self, call: Any) -> None:
+        """Ends a call of `run`, which raises `Cancelled`, within one operator."""
+        self._graphs[0].cancel(call)
+
+    def counted_macs(self, input_size: Sequence[int]) -> list[int]:
+        """Cumulative MACs of one image after each step, counted at the export."""
+        if tuple(input_size) != self.manifest.input_size:
+            given, own = ("x".join(map(str, size)) for size in (input_size, self.manifest.input_size))
+            raise ValueError(f"the export takes images of {own}, so its cost for {given} is not known")
+        return [step.macs for step in self.manifest.steps]
+
+    def check_saveable(self) -> None:
+        """Raises nothing: an export is saved as its files."""
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Copies the graphs to another folder; writes the manifest with what `info` says now, such as new rules."""
+        if (save_directory / MANIFEST).exists():
+            there = read_manifest(save_directory, ENGINES)
+            if there.steps != self.manifest.steps:
+                raise ValueError(f"{save_directory} holds another export, which is not replaced; give another folder")
+        if not (save_directory.exists() and save_directory.samefile(self._directory)):
+            save_directory.mkdir(parents=True, exist_ok=True)
+            for file in sorted({step.file for step in self.manifest.steps}):
+                with atomic_write(save_directory / file) as part:
+                    shutil.copyfile(self._directory / file, part)
+        write_manifest(save_directory, replace(self.manifest, info=self.info.to_dict()))
+
+
+class ExportedSteps(EagerSteps):
+    """The engine of an export, which can cancel a step where the export's own engine can."""
+
+    model: ExportedModel
+    cancels = True
+
+    def __init__(self, model: ExportedModel, lazy: bool = False) -> None:
+        super().__init__(model, lazy)
+        self._calls: dict[int, Any] = {}  # by the id of the state that each runs on
+
+    def step(self, step: int, state: State, size: int) -> tuple[Any, State]:
+        self._calls[id(state)] = call = self.model.new_call()
+        try:
+            return self.model.run(state, call)
+        finally:
+            del self._calls[id(state)]
+
+    def cancel(self, state: State) -> bool:
+        call = self._calls.get(id(state))
+        if call is None:
+            return False
+        self.model.cancel(call)
+        return True
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json`, atomically."""
+    with atomic_write(directory / MANIFEST) as part:
+        part.write_text(json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def consent_text(manifest: Manifest) -> str:
+    """The part of a manifest that can name import paths, as text: what a user consents to."""
+    return named_by({"model": manifest.model, "metadata": manifest.info})
+
+
+@register_loader(MANIFEST)
+def load_export(directory: str | os.PathLike[str], trust: bool = False) -> ExportedModel:
+    """An exported folder as a model, computed by its engine with as many threads as torch has now.
+
+    Args:
+        directory: What `anytime export` wrote.
+        trust: Whether import paths that its recipe names, such as a data set's, may be imported, see `anytime.load`.
+
+    Raises:
+        ImportError: The engine is not installed.
+        FileNotFoundError: A file is missing.
+        ValueError: The manifest or a graph is damaged, or of another version.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory, ENGINES)
+    load, version = ENGINES[manifest.engine]
+    threads = torch.get_num_threads()
+    deployment = {"engine": version(), "threads": threads, "dtype": manifest.precision}
+    loaded: dict[Any, Graph] = {}  # steps that compute the same share a graph
+    keys = [(step.file, step.sha256, step.inputs, step.outputs) for step in manifest.steps]
+    for key, step in zip(keys, manifest.steps, strict=True):
+        if key not in loaded:
+            loaded[key] = load(directory, step, threads)
+    model = ExportedModel(manifest, directory, [loaded[key] for key in keys], deployment)
+    trusted = trust or is_remembered(directory / MANIFEST, consent_text(manifest))
+    model.info = replace(model.info, trusted=trusted)
+    if not trusted:
+        check_image(manifest.input_size, model.info.resize_ratio)
+    return model.eval()

@@ -1,0 +1,166 @@
+"""ONNX Runtime: the graph of a step as an ONNX file, which runs without torch and can be cancelled between operators."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytime.runtime.engines.base import Cancelled
+from anytime.runtime.engines.manifest import StepFile, Value
+from anytime.runtime.forks import renew_after_fork
+from anytime.support.folders import check_file
+from anytime.support.text import one_line
+
+NAME = "onnx"
+INSTALL = "pip install 'anytime-nets[engines]'"
+_KINDS = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+def engine_version() -> str:
+    """Name and version of the engine; raises ImportError, in one sentence, if it is not installed."""
+    return f"onnxruntime {_onnxruntime().__version__}"
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnx  # noqa: F401, reads what a graph holds before it is loaded
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f"the engine 'onnx' needs {error.name or 'onnxruntime'}: {INSTALL}") from error
+    return onnxruntime
+
+
+class OnnxGraph:
+    """The graph of one step in ONNX Runtime, on the CPU; any number of threads may run it.
+
+    Nothing but the file is read: a graph with data in other files, with operators that are not ONNX's own, or with branches
+    and loops is not loaded. In a forked process it computes with one thread.
+
+    Args:
+        directory: The exported folder.
+        step: The step, as the manifest has it.
+        threads: Threads to compute with.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+        FileNotFoundError: The file is missing.
+        ValueError: The file is damaged, or not what the manifest says.
+    """
+
+    def __init__(self, directory: Path, step: StepFile, threads: int) -> None:
+        self._path, self._step, self._threads = directory / step.file, step, threads
+        self._names = [value.name for value in step.inputs]
+        self._outputs = [value.name for value in step.outputs]
+        self._session = self._loaded()
+        renew_after_fork(self)
+
+    def _loaded(self) -> Any:
+        onnxruntime = _onnxruntime()
+        check_file(self._path)
+        if not self._path.is_file():
+            raise FileNotFoundError(f"the export lacks the file {self._path}")
+        data = self._path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != self._step.sha256:
+            expected = self._step.sha256[:12]
+            raise ValueError(f"{self._path} is damaged: SHA-256 is {digest[:12]}..., the manifest says {expected}...")
+        check_graph(data, str(self._path))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # the next step has threads of its own
+        try:
+            session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of the engine's own kinds
+            raise ValueError(f"{self._path} cannot be loaded by ONNX Runtime: {one_line(error)}") from error
+        given = [*session.get_inputs()], [*session.get_outputs()]
+        for values, nodes in zip((self._step.inputs, self._step.outputs), given, strict=True):
+            if list(values) != (found := [_value(node) for node in nodes]):
+                names = [value.to_dict() for value in found]
+                raise ValueError(f"{self._path} has the inputs or outputs {names}, which are not those of the manifest")
+        return session
+
+    def call(self) -> Any:
+        """What identifies one call of `run`."""
+        return _onnxruntime().RunOptions()
+
+    def run(self, inputs: Sequence[Tensor], call: Any = None) -> list[Tensor]:
+        """The outputs, from the inputs in their order in the manifest.
+
+        Raises:
+            Cancelled: Another thread has called `cancel` with this call.
+        """
+        if self._session is None:
+            self._session = self._loaded()
+        arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        try:
+            outputs = self._session.run(self._outputs, dict(zip(self._names, arrays, strict=True)), call)
+        except Exception as error:  # of the engine's own kinds
+            if call is not None and call.terminate:
+                raise Cancelled(f"a run of {self._path.name} was cancelled") from error
+            raise
+        return [torch.from_numpy(output) for output in outputs]
+
+    def cancel(self, call: Any) -> None:
+        """Ends a call within one operator."""
+        call.terminate = True
+
+    def renew(self) -> None:
+        """In a forked process: its threads do not exist here."""
+        self._session, self._threads = None, 1
+
+    def __deepcopy__(self, memo: Any) -> OnnxGraph:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnnxGraph, (self._path.parent, self._step, self._threads)
+
+
+def _value(node: Any) -> Value:
+    return Value(node.name, tuple(node.shape), _KINDS.get(node.type, node.type))
+
+
+def check_graph(data: bytes, source: str) -> None:
+    """Raises ValueError if an ONNX file is damaged or reaches beyond itself and ONNX's own operators."""
+    import onnx
+
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except Exception as error:  # of protobuf, whose kinds differ between its versions
+        raise ValueError(f"{source} is damaged: it is no ONNX file") from error
+    if model.functions:
+        raise ValueError(f"{source} defines operators of its own, such as {model.functions[0].name!a}; no export has any")
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise ValueError(f"{source} uses the operator {f'{node.domain}.{node.op_type}'!a}, which is none of ONNX's own")
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise ValueError(f"{source} uses the operator {node.op_type!a}, which holds a graph of its own; no export has any")
+    for tensor in _tensors(model.graph):
+        if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
+            raise ValueError(f"{source} keeps {tensor.name!a} in another file; an export holds all in its own")
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All constants of a graph without subgraphs."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)

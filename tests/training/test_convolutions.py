@@ -68,6 +68,27 @@ def test_gradients_agree_within_the_rounding_of_bfloat16(size, count, monkeypatc
         assert (a - b).norm() <= 0.02 * b.norm()
 
 
+@pytest.mark.parametrize(("size", "stride"), [(2, 1), (4, 2), (1, 1), (5, 1)])
+def test_the_compiler_knows_shapes_and_strides(size, stride):
+    x = torch.randn(17, 5, size, size, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(4, 5, 3, 3, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    how = ([stride, stride], [1, 1], [1, 1])
+    torch.library.opcheck(convolutions._convolution, (x, weight, *how), test_utils=tests)
+    gradient = F.conv2d(x, weight, None, stride, 1).detach()
+    for needed in (True, False):
+        given = (gradient, x.detach(), weight.detach(), *how, needed)
+        torch.library.opcheck(convolutions._convolution_backward, given, test_utils=tests)
+
+
+def test_no_gradient_for_what_needs_none():
+    x, weight = torch.randn(2, 5, 3, 3), torch.randn(4, 5, 3, 3, requires_grad=True)
+    convolutions._convolution(x, weight, [1, 1], [1, 1], [1, 1]).sum().backward()
+    expected = torch.autograd.grad(F.conv2d(x, weight, padding=1).sum(), weight)[0]
+    assert x.grad is None
+    torch.testing.assert_close(weight.grad, expected)
+
+
 def test_only_plain_convolutions_in_bfloat16_are_changed(monkeypatch):
     monkeypatch.setattr(convolutions, "weight_gradient", lambda *given: pytest.fail("torch's own is right here"))
     model = nn.Sequential(

@@ -83,51 +83,66 @@ def arranged(weight: Tensor, size: int) -> Tensor:
     return torch.cat(parts)
 
 
-class _Convolution(torch.autograd.Function):
-    """conv2d of a module without bias, whose weight gradient is `weight_gradient`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, window: Window) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.window = window
-        return F.conv2d(x, weight, None, *window[1:])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        (x, weight), window, image = ctx.saved_tensors, ctx.window, None
-        if ctx.needs_input_grad[0]:
-            how = (*window[1:], False, [0, 0], 1, [True, False, False])
-            image = torch.ops.aten.convolution_backward(gradient, x, weight, None, *how)[0]
-        return image, weight_gradient(x, gradient, window), None
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
-class _Product(torch.autograd.Function):
-    """conv2d, by `arranged`, of a module without bias."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, window: Window) -> Tensor:
-        matrix = arranged(weight, x.shape[2])
-        ctx.save_for_backward(x, matrix)
-        ctx.window = window
-        return _as_map(_as_rows(x) @ matrix.T, x.shape[2])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, matrix = ctx.saved_tensors
-        image = _as_map(_as_rows(gradient) @ matrix, x.shape[2]) if ctx.needs_input_grad[0] else None
-        return image, weight_gradient(x, gradient, ctx.window), None
+@torch.library.custom_op("anytime::convolution", mutates_args=())
+def _convolution(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """conv2d without bias, in channels-last format; `torch.compile` takes it as it is."""
+    size = x.shape[2]
+    if not sees_all(x, _window_of(weight, stride, padding, dilation)):
+        return _channels_last(F.conv2d(x, weight, None, stride, padding, dilation))
+    rows = x.permute(0, 2, 3, 1).flatten(1) @ arranged(weight, size).T
+    return rows.view(len(x), size, size, -1).permute(0, 3, 1, 2)
 
 
-def _as_rows(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, H W C]."""
-    return x.permute(0, 2, 3, 1).flatten(1)
+@_convolution.register_fake
+def _(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    size = _window_of(weight, stride, padding, dilation).outputs(x)
+    return x.new_empty(len(x), *size, len(weight)).permute(0, 3, 1, 2)
 
 
-def _as_map(rows: Tensor, size: int) -> Tensor:
-    """[N, H W C] -> [N, C, H, W] in channels-last format."""
-    return rows.view(len(rows), size, size, -1).permute(0, 3, 1, 2)
+@torch.library.custom_op("anytime::convolution_backward", mutates_args=())
+def _convolution_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], needed: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `_convolution` with respect to x, empty unless it is needed, and weight."""
+    window, size, image = _window_of(weight, stride, padding, dilation), x.shape[2], x.new_empty(0)
+    if needed and sees_all(x, window):
+        rows = gradient.permute(0, 2, 3, 1).flatten(1) @ arranged(weight, size)
+        image = rows.view(len(x), size, size, -1).permute(0, 3, 1, 2)
+    elif needed:
+        how = (stride, padding, dilation, False, [0, 0], 1, [True, False, False])
+        image = _channels_last(torch.ops.aten.convolution_backward(gradient, x, weight, None, *how)[0])
+    return image, weight_gradient(x, gradient, window)
+
+
+@_convolution_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], needed: bool
+) -> tuple[Tensor, Tensor]:
+    like = [tensor.new_empty([tensor.shape[i] for i in (0, 2, 3, 1)]).permute(0, 3, 1, 2) for tensor in (x, weight)]
+    return like[0] if needed else x.new_empty(0), like[1]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, *ctx.how = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+    needed = ctx.needs_input_grad[0]
+    image, kernel = _convolution_backward(gradient, *ctx.saved_tensors, *ctx.how, needed)
+    return image if needed else None, kernel, None, None, None
+
+
+_convolution.register_autograd(_backward, setup_context=_keep)
+
+
+def _window_of(weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Window:
+    kernel = (weight.shape[2], weight.shape[3])
+    return Window(kernel, (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]))
 
 
 def sees_all(x: Tensor, window: Window) -> bool:
@@ -154,15 +169,13 @@ def _forward(window: Window, plain: Callable[..., Tensor], x: Tensor, weight: Te
     mixed = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if mixed else x.dtype
     if (
-        torch.compiler.is_compiling()
-        or not (torch.is_grad_enabled() and weight.requires_grad)
+        not (torch.is_grad_enabled() and weight.requires_grad)
         or (x.device.type, x.dim(), dtype) != ("cpu", 4, torch.bfloat16)
         or not pays(x, weight, window)
     ):
         return plain(x, weight, bias)
-    function = _Product if sees_all(x, window) else _Convolution
     with torch.autocast("cpu", enabled=False):
-        y: Tensor = function.apply(x.to(dtype), weight.to(dtype), window)
+        y: Tensor = _convolution(x.to(dtype), weight.to(dtype), *map(list, window[1:]))
         return y if bias is None else y + bias.to(dtype).view(1, -1, 1, 1)
 
 
@@ -179,7 +192,7 @@ def _window(module: nn.Module) -> Window | None:
 def small_maps(model: nn.Module) -> Iterator[None]:
     """Within it the convolutions of `model` are matrix products on a CPU in bfloat16 where this pays, see `pays`.
 
-    Answers and gradients equal torch's within bfloat16's rounding. Compiled models keep torch's.
+    Answers and gradients equal torch's within bfloat16's rounding.
     """
     changed: list[Any] = []
     for module in model.modules():

@@ -52,7 +52,8 @@ def record(
             `(images, targets)`. An attribute `groups`, as the loaders of data sets have it, is kept in the trace: the group of
             each sample, or None.
         features: Whether to keep the input of the last linear layer of each step, and its weights, up to a factor that a model
-            applies afterwards. Separate layers of label levels count as one: their inputs lie side by side.
+            applies afterwards. Separate layers of label levels count as one: their inputs lie side by side. A step that only
+            repeats an answer has its features.
         labels: "data": those of the batches. None: they are unknown, such as where images are of other classes than the
             model's, whatever the batches hold. Or the labels `[N]` of all samples.
         layers: Names of modules, as in `model.named_modules()`, whose newest output after each step is kept, `[N, T, ...]`,
@@ -138,9 +139,9 @@ def record(
         macs=torch.tensor(macs, dtype=torch.int64),
         contract_macs=torch.tensor(contract, dtype=torch.int64),
         seconds=None if timing is None else torch.tensor(timing.median, dtype=torch.float64),
-        class_names=class_names or tuple(model.info.class_names or map(str, range(classes))),
+        class_names=class_names or tuple(model.info.class_names or map(str, range(classes))),  # type: ignore[arg-type]
         features=inside.all_features(),
-        class_weights=inside.weights or None,
+        class_weights=[weights.clone() for weights in inside.weights] or None,
         meta=facts | dict(meta or {}),
         activations=inside.all_activations(),
         targets=recorded if task != "classification" else None,
@@ -167,16 +168,18 @@ class _Inside:
     def __call__(self, images: Tensor) -> Tensor:
         """All answers `[T, B, K]`."""
         self.watch.begin(len(images))
-        answers, rows = [], []
+        answers: list[Tensor] = []
+        rows: list[Tensor] = []
         with LastLinear(self.model.levels) if self.features else nullcontext() as last:
             for step, logits in enumerate(self.model.stream(images), 1):
                 answers.append(logits)
                 self.watch.end_step()
                 if last is not None:
-                    x, weights = last.read(len(images), step)
-                    rows.append(x.float().cpu())
+                    repeated = step > 1 and torch.equal(logits, answers[-2])
+                    x, weights = last.read(len(images), step) if not repeated or last.found else (rows[-1], self.weights[-1])
+                    rows.append(x.detach().to("cpu", torch.float32, copy=True))
                     if len(self.weights) < step:
-                        self.weights.append(weights.float().cpu())
+                        self.weights.append(weights.detach().to("cpu", torch.float32, copy=True))
         self.rows.append(rows)
         self.outputs.append(self.watch.read())
         return torch.stack(answers)

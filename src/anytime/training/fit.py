@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch.optim import Optimizer
 
 from anytime.data import ImageData
@@ -20,7 +20,7 @@ from anytime.data.record import RECORD, ImageRecord, read_record
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
 from anytime.support.text import one_line
-from anytime.support.trust import is_untrusted
+from anytime.support.trust import is_untrusted, source_name
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
 from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
 from anytime.training.convolutions import small_maps
@@ -56,6 +56,8 @@ class Settings:
         gradient_clip: Maximum norm of the gradient; null: not clipped. The default keeps the sums of many losses
             finite (docs/losses.md says what was measured); gradients of one loss are about as long.
         bias_lr: Learning rate of biases and norms, as a multiple of that of the other weights.
+        average: Decay d of the moving average of weights and batch norm's statistics, a <- d a + (1 - d) w after every step. The
+            average is what is validated and saved; null: the weights themselves.
         accumulate: Batches per optimizer step, whose gradients are averaged; schedules count optimizer steps.
         validate_every: Epochs between validations.
         progress: Shows a progress bar.
@@ -77,6 +79,7 @@ class Settings:
     strategy: str = "auto"
     gradient_clip: float | None = 2.0
     bias_lr: float = 1.0
+    average: float | None = None
     accumulate: int = 1
     validate_every: int = 1
     progress: bool = True
@@ -94,6 +97,8 @@ class Settings:
             raise ValueError(f"gradient_clip must be above 0, got {self.gradient_clip!r}")
         if not 0 < self.bias_lr < math.inf:
             raise ValueError(f"bias_lr must be above 0 and finite, got {self.bias_lr!r}")
+        if self.average is not None and not 0 < self.average < 1:
+            raise ValueError(f"average must lie strictly between 0 and 1, got {self.average!r}")
 
 
 def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, A
     if num_nodes > 1 and is_untrusted() and not any(name in os.environ for name in _LAUNCHED):
         raise ValueError(
             f"num_nodes is {num_nodes}, but no other node seems to have been started, and this one would wait for it; "
-            "start it by torchrun, or use --trust if you trust this file"
+            f"start it by torchrun, or use --trust if you trust {source_name()}"
         )
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     if devices == "auto" and local is not None and world is not None:
@@ -170,8 +175,10 @@ def fit(
     regime.check(model, settings.epochs)
     how = (settings.compile, settings.channels_last, regime, settings.bias_lr)
     module = AnytimeModule(model, objective, optimizer, schedule, *how)
-    if resume and (difference := first_difference(saved["state_dict"], module.state_dict())):
-        raise ValueError(f"{checkpoint} does not fit the configuration: {difference}")
+    for part in ("state_dict", *(["current_model_state"] if settings.average else [])) if resume else ():
+        if difference := first_difference(saved.get(part, {}), module.state_dict()):
+            raise ValueError(f"{checkpoint} does not fit the configuration: {difference}")
+    more = [EMAWeightAveraging(decay=settings.average)] if settings.average else []
     shown = [Progress()] if settings.progress else []
     trainer = L.Trainer(
         **hardware_arguments(settings, regime.partial),
@@ -188,7 +195,7 @@ def fit(
         log_every_n_steps=10,
         limit_val_batches=1.0 if data.val_dataloader() else 0,
         plugins=[WholeFiles()],
-        callbacks=[Reproducible(settings.seed), checkpoints, *shown, *callbacks],
+        callbacks=[Reproducible(settings.seed), *more, checkpoints, *shown, *callbacks],
     )
     if trainer.is_global_zero and (record is not None or not resume):
         (record or data.make_record()).save(run / RECORD)

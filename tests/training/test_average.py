@@ -62,10 +62,9 @@ def test_a_resumed_training_continues_the_average(tiny, interrupt, tmp_path):
 
 
 def test_a_checkpoint_without_the_average_is_refused(tiny, interrupt, tmp_path, capsys):
-    run = tmp_path / "run"
+    run, job = tmp_path / "run", build(parse(tiny))
+    parts = (job.model, job.data, job.objective, job.optimizer, job.schedule, job.settings)
     with pytest.raises(Interrupted):
-        job = build(parse(tiny))
-        parts = (job.model, job.data, job.objective, job.optimizer, job.schedule, job.settings)
         fit(*parts, run, callbacks=[interrupt(4)])
     Path(run / "config.yaml").write_text(yaml.safe_dump(job.config | {"average": 0.7}))
     Path(run / "run.json").write_text(json.dumps({"format": 1, "anytime": "", "state": "interrupted"}))

@@ -22,7 +22,7 @@ from anytime.objectives import Objective
 from anytime.support.text import one_line
 from anytime.support.trust import is_untrusted, source_name
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
-from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
+from anytime.training.checkpoints import WholeFiles, first_difference, first_odd_setting, read_checkpoint
 from anytime.training.convolutions import small_maps
 from anytime.training.logs import LoggerName, check_logger, loggers
 from anytime.training.module import AnytimeModule
@@ -56,8 +56,8 @@ class Settings:
         gradient_clip: Maximum norm of the gradient; null: not clipped. The default keeps the sums of many losses
             finite (docs/losses.md says what was measured); gradients of one loss are about as long.
         bias_lr: Learning rate of biases and norms, as a multiple of that of the other weights.
-        average: Decay d of the moving average of weights and batch norm's statistics, a <- d a + (1 - d) w after every step. The
-            average is what is validated and saved; null: the weights themselves.
+        average: Decay d of the moving average of weights and of batch norm's statistics, a <- d a + (1 - d) w after every
+            step. The average is what is validated and saved; null: the weights themselves.
         accumulate: Batches per optimizer step, whose gradients are averaged; schedules count optimizer steps.
         validate_every: Epochs between validations.
         progress: Shows a progress bar.
@@ -178,6 +178,10 @@ def fit(
     for part in ("state_dict", *(["current_model_state"] if settings.average else [])) if resume else ():
         if difference := first_difference(saved.get(part, {}), module.state_dict()):
             raise ValueError(f"{checkpoint} does not fit the configuration: {difference}")
+    if resume:
+        groups = optimizer(decay_groups(module)).state_dict()["param_groups"]
+        if odd := first_odd_setting(saved["optimizer_states"][0]["param_groups"], groups):
+            raise ValueError(f"{checkpoint} does not fit the configuration: {odd}")
     more = [EMAWeightAveraging(decay=settings.average)] if settings.average else []
     shown = [Progress()] if settings.progress else []
     trainer = L.Trainer(

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import anytime
 from anytime.analysis import curves
-from anytime.analysis.taxonomy import compliance, level_accuracies, level_errors
+from anytime.analysis.taxonomy import compliance, compliance_courses, level_accuracies, level_errors
 from anytime.data.sets.cifar import CIFAR100_SUPERCLASS
+from anytime.data.taxonomy import from_paths
 from anytime.stopping.levels import LevelChoice, answer_text, choose_levels, chosen_accuracy, highest_target
 from anytime.trace import Trace
 
@@ -172,6 +173,54 @@ def test_compliance_of_cifar100() -> None:
     torch.testing.assert_close(found.chance, found.value, rtol=1e-14, atol=0)
     near = replace(trace, logits=torch.nn.functional.one_hot(torch.tensor([_sibling(a) for a in labels]), 100)[None].float())
     assert compliance(near, CIFAR100_SUPERCLASS).value.tolist() == [1.0]
+
+
+def test_compliance_of_any_taxonomy() -> None:
+    names = ["gull", "duck", "oak", "elm", "ash"]
+    rows = [["gull", "bird", "animal"], ["duck", "bird", "animal"], ["oak", "beech family", "plant"]]
+    rows += [["elm", "elm family", "plant"], ["ash", "elm family", "plant"]]
+    levels = from_paths(rows).levels(names)
+    said, labels = [1, 3, 2, 4, 0], [0, 2, 3, 3, 4]
+    trace = replace(made([[[b] for b in said]], [[a] for a in labels], [5]), class_names=tuple(names))
+    fine, coarse = compliance(trace, levels), compliance(trace, levels, level=2)
+    assert fine.value.tolist() == [2 / 5]  # gull as duck, elm as ash
+    assert coarse.value.tolist() == [4 / 5]
+    assert fine.chance.tolist() == pytest.approx([(1 + 0 + 1 + 1 + 1) / 5 / 4])
+    assert coarse.chance.tolist() == pytest.approx([(1 + 2 + 2 + 2 + 2) / 5 / 4])
+    with pytest.raises(ValueError, match=r"level must lie in 1\.\.2, above that of the classes, got 3"):
+        compliance(trace, levels, level=3)
+    with pytest.raises(ValueError, match=r"'oak' where it has 'elm'"):
+        compliance(replace(trace, class_names=("gull", "duck", "elm", "oak", "ash")), levels)
+    with pytest.raises(ValueError, match="label levels are of 5 classes, but the trace has 4"):
+        compliance(made([[[0]]], [[1]], [4]), levels)
+
+
+def test_compliance_courses_remove_the_level_of_each_seed() -> None:
+    def network(seed: int, better: float) -> Trace:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(6, (300,), generator=generator)
+        near = torch.where(torch.rand(3, 300, generator=generator) < better + 0.02 * seed, labels ^ 1, (labels + 2) % 6)
+        return made([[[int(b)] for b in step] for step in near], [[int(a)] for a in labels], [6])
+
+    networks = {name: {seed: network(seed, better) for seed in (1, 2, 5)} for name, better in (("td", 0.6), ("ce", 0.2))}
+    superclass = (0, 0, 1, 1, 2, 2)
+    found = compliance_courses(networks, superclass)
+    values = {name: [compliance(t, superclass).value.tolist() for t in by_seed.values()] for name, by_seed in networks.items()}
+    together = torch.tensor([[*values["td"][s], *values["ce"][s]] for s in range(3)], dtype=torch.float64)
+    centred = together - together.mean(1, keepdim=True)
+    wanted = centred.std(0) / math.sqrt(3) * math.sqrt(6 / 5)
+    assert [*found["td"].error, *found["ce"].error] == pytest.approx(wanted.tolist())
+    assert found["td"].mean == pytest.approx(together.mean(0)[:3].tolist())
+    assert found["td"].by_seed == values["td"]
+    assert found["td"].chance == pytest.approx([0.2] * 3)
+    right = replace(network(1, 0.5), labels=network(1, 0.5).logits[0].argmax(1))  # no error at step 1
+    alone = compliance_courses({"td": {1: right}}, superclass)["td"]
+    assert math.isnan(alone.mean[0])
+    assert all(map(math.isnan, alone.error))
+    with pytest.raises(ValueError, match=r"same seeds, got \[1, 2, 5\] of 'td' and \[1\] of 'ce'"):
+        compliance_courses({"td": networks["td"], "ce": {1: right}}, superclass)
+    with pytest.raises(ValueError, match="no network"):
+        compliance_courses({}, superclass)
 
 
 def _sibling(label: int) -> int:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from anytime.analysis.curves import accuracy, answers
+from anytime.analysis.statistics import BySeed, means, standard_error
+from anytime.data.taxonomy import LabelLevels
 from anytime.trace import Trace, labelled
+
+Superclasses = Sequence[int] | LabelLevels
+"""The superclass of each class, or label levels of which the second counts."""
 
 
 def level_accuracies(trace: Trace) -> Tensor:
@@ -38,7 +44,7 @@ class Compliance:
     errors: Tensor
 
 
-def compliance(trace: Trace, superclass: Sequence[int]) -> Compliance:
+def compliance(trace: Trace, superclass: Superclasses, level: int = 1) -> Compliance:
     """Taxonomic compliance: the share of errors at each step in the right superclass, against chance.
 
     Chance is mean (n_s - 1) / (K - 1) over the wrong samples, n_s being the size of the label's superclass: 4/99 = 0.040 for
@@ -46,16 +52,15 @@ def compliance(trace: Trace, superclass: Sequence[int]) -> Compliance:
 
     Args:
         trace: The answers; only the first of several label levels counts.
-        superclass: Superclass of each class, such as `anytime.data.sets.cifar.CIFAR100_SUPERCLASS` or a row of
-            `LabelLevels.table`.
+        superclass: Superclass of each class, such as `anytime.data.sets.cifar.CIFAR100_SUPERCLASS`; or label levels of any
+            taxonomy, such as `anytime.data.taxonomy.read_taxonomy(path, names).levels(names)`.
+        level: Which of these label levels are the superclasses, from 1.
 
     Raises:
-        ValueError: There is not one superclass for each class.
+        ValueError: There is not one superclass for each class, the classes are others, or there is no such level.
     """
     fine = labelled(trace.level(0) if trace.levels else trace)
-    if len(superclass) != fine.num_classes:
-        raise ValueError(f"superclass needs one entry for each of {fine.num_classes} classes, got {len(superclass)}")
-    table = torch.tensor(superclass)
+    table = torch.tensor(_table(superclass, level, fine.class_names))
     answered = answers(fine)
     wrong = answered != fine.labels
     errors = wrong.sum(1)
@@ -63,3 +68,73 @@ def compliance(trace: Trace, superclass: Sequence[int]) -> Compliance:
     siblings = (table[:, None] == table).sum(1) - 1
     expected = (siblings[fine.labels] * wrong).sum(1).double() / (fine.num_classes - 1)
     return Compliance(compliant.sum(1).double() / errors, expected / errors, errors)
+
+
+def _table(superclass: Superclasses, level: int, class_names: Sequence[str]) -> Sequence[int]:
+    """The superclass of each class."""
+    classes = len(class_names)
+    if not isinstance(superclass, LabelLevels):
+        if len(superclass) != classes:
+            raise ValueError(f"superclass needs one entry for each of {classes} classes, got {len(superclass)}")
+        return superclass
+    names = superclass.names[0]
+    if len(names) != classes:
+        raise ValueError(f"the label levels are of {len(names)} classes, but the trace has {classes}")
+    if other := next((pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1]), None):
+        raise ValueError(f"the label levels are of other classes than the trace: {other[0]!r} where it has {other[1]!r}")
+    if not 1 <= level < len(superclass.table):
+        raise ValueError(f"level must lie in 1..{len(superclass.table) - 1}, above that of the classes, got {level!r}")
+    return superclass.table[level]
+
+
+@dataclass(frozen=True)
+class Course:
+    """Taxonomic compliance of one network over its steps, with S seeds.
+
+    Attributes:
+        mean: Over seeds, `[T]`; nan where a seed makes no error.
+        error: Standard error without the variance between seeds (`statistics.standard_error`), `[T]`; nan for one seed.
+        chance: Mean chance level, `[T]`.
+        by_seed: `[S][T]`.
+    """
+
+    mean: list[float]
+    error: list[float]
+    chance: list[float]
+    by_seed: list[list[float]]
+
+
+def compliance_courses(networks: Mapping[str, BySeed], superclass: Superclasses, level: int = 1) -> dict[str, Course]:
+    """Taxonomic compliance of several networks over their steps (Fig. 5), each trained with the same seeds.
+
+    The standard errors are Cousineau's and Morey's over the steps of all networks: a seed's own level is removed from all of
+    them. Steps at which a seed makes no error do not count.
+
+    Args:
+        networks: The traces of each network by seed.
+        superclass, level: As for `compliance`.
+
+    Raises:
+        ValueError: As `compliance`; there is no network, or two have other seeds.
+    """
+    if not networks:
+        raise ValueError("there is no network whose compliance could be measured")
+    (first, seeds), *others = [(name, list(by_seed)) for name, by_seed in networks.items()]
+    for name, given in others:
+        if given != seeds:
+            raise ValueError(f"networks need the same seeds, got {seeds} of {first!r} and {given} of {name!r}")
+    found = {name: [compliance(t, superclass, level) for t in by_seed.values()] for name, by_seed in networks.items()}
+    values = {name: [one.value.tolist() for one in by_seed] for name, by_seed in found.items()}
+    conditions = [(name, step) for name, rows in values.items() for step in range(len(rows[0]))]
+    known = [c for c in conditions if not any(math.isnan(row[c[1]]) for row in values[c[0]])]
+    rows = [[values[name][s][step] for name, step in known] for s in range(len(seeds))]
+    errors = dict(zip(known, standard_error(rows), strict=True)) if known else {}
+    return {
+        name: Course(
+            means(values[name]),
+            [errors.get((name, step), math.nan) for step in range(len(values[name][0]))],
+            means([one.chance.tolist() for one in by_seed]),
+            values[name],
+        )
+        for name, by_seed in found.items()
+    }

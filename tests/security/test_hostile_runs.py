@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -156,6 +157,10 @@ def counted(**counts: Any) -> Edit:
     return saved(lambda content: content["loops"]["fit_loop"]["epoch_progress"]["current"].update(counts))
 
 
+def grouped(**settings: Any) -> Edit:
+    return saved(lambda content: content["optimizer_states"][0]["param_groups"][0].update(settings))
+
+
 def an_archive(run: Path) -> None:
     with zipfile.ZipFile(run / "checkpoints/last.ckpt", "w") as file:
         file.writestr("data.pkl", b"cos\nsystem\n(S'touch executed'\ntR.")
@@ -185,6 +190,17 @@ CHECKPOINTS: dict[str, Edit] = {
     "another method": saved(lambda content: content["lr_schedulers"][0].update(step=[1])),
     "an unknown version": saved(lambda content: content.update({"pytorch-lightning_version": "x.y"})),
     "progress that is text": saved(lambda content: content["loops"]["fit_loop"]["epoch_progress"].update(total="ab")),
+    "a learning rate that is text": grouped(lr="x"),
+    "a learning rate that is NaN": grouped(lr=math.nan),
+    "an endless first rate": grouped(initial_lr=math.inf),
+    "a negative rate": grouped(lr=-0.1),
+    "another momentum": grouped(momentum=0.5),
+    "a weight decay that is text": grouped(weight_decay="x"),
+    "a weight decay that is NaN": grouped(weight_decay=math.nan),
+    "another kind of momentum": grouped(nesterov=1),
+    "parameters twice": grouped(params=[0, 0]),
+    "a group that is text": saved(lambda content: content["optimizer_states"][0].update(param_groups=["a", "b"])),
+    "a group less": saved(lambda content: content["optimizer_states"][0]["param_groups"].pop()),
     "another node": lambda run: (run / "config.yaml").write_text(
         (run / "config.yaml").read_text().replace("num_nodes: 1", "num_nodes: 2").replace("strategy: auto", "strategy: ddp")
     ),

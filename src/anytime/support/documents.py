@@ -21,6 +21,7 @@ _CONSENT = "if you trust this file, use trust=True, or --trust on the command li
 
 TEXTS = 5  # YAML in texts of YAML
 _NAME = re.compile(r"\w[\w ./-]{0,99}")  # no collection of YAML
+_PLAIN = (str, int, float, type(None))
 DIGITS = 400  # and signs of a number: no float has more before its point
 
 
@@ -146,14 +147,22 @@ def check_text(text: Any, source: object) -> None:
 
 
 def _checked(content: Any, source: object, nodes: int = NODES) -> Any:
-    pending, count = [(content, 1)], 0
+    pending, count = [(content, 1, "")], 0
     while pending:
-        value, depth = pending.pop()
-        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+        value, depth, key = pending.pop()
+        if isinstance(value, dict):
+            inner = [(item, name) for name, held in value.items() for item, name in ((name, key), (held, name))]
+        elif isinstance(value, list):
+            inner = [(item, key) for item in value]
+        elif isinstance(value, _PLAIN):
+            continue
+        else:  # of a tag such as !!binary or !!set
+            where, kind = f" under {key!a:.50}" if key != "" else "", type(value).__name__
+            raise ValueError(f"{source} holds {value!a:.50} of type {kind}{where}, which is no text, number, list or mapping")
         count += len(inner)
         if depth > DEPTH:
             raise TooLarge(f"{source} is damaged: it is nested too deeply")
         if count > nodes and not is_consented():
             raise TooLarge(f"{source} is damaged: it holds more than {nodes:,} values; {_CONSENT}")
-        pending += [(item, depth + 1) for item in inner]
+        pending += [(item, depth + 1, name) for item, name in inner]
     return content

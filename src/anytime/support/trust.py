@@ -98,6 +98,12 @@ def is_untrusted() -> bool:
     return source is not None and ANY not in source.consent
 
 
+def source_name() -> str:
+    """The file that names come from, for messages; empty if the user has typed them."""
+    source = _SOURCE.get()
+    return "" if source is None else source.file
+
+
 def is_consented() -> bool:
     """Whether names come from a file that the user has declared trustworthy."""
     return _SOURCE.get() is not None and not is_untrusted()

@@ -87,7 +87,7 @@ def typed_seconds(text: str, name: str = "deadline") -> float | None:
 
 
 def is_list(given: Any) -> bool:
-    """Whether something holds values one by one: no text, bytes, mapping, set or scalar, whose elements mean something else."""
+    """Whether something holds values in order: no text, bytes, mapping, set or scalar, whose elements mean something else."""
     if isinstance(given, str | bytes | bytearray | memoryview | Mapping | Set):
         return False
     return isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0

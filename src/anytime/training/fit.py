@@ -25,7 +25,7 @@ from anytime.training.callbacks import Checkpoints, Progress, Reproducible, sign
 from anytime.training.checkpoints import WholeFiles, first_difference, first_odd_setting, read_checkpoint
 from anytime.training.convolutions import small_maps
 from anytime.training.logs import LoggerName, check_logger, loggers
-from anytime.training.module import AnytimeModule
+from anytime.training.module import AnytimeModule, decay_groups
 from anytime.training.origin import seen_before
 from anytime.training.regimes.base import Joint, Regime
 from anytime.training.schedules import Schedule

@@ -1,0 +1,1 @@
+"""MSDNet (Huang, Chen, Li, Wu, van der Maaten, Weinberger, 2018)."""

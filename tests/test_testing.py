@@ -316,7 +316,7 @@ BROKEN: list[tuple[type[Toy], str]] = [
     (MixesSamples, "answers to sample 0 by itself and in a batch differ by"),
     (Random, r"differ by \d"),
     (PositionMatters, "answers to sample 1 by itself and in a batch"),
-    (DeadParameter, "2 of 14 parameters get none: unused.weight, unused.bias"),
+    (DeadParameter, "2 of 14 parameters get none: unused.weight, unused.bias; freeze those that no answer uses with requires"),
     (ZeroGradient, "1 of 13 parameters get none: gate"),
     (InfiniteGradient, "gradients are not finite"),
     (FloatConstant, "in torch.bfloat16 it answered in torch.float32"),
@@ -333,6 +333,12 @@ BROKEN: list[tuple[type[Toy], str]] = [
 def test_broken_models_are_caught(model: type[Toy], message: str) -> None:
     with pytest.raises(AssertionError, match=rf"(?s)^{model.__name__}: .* Broken: .*{message}"):
         check_anytime_model(model(), (3, 8, 8))
+
+
+def test_a_parameter_that_no_answer_uses_may_be_frozen() -> None:
+    model = DeadParameter()
+    model.unused.requires_grad_(False)
+    check_anytime_model(model, (3, 8, 8))
 
 
 def test_needs_a_model_and_a_batch() -> None:

@@ -225,14 +225,14 @@ def _check_compaction(model: AnytimeModel, x: Tensor) -> None:
 
 def _check_gradients(model: AnytimeModel, x: Tensor) -> None:
     """Gradients of the sum over all answers reach every parameter in train mode."""
-    model.train()
     with torch.enable_grad():
-        logits = _answers(model, x)
+        logits = _answers(model.train(), x)
         require(logits.requires_grad, "forward gave answers without gradients.")
         (logits * torch.randn_like(logits)).sum().backward()
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     dead = [name for name, grad in trained.items() if grad is None or not grad.any()]
-    require(not dead, f"{len(dead)} of {len(trained)} parameters get none: {', '.join(dead[:5])}.")
+    names = f"{len(dead)} of {len(trained)} parameters get none: {', '.join(dead[:5])}"
+    require(not dead, f"{names}; freeze those that no answer uses with requires_grad_(False).")
     wild = [name for name, grad in trained.items() if grad is not None and not grad.isfinite().all()]
     require(not wild, f"{len(wild)} of {len(trained)} gradients are not finite: {', '.join(wild[:5])}.")
 

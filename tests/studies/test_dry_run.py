@@ -25,8 +25,12 @@ def test_a_training_takes_its_epochs_times_its_images_times_a_step():
     flags = (
         "--model anytimenet --model.width 4 --model.blocks [1,2,1] --model.scheme [[1,1,1],[0,1,0]] --data digits --epochs 3"
     )
-    ticks = iter([0.0, 5.0, 10.0, 10.5])
-    seconds = training_seconds(parse([*flags.split(), "--data.limit=64"]), clock=lambda: next(ticks))
-    assert seconds == 3 * 64 / 16 * 0.5
+    config = parse([*flags.split(), "--data.limit=64", "--data.batch_size=48"])
+    for ticks, wanted in (
+        ([0.0, 5.0, 10.0, 10.5, 20.0, 30.0, 40.0, 40.75], 3 * 64 / 48 * 0.75),  # 16 images, then a batch
+        ([0.0, 5.0, 10.0, 12.5], 3 * 64 / 16 * 2.5),  # 16 images take long
+    ):
+        left = iter(ticks)
+        assert training_seconds(config, clock=lambda left=left: next(left)) == wanted
     absent = parse([*flags.replace("digits", "cifar10").split(), "--data.root=/nowhere"])
     assert training_seconds(absent) is None

@@ -11,14 +11,16 @@ import torch
 from anytime.training.build import build
 from anytime.training.config import Config, UsageError
 
-IMAGES = 16  # in the step that is timed
+IMAGES = 16  # in the first steps that are timed
+LONG = 2.0  # seconds of such a step from which on a batch takes as long per image
 
 
 def training_seconds(config: Config, clock: Callable[[], float] | None = None) -> float | None:
-    """Epochs * images per epoch * seconds per image of a step: forward, loss and backward, uncompiled, the second of two.
+    """Epochs * steps per epoch * seconds of a step: forward, loss and backward on a batch, uncompiled, the second of two.
 
-    The seconds are those of a GPU if there is one, or else of one core, whatever else the machine does. Validation,
-    augmentation and what more cores, a compiler or lower precision save are not counted.
+    Where a step on 16 images takes longer than 2 s, it is not repeated on a batch, but counted for each 16 images. The seconds
+    are those of a GPU if there is one, or else of one core, whatever else the machine does. Validation, augmentation and what
+    more cores, a compiler or lower precision save are not counted.
 
     Args:
         config: The resolved configuration.
@@ -49,17 +51,22 @@ def _seconds(config: Config, clock: Callable[[], float]) -> float | None:
     job = build(config)
     split = job.data.split("train")
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, target = job.model.to(place).train(), split.targets[:IMAGES].to(place)
-    x = torch.rand(len(target), *job.data.input_size, device=place)
+    model = job.model.to(place).train()
+    images = min(len(split), job.data.batch_size)
     seconds = 0.0
-    for _ in range(2):
-        begin = clock()
-        try:
-            job.objective(model(x), target).backward()
-        except (RuntimeError, NotImplementedError):
-            return None
-        model.zero_grad()
-        if place.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = clock() - begin
-    return job.settings.epochs * len(split) / len(target) * seconds
+    for size in (min(IMAGES, images), images):
+        target = split.targets[:size].to(place)
+        x = torch.rand(size, *job.data.input_size, device=place)
+        for _ in range(2):
+            begin = clock()
+            try:
+                job.objective(model(x), target).backward()
+            except (RuntimeError, NotImplementedError):
+                return None
+            model.zero_grad()
+            if place.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = clock() - begin
+        if seconds > LONG:
+            break
+    return job.settings.epochs * len(split) / size * seconds

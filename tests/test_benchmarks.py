@@ -1,6 +1,7 @@
 """Parts of the benchmarks: the timed functions give the right answers, and ratios are computed correctly."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -79,3 +80,26 @@ def test_overhead_is_measured_with_steps_that_do_nothing(load_benchmark) -> None
     assert overhead.Nothing(3)(torch.rand(1, 3, 8, 8)).shape == (overhead.STEPS, 1, 3)
     assert set(overhead.session_start(2)) == {"returned", "first_step"}
     assert list(overhead.prepare(1)) == ["rgb", "bgr", "pil_resize"]
+
+
+def test_seeds_are_trained_once_and_summed_up(load_benchmark, tmp_path, monkeypatch, capsys) -> None:
+    benchmark = load_benchmark("seeds")
+    monkeypatch.chdir(tmp_path)
+    recipe = Path("tiny.yaml")
+    recipe.write_text(
+        "model: {class_path: fast, init_args: {widths: [4, 4], head_widths: [4]}}\n"
+        "data: {class_path: Digits, init_args: {limit: 96, batch_size: 32}}\nepochs: 1\nprogress: false\n"
+    )
+    words = ["seeds.py", "tiny.yaml", "--seeds", "0", "1", "--out", "tiny.json", "--figure", "tiny.png"]
+    monkeypatch.setattr(sys, "argv", words)
+    benchmark.main()
+    out, found = capsys.readouterr().out, json.loads(Path("tiny.json").read_text())
+    assert out.count("trained in") == 2
+    assert Path("tiny.png").is_file()
+    one, two = (row["accuracy"] for row in found["seeds"])
+    for answer, a, b in zip(found["answers"], one, two, strict=True):
+        assert answer["accuracy"] == pytest.approx((a + b) / 2)
+        assert answer["half_width"] == pytest.approx(12.706 * abs(a - b) / 2, rel=1e-3, abs=1e-9)  # t of one degree of freedom
+    monkeypatch.setattr(benchmark, "start_training", lambda *_: pytest.fail("both runs are there"))
+    benchmark.main()
+    assert json.loads(Path("tiny.json").read_text())["seeds"] == found["seeds"]

@@ -1,0 +1,100 @@
+"""Trains a recipe with several seeds, reads the test images once for each, and says what the recipe reaches.
+
+Trainings that are finished are taken as they are, interrupted ones are resumed. The test images are read when all are done.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import harness
+import matplotlib.pyplot as plt
+
+from anytime.analysis.statistics import interval
+from anytime.reporting.evaluation import evaluate_run
+from anytime.training.config import parse
+from anytime.training.launch import claim, resume_training, start_training
+from anytime.training.rundir import read_run
+
+
+def trained(recipe: Path, seed: int, folder: Path) -> Path:
+    """The finished run of one seed."""
+    run = folder / f"{recipe.stem}_seed{seed}"
+    if not run.is_dir():
+        start_training(parse(["--seed", str(seed)], [recipe]), run)
+    elif read_run(run)[1]["state"] != "finished":
+        resume_training(run)
+    print(f"{run}: {claim(run)}", flush=True)
+    return run
+
+
+def row(seed: int, run: Path, root: Path | None) -> dict[str, Any]:
+    """Accuracy and MACs of each answer on the test images, and what the training took."""
+    if (run / "metrics-test.json").is_file():
+        numbers = json.loads((run / "metrics-test.json").read_text(encoding="utf-8"))
+    else:
+        numbers = evaluate_run(str(run), "test", root).numbers
+    _, state = read_run(run)
+    accuracy = [step["accuracy"] for step in numbers["steps"]]
+    falls = [here - there for i, here in enumerate(accuracy) for there in accuracy[i + 1 :]]
+    return {
+        "seed": seed,
+        "accuracy": accuracy,
+        "macs": [step["macs"] for step in numbers["steps"]],
+        "largest_fall": max(falls, default=0.0),
+        "training": state.get("training"),
+        "hardware": state["hardware"],
+        "trained_with": state["anytime"],
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean of each answer's accuracy over the seeds, and the half width of its 95 % interval (None for a single seed)."""
+    answers = [interval(values) for values in zip(*(row["accuracy"] for row in rows), strict=True)]
+    return [
+        {"macs": macs, "accuracy": mean, "half_width": None if math.isnan(half_width) else half_width}
+        for macs, (mean, half_width) in zip(rows[0]["macs"], answers, strict=True)
+    ]
+
+
+def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Accuracy over MACs, the 95 % interval as a bar."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, points in curves.items():
+        accuracy = [100 * point["accuracy"] for point in points]
+        bars = [100 * (point.get("half_width") or math.nan) for point in points]
+        axes.errorbar([point["macs"] / 1e6 for point in points], accuracy, bars, marker="o", capsize=3, label=name)
+    axes.set(xlabel="million MACs per image", ylabel="test accuracy in %")
+    axes.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    parser = harness.parser(__doc__ or "")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--root", type=Path, help="folder of the data")
+    parser.add_argument("--figure", type=Path, help="figure of accuracy over MACs")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="metrics files to draw beside it, named by folder")
+    options = parser.parse_args()
+    runs = {seed: trained(options.recipe, seed, options.runs) for seed in options.seeds}
+    rows = [row(seed, run, options.root) for seed, run in runs.items()]
+    answers = summary(rows)
+    for number, answer in enumerate(answers, 1):
+        within = "" if answer["half_width"] is None else f" +- {100 * answer['half_width']:.2f}"
+        print(f"answer {number}, {answer['macs'] / 1e6:.1f} M MACs: {100 * answer['accuracy']:.2f}{within} %, n = {len(rows)}")
+    facts = {"recipe": options.recipe.name, "answers": answers, "seeds": rows}
+    harness.write(options.out, harness.environment(options.device) | facts)
+    if options.figure is not None:
+        others = {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["steps"] for path in options.beside}
+        draw({options.recipe.stem: answers} | others, options.figure)
+
+
+if __name__ == "__main__":
+    main()

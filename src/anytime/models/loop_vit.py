@@ -104,7 +104,7 @@ class LoopViT(AnytimeModel):
         self.head = TokenHead((0, width), self.num_classes)
 
     @property
-    def num_steps(self) -> int:  # type: ignore[override]
+    def num_steps(self) -> int:
         """T, the number of loops of a full run; may be set at any time.
 
         Raises:

@@ -21,17 +21,18 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from anytime.registry import build_model
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
-from anytime.support.folders import REPLACEMENT, check_file
+from anytime.support.folders import REPLACEMENT
 from anytime.support.limits import UNFIT, AllocationLimit, check_image, check_numbers, check_steps
-from anytime.support.tensor_files import HEADER, check_length
+from anytime.support.locks import only_writer
+from anytime.support.model_files import CONFIG, CONFIG_BYTES, WEIGHTS, config_file, read_weights, write_model
+from anytime.support.tensor_files import HEADER
 from anytime.support.tensors import check_plain, denormal_warning
 from anytime.support.text import one_line, printable
 from anytime.support.trust import UntrustedName, is_remembered, names_from, remember
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 FORMAT = 1
-CONFIG_BYTES, CONFIG_VALUES = 2**25, 5_000_000  # of names: 20 networks with 20,000 classes each
+CARD = "README.md"
+CONFIG_VALUES = 5_000_000  # of names: 20 networks with 20,000 classes each
 Task = Literal["classification", "regression", "dense"]
 TASKS: tuple[Task, ...] = get_args(Task)
 _TYPES = {  # of the tensors in a file
@@ -157,16 +158,38 @@ class SavedModel(PyTorchModelHubMixin):
     metadata = property(fset=_set_metadata, doc="The former name of `info`; setting it is an error.")
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `model.safetensors` and `config.json`, enough to load without executing pickled code."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._save_pretrained(directory)
+        """Writes `model.safetensors` and `config.json`, enough to load without executing pickled code.
 
-    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
-        """Same as `save`; `push_to_hub=True` also uploads the folder (see `huggingface_hub.ModelHubMixin`)."""
-        self.check_saveable()  # before the old files are touched
-        check_plain(cast(torch.nn.Module, self).state_dict())
-        return super().save_pretrained(save_directory, **arguments)
+        An earlier model there is replaced; after a full disk or a kill it is still there, or the new one is.
+
+        Raises:
+            ValueError: The model cannot be built or loaded again.
+            OSError: The disk is full; the message names the file.
+            InUse: Another process writes there, such as a training.
+        """
+        self.check_saveable()
+        with only_writer(directory, "a save"):
+            self._save_pretrained(Path(directory))
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **arguments: Any
+    ) -> str | None:
+        """Same as `save`, with a model card if there is none; `push_to_hub=True` also uploads both.
+
+        Args:
+            save_directory: The folder.
+            repo_id: The repository on the hub; default: the name of the folder.
+            push_to_hub: Whether to upload.
+            **arguments: Those of `huggingface_hub.ModelHubMixin.push_to_hub`.
+
+        Returns the address of the commit on the hub, if there is one; raises as `save` does.
+        """
+        directory = Path(save_directory)
+        self.save(directory)  # the hub's own way removes the old configuration first
+        if not (directory / CARD).exists():
+            with atomic_write(directory / CARD) as part:
+                self.generate_model_card(**(arguments.get("model_card_kwargs") or {})).save(part)
+        return self.push_to_hub(repo_id or directory.name, **arguments) if push_to_hub else None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, trust: bool = False, **arguments: Any) -> Self:
@@ -211,9 +234,7 @@ class SavedModel(PyTorchModelHubMixin):
             "sha256": hashlib.sha256(weights).hexdigest(),
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        for name, data in ((WEIGHTS, weights), (CONFIG, text.encode())):
-            with atomic_write(save_directory / name) as part:
-                part.write_bytes(data)
+        write_model(save_directory, weights, text.encode())
 
     @classmethod
     def _from_pretrained(
@@ -250,11 +271,10 @@ def read_config(directory: Path, trust: bool = False) -> dict[str, Any]:
         FileNotFoundError: No such file.
         ValueError: Not JSON, not a model's configuration, or of another version; the message names the file.
     """
-    path = directory / CONFIG
-    check_file(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no trained model: {CONFIG} is missing")
-    with names_from(path, trust):
+    with names_from(directory / CONFIG, trust):
+        path = config_file(directory)
+        if not path.is_file():
+            raise FileNotFoundError(f"{directory} holds no trained model: {CONFIG} is missing")
         config = parse_json(read_limited(path, CONFIG_BYTES), path, CONFIG_VALUES)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
@@ -293,23 +313,8 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
         UntrustedName: The configuration names an import path outside this library, and nobody has consented to it.
     """
     directory = Path(directory)
-    config = read_config(directory, trust)
+    config, data = _read_files(directory, trust)
     path = directory / WEIGHTS
-    check_file(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no trained model: {WEIGHTS} is missing")
-    try:
-        check_length(path)
-    except UNFIT as error:
-        raise ValueError(f"{path} is damaged: {one_line(error)}") from error
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != config["sha256"]:
-        if (directory / REPLACEMENT / CONFIG).is_file():  # see training.rundir.finish_replacement
-            raise ValueError(
-                f"{directory} is half replaced by a later training; `anytime train --resume {directory}` completes it"
-            )
-        raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., {CONFIG} says {config['sha256'][:12]}...")
     try:
         if int.from_bytes(data[:8], "little") > HEADER:
             raise ValueError(f"its header has more than {HEADER:,} bytes")
@@ -353,6 +358,20 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG} is damaged: {error}") from error
     return model.eval()
+
+
+def _read_files(directory: Path, trust: bool) -> tuple[dict[str, Any], bytes]:
+    """The configuration and the bytes of the weights that belong to it."""
+    for _ in range(3):  # another process may be saving there
+        config, data = read_config(directory, trust), read_weights(directory)
+        digest = hashlib.sha256(data).hexdigest()
+        if digest == config["sha256"]:
+            return config, data
+    if (directory / REPLACEMENT / CONFIG).is_file():  # see training.rundir.finish_replacement
+        resume = f"anytime train --resume {directory}"
+        raise ValueError(f"{directory} is half replaced by a later training; `{resume}` completes it")
+    wanted = f"{CONFIG} says {config['sha256'][:12]}..."
+    raise ValueError(f"{directory / WEIGHTS} is damaged: SHA-256 is {digest[:12]}..., {wanted}")
 
 
 def hub_card(model: Any) -> str:

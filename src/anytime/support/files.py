@@ -6,9 +6,12 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from anytime.support.folders import holds_only_own
 
 _PART = re.compile(r"\..+\.(\d+)\.part")
 
@@ -41,17 +44,28 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """The temporary path to which this process writes the new `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    """The temporary path to which this thread writes the new `path`."""
+    return path.with_name(f".{path.name}.{threading.get_native_id()}.{os.getpid()}.part")
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder. A kill leaves it whole or under the name of a part, for `remove_leftovers`."""
+    part = part_of(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    folder.rename(part)
+    shutil.rmtree(part)
 
 
 def remove_leftovers(parts: Iterable[Path]) -> None:
-    """Removes the files and folders among `parts` that belong (see `part_of`) to a process that has ended."""
+    """Removes the files and folders among `parts` that belong (see `part_of`) to a process that has ended.
+
+    A folder with other files than this library's stays.
+    """
     for part in list(parts):
         match = _PART.fullmatch(part.name)
         if match and _has_ended(int(match[1])):
             if part.is_dir() and not part.is_symlink():
-                if {entry.name for entry in part.iterdir()} <= {"config.yaml", "run.json"}:  # half of a run directory
+                if holds_only_own(part):
                     shutil.rmtree(part, ignore_errors=True)
             else:
                 part.unlink(missing_ok=True)

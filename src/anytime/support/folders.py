@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -15,12 +16,13 @@ OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.sa
     *("run.json", "config.yaml", "config.json", "model.safetensors", "images.safetensors", "profile.json"),
     *("checkpoints/last.ckpt", "metrics/metrics.csv", "tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml"),
     *("trace-test.safetensors", "metrics-test.json", "report.html", *(f"figures/{name}" for name in FIGURES)),
-    *("trace-validation.safetensors", "metrics-validation.json", "report-validation.html"),
+    *("trace-validation.safetensors", "metrics-validation.json", "report-validation.html", ".config.json.*.next"),
     *(f"figures/validation/{name}" for name in FIGURES),
 )
 STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors")
 FOLDERS = (REPLACEMENT, *{Path(pattern).parts[0] for pattern in OWN if len(Path(pattern).parts) > 1})
 _FILES = (LOCK, *(pattern for pattern in OWN if len(Path(pattern).parts) == 1), *STUDY_TRACES)
+_PART = re.compile(r"\..+\.\d+\.part")  # see support.files
 _MOST = 10_000  # entries that are looked at
 
 
@@ -55,6 +57,17 @@ def check_ordinary(path: str | os.PathLike[str]) -> None:
         return
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         raise ValueError(f"{path} is a pipe, a socket or a device, not an ordinary file")
+
+
+def holds_only_own(folder: Path) -> bool:
+    """Whether all files in a folder, at any depth, are this library's, as in a run directory: none is the user's."""
+    patterns = (*OWN, *STUDY_TRACES, LOCK)
+    for path, _, names in os.walk(folder):
+        for name in names:
+            file = Path(path, name).relative_to(folder).as_posix()
+            if not (_PART.fullmatch(name) or any(fnmatch(file, pattern) for pattern in patterns)):
+                return False
+    return True
 
 
 def _own_entries(folder: Path) -> Iterator[tuple[os.DirEntry[str], bool]]:

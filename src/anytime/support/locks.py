@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from anytime.support.text import printable
 
 _BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-_held: set[int] = set()
+_held: dict[int, tuple[str, int]] = {}  # folder and thread, by the descriptor of the lock
 
 
 class InUse(RuntimeError):
@@ -30,8 +31,9 @@ class InUse(RuntimeError):
 def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True) -> Iterator[None]:
     """Holds the lock of a folder while inside; creates the folder if it is missing, and removes what killed writers left.
 
-    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for none. A folder that
-    this process may not write to, or whose file system has no locks, is not locked.
+    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for none. A thread that
+    holds the lock may take it again, briefly. A folder that this process may not write to, or whose file system has no locks,
+    is not locked.
 
     Args:
         folder: The folder.
@@ -41,23 +43,34 @@ def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True) 
     Raises:
         InUse: Another process writes there.
         ValueError: The folder holds links that lead out of it, or pipes, see `check_folder`.
+        OSError: The disk is full.
     """
     folder = Path(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     check_folder(folder)
-    descriptor = _acquire(folder, doing, brief) if os.access(folder, os.W_OK) else None
+    holder = (os.path.realpath(folder), threading.get_ident())
+    if (brief and holder in _held.values()) or not os.access(folder, os.W_OK):
+        yield
+        return
+    try:
+        descriptor = _acquire(folder, doing, brief)
+    except OSError:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     if descriptor is None:
         yield
         return
-    _held.add(descriptor)
+    _held[descriptor] = holder
     try:
         remove_leftovers(part for place in (folder, *(folder / name for name in FOLDERS)) for part in place.glob(".*.part"))
         yield
     finally:
         with suppress(OSError):  # Windows keeps files that are open
             (folder / LOCK).unlink()
-        _held.discard(descriptor)
+        del _held[descriptor]
         os.close(descriptor)
         if new:
             with suppress(OSError):  # not empty: something was written
@@ -78,9 +91,15 @@ def _acquire(folder: Path, doing: str, brief: bool) -> int | None:
             warnings.warn(f"{folder} cannot be locked ({error.strerror}): let only one process write to it", stacklevel=4)
             return None
         if locked and _is_at(descriptor, path):
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            os.write(descriptor, f"{doing} (process {os.getpid()})\n{'brief' if brief else 'long'}".encode())
+            try:
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.write(descriptor, f"{doing} (process {os.getpid()})\n{'brief' if brief else 'long'}".encode())
+            except OSError as error:  # the disk is full
+                with suppress(OSError):
+                    path.unlink()
+                os.close(descriptor)
+                raise OSError(error.errno, error.strerror, str(path)) from error
             return descriptor
         os.close(descriptor)
         if locked:  # its last owner has just removed it

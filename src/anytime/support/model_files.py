@@ -1,0 +1,96 @@
+"""The two files of a saved model, replaced together: after a kill at any moment, the earlier pair or the new one is there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from anytime.support.documents import read_limited
+from anytime.support.files import atomic_write
+from anytime.support.folders import check_file
+from anytime.support.limits import UNFIT
+from anytime.support.tensor_files import check_length
+from anytime.support.text import one_line
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CONFIG_BYTES = 2**25  # of names: 20 networks with 20,000 classes each
+_WAITING = ".config.json.{}.next"  # with the SHA-256 of the weights that it waits for
+
+
+def write_model(folder: Path, weights: bytes, config: bytes) -> None:
+    """Replaces both files; the caller holds the lock of the folder.
+
+    Both are complete before the first is replaced. The configuration waits under a name with the digest of the weights, so
+    that `config_file` finds it from the moment when these are in their place.
+
+    Raises:
+        OSError: The disk is full; the earlier model is intact.
+    """
+    _finish(folder)
+    waiting = folder / _WAITING.format(hashlib.sha256(weights).hexdigest())
+    try:
+        with atomic_write(folder / WEIGHTS) as part:
+            _write(part, weights)
+            with atomic_write(waiting) as other:
+                _write(other, config)
+    except Exception:  # not of Ctrl-C, which may come when the weights are in their place
+        waiting.unlink(missing_ok=True)
+        raise
+    os.replace(waiting, folder / CONFIG)
+
+
+def read_weights(folder: Path) -> bytes:
+    """The bytes of the weights.
+
+    Raises:
+        FileNotFoundError: They are missing.
+        ValueError: The file leads out of the folder, is a pipe, or is longer than its header says.
+    """
+    path = folder / WEIGHTS
+    check_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no trained model: {WEIGHTS} is missing")
+    try:
+        check_length(path)
+    except UNFIT as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}") from error
+    return path.read_bytes()
+
+
+def config_file(folder: Path) -> Path:
+    """The configuration of the weights in a folder: `config.json`, or the one that waited for them when a save was killed.
+
+    Raises:
+        ValueError: One of the files leads out of the folder, or is a pipe, see `check_file`.
+    """
+    path = folder / CONFIG
+    check_file(path)
+    if next(folder.glob(_WAITING.format("*")), None) is None:
+        return path
+    weights = folder / WEIGHTS
+    check_file(weights)
+    if not weights.is_file():
+        return path
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    waiting = folder / _WAITING.format(digest)
+    check_file(waiting)
+    known = path.is_file() and digest.encode() in read_limited(path, CONFIG_BYTES)
+    return waiting if waiting.is_file() and not known else path
+
+
+def _finish(folder: Path) -> None:
+    """Completes the pair of a save that was killed, and removes configurations whose weights never came."""
+    if (found := config_file(folder)).name != CONFIG:
+        os.replace(found, folder / CONFIG)
+    for waiting in folder.glob(_WAITING.format("*")):
+        waiting.unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

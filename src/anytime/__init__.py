@@ -2,6 +2,7 @@
 
 from anytime import combine, models, objectives, stopping, testing
 from anytime.cost import StepSeconds, step_macs, step_seconds
+from anytime.export.folder import export_model
 from anytime.model import AnytimeModel, create_model, map_state, select_samples
 from anytime.models.cascaded.conversion import calibrate, convert
 from anytime.models.surgery.attach.build import attach_exits
@@ -28,6 +29,7 @@ __all__ = [
     "combine",
     "convert",
     "create_model",
+    "export_model",
     "list_models",
     "list_pretrained",
     "load",

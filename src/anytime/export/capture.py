@@ -96,6 +96,7 @@ def capture(model: AnytimeModel, images: Tensor, dynamic: bool) -> Iterator[Capt
             slots = [own.index(sources[t - 1][i]) if isinstance(leaf, Tensor) else None for i, leaf in enumerate(leaves)]
             step = _Step(model, states[t - 1], slots, [i for i, _ in wanted])
         program = _exported(step.eval(), given, batch, f"step {t}")
+        program.graph.eliminate_dead_code()  # what made tensors that nobody reads
         users = {node.name: len(node.users) for node in program.graph.nodes if node.op == "placeholder"}
         used = tuple(users[name] > 0 for name in program.graph_signature.user_inputs if isinstance(name, str))
         needed = {s for s in needed if s.step < t} | {s for s, there in zip(own, used, strict=True) if there and s.step}
@@ -133,6 +134,10 @@ def _exported(step: nn.Module, given: Sequence[Tensor], batch: Any, name: str) -
         with torch.no_grad(), quiet():
             return torch.export.export(step, tuple(given), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever a step does that cannot be captured
+        if "specialized it to be a constant" in str(error):
+            raise ValueError(
+                f"{name} works for only one batch size as a graph, as len(x) does instead of x.shape[0]: export with batch=1"
+            ) from error
         raise ValueError(f"{name} cannot be captured as a graph: {one_line(error)}") from error
 
 

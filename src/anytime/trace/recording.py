@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs, step_seconds
-from anytime.model import AnytimeModel, eval_mode
+from anytime.model import AnytimeModel, Deployed, eval_mode
 from anytime.support import arrays
 from anytime.support.digest import weights_digest
 from anytime.support.inside import LastLinear, watching
@@ -112,7 +112,7 @@ def record(
         timing = step_seconds(model, input_size, batch_size=seconds_batch, progress=progress) if seconds else None
     facts: dict[str, Any] = {
         "model": model.config.get("model", type(model).__name__),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": model.parameter_count if isinstance(model, Deployed) else sum(p.numel() for p in model.parameters()),
         "weights": weights_digest(model.state_dict()),
         "input_size": list(image_size(input_size)),
         "hardware": hardware(place),

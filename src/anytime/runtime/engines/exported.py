@@ -177,6 +177,10 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False) -> Expor
     """
     directory = Path(directory)
     manifest = read_manifest(directory, ENGINES)
+    info = ModelInfo.from_dict(manifest.info)
+    info.trusted = trust or is_remembered(directory / MANIFEST, consent_text(manifest))
+    if not info.trusted:
+        check_image(manifest.input_size, info.resize_ratio)
     load, version = ENGINES[manifest.engine]
     threads = torch.get_num_threads()
     deployment = {"engine": version(), "threads": threads, "dtype": manifest.precision}
@@ -186,8 +190,5 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False) -> Expor
         if key not in loaded:
             loaded[key] = load(directory, step, threads)
     model = ExportedModel(manifest, directory, [loaded[key] for key in keys], deployment)
-    trusted = trust or is_remembered(directory / MANIFEST, consent_text(manifest))
-    model.info = replace(model.info, trusted=trusted)
-    if not trusted:
-        check_image(manifest.input_size, model.info.resize_ratio)
+    model.info = replace(info, input_size=manifest.input_size)
     return model.eval()

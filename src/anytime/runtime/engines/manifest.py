@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from anytime.saving import CONFIG_BYTES, CONFIG_VALUES, ModelInfo
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.folders import check_file
-from anytime.support.limits import MOST_STEPS, check_image
+from anytime.support.limits import MOST_STEPS
 
 MANIFEST = "manifest.json"
 KIND = "anytime export"
@@ -161,7 +161,7 @@ def read_manifest(directory: Path, engines: Collection[str]) -> Manifest:
         raise ValueError(f"{directory} holds neither a trained model nor an export: {path} is not of this library")
     if data.get("format") != FORMAT:
         raise ValueError(f"{path} has format {data.get('format')!r}, this version of anytime reads format {FORMAT}")
-    if data.get("engine") not in engines:
+    if not isinstance(data.get("engine"), str) or data["engine"] not in engines:
         raise ValueError(f"{path} is for the engine {data.get('engine')!r}, this version knows {', '.join(sorted(engines))}")
     try:
         made = _manifest(data)
@@ -170,7 +170,6 @@ def read_manifest(directory: Path, engines: Collection[str]) -> Manifest:
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} is damaged: {reason}") from error
-    check_image(made.input_size)
     return made
 
 

@@ -1,0 +1,89 @@
+"""Write a trained model as one graph per step for another engine, with a manifest.json that says how they are connected. Every
+answer is compared with the model's before the folder appears. `anytime predict`, `profile`, `evaluate` and `fit` take the
+folder as they take the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from anytime.commands.parser import Parser
+from anytime.pretrained import load
+from anytime.reporting.tables import Column, format_table
+from anytime.support.units import image_size, macs_text
+
+ENGINES, PRECISIONS, BATCHES = ("onnx",), ("float32",), ("1", "dynamic")
+COLUMNS = (
+    Column("step", "step"),
+    Column("file", "file"),
+    Column("bytes", "MB", lambda size: f"{size / 1e6:.2f}"),
+    Column("inputs", "takes"),
+    Column("outputs", "makes"),
+    Column("macs", "MACs so far", macs_text),
+    Column("difference", "differs by", ".1e"),
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    parser = Parser(
+        "export",
+        __doc__,
+        "  anytime export anytimenet_cifar10 --engine onnx\n  anytime export runs/demo --batch dynamic --out exports/demo",
+    )
+    parser.add_model("run")
+    parser.add_argument("--engine", choices=ENGINES, default="onnx", help="onnx: ONNX Runtime (default)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="what it computes in (default: float32)")
+    batch = "1, or dynamic for graphs that take any number of images at a time (default: 1)"
+    parser.add_argument("--batch", choices=BATCHES, default="1", help=batch)
+    parser.add_argument("--input-size", metavar="C,H,W", help="size of the images, where the run does not say it")
+    parser.add_argument("--out", type=Path, help="the folder to make (default: the run directory's name and the engine's)")
+    parser.add_overwrite("the export of --out")
+    options = parser.parse_args(arguments)
+    parser.check_model(options.run)
+    try:
+        size = None if options.input_size is None else image_size(options.input_size)
+    except ValueError as error:
+        parser.error(str(error))
+    from anytime.data.record import RECORD, read_record
+    from anytime.export.folder import check_replaceable, export_model
+    from anytime.reporting.evaluation import output_folder
+
+    folder = output_folder(options.run)
+    out = options.out or Path(os.path.relpath(f"{folder.resolve()}-{options.engine}"))
+    try:
+        check_replaceable(out, options.overwrite)
+    except (FileExistsError, ValueError) as error:
+        parser.error(str(error).replace("overwrite=True", "--overwrite"))
+    made = export_model(
+        load(options.run, options.trust),
+        out,
+        options.engine,
+        precision=options.precision,
+        batch=options.batch if options.batch == "dynamic" else int(options.batch),
+        input_size=size,
+        overwrite=options.overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    if read_record(folder) is not None:
+        shutil.copyfile(folder / RECORD, out / RECORD)
+    rows = [
+        {
+            "step": t,
+            "file": step.file,
+            "bytes": (out / step.file).stat().st_size,
+            "inputs": len(step.inputs),
+            "outputs": len(step.outputs),
+            "macs": step.macs,
+            "difference": step.difference,
+        }
+        for t, step in enumerate(made.manifest.steps, 1)
+    ]
+    print(format_table(rows, COLUMNS))
+    images = " and ".join(f"{count} {kind}" for kind, count in made.manifest.checked.items())
+    print(f"compared with the model on {images} images; at most {made.manifest.tolerance:g} of the largest logit is accepted")
+    print(f"wrote {out}; use it as a run: anytime predict {out} IMAGE, or anytime.load({str(out)!r})")
+    return 0

@@ -1,0 +1,281 @@
+"""Exported folders: the same answers, whatever a state holds, and everything that takes a model takes them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import anytime
+from anytime.cli import main
+from anytime.export.check import TOLERANCE, compare
+from anytime.runtime.engines.base import Cancelled
+from anytime.runtime.engines.exported import ExportedModel, ExportedSteps
+from anytime.stopping import Confidence, Fitted, save_rule
+
+SIZE = (3, 8, 6)
+
+
+class Tricky(anytime.AnytimeModel):
+    """A state with numbers, None, the images, one tensor twice, one that passes through, and one that nobody reads."""
+
+    num_steps = 3
+
+    def __init__(self) -> None:
+        super().__init__((4, 2))
+        self.convolutions = nn.ModuleList(nn.Conv2d(3 if t == 0 else 5, 5, 3, padding=1) for t in range(3))
+        self.norm = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 6)
+
+    def initial_state(self, x: Tensor) -> dict[str, Any]:
+        self.check_input(x)
+        normal = self.normalize(x)
+        return {"t": 0, "images": x, "maps": normal, "again": normal, "first": None, "sum": x.new_zeros(x.shape[0], 6)}
+
+    def step(self, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        t: int = state["t"]
+        maps = self.norm(self.convolutions[t](state["maps"])).relu()
+        first = maps.mean((2, 3)) if state["first"] is None else state["first"]
+        total = (
+            state["sum"] + self.head(maps.amax((2, 3)) + (first if t == 2 else 0)) + state["images"].mean((1, 2, 3))[:, None]
+        )
+        unread = {"counts": maps.new_full(maps.shape[:1], t), "unread": maps * 2}
+        return total, {**state, "t": t + 1, "maps": maps, "again": maps, "first": first, "sum": total, **unread}
+
+
+class Single(anytime.AnytimeModel):
+    """One step, for grey images."""
+
+    num_steps = 1
+
+    def __init__(self) -> None:
+        super().__init__(4, in_channels=1)
+        self.head = nn.Linear(16, 4)
+
+    def initial_state(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return x
+
+    def step(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(state.flatten(1)), state
+
+
+def random_weights(model: anytime.AnytimeModel) -> anytime.AnytimeModel:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    model.set_normalization([0.4] * model.in_channels, [0.3] * model.in_channels)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tricky() -> anytime.AnytimeModel:
+    return random_weights(Tricky())
+
+
+@pytest.fixture(scope="module")
+def made(tricky: anytime.AnytimeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that takes any batch size."""
+    folder = tmp_path_factory.mktemp("export") / "tricky"
+    tricky.info.class_names = (*"abcd", "A", "B")
+    anytime.export_model(tricky, folder, batch="dynamic", input_size=SIZE, images=torch.rand(2, *SIZE))
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.fixture
+def export(made: Path) -> ExportedModel:
+    loaded = anytime.load(made)
+    assert isinstance(loaded, ExportedModel)
+    return loaded
+
+
+def test_answers_are_those_of_the_model(tricky: anytime.AnytimeModel, export: ExportedModel) -> None:
+    for batch in (1, 2, 5):
+        x = torch.rand(batch, *SIZE)
+        expected = tricky(x).detach()
+        for answers in (export(x), torch.stack([*export.stream(x)]), torch.stack([export(x, step=t) for t in (1, 2, 3)])):
+            torch.testing.assert_close(answers, expected, rtol=0, atol=1e-5)
+    assert (export.levels, export.num_classes, export.num_steps) == ((4, 2), 6, 3)
+    assert export.info.class_names == ("a", "b", "c", "d", "A", "B")
+    assert not export.training
+
+
+def test_the_manifest_says_how_the_steps_are_connected(made: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert manifest["batch"] == "dynamic"
+    assert manifest["input"]["mean"] == pytest.approx([0.4] * 3)
+    assert manifest["check"]["images"] == {"random": 4, "photographs": 6, "given": 2}
+    given = [[entry["from"] for entry in step["inputs"]] for step in manifest["steps"]]
+    made_by = [[entry["name"] for entry in step["outputs"]] for step in manifest["steps"]]
+    maps, first = made_by[0][1:]
+    assert given[0] == ["images"]
+    answer = {"step": 1, "output": "answer"}  # the sum is the answer
+    assert sorted(given[1], key=str) == sorted(["images", answer, {"step": 1, "output": maps}], key=str)
+    assert len(made_by[1]) == 2  # the answer and the maps: `first` passes through, and nothing else is read
+    assert {"step": 1, "output": first} in given[2]
+    assert "images" in given[2]
+    assert made_by[2] == ["answer"]
+    assert all(entry["shape"][0] == "batch" for step in manifest["steps"] for entry in step["inputs"] + step["outputs"])
+    assert all(step["difference"] <= TOLERANCE for step in manifest["steps"])
+
+
+def test_states_keep_only_what_is_read_later(export: ExportedModel) -> None:
+    state, sizes = export.initial_state(torch.rand(2, *SIZE)), []
+    for _ in range(3):
+        _, state = export.step(state)
+        sizes.append(len(state) - 1)
+    assert sizes == [4, 4, 0]  # images, answer, maps, first
+
+
+def test_costs_are_the_models(tricky: anytime.AnytimeModel, export: ExportedModel) -> None:
+    assert anytime.step_macs(export, SIZE) == anytime.step_macs(tricky, SIZE)
+    with pytest.raises(ValueError, match="takes images of 3x8x6, so its cost for 3x9x9 is not known"):
+        anytime.step_macs(export, (3, 9, 9))
+    trace = anytime.record(export, [(torch.rand(2, *SIZE), torch.tensor([[0, 1], [1, 1]]))], progress=False, seconds=False)
+    assert trace.macs.tolist() == anytime.step_macs(tricky, SIZE)
+    assert trace.meta["parameters"] == sum(parameter.numel() for parameter in tricky.parameters())
+
+
+def test_predictor_session_profile_and_compaction(tricky: anytime.AnytimeModel, export: ExportedModel) -> None:
+    x = torch.rand(6, *SIZE)
+    measured = anytime.profile(export, SIZE, batch_sizes=(6,), repeats=2, warmup=0)
+    assert measured.fingerprint["engine"].startswith("onnxruntime ")
+    confidence = tricky(x).detach()[0, :, :4].softmax(1).amax(1)
+    rule = Confidence([float(confidence.median()), math.inf, math.inf])
+    got, expected = anytime.Predictor(export, measured, stop=rule)(x), anytime.Predictor(tricky, stop=rule)(x)
+    assert sorted(set(got.steps.tolist())) == [1, 3]
+    assert torch.equal(got.steps, expected.steps)
+    torch.testing.assert_close(got.outputs, expected.outputs, rtol=0, atol=1e-5)
+    with anytime.Predictor(export).session(x) as session:
+        torch.testing.assert_close(session.wait().outputs, tricky(x).detach()[-1], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="compiled by its engine already"):
+        anytime.profile(export, SIZE, compile=True)
+    with pytest.raises(ValueError, match="profile is of another model"):
+        anytime.Predictor(tricky, measured)
+
+
+def test_copies_compute_the_same(export: ExportedModel) -> None:
+    x = torch.rand(1, *SIZE)
+    for other in (copy.deepcopy(export), pickle.loads(pickle.dumps(export))):
+        assert torch.equal(other(x), export(x))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_loads_the_graphs_again(export: ExportedModel) -> None:
+    x = torch.rand(1, *SIZE)
+    expected = export(x)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.allclose(export(x), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_step_can_be_cancelled_and_run_again(export: ExportedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, run = ExportedSteps(export), ExportedModel.run
+    state = steps.start(torch.rand(1, *SIZE), 1)
+
+    def cancelled_meanwhile(self: ExportedModel, given: Any, call: Any = None) -> Any:
+        assert steps.cancel(state)
+        return run(self, given, call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExportedModel, "run", cancelled_meanwhile)
+        with pytest.raises(Cancelled, match=r"step_1.onnx was cancelled"):
+            steps.step(1, state, 1)
+    assert not steps.cancel(state)
+    answer, _ = steps.step(1, state, 1)
+    assert torch.equal(answer, next(export.stream(state["(0, 'images')"])))
+
+
+def test_rules_are_saved_in_the_manifest(folder: Path, tmp_path: Path) -> None:
+    export = anytime.load(folder)
+    save_rule(export, "half", Fitted(Confidence(0.7)))
+    export.save(folder)
+    assert anytime.Predictor(anytime.load(folder), stop="half")._rule == Confidence(0.7)
+    anytime.load(folder).save(tmp_path / "other")
+    assert torch.equal(anytime.load(tmp_path / "other")(torch.ones(1, *SIZE)), export(torch.ones(1, *SIZE)))
+
+
+def test_wrong_images_are_one_sentence(export: ExportedModel) -> None:
+    with pytest.raises(ValueError, match=r"takes images of 3x8x6, got \[1, 3, 9, 6\]"):
+        anytime.Predictor(export)(torch.rand(1, 3, 9, 6))
+    with pytest.raises(TypeError, match="float32 on the CPU"):
+        export(torch.rand(1, *SIZE).double())
+
+
+def test_another_networks_answers_are_a_difference(export: ExportedModel, tricky: anytime.AnytimeModel) -> None:
+    other = copy.deepcopy(tricky)
+    with torch.no_grad():
+        other.get_submodule("convolutions.1").weight.add_(0.1)  # type: ignore[union-attr, operator]
+    with pytest.raises(ValueError, match=r"step 2 of the export differs from the model by .*, more than 0.0001"):
+        compare(other, export)
+    other.norm.running_mean.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    with pytest.raises(ValueError, match="step 1 of the export differs from the model by nan"):
+        compare(other, export)
+
+
+def test_graphs_of_one_image_take_any_batch_and_replace_only_exports(tmp_path: Path, capsys: Any) -> None:
+    model, folder = random_weights(Single()), tmp_path / "single"
+    model.info.input_size = (1, 4, 4)
+    export = anytime.export_model(model, folder)
+    x = torch.rand(3, 1, 4, 4)
+    torch.testing.assert_close(export(x), model(x).detach(), rtol=0, atol=1e-5)
+    (folder / "profile.json").write_text("of the graphs that are replaced")
+    with pytest.raises(FileExistsError, match="overwrite=True to replace it"):
+        anytime.export_model(model, folder)
+    assert main(["export", "anytimenet_cifar10", "--out", str(folder)]) == 2
+    assert "--overwrite to replace it" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="is no export, so it is not replaced"):
+        anytime.export_model(model, tmp_path / "mine", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "single"]
+    with pytest.raises(ValueError, match="this is an export already"):
+        anytime.export_model(export, tmp_path / "again")
+
+
+class Unknown(Single):
+    """Its step has an operator that ONNX lacks."""
+
+    def step(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(torch.special.airy_ai(state).flatten(1)), state
+
+
+def test_an_operator_without_counterpart_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^step 1 cannot be exported to ONNX: .*aten.special_airy_ai"):
+        anytime.export_model(random_weights(Unknown()), tmp_path / "unknown", input_size=(1, 4, 4))
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "tensorrt"}, "engine must be one of onnx, got 'tensorrt'"),
+        ({"precision": "int4"}, "precision must be one of float32, got 'int4'"),
+        ({"batch": 2}, "batch must be 1 or 'dynamic', got 2"),
+        ({"batch": True}, "batch must be 1 or 'dynamic', got True"),
+        ({}, "does not know the size of its images"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        anytime.export_model(Single(), tmp_path / "out", **arguments)

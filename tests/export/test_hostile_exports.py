@@ -1,0 +1,199 @@
+"""Exported folders of unknown origin: whatever is wrong is one sentence, and nothing outside the folder is read or run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import anytime
+from anytime.cli import main
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+TensorProto, helper = onnx.TensorProto, onnx.helper
+SIZE = (1, 4, 4)
+
+
+def graph(node: Any = None, domain: str = "", functions: Any = (), external: str | None = None, loop: bool = False) -> bytes:
+    """An ONNX file: 3 logits from images, by a matrix product."""
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [16, 3], [0.1] * 48)
+    if external is not None:
+        weight.ClearField("float_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=external)
+    branch = helper.make_graph([], "branch", [], [])
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weight"], ["answer"], domain=domain, **({"body": branch} if loop else {})),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "step",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, *SIZE])],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, [1, 3])],
+        [weight],
+    )
+    opsets = [helper.make_opsetid(name, version) for name, version in {"": 18, domain: 18 if not domain else 1}.items()]
+    return helper.make_model(made, opset_imports=opsets, functions=list(functions), ir_version=9).SerializeToString()
+
+
+def written(folder: Path, data: bytes | None = None, change: Callable[[Any], Any] = lambda manifest: None) -> Path:
+    """A folder whose one step is the graph, with a manifest that was changed."""
+    data = graph() if data is None else data
+    manifest: dict[str, Any] = {
+        "kind": "anytime export",
+        "format": 1,
+        "engine": "onnx",
+        "precision": "float32",
+        "batch": 1,
+        "model": "mine",
+        "parameters": 48,
+        "levels": [3],
+        "input": {"channels": 1, "height": 4, "width": 4, "layout": "NCHW", "range": [0, 1], "mean": [0.0], "std": [1.0]},
+        "check": {"tolerance": 1e-4, "images": {}},
+        "steps": [
+            {
+                "file": "step_1.onnx",
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "macs": 48,
+                "difference": 0.0,
+                "inputs": [{"name": "images", "shape": [1, *SIZE], "dtype": "float32", "from": "images"}],
+                "outputs": [{"name": "answer", "shape": [1, 3], "dtype": "float32"}],
+            }
+        ],
+        "metadata": {},
+    }
+    change(manifest)
+    folder.mkdir(exist_ok=True)
+    (folder / "step_1.onnx").write_bytes(data)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_folder_made_by_hand_loads(tmp_path: Path) -> None:
+    x = torch.rand(2, *SIZE)
+    torch.testing.assert_close(anytime.load(written(tmp_path))(x)[0], 0.1 * x.sum((1, 2, 3))[:, None].expand(2, 3))
+
+
+def put(*path: Any, value: Any) -> Callable[[Any], None]:
+    """Sets an entry of a manifest."""
+
+    def change(manifest: Any) -> None:
+        for key in path[:-1]:
+            manifest = manifest[key]
+        manifest[path[-1]] = value
+
+    return change
+
+
+STEP = ("steps", 0)
+
+
+def large(manifest: Any) -> None:
+    """Images of four billion values."""
+    put("input", "height", value=10**9)(manifest)
+    put(*STEP, "inputs", 0, "shape", value=[1, 1, 10**9, 4])(manifest)
+
+
+WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
+    "another library": (put("kind", value="web app"), "holds neither a trained model nor an export"),
+    "version": (put("format", value=2), "has format 2, this version of anytime reads format 1"),
+    "engine": (put("engine", value="os.system"), "is for the engine 'os.system', this version knows onnx"),
+    "engine as list": (put("engine", value=["onnx"]), "is for the engine"),
+    "precision": (put("precision", value="int1"), "precision is 'int1'"),
+    "batch": (put("batch", value=0), "batch is 0, neither a number nor 'dynamic'"),
+    "checksum": (put(*STEP, "sha256", value="0" * 64), r"is damaged: SHA-256 is \w+\.\.\., the manifest says 000000000000"),
+    "missing": (put(*STEP, "file", value="gone.onnx"), "the export lacks the file .*gone.onnx"),
+    "outside": (put(*STEP, "file", value="../step_1.onnx"), r"is '\.\./step_1.onnx', not the name of a file in this folder"),
+    "absolute": (put(*STEP, "file", value="/etc/passwd"), "is '/etc/passwd', not the name"),
+    "parent": (put(*STEP, "file", value=".."), r"is '\.\.', not the name"),
+    "no steps": (put("steps", value=[]), "it has 0 steps"),
+    "no levels": (put("levels", value=[]), r"levels is \[\], not numbers of classes"),
+    "no file": (lambda manifest: manifest["steps"][0].pop("file"), "'file' is missing"),
+    "not a step": (put("steps", value=[3]), "is damaged"),
+    "macs": (put(*STEP, "macs", value=-1), "macs are cumulative and cannot fall"),
+    "std": (put("input", "std", value=[0]), "std is .*, not 1 numbers above 0"),
+    "no such output": (put(*STEP, "inputs", 0, "from", value={"step": 1, "output": "answer"}), "which has no such tensor"),
+    "shape": (put(*STEP, "inputs", 0, "shape", value=[1, 9, 4, 4]), "which has no such tensor"),
+    "classes": (put("levels", value=[4]), "not its answer, for 4 classes"),
+    "dtype": (put(*STEP, "outputs", 0, "dtype", value="float64"), "are not those of the manifest"),
+    "name": (put(*STEP, "inputs", 0, "name", value="pictures"), "are not those of the manifest"),
+    "size": (large, "asks for images of 4,000,000,000 values"),
+    "metadata": (put("metadata", value={"task": "mining"}), "metadata.task is 'mining'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_manifest_is_one_sentence(case: str, tmp_path: Path) -> None:
+    change, message = WRONG[case]
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        anytime.load(written(tmp_path / "export", change=change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 200, "null"])
+def test_a_manifest_that_is_no_json_object(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        anytime.load(tmp_path)
+
+
+RELU, OPSET = helper.make_node("Relu", ["x"], ["y"]), helper.make_opsetid("", 18)
+CUSTOM = helper.make_function("mine", "Evil", ["x"], ["y"], [RELU], [OPSET])
+GRAPHS = {
+    "another file": (graph(external="../secret.bin"), "keeps 'weight' in another file"),
+    "an absolute file": (graph(external="/etc/passwd"), "keeps 'weight' in another file"),
+    "an operator of a library": (graph(domain="mine"), "uses the operator 'mine.MatMul', which is none of ONNX's own"),
+    "an operator of its own": (graph(functions=[CUSTOM]), "defines operators of its own, such as 'Evil'"),
+    "a graph within": (graph(loop=True), "uses the operator 'MatMul', which holds a graph of its own"),
+    "no graph": (b"\xff\x00 no protobuf", "it is no ONNX file"),
+    "nothing": (b"", "cannot be loaded by ONNX Runtime"),
+    "half": (graph()[:-40], "is damaged|cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_a_graph_that_reaches_beyond_itself_is_not_loaded(case: str, tmp_path: Path) -> None:
+    data, message = GRAPHS[case]
+    (tmp_path / "secret.bin").write_bytes(bytes(192))
+    with pytest.raises(ValueError, match=message) as caught:
+        anytime.load(written(tmp_path / "export", data))
+    assert "\n" not in str(caught.value)
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    folder = written(tmp_path / "export")
+    (folder / "step_1.onnx").rename(tmp_path / "elsewhere.onnx")
+    (folder / "step_1.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(ValueError, match="a link that leads out of its folder"):
+        anytime.load(folder)
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnx"])
+def test_without_the_engine_the_extra_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"the engine 'onnx' needs {package}: pip install 'anytime-nets\[engines\]'"):
+        anytime.load(folder)
+    model = anytime.create_model("anytimenet", width=4)
+    with pytest.raises(ImportError, match=rf"needs {package}: pip install"):
+        anytime.export_model(model, tmp_path / "out", input_size=(3, 8, 8))
+
+
+def test_the_recipe_of_a_stranger_is_not_trusted(tmp_path: Path) -> None:
+    folder = written(tmp_path, change=put("metadata", value={"recipe": {"data": {"class_path": "os.system"}}}))
+    assert not anytime.load(folder).info.trusted
+    assert anytime.load(folder, trust=True).info.trusted
+
+
+def test_commands_say_it_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    folder = written(tmp_path / "export", change=put("format", value=7))
+    assert main(["profile", str(folder), "--repeats", "1"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

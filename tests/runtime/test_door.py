@@ -139,7 +139,7 @@ def test_a_single_image_needs_no_batch(timed_case: Callable) -> None:
     ("x", "error", "message"),
     [
         (torch.zeros(1, 4, 2, 2), ValueError, r"\[B, 3, H, W\], got \[1, 4, 2, 2\] torch.float32 from 0 to 0"),
-        (torch.full((2, 2, 3), 0.5), ValueError, r"\[B, 3, H, W\], got \[1, 2, 2, 3\] torch.float32 from 0.5 to 0.5"),
+        (torch.full((2, 2, 3), 0.5), ValueError, r"\[B, 3, H, W\], got \[2, 2, 3\] torch.float32 from 0.5 to 0.5"),
         (
             torch.full((1, 3, 2, 2), 7, dtype=torch.uint8),
             TypeError,
@@ -148,6 +148,8 @@ def test_a_single_image_needs_no_batch(timed_case: Callable) -> None:
         (torch.full((1, 3, 2, 2), torch.nan), ValueError, r"\[1, 3, 2, 2\] torch.float32, 12 of 12 NaN or infinite"),
         (torch.tensor([0.5, torch.inf, 1, 1] * 3).view(1, 3, 2, 2), ValueError, "from 0.5 to 1, 3 of 12 NaN or infinite"),
         (torch.zeros(1, 3, 2, 2, dtype=torch.complex64), TypeError, r"got torch.complex64 \[1, 3, 2, 2\]"),
+        (torch.zeros(4, 6, 3), ValueError, r"images must be \[B, 3, H, W\], got \[4, 6, 3\] torch.float32"),
+        (torch.zeros(4, 6, 3).byte(), TypeError, r"got torch.uint8 \[4, 6, 3\] from 0 to 0; model.prepare takes uint8"),
         (torch.zeros(1, 3, 2, 2).to_sparse(), TypeError, "images must be one dense tensor, got a sparse_coo tensor"),
         (torch.zeros(3, 2, 2).to_sparse(), TypeError, "images must be one dense tensor, got a sparse_coo tensor"),
         (JAGGED, TypeError, "images must be one dense tensor, got a jagged tensor"),

@@ -28,7 +28,8 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
     leave_lost_pool()
     if isinstance(x, Tensor) and (layout := unusual_layout(x)) not in (None, "meta"):
         raise TypeError(f"images must be one dense tensor, got a {layout} tensor")
-    x = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
+    if isinstance(x, Tensor) and x.ndim == 3 and x.shape[0] == model.in_channels and x.is_floating_point():
+        x = x[None]  # else the error repeats the shape as given
     model.check_input(x)
     reference = next(model.parameters())
     if x.device != reference.device:

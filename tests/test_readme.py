@@ -53,7 +53,7 @@ def test_linked_files_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["cascaded", "interchange", "slicing"])  # the others' code needs trained runs
+@pytest.mark.parametrize("page", ["cascaded", "dynamics", "interchange", "slicing"])  # the others' code needs trained runs
 def test_python_of_the_docs_runs(page: str) -> None:
     names: dict[str, object] = {}
     for code in re.findall(

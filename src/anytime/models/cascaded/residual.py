@@ -100,6 +100,10 @@ class ResidualBlock(nn.Module):
         channels_last = like.is_contiguous(memory_format=torch.channels_last)  # adding mixed memory formats would be slow
         return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
+    def forward(self, arrived: Tensor | None, shortcut: Tensor) -> Tensor:
+        """ReLU(arrived + shortcut): the output of one time step, from what a branch delivers then (None: nothing) and S."""
+        return F.relu(shortcut if arrived is None else arrived + shortcut)
+
     def shortcut(self, z: Tensor) -> Tensor:
         """S for any number of images."""
         return z if self.projection is None else self.projection(z)

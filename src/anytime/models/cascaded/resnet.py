@@ -191,7 +191,7 @@ class CascadedResNet(ResidualNet):
                 out, line = self.branch_kernel.arrive(r, line)
                 if shortcut is None or age <= settled:
                     shortcut = block.shortcut(z)
-                z = F.relu(out + shortcut)
+                z = block(out, shortcut)
             after.append((z, r, line, shortcut if block.projection is not None else None))
         outputs, *rest = zip(*after, strict=True)
         return CascadeState(time + 1, age, state.shape, images, stem, stem_line, (entered, *outputs), *rest)

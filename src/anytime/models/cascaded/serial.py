@@ -113,14 +113,14 @@ class SerialResNet(ResidualNet):
         answer = time - self.first
         if time == 0:
             return self._logits(a.new_zeros(1, len(a), self._top_channels), answer)[0], state._replace(time=1)
-        a = self.stem(a) if time == 1 else F.relu(self.blocks[time - 2].residual(a, (1,)) + s)
+        a = self.stem(a) if time == 1 else self.blocks[time - 2](self.blocks[time - 2].residual(a, (1,)), s)
         if time <= len(self.blocks):
             block = self.blocks[time - 1]
             s = block.shortcut(a)
             stale = self._next_stale(block, stale, a, s)
-            v = stale if stale is not None else F.relu(s)
+            v = stale if stale is not None else block(None, s)
             for later in self.blocks[time:]:
-                v = _carry(later, v)
+                v = later(None, later.shortcut(v))
         else:
             v = a
         return self._logits(pooled(v)[None], answer)[0], SerialState(time + 1, a, s, stale)
@@ -129,7 +129,7 @@ class SerialResNet(ResidualNet):
         """s_{k+1} = ReLU(F_k(s_k) + S_k(a_k)), s_1 = 0; None in the paper's form."""
         if not self.published:
             return None
-        return F.relu((block.empty(a, len(a)) if stale is None else block.residual(stale, (0,))) + s)
+        return block(block.empty(a, len(a)) if stale is None else block.residual(stale, (0,)), s)
 
     def observe(self, state: Any, x: Tensor) -> Any:
         raise ValueError(

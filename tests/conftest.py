@@ -6,7 +6,10 @@ works even where a shell has started the tests in the background and disabled it
 
 import os
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -38,3 +41,38 @@ def state_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("state")
     os.environ["XDG_STATE_HOME"] = str(folder)
     return folder
+
+
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}  # events of the interpreter
+
+
+@pytest.fixture(scope="session")
+def killed() -> Callable[[int, Path, Callable[[], object]], bool]:
+    """`killed(number, folder, action)`: whether a child was killed (SIGKILL) before its change `number` of a file in `folder`.
+
+    If `action` makes fewer changes, the child ends and it is false.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+
+    def run(number: int, folder: Path, action: Callable[[], object]) -> bool:
+        if child := os.fork():
+            return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        left = [number]
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            opened = event == "open" and isinstance(arguments[2], int)
+            writes = opened and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            from_rmtree = event in ("os.remove", "os.rmdir") and arguments[1] != -1  # relative to a descriptor
+            if from_rmtree or ((event in _CHANGES or writes) and str(arguments[0]).startswith(str(folder))):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        try:
+            action()
+        finally:
+            os._exit(0)
+
+    return run

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,41 +20,15 @@ SAVE: dict[str, Callable[[AnytimeModel, Path], object]] = {
     "save": lambda model, folder: model.save(folder),
     "save_pretrained": lambda model, folder: model.save_pretrained(folder),
 }
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+Killed = Callable[[int, Path, Callable[[], object]], bool]
 
 
 def small(classes: int) -> AnytimeModel:
     return create_model("anytimenet", classes, blocks=(1, 1), scheme=((1, 1),), width=2, in_channels=1)
 
 
-def killed(number: int, folder: Path, action: Callable[[], object]) -> bool:
-    """Whether a child process was killed (SIGKILL) before its change `number` of a file in `folder`; else it has ended."""
-    child = os.fork()
-    if child == 0:
-        left = [number]
-
-        def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            writes = (
-                event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            )
-            if (event in CHANGES or writes) and str(arguments[0]).startswith(str(folder)):
-                left[0] -= 1
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        try:
-            action()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-@needs_fork
 @pytest.mark.parametrize(("way", "earlier"), [("save_pretrained", 3), ("save", None)])
-def test_a_kill_leaves_the_earlier_model_or_the_new_one(way: str, earlier: int | None, tmp_path: Path) -> None:
+def test_a_kill_leaves_the_earlier_model_or_the_new_one(way: str, earlier: int | None, tmp_path: Path, killed: Killed) -> None:
     new, found = small(5), []
     for number in range(1, 40):
         folder = tmp_path / str(number)

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,61 @@ def test_a_finished_replacement_survives_another_one(config, earlier, monkeypatc
         raise KeyboardInterrupt
     assert (earlier / "model.safetensors").read_bytes() == new
     load(earlier)
+
+
+@pytest.mark.parametrize("content", [{}, {"checkpoints/last.ckpt": "old", ".lock": ""}, {"metrics/.metrics.csv.1.9.part": ""}])
+@pytest.mark.parametrize("way", ["resumed", "overwritten"])
+def test_a_replacement_that_was_half_removed_is_removed(config, earlier, content, way):
+    """A kill may leave it empty, or without its state and with some of the library's own files."""
+    for name in ["replacement/x", *(f"replacement/{name}" for name in content)]:
+        (earlier / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, text in content.items():
+        (earlier / "replacement" / name).write_text(text)
+    if way == "resumed":
+        finish_replacement(earlier)
+        assert not (earlier / "replacement").exists()
+    else:
+        assert create_run(earlier, config | {"epochs": 77}) == earlier / "replacement"
+        assert set(files(earlier / "replacement")) == {"run.json", "config.yaml"}
+
+
+def test_a_folder_of_the_user_is_no_replacement(config, earlier):
+    (earlier / "replacement").mkdir()
+    (earlier / "replacement/thesis.tex").write_text("years of work")
+    before = files(earlier)
+    finish_replacement(earlier)
+    with pytest.raises(UsageError, match="is not a training of this library, so it is not replaced; move it away"):
+        create_run(earlier, config)
+    assert files(earlier) == before
+
+
+def test_a_kill_while_a_replacement_is_removed_or_made_blocks_nothing(config, earlier, killed):
+    """Before each change of a file; the next training removes everything that is left over."""
+    before = files(earlier)
+    with contextlib.suppress(KeyboardInterrupt), new_run(earlier, config | {"epochs": 77}, overwrite=True):
+        raise KeyboardInterrupt
+    for number in range(1, 60):
+        if not killed(number, earlier, lambda: create_run(earlier, config | {"epochs": 78})):
+            break
+        with new_run(earlier, config | {"epochs": 77}, overwrite=True) as folder:
+            assert set(files(folder)) == {"run.json", "config.yaml"}
+        assert not [path for path in earlier.rglob("*") if path.name.endswith(".part") or path.name == ".lock"]
+        assert {name: files(earlier)[name] for name in before} == before
+    assert 10 < number < 59
+
+
+def test_a_kill_while_a_run_is_made_leaves_nothing_for_ever(config, tmp_path, killed):
+    (tmp_path / ".run-2.7.999999999.part").mkdir()  # of another run
+    for number in range(1, 60):
+        ended = not killed(number, tmp_path, lambda: create_run(tmp_path / "run", config))
+        if not (tmp_path / "run").exists():
+            create_run(tmp_path / "run", config)
+        assert {path.name for path in tmp_path.iterdir()} == {"run", ".run-2.7.999999999.part"}
+        assert set(files(tmp_path / "run")) == {"run.json", "config.yaml"}
+        shutil.rmtree(tmp_path / "run")
+        if ended:
+            break
+    assert 5 < number < 59
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"format": 1, "name": "my project"}'])

@@ -14,6 +14,7 @@ from anytime.data.files import absent
 from anytime.data.record import RECORD, ImageRecord, read_record
 from anytime.pretrained import list_pretrained, pretrained_folder
 from anytime.saving import CONFIG, WEIGHTS, ModelInfo, named_by, read_config
+from anytime.support.model_files import config_file
 from anytime.support.text import one_line
 from anytime.support.trust import is_remembered, names_from
 
@@ -86,7 +87,7 @@ def _seen_by(folder: Path, data: ImageData) -> ImageRecord | None:
     """The record in a folder, or else what its recipe says; None if that has nothing in common with `data`."""
     if (record := read_record(folder)) is not None:
         return record
-    if not ((folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()):
+    if not (config_file(folder).is_file() and (folder / WEIGHTS).is_file()):
         return None
     config = read_config(folder)
     trusted = is_remembered(folder / CONFIG, named_by(config))

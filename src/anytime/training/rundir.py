@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -19,8 +20,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from anytime.cost import hardware
 from anytime.saving import WEIGHTS
 from anytime.support.documents import parse_json, read_limited
-from anytime.support.files import atomic_write, part_of
-from anytime.support.folders import LOCK, OWN, REPLACEMENT, STUDY_TRACES, check_folder
+from anytime.support.files import atomic_write, part_of, remove_folder, remove_leftovers
+from anytime.support.folders import LOCK, OWN, REPLACEMENT, STUDY_TRACES, check_folder, holds_only_own
 from anytime.support.locks import only_writer
 from anytime.support.trace_files import is_study_trace
 from anytime.training.config import SECTIONS, Config, UsageError, read_recipe
@@ -101,10 +102,11 @@ def create_run(path: Path, config: Config) -> Path:
     if _entries(path):
         path = path / REPLACEMENT
         if path.exists():  # of an earlier training that was to replace it
-            if not _stated(path):
+            if not (_stated(path) or holds_only_own(path)):
                 raise UsageError(f"{path} is not a training of this library, so it is not replaced; move it away")
-            shutil.rmtree(path)
+            remove_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
     part = part_of(path)
     part.mkdir()
     try:
@@ -135,6 +137,8 @@ def finish_replacement(path: Path) -> None:
     It may be repeated after a kill at any moment.
     """
     new = path / REPLACEMENT
+    if new.is_dir() and not (new / STATE).exists() and holds_only_own(new):  # killed while it was removed
+        remove_folder(new)
     if _stated(new).get("state") != "finished":
         return
     files = sorted(file for file in _own_files(new) if (new / file).is_file())
@@ -148,7 +152,7 @@ def finish_replacement(path: Path) -> None:
     for file in files:
         (path / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(new / file, path / file)
-    shutil.rmtree(new)
+    remove_folder(new)
     for folder in ("figures/validation", "figures", "metrics", "tensorboard"):
         with suppress(OSError):  # not there, or not empty
             (path / folder).rmdir()

@@ -95,7 +95,8 @@ def test_names_of_simple_combiners_mean_what_they_say() -> None:
 
 def test_rules_that_were_never_fitted_have_clear_errors() -> None:
     model = tiny()
-    with pytest.raises(ValueError, match=r"'confidence' was never fitted to this model \(no rules are saved.*`anytime fit`"):
+    message = r"'confidence' was never fitted to this model \(no rules are saved.*`anytime fit`, .*'confidence=0.8'"
+    with pytest.raises(ValueError, match=message):
         Predictor(model, stop="confidence")
     with pytest.raises(ValueError, match=r"unknown rule 'confidenc' \(no rules are saved.*\); did you mean 'confidence'"):
         Predictor(model, stop="confidenc")

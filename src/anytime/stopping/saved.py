@@ -138,5 +138,5 @@ def _never_fitted(name: str, saved: Mapping[str, Any]) -> str:
         return f"unknown rule {name!r} ({known}){nearest(name, [*saved, *Rule.kinds])}"
     return (
         f"the rule {name!r} was never fitted to this model ({known}); fit it with `anytime fit`, "
-        "or give a rule with its values, such as Confidence(0.8)"
+        "or give a rule with its value, such as 'confidence=0.8'"
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from anytime.model import create_model
+from anytime.support.names import import_object
 from anytime.support.trust import UntrustedName, names_from, typed_paths
-from anytime.training.launch import _check_no_network
+from anytime.training.foreign import check_foreign
 
 
 def test_blocks_of_names() -> None:
@@ -93,6 +94,12 @@ def test_names_of_timm_go_through_our_own_checks() -> None:
 def test_resuming_uses_no_network_at_any_depth(arguments: dict[str, object], named: str) -> None:
     model = {"class_path": "any", "init_args": arguments}
     with pytest.raises(UntrustedName, match=f"theirs sets model ... {named}, which uses the network"):
-        _check_no_network({"model": model}, Path("theirs"))
+        check_foreign({"model": model}, Path("theirs"))
     model["init_args"] = {"backbone": "timm:x", "pretrained": False}
-    _check_no_network({"model": model}, Path("theirs"))
+    check_foreign({"model": model}, Path("theirs"))
+
+
+@pytest.mark.parametrize("path", ["x", '["x"]', "a b.c", "mine.Net()", "../mine.Net", "anytime./tmp/mine.Net"])
+def test_what_is_no_import_path_is_never_imported(path: str) -> None:
+    with names_from("outer", trust=True), pytest.raises(ValueError, match="it is no import path"):
+        import_object(path, "loss")

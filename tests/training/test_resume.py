@@ -143,8 +143,9 @@ def test_bias_lr_is_above_0(tiny, value, capsys):
 def test_another_learning_rate_counts_from_the_first_resumed_step(interrupted, each):
     """As if it had been the rate from the beginning; the schedule goes on where it was."""
     seen = []
-    job = build(parse([], ["run/config.yaml"]), filled_later=True)
-    parts = (job.model, job.data, job.objective, lambda groups: torch.optim.SGD(groups, lr=0.02), job.schedule, job.settings)
+    config = parse([], ["run/config.yaml"])
+    job, given = build(config, filled_later=True), config["optimizer"]["init_args"] | {"lr": 0.02}
+    parts = (job.model, job.data, job.objective, lambda groups: torch.optim.SGD(groups, **given), job.schedule, job.settings)
     look = each(lambda module, _: seen.append(module.optimizers().param_groups[1]["lr"]))
     fit(*parts, "run", resume=True, callbacks=[look])
     assert seen == pytest.approx([0.02 * job.schedule(step / 9) for step in range(4, 9)])

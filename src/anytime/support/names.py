@@ -38,10 +38,12 @@ def import_object(path: str, what: str) -> Any:
         what: What the path should name ("model", "loss"); it begins the error message.
 
     Raises:
-        ValueError: The path leads nowhere.
+        ValueError: It is no import path, or leads nowhere.
         UntrustedName: The path comes from a file, and the user has not consented to importing it.
     """
     module, _, name = path.rpartition(".")
+    if not module or not all(part.isidentifier() for part in path.split(".")):
+        raise ValueError(f"{what} {path[:100]!r} cannot be imported: it is no import path, package.module.Name")
     ours = path.startswith(f"{_PACKAGE.name}.")
     if not ours:
         require_consent(path, what)

@@ -19,3 +19,9 @@ def one_line(error: BaseException) -> str:
     """The message of an error in one printable line of at most `LONGEST` characters; its class if there is no message."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+
+
+def quoted(value: object, longest: int = 100) -> str:
+    """A value as an error message repeats it: its `repr`, printable, of at most `longest` characters."""
+    text = printable(repr(value))
+    return text if len(text) <= longest else f"{text[:longest]}..."

@@ -122,10 +122,17 @@ def first_odd_setting(saved: list[Any], wanted: list[dict[str, Any]]) -> str:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
                 return f"{key} of the optimizer's group {number} is {rate!a:.50}, not a number of at least 0"
         for key in sorted((own.keys() & group.keys()) - {"lr", "initial_lr"}):
-            value, other = (list(v) if isinstance(v, tuple) else v for v in (group[key], own[key]))
-            if repr(value) != repr(other):  # 1 is not True, and NaN is itself
+            if not _same(value := group[key], other := own[key]):
                 return f"{key} of the optimizer's group {number} is {value!a:.50}, here {other!a:.50}"
     return ""
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two settings are equal: 0 is 0.0 and a tuple is a list, but 1 is not True, and NaN is itself."""
+    if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(value) == len(other) and all(map(_same, value, other))
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, other))
+    return (numbers and value == other) or repr(value) == repr(other)
 
 
 def first_difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

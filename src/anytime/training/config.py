@@ -31,7 +31,7 @@ from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
 from anytime.training.regimes.base import Regime
 from anytime.training.schedules import Schedule
-from anytime.training.written import as_written, is_text, kinds_of, texts_of
+from anytime.training.written import as_written, is_single, is_text, kinds_of, texts_of
 
 Config = dict[str, Any]
 
@@ -293,7 +293,8 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     for flag, value in pairs:
         _check_flag(flag, value, names)
     parser, values = build_parser(names), flatten(base)
-    texts = texts_of(values, pairs, _hints(parser))
+    hints = _hints(parser)
+    texts = texts_of(values, pairs, hints)
     parser.set_defaults({key: None for key, value in values.items() if value is None})
     below = [  # as flags, so that recipes and flags are converted and checked in one way
         f"--{key}={_flag_value(value)}" for key, value in values.items() if value is not None and key not in texts
@@ -303,6 +304,9 @@ def parse(flags: Sequence[str], recipes: Iterable[str | Path] = ()) -> Config:
     keys = values.keys() | {flag[2:].removesuffix("+") for flag, _ in pairs}
     if missing := [action.dest for action in parser._actions if action.required and action.dest not in keys]:
         raise UsageError(f"{missing[0]} must be given")
+    for key, value in values.items():  # jsonargparse takes a list for a text
+        if isinstance(value, list | dict) and is_single(hints.get(key, Any)):
+            raise UsageError(_wrong_type(key, hints[key], value))
     if is_untrusted():
         _reject_imports(parser, values)
     try:
@@ -367,9 +371,12 @@ def _wrong_value(parser: ArgumentParser, given: Sequence[str]) -> str:
         except (ArgumentError, TypeError, ValueError):
             choices = [text for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for text in get_args(kind)]
             guess = nearest(value, map(str, choices))
-            wanted = " or ".join(_written(hint)) or "of another type"
-            return f"{key[2:]} must be {wanted}, got {value!r}{guess if guess.startswith('; did') else ''}"
+            return _wrong_type(key[2:], hint, value) + (guess if guess.startswith("; did") else "")
     return ""
+
+
+def _wrong_type(key: str, hint: Any, value: Any) -> str:
+    return f"{key} must be {' or '.join(_written(hint)) or 'of another type'}, got {value!r}"
 
 
 def _written(hint: Any) -> list[str]:

@@ -6,23 +6,23 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
-from anytime.models.surgery.hugging_face import is_type
 from anytime.saving import CONFIG_BYTES, remember_model
 from anytime.support.allocator import keep_freed_memory
 from anytime.support.documents import read_limited
-from anytime.support.trust import UntrustedName, is_remembered, is_untrusted, names_from, remember
+from anytime.support.trust import is_remembered, is_untrusted, names_from, remember
 from anytime.training.build import TrainingJob, build
 from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
-from anytime.training.config import Config, UsageError, flatten, parse
+from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
 from anytime.training.fit import CHECKPOINT
+from anytime.training.foreign import check_foreign
 from anytime.training.module import NonFiniteLoss
 from anytime.training.rundir import (
     CONFIG,
@@ -37,7 +37,6 @@ from anytime.training.rundir import (
     writing,
 )
 
-NETWORK = {"data.download": True, "model.pretrained": True, "logger": "wandb"}  # what a stranger's file may not switch on
 CHANGEABLE = ("optimizer.lr", "gradient_clip", "progress")  # options that a resumed run may be given
 
 
@@ -92,39 +91,34 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
         source = folder / CONFIG
         remembered = source.is_file() and is_remembered(source, read_limited(source, CONFIG_BYTES).decode(errors="replace"))
         with names_from(source, trust, remembered=remembered):
-            config, state = read_run(folder)
+            written, state = read_run(folder)
+            config = _resumed_config(folder, written, flags)
             if is_untrusted():
-                _check_no_network(config, source)
+                check_foreign(config, source)
             if state["state"] == "finished":
                 raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
             begun = (folder / CHECKPOINT).is_file()
-            config = parse(flags, [folder / CONFIG]) if flags else config
             job = build(config, begun, folder if begun else None)
             if flags:
                 _change(folder, config, flags, trust)
             return _train(run, folder, job, resume=begun)
 
 
-def _check_no_network(config: Config, source: Path) -> None:
-    """Raises UntrustedName if resuming this run could download something."""
-    network = [key for key, on in NETWORK.items() if flatten(config).get(key) == on]
-    network += [f"model ... {name}" for name in _remote(config["model"])]
-    if network:
-        raise UntrustedName(f"{source} sets {network[0]}, which uses the network; if you trust this file, add --trust")
+def _resumed_config(folder: Path, written: Config, flags: Sequence[str]) -> Config:
+    """The configuration of a run that is resumed, every argument with its type; `flags` are over those of the file.
 
-
-def _remote(value: Any, key: str = "") -> Iterator[str]:
-    """What a model's arguments would download, at any depth: pretrained weights, repositories of Hugging Face."""
-    if key == "pretrained" and value is True:
-        yield "pretrained"
-    elif isinstance(value, str) and value.startswith("hf:") and not is_type(value.removeprefix("hf:")):
-        yield value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _remote(inner, name)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _remote(inner)
+    Arguments that the file lacks stay out, because a run of an earlier version was trained without them.
+    """
+    try:
+        config = parse([], [folder / CONFIG])
+    except UsageError as error:
+        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
+    config = parse(flags, [folder / CONFIG]) if flags else config
+    known = flatten(written).keys() | {flag.removeprefix("--").partition("=")[0] for flag in flags}
+    for section in written.keys() & set(SECTIONS):
+        given = config[section]["init_args"]
+        config[section]["init_args"] = {name: value for name, value in given.items() if f"{section}.{name}" in known}
+    return config
 
 
 def _change(folder: Path, config: Config, flags: Sequence[str], trust: bool) -> None:

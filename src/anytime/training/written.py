@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -31,6 +31,14 @@ def is_text(hint: Any) -> bool:
     """Whether an argument is a text or a path, or null."""
     kinds = set(kinds_of(hint))
     return str in kinds and kinds <= {str, NoneType, os.PathLike, Path} and get_origin(hint) not in (list, tuple, dict)
+
+
+def is_single(hint: Any) -> bool:
+    """Whether an argument takes one value, and no list or mapping."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return all(map(is_single, get_args(hint)))
+    return (origin or hint) in (str, int, float, bool, NoneType, Literal, os.PathLike, Path, Callable)
 
 
 def as_written(value: Any, text: Any, key: str, hint: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytime.combine import Caching, Combiner, Last, Mixture, Product, Temperature, combiner, fit_temperatures
+from anytime.combine import Caching, Combiner, Geometric, Last, Mixture, Product, Temperature, combiner, fit_temperatures
 from anytime.model import select_samples
 from anytime.trace import Trace
 
@@ -21,6 +21,7 @@ COMBINERS = [
     Temperature([0.5, 1, 2]),
     Temperature([0.5, 1, 2], Caching()),
     Temperature([2, 1, 0.5], Mixture([1, 2, 3])),
+    Geometric([[1], [0, 2], [0.5, 0.25, 1]], [[1, 1, 1, 1], [0.5, 1, 2, 1], [3, 1, 1, 1]]),
 ]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -173,6 +173,99 @@ class Temperature(Combiner, kind="temperature"):
         return self.combiner.update(state, logits / self.temperatures[step - 1], step)
 
 
+@dataclass(frozen=True)
+class Geometric(Combiner, kind="geometric"):
+    """p_t(y) ∝ b_t(y) prod_{i <= t} softmax(z_i)(y)^w_ti: a weighted geometric mean of all answers so far (Zero-Time-Waste).
+
+    A step whose logits are not finite has the probabilities NaN; for later ones it counts as 1 for every class.
+
+    Args:
+        weights: w_t, t numbers >= 0 for step t = 1..T.
+        biases: b_t, K numbers > 0 for each step; see `fit_geometric`.
+
+    Raises:
+        ValueError: Another number of weights or biases, or one out of range; logits of another number of classes.
+
+    Source: Wołczyk et al., NeurIPS 2021 (zero time waste). The published code leaves out the last answer.
+    """
+
+    weights: Sequence[Sequence[float]]
+    biases: Sequence[Sequence[float]]
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "biases"):
+            try:
+                rows = tuple(tuple(float(number) for number in row) for row in getattr(self, name))
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} must be a row of numbers for each step, got {getattr(self, name)!r}") from None
+            object.__setattr__(self, name, rows)
+        widths, classes = [len(row) for row in self.weights], [len(row) for row in self.biases]
+        if not widths or widths != [*range(1, len(widths) + 1)]:
+            raise ValueError(f"weights must be t numbers for step t = 1, 2, ..., got rows of {widths}")
+        if len(classes) != len(widths) or len(set(classes)) != 1 or not classes[0]:
+            raise ValueError(f"biases must be {len(widths)} rows of one number per class, got rows of {classes}")
+        if not all(0 <= number < math.inf for row in self.weights for number in row):
+            raise ValueError(f"weights must be finite and at least zero, got {self.weights!r}")
+        if not all(0 < number < math.inf for row in self.biases for number in row):
+            raise ValueError("biases must be finite and above zero")
+
+    @property
+    def num_steps(self) -> int | None:
+        return len(self.weights)
+
+    def start(self, num_steps: int) -> State:
+        super().start(num_steps)
+        return ()
+
+    def update(self, state: State, logits: Tensor, step: int) -> tuple[Tensor, State]:
+        if logits.shape[1] != len(self.biases[0]):
+            raise ValueError(
+                f"this 'geometric' combiner was made for {len(self.biases[0])} classes, got {logits.shape[1]} logits"
+            )
+        finite = logits.isfinite().all(1, keepdim=True)
+        experts = (*state, torch.where(finite, logits, 0.0).log_softmax(1) * finite)
+        total = logits.new_tensor(self.biases[step - 1]).log().expand_as(logits)
+        for weight, expert in zip(self.weights[step - 1], experts, strict=True):
+            total = torch.add(total, expert, alpha=weight)
+        return torch.where(finite, total.softmax(1), math.nan), experts
+
+
+def fit_geometric(trace: Trace) -> Geometric:
+    """The w >= 0 and b > 0 of each step with the least cross-entropy on a trace.
+
+    The loss is convex in w and log b. For answers that are all right it has no minimum, so w stays below 50; log b has mean 0
+    and stays within 10.
+
+    Args:
+        trace: The answers on a validation split, or on the training images of the heads.
+
+    Raises:
+        ValueError: The trace has several label levels, or no labels.
+    """
+    from scipy.optimize import minimize
+
+    trace = labelled(trace)
+    experts, samples, classes = trace.logits.double().log_softmax(2), trace.num_samples, trace.num_classes
+    rows = torch.arange(samples)
+    weights, biases = [], []
+
+    def loss(parameters: Any, step: int) -> tuple[float, Any]:
+        numbers = torch.from_numpy(parameters)
+        log_p = (torch.einsum("t,tnk->nk", numbers[:step], experts[:step]) + numbers[step:]).log_softmax(1)
+        excess = log_p.exp()
+        excess[rows, trace.labels] -= 1
+        slope = torch.cat([torch.einsum("nk,tnk->t", excess, experts[:step]), excess.sum(0)]) / samples
+        return float(-log_p[rows, trace.labels].mean()), slope.numpy()
+
+    for step in range(1, trace.num_steps + 1):
+        start = torch.cat([torch.full((step,), 1 / step), torch.zeros(classes)]).double().numpy()
+        bounds = [(0, 50)] * step + [(-10, 10)] * classes
+        best = torch.from_numpy(minimize(loss, start, (step,), "L-BFGS-B", jac=True, bounds=bounds, options={"gtol": 1e-6}).x)
+        weights.append(best[:step].tolist())
+        biases.append((best[step:] - best[step:].mean()).exp().tolist())
+    return Geometric(weights, biases)
+
+
 def fit_temperatures(trace: Trace, combiner: Combiner | None = None) -> Temperature:
     """τ_t = argmin_τ mean_n -log softmax(z_t / τ)_label, independently for each step (Guo et al. 2017), within 1/50 .. 50.
 
@@ -202,8 +295,12 @@ def fit_temperatures(trace: Trace, combiner: Combiner | None = None) -> Temperat
     return Temperature(temperatures, combiner or Last())
 
 
+FITS: dict[str, Callable[[Trace], Combiner]] = {Temperature.kind: fit_temperatures, Geometric.kind: fit_geometric}
+"""What fits a combiner to a trace, by its kind."""
+
+
 def combiner(name: str, macs: Sequence[float] | None = None) -> Combiner:
-    """A combiner by name: "last", "caching", "product" or "mixture"; "temperature" comes from `fit_temperatures`.
+    """A combiner by name: "last", "caching", "product" or "mixture"; the others are fitted (`FITS`).
 
     Args:
         name: The kind.
@@ -220,8 +317,8 @@ def combiner(name: str, macs: Sequence[float] | None = None) -> Combiner:
         if macs is None:
             raise ValueError("'mixture' weighs the steps by their MACs: give macs=, or build Mixture(weights)")
         return Mixture(macs)
-    if name == Temperature.kind:
-        raise ValueError("temperatures are fitted on a validation trace: use fit_temperatures(trace)")
+    if name in FITS:
+        raise ValueError(f"{name!r} is fitted on a validation trace: use {FITS[name].__name__}(trace)")
     if name not in Combiner.kinds:
         raise ValueError(f"unknown combiner {name!r}{nearest(name, Combiner.kinds)}")
     return Combiner.kinds[name]()

@@ -14,6 +14,7 @@ from anytime.models.boosted import Boosted
 from anytime.models.surgery.attach.build import attach_exits
 from anytime.models.surgery.attach.model import AttachedExits
 from anytime.testing import check_anytime_model
+from anytime.training import GradientRescaling
 
 CONTRACT_ARGUMENTS = {
     "boosted": {"base": "anytimenet", "arguments": {"blocks": (1, 2), "scheme": ((1, 1), (0, 1)), "width": 4}},
@@ -69,7 +70,7 @@ def test_the_normalisation_moves_out() -> None:
 
 
 def gradients(model: AnytimeModel, loss: Tensor) -> list[Tensor]:
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), found, strict=True)]
 
 
@@ -114,6 +115,31 @@ def test_built_by_name_and_loaded_again(tmp_path: Any) -> None:
     assert torch.equal(AnytimeModel.from_pretrained(tmp_path)(x), model(x))
     inside = create_model("boosted", (3, 2), in_channels=1, base="anytimenet", arguments=BASE)
     assert (inside.levels, inside.in_channels, inside.num_steps) == ((3, 2), 1, 2)
+
+
+def test_boostnet_on_msdnet_rescales_the_gradients_of_every_scale() -> None:
+    """Loss j reaches the maps that exit t is the first to need with 1 / (T - t + 1), and only through f_j.
+
+    The published code rescales only the coarsest map. Its training weighs the sum before by the factor of the answer before,
+    its evaluation by that of the answer itself; here both have one shrink.
+    """
+    torch.manual_seed(0)
+    arguments = {"exits": 3, "base": 2, "step": 1, "width": 4, "growth": 2, "head_width": 3}
+    model = create_model("boosted", 5, base="msdnet", arguments=arguments, shrink=0.5).double()
+    x, y = torch.rand(5, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4])
+    names = [name for name, _ in model.named_parameters()]
+    f = model.model(x)  # type: ignore[operator]
+    fixed = [torch.zeros_like(f[0])]
+    for output in f.detach():
+        fixed.append(output + 0.5 * fixed[-1])
+    each = [gradients(model, nn.functional.cross_entropy(f[t] + 0.5 * fixed[t], y)) for t in range(3)]
+    answers = GradientRescaling().forward(model)(x)
+    assert torch.allclose(answers, torch.stack(fixed[1:]), atol=1e-12)
+    found = gradients(model, sum(nn.functional.cross_entropy(answer, y) for answer in answers))  # type: ignore[arg-type]
+    for name, gradient, *terms in zip(names, found, *each, strict=True):
+        first = next(t for t in range(3) if terms[t].any())
+        expected = sum(terms) if ".heads." in name else sum(terms[first:]) / (3 - first)
+        assert torch.allclose(gradient, expected, atol=1e-14, rtol=1e-9), name
 
 
 @pytest.mark.parametrize("shrink", [0, -1, 1.5])

@@ -33,6 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "eann": {"members": tuple({"model": "ann", "arguments": {"units": n, "width": 2, "period": 1}} for n in (1, 2))},
     "iresnext": {"blocks": (1, 1), "width": 8, "steps": 2, "cardinality": 2},
     "isresnext": {"blocks": (1, 1), "width": 8, "steps": 2, "cardinality": 2},
+    "msdnet": {"exits": 2, "base": 1, "step": 1, "width": 2, "growth": 2, "factors": (1, 2), "head_width": 2},
     "serial_resnet18": {"width": 2},
 }
 

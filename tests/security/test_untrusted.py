@@ -93,6 +93,7 @@ NAMES: dict[str, dict[str, Any]] = {
         "arguments": {"backbone": "torchvision:resnet18", "head": "downloaded.evil.Plain", "exits": 2},
     },
     "base of boosted": {"model": "boosted", "arguments": {"base": "downloaded.evil.Net"}},
+    "base of zero_time_waste": {"model": "zero_time_waste", "arguments": {"base": "downloaded.evil.Net"}},
     "member of eann": {
         "model": "eann",
         "arguments": {"members": [{"model": "downloaded.evil.Net"}, {"model": "downloaded.evil.Net"}]},
@@ -182,6 +183,7 @@ OPEN: dict[str, dict[str, Any]] = {  # arguments that take anything, by model, a
     "attach.options": {"backbone": "torchvision:resnet18"},
     "delayed.options": {"backbone": "torchvision:resnet18"},
     "boosted.arguments": {},
+    "zero_time_waste.arguments": {},
     "eann.members": {},
 }
 

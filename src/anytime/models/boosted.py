@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from anytime.model import AnytimeModel, create_model
-from anytime.models.common.additive import BoostedState, add_to, added_up, check_shrink
+from anytime.model import AnytimeModel
+from anytime.models.common.additive import add_to, check_shrink
+from anytime.models.common.around import Around, build_around
 from anytime.registry import register_model
 
 
-class Boosted(AnytimeModel):
+class Boosted(Around):
     """F_t = f_t + shrink F_{t-1}, f_t the answers of any model: in training, step t learns what F_{t-1} gets wrong.
 
     In training F_{t-1} gets no gradient from F_t, only from its own loss; in evaluation it is an ordinary sum. A single answer
@@ -30,28 +31,11 @@ class Boosted(AnytimeModel):
 
     def __init__(self, model: AnytimeModel, shrink: float = 1.0) -> None:
         check_shrink(shrink)
-        super().__init__(model.levels, model.in_channels)
-        self.num_steps, self.shrink = model.num_steps, shrink
-        self.own_normalization = model.own_normalization
-        self.mean.copy_(model.mean)
-        self.std.copy_(model.std)
-        model.set_normalization([0.0] * model.in_channels, [1.0] * model.in_channels)
-        self.model = model
+        super().__init__(model)
+        self.shrink = shrink
 
-    def initial_state(self, x: Tensor) -> BoostedState:
-        self.check_input(x)
-        return BoostedState(self.model.initial_state(self.normalize(x)), None)
-
-    def step(self, state: BoostedState) -> tuple[Tensor, BoostedState]:
-        output, inner = self.model.step(state.inner)
-        total = add_to(state.total, output, self.shrink, self.training)
-        return total, BoostedState(inner, total)
-
-    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        if step is not None:
-            return super().forward(x, step)
-        self.check_input(x)
-        return added_up(self.model(self.normalize(x)), self.shrink, self.training)
+    def changed(self, output: Tensor, previous: Tensor | None, step: int) -> Tensor:
+        return add_to(previous, output, self.shrink, self.training)
 
 
 @register_model
@@ -73,9 +57,4 @@ def boosted(
         arguments: Its arguments, e.g. {"width": 8}.
         shrink: How much of the previous answer stays, in (0, 1].
     """
-    levels = num_classes if isinstance(num_classes, int) else tuple(num_classes)
-    model = create_model(base, levels, in_channels=in_channels, **(arguments or {}))
-    added = Boosted(model, shrink)
-    settled = {key: value for key, value in model.config["arguments"].items() if key not in ("num_classes", "in_channels")}
-    added.settled_arguments = {"arguments": settled}
-    return added
+    return build_around(lambda model: Boosted(model, shrink), num_classes, in_channels, base, arguments)

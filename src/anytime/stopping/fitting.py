@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from anytime.analysis.curves import costs
-from anytime.combine import Combiner, combiner, fit_temperatures
+from anytime.combine import FITS, Combiner, combiner
 from anytime.stopping.choose import Outcome, Spent, best_thresholds, budgeted, measure, ratio_for
 from anytime.stopping.guarantee import certified, conformal, group_numbers, mean_loss
 from anytime.stopping.learned import learned_stop
@@ -70,11 +70,11 @@ def fit_rule(validation: Trace, test: Trace, combine: str, goal: Goal) -> Fitted
     """
     validation, test = labelled(validation), labelled(test)
     calibration = validation
-    if combine == "temperature":
+    if combine in FITS:
         first = validation
         if goal.max_loss is not None:
             first, calibration = (_every_other(validation, start) for start in (0, 1))
-        combined: Combiner = fit_temperatures(first)
+        combined: Combiner = FITS[combine](first)
     else:
         combined = combiner(combine, validation.macs.tolist())
     groups = None if goal.max_loss is None else group_numbers(calibration)

@@ -81,13 +81,22 @@ def steps(trace: Trace) -> Figure:
 
 
 @_styled
-def speed_accuracy(trace: Trace) -> Figure:
-    """Accuracy over mean MACs: stopping each sample at a confidence threshold, against stopping all samples at one step."""
+def speed_accuracy(trace: Trace, rules: Mapping[str, Sequence[tuple[float, float]]] | None = None) -> Figure:
+    """Accuracy over mean MACs: stopping each sample at a confidence threshold, against stopping all samples at one step.
+
+    Args:
+        trace: The answers.
+        rules: Mean MACs and accuracy of other stopping rules on the same answers, one line each.
+    """
     curve, fixed = curves.threshold_curve(trace), curves.accuracy(trace)
     figure = Figure(figsize=(4.2, 3.1), layout="constrained")
     axes = figure.add_subplot()
     line, points = (curve.macs.tolist(), curve.accuracy.tolist()), (trace.macs.tolist(), fixed.tolist())
     axes.plot(*line, color=BLUE, label="each sample stops at a confidence threshold", zorder=3)
+    for index, (name, reached) in enumerate((rules or {}).items()):
+        ordered = sorted(reached)
+        colour, marker = COLOURS[2 + index % (len(COLOURS) - 2)], MARKERS[index % len(MARKERS)]
+        axes.plot(*zip(*ordered, strict=True), color=colour, marker=marker, markersize=3, label=name, zorder=3.5)
     axes.plot(*points, color=RED, linestyle="", marker="s", label="all samples stop at one step", zorder=4)
     for step, (x, y) in enumerate(zip(*points, strict=True), 1):
         axes.annotate(str(step), (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=RED)

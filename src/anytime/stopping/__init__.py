@@ -15,6 +15,7 @@ from anytime.stopping.choose import (
 from anytime.stopping.guarantee import CANDIDATES, certified, conformal, mean_loss
 from anytime.stopping.learned import Recurrent, learned_stop
 from anytime.stopping.levels import LevelChoice
+from anytime.stopping.metacognition import FinalAnswer, metacognition, metacognition_curve
 from anytime.stopping.rules import (
     AllOf,
     AnyOf,
@@ -42,6 +43,7 @@ __all__ = [
     "ConfidenceBands",
     "Deadline",
     "Entropy",
+    "FinalAnswer",
     "Fitted",
     "LevelChoice",
     "MacBudget",
@@ -62,6 +64,8 @@ __all__ = [
     "learned_stop",
     "mean_loss",
     "measure",
+    "metacognition",
+    "metacognition_curve",
     "ratio_for",
     "resolve",
     "rule",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +22,23 @@ _BATCH = 512
 
 
 @dataclass(frozen=True)
-class Recurrent(Rule, kind="recurrent"):
-    """h_t = GRU(f_t, h_{t-1}), stops where w · h_t + b > 0.
-
-    f_t: the two largest probabilities, entropy / log K, whether the label is that of the previous step, and t / T. It costs
-    some 30 microseconds a step, more than the other rules. See `learned_stop`.
+class GruRule(Rule):
+    """A rule that reads o_t = w · h_t + b, h_t = GRU(f_t, h_{t-1}); a subclass says what f_t is and when to stop.
 
     Args:
         steps: T.
-        weights: GRU weights `[3H, 5]` and `[3H, H]`, biases `[3H]` and `[3H]`, then w `[1, H]` and b `[1]`, nested sequences.
+        weights: GRU weights `[3H, F]` and `[3H, H]`, biases `[3H]` and `[3H]`, then w `[1, H]` and b `[1]`, nested sequences.
     """
 
     steps: int
     weights: Sequence[Sequence] = field(repr=False)
+    inputs: ClassVar[int | None] = None  # F, if it is always the same
 
     def __post_init__(self) -> None:
         tensors = tuple(torch.tensor(weight, dtype=torch.float32) for weight in self.weights)
         units = tensors[-2].shape[-1] if len(tensors) == 6 else 0
-        wanted = [(3 * units, _FEATURES), (3 * units, units), (3 * units,), (3 * units,), (1, units), (1,)]
+        inputs = self.inputs or (tensors[0].shape[-1] if tensors and tensors[0].ndim else 0)
+        wanted = [(3 * units, inputs), (3 * units, units), (3 * units,), (3 * units,), (1, units), (1,)]
         shapes = [tuple(tensor.shape) for tensor in tensors]
         if shapes != wanted:
             raise ValueError(f"weights must have the shapes {wanted}, got {shapes}")
@@ -49,16 +49,38 @@ class Recurrent(Rule, kind="recurrent"):
     def num_steps(self) -> int | None:
         return self.steps
 
-    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+    def output(self, features: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """o_t `[B]` and h_t `[B, H]` from f_t `[B, F]` and h_{t-1}, None before the first step."""
         tensors: dict[torch.device, tuple[Tensor, ...]] = self._tensors  # type: ignore[attr-defined]
-        device = probabilities.device
+        device = features.device
         if device not in tensors:
             tensors[device] = tuple(tensor.to(device) for tensor in tensors[torch.device("cpu")])
         *gru, head, bias = tensors[device]
-        label, hidden = state or (None, probabilities.new_zeros(len(probabilities), head.shape[1], dtype=torch.float32))
-        features, label = _features(probabilities, label, step / self.steps)
+        if hidden is None:
+            hidden = features.new_zeros(len(features), head.shape[1])
         hidden = torch.gru_cell(features, hidden, *gru)
-        return torch.addmv(bias, hidden, head[0]) > 0, (label, hidden)
+        return torch.addmv(bias, hidden, head[0]), hidden
+
+
+@dataclass(frozen=True)
+class Recurrent(GruRule, kind="recurrent"):
+    """h_t = GRU(f_t, h_{t-1}), stops where w · h_t + b > 0.
+
+    f_t: the two largest probabilities, entropy / log K, whether the label is that of the previous step, and t / T. It costs
+    some 30 microseconds a step, more than the other rules. See `learned_stop`.
+
+    Args:
+        steps: T.
+        weights: GRU weights `[3H, 5]` and `[3H, H]`, biases `[3H]` and `[3H]`, then w `[1, H]` and b `[1]`, nested sequences.
+    """
+
+    inputs = _FEATURES
+
+    def update(self, state: State, step: int, probabilities: Tensor, next_macs: float, next_seconds: float) -> Verdict:
+        label, hidden = state or (None, None)
+        features, label = _features(probabilities, label, step / self.steps)
+        output, hidden = self.output(features, hidden)
+        return output > 0, (label, hidden)
 
 
 def learned_stop(

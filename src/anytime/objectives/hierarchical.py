@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from anytime.objectives.weighted import Weighted
+from anytime.objectives.weighted import Weighted, require_classes
 from anytime.objectives.weighting import Normalization, normalized
 
 
@@ -56,6 +56,7 @@ class Hierarchical(Weighted):
         sizes = tuple(levels)
         if not sizes or min(sizes) < 1:
             raise ValueError(f"levels must be at least 1 class each, got {levels!r}")
+        require_classes(sum(sizes), len(sizes))
         if self.levels not in (None, sizes):
             raise ValueError(f"levels are {self.levels} for this objective, but the data set has {sizes}; leave them out")
         if self.level_weights is not None and len(self.level_weights) != len(sizes):

@@ -165,6 +165,8 @@ class TDLambda(Objective):
         self.lam, self.reduction, self.skip, self.outputs = lam, reduction, skip, outputs
 
     def set_levels(self, levels: Sequence[int]) -> None:
+        if isinstance(self.outputs, Classification):
+            require_classes(sum(levels), len(levels))
         if (number := len(levels)) > 1 and isinstance(self.outputs, Classification):
             raise ValueError(f"TDLambda takes one level of labels, the data set has {number}; choose one, e.g. labels=fine")
 

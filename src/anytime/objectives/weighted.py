@@ -157,6 +157,8 @@ class StepObjective(Objective):
         self.levels: tuple[int, ...] | None = None
 
     def set_levels(self, levels: Sequence[int]) -> None:
+        if self.loss is None:
+            require_classes(sum(levels), len(levels))
         self.levels = tuple(levels)
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -164,11 +164,10 @@ class SavedModel(PyTorchModelHubMixin):
 
         Raises:
             ValueError: The model cannot be built or loaded again.
-            OSError: The disk is full; the message names the file.
             InUse: Another process writes there, such as a training.
         """
         self.check_saveable()
-        with only_writer(directory, "a save"):
+        with only_writer(directory, "a save", nested=True):
             self._save_pretrained(Path(directory))
 
     def save_pretrained(
@@ -178,8 +177,7 @@ class SavedModel(PyTorchModelHubMixin):
 
         Args:
             save_directory: The folder.
-            repo_id: The repository on the hub; default: the name of the folder.
-            push_to_hub: Whether to upload.
+            repo_id, push_to_hub: Where to upload, by default to the name of the folder, and whether to.
             **arguments: Those of `huggingface_hub.ModelHubMixin.push_to_hub`.
 
         Returns the address of the commit on the hub, if there is one; raises as `save` does.
@@ -335,7 +333,7 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
                 check_steps(model.num_steps)
     except UntrustedName:
         raise
-    except UNFIT as error:
+    except (ImportError, *UNFIT) as error:  # ImportError: of a package that the model needs
         raise ValueError(f"{directory / CONFIG} describes a model that cannot be built: {one_line(error)}") from error
     for name, tensor in tensors.items():
         if tensor.dtype not in _TYPES:

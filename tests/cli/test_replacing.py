@@ -205,7 +205,7 @@ def full_disk():
         (["evaluate", "tiny"], 38_000, "figures/steps.png"),
         (["evaluate", "tiny"], 80_000, "report.html"),
         (["fit", "tiny", *HALF], 500, "model.safetensors"),
-        (["fit", "tiny", *HALF, "--out", "new"], 500, "model.safetensors"),
+        (["fit", "tiny", *HALF, "--out", "new"], 500, "images.safetensors"),
     ],
 )
 def test_a_full_disk_ends_in_one_sentence_and_leaves_no_half_a_file(with_traces, capsys, full_disk, command, size, file):

@@ -6,7 +6,6 @@ folder as they take the run.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from anytime.reporting.tables import Column, format_table
 from anytime.support.units import image_size, macs_text
 
 ENGINES, PRECISIONS, BATCHES = ("onnx",), ("float32",), ("1", "dynamic")
+IMAGES = {"random": "random images"}
 COLUMNS = (
     Column("step", "step"),
     Column("file", "file"),
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
         size = None if options.input_size is None else image_size(options.input_size)
     except ValueError as error:
         parser.error(str(error))
-    from anytime.data.record import RECORD, read_record
+    from anytime.data.record import copy_record
     from anytime.export.folder import check_replaceable, export_model
     from anytime.reporting.evaluation import output_folder
 
@@ -68,8 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         overwrite=options.overwrite,
         progress=sys.stderr.isatty(),
     )
-    if read_record(folder) is not None:
-        shutil.copyfile(folder / RECORD, out / RECORD)
+    copy_record(folder, out)
     rows = [
         {
             "step": t,
@@ -83,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
         for t, step in enumerate(made.manifest.steps, 1)
     ]
     print(format_table(rows, COLUMNS))
-    images = " and ".join(f"{count} {kind}" for kind, count in made.manifest.checked.items())
-    print(f"compared with the model on {images} images; at most {made.manifest.tolerance:g} of the largest logit is accepted")
+    images = " and ".join(f"{count} {IMAGES.get(kind, kind)}" for kind, count in made.manifest.checked.items())
+    print(f"compared with the model on {images}; at most {made.manifest.tolerance:g} of the largest logit is accepted")
     print(f"wrote {out}; use it as a run: anytime predict {out} IMAGE, or anytime.load({str(out)!r})")
     return 0

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import safetensors
+import safetensors.torch
 
 from anytime.commands.parser import Parser
 from anytime.model import AnytimeModel
@@ -21,7 +23,9 @@ from anytime.stopping import Fitted, Never, mean_loss, measure, save_rule, saved
 from anytime.stopping.fitting import METHODS, Goal, fit_rule, unspent
 from anytime.stopping.levels import choose_levels, chosen_accuracy
 from anytime.support.digest import weights_digest
+from anytime.support.limits import UNFIT
 from anytime.support.locks import only_writer
+from anytime.support.model_files import config_file, read_weights
 from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
@@ -51,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--sure", type=float, metavar="P", help=sure)
     price = "accuracy that the MACs of all steps are worth, e.g. 0.05"
     parser.add_argument("--price", type=float, metavar="SHARE", help=price)
-    parser.add_argument("--combine", default="last", help="last, caching, product, mixture or temperature (default: last)")
+    parser.add_argument("--combine", default="last", help="last (default), caching, product, mixture, temperature, geometric")
     parser.add_argument(
         "--levels",
         type=float,
@@ -67,7 +71,6 @@ def run(arguments: Sequence[str]) -> int:
     _check_goal(parser, options)
     parser.check_model(options.run)
     parser.check_device(options.device)
-    from anytime.data.record import RECORD, read_record
     from anytime.reporting.evaluation import output_folder
 
     folder = output_folder(options.run)
@@ -76,8 +79,6 @@ def run(arguments: Sequence[str]) -> int:
         for path in sorted({folder.resolve(), out.resolve()}):  # in one order, so that no two commands wait for each other
             locks.enter_context(only_writer(path, "a fit"))
         _fit(parser, options, folder, out)
-        if read_record(folder) is not None and not (out / RECORD).exists():
-            shutil.copyfile(folder / RECORD, out / RECORD)
     return 0
 
 
@@ -98,7 +99,7 @@ def _fit(parser: Parser, options: Any, folder: Path, out: Path) -> None:
     validation, test = (find_trace(model, folder, part, *where) for part in ("validation", "test"))
     if options.levels is not None:
         _fit_levels(saved, validation, test, options.levels)
-        saved.save(out)
+        _save(saved, folder, out)
         print(f"saved in {out}; use it: anytime predict {out} IMAGE")
         return
     if options.max_loss is not None and "groups" not in validation.meta:
@@ -113,7 +114,7 @@ def _fit(parser: Parser, options: Any, folder: Path, out: Path) -> None:
         parser.error(str(error))
     fitted = fit_rule(validation, test, options.combine, goal)
     save_rule(saved, name, fitted)
-    saved.save(out)
+    _save(saved, folder, out)
     _show(fitted, validation, test)
     if why := unspent(goal, measure(fitted.stop, validation, fitted.combine), validation):
         print(why)
@@ -129,12 +130,31 @@ def _saved_in(out: Path, model: AnytimeModel, trust: bool) -> AnytimeModel:
     Raises:
         ValueError: The folder holds another model, or a damaged one.
     """
-    if not any((out / name).exists() for name in (CONFIG, WEIGHTS)):
+    if not any((out / name).exists() for name in (CONFIG, WEIGHTS)) or _is_unfinished(out, model):
         return model
     saved = load(out, trust)
     if weights_digest(saved.state_dict()) != weights_digest(model.state_dict()):
         raise ValueError(f"{out} holds another model, which is not replaced; give another --out")
     return saved
+
+
+def _is_unfinished(out: Path, model: AnytimeModel) -> bool:
+    """Whether a folder holds the weights of `model`, but no configuration: an earlier version was killed while it saved."""
+    if config_file(out).is_file():
+        return False
+    try:
+        tensors = safetensors.torch.load(read_weights(out))
+    except (safetensors.SafetensorError, OSError, *UNFIT):
+        return False
+    return weights_digest(tensors) == weights_digest(model.state_dict())
+
+
+def _save(model: AnytimeModel, folder: Path, out: Path) -> None:
+    """Saves a model in `out`, after the record of the images that it was trained on, which lies in `folder`."""
+    from anytime.data.record import copy_record
+
+    copy_record(folder, out)
+    model.save(out)
 
 
 def _check_goal(parser: Parser, options: Any) -> None:
@@ -149,7 +169,8 @@ def _check_goal(parser: Parser, options: Any) -> None:
     given = [name for name in ("budget", "max_loss", "price") if getattr(options, name) is not None]
     wanted = GOALS.get(options.stop, [])
     if options.stop is None and (given or options.combine in ("last", "caching", "product")):
-        parser.error(f"choose a rule to fit: --stop {', '.join(METHODS)}; or a combiner: --combine temperature, mixture")
+        fitted = "temperature, geometric, mixture"
+        parser.error(f"choose a rule to fit: --stop {', '.join(METHODS)}; or a combiner: --combine {fitted}")
     if options.stop and (len(given) != 1 or given[0] not in wanted):
         flags = " or ".join(f"--{name.replace('_', '-')}" for name in wanted)
         parser.error(f"--stop {options.stop} needs {'one of ' if len(wanted) > 1 else ''}{flags}")

@@ -4,9 +4,11 @@ with these times.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +17,8 @@ from anytime.model import known_input_size
 from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Profile, profile
+from anytime.support.locks import only_writer
+from anytime.support.model_files import digest_of
 from anytime.support.units import macs_text, ms_text
 
 COLUMNS = (
@@ -50,14 +54,16 @@ def run(arguments: Sequence[str]) -> int:
     parser.check_device(options.device)
     from anytime.reporting.evaluation import output_folder
 
-    out = options.out or output_folder(options.model) / "profile.json"
+    folder = output_folder(options.model)
+    out = options.out or folder / "profile.json"
     _check_out(parser, out, options.overwrite or not options.out)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = load(options.model, options.trust).to(options.device)
-    size = known_input_size(model) or (model.in_channels, 32, 32)
-    batches, shown = [int(size) for size in sizes], sys.stderr.isatty()
-    measured = profile(model, size, batches, options.repeats, compile=options.compile, progress=shown)
+    here = folder.is_dir() or not options.out
+    with only_writer(folder, "a profile") if here else contextlib.nullcontext():
+        measured = _measure(options, folder, [int(size) for size in sizes])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        measured.save(out)
     how = "compiled, " if options.compile else ""
     for batch, latencies in measured.batches.items():
         where = measured.fingerprint["hardware"]
@@ -65,11 +71,25 @@ def run(arguments: Sequence[str]) -> int:
         steps = zip(measured.macs, latencies.steps, latencies.reached, strict=True)
         rows = [{"step": t, "macs": m, "reached": r.p99, **s._asdict()} for t, (m, s, r) in enumerate(steps, 1)]
         print(format_table(rows, COLUMNS))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    measured.save(out)
     compiled = ", compile=True" if options.compile else ""
     print(f"wrote {out}; Predictor(model, anytime.Profile.load({str(out)!r}){compiled}) plans with it")
     return 0
+
+
+def _measure(options: Any, folder: Path, batches: list[int]) -> Profile:
+    """Measures a model.
+
+    Raises:
+        ValueError: Its weights in `folder` have been replaced meanwhile.
+    """
+    before = digest_of(folder)
+    model = load(options.model, options.trust).to(options.device)
+    size = known_input_size(model) or (model.in_channels, 32, 32)
+    shown = sys.stderr.isatty()
+    measured = profile(model, size, batches, options.repeats, compile=options.compile, progress=shown)
+    if digest_of(folder) != before:
+        raise ValueError(f"the weights in {folder} were replaced while they were measured; profile the model again")
+    return measured
 
 
 def _check_out(parser: Parser, out: Path, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from anytime.data.names import Names, composed
 from anytime.data.split import Split
+from anytime.support.files import atomic_write
 from anytime.support.folders import check_file
 from anytime.support.tensor_files import read_tensors, write_tensors
 
@@ -208,3 +210,21 @@ def read_record(run: Path | None) -> ImageRecord | None:
         return None
     check_file(run / RECORD)
     return ImageRecord.load(run / RECORD) if (run / RECORD).is_file() else None
+
+
+def copy_record(run: Path, out: Path) -> None:
+    """Copies the record of a run, if it has one, to a folder with the same model; one that is whole there stays.
+
+    Raises:
+        ValueError: The record of the run is damaged.
+        OSError: The disk is full.
+    """
+    if read_record(run) is None:
+        return
+    try:
+        found = read_record(out)
+    except ValueError:
+        found = None
+    if found is None:
+        with atomic_write(out / RECORD) as part:
+            shutil.copyfile(run / RECORD, part)

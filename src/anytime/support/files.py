@@ -36,7 +36,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(part)):
+        files = [error.filename, error.filename2]  # a copy has two
+        if error.errno is None or (error.filename is not None and str(part) not in map(str, files)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

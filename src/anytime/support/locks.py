@@ -28,17 +28,17 @@ class InUse(RuntimeError):
 
 
 @contextmanager
-def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True) -> Iterator[None]:
+def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True, nested: bool = False) -> Iterator[None]:
     """Holds the lock of a folder while inside; creates the folder if it is missing, and removes what killed writers left.
 
-    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for none. A thread that
-    holds the lock may take it again, briefly. A folder that this process may not write to, or whose file system has no locks,
-    is not locked.
+    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for none. A folder that
+    this process may not write to, or whose file system has no locks, is not locked.
 
     Args:
         folder: The folder.
         doing: What this process does there, such as "training", for the message of others.
         brief: Whether it is so short that others can wait for it.
+        nested: Whether it may be a part of what the same thread does under this lock.
 
     Raises:
         InUse: Another process writes there.
@@ -50,7 +50,7 @@ def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True) 
     folder.mkdir(parents=True, exist_ok=True)
     check_folder(folder)
     holder = (os.path.realpath(folder), threading.get_ident())
-    if (brief and holder in _held.values()) or not os.access(folder, os.W_OK):
+    if (nested and holder in _held.values()) or not os.access(folder, os.W_OK):
         yield
         return
     try:

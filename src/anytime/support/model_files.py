@@ -59,6 +59,16 @@ def read_weights(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the file of the weights in a folder; empty if there is none."""
+    path = folder / WEIGHTS
+    check_file(path)
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def config_file(folder: Path) -> Path:
     """The configuration of the weights in a folder: `config.json`, or the one that waited for them when a save was killed.
 
@@ -69,12 +79,8 @@ def config_file(folder: Path) -> Path:
     check_file(path)
     if next(folder.glob(_WAITING.format("*")), None) is None:
         return path
-    weights = folder / WEIGHTS
-    check_file(weights)
-    if not weights.is_file():
+    if not (digest := digest_of(folder)):
         return path
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     waiting = folder / _WAITING.format(digest)
     check_file(waiting)
     known = path.is_file() and digest.encode() in read_limited(path, CONFIG_BYTES)

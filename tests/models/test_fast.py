@@ -57,7 +57,7 @@ def test_untrained_whitening_passes_pixels() -> None:
     [
         ({"widths": ()}, r"widths must be at least 1 in every group, got \(\)"),
         ({"widths": (8, 0, 8)}, r"got \(8, 0, 8\)"),
-        ({"head_widths": (4,)}, r"head_widths needs 2 widths .* \(64, 256, 256\), got \(4,\)"),
+        ({"head_widths": (4,)}, r"needs 2 widths .* \(64, 256, 256\), or none for a single answer, got \(4,\)"),
         ({"scale": 0.0}, r"scale must be above 0, got 0.0"),
     ],
 )

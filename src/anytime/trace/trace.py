@@ -234,7 +234,7 @@ class Trace:
             macs=arrays.as_vector(macs, "macs", torch.int64),
             contract_macs=None if contract_macs is None else arrays.as_vector(contract_macs, "contract_macs", torch.int64),
             seconds=None if seconds is None else arrays.as_vector(seconds, "seconds", torch.float64),
-            class_names=class_names or tuple(map(str, range(classes))),
+            class_names=arrays.as_names(class_names or tuple(map(str, range(classes))), classes, "classification"),
             features=arrays.as_tensors(features, "features"),
             class_weights=arrays.as_tensors(class_weights, "class_weights"),
             meta=facts,

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from anytime.model import create_model
 from anytime.models.common.additive import check_shrink
 from anytime.models.common.heads import Head, build_head
 from anytime.models.surgery.attach import choice, cut_points
+from anytime.models.surgery.attach.attributes import Watch
 from anytime.models.surgery.attach.choice import Spread
+from anytime.models.surgery.attach.conditions import ASKED, preserved
 from anytime.models.surgery.attach.cut_points import Cut, Survey
-from anytime.models.surgery.attach.graph import preserved
 from anytime.models.surgery.attach.model import AdditiveExits, AttachedExits
 from anytime.models.surgery.attach.saved import check_saved
 from anytime.models.surgery.attach.segments import Stage, split_graph
@@ -30,15 +30,20 @@ from anytime.models.surgery.hugging_face import settled
 from anytime.registry import register_model
 from anytime.support.names import import_subclass
 from anytime.support.text import one_line
+from anytime.support.trust import weights_follow
 from anytime.support.units import ImageSize, image_size
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
 
 
 def _check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> None:
-    """Raises ValueError unless stages and backbone agree in eval mode, for one image, and in train mode with one seed."""
+    """Raises ValueError unless stages and backbone agree in eval mode, for one image, and in train mode with one seed.
+
+    A saved model was checked before: when it is loaded, one image shows whether the backbone's code is still the same.
+    """
     whole: Sequence[Stage] = (nn.Module.__call__,)
-    for training, batch in ((False, x), (False, x[:1]), (True, x)):
+    trials = ((False, x[:1]),) if weights_follow() else ((False, x), (False, x[:1]), (True, x))
+    for training, batch in trials:
         answers = []
         for functions in (whole, stages):
             with preserved(backbone):
@@ -54,30 +59,8 @@ def _check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> No
             mode = ("train" if training else "eval") + (" mode" if len(batch) > 1 else " mode, for one image,")
             raise ValueError(
                 f"the stages do not give what {type(backbone).__name__} gives: in {mode} they differ by {difference:.1e}"
-                + (f"; {cut_points.ASKED}" if len(batch) == 1 else "")
+                + (f"; {ASKED}" if len(batch) == 1 else "")
             )
-
-
-def _agree_at_another_size(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> bool:
-    """Whether stages traced at one size of images answer as the backbone does at a larger one; true if that takes no other."""
-    height, width = (n + (32 if n % 32 == 0 else max(n // 2, 1)) for n in x.shape[2:])
-    larger = functional.interpolate(x[:1], (height, width), mode="bilinear")
-    answers: list[Tensor | None] = []
-    for functions in ((nn.Module.__call__,), stages):
-        with preserved(backbone):
-            backbone.eval()
-            torch.manual_seed(0)
-            try:
-                answers.append(logits_of(reduce(lambda h, function: function(backbone, h), functions, larger.clone())))
-            except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):
-                answers.append(None)
-    expected, actual = answers
-    if expected is None:
-        return True
-    if actual is None or actual.shape != expected.shape:
-        return False
-    difference = ((expected - actual).abs().max() / expected.abs().max().clamp(min=1)).item()
-    return difference <= TOLERANCE.get(x.dtype, 1e-2)
 
 
 def _given_cuts(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> list[Cut]:
@@ -186,7 +169,7 @@ def attach_exits(
     x = cut_points.example_images(network, input_size, 2)
     classes = _fit_classifier(network, x, num_classes, classifier, reset)
     new = find_classifiers(network, classifier) if reset else ()
-    size, tail = None, None
+    size, tail, watch = None, None, None
     by_latency = isinstance(exits, int) and spread == "latency"
     if stages is not None:
         cuts = _given_cuts(network, stages, x[:1])
@@ -198,12 +181,12 @@ def attach_exits(
             surveyed, chosen = choice.find_cuts(network, surveyed, exits)
         cuts, places = [surveyed.cuts[i] for i in chosen], [surveyed.places[i] for i in chosen]
         stages, tail = split_graph(surveyed.flat.graph, places, surveyed.changed), _tail(surveyed, places, new)
-        fixed = surveyed.flat.fixed_size or not _agree_at_another_size(network, stages, x)
-        size = (x.shape[2], x.shape[3]) if fixed else None
+        size = (x.shape[2], x.shape[3]) if surveyed.flat.fixed_size else None
+        watch = _watch(surveyed)
     _check_stages(network, stages, x)
     heads = [build_head(head, cut.head_shape, _count(classes), cut.channels_last).to(x) for cut in cuts]
     kind = AdditiveExits if additive else AttachedExits
-    model = kind(network, stages, cuts, heads, classes, x.shape[1], size, new, tail)
+    model = kind(network, stages, cuts, heads, classes, x.shape[1], size, new, tail, watch)
     if isinstance(model, AdditiveExits):
         model.shrink = shrink
     model.info.input_size = input_size
@@ -231,6 +214,12 @@ def _tail(surveyed: Survey, places: Sequence[Place], classifiers: Sequence[str])
             last = Place(before, (Kept(before, ()),))
             return tuple(split_graph(surveyed.flat.graph, [*places, last], surveyed.changed)[-2:])  # type: ignore[return-value]
     return None
+
+
+def _watch(surveyed: Survey) -> Watch:
+    """What the opened modules have read, and the modules themselves."""
+    opened = surveyed.flat.opened
+    return Watch([read for call in opened for read in call.reads], [(call.module, call.path) for call in opened])
 
 
 def _count(num_classes: int | Sequence[int]) -> int:

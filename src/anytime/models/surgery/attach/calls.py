@@ -55,6 +55,10 @@ class Call:
         problem: Why only a call of the whole module can stand in a graph; None if it can be opened.
         fixed: Whether a number that depends on the images' size decided something.
         macs: Multiply-adds counted before and after it.
+        attributes: The values of weights and flags that it has asked for, by name.
+        asked: The dtypes that it has asked of tensors of the images' dtype.
+        reads: The plain attributes of modules that it has read.
+        decisions: What it has decided by numbers that come from shapes.
     """
 
     module: nn.Module
@@ -68,6 +72,8 @@ class Call:
     macs: tuple[int, int] = (0, 0)
     attributes: dict[str, Value] = field(default_factory=dict)
     asked: set[torch.dtype] = field(default_factory=set)
+    reads: list[Any] = field(default_factory=list)
+    decisions: list[Any] = field(default_factory=list)
 
     @property
     def calls(self) -> list[Call]:

@@ -16,11 +16,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from anytime.cost import flop_counter
 from anytime.models.surgery.attach.calls import Call
-from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten, preserved, trace_network
+from anytime.models.surgery.attach.conditions import ASKED, preserved, trace_network
+from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten
 from anytime.models.surgery.attach.state import Place, find_places
 from anytime.support.text import one_line
-
-ASKED = "it must ask the batch size as x.shape[0], not make a plain number of it, as len(x), int(...) and loops over images do"
+from anytime.support.trust import weights_follow
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,13 @@ def example_images(backbone: nn.Module, input_size: Sequence[int], batch: int) -
         raise ValueError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
     x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0))
     return x.to(next((p for p in backbone.parameters() if p.is_floating_point()), x))
+
+
+def _unlike_images(two: Tensor) -> Tensor:
+    """Four images: the two, a dark one and one that is dark on one side."""
+    dark, half = 0.3 * two[:1], two[1:].clone()
+    half[..., : max(half.shape[3] // 2, 1)] *= 0.2
+    return torch.cat((two, dark, half))
 
 
 def _expected_channels(module: nn.Module) -> tuple[bool, int] | None:
@@ -153,18 +160,24 @@ def _walk(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> Iterator[tuple[fx.
             yield node, interpreter.env[node]
 
 
-def _walk_one(backbone: nn.Module, flat: FlatGraph, one: Tensor) -> Iterator[tuple[fx.Node, Any]]:
-    """As `_walk`, with one image; raises ValueError if the graph, which was written with two, fits only them."""
+def _walk_others(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+    """As `_walk`; raises ValueError if the graph, which was written with two images, fits only them."""
     problem, end = "", flat.graph.output_node().args[0]
     try:
-        for node, value in _walk(backbone, flat, one):
+        for node, value in _walk(backbone, flat, x.clone()):
             yield node, value
-            if node is end and len(value) != 1:
+            if node is end and len(value) != len(x):
                 problem = f"it gives {len(value)} rows of logits"
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
         problem = one_line(error)
     if problem:
-        raise ValueError(f"the forward of {type(backbone).__name__} traced with 2 images fails with 1 ({problem}); {ASKED}")
+        network = type(backbone).__name__
+        raise ValueError(f"the forward of {network} traced with 2 images fails with {len(x)} ({problem}); {ASKED}")
+
+
+def _values(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, Any]:
+    with preserved(backbone):
+        return dict(_walk_others(backbone, flat, x))
 
 
 def _changes(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, int]:
@@ -253,23 +266,26 @@ def _survey(backbone: nn.Module, flat: FlatGraph, two: Tensor, timing: tuple[Cal
     with preserved(backbone):
         backbone.train()
         changed = _changes(backbone, flat, two.clone())
-        backbone.eval()
+    with preserved(backbone):
         for node, last in _changes(backbone, flat, two.clone()).items():
             changed[node] = max(last, changed.get(node, -1))
-        both = dict(_walk(backbone, flat, two.clone()))
-        with flop_counter() as counter, LayoutWatch() as layouts:
-            for node, value in _walk_one(backbone, flat, one):
-                macs[node], values[node] = counter.get_total_flops() // 2, value
-                if isinstance(value, Tensor) and value.ndim == 4:
-                    indices[node] = len(layouts.tensors)
-                    layouts.tensors.append(value)
+    with preserved(backbone), flop_counter() as counter, LayoutWatch() as layouts:
+        for node, value in _walk_others(backbone, flat, one):
+            macs[node], values[node] = counter.get_total_flops() // 2, value
+            if isinstance(value, Tensor) and value.ndim == 4:
+                indices[node] = len(layouts.tensors)
+                layouts.tensors.append(value)
+    proven = weights_follow()  # it was attached before it was saved
+    images = two if proven else _unlike_images(two)
+    alone = [values, *([values] if proven else (_values(backbone, flat, image) for image in images[1:].split(1)))]
+    batch = _values(backbone, flat, images)
     if flat.chain[0] in changed:
         raise ValueError(f"{type(backbone).__name__} changes its input in place; let it work on a copy")
     with preserved(backbone):
         seconds = _seconds(backbone, flat, one, *timing) if timing else {}
     end: Any = flat.graph.output_node().args[0]
     inner = [node for node in flat.names if node.meta["dependent"] and 0 < macs[node] < macs[end]]
-    places = find_places(flat.graph, inner, values, both, changed, macs)
+    places = find_places(flat.graph, inner, alone, batch, changed, macs, proven)
     cuts = []
     for place in places:
         main, names = place.kept[0], flat.names[place.node]

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from anytime.cost import flop_counter
-from anytime.model import eval_mode
 from anytime.models.surgery.attach.calls import Call, Operation, TraceError, Value, leaves_of, map_leaves, same_tensor
-from anytime.models.surgery.attach.trace import CallTracer, is_layer
-
-OTHER_IN_TRAINING = "it does something else in train mode than in eval mode"
-
-
-@contextmanager
-def preserved(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards modes, buffers and random states are as they were."""
-    buffers = [(m, name, b, b.clone()) for m in module.modules() for name, b in m._buffers.items() if b is not None]
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
-    with eval_mode(module), torch.random.fork_rng(devices), torch.no_grad():
-        try:
-            yield
-        finally:
-            for owner, name, buffer, saved in buffers:
-                owner._buffers[name] = buffer.copy_(saved)
+from anytime.models.surgery.attach.conditions import trace_network
+from anytime.models.surgery.attach.trace import is_layer
 
 
 class FlatGraph(NamedTuple):
@@ -44,6 +26,7 @@ class FlatGraph(NamedTuple):
         fixed_size: Whether the example's size decided something, so that other sizes may need another graph.
         whole: The calls that could be opened further, by their nodes.
         macs: Multiply-adds of the whole network as the calls count them.
+        opened: The calls that are written by what they do.
     """
 
     graph: fx.Graph
@@ -52,65 +35,7 @@ class FlatGraph(NamedTuple):
     fixed_size: bool
     whole: dict[fx.Node, Call]
     macs: int = 0
-
-
-def trace_network(network: nn.Module, x: Tensor) -> Call:
-    """What a network does to the images x, in eval mode; calls that differ in train mode have a `problem`.
-
-    Raises:
-        ValueError: Its forward cannot be written as a graph.
-    """
-    try:
-        with preserved(network):
-            with flop_counter() as counter:
-                evaluation = CallTracer(network, False, counter.get_total_flops).run(x.clone())
-            network.train()
-            train = CallTracer(network, True, lambda: 0).run(x.clone())
-        _compare(evaluation, train, {})
-        if evaluation.problem:
-            raise TraceError(evaluation.problem)
-    except Exception as error:
-        raise ValueError(
-            f"the forward of {type(network).__name__} cannot be traced: {' '.join(str(error).split()) or repr(error)}; give "
-            "the network as a list of modules, or its parts as stages=[f1, f2, ...], each a function f(backbone, h) -> h"
-        ) from error
-    return evaluation
-
-
-def _compare(call: Call, train: Call, pairs: dict[Value, Value]) -> None:
-    """Notes in a call, and in those inside it, where the train mode differs; `pairs` are values known to be the same."""
-
-    def same(one: Any, other: Any) -> bool:
-        ours, theirs = leaves_of(one), leaves_of(other)
-        return len(ours) == len(theirs) and all(
-            (pairs.get(a, a) is b) if isinstance(a, Value) else type(a) is type(b) and (a is b or bool(a == b))
-            for a, b in zip(ours, theirs, strict=True)
-        )
-
-    agree = len(call.items) == len(train.items)
-    if not pairs:
-        pairs |= dict(zip(leaves_of((call.args, call.kwargs)), leaves_of((train.args, train.kwargs)), strict=True))
-    for a, b in zip(call.items, train.items, strict=False):
-        if not agree:
-            break
-        if isinstance(a, Operation) and isinstance(b, Operation):
-            agree = a.kind == b.kind and a.target == b.target and same((a.args, a.kwargs), (b.args, b.kwargs))
-            pairs[a.result] = b.result
-        elif isinstance(a, Call) and isinstance(b, Call):
-            agree = a.path == b.path and same((a.args, a.kwargs), (b.args, b.kwargs))
-            if agree:
-                _compare(a, b, pairs)
-                ours, theirs = leaves_of(a.result), leaves_of(b.result)
-                agree = len(ours) == len(theirs)
-                for one, other in zip(ours, theirs, strict=False):
-                    if isinstance(one, Value) and isinstance(other, Value):
-                        if pairs.get(one, other) is not other and a.items:
-                            a.problem = a.problem or OTHER_IN_TRAINING
-                        pairs[one] = other
-        else:
-            agree = False
-    call.problem = call.problem or train.problem or (None if agree else OTHER_IN_TRAINING)
-    call.fixed |= train.fixed
+    opened: tuple[Call, ...] = ()
 
 
 # -- from calls to a graph -----------------------------------------------------------------------------------------------
@@ -125,6 +50,7 @@ class _GraphWriter:
         self.groups: list[tuple[list[fx.Node], str]] = []  # nodes of one place, in order, with its name
         self.uses, self.whole = Counter[str](), dict[fx.Node, Call]()
         self.fixed = False
+        self.inside: list[Call] = []
 
     def write(self, root: Call) -> fx.Graph:
         """The graph of one call, whose arguments are placeholders."""
@@ -166,6 +92,7 @@ class _GraphWriter:
     def _inside(self, call: Call) -> None:
         prefix, local = f"{call.path}." if call.path else "", Counter[str]()
         self.fixed |= call.fixed
+        self.inside.append(call)
         for item in call.items:
             if isinstance(item, Call):
                 nodes = self._call(item)
@@ -323,7 +250,7 @@ def flatten(root: Call, opened: Collection[Call]) -> FlatGraph:
     writer = _GraphWriter(opened)
     graph = writer.write(root)
     names = {node: tuple(found) for node, found in writer.names().items()}
-    return FlatGraph(graph, tuple(needed_later(graph)), names, writer.fixed, writer.whole, root.macs[1])
+    return FlatGraph(graph, tuple(needed_later(graph)), names, writer.fixed, writer.whole, root.macs[1], tuple(writer.inside))
 
 
 def flatten_network(backbone: nn.Module, x: Tensor) -> FlatGraph:

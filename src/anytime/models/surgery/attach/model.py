@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anytime.model import AnytimeModel
 from anytime.models.common.additive import BoostedState, add_to, added_up
 from anytime.models.common.steps import require_step_left
+from anytime.models.surgery.attach.attributes import Watch
 from anytime.models.surgery.attach.cut_points import Cut
 from anytime.models.surgery.attach.segments import Stage
 
@@ -45,6 +46,7 @@ class AttachedExits(AnytimeModel):
         new: Names of the backbone's layers that make its logits, if they are new; they then count as heads.
         tail: The stage from the last cut to the input of the new classifier and the one from there to the logits, where they
             can be separated.
+        watch: What must stay as it is, because the stages were cut with it.
 
     Attributes:
         exits: The names of the cuts.
@@ -62,6 +64,7 @@ class AttachedExits(AnytimeModel):
         size: tuple[int, int] | None = None,
         new: Sequence[str] = (),
         tail: tuple[Stage, Stage] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         super().__init__(num_classes, in_channels)
         self.num_steps = len(stages)
@@ -69,13 +72,15 @@ class AttachedExits(AnytimeModel):
         self.heads = nn.ModuleList(heads)
         self.stages, self.cuts, self.size = tuple(stages), tuple(cuts), size
         self.exits = tuple(cut.name for cut in cuts)
-        self._tail = tail
+        self._tail, self._watch = tail, watch
         self.keeps_features = not new or tail is not None
         if new:
             self.head_names = ("heads", *(f"backbone.{name}" for name in new))
 
     def initial_state(self, x: Tensor) -> Any:
         self.check_input(x)
+        if self._watch is not None:
+            self._watch.check()
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             raise ValueError(
                 f"this network was cut for images of {self.size[0]}x{self.size[1]} pixels, got {x.shape[2]}x{x.shape[3]}; "

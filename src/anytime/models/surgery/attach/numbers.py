@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Protocol
 
 from anytime.models.surgery.attach.calls import map_leaves
 
+COMPARED = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+
 
 class Recorder(Protocol):
     """What writes the arithmetic of numbers down."""
@@ -16,7 +18,7 @@ class Recorder(Protocol):
     def arithmetic(self, function: Any, numbers: tuple[Any, ...]) -> Any:
         """The result of `function(*numbers)`."""
 
-    def decided(self) -> None:
+    def decided(self, decision: tuple[Any, ...]) -> None:
         """A number has decided something, or has become a plain one."""
 
 
@@ -55,12 +57,22 @@ def _deciding(name: str) -> Any:
     plain = getattr(int, name)
 
     def method(self: Number, *others: Any) -> Any:
-        trace = Number.recorder
+        trace, result = Number.recorder, plain(self, *others)
         if trace is not None and not trace.paused:
-            trace.decided()
-        return plain(self, *others)
+            trace.decided((name, result, _unsure(self, name, *others)) if name in COMPARED else (name,))
+        return result
 
     return method
+
+
+def _unsure(number: Number, name: str, other: Any = 0) -> int | None:
+    """The number, if it is compared with a plain one in a way that other numbers of its kind may decide otherwise; else None.
+
+    A larger number does not change that it is larger; two numbers from shapes are compared as they are.
+    """
+    if type(other) is not int or other < 1 or (name not in ("__eq__", "__ne__") and int.__le__(other, number)):
+        return None
+    return int.__add__(number, 0)
 
 
 for _name in ("add", "sub", "mul", "floordiv", "mod"):

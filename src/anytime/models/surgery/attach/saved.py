@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anytime.models.surgery.attach.conditions import preserved
 from anytime.models.surgery.attach.cut_points import example_images
-from anytime.models.surgery.attach.graph import preserved
 from anytime.models.surgery.backbones import find_classifiers
 from anytime.support.flops import extra_formulas
 from anytime.support.limits import UNFIT, BeyondLimit

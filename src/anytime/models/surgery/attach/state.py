@@ -88,39 +88,79 @@ def asks_kind(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in ("device", "dtype")
 
 
-def _kept(node: fx.Node, one: Any, two: Any) -> Kept | None:
-    """How a value is kept, from its values for one image and for two, the first of which is the same; None if it cannot be."""
+def _kept(node: fx.Node, alone: Sequence[Any], batch: Any, proven: bool) -> Kept | None:
+    """How a value is kept, from its values for N images by themselves and for the batch of them; None if it cannot be.
+
+    Where several entries belong to each sample, the images must show that they follow each other in the batch. What is kept
+    once for all samples must be the same for each. If that is `proven`, only shapes are compared.
+    """
+    one, count = alone[0], len(alone)
     if not isinstance(one, Tensor):
-        plain = isinstance(one, int | float) and isinstance(two, int | float) and not isinstance(one, bool)
-        if plain and one == two:
+        plain = all(isinstance(number, int | float) and not isinstance(number, bool) for number in (*alone, batch))
+        if not plain or any(number != one for number in alone):
+            return None
+        if batch == one:
             return Kept(node, None, None, 0)
-        return Kept(node, None, None, int(one)) if plain and two == 2 * one else None
-    if one.ndim != two.ndim or one.is_sparse:
+        return Kept(node, None, None, int(one)) if batch == count * one else None
+    if one.is_sparse or any(h.shape != one.shape for h in alone) or one.ndim != batch.ndim:
         return None
-    moved = [d for d in range(one.ndim) if one.shape[d] != two.shape[d]]
+    moved = [d for d in range(one.ndim) if one.shape[d] != batch.shape[d]]
     if not moved:
-        return Kept(node, tuple(one.shape), None) if torch.equal(one, two) else None
+        return Kept(node, tuple(one.shape), None) if proven or all(torch.equal(h, batch) for h in alone) else None
     d = moved[0]
     times = one.shape[d]
-    if len(moved) > 1 or two.shape[d] != 2 * times or not _close(two.narrow(d, 0, times), one):
+    if len(moved) > 1 or batch.shape[d] != count * times:
+        return None
+    if not (proven or _in_order(batch.movedim(d, 0), [h.movedim(d, 0) for h in alone])):
         return None
     shape = [size for i, size in enumerate(one.shape) if i != d]
     return Kept(node, tuple(shape) if times == 1 else (times, *shape), d, times)
 
 
-def _close(actual: Tensor, expected: Tensor) -> bool:
-    if not actual.is_floating_point():
-        return torch.equal(actual, expected)
-    return bool((actual - expected).abs().max() <= CLOSE * expected.abs().max().clamp(min=1)) if actual.numel() else True
+def _in_order(batch: Tensor, alone: Sequence[Tensor]) -> bool:
+    """Whether a batch `[N times, ...]` holds the entries `[times, ...]` of one image after those of another, and no other way.
+
+    The batch may also lie within an image's entries, as in `x.repeat(heads, 1)`. It must differ from what that would give by
+    more than from the images by themselves.
+    """
+    expected = torch.stack(tuple(alone))
+    actual = batch.reshape(expected.shape)
+    error = _distance(actual, expected)
+    exact = not expected.is_floating_point()
+    if error > (0 if exact else CLOSE * max(_size(expected), 1.0)):
+        return False
+    noise = 0.0 if exact else 64 * torch.finfo(expected.dtype).eps * _size(expected)
+    different = [_distance(h, expected[0]) for h in expected[1:]]
+    if error > max(noise, 0.1 * max(different)):
+        return False
+    times = expected.shape[1]
+    for outer in (n for n in range(2, times + 1) if times % n == 0):
+        mixed = expected.unflatten(1, (outer, -1)).transpose(0, 1).reshape(expected.shape)
+        if _distance(actual, mixed) <= max(noise, 10 * error):
+            return False
+    return True
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    if not one.numel():
+        return 0.0
+    if not one.is_floating_point():
+        return float((one != other).any())
+    return float((one - other).abs().max())
+
+
+def _size(x: Tensor) -> float:
+    return float(x.abs().max()) if x.numel() else 0.0
 
 
 def find_places(
     graph: fx.Graph,
     candidates: Sequence[fx.Node],
-    one: Mapping[fx.Node, Any],
-    two: Mapping[fx.Node, Any],
+    alone: Sequence[Mapping[fx.Node, Any]],
+    batch: Mapping[fx.Node, Any],
     changed: Mapping[fx.Node, int],
     macs: Mapping[fx.Node, int],
+    proven: bool = False,
 ) -> list[Place]:
     """The candidates after which everything alive can be kept, with the tensor that heads read.
 
@@ -130,10 +170,11 @@ def find_places(
     Args:
         graph: The network.
         candidates: Operations after which a cut would be.
-        one: The values of all operations for one image.
-        two: For two images, of which the first is the same.
+        alone: The values of all operations for each of several images by itself.
+        batch: For the batch of them.
         changed: For tensors that later operations write into, the position of the last that does.
         macs: Multiply-adds up to each operation.
+        proven: Whether the samples' places in the batch are known to be right, and only shapes are compared.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     carried = is_carried(graph, changed)
@@ -145,12 +186,14 @@ def find_places(
         alive = [node for node in carried if order[node] <= at < last[node]]
         for node in alive:
             if node not in found:
-                found[node] = _kept(node, one[node], two[node])
+                found[node] = _kept(node, [values[node] for values in alone], batch[node], proven)
         kept = [found[node] for node in alive]
         if any(k is None or changed.get(k.node, -1) > at for k in kept):
             continue
         sure = [k for k in kept if k is not None]
-        readable = [k for k in sure if k.dim is not None and 1 <= len(k.shape or ()) <= 3 and one[k.node].is_floating_point()]
+        readable = [
+            k for k in sure if k.dim is not None and 1 <= len(k.shape or ()) <= 3 and batch[k.node].is_floating_point()
+        ]
         if not readable:
             continue
         main = max(readable, key=lambda k: (costs[k.node], order[k.node]))

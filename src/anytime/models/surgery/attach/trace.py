@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from anytime.models.surgery.attach.attributes import ASSIGNED, Attributes
 from anytime.models.surgery.attach.calls import Call, Operation, TraceError, Value, leaves_of, map_leaves, same_tensor
 from anytime.models.surgery.attach.numbers import Number, TrainingFlag, plain_arguments
+from anytime.models.surgery.attach.questions import PLAIN, VALUES
 
 CONTEXTS = "it switches gradients or autocast on or off in forward, which only a submodule may do"
+ASSIGNED_DATA = "it assigns to .{name} of a tensor in forward, which must be changed in place, as copy_(...) does"
+ONE_AT_A_TIME = threading.RLock()  # a trace changes how every module is called
 CONSTANT = "it makes a constant tensor in forward, which must be a buffer"
 
 
@@ -26,38 +30,6 @@ class _Known(NamedTuple):
     thing: Any
     value: Value
     age: int
-
-
-PLAIN = {  # what a tensor is asked for besides its values and sizes
-    *("dim", "ndimension", "is_contiguous", "is_floating_point", "is_complex", "element_size", "stride", "storage_offset"),
-    *(
-        "get_device",
-        "data_ptr",
-        "_assert",
-        "is_same_size",
-        "__repr__",
-        "__format__",
-        "__hash__",
-        "requires_grad_",
-        "is_tensor",
-    ),
-    *("type", "dtype", "device", "ndim", "requires_grad", "layout", "is_cuda", "is_mps", "is_xpu", "is_cpu", "is_meta"),
-    *("is_quantized", "is_sparse", "is_leaf", "grad", "grad_fn", "names", "itemsize", "nbytes", "is_nested", "_version"),
-    *(
-        "is_floating_point",
-        "result_type",
-        "promote_types",
-        "finfo",
-        "iinfo",
-        "is_grad_enabled",
-        "is_inference",
-        "is_sparse_csr",
-    ),
-}
-VALUES = {  # functions that make Python's values of a tensor's
-    *("__bool__", "item", "tolist", "__int__", "__float__", "__index__", "numpy", "__contains__", "__array__", "is_nonzero"),
-    *("equal", "allclose", "__complex__"),
-}
 
 
 def contexts() -> tuple[bool, ...]:
@@ -82,7 +54,7 @@ class CallTracer(TorchFunctionMode):
         super().__init__()
         self.network, self.training, self.macs = network, training, macs
         self.names = {module: name for name, module in network.named_modules()}
-        self.stored = _stored_tensors(network)
+        self.stored = stored_tensors(network)
         self.known: dict[int, _Known] = {}  # by identity, with the object itself, so that no identity is used twice
         self.changed: list[dict[int, _Known]] = []  # per open call: values of older tensors before it changed them
         self.oldest: list[int] = []  # per open call: how many values were known before it
@@ -90,6 +62,7 @@ class CallTracer(TorchFunctionMode):
         self.contexts: tuple[bool, ...] = ()
         self.images = Value(True)
         self.current: Call
+        self.attributes = Attributes(self.names, lambda: self.current if self._listens() else None)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -101,17 +74,18 @@ class CallTracer(TorchFunctionMode):
         original: Any = nn.Module.__call__
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self.paused or threading.get_ident() != self.thread or module not in self.names or module is self.network:
+            if not self._listens() or module not in self.names or module is self.network:
                 return original(module, *args, **kwargs)
             return self._call(original, module, args, kwargs)
 
-        nn.Module.__call__, Number.recorder = call, self  # type: ignore[method-assign]
-        try:
-            with self:
-                self.contexts = contexts()
-                result = self._open(root, lambda: original(self.network, x))
-        finally:
-            nn.Module.__call__, Number.recorder = original, None  # type: ignore[method-assign]
+        with ONE_AT_A_TIME:
+            nn.Module.__call__, Number.recorder = call, self  # type: ignore[method-assign]
+            try:
+                with self, self.attributes.noted():
+                    self.contexts = contexts()
+                    result = self._open(root, lambda: original(self.network, x))
+            finally:
+                nn.Module.__call__, Number.recorder = original, None  # type: ignore[method-assign]
         root.macs = (0, self.macs())
         logits = logits_of(result)
         if not isinstance(logits, Tensor) or logits is x:
@@ -122,6 +96,9 @@ class CallTracer(TorchFunctionMode):
             raise TraceError(root.problem)
         return root
 
+    def _listens(self) -> bool:
+        return not self.paused and threading.get_ident() == self.thread
+
     def _open(self, call: Call, function: Callable[[], Any]) -> Any:
         """Runs a call with its operations written down in it."""
         above = getattr(self, "current", None)
@@ -131,10 +108,14 @@ class CallTracer(TorchFunctionMode):
         self.current = call
         self.changed.append({})
         self.oldest.append(len(self.known))
+        buffers = dict(call.module._buffers)
         try:
             result = function()
             if contexts() != self.contexts:
                 call.problem = CONTEXTS
+            for name, buffer in call.module._buffers.items():
+                if buffer is not buffers.get(name):
+                    call.problem = call.problem or ASSIGNED.format(name=name)
             return self._adopt(call, result)
         finally:
             call.module.__dict__["training"] = before
@@ -223,11 +204,14 @@ class CallTracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.paused or threading.get_ident() != self.thread:
+        if not self._listens():
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self._property(func, args)
+        if name == "__set__":
+            self.current.problem = self.current.problem or ASSIGNED_DATA.format(name=func.__self__.__name__)
+            return func(*args, **kwargs)
         if name == "_set_grad_enabled":
             self.current.problem = self.current.problem or CONTEXTS
         if name == "_set_grad_enabled" or name in PLAIN:
@@ -272,9 +256,10 @@ class CallTracer(TorchFunctionMode):
             numbers.append(self._know(Number(size), value))
         return torch.Size(numbers)
 
-    def decided(self) -> None:
+    def decided(self, decision: tuple[Any, ...]) -> None:
         """Notes that another size may take another way."""
         self.current.fixed = True
+        self.current.decisions.append(decision)
 
     def arithmetic(self, function: Any, numbers: tuple[Any, ...]) -> Any:
         """The result of arithmetic with numbers, written down."""
@@ -382,7 +367,7 @@ def logits_of(output: Any) -> Any:
     return output if isinstance(output, Tensor) else getattr(output, "logits", output)
 
 
-def _stored_tensors(network: nn.Module) -> dict[int, tuple[Tensor, str]]:
+def stored_tensors(network: nn.Module) -> dict[int, tuple[Tensor, str]]:
     """Parameters, buffers and tensors kept as attributes, by identity, with their names."""
     found: dict[int, tuple[Tensor, str]] = {}
     for path, module in network.named_modules():

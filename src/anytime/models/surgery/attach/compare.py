@@ -1,0 +1,77 @@
+"""Whether two traces of a network do the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anytime.models.surgery.attach.calls import Call, Operation, Value, leaves_of
+
+
+def compare(call: Call, other: Call, why: str | None) -> None:
+    """Marks a call, and those inside it, where another trace of it differs: with the problem `why`, or as `fixed` if None."""
+    _Comparison(why).calls(call, other)
+
+
+class _Comparison:
+    """Compares two traces; `pairs` are values known to be the same."""
+
+    def __init__(self, why: str | None) -> None:
+        self.why = why
+        self.pairs: dict[Value, Value] = {}
+
+    def calls(self, call: Call, other: Call) -> None:
+        """Compares two calls whose arguments are known to be the same."""
+        if not self.pairs:
+            given = leaves_of((call.args, call.kwargs)), leaves_of((other.args, other.kwargs))
+            self.pairs |= dict(zip(*given, strict=True))
+        agree = len(call.items) == len(other.items) and call.decisions == other.decisions
+        for a, b in zip(call.items, other.items, strict=False):
+            if not agree:
+                break
+            agree = self._items(a, b)
+        if not agree or (other.problem and not call.problem):
+            self._mark(call, other.problem)
+        call.fixed |= other.fixed
+
+    def _items(self, a: Operation | Call, b: Operation | Call) -> bool:
+        if isinstance(a, Operation) and isinstance(b, Operation):
+            self.pairs[a.result] = b.result
+            return a.kind == b.kind and a.target == b.target and self._same((a.args, a.kwargs), (b.args, b.kwargs))
+        if not (isinstance(a, Call) and isinstance(b, Call) and a.path == b.path):
+            return False
+        if not self._same((a.args, a.kwargs), (b.args, b.kwargs)):
+            return False
+        self.calls(a, b)
+        ours, theirs = leaves_of(a.result), leaves_of(b.result)
+        if len(ours) != len(theirs):
+            return False
+        for one, two in zip(ours, theirs, strict=True):
+            if isinstance(one, Value) and isinstance(two, Value):
+                if self.pairs.get(one, two) is not two and a.items:
+                    self._mark(a)
+                self.pairs[one] = two
+            elif not _equal(one, two):  # a constant that the calls around it go on with
+                return False
+        return True
+
+    def _mark(self, call: Call, problem: str | None = None) -> None:
+        if self.why is None:
+            call.fixed = True
+        else:
+            call.problem = call.problem or problem or self.why
+
+    def _same(self, one: Any, other: Any) -> bool:
+        ours, theirs = leaves_of(one), leaves_of(other)
+        return len(ours) == len(theirs) and all(
+            (self.pairs.get(a, a) is b) if isinstance(a, Value) else _equal(a, b) for a, b in zip(ours, theirs, strict=True)
+        )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two constants are the same; those that cannot be compared, as objects of a network's own, count as the same."""
+    if type(one) is not type(other):
+        return False
+    try:
+        return one is other or bool(one == other)
+    except (ValueError, TypeError, RuntimeError):  # arrays
+        return repr(one) == repr(other)

@@ -1,0 +1,177 @@
+"""Whether a network does the same for every batch, precision and layout, with gradients, and in train mode."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException as DataDependent
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode, UnsupportedFakeTensorException
+
+from anytime.cost import flop_counter
+from anytime.model import eval_mode
+from anytime.models.surgery.attach.calls import Call, TraceError
+from anytime.models.surgery.attach.compare import compare
+from anytime.models.surgery.attach.trace import CallTracer, stored_tensors
+
+OTHER_IN_TRAINING = "it does something else in train mode than in eval mode"
+ASKED = "it must ask the batch size as x.shape[0], not make a plain number of it, as len(x), int(...) and loops over images do"
+
+
+@contextmanager
+def preserved(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards modes, buffers and random states are as they were."""
+    buffers = [(m, name, b, b.clone()) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+    devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
+    with eval_mode(module), torch.random.fork_rng(devices), torch.no_grad():
+        try:
+            yield
+        finally:
+            for owner, name, buffer, saved in buffers:
+                owner._buffers[name] = buffer.copy_(saved)
+
+
+LARGER = 7 * 32  # pixels that a side of the other images has more: windows and strides still fit
+
+
+class Condition(NamedTuple):
+    """What a network is run with, apart from two images in its own precision, without gradients."""
+
+    batch: int = 2
+    dtype: torch.dtype | None = None
+    channels_last: bool = False
+    gradients: bool = False
+    larger: int = 0  # pixels that each side has more
+
+    @property
+    def differences(self) -> list[Condition]:
+        """Conditions that each differ from the default in one way."""
+        default = Condition()
+        return [default._replace(**{k: v}) for k, v in self._asdict().items() if v != getattr(default, k)]
+
+    @property
+    def problem(self) -> str:
+        """Why a call that does something else in this condition cannot be opened."""
+        if self.batch != 2:
+            return f"what it does depends on the size of the batch: {ASKED}"
+        if self.dtype is not None:
+            return f"it does something else in {str(self.dtype).removeprefix('torch.')}"
+        if self.channels_last:
+            return "it does something else for images in the channels_last layout"
+        return "it does something else with gradients than without them"
+
+
+def conditions(dtype: torch.dtype) -> list[Condition]:
+    """Few conditions that differ in several ways; the larger batches are one that many numbers divide, and a prime."""
+    other = [kind for kind in (torch.float32, torch.float64, torch.float16, torch.bfloat16) if kind is not dtype]
+    return [
+        Condition(1, other[0], gradients=True),
+        Condition(2520, other[1], channels_last=True),
+        Condition(2521, other[2]),
+    ]
+
+
+def trace_network(network: nn.Module, x: Tensor) -> Call:
+    """What a network does to the images x, in eval mode; calls that differ in other conditions have a `problem`.
+
+    Where only other sizes of images change what a call does, it is `fixed`. The other conditions are traced without computing.
+
+    Raises:
+        ValueError: Its forward cannot be written as a graph.
+    """
+    try:
+        with preserved(network):
+            with flop_counter() as counter:
+                evaluation = CallTracer(network, False, counter.get_total_flops).run(x.clone())
+            network.train()
+            train = CallTracer(network, True, lambda: 0).run(x.clone())
+        compare(evaluation, train, OTHER_IN_TRAINING)
+        if not evaluation.problem:
+            _Trials(network, x, evaluation).run()
+        if evaluation.problem:
+            raise TraceError(evaluation.problem)
+    except Exception as error:
+        raise ValueError(
+            f"the forward of {type(network).__name__} cannot be traced: {' '.join(str(error).split()) or repr(error)}; give "
+            "the network as a list of modules, or its parts as stages=[f1, f2, ...], each a function f(backbone, h) -> h"
+        ) from error
+    return evaluation
+
+
+class _Trials:
+    """Traces a network in other conditions, and compares."""
+
+    def __init__(self, network: nn.Module, x: Tensor, evaluation: Call) -> None:
+        self.network, self.x, self.evaluation = network, x, evaluation
+
+    def run(self) -> None:
+        """Notes in the calls of the evaluation what other conditions change."""
+        log = logging.getLogger(FakeTensorMode.__module__)
+        level = log.level
+        log.setLevel(logging.CRITICAL)  # a condition that the network cannot take is no error
+        try:
+            self._all()
+        finally:
+            log.setLevel(level)
+
+    def _all(self) -> None:
+        for condition in conditions(self.x.dtype):
+            if not self.evaluation.problem:
+                self._try(condition)
+        with suppress(Exception):  # the network takes no such size
+            compare(self.evaluation, self._trace(Condition(larger=LARGER)), None)
+
+    def _try(self, condition: Condition) -> None:
+        """Compares in one condition; in each of its parts if the network fails in it, or cannot be cut because of it."""
+        parts = condition.differences
+        try:
+            compare(self.evaluation, self._trace(condition), condition.problem)
+        except Exception:
+            for part in parts if len(parts) > 1 else ():
+                self._try(part)
+        if len(parts) > 1 and (problem := self.evaluation.problem):
+            self.evaluation.problem = None
+            for part in parts:
+                if not self.evaluation.problem:
+                    self._try(part)
+            self.evaluation.problem = self.evaluation.problem or problem
+
+    def _trace(self, condition: Condition) -> Call:
+        try:
+            return self._imagined(condition)
+        except (DataDependent, DynamicOutputShapeException, UnsupportedFakeTensorException, NotImplementedError):
+            return self._real(condition._replace(batch=min(condition.batch, 9), dtype=None))
+
+    def _imagined(self, condition: Condition) -> Call:
+        """A trace that computes shapes only."""
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode:
+            stored = stored_tensors(self.network).items()
+            memo: dict[int, Any] = {key: _imagine(kept, condition.dtype) for key, (kept, _) in stored}
+        network = copy.deepcopy(self.network, memo)
+        with mode, torch.set_grad_enabled(condition.gradients):
+            return CallTracer(network, False, lambda: 0).run(self._images(condition))
+
+    def _images(self, condition: Condition) -> Tensor:
+        sides = [n + condition.larger for n in self.x.shape[2:]]
+        images = torch.zeros(
+            condition.batch, self.x.shape[1], *sides, dtype=condition.dtype or self.x.dtype, device=self.x.device
+        )
+        return images.contiguous(memory_format=torch.channels_last) if condition.channels_last else images
+
+    def _real(self, condition: Condition) -> Call:
+        with preserved(self.network), torch.set_grad_enabled(condition.gradients):
+            return CallTracer(self.network, False, lambda: 0).run(self._images(condition))
+
+
+def _imagine(kept: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of the same form, without values if a mode imagines them."""
+    kind = dtype if dtype is not None and kept.is_floating_point() else kept.dtype
+    form: Any = {"dtype": kind, "device": kept.device}
+    made = torch.empty_strided(kept.shape, kept.stride(), **form)
+    return nn.Parameter(made, kept.requires_grad) if isinstance(kept, nn.Parameter) else made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from anytime.models.surgery.weights import load_weights, read_weights
 from anytime.support.names import import_subclass, nearest
-from anytime.support.text import one_line
+from anytime.support.text import one_line, quoted
 from anytime.support.trust import weights_follow
 from anytime.support.units import ImageSize, image_size
 
@@ -93,7 +94,9 @@ def _build(name: str, size: Sequence[int], classes: int | None, options: dict[st
         return builders[library](rest, size, classes, options) if colon else _custom(name, size, classes, options)
     except (TypeError, AssertionError, RuntimeError) as error:
         text = one_line(error)
-        raise ValueError(f"{name} cannot be built for {(*size,)} images with {options}: {text}") from error
+        named = [f"{key}={quoted(value)}" for key, value in options.items() if re.search(rf"\b{re.escape(str(key))}\b", text)]
+        given = f" with {named[0]}" if named else ""
+        raise ValueError(f"{name} cannot be built for {(*size,)} images{given}: {text}") from error
 
 
 def build_backbone(

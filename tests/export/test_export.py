@@ -239,7 +239,7 @@ def test_graphs_of_one_image_take_any_batch_and_replace_only_exports(tmp_path: P
     export = anytime.export_model(model, folder)
     x = torch.rand(3, 1, 4, 4)
     torch.testing.assert_close(export(x), model(x).detach(), rtol=0, atol=1e-5)
-    (folder / "profile.json").write_text("of the graphs that are replaced")
+    (folder / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="overwrite=True to replace it"):
         anytime.export_model(model, folder)
     assert main(["export", "anytimenet_cifar10", "--out", str(folder)]) == 2
@@ -249,6 +249,11 @@ def test_graphs_of_one_image_take_any_batch_and_replace_only_exports(tmp_path: P
     with pytest.raises(ValueError, match="is no export, so it is not replaced"):
         anytime.export_model(model, tmp_path / "mine", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "single"]
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    again = anytime.export_model(model, folder, overwrite=True)
+    torch.testing.assert_close(again(x), export(x) + 1, rtol=0, atol=1e-5)
+    assert (folder / "notes.txt").read_text() == "mine"
     with pytest.raises(ValueError, match="this is an export already"):
         anytime.export_model(export, tmp_path / "again")
 

@@ -24,6 +24,8 @@ from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
 from anytime.runtime.engines.manifest import MANIFEST, PRECISIONS, Manifest, Source, StepFile, Value, read_manifest
 from anytime.support.files import part_of
+from anytime.support.folders import LOCK
+from anytime.support.locks import only_writer
 from anytime.support.trust import remember
 from anytime.support.units import ImageSize, image_size
 
@@ -57,7 +59,7 @@ def export_model(
         batch: 1, or "dynamic" for graphs that take any number of images at a time.
         input_size: (channels, height, width), or the side of square colour images; default: what the model knows.
         images: Further images `[N, C, H, W]` in [0, 1] to compare on.
-        overwrite: Replaces the export that `directory` holds.
+        overwrite: Replaces the export that `directory` holds, with the rules that were fitted to it; other files stay.
         progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -142,9 +144,7 @@ def check_replaceable(directory: Path, overwrite: bool) -> None:
         FileExistsError: It holds an export and `overwrite` is not set.
         ValueError: It is a file, or a folder that holds something else than an export.
     """
-    if directory.is_dir() and not any(directory.iterdir()):
-        return
-    if not directory.exists():
+    if not directory.exists() or (directory.is_dir() and all(path.name == LOCK for path in directory.iterdir())):
         return
     if not (directory / MANIFEST).is_file():
         raise ValueError(f"{directory} exists and is no export, so it is not replaced; give another folder")
@@ -157,7 +157,8 @@ def check_replaceable(directory: Path, overwrite: bool) -> None:
 def _new_folder(directory: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `directory` at the end, or is removed after an error.
 
-    What else lies in an earlier export there, such as a profile, is removed with it, because it is of other graphs.
+    Of an earlier export there, only its manifest and graphs are replaced. Traces and profiles of it are known to be of other
+    graphs.
     """
     part = part_of(directory)
     shutil.rmtree(part, ignore_errors=True)
@@ -165,7 +166,19 @@ def _new_folder(directory: Path) -> Iterator[Path]:
     try:
         yield part
         if directory.exists():
-            shutil.rmtree(directory)
-        part.rename(directory)
+            with only_writer(directory, "an export"):
+                _replace(directory, part)
+        else:
+            part.rename(directory)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace(directory: Path, part: Path) -> None:
+    """Moves an export to a folder, the manifest last; after a kill it is damaged, but still an export that can be replaced."""
+    old = read_manifest(directory, ENGINES).steps if (directory / MANIFEST).is_file() else ()
+    files = sorted((path.name for path in part.iterdir()), key=lambda name: name == MANIFEST)
+    for name in files:
+        os.replace(part / name, directory / name)
+    for name in {step.file for step in old} - {*files}:
+        (directory / name).unlink(missing_ok=True)

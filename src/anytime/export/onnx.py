@@ -56,9 +56,10 @@ def convert(step: CapturedStep, name: str) -> tuple[bytes, list[Value], list[Sou
     for given, value in zip(step.outputs, graph.outputs, strict=True):
         value.name = given
     outputs = [_value(value) for value in graph.outputs]
-    for value in (*graph.inputs, *graph.outputs):
-        if not isinstance(value.shape[0], int):
-            value.shape[0] = BATCH
+    shapes: list[Any] = [value.shape for value in (*graph.inputs, *graph.outputs)]
+    for shape in shapes:
+        if not isinstance(shape[0], int):
+            shape[0] = BATCH
     _forget_origin(model)
     size = sum(tensor.const_value.nbytes for tensor in graph.initializers.values() if tensor.const_value is not None)
     if size > _MOST:

@@ -22,9 +22,9 @@ from anytime.training import GradientRescaling
 SMALL: dict[str, Any] = {"exits": 3, "base": 1, "step": 1, "width": 2, "growth": 2, "factors": (1, 2), "head_width": 3}
 CONTRACT_ARGUMENTS = {
     "msdnet": {"exits": 3, "base": 1, "step": 1, "width": 2, "growth": 2, "head_width": 2},
-    "msdnet_step4": {"exits": 2, "base": 2, "step": 2, "width": 2, "growth": 2, "factors": (1, 2)},
+    "msdnet_step4": {"exits": 2, "base": 2, "step": 1, "width": 2, "growth": 2, "factors": (1, 2)},
     "msdnet_step6": {"exits": 2, "base": 1, "step": 2, "width": 2, "growth": 2, "factors": (1, 2)},
-    "msdnet_step7": {"exits": 2, "base": 2, "step": 1, "width": 2, "growth": 2, "factors": (1, 2)},
+    "msdnet_step7": {"exits": 2, "base": 1, "step": 1, "width": 2, "growth": 2, "factors": (1,)},
 }
 
 EVEN = {"mode": "even", "base": 4, "step": 2}
@@ -69,15 +69,16 @@ DROPS = [(16, 3, [7, 13]), (24, 3, [9, 17]), (28, 3, [11, 21]), (20, 4, [6, 11, 
 @functools.cache
 def built(name: str, **arguments: Any) -> MSDNet:
     """The network for 100 classes, or for 1000 if it takes images of 224 pixels; without memory for its numbers."""
-    with torch.device("meta"):
-        model = create_model(name, 100 if name == "msdnet" else 1000, **arguments)
+    small = name == "msdnet"  # built faster on the CPU
+    with torch.device("cpu" if small else "meta"):
+        model = create_model(name, 100 if small else 1000, **arguments).to("meta")
     assert isinstance(model, MSDNet)
     return model.eval()
 
 
-def images(model: MSDNet, batch: int = 1) -> Tensor:
+def image(model: MSDNet) -> Tensor:
     side = 32 if model.smallest == 4 else 224
-    return torch.zeros(batch, 3, side, side, device="meta")
+    return torch.zeros(1, 3, side, side, device="meta")
 
 
 @functools.cache
@@ -115,7 +116,7 @@ def published_log(name: str, **arguments: Any) -> tuple[list[tuple[float, float]
         note = functools.partial(lambda layer, _, __, out: shapes.setdefault(layer, []).append(tuple(out.shape[1:])), layer)
         hooks += [block.register_forward_hook(note) for block in blocks]  # type: ignore[attr-defined]
     with torch.no_grad():
-        model(images(model))
+        model(image(model))
     for hook in hooks:
         hook.remove()
     return log, shapes
@@ -198,18 +199,18 @@ def test_only_maps_on_which_the_answer_depends_run(arguments: dict[str, Any]) ->
 
 
 def test_stream_costs_what_one_full_pass_costs() -> None:
-    model = built("msdnet", exits=5, **LINEAR)
-    x = images(model, 64)
+    model = MSDNet(**SMALL | {"factors": (1, 2, 2)}).eval()
+    x = torch.zeros(64, 3, 16, 16)
     with torch.no_grad(), flop_counter() as streamed:
         list(model.stream(x))
     with torch.no_grad(), flop_counter() as whole:
         model(x)
-    assert streamed.get_total_flops() == whole.get_total_flops() == 2 * 64 * step_macs(model, 32)[-1]
+    assert streamed.get_total_flops() == whole.get_total_flops() == 2 * 64 * step_macs(model, 16)[-1]
 
 
 def test_state_holds_one_map_for_each_scale_that_is_still_read() -> None:
     model = built("msdnet", exits=7, **EVEN)
-    state, kept = model.initial_state(images(model)), []
+    state, kept = model.initial_state(image(model)), []
     for _ in range(7):
         state = model.step(state)[1]
         kept.append([h.shape[-1] for h in state.maps])
@@ -217,7 +218,7 @@ def test_state_holds_one_map_for_each_scale_that_is_still_read() -> None:
     with pytest.raises(ValueError, match="all 7 steps are done"):
         model.step(state)
     with pytest.raises(ValueError, match="no answer before the first step"):
-        model.read(model.initial_state(images(model)))
+        model.read(model.initial_state(image(model)))
 
 
 # Training
@@ -280,9 +281,9 @@ def test_no_bias_before_batch_norm() -> None:
 
 
 def test_published_counts_include_maps_that_the_exit_does_not_need() -> None:
-    own = step_macs(built("msdnet_step7"), 224)
-    log = [1e6 * macs for macs, _ in published_log("msdnet_step7")[0]]
-    assert [round(a / b, 2) for a, b in zip(own, log, strict=True)] == [0.82, 0.93, 0.97, 1.0, 1.0]
+    own = step_macs(built("msdnet", exits=5, **LINEAR), 32)
+    log = [1e6 * macs for macs, _ in published_log("msdnet", exits=5, **LINEAR)[0]]
+    assert [round(a / b, 2) for a, b in zip(own, log, strict=True)] == [0.86, 0.88, 0.89, 0.96, 0.99]
 
 
 def test_maps_that_no_exit_needs_do_not_exist() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
+from keyword import iskeyword
 from typing import Any
 
 from torch import fx, nn
 
 from anytime.models.surgery.attach.state import Kept, Place, asks_kind, is_carried
+from anytime.support.text import quoted
 
+_NAME = re.compile(r"[^\"\\\x00-\x1f]+")  # anything that stays inside double quotes, such as layer-1.0
 Stage = Callable[[nn.Module, Any], Any]  # (network, what is alive at one cut) -> what is alive at the next
 
 
@@ -23,6 +27,7 @@ class Segment:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
+        _check_names(graph)
         code = graph.python_code("self")
         namespace = dict(code.globals)
         exec(compile(code.src, f"<segment of a network {id(self)}>", "exec"), namespace)
@@ -36,6 +41,16 @@ class Segment:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Segment:
         return self
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """Raises ValueError if a name in the graph would end the text that torch.fx writes it into, and become code."""
+    for node in graph.nodes:
+        names = [str(node.target)] if node.op in ("get_attr", "call_module", "call_method") else []
+        wrong = [name for name in names if not _NAME.fullmatch(name) or any(map(iskeyword, name.split(".")))]
+        wrong += [key for key in node.kwargs if not key.isidentifier() or iskeyword(key)]
+        if wrong:
+            raise ValueError(f"a network with a layer or an argument of the name {quoted(wrong[0])} cannot be cut into stages")
 
 
 def split_graph(graph: fx.Graph, places: Sequence[Place], changed: Collection[fx.Node]) -> list[Segment]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from anytime.analysis.curves import accuracy, answers
 from anytime.analysis.statistics import BySeed, means, standard_error
-from anytime.data.taxonomy import LabelLevels
 from anytime.trace import Trace, labelled
 
-Superclasses = Sequence[int] | LabelLevels
-"""The superclass of each class, or label levels of which the second counts."""
+if TYPE_CHECKING:
+    from anytime.data.taxonomy import LabelLevels
 
 
 def level_accuracies(trace: Trace) -> Tensor:
@@ -44,7 +44,7 @@ class Compliance:
     errors: Tensor
 
 
-def compliance(trace: Trace, superclass: Superclasses, level: int = 1) -> Compliance:
+def compliance(trace: Trace, superclass: Sequence[int] | LabelLevels, level: int = 1) -> Compliance:
     """Taxonomic compliance: the share of errors at each step in the right superclass, against chance.
 
     Chance is mean (n_s - 1) / (K - 1) over the wrong samples, n_s being the size of the label's superclass: 4/99 = 0.040 for
@@ -70,8 +70,10 @@ def compliance(trace: Trace, superclass: Superclasses, level: int = 1) -> Compli
     return Compliance(compliant.sum(1).double() / errors, expected / errors, errors)
 
 
-def _table(superclass: Superclasses, level: int, class_names: Sequence[str]) -> Sequence[int]:
+def _table(superclass: Sequence[int] | LabelLevels, level: int, class_names: Sequence[str]) -> Sequence[int]:
     """The superclass of each class."""
+    from anytime.data.taxonomy import LabelLevels  # late: the data sets import Lightning
+
     classes = len(class_names)
     if not isinstance(superclass, LabelLevels):
         if len(superclass) != classes:
@@ -104,7 +106,9 @@ class Course:
     by_seed: list[list[float]]
 
 
-def compliance_courses(networks: Mapping[str, BySeed], superclass: Superclasses, level: int = 1) -> dict[str, Course]:
+def compliance_courses(
+    networks: Mapping[str, BySeed], superclass: Sequence[int] | LabelLevels, level: int = 1
+) -> dict[str, Course]:
     """Taxonomic compliance of several networks over their steps (Fig. 5), each trained with the same seeds.
 
     The standard errors are Cousineau's and Morey's over the steps of all networks: a seed's own level is removed from all of

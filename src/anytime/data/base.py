@@ -16,7 +16,7 @@ from torch import Tensor
 from anytime.data.arguments import Augment, CropFlip, SplitBy, check_arguments
 from anytime.data.augment import Flip, Padding, compose, crop_and_flip
 from anytime.data.batches import Batches, Loader
-from anytime.data.files import ARCHIVE_ERRORS, absent, check_labels
+from anytime.data.files import ARCHIVE_ERRORS, NETWORK_ERRORS, absent, check_labels
 from anytime.data.names import composed
 from anytime.data.noise import Noise, create_noise
 from anytime.data.record import ImageRecord
@@ -25,6 +25,7 @@ from anytime.data.splits import choose_classes, hold_out, hold_out_by_lot, strat
 from anytime.data.statistics import channel_statistics
 from anytime.data.stream import LazyImages, StreamedBatches
 from anytime.data.taxonomy import LabelLevels, read_taxonomy
+from anytime.support.text import one_line
 
 IN_MEMORY = {"noise": None, "crop_padding": "zeros", "crop_pixels": None, "flip": "random"}  # what streamed sets cannot change
 
@@ -195,8 +196,10 @@ class ImageData(LightningDataModule, ABC):
         if self.download:
             try:
                 self.fetch()
-            except (RuntimeError, *ARCHIVE_ERRORS) as error:  # torchvision's, for a wrong checksum
-                raise ValueError(f"{self.title or type(self).__name__}: the download failed: {error}; try again") from error
+            except (RuntimeError, *NETWORK_ERRORS, *ARCHIVE_ERRORS) as error:
+                put = f", or put {' or '.join(self.files)} into {self.root} yourself" if self.files else ""
+                reason = f"the download failed: {one_line(error)}; try again{put}"
+                raise ValueError(f"{self.title or type(self).__name__}: {reason}") from error
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the splits that `stage` needs (`None`: all), once."""

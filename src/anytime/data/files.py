@@ -7,6 +7,8 @@ import os
 import pickle
 import pickletools
 import re
+import socket
+import ssl
 import stat
 import struct
 import tarfile
@@ -15,10 +17,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 from PIL import Image
@@ -32,6 +36,9 @@ _Result = TypeVar("_Result")
 
 ARCHIVE_ERRORS = (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 """What unpacking a damaged archive raises."""
+
+NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror)
+"""What a download that cannot be made raises; other errors of the system, such as a full disk, say what they concern."""
 
 _READ_ERRORS = (
     OSError,
@@ -217,6 +224,16 @@ def in_threads(read: Callable[[_Item], _Result], items: Sequence[_Item], chunk: 
         return [result for results in pool.map(lambda chunk: list(map(read, chunk)), chunks) for result in results]
 
 
+@contextmanager
+def downloading(url: str) -> Iterator[None]:
+    """Turns every failure of a download into a RuntimeError that names its address."""
+    try:
+        yield
+    except (RuntimeError, *NETWORK_ERRORS, *ARCHIVE_ERRORS) as error:  # RuntimeError: torchvision's, for a wrong checksum
+        reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
+        raise RuntimeError(f"{url}: {reason or type(error).__name__}") from error
+
+
 def download_archives(archives: Mapping[str, str], target: Path, inside: str = ".") -> None:
     """Downloads and unpacks archives into the new folder `target`, which appears only when it is complete.
 
@@ -230,5 +247,6 @@ def download_archives(archives: Mapping[str, str], target: Path, inside: str = "
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         for url, md5 in archives.items():
-            download_and_extract_archive(url, folder, Path(folder, "new"), md5=md5)
+            with downloading(url):
+                download_and_extract_archive(url, folder, Path(folder, "new"), md5=md5)
         Path(folder, "new", inside).rename(target)

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor
 
 from anytime.data.base import ImageData, Split
-from anytime.data.files import check_labels, errors_naming, read_pickle
+from anytime.data.files import check_labels, downloading, errors_naming, read_pickle
 from anytime.data.taxonomy import LabelLevels
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -91,7 +91,9 @@ class _CIFAR(ImageData):
 
     def fetch(self) -> None:
         if not (self.root / self.files[0]).exists():  # torchvision downloads the other layout
-            getattr(torchvision.datasets, self.title.replace("-", ""))(self.root, download=True)
+            kind = getattr(torchvision.datasets, self.title.replace("-", ""))
+            with downloading(kind.url):
+                kind(self.root, download=True)
 
 
 class CIFAR10(_CIFAR):

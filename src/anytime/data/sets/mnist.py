@@ -7,7 +7,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from anytime.data.arguments import CropFlip
 from anytime.data.base import ImageData, Split
-from anytime.data.files import errors_naming
+from anytime.data.files import downloading, errors_naming
 from anytime.data.sets.digits import DIGITS
 
 
@@ -45,7 +45,9 @@ class MNIST(ImageData):
         return Split(images, targets, label_path)
 
     def fetch(self) -> None:
-        getattr(torchvision.datasets, self.title)(self.root, download=True)
+        kind = getattr(torchvision.datasets, self.title)
+        with downloading(kind.mirrors[0]):
+            kind(self.root, download=True)
 
 
 class FashionMNIST(MNIST):

@@ -8,7 +8,7 @@ from torchvision.datasets import SVHN as OfficialSVHN
 from torchvision.datasets.utils import download_url
 
 from anytime.data.base import ImageData, Split
-from anytime.data.files import errors_naming, read_mat
+from anytime.data.files import downloading, errors_naming, read_mat
 from anytime.data.sets.digits import DIGITS
 
 
@@ -60,4 +60,5 @@ class SVHN(ImageData):
         folder = self.root if (self.root / self.files[1]).exists() else self.root / "svhn"
         for name in ["train", "test"] + ["extra"] * self.extra:
             url, file, md5 = OfficialSVHN.split_list[name]
-            download_url(url, folder, file, md5)
+            with downloading(url):
+                download_url(url, folder, file, md5)

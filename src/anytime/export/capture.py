@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from anytime.model import AnytimeModel, State
-from anytime.runtime.engines.manifest import ANSWER, IMAGES, Source
+from anytime.runtime.engines.manifest import ANSWER, IMAGES, Origin
 from anytime.support.text import one_line
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class CapturedStep:
     """
 
     program: ExportedProgram
-    sources: tuple[Source, ...]
+    sources: tuple[Origin, ...]
     used: tuple[bool, ...]
     outputs: tuple[str, ...]
 
@@ -81,14 +81,14 @@ def capture(model: AnytimeModel, images: Tensor, dynamic: bool) -> Iterator[Capt
     """
     states, sources = _followed(model, images)
     batch = torch.export.Dim(BATCH_DIM) if dynamic else None
-    needed: set[Source] = set()
+    needed: set[Origin] = set()
     for t in range(model.num_steps, 0, -1):
         made = {source.output for source in needed if source.step == t and source.output != ANSWER}
         wanted = sorted((int(name.removeprefix("state_")), name) for name in made)
         step: _Step
-        own: tuple[Source, ...]
+        own: tuple[Origin, ...]
         if t == 1:
-            step, given, own = _FirstStep(model, [i for i, _ in wanted]), [images], (Source(0),)
+            step, given, own = _FirstStep(model, [i for i, _ in wanted]), [images], (Origin(0),)
         else:
             leaves = pytree.tree_leaves(states[t - 1])
             tensors = {sources[t - 1][i]: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
@@ -106,7 +106,7 @@ def capture(model: AnytimeModel, images: Tensor, dynamic: bool) -> Iterator[Capt
 BATCH_DIM = "batch"
 
 
-def _followed(model: AnytimeModel, images: Tensor) -> tuple[list[State], list[dict[int, Source]]]:
+def _followed(model: AnytimeModel, images: Tensor) -> tuple[list[State], list[dict[int, Origin]]]:
     """The states after 0..T steps, and where each of their tensors was first made, by its place among the leaves."""
     with torch.no_grad():
         states, answers = [model.initial_state(images)], []
@@ -114,12 +114,12 @@ def _followed(model: AnytimeModel, images: Tensor) -> tuple[list[State], list[di
             answer, state = model.step(states[-1])
             answers.append(answer)
             states.append(state)
-    known = {_identity(images): Source(0)}
-    found: list[dict[int, Source]] = [{}]
+    known = {_identity(images): Origin(0)}
+    found: list[dict[int, Origin]] = [{}]
     for t, (answer, state) in enumerate(zip(answers, states[1:], strict=True), 1):
-        known.setdefault(_identity(answer), Source(t, ANSWER))
+        known.setdefault(_identity(answer), Origin(t, ANSWER))
         leaves = {i: leaf for i, leaf in enumerate(pytree.tree_leaves(state)) if isinstance(leaf, Tensor)}
-        found.append({i: known.setdefault(_identity(leaf), Source(t, f"state_{i}")) for i, leaf in leaves.items()})
+        found.append({i: known.setdefault(_identity(leaf), Origin(t, f"state_{i}")) for i, leaf in leaves.items()})
     return states, found
 
 
@@ -159,6 +159,6 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def names_of(sources: Iterable[Source]) -> list[str]:
+def names_of(sources: Iterable[Origin]) -> list[str]:
     """A name for each input of a graph: "images", or by its place."""
     return [IMAGES if not source.step else f"input_{i}" for i, source in enumerate(sources)]

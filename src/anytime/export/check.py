@@ -15,7 +15,7 @@ RANDOM = 4
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExportCheck:
     """How far the answers of an export are from the model's.
 
     Attributes:
@@ -27,7 +27,7 @@ class Comparison:
     images: dict[str, int]
 
 
-def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None = None) -> Comparison:
+def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None = None) -> ExportCheck:
     """Compares all answers on random images, on photographs and on given ones; one by one and in a batch.
 
     Args:
@@ -57,7 +57,7 @@ def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None 
                         f"step {t + 1} of the export differs from the model by {difference:.2g}, more than {TOLERANCE:g}"
                     )
                 worst[t] = torch.maximum(worst[t], difference)
-    return Comparison(tuple(worst.tolist()), {kind: len(some) for kind, some in kinds.items()})
+    return ExportCheck(tuple(worst.tolist()), {kind: len(some) for kind, some in kinds.items()})
 
 
 def _photographs(exported: ExportedModel) -> Tensor:

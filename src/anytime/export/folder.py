@@ -18,18 +18,18 @@ from tqdm.auto import tqdm
 
 from anytime.cost import step_macs
 from anytime.export.capture import CapturedStep, capture
-from anytime.export.check import TOLERANCE, Comparison, compare
+from anytime.export.check import TOLERANCE, ExportCheck, compare
 from anytime.export.onnx import SUFFIX, convert, require_engine
 from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
-from anytime.runtime.engines.manifest import MANIFEST, PRECISIONS, Manifest, Source, StepFile, Value, read_manifest
+from anytime.runtime.engines.manifest import MANIFEST, PRECISIONS, GraphValue, Manifest, Origin, StepFile, read_manifest
 from anytime.support.files import part_of
 from anytime.support.folders import LOCK
 from anytime.support.locks import only_writer
 from anytime.support.trust import remember
 from anytime.support.units import ImageSize, image_size
 
-Converted = tuple[bytes, list[Value], list[Source], list[Value]]
+Converted = tuple[bytes, list[GraphValue], list[Origin], list[GraphValue]]
 CONVERTERS: dict[str, tuple[Callable[[], None], Callable[[CapturedStep, str], Converted], str]] = {
     "onnx": (require_engine, convert, SUFFIX),
 }  # by engine: raises ImportError if it is not installed; makes a file of a step; how its name ends
@@ -125,7 +125,7 @@ def export_model(
     return load_export(directory)
 
 
-def _with(manifest: Manifest, compared: Comparison) -> Manifest:
+def _with(manifest: Manifest, compared: ExportCheck) -> Manifest:
     pairs = zip(manifest.steps, compared.differences, strict=True)
     steps = tuple(replace(step, difference=difference) for step, difference in pairs)
     return replace(manifest, steps=steps, checked=compared.images)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from anytime.export.capture import CapturedStep, names_of, quiet
-from anytime.runtime.engines.manifest import BATCH, Source, Value
+from anytime.runtime.engines.manifest import BATCH, GraphValue, Origin
 from anytime.runtime.engines.onnx import INSTALL, check_graph
 from anytime.support.text import one_line
 
@@ -26,7 +26,7 @@ def require_engine() -> None:
         raise ImportError(f"the engine 'onnx' needs {error.name or 'onnx'}: {INSTALL}") from error
 
 
-def convert(step: CapturedStep, name: str) -> tuple[bytes, list[Value], list[Source], list[Value]]:
+def convert(step: CapturedStep, name: str) -> tuple[bytes, list[GraphValue], list[Origin], list[GraphValue]]:
     """An ONNX file, its inputs and where they come from, and its outputs.
 
     Args:
@@ -69,9 +69,9 @@ def convert(step: CapturedStep, name: str) -> tuple[bytes, list[Value], list[Sou
     return data, inputs, sources, outputs
 
 
-def _value(value: Any) -> Value:
+def _value(value: Any) -> GraphValue:
     sizes = tuple(size if isinstance(size, int) else BATCH if i == 0 else str(size) for i, size in enumerate(value.shape))
-    return Value(value.name, sizes, _NAMES.get(value.dtype.name, value.dtype.name.lower()))
+    return GraphValue(value.name, sizes, _NAMES.get(value.dtype.name, value.dtype.name.lower()))
 
 
 _NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}

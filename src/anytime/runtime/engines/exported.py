@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from anytime.model import AnytimeModel, State
 from anytime.registry import register_loader
 from anytime.runtime.engines.base import Graph
-from anytime.runtime.engines.manifest import MANIFEST, Manifest, Source, needed_after, read_manifest
+from anytime.runtime.engines.manifest import MANIFEST, Manifest, Origin, needed_after, read_manifest
 from anytime.runtime.engines.onnx import OnnxGraph, engine_version
 from anytime.runtime.engines.pytorch import EagerSteps
 from anytime.saving import ModelInfo, named_by
@@ -69,7 +69,7 @@ class ExportedModel(AnytimeModel):
 
     def initial_state(self, x: Tensor) -> State:
         self.check_input(x)
-        return {"step": 0, str(tuple(Source(0))): x}
+        return {"step": 0, str(tuple(Origin(0))): x}
 
     def step(self, state: State) -> tuple[Tensor, State]:
         return self.run(state)

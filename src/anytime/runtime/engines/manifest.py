@@ -22,7 +22,7 @@ PRECISIONS = ("float32",)
 TYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """Where the tensor of an input was made: the images (step 0), or an output of an earlier step 1..T."""
 
     step: int
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Value:
+class GraphValue:
     """An input or output of a graph.
 
     Attributes:
@@ -64,9 +64,9 @@ class StepFile:
 
     file: str
     sha256: str
-    inputs: tuple[Value, ...]
-    sources: tuple[Source, ...]
-    outputs: tuple[Value, ...]
+    inputs: tuple[GraphValue, ...]
+    sources: tuple[Origin, ...]
+    outputs: tuple[GraphValue, ...]
     macs: int
     difference: float = 0.0
 
@@ -198,15 +198,15 @@ def _step(data: Mapping[str, Any]) -> StepFile:
         file=data["file"],
         sha256=data["sha256"],
         inputs=tuple(_value(entry) for entry in data["inputs"]),
-        sources=tuple(Source(0) if s == IMAGES else Source(s["step"], s["output"]) for s in sources),
+        sources=tuple(Origin(0) if s == IMAGES else Origin(s["step"], s["output"]) for s in sources),
         outputs=tuple(_value(entry) for entry in data["outputs"]),
         macs=data["macs"],
         difference=data["difference"],
     )
 
 
-def _value(data: Mapping[str, Any]) -> Value:
-    return Value(data["name"], tuple(data["shape"]), data["dtype"])
+def _value(data: Mapping[str, Any]) -> GraphValue:
+    return GraphValue(data["name"], tuple(data["shape"]), data["dtype"])
 
 
 def _whole(value: Any, least: int = 1) -> bool:
@@ -240,7 +240,7 @@ def _fault(made: Manifest) -> str | None:
 def _wrong_wires(made: Manifest) -> str | None:
     """What is wrong with the files of the steps, their values and their connections."""
     first: tuple[int | str, ...] = (BATCH if made.batch is None else made.batch,)
-    known = {Source(0): Value(IMAGES, (*first, *made.input_size), made.precision)}
+    known = {Origin(0): GraphValue(IMAGES, (*first, *made.input_size), made.precision)}
     for t, step in enumerate(made.steps, 1):
         if not isinstance(step.file, str) or not re.fullmatch(r"\w[\w.-]{0,99}", step.file, re.ASCII):
             return f"the file of step {t} is {step.file!r}, not the name of a file in this folder"
@@ -258,13 +258,13 @@ def _wrong_wires(made: Manifest) -> str | None:
             given = known.get(source)
             if given is None or (given.shape, given.dtype) != (value.shape, value.dtype):
                 return f"the input {value.name!r} of step {t} comes from {list(source)!r}, which has no such tensor"
-        known |= {Source(t, value.name): value for value in step.outputs}
+        known |= {Origin(t, value.name): value for value in step.outputs}
     return None
 
 
-def needed_after(steps: Sequence[StepFile]) -> list[set[Source]]:
+def needed_after(steps: Sequence[StepFile]) -> list[set[Origin]]:
     """For each step, what later steps take that exists after it: all that has to be kept."""
-    kept: list[set[Source]] = [set() for _ in steps]
+    kept: list[set[Origin]] = [set() for _ in steps]
     for t in range(len(steps) - 1, 0, -1):
         kept[t - 1] = {source for source in {*kept[t], *steps[t].sources} if source.step <= t}
     return kept

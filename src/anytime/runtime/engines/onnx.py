@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anytime.runtime.engines.base import Cancelled
-from anytime.runtime.engines.manifest import StepFile, Value
+from anytime.runtime.engines.manifest import GraphValue, StepFile
 from anytime.runtime.forks import renew_after_fork
 from anytime.support.folders import check_file
 from anytime.support.text import one_line
@@ -131,8 +131,8 @@ class OnnxGraph:
         return OnnxGraph, (self._path.parent, self._step, self._threads)
 
 
-def _value(node: Any) -> Value:
-    return Value(node.name, tuple(node.shape), _KINDS.get(node.type, node.type))
+def _value(node: Any) -> GraphValue:
+    return GraphValue(node.name, tuple(node.shape), _KINDS.get(node.type, node.type))
 
 
 def check_graph(data: bytes, source: str) -> None:

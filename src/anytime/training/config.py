@@ -25,7 +25,7 @@ from anytime.objectives import Objective
 from anytime.support.documents import CHARACTERS, TooLarge, check_text, parse_yaml, read_limited
 from anytime.support.folders import check_ordinary
 from anytime.support.names import import_subclass, nearest
-from anytime.support.text import one_line
+from anytime.support.text import one_line, quoted
 from anytime.support.trust import UntrustedName, is_untrusted
 from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
@@ -344,7 +344,7 @@ def _reject_imports(parser: ArgumentParser, values: Config) -> None:
         parts = value if isinstance(value, list) else [value]
         plain = all(part is None or isinstance(part, int | float | (str if str in kinds else int)) for part in parts)
         if (not set(kinds) <= _PLAIN and not plain) or (not is_text(hints.get(key, Any)) and _names_class(value)):
-            raise UsageError(f"{key} must be a plain value in a recipe, got {value!r}; give it as a flag")
+            raise UsageError(f"{key} must be a plain value in a recipe, got {quoted(value)}; give it as a flag")
 
 
 def _names_class(value: Any) -> bool:
@@ -376,7 +376,7 @@ def _wrong_value(parser: ArgumentParser, given: Sequence[str]) -> str:
 
 
 def _wrong_type(key: str, hint: Any, value: Any) -> str:
-    return f"{key} must be {' or '.join(_written(hint)) or 'of another type'}, got {value!r}"
+    return f"{key} must be {' or '.join(_written(hint)) or 'of another type'}, got {quoted(value)}"
 
 
 def _written(hint: Any) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from anytime import load
 from anytime.cli import main
@@ -17,6 +18,7 @@ from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
 from anytime.training.config import parse
 from anytime.training.fit import fit
+from anytime.training.resumed import first_oddity, kept_entries
 
 CHECKPOINT = "checkpoints/last.ckpt"
 
@@ -90,6 +92,127 @@ def test_incomplete_checkpoints_end_in_one_sentence(interrupted, capsys, missing
         assert err.count("\n") == 1
     else:
         assert missing == "pytorch-lightning_version"
+
+
+def group(checkpoint) -> dict:
+    return checkpoint["optimizer_states"][0]["param_groups"][0]
+
+
+def schedule(checkpoint) -> dict:
+    return checkpoint["lr_schedulers"][0]
+
+
+def state(checkpoint) -> dict:
+    return checkpoint["optimizer_states"][0]["state"]
+
+
+def buffers(checkpoint, value) -> None:
+    for kept in state(checkpoint).values():
+        kept["momentum_buffer"] = value
+
+
+ODD = {
+    "a rate as text": (lambda c: group(c).update(lr="x"), "lr of the optimizer's group 1 is 'x', not a number of at least 0"),
+    "another first rate": (
+        lambda c: group(c).update(initial_lr=1e300),
+        "base_lrs of the schedule is [0.1, 0.1], but init",
+    ),
+    "no first rate": (lambda c: group(c).pop("initial_lr"), "initial_lr of the optimizer's group 1 is None, not a number"),
+    "no momentum": (lambda c: group(c).update(momentum=0.0), "momentum of the optimizer's group 1 is 0.0, here 0.9"),
+    "momentum as a tensor": (
+        lambda c: group(c).update(momentum=torch.ones(2)),
+        "momentum of the optimizer's group 1 is tens",
+    ),
+    "ascent": (lambda c: group(c).update(maximize=True), "maximize of the optimizer's group 1 is True, here False"),
+    "negative decay": (
+        lambda c: group(c).update(weight_decay=-5),
+        "weight_decay of the optimizer's group 1 is -5, here 0",
+    ),
+    "another order": (lambda c: group(c)["params"].reverse(), "params of the optimizer's group 1 is ["),
+    "text as rates": (lambda c: schedule(c).update(base_lrs=["x"]), "base_lrs of the schedule is ['x'], not 2 numbers"),
+    "other rates": (lambda c: schedule(c).update(base_lrs=[1e9, 1e9]), "base_lrs of the schedule is [1000000000.0, 10000"),
+    "NaN as last rates": (lambda c: schedule(c).update(_last_lr=[float("nan")] * 2), "_last_lr of the schedule is [nan, nan]"),
+    "a later epoch": (
+        lambda c: schedule(c).update(last_epoch=10**12),
+        "last_epoch of the schedule is 1000000000000 after",
+    ),
+    "an earlier epoch": (lambda c: schedule(c).update(last_epoch=-1), "last_epoch of the schedule is -1 after 4 steps"),
+    "another step": (lambda c: schedule(c).update(_step_count=0), "_step_count of the schedule is 0 after 4 steps"),
+    "an optimizer": (lambda c: schedule(c).update(optimizer="x"), "the schedule has an entry 'optimizer'"),
+    "functions": (
+        lambda c: schedule(c).update(lr_lambdas=[{"a": 1}] * 2),
+        "lr_lambdas of the schedule is [{'a': 1}, ",
+    ),
+    "text as momentum": (
+        lambda c: buffers(c, "x"),
+        "momentum_buffer of the optimizer's state of parameter 0 is str, ",
+    ),
+    "null as momentum": (lambda c: buffers(c, None), "momentum_buffer of the optimizer's state of parameter 0 is NoneType"),
+    "another shape": (lambda c: buffers(c, torch.zeros(1)), "parameter 0 is numbers of shape [1], here numbers of shape [4,"),
+    "whole numbers": (lambda c: buffers(c, torch.zeros(4, 1, 3, 3).long()), "parameter 0 is torch.int64 of shape"),
+    "no state": (lambda c: state(c).clear(), "the optimizer's state is empty after 4 steps"),
+    "state of no parameter": (lambda c: state(c).update(x={}), "state of parameter 'x' is [], here []"),
+    "more state": (lambda c: state(c)[0].update(step=3), "0 is ['momentum_buffer', 'step'], here ["),
+    "two optimizers": (lambda c: c["optimizer_states"].append({}), "optimizer_states holds 2 entries, not 1"),
+    "two schedules": (lambda c: c["lr_schedulers"].append({}), "lr_schedulers holds 2 entries, not 1"),
+    "more steps": (lambda c: c.update(global_step=5), "last_epoch of the schedule is 4 after 5 steps"),
+    "more steps everywhere": (
+        lambda c: (c.update(global_step=5), schedule(c).update(last_epoch=5, _step_count=6)),
+        "global_step is 5, but the loop has made 4 steps",
+    ),
+}
+
+
+def test_what_no_training_saves_ends_in_one_sentence(interrupted, capsys):
+    """Values of the optimizer and its schedule that fail in the middle of a training, or change its numbers silently."""
+    whole = (interrupted / CHECKPOINT).read_bytes()
+    for kind, (change, message) in ODD.items():
+        (interrupted / CHECKPOINT).write_bytes(whole)
+        change(checkpoint := read_checkpoint(interrupted / CHECKPOINT))
+        torch.save(checkpoint, interrupted / CHECKPOINT)
+        assert main(["train", "--resume", "run"]) == 1, kind
+        error = capsys.readouterr().err
+        assert error.startswith(f"anytime train: error: run/{CHECKPOINT} does not fit the configuration: "), kind
+        assert message in error, kind
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "RMSprop", "ASGD"],
+)
+def test_what_each_optimizer_keeps_is_known(name):
+    """A state that it saves after some steps fits; with one tensor of another shape it does not."""
+
+    def make(groups):
+        return getattr(torch.optim, name)(groups, lr=0.01, **({"momentum": 0.9} if name == "SGD" else {}))
+
+    parameters = [torch.rand(3, 2, 2, 2, requires_grad=True), torch.rand(5, requires_grad=True)]
+    groups = [{"params": [parameter]} for parameter in parameters]
+    optimizer = make([*map(dict, groups)])
+    rates = LambdaLR(optimizer, lambda step: 1.0)
+    for _ in range(3):
+        for parameter in parameters:
+            parameter.grad = torch.rand_like(parameter)
+        optimizer.step()
+        rates.step()
+    before = [parameter.detach().clone() for parameter in parameters]
+    made = {"optimizer": {"step": {"total": {"completed": 3}}}}
+    checkpoint = {
+        "global_step": 3,
+        "optimizer_states": [copy.deepcopy(optimizer.state_dict())],
+        "lr_schedulers": [rates.state_dict()],
+        "loops": {"fit_loop": {"epoch_loop.automatic_optimization.optim_progress": made}},
+    }
+    new = make([*map(dict, groups)])
+    known = (new, LambdaLR(new, lambda step: 1.0), kept_entries(make, [*map(dict, groups)]))
+    assert first_oddity(checkpoint, *known) == ""
+    kept = dict(state(checkpoint)[0])
+    for key, value in kept.items():
+        if isinstance(value, Tensor):
+            state(checkpoint)[0] = kept | {key: torch.zeros(7)}
+            assert f"{key} of the optimizer's state of parameter 0 is numbers of shape [7]" in first_oddity(checkpoint, *known)
+    assert all(map(torch.equal, parameters, before))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, torch.zeros(2)])

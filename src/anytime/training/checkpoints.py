@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,38 +100,6 @@ def _check_values(checkpoint: Any) -> None:
     for state in states if isinstance(states, list) else ():
         if methods := [key for key in state if callable(getattr(LRScheduler, str(key), None))]:
             raise ValueError(f"it replaces the method {methods[0]} of a schedule")
-
-
-def first_odd_setting(saved: list[Any], wanted: list[dict[str, Any]]) -> str:
-    """The first setting of an optimizer's groups that a checkpoint cannot have, as half a sentence; empty if there is none.
-
-    Learning rates are those of a schedule; all other settings are those of the configuration.
-
-    Args:
-        saved: The groups in the checkpoint, of unknown origin.
-        wanted: Those of a new optimizer, see `Optimizer.state_dict`.
-    """
-    if len(saved) != len(wanted):
-        return f"the optimizer has {len(saved)} groups of parameters, here {len(wanted)}"
-    for number, (group, own) in enumerate(zip(saved, wanted, strict=True), 1):
-        if not isinstance(group, dict):
-            return f"group {number} of the optimizer is {group!a:.50}"
-        for key in ("lr", "initial_lr"):
-            rate = group.get(key, 0.0)
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-                return f"{key} of the optimizer's group {number} is {rate!a:.50}, not a number of at least 0"
-        for key in sorted((own.keys() & group.keys()) - {"lr", "initial_lr"}):
-            if not _same(value := group[key], other := own[key]):
-                return f"{key} of the optimizer's group {number} is {value!a:.50}, here {other!a:.50}"
-    return ""
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Whether two settings are equal: 0 is 0.0 and a tuple is a list, but 1 is not True, and NaN is itself."""
-    if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(value) == len(other) and all(map(_same, value, other))
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, other))
-    return (numbers and value == other) or repr(value) == repr(other)
 
 
 def first_difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

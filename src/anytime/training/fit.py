@@ -22,12 +22,13 @@ from anytime.objectives import Objective
 from anytime.support.text import one_line
 from anytime.support.trust import is_untrusted, source_name
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
-from anytime.training.checkpoints import WholeFiles, first_difference, first_odd_setting, read_checkpoint
+from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
 from anytime.training.convolutions import small_maps
 from anytime.training.logs import LoggerName, check_logger, loggers
 from anytime.training.module import AnytimeModule, decay_groups
 from anytime.training.origin import seen_before
 from anytime.training.regimes.base import Joint, Regime
+from anytime.training.resumed import first_oddity, kept_entries
 from anytime.training.schedules import Schedule
 
 CHECKPOINT = "checkpoints/last.ckpt"
@@ -179,8 +180,8 @@ def fit(
         if difference := first_difference(saved.get(part, {}), module.state_dict()):
             raise ValueError(f"{checkpoint} does not fit the configuration: {difference}")
     if resume:
-        groups = optimizer(decay_groups(module)).state_dict()["param_groups"]
-        if odd := first_odd_setting(saved["optimizer_states"][0]["param_groups"], groups):
+        entries = kept_entries(optimizer, decay_groups(module))
+        if odd := first_oddity(saved, *module.new_optimizer(), entries):
             raise ValueError(f"{checkpoint} does not fit the configuration: {odd}")
     more = [EMAWeightAveraging(decay=settings.average)] if settings.average else []
     shown = [Progress()] if settings.progress else []

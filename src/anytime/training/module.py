@@ -113,11 +113,15 @@ class AnytimeModule(L.LightningModule):
         """The regime's answers, in float32, from images or from whatever its loader yields instead."""
         return self._compiled[0](self.to_memory_format(images) if isinstance(images, Tensor) else images, **how).float()
 
-    def configure_optimizers(self) -> Any:
+    def new_optimizer(self) -> tuple[Optimizer, LambdaLR]:
+        """The optimizer and its schedule, before the first step."""
         optimizer = self._optimizer(decay_groups(self))
         if self._bias_lr != 1:
             optimizer.param_groups[1]["lr"] *= self._bias_lr
-        scheduler = LambdaLR(optimizer, self._factor)
+        return optimizer, LambdaLR(optimizer, self._factor)
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = self.new_optimizer()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _own_rates(self, optimizer: Optimizer) -> list[float]:
@@ -152,10 +156,8 @@ class AnytimeModule(L.LightningModule):
             self._use_own_rate(cast(LambdaLR, entry.scheduler))
 
     def _use_own_rate(self, scheduler: LambdaLR) -> None:
-        """Replaces the learning rate that a checkpoint has restored, if this training was given another."""
+        """Replaces the learning rates that a checkpoint has restored by those that the configuration says."""
         own = self._own_rates(scheduler.optimizer)
-        if scheduler.base_lrs == own:
-            return
         now = [rate * self._factor(scheduler.last_epoch) for rate in own]
         for group, rate, first in zip(scheduler.optimizer.param_groups, now, own, strict=True):
             group.update(lr=rate, initial_lr=first)

@@ -20,6 +20,7 @@ pytest.importorskip("onnxscript")
 
 import anytime
 from anytime.cli import main
+from anytime.export.capture import _adaptive_max_pool
 from anytime.export.check import TOLERANCE, compare
 from anytime.runtime.engines.base import Cancelled
 from anytime.runtime.engines.exported import ExportedModel, ExportedSteps
@@ -269,6 +270,12 @@ def test_an_operator_without_counterpart_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^step 1 cannot be exported to ONNX: .*aten.special_airy_ai"):
         anytime.export_model(random_weights(Unknown()), tmp_path / "unknown", input_size=(1, 4, 4))
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("case", [(4, 4, 2, 2), (7, 5, 3, 2), (8, 8, 1, 1), (3, 3, 3, 3), (2, 3, 4, 5)])
+def test_max_pools_to_a_grid_are_made_of_other_operators(case: tuple[int, int, int, int]) -> None:
+    x, size = torch.randn(2, 3, *case[:2]), case[2:]
+    assert torch.equal(_adaptive_max_pool(x, size)[0], nn.functional.adaptive_max_pool2d(x, size))
 
 
 @pytest.mark.parametrize(

@@ -132,13 +132,30 @@ def _exported(step: nn.Module, given: Sequence[Tensor], batch: Any, name: str) -
     shapes = None if batch is None else (tuple({0: batch} for _ in given),)
     try:
         with torch.no_grad(), quiet():
-            return torch.export.export(step, tuple(given), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(step, tuple(given), dynamic_shapes=shapes, strict=False)
+            pool = torch.ops.aten.adaptive_max_pool2d.default
+            users = [user for node in program.graph.nodes if node.target is pool for user in node.users]
+            if users and not any(user.args[1:] == (1,) and user.users for user in users):  # nobody reads the places
+                return program.run_decompositions({pool: _adaptive_max_pool})
+            return program
     except Exception as error:  # whatever a step does that cannot be captured
         if "specialized it to be a constant" in str(error):
             raise ValueError(
                 f"{name} works for only one batch size as a graph, as len(x) does instead of x.shape[0]: export with batch=1"
             ) from error
         raise ValueError(f"{name} cannot be captured as a graph: {one_line(error)}") from error
+
+
+def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """`adaptive_max_pool2d` by operators that every engine has; the places, which nobody reads, are zero.
+
+    Of n values along an axis of size s, value i is the largest of those from floor(i s / n) to below ceil((i + 1) s / n).
+    """
+    for axis, n in zip((-2, -1), output_size, strict=True):
+        size = x.shape[axis]
+        bins = [(i * size // n, -(-(i + 1) * size // n)) for i in range(n)]
+        x = torch.cat([x.narrow(axis, a, b - a).amax(axis, keepdim=True) for a, b in bins], axis)
+    return x, torch.zeros_like(x, dtype=torch.int64)
 
 
 @contextmanager

@@ -136,6 +136,18 @@ def test_the_next_writer_removes_what_killed_ones_left(tmp_path):
     assert all(path.exists() for path in kept)
 
 
+def test_a_full_disk_names_the_lock_and_leaves_none(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.write", full)
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left") as caught, only_writer(folder, "fit"):
+            pass
+        assert caught.value.filename == str(folder / LOCK)
+        assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught, atomic_write(tmp_path / "file"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

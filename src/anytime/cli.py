@@ -28,6 +28,9 @@ COMMANDS = {  # each verb is a module of `anytime.commands`, imported only when 
 }
 
 
+_TOO_LITTLE_MEMORY = ("can't allocate memory", "out of memory")  # what torch's RuntimeError says
+
+
 def _help() -> str:
     lines = [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
     return (
@@ -85,6 +88,7 @@ def _guarded(name: str, arguments: Sequence[str]) -> int:
     except Exception as error:
         code = getattr(error, "exit_code", None)
         known = code is not None or isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError))
+        known = known or (isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LITTLE_MEMORY))
         if not known or os.environ.get("ANYTIME_TRACEBACK"):
             raise
         print(f"anytime {name}: error: {_sentence(error)}", file=sys.stderr)

@@ -35,6 +35,39 @@ def test_tables_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["models", "a." * 3000 + "b"], 2),
+        (["exits", "a." * 3000 + "b"], 2),
+        (["exits", "x" * 100_000], 2),
+        (["exits", CLEAR], 2),
+        (["exits", "torchvision:squeezenet1_0", "--classes", "10000000000"], 2),
+        (["exits", "torchvision:squeezenet1_0", "--input-size", "3,99999999,99999999"], 1),
+        (["datasets", "--root", "x" * 5000], 1),
+        (["datasets", "--root", CLEAR], 0),
+        (["train", "--model", "x" * 100_000, "--data", "digits"], 2),
+        (["profile", "anytimenet_cifar10", "--batch", "x" * 100_000], 2),
+    ],
+    ids=lambda value: str(value)[:60].encode("unicode_escape").decode(),
+)
+def test_what_is_typed_ends_in_one_printable_sentence(
+    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert err.count("\n") == (code > 0)
+    assert len(err) < 1700
+
+
+def test_too_little_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("anytime.commands.models.run", lambda _: torch.empty(10**15))
+    assert main(["models"]) == 1
+    assert "can't allocate memory" in capsys.readouterr().err
+
+
 def test_predict_prints_names_safely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from anytime.commands.parser import Parser
 from anytime.reporting.columns import COMPARISON_COLUMNS, GROUP_COLUMNS, PAIRED_COLUMNS
 from anytime.reporting.tables import format_table
 from anytime.support.files import atomic_write
+from anytime.support.text import printable
 from anytime.support.units import macs_text
 from anytime.trace import Trace
 
@@ -56,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
         _show_paired(*traces.items())
     with atomic_write(out) as part:
         plots.compare(traces).savefig(part, format=out.suffix.removeprefix("."), dpi=150)
-    print(f"wrote {out}")
+    print(printable(f"wrote {out}"))
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from anytime.commands.parser import Parser
 from anytime.reporting.tables import Column, format_table
+from anytime.support.text import printable
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -29,6 +30,6 @@ def run(arguments: Sequence[str]) -> int:
     ]
     titles = {"size": "C x H x W", "found": "here", "source": "where it comes from"}
     columns = [Column(key, titles.get(key, key), ",d" if key in ("train", "test") else "") for key in rows[0]]
-    folder = default_root() if root is None else root.expanduser()
+    folder = printable(str(default_root() if root is None else root.expanduser()))
     print(f"{format_table(rows, columns)}\n\nlooked in {folder}; use --root or ANYTIME_DATA for another folder")
     return 0

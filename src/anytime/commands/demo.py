@@ -23,6 +23,7 @@ from anytime.reporting.report import Section
 from anytime.reporting.tables import format_table
 from anytime.runtime import Predictor, profile
 from anytime.support.locks import only_writer
+from anytime.support.text import printable
 from anytime.trace import Trace, record
 from anytime.training.config import Config, parse
 from anytime.training.launch import resume_training, start_training
@@ -46,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     config = parse(flags.split())
     earlier = "" if options.overwrite else _earlier(folder, config)
     if earlier == "finished":
-        print(f"   an earlier demo has done that in {folder}; --overwrite trains again", flush=True)
+        print(printable(f"   an earlier demo has done that in {folder}; --overwrite trains again"), flush=True)
     elif earlier:
         resume_training(folder)
     else:

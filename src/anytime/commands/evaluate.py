@@ -10,6 +10,7 @@ from pathlib import Path
 from anytime.commands.parser import Parser
 from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.tables import format_table
+from anytime.support.text import printable
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -43,5 +44,5 @@ def run(arguments: Sequence[str]) -> int:
     errors = numbers["error_at_cost"]["macs"]
     print(f"\naverage error AE {numbers['average_error']:.2%}, timeliness {numbers['timeliness']:.2%}")
     print("error at share of MACs: " + ", ".join(f"{k}: {'–' if v is None else f'{v:.2%}'}" for k, v in errors.items()))
-    print(f"wrote {result.trace}, {result.metrics}, {result.report}")
+    print(printable(f"wrote {result.trace}, {result.metrics}, {result.report}"))
     return 0

@@ -14,6 +14,7 @@ from anytime.models.surgery.attach.choice import place_exits
 from anytime.models.surgery.attach.cut_points import survey
 from anytime.models.surgery.backbones import build_backbone
 from anytime.reporting.tables import Column, format_table
+from anytime.support.text import one_line, printable
 from anytime.support.units import image_size, macs_text, ms_text
 
 COLUMNS = (
@@ -54,7 +55,10 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(str(error))
     except (RuntimeError, AssertionError) as error:
         parser.error(f"{options.backbone} cannot run on {options.device!r}: {str(error).splitlines()[0]}")
-    surveyed = survey(network, size, measure=True)
+    try:
+        surveyed = survey(network, size, measure=True)
+    except RuntimeError as error:  # too little memory
+        raise ValueError(f"{options.backbone} cannot run on an image of {options.input_size}: {one_line(error)}") from error
     chosen: list[int] = []
     if options.exits:
         surveyed, chosen = place_exits(surveyed, options.exits, options.spread, options.first)
@@ -71,6 +75,6 @@ def run(arguments: Sequence[str]) -> int:
         }
         for i, cut in enumerate((*surveyed.cuts, end))
     ]
-    print(f"{options.backbone}, one image of {' x '.join(map(str, size))}, on {hardware(device)}:")
+    print(f"{printable(options.backbone)}, one image of {' x '.join(map(str, size))}, on {hardware(device)}:")
     print(format_table(rows, COLUMNS if chosen else COLUMNS[1:]))
     return 0

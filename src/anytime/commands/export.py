@@ -13,6 +13,7 @@ from pathlib import Path
 from anytime.commands.parser import Parser
 from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
+from anytime.support.text import printable
 from anytime.support.units import image_size, macs_text
 
 ENGINES, PRECISIONS, BATCHES = ("onnx",), ("float32",), ("1", "dynamic")
@@ -84,5 +85,5 @@ def run(arguments: Sequence[str]) -> int:
     print(format_table(rows, COLUMNS))
     images = " and ".join(f"{count} {IMAGES.get(kind, kind)}" for kind, count in made.manifest.checked.items())
     print(f"compared with the model on {images}; at most {made.manifest.tolerance:g} of the largest logit is accepted")
-    print(f"wrote {out}; use it as a run: anytime predict {out} IMAGE, or anytime.load({str(out)!r})")
+    print(printable(f"wrote {out}; use it as a run: anytime predict {out} IMAGE, or anytime.load({str(out)!r})"))
     return 0

@@ -26,6 +26,7 @@ from anytime.support.digest import weights_digest
 from anytime.support.limits import UNFIT
 from anytime.support.locks import only_writer
 from anytime.support.model_files import config_file, read_weights
+from anytime.support.text import printable
 from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
@@ -100,7 +101,7 @@ def _fit(parser: Parser, options: Any, folder: Path, out: Path) -> None:
     if options.levels is not None:
         _fit_levels(saved, validation, test, options.levels)
         _save(saved, folder, out)
-        print(f"saved in {out}; use it: anytime predict {out} IMAGE")
+        print(printable(f"saved in {out}; use it: anytime predict {out} IMAGE"))
         return
     if options.max_loss is not None and "groups" not in validation.meta:
         raise ValueError(
@@ -121,7 +122,7 @@ def _fit(parser: Parser, options: Any, folder: Path, out: Path) -> None:
     if goal.max_loss is not None:
         _name_others(saved, name)
     use = f"--stop {name}" if options.stop else f"--combine {name}"
-    print(f"saved {name!r} in {out}; use it: anytime predict {out} IMAGE {use}")
+    print(printable(f"saved {name!r} in {out}; use it: anytime predict {out} IMAGE {use}"))
 
 
 def _saved_in(out: Path, model: AnytimeModel, trust: bool) -> AnytimeModel:

@@ -13,7 +13,7 @@ import torch
 
 from anytime.pretrained import list_pretrained
 from anytime.support.names import nearest
-from anytime.support.text import printable
+from anytime.support.text import one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {printable(message)} (see `{self.prog} --help`)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(ValueError(message))} (see `{self.prog} --help`)\n")
 
     def add_model(self, name: str) -> None:
         """Adds a trained model as a positional argument, for `check_model`."""

@@ -127,7 +127,7 @@ def _draw(model: AnytimeModel, answers: Sequence[Answer], path: Path, title: str
     )
     with atomic_write(path) as part:
         figure.savefig(part, format=path.suffix.removeprefix("."), dpi=150)
-    print(f"wrote {path}")
+    print(printable(f"wrote {path}"))
 
 
 def _predict(

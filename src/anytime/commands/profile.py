@@ -19,6 +19,7 @@ from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Profile, profile
 from anytime.support.locks import only_writer
 from anytime.support.model_files import digest_of
+from anytime.support.text import printable
 from anytime.support.units import macs_text, ms_text
 
 COLUMNS = (
@@ -72,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         rows = [{"step": t, "macs": m, "reached": r.p99, **s._asdict()} for t, (m, s, r) in enumerate(steps, 1)]
         print(format_table(rows, COLUMNS))
     compiled = ", compile=True" if options.compile else ""
-    print(f"wrote {out}; Predictor(model, anytime.Profile.load({str(out)!r}){compiled}) plans with it")
+    print(printable(f"wrote {out}; Predictor(model, anytime.Profile.load({str(out)!r}){compiled}) plans with it"))
     return 0
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from anytime.studies.executors.subprocess import TrainingStopped, log_end
 from anytime.studies.runner import TrainingRun, run_all, run_status, time_text
 from anytime.studies.study import Study, find_study, list_studies, study_command
 from anytime.support.names import nearest
+from anytime.support.text import printable
 from anytime.training.config import top_level_keys
 
 KINDS = ("figure", "table")
@@ -34,10 +35,13 @@ def run(arguments: Sequence[str]) -> int:
     for kind in KINDS:
         parser.add_argument(f"--{kind}", nargs="+", default=[], metavar="N", help=f"only these {kind}s")
     parser.add_argument("--data", metavar="NAME", help="data set (default: the study's first)")
-    parser.add_argument("--scale", default="cpu", help="cpu: minutes per training; full: as in the paper (default: cpu)")
+    parser.add_argument(
+        "--scale", help="cpu or fast: minutes per training; full: as in the paper (default: the study's first)"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds (default: the study's)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="where run directories go (default: runs/STUDY)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/STUDY)")
+    parser.add_argument("--finished", action="store_true", help="train nothing: use the trainings that are finished")
     parser.add_argument("--dry-run", action="store_true", help="print the missing trainings: command, what it serves, time")
     options, flags = parser.parse_known_args(arguments)
     if options.study is None:
@@ -58,6 +62,9 @@ def run(arguments: Sequence[str]) -> int:
                 serves[run.name] += [name] * (name not in serves[run.name])
         _show_plan(list({run.name: run for run in runs}.values()), serves, folder)
         return 0
+    if options.finished:
+        runs = [run for run in runs if run_status(run, folder) == "finished"]
+        wanted = _possible(wanted, study, data, options.scale, seeds, {run.name for run in runs})
     try:
         traces = run_all(runs, folder)
     except TrainingStopped as stopped:
@@ -72,8 +79,23 @@ def run(arguments: Sequence[str]) -> int:
         result = study.items[name].make(traces, data)
         made_by = study_command(options.study, name, data, options.scale, seeds, flags)
         files = result.write(out / f"{name.replace(' ', '_')}_{data}_{options.scale}", made_by)
-        print(f"\n{name.capitalize()}: {study.items[name].title}\n\n{result.text}\n\nwrote {', '.join(map(str, files))}")
+        written = printable(", ".join(map(str, files)))
+        print(f"\n{name.capitalize()}: {study.items[name].title}\n\n{result.text}\n\nwrote {written}")
     return 0
+
+
+def _possible(
+    wanted: Sequence[str], study: Study, data: str, scale: str, seeds: Sequence[int], finished: Set[str]
+) -> list[str]:
+    """The tables and figures that the finished trainings suffice for; prints the others and what they lack."""
+    possible = []
+    for name in wanted:
+        item, runs = study.items[name], {run.name for run in study.items[name].runs(data, scale, seeds)}
+        if runs <= finished or (item.partial and runs & finished):
+            possible.append(name)
+        else:
+            print(f"{name} is left out: {len(runs - finished)} of its {len(runs)} trainings are not finished")
+    return possible
 
 
 def _show_plan(runs: Sequence[TrainingRun], serves: Mapping[str, Sequence[str]], folder: Path) -> None:
@@ -83,7 +105,7 @@ def _show_plan(runs: Sequence[TrainingRun], serves: Mapping[str, Sequence[str]],
     for run in runs:
         items, status = ", ".join(serves[run.name]), run_status(run, folder)
         if status == "finished":
-            print(f"# finished: {folder / run.name}  # {items}")
+            print(printable(f"# finished: {folder / run.name}  # {items}"))
             continue
         key = run.recipe, run.flags
         known[key] = known[key] if key in known else training_seconds(run.config())
@@ -106,6 +128,7 @@ def _checked(parser: Parser, options: Any, flags: Sequence[str]) -> Study:
         study = find_study(options.study)
     except ValueError as error:
         parser.error(str(error))
+    options.scale = options.scale or next(iter(study.data))
     if options.scale not in study.data:
         parser.error(f"unknown --scale {options.scale!r}{nearest(options.scale, study.data)}")
     valid = study.data[options.scale]

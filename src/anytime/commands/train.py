@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anytime.commands.parser import Parser
 from anytime.commands.train_help import help_wanted
+from anytime.support.text import printable
 from anytime.support.trust import names_from, typed_paths
 from anytime.training.config import UsageError, parse
 from anytime.training.launch import claim, is_main_process, resume_training, start_training
@@ -33,5 +34,6 @@ def run(arguments: Sequence[str]) -> int:
     else:
         folder = resume_training(options.resume, options.trust, flags)
     if is_main_process():
-        print(*filter(None, (claim(folder), f"wrote {folder}", f"next: anytime evaluate {folder}")), sep="\n")
+        lines = (claim(folder), f"wrote {folder}", f"next: anytime evaluate {folder}")
+        print(*(printable(line) for line in lines if line), sep="\n")
     return 0

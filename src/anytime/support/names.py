@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from anytime.support.text import quoted
 from anytime.support.trust import require_consent
 
 LISTED = 40  # names that an error lists at most
@@ -51,8 +52,8 @@ def import_object(path: str, what: str) -> Any:
             sys.path.append(here)  # last, so that the user's files shadow no library
     try:
         found = _own(module, name) if ours else getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{what} {path!r} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} {quoted(path)} cannot be imported: {error}") from error
     return found
 
 

@@ -88,7 +88,7 @@ def _build(name: str, size: Sequence[int], classes: int | None, options: dict[st
     builders = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}
     if (colon and library not in builders) or (not colon and "." not in name):
         raise ValueError(
-            f"backbone must be 'torchvision:NAME', 'timm:NAME', 'hf:NAME' or the import path of a class, got {name!r}"
+            f"backbone must be 'torchvision:NAME', 'timm:NAME', 'hf:NAME' or the import path of a class, got {quoted(name)}"
         )
     try:
         return builders[library](rest, size, classes, options) if colon else _custom(name, size, classes, options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from anytime.support.limits import AllocationLimit
+from anytime.support.limits import AllocationLimit, imagined
 
 
 def test_what_fits_is_built_as_without_the_limit() -> None:
@@ -35,3 +35,11 @@ def test_too_many_tensors() -> None:
 def test_a_wrong_call_fails_as_without_the_limit() -> None:
     with pytest.raises(RuntimeError, match="negative dimension"), AllocationLimit(10, 10, "a file"):
         torch.empty(-1)
+
+
+def test_tensors_without_memory_do_not_count() -> None:
+    with AllocationLimit(10, 1, "a file"):
+        with imagined():
+            assert torch.zeros(100, device="meta").numel() + torch.ones(100, device="meta").numel() == 200
+        with pytest.raises(ValueError, match="a file asks for more than the 10 values"):
+            torch.zeros(100)

@@ -307,7 +307,7 @@ def own(**arguments: Any) -> AttachedExits:
         ({"backbone": "no.such.Net"}, "backbone 'no.such.Net' cannot be imported"),
         (
             {"options": {"depth": 3}},
-            r"cannot be built for \(3, 8, 8\) images with {'depth': 3}: .*unexpected keyword argument 'depth'",
+            r"cannot be built for \(3, 8, 8\) images with depth=3: .*unexpected keyword argument 'depth'",
         ),
         ({"options": {"checkpoint_path": "x", "weights": "y"}}, "options cannot hold checkpoint_path, weights"),
         ({"head": "conf"}, "unknown head 'conf'; did you mean 'conv'"),

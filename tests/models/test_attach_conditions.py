@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ class Masked(nn.Module):
 @pytest.mark.parametrize("major", ["heads", "samples"])
 def test_a_batch_within_heads_is_not_one_of_samples(major: str) -> None:
     torch.manual_seed(0)
-    model = attach_exits(Masked(major), exits=3, input_size=SIZE).eval()
+    late = pytest.warns(
+        UserWarning, match=r"exit 2 is at 99% of the cost, after 'add_2'"
+    )  # the mask lives until the last block
+    with late if major == "heads" else nullcontext():
+        model = attach_exits(Masked(major), exits=3, input_size=SIZE).eval()
     x = torch.rand(4, *SIZE)
     x[1, :, :4] *= 0.3
     x[2] *= 0.3
@@ -213,7 +218,7 @@ def test_blocks_that_return_a_dict() -> None:
 
 
 def test_loading_repeats_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = {"backbone": "torchvision:shufflenet_v2_x0_5", "exits": 2, "head": "linear", "input_size": (3, 32, 32)}
+    arguments = {"backbone": "torchvision:shufflenet_v2_x0_5", "exits": 2, "head": "linear", "input_size": (3, 96, 96)}
     model = create_model("attach", 5, **arguments)
     assert isinstance(model, AttachedExits)
     model.save(tmp_path / "model")
@@ -224,6 +229,6 @@ def test_loading_repeats_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     loaded = read_model(tmp_path / "model")
     assert isinstance(loaded, AttachedExits)
     assert max(runs) == 1  # one image
-    x = torch.rand(3, 3, 32, 32)
+    x = torch.rand(3, 3, 96, 96)
     assert torch.equal(loaded.eval()(x), model.eval()(x))
-    assert anytime.step_macs(loaded, (3, 32, 32)) == anytime.step_macs(model, (3, 32, 32))
+    assert anytime.step_macs(loaded, (3, 96, 96)) == anytime.step_macs(model, (3, 96, 96))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ _FACTORIES = {
     *(torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.randperm),
     *(torch.arange, torch.linspace, torch.eye, torch.empty_strided),
 }
+
+_IMAGINED: ContextVar[bool] = ContextVar("tensors have no memory", default=False)
 
 UNFIT = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 """What a class raises that is given arguments of unknown origin."""
@@ -74,6 +78,16 @@ def check_steps(steps: int) -> None:
         raise BeyondLimit(f"the network has {steps:,} steps", MOST_STEPS)
 
 
+@contextmanager
+def imagined() -> Iterator[None]:
+    """Inside this block torch's factories make tensors that have a shape but no memory, which no `AllocationLimit` counts."""
+    token = _IMAGINED.set(True)
+    try:
+        yield
+    finally:
+        _IMAGINED.reset(token)
+
+
 class AllocationLimit(TorchFunctionMode):
     """Inside this block, torch's factories raise ValueError beyond a number of elements or of calls.
 
@@ -93,7 +107,7 @@ class AllocationLimit(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _FACTORIES:
+        if func in _FACTORIES and not _IMAGINED.get():
             self._calls -= 1
             self._elements -= self._count(func, args, kwargs)
             if self._elements < 0 or self._calls < 0:

@@ -59,6 +59,7 @@ class Call:
         asked: The dtypes that it has asked of tensors of the images' dtype.
         reads: The plain attributes of modules that it has read.
         decisions: What it has decided by numbers that come from shapes.
+        asked_layout: Whether it has asked how a tensor lies in memory.
     """
 
     module: nn.Module
@@ -74,11 +75,17 @@ class Call:
     asked: set[torch.dtype] = field(default_factory=set)
     reads: list[Any] = field(default_factory=list)
     decisions: list[Any] = field(default_factory=list)
+    asked_layout: bool = False
 
     @property
     def calls(self) -> list[Call]:
         """The calls inside it, in order."""
         return [item for item in self.items if isinstance(item, Call)]
+
+    @property
+    def asks_layout(self) -> bool:
+        """Whether it, or a call inside it, has asked how a tensor lies in memory."""
+        return self.asked_layout or any(call.asks_layout for call in self.calls)
 
 
 def same_tensor(x: Any) -> Any:

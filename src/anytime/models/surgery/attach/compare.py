@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from anytime.models.surgery.attach.calls import Call, Operation, Value, leaves_of
 
 
-def compare(call: Call, other: Call, why: str | None) -> None:
-    """Marks a call, and those inside it, where another trace of it differs: with the problem `why`, or as `fixed` if None."""
-    _Comparison(why).calls(call, other)
+class Difference(NamedTuple):
+    """A call that another trace does differently: why it cannot be opened, or None if it is because of the images' size."""
+
+    call: Call
+    problem: str | None
+
+    def note(self) -> None:
+        """Notes it in the call."""
+        if self.problem is None:
+            self.call.fixed = True
+        else:
+            self.call.problem = self.call.problem or self.problem
+
+
+def differences(call: Call, other: Call, why: str | None) -> list[Difference]:
+    """Where a call, and those inside it, differ from another trace of it, because of `why`; None: the images' size."""
+    comparison = _Comparison(why)
+    comparison.calls(call, other)
+    return comparison.found
 
 
 class _Comparison:
@@ -18,6 +34,7 @@ class _Comparison:
     def __init__(self, why: str | None) -> None:
         self.why = why
         self.pairs: dict[Value, Value] = {}
+        self.found: list[Difference] = []
 
     def calls(self, call: Call, other: Call) -> None:
         """Compares two calls whose arguments are known to be the same."""
@@ -30,8 +47,9 @@ class _Comparison:
                 break
             agree = self._items(a, b)
         if not agree or (other.problem and not call.problem):
-            self._mark(call, other.problem)
-        call.fixed |= other.fixed
+            self._differs(call, other.problem)
+        if other.fixed and not call.fixed:
+            self.found.append(Difference(call, None))
 
     def _items(self, a: Operation | Call, b: Operation | Call) -> bool:
         if isinstance(a, Operation) and isinstance(b, Operation):
@@ -48,17 +66,14 @@ class _Comparison:
         for one, two in zip(ours, theirs, strict=True):
             if isinstance(one, Value) and isinstance(two, Value):
                 if self.pairs.get(one, two) is not two and a.items:
-                    self._mark(a)
+                    self._differs(a)
                 self.pairs[one] = two
             elif not _equal(one, two):  # a constant that the calls around it go on with
                 return False
         return True
 
-    def _mark(self, call: Call, problem: str | None = None) -> None:
-        if self.why is None:
-            call.fixed = True
-        else:
-            call.problem = call.problem or problem or self.why
+    def _differs(self, call: Call, problem: str | None = None) -> None:
+        self.found.append(Difference(call, None if self.why is None else problem or self.why))
 
     def _same(self, one: Any, other: Any) -> bool:
         ours, theirs = leaves_of(one), leaves_of(other)

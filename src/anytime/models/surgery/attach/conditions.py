@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException as DataDependent
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode, UnsupportedFakeTensorException
 
 from anytime.cost import flop_counter
 from anytime.model import eval_mode
 from anytime.models.surgery.attach.calls import Call, TraceError
-from anytime.models.surgery.attach.compare import compare
+from anytime.models.surgery.attach.compare import differences
 from anytime.models.surgery.attach.trace import CallTracer, stored_tensors
+from anytime.support.limits import imagined
 
 OTHER_IN_TRAINING = "it does something else in train mode than in eval mode"
 ASKED = "it must ask the batch size as x.shape[0], not make a plain number of it, as len(x), int(...) and loops over images do"
@@ -90,7 +89,8 @@ def trace_network(network: nn.Module, x: Tensor) -> Call:
                 evaluation = CallTracer(network, False, counter.get_total_flops).run(x.clone())
             network.train()
             train = CallTracer(network, True, lambda: 0).run(x.clone())
-        compare(evaluation, train, OTHER_IN_TRAINING)
+        for difference in differences(evaluation, train, OTHER_IN_TRAINING):
+            difference.note()
         if not evaluation.problem:
             _Trials(network, x, evaluation).run()
         if evaluation.problem:
@@ -111,26 +111,17 @@ class _Trials:
 
     def run(self) -> None:
         """Notes in the calls of the evaluation what other conditions change."""
-        log = logging.getLogger(FakeTensorMode.__module__)
-        level = log.level
-        log.setLevel(logging.CRITICAL)  # a condition that the network cannot take is no error
-        try:
-            self._all()
-        finally:
-            log.setLevel(level)
-
-    def _all(self) -> None:
         for condition in conditions(self.x.dtype):
             if not self.evaluation.problem:
                 self._try(condition)
         with suppress(Exception):  # the network takes no such size
-            compare(self.evaluation, self._trace(Condition(larger=LARGER)), None)
+            self._compare(Condition(larger=LARGER), None)
 
     def _try(self, condition: Condition) -> None:
         """Compares in one condition; in each of its parts if the network fails in it, or cannot be cut because of it."""
         parts = condition.differences
         try:
-            compare(self.evaluation, self._trace(condition), condition.problem)
+            self._compare(condition, condition.problem)
         except Exception:
             for part in parts if len(parts) > 1 else ():
                 self._try(part)
@@ -141,37 +132,58 @@ class _Trials:
                     self._try(part)
             self.evaluation.problem = self.evaluation.problem or problem
 
+    def _compare(self, condition: Condition, why: str | None) -> None:
+        """Notes the differences in a condition, for which the network runs on tensors without values if it can.
+
+        Those of the meta device are quick, but convolutions there do not keep the layout. Where they fail or differ, slower
+        ones that say they are on the network's own device decide, and for a network that reads values or cannot be copied the
+        network itself.
+        """
+        with suppress(Exception):
+            other = self._imagined(condition, torch.device("meta"), "meta")
+            if not differences(self.evaluation, other, why) and not (condition.channels_last and self.evaluation.asks_layout):
+                return
+        for difference in differences(self.evaluation, self._trace(condition), why):
+            difference.note()
+
     def _trace(self, condition: Condition) -> Call:
+        from torch._subclasses import fake_tensor as fake  # slow to import, and seldom needed
+
+        unknown = fake.DataDependentOutputException, fake.DynamicOutputShapeException, fake.UnsupportedFakeTensorException
+        log = logging.getLogger(fake.__name__)
+        level = log.level
+        log.setLevel(logging.CRITICAL)  # a condition that the network cannot take is no error
         try:
-            return self._imagined(condition)
-        except (DataDependent, DynamicOutputShapeException, UnsupportedFakeTensorException, NotImplementedError):
+            return self._imagined(condition, fake.FakeTensorMode(allow_non_fake_inputs=True), self.x.device)
+        except (*unknown, NotImplementedError):
             return self._real(condition._replace(batch=min(condition.batch, 9), dtype=None))
+        finally:
+            log.setLevel(level)
 
-    def _imagined(self, condition: Condition) -> Call:
-        """A trace that computes shapes only."""
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with mode:
+    def _imagined(self, condition: Condition, mode: Any, device: torch.device | str) -> Call:
+        """A trace that computes shapes only: inside `mode`, tensors have no values."""
+        with imagined(), mode:
             stored = stored_tensors(self.network).items()
-            memo: dict[int, Any] = {key: _imagine(kept, condition.dtype) for key, (kept, _) in stored}
-        network = copy.deepcopy(self.network, memo)
-        with mode, torch.set_grad_enabled(condition.gradients):
-            return CallTracer(network, False, lambda: 0).run(self._images(condition))
-
-    def _images(self, condition: Condition) -> Tensor:
-        sides = [n + condition.larger for n in self.x.shape[2:]]
-        images = torch.zeros(
-            condition.batch, self.x.shape[1], *sides, dtype=condition.dtype or self.x.dtype, device=self.x.device
-        )
-        return images.contiguous(memory_format=torch.channels_last) if condition.channels_last else images
+            memo: dict[int, Any] = {key: _imagine(kept, condition.dtype, device) for key, (kept, _) in stored}
+        try:
+            network = copy.deepcopy(self.network, memo)
+        except Exception as error:
+            raise NotImplementedError("the network cannot be copied") from error
+        with imagined(), mode, torch.set_grad_enabled(condition.gradients):
+            return CallTracer(network, False, lambda: 0).run(self._images(condition, device))
 
     def _real(self, condition: Condition) -> Call:
         with preserved(self.network), torch.set_grad_enabled(condition.gradients):
-            return CallTracer(self.network, False, lambda: 0).run(self._images(condition))
+            return CallTracer(self.network, False, lambda: 0).run(self._images(condition, self.x.device))
+
+    def _images(self, condition: Condition, device: torch.device | str) -> Tensor:
+        shape = condition.batch, self.x.shape[1], *(n + condition.larger for n in self.x.shape[2:])
+        images = torch.zeros(shape, dtype=condition.dtype or self.x.dtype, device=device)
+        return images.contiguous(memory_format=torch.channels_last) if condition.channels_last else images
 
 
-def _imagine(kept: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor of the same form, without values if a mode imagines them."""
+def _imagine(kept: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
+    """A tensor of the same form."""
     kind = dtype if dtype is not None and kept.is_floating_point() else kept.dtype
-    form: Any = {"dtype": kind, "device": kept.device}
-    made = torch.empty_strided(kept.shape, kept.stride(), **form)
+    made = torch.empty_strided(kept.shape, kept.stride(), dtype=kind, device=device)
     return nn.Parameter(made, kept.requires_grad) if isinstance(kept, nn.Parameter) else made

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+LAYOUT = {"is_contiguous", "stride", "storage_offset"}  # how a tensor lies in memory
 PLAIN = {  # what a tensor is asked for besides its values and sizes
-    *("dim", "ndimension", "is_contiguous", "is_floating_point", "is_complex", "element_size", "stride", "storage_offset"),
+    *("dim", "ndimension", "is_floating_point", "is_complex", "element_size", *LAYOUT),
     *("get_device", "data_ptr", "_assert", "is_same_size", "__repr__", "__format__", "__hash__", "requires_grad_"),
     *("type", "dtype", "device", "ndim", "requires_grad", "layout", "is_cuda", "is_mps", "is_xpu", "is_cpu", "is_meta"),
     *("is_quantized", "is_sparse", "is_leaf", "grad", "grad_fn", "names", "itemsize", "nbytes", "is_nested", "_version"),

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from anytime.models.surgery.attach.attributes import ASSIGNED, Attributes
 from anytime.models.surgery.attach.calls import Call, Operation, TraceError, Value, leaves_of, map_leaves, same_tensor
 from anytime.models.surgery.attach.numbers import Number, TrainingFlag, plain_arguments
-from anytime.models.surgery.attach.questions import PLAIN, VALUES
+from anytime.models.surgery.attach.questions import LAYOUT, PLAIN, VALUES
 
 CONTEXTS = "it switches gradients or autocast on or off in forward, which only a submodule may do"
 ASSIGNED_DATA = "it assigns to .{name} of a tensor in forward, which must be changed in place, as copy_(...) does"
@@ -214,6 +214,8 @@ class CallTracer(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "_set_grad_enabled":
             self.current.problem = self.current.problem or CONTEXTS
+        if name in LAYOUT:
+            self.current.asked_layout = True
         if name == "_set_grad_enabled" or name in PLAIN:
             return func(*plain_arguments(args), **plain_arguments(kwargs))
         if name in ("size", "numel", "nelement") and isinstance(args[0], Tensor):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anytime.models.cascaded.statistics import KEY, Dynamics, convert_state
 from anytime.models.common.delay_kernels import make_kernel
 from anytime.models.common.layers import check_depth, he_init
-from anytime.models.common.step_norm import StepBatchNorm2d
+from anytime.models.common.step_norm import StepNorms, step_norms
 from anytime.models.surgery.delays.model import DelayedNetwork
 from anytime.registry import variant
 
@@ -20,13 +20,13 @@ from anytime.registry import variant
 class DenseLayer(nn.Module):
     """[new(z), z], new = BN-ReLU-conv1x1-BN-ReLU-conv3x3: `growth` new channels, placed before the old ones."""
 
-    def __init__(self, channels: int, growth: int, rows: int) -> None:
+    def __init__(self, channels: int, growth: int, rows: int, norms: StepNorms) -> None:
         super().__init__()
         self.new = nn.Sequential(
-            StepBatchNorm2d(channels, rows),
+            norms(channels, rows),
             nn.ReLU(),
             nn.Conv2d(channels, 4 * growth, 1, bias=False),
-            StepBatchNorm2d(4 * growth, rows),
+            norms(4 * growth, rows),
             nn.ReLU(),
             nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False),
         )
@@ -38,10 +38,11 @@ class DenseLayer(nn.Module):
 class DenseNet(nn.Sequential):
     """Conv3x3, blocks of dense layers with transitions (BN-ReLU-conv1x1-average pooling) between them, BN-ReLU-GAP-linear.
 
-    `CascadedDenseNet` documents the arguments except for this.
+    `CascadedDenseNet` documents the arguments except for these.
 
     Args:
         rows: Rows of running statistics of a batch norm, as a function of the number of dense layers before it.
+        norms: Makes a batch norm from its channels and rows.
 
     Raises:
         ValueError: There are no layers, or growth or reduction is out of range.
@@ -55,6 +56,7 @@ class DenseNet(nn.Sequential):
         growth: int,
         reduction: float,
         rows: Callable[[int], int],
+        norms: StepNorms,
     ) -> None:
         if not layers or min(layers) < 1:
             raise ValueError(f"layers must be at least 1 in every block, got {layers!r}")
@@ -68,16 +70,16 @@ class DenseNet(nn.Sequential):
         for block, count in enumerate(layers):
             if block:
                 reduced = int(channels * reduction)
-                norm = StepBatchNorm2d(channels, rows(before))
+                norm = norms(channels, rows(before))
                 conv = nn.Conv2d(channels, reduced, 1, bias=False)
                 self.delays[f"transition{block}.0"] = before
                 self.add_module(f"transition{block}", nn.Sequential(norm, nn.ReLU(), conv, nn.AvgPool2d(2)))
                 channels = reduced
-            dense = [DenseLayer(channels + i * growth, growth, rows(before + i)) for i in range(count)]
+            dense = [DenseLayer(channels + i * growth, growth, rows(before + i), norms) for i in range(count)]
             self.add_module(f"block{block}", nn.Sequential(*dense))
             self.delays |= {f"block{block}.{i}.new.{norm}": before + i for i in range(count) for norm in (0, 3)}
             channels, before = channels + count * growth, before + count
-        self.norm, self.delays["norm"] = StepBatchNorm2d(channels, rows(before)), before
+        self.norm, self.delays["norm"] = norms(channels, rows(before)), before
         self.act, self.pool, self.flatten = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.head = nn.Linear(channels, num_classes)
         he_init(self)
@@ -103,6 +105,10 @@ class CascadedDenseNet(DelayedNetwork):
         kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
         alpha: Weight of the previous output under smoothing, in [0, 1).
         num_steps: T; default: until the answer has settled (with smoothing 70).
+        norm_eps: Added to the variance of every batch norm. The authors' code means 1e-5 but runs with 0.1, because it passes
+            its arguments shifted by one.
+        norm_momentum: Weight of the newest batch in the running statistics. The authors' code means 0.1 but runs with 1: its
+            statistics are those of the last training batch.
 
     Source: the code published with Iuzzolino, Mozer, Bengio, NeurIPS 2021, which does not run; the paper has no results.
     """
@@ -119,6 +125,8 @@ class CascadedDenseNet(DelayedNetwork):
         kernel: Literal["osd", "ews", "instant"] | tuple[float, ...] = "osd",
         alpha: float = 0.9,
         num_steps: int | None = None,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
     ) -> None:
         memory = make_kernel(kernel, alpha).memory
 
@@ -127,7 +135,7 @@ class CascadedDenseNet(DelayedNetwork):
             return 1 + int(settled if num_steps is None else min(settled, max(num_steps - 1, 0)))
 
         classes = num_classes if isinstance(num_classes, int) else sum(num_classes)
-        network = DenseNet(classes, in_channels, layers, growth, reduction, rows)
+        network = DenseNet(classes, in_channels, layers, growth, reduction, rows, step_norms(norm_eps, norm_momentum))
         branches = [f"block{block}.{i}.new" for block, count in enumerate(layers) for i in range(count)]
         super().__init__(network, branches, kernel, alpha, num_steps, num_classes, in_channels)
         self.dynamics = Dynamics.of(self.kernel, 0 < memory < math.inf, self.first)

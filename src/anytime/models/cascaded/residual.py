@@ -13,13 +13,13 @@ from anytime.models.cascaded.statistics import KEY, Dynamics, convert_state
 from anytime.models.common.batch_norm import RUNNING
 from anytime.models.common.frames import FrameModel
 from anytime.models.common.layers import he_init
-from anytime.models.common.step_norm import StepBatchNorm2d
+from anytime.models.common.step_norm import StepNorms, step_norms
 
 StemLayout = Literal["cifar", "tinyimagenet", "imagenet"]
 Heads = Literal["shared", "separate"]
 Clock = Literal["asymptotic", "published"]
 
-STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def check_count(name: str, value: Any) -> None:
@@ -37,11 +37,11 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 class ResidualStem(nn.Sequential):
     """Convolution, batch norm, ReLU and (`pool`) 3x3 max-pooling of stride 2."""
 
-    def __init__(self, in_channels: int, width: int, layout: StemLayout, pool: bool) -> None:
+    def __init__(self, in_channels: int, width: int, layout: StemLayout, pool: bool, norms: StepNorms) -> None:
         size, stride, padding = (7, 2, 3) if layout == "imagenet" else (3, 1, 1)
         super().__init__(
             nn.Conv2d(in_channels, width, size, stride, padding, bias=False),
-            StepBatchNorm2d(width),
+            norms(width, 1),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, 1) if pool else nn.Identity(),
         )
@@ -60,13 +60,13 @@ class ResidualBlock(nn.Module):
     Basic: conv3x3-BN-ReLU-conv3x3-BN. Bottleneck: conv1x1-BN-ReLU-conv3x3-BN-ReLU-conv1x1-BN with four times the channels.
     """
 
-    def __init__(self, inputs: int, width: int, stride: int, rows: int, bottleneck: bool) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, rows: int, bottleneck: bool, norms: StepNorms) -> None:
         super().__init__()
         outputs = 4 * width if bottleneck else width
         shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
         shapes = shapes if bottleneck else [(inputs, width, 3, stride), (width, width, 3, 1)]
         self.convs: Any = nn.ModuleList(nn.Conv2d(i, o, size, s, size // 2, bias=False) for i, o, size, s in shapes)
-        self.norms: Any = nn.ModuleList(StepBatchNorm2d(o, rows) for _, o, _, _ in shapes)
+        self.norms: Any = nn.ModuleList(norms(o, rows) for _, o, _, _ in shapes)
         same = inputs == outputs and stride == 1
         self.projection = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -112,8 +112,8 @@ class ResidualBlock(nn.Module):
 class ResidualNet(FrameModel):
     """The base of cascaded and serial networks: they share stem, blocks, heads and therefore the state dict.
 
-    Depths 18 and 34 have basic blocks, 50 bottlenecks. The stem of `"cifar"` and `"tinyimagenet"` is 3x3, that of `"imagenet"`
-    7x7 of stride 2. `CascadedResNet` documents the arguments except for these.
+    Depths 18 and 34 have basic blocks, the others bottlenecks. The stem of `"cifar"` and `"tinyimagenet"` is 3x3, that of
+    `"imagenet"` 7x7 of stride 2. `CascadedResNet` documents the arguments except for these.
 
     Args:
         rows: Rows of statistics of block k = 1..K.
@@ -132,6 +132,8 @@ class ResidualNet(FrameModel):
         width: int,
         layout: StemLayout,
         pool: bool | None,
+        norm_eps: float,
+        norm_momentum: float,
     ) -> None:
         super().__init__(num_classes, in_channels)
         check_choice("heads", heads, ("shared", "separate"))
@@ -140,14 +142,14 @@ class ResidualNet(FrameModel):
         check_count("width", width)
         check_choice("pool", pool, (True, False, None))
         self.num_steps = num_steps
-        bottleneck = depth >= 50
-        self.stem = ResidualStem(in_channels, width, layout, layout == "imagenet" if pool is None else pool)
+        bottleneck, norms = depth >= 50, step_norms(norm_eps, norm_momentum)
+        self.stem = ResidualStem(in_channels, width, layout, layout == "imagenet" if pool is None else pool, norms)
         blocks: list[ResidualBlock] = []
         channels = width
         for stage, count in enumerate(STAGES[depth]):
             for i in range(count):
                 stride = 2 if stage and not i else 1
-                blocks.append(ResidualBlock(channels, width * 2**stage, stride, rows(len(blocks) + 1), bottleneck))
+                blocks.append(ResidualBlock(channels, width * 2**stage, stride, rows(len(blocks) + 1), bottleneck, norms))
                 channels = width * 2**stage * (4 if bottleneck else 1)
         self.blocks: Any = nn.ModuleList(blocks)  # typed as Any: a ModuleList does not tell its elements' type
         self._top_channels = channels

@@ -78,10 +78,12 @@ class CascadedResNet(ResidualNet):
     The asymptotic clock gives the answers of t = 1..T, the first that have seen the image. The published one gives t = 0..T-1:
     its first answer knows no image, and its last is one update short of the asymptote.
 
+    Depths 101 and 152 have no name of their own: `create_model("anytime.models.cascaded.resnet.CascadedResNet", depth=101)`.
+
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
-        depth: 18, 34 or 50.
+        depth: 18, 34, 50, 101 or 152.
         kernel: "osd" (one-step delay), "ews" (smoothing), "instant" (no delay), or the weights of a tapped delay line.
         alpha: Weight of the previous output under smoothing, in [0, 1).
         heads: "shared" by all steps, or "separate".
@@ -91,6 +93,10 @@ class CascadedResNet(ResidualNet):
         pool: Max-pooling after the stem; default: only for "imagenet". The authors' code always pools.
         statistics: Running statistics "per_step" or "shared" by all; default: per step, with smoothing shared.
         clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
+        norm_eps: Added to the variance of every batch norm. The authors' code means 1e-5 but runs with 0.1, because it passes
+            its arguments shifted by one.
+        norm_momentum: Weight of the newest batch in the running statistics. The authors' code means 0.1 but runs with 1: its
+            statistics are those of the last training batch.
 
     Source: Iuzzolino, Mozer, Bengio, "Improving Anytime Prediction with Parallel Cascaded Networks and a Temporal-Difference
     Loss", NeurIPS 2021, section 2.
@@ -110,6 +116,8 @@ class CascadedResNet(ResidualNet):
         pool: bool | None = None,
         statistics: Statistics | None = None,
         clock: Clock = "asymptotic",
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
     ) -> None:
         delay = make_kernel(kernel, alpha)
         lag, memory = delay.lag, delay.memory
@@ -128,7 +136,8 @@ class CascadedResNet(ResidualNet):
             return 1 if statistics == "shared" else int(min(block * memory, max(last, 0))) + 1
 
         dynamics = Dynamics.of(delay, statistics == "per_step", first)
-        super().__init__(num_classes, in_channels, depth, num_steps, rows, dynamics, heads, width, layout, pool)
+        form = width, layout, pool, norm_eps, norm_momentum
+        super().__init__(num_classes, in_channels, depth, num_steps, rows, dynamics, heads, *form)
         self.kernel, self.first = delay, first
         self.late = min(lag, 1)  # a branch is evaluated when its output arrives, if that is later than its input
         self.branch_kernel = delay.after(self.late)

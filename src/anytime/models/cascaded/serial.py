@@ -61,7 +61,7 @@ class SerialResNet(ResidualNet):
     Args:
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
-        depth: 18, 34 or 50.
+        depth: 18, 34, 50, 101 or 152.
         heads: "shared" by all steps, or "separate".
         num_steps: T; default: all.
         width: Channels of the first stage.
@@ -69,6 +69,8 @@ class SerialResNet(ResidualNet):
         pool: Max-pooling after the stem; default: only for "imagenet". The authors' code always pools.
         form: "paper": t - 1 blocks are active at step t; "published": the authors' code, a block more with a stale residual.
         clock: "asymptotic", or "published": one step earlier, as the authors' code counts.
+        norm_eps: Added to the variance of every batch norm.
+        norm_momentum: Weight of the newest batch in the running statistics.
 
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 3 (SerialTD, SerialCE).
     """
@@ -85,6 +87,8 @@ class SerialResNet(ResidualNet):
         pool: bool | None = None,
         form: Form = "paper",
         clock: Clock = "asymptotic",
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
     ) -> None:
         check_choice("form", form, ("paper", "published"))
         check_choice("clock", clock, ("asymptotic", "published"))
@@ -96,8 +100,8 @@ class SerialResNet(ResidualNet):
         self.first = 0 if clock == "published" else 1
         published = form == "published"
         dynamics = Dynamics(per_step=published, first=self.first)
-        rows = 1 + published
-        super().__init__(num_classes, in_channels, depth, num_steps, lambda _: rows, dynamics, heads, width, layout, pool)
+        rows, net = 1 + published, (width, layout, pool, norm_eps, norm_momentum)
+        super().__init__(num_classes, in_channels, depth, num_steps, lambda _: rows, dynamics, heads, *net)
         self.published = published
 
     def settles(self, block: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from anytime.models.common.batch_norm import RUNNING, PartedBatchNorm
 
 Statistics = Literal["per_step", "shared"]  # a cascade's running statistics
+StepNorms = Callable[[int, int], "StepBatchNorm2d"]  # makes a norm from its channels and rows
 
 
 class StepBatchNorm2d(PartedBatchNorm):
@@ -93,3 +96,19 @@ class StepBatchNorm2d(PartedBatchNorm):
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, rows={self.rows}, eps={self.eps}, momentum={self.momentum}"
+
+
+def step_norms(eps: Any, momentum: Any) -> StepNorms:
+    """What makes the batch norms of a network, given channels and rows of statistics.
+
+    Raises:
+        ValueError: `eps` is not above zero, or `momentum` does not lie in (0, 1].
+    """
+    for name, value, most, wanted in (
+        ("norm_eps", eps, math.inf, "a number above zero"),
+        ("norm_momentum", momentum, 1, "a number in (0, 1]"),
+    ):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= most or value == math.inf:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return partial(StepBatchNorm2d, eps=float(eps), momentum=float(momentum))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anytime.cost import flop_counter
 from anytime.model import eval_mode
 from anytime.models.surgery.attach.calls import Call, TraceError
-from anytime.models.surgery.attach.compare import differences
+from anytime.models.surgery.attach.compare import Difference, differences
 from anytime.models.surgery.attach.trace import CallTracer, stored_tensors
 from anytime.support.limits import imagined
 
@@ -111,10 +111,16 @@ class _Trials:
 
     def run(self) -> None:
         """Notes in the calls of the evaluation what other conditions change."""
-        for condition in conditions(self.x.dtype):
+        *first, last = conditions(self.x.dtype)
+        for condition in first:
             if not self.evaluation.problem:
                 self._try(condition)
         with suppress(Exception):  # the network takes no such size
+            if not self._differences(last._replace(larger=LARGER), None):
+                return
+        if not self.evaluation.problem:
+            self._try(last)
+        with suppress(Exception):
             self._compare(Condition(larger=LARGER), None)
 
     def _try(self, condition: Condition) -> None:
@@ -139,12 +145,16 @@ class _Trials:
         ones that say they are on the network's own device decide, and for a network that reads values or cannot be copied the
         network itself.
         """
+        asks_layout = condition.channels_last and self.evaluation.asks_layout
         with suppress(Exception):
-            other = self._imagined(condition, torch.device("meta"), "meta")
-            if not differences(self.evaluation, other, why) and not (condition.channels_last and self.evaluation.asks_layout):
+            if not self._differences(condition, why) and not asks_layout:
                 return
         for difference in differences(self.evaluation, self._trace(condition), why):
             difference.note()
+
+    def _differences(self, condition: Condition, why: str | None) -> list[Difference]:
+        """Those on the meta device."""
+        return differences(self.evaluation, self._imagined(condition, torch.device("meta"), "meta"), why)
 
     def _trace(self, condition: Condition) -> Call:
         from torch._subclasses import fake_tensor as fake  # slow to import, and seldom needed

@@ -82,10 +82,11 @@ def example_images(backbone: nn.Module, input_size: Sequence[int], batch: int) -
 
 
 def _unlike_images(two: Tensor) -> Tensor:
-    """Four images: the two, a dark one and one that is dark on one side."""
-    dark, half = 0.3 * two[:1], two[1:].clone()
-    half[..., : max(half.shape[3] // 2, 1)] *= 0.2
-    return torch.cat((two, dark, half))
+    """Three images: the first of two, and the other one made dark, as a whole and on one side."""
+    first, other = two.split(1)
+    side = other.clone()
+    side[..., : max(side.shape[3] // 2, 1)] *= 0.2
+    return torch.cat((first, 0.3 * other, side))
 
 
 def _expected_channels(module: nn.Module) -> tuple[bool, int] | None:

@@ -89,6 +89,18 @@ def test_no_gradient_for_what_needs_none():
     torch.testing.assert_close(weight.grad, expected)
 
 
+def test_gradients_of_gradients():
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    how = ([1, 1], [1, 1], [1, 1])
+    penalties = []
+    for function in (lambda: convolutions._convolution(x, weight, *how), lambda: F.conv2d(x, weight, padding=1)):
+        inner = torch.autograd.grad(function().pow(2).sum(), [x, weight], create_graph=True)
+        penalties.append(torch.autograd.grad(sum(g.pow(2).sum() for g in inner), [x, weight]))
+    for a, b in zip(*penalties, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_only_plain_convolutions_in_bfloat16_are_changed(monkeypatch):
     monkeypatch.setattr(convolutions, "weight_gradient", lambda *given: pytest.fail("torch's own is right here"))
     model = nn.Sequential(

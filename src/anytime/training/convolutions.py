@@ -132,8 +132,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-    needed = ctx.needs_input_grad[0]
-    image, kernel = _convolution_backward(gradient, *ctx.saved_tensors, *ctx.how, needed)
+    needed, (x, weight) = ctx.needs_input_grad[0], ctx.saved_tensors
+    if torch.is_grad_enabled():  # gradients of gradients: only torch's own are differentiable
+        how = (*ctx.how, False, [0, 0], 1, [needed, True, False])
+        image, kernel, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *how)
+    else:
+        image, kernel = _convolution_backward(gradient, x, weight, *ctx.how, needed)
     return image if needed else None, kernel, None, None, None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim import Optimizer
 
 from anytime.data import ImageData
@@ -25,6 +25,7 @@ from anytime.training.callbacks import Checkpoints, Progress, Reproducible, sign
 from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
 from anytime.training.convolutions import small_maps
 from anytime.training.logs import LoggerName, check_logger, loggers
+from anytime.training.means import moving_average
 from anytime.training.module import AnytimeModule, decay_groups
 from anytime.training.origin import seen_before
 from anytime.training.regimes.base import Joint, Regime
@@ -57,8 +58,8 @@ class Settings:
         gradient_clip: Maximum norm of the gradient; null: not clipped. The default keeps the sums of many losses
             finite (docs/losses.md says what was measured); gradients of one loss are about as long.
         bias_lr: Learning rate of biases and norms, as a multiple of that of the other weights.
-        average: Decay d of the moving average of weights and of batch norm's statistics, a <- d a + (1 - d) w after every
-            step. The average is what is validated and saved; null: the weights themselves.
+        average: Decay d of the moving average of weights and of batch norm's statistics, a <- d_n a + (1 - d_n) w after step
+            n + 1, d_n = min(d, (1 + n) / (10 + n)). The average is what is validated and saved; null: the weights themselves.
         accumulate: Batches per optimizer step, whose gradients are averaged; schedules count optimizer steps.
         validate_every: Epochs between validations.
         progress: Shows a progress bar.
@@ -183,7 +184,7 @@ def fit(
         entries = kept_entries(optimizer, decay_groups(module))
         if odd := first_oddity(saved, *module.new_optimizer(), entries):
             raise ValueError(f"{checkpoint} does not fit the configuration: {odd}")
-    more = [EMAWeightAveraging(decay=settings.average)] if settings.average else []
+    more = [WeightAveraging(avg_fn=moving_average(settings.average))] if settings.average else []
     shown = [Progress()] if settings.progress else []
     trainer = L.Trainer(
         **hardware_arguments(settings, regime.partial),

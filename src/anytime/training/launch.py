@@ -169,7 +169,8 @@ def claim(run: Path) -> str:
     if not (training := state.get("training")):
         return ""
     minutes, seconds = divmod(round(training["seconds"]), 60)
-    line = f"trained in {minutes}:{seconds:02} min on {state['hardware']}: {training['images_per_second']:.0f} images/s"
+    hardware = state["hardware"].removesuffix(", 1 threads") + ", 1 thread" * state["hardware"].endswith(", 1 threads")
+    line = f"trained in {minutes}:{seconds:02} min on {hardware}: {training['images_per_second']:.0f} images/s"
     if accuracy := training["validation_accuracy"]:
         line += f"; validation accuracy {', '.join(f'{100 * value:.1f}' for value in accuracy)} % (one run)"
     return line

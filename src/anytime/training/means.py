@@ -1,6 +1,8 @@
-"""Means over the samples of all processes."""
+"""Means over the samples of all processes, and over the steps of a training."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -30,3 +32,19 @@ class SampleMeans:
         sums = strategy.reduce(self._sums.clone(), reduce_op="sum")
         assert isinstance(sums, Tensor)
         return sums[:-1] / sums[-1]
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The rule a <- d a + (1 - d) w of a moving average of weights, d = min(decay, (1 + n) / (10 + n)).
+
+    n is the number of weights in the average so far: the first ones, far from trained, are soon forgotten. Tensors of integers
+    (counters, indices) are not averaged but taken from w.
+    """
+
+    def averaged(average: Tensor, weight: Tensor, count: Tensor) -> Tensor:
+        if not weight.is_floating_point():
+            return weight
+        n = int(count)
+        return torch.lerp(weight, average, min(decay, (1 + n) / (10 + n)))
+
+    return averaged

@@ -14,7 +14,7 @@ TRACE = Trace(torch.zeros(2, 3, 2), torch.tensor([0, 1, 0]), torch.tensor([1, 2]
 
 
 def test_find_study():
-    assert list_studies() == ["backbones", "hu2017", "iuzzolino2021", "kim2020", "lee2018"]
+    assert list_studies() == ["backbones", "hu2017", "iuzzolino2021", "kim2020", "leaderboard", "lee2018"]
     found = find_study("iuzzolino2021")
     assert isinstance(found, Study)
     assert all(isinstance(item, Item) for item in found.items.values())

@@ -35,9 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     for kind in KINDS:
         parser.add_argument(f"--{kind}", nargs="+", default=[], metavar="N", help=f"only these {kind}s")
     parser.add_argument("--data", metavar="NAME", help="data set (default: the study's first)")
-    parser.add_argument(
-        "--scale", help="cpu or fast: minutes per training; full: as in the paper (default: the study's first)"
-    )
+    parser.add_argument("--scale", help="cpu, fast: minutes per training; full: as in the paper (default: the study's first)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds (default: the study's)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="where run directories go (default: runs/STUDY)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/STUDY)")

@@ -59,11 +59,13 @@ class Item:
         title: What it shows.
         runs: `(data, scale, seeds)` to the trainings that it needs.
         make: `(traces, data)` to the result.
+        partial: Whether `make` takes the traces of some of its trainings, and says which are missing.
     """
 
     title: str
     runs: Callable[[str, str, Sequence[int]], list[TrainingRun]]
     make: Callable[[Traces, str], Result]
+    partial: bool = False
 
 
 @dataclass(frozen=True)

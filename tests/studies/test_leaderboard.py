@@ -1,0 +1,166 @@
+"""The leaderboard: every row is small enough, builds and answers; the area; rows by hand; and an end-to-end run."""
+
+import functools
+import json
+import math
+import warnings
+
+import pytest
+import torch
+
+from anytime import create_model
+from anytime.analysis.area import log_area
+from anytime.cli import main
+from anytime.commands import study as command
+from anytime.studies import run_all
+from anytime.studies.leaderboard import STUDY, board, networks
+from anytime.studies.leaderboard.networks import MOST_PARAMETERS, NETWORKS, Network
+from anytime.trace import Trace
+
+# -- the networks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETWORKS, ids=lambda net: net.name)
+def test_every_network_is_small_enough_builds_and_answers(net):
+    """With 100 classes, so that it is small enough with 10 as well."""
+    more = {"input_size": (3, 32, 32)} if net.model == "attach" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # attach says where no place is near
+        model = create_model(net.model, 100, **net.arguments, **more).eval()
+    assert sum(p.numel() for p in model.parameters()) <= MOST_PARAMETERS
+    with torch.inference_mode():
+        answers = model(torch.rand(1, 3, 32, 32))
+    assert answers.shape == (model.num_steps, 1, 100)
+    assert bool(answers.isfinite().all())
+    assert (model.num_steps == 1) is net.static
+
+
+def test_one_recipe_for_all():
+    runs = STUDY.items["table 1"].runs("cifar100", "fast", [0])
+    assert len({run.name for run in runs}) == len(NETWORKS)
+    configs = {net.name: run.config() for net, run in zip(NETWORKS, runs, strict=True)}
+    first = configs[NETWORKS[0].name]
+    for net in NETWORKS:
+        config = configs[net.name]
+        for key in ("data", "epochs", "channels_last", "gradient_clip", "seed", "normalize"):
+            assert config[key] == first[key], f"{net.name}: {key}"
+        if "optimizer" not in net.flags:
+            assert (config["optimizer"], config["schedule"]) == (first["optimizer"], first["schedule"])
+        assert config["model"]["class_path"] == net.model
+        given = config["model"]["init_args"]
+        assert {key: given[key] for key in net.arguments} == net.arguments, net.name
+    assert (first["data"]["class_path"], first["data"]["init_args"]["validation"], first["epochs"]) == ("CIFAR100", 0, 6)
+    assert configs["cascaded TD"]["objective"] == {
+        "class_path": "TDLambda",
+        "init_args": {"lam": 0, "reduction": "sum", "skip": 0, "outputs": "classification"},
+    }
+    assert STUDY.items["table 1"].runs("cifar10", "full", [3])[0].config()["epochs"] == 100
+
+
+# -- the area --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("costs", "values"),
+    [([2.0, 30.0, 500.0], [0.4, 0.7, 0.6]), ([0.5, 3.0], [0.3, 0.9]), ([5000.0], [0.9]), ([1.0, 1000.0], [0.5, 0.9])],
+)
+def test_the_area_is_the_mean_accuracy_over_log_budgets(costs, values):
+    low, high, guess, points = 1.0, 1000.0, 0.1, 20_000
+    total = 0.0
+    for i in range(points):
+        budget = math.exp(math.log(low) + (i + 0.5) / points * math.log(high / low))
+        affordable = [value for cost, value in zip(costs, values, strict=True) if cost <= budget]
+        total += affordable[-1] if affordable else guess
+    assert log_area(costs, values, low, high, guess) == pytest.approx(total / points, abs=1e-4)
+
+
+def test_the_area_is_not_of_other_things():
+    assert log_area([10, 100], [0.5, 0.9], 1, 1000, 0.1) == pytest.approx(0.5)
+    for costs, values, low, high, message in (
+        ([], [], 1, 2, "0 costs and 0 accuracies"),
+        ([1, 2], [0.5], 1, 2, "2 costs and 1 accuracies"),
+        ([2, 1], [0.5, 0.6], 1, 2, "rise from answer to answer"),
+        ([0, 1], [0.5, 0.6], 1, 2, "above 0"),
+        ([1], [0.5], 2, 2, "0 < low < high"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            log_area(costs, values, low, high, 0.1)
+
+
+# -- the table -------------------------------------------------------------------------------------------------------------
+
+
+def trace(right: list[int], macs: list[int]) -> Trace:
+    """100 images, the first `right[t]` of them answered correctly at step t."""
+    correct = torch.arange(100) < torch.tensor(right)[:, None]
+    meta = {
+        **{"parameters": 5, "dataset": "CIFAR10", "part": "test", "trained_on": "CPU", "hardware": "CPU"},
+        "recipe": {"epochs": 6, "data": {"class_path": "CIFAR10", "init_args": {}}},
+        "date": "2026-01-01T00:00:00",
+    }
+    logits = torch.stack([correct, ~correct], 2).float()
+    return Trace(logits, torch.zeros(100, dtype=torch.int64), torch.tensor(macs), None, None, ("a", "b"), meta=meta)
+
+
+def test_rows_by_hand(monkeypatch):
+    monkeypatch.setattr(board, "one_thread_seconds", lambda found: {n: [0.001] * t.num_steps for n, t in found.items()})
+    million = 1_000_000
+    traces = {
+        "AnytimeNet": {0: trace([60, 70, 90], [2 * million, 10 * million, 100 * million])},
+        "MSDNet": {0: trace([65, 80], [4 * million, 40 * million]), 1: trace([67, 82], [4 * million, 40 * million])},
+        "ResNet-20 (8)": {0: trace([75], [8 * million])},
+    }
+    result = board.leaderboard(traces, "cifar10")
+    rows = {row["network"]: row for row in result.numbers["rows"]}
+    assert rows["MSDNet"]["accuracy"] == pytest.approx([0.66, 0.81])
+    assert rows["AnytimeNet"]["below_static"] == 1  # 70 % for 10 M MACs is below 75 % for 8 M; 60 % for 2 M is not
+    assert rows["MSDNet"]["below_static"] == 0
+    assert "below_static" not in rows["ResNet-20 (8)"]
+    assert [row["area"] for row in result.numbers["rows"]] == sorted((row["area"] for row in rows.values()), reverse=True)
+    expected = (0.5 * math.log(8) + 0.75 * math.log(25)) / math.log(200)  # before 8 M: guessing one of two classes
+    assert rows["ResNet-20 (8)"]["area"] == pytest.approx(expected)
+    assert result.numbers["not_trained_yet"] == [net.name for net in NETWORKS if net.name not in traces]
+    assert "missing, because not trained yet: cascaded TD, serial TD, ANN, sieve" in result.text
+    assert "70.0% at 10.00 M, 1.00 ms" in result.text
+    with pytest.raises(ValueError, match="none of its networks is trained yet"):
+        board.leaderboard({}, "cifar10")
+
+
+# -- from end to end -------------------------------------------------------------------------------------------------------
+
+TINY = (
+    Network("tiny", "anytimenet", {"blocks": [1, 2, 1], "scheme": [[1, 1, 1], [0, 1, 0]], "width": 4}),
+    Network("tiny TD", "serial_resnet18", {"width": 2, "pool": True}, "--objective=TDLambda --objective.lam=1"),
+    Network("still", "anytimenet_baseline", {"blocks": [1, 1, 1], "width": 4}, static=True),
+)
+
+
+def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "run_all", functools.partial(run_all, train=lambda words, log: main(["train", *words])))
+    monkeypatch.setattr(board, "one_thread_seconds", functools.partial(board.one_thread_seconds, rounds=1))
+    monkeypatch.setitem(networks.DATA, "cifar10", ("--data=Digits", "--data.limit=64"))
+    for module in (networks, board):
+        monkeypatch.setattr(module, "NETWORKS", TINY[:1])
+    words = ["leaderboard", "--epochs=1", "--precision=32-true", "--compile=false", "--progress=false"]
+    assert command.run([*words, "--finished"]) == 0
+    assert "table 1 is left out: 1 of its 1 trainings are not finished" in capsys.readouterr().out
+    assert command.run(words) == 0
+    for module in (networks, board):
+        monkeypatch.setattr(module, "NETWORKS", TINY)
+    assert command.run([*words, "--finished"]) == 0
+    assert "missing, because not trained yet: tiny TD, still" in capsys.readouterr().out
+    assert command.run(words) == 0
+    stem = tmp_path / "results/leaderboard/table_1_cifar10_fast"
+    numbers = json.loads(stem.with_suffix(".json").read_text())
+    assert stem.with_suffix(".png").is_file()
+    assert (numbers["not_trained_yet"], numbers["dataset"], numbers["images"]) == ([], "Digits", 360)
+    assert numbers["timed_on"].endswith("1 thread")
+    rows = {row["network"]: row for row in numbers["rows"]}
+    assert set(rows) == {"tiny", "tiny TD", "still"}
+    for row in rows.values():
+        assert len(row["seconds"]) == len(row["accuracy"]) == len(row["macs"])
+        assert row["training_seconds"] > 0
+        assert row["images_per_second"] > 0
+        assert sorted(row["seconds"]) == row["seconds"]
+    assert "static networks" not in capsys.readouterr().err

@@ -76,8 +76,41 @@ def test_typicality_reports_ties_and_exclusion():
         typical.typicality(measure[:6], measured)
 
 
+def test_samples_that_select_a_class_may_be_too_few_or_too_equal():
+    measure = random(8)
+    for reached, steps, samples in ((3, [1, 2, 3, 4, 4, 4, 4, 4], 3), (5, [1, 1, 1, 1, 1, 4, 4, 4], 5)):
+        there = torch.arange(8) < reached
+        measured = Latency(0.8, torch.tensor(steps), there, torch.where(there, 0, -1))
+        found = typical.typicality(measure, measured, resamples=10)
+        assert found.tied.rho == pytest.approx(scipy.stats.spearmanr(measure, -measured.steps).statistic)
+        assert found.reached.samples == samples
+        assert all(map(math.isnan, (found.reached.rho, found.reached.low, found.reached.high, found.reached.p_value)))
+
+
+def test_perfect_correlations_of_few_samples_are_no_proof():
+    """2 of 4! orders of 4 values have |rho| = 1; Fisher's z of such a correlation is infinite."""
+    for count in (4, 5, 6, 7):
+        x = torch.arange(count, dtype=torch.float64)
+        swapped = torch.cat([x[:-2], x[-2:].flip(0)])
+        assert math.isnan(typical.difference((x, 2 * x), (x, swapped), resamples=5).p_value)
+        assert math.isnan(typical.difference((x, swapped), (x, -x), resamples=5).p_value)
+        assert typical.difference((x, x), (swapped, 3 * swapped), resamples=5).p_value == 1
+        for y in (x, -x):
+            assert typical.spearman(x, y, resamples=5).p_value == pytest.approx(2 / math.factorial(count))
+    tied = torch.tensor([0.0, 0, 1, 1, 1])
+    assert typical.spearman(tied, tied, resamples=5).p_value == pytest.approx(2 / 10)
+
+
+def test_equal_correlations_of_the_same_variables_do_not_differ():
+    for seed in range(8):
+        x, noise = random(4 + seed, seed=seed), random(4 + seed, seed=seed + 100)
+        y = x + noise
+        for other in ((y, x), (-x, -y), (2 * x, y.exp())):
+            assert typical.difference((x, y), other, resamples=1).p_value > 0.99
+
+
 def test_bad_correlations():
-    with pytest.raises(ValueError, match="at least 4 samples, got 3 of 3"):
+    with pytest.raises(ValueError, match="at least 4 samples with known values, got 3"):
         typical.spearman(torch.arange(3), torch.arange(3))
     with pytest.raises(ValueError, match="values that differ, and all 5 are 1"):
         typical.spearman(torch.ones(5), torch.arange(5))
@@ -142,10 +175,55 @@ def test_cross_validated():
     assert found["index"].tolist() == [2 * n for n in range(23)]
     assert len(calls) == 4
     assert all(len(train) + len(held_out) == 23 for train, held_out in calls)
+    assert {values.dtype for values in found.values()} == {torch.float64}
+    first = torch.tensor([], dtype=torch.int64)
+
+    def changing(train, held_out):
+        """Whole numbers in the first fold, halves in the others."""
+        nonlocal first
+        first = first if len(first) else held_out
+        return {"x": held_out if held_out is first else held_out + 0.5}
+
+    halves = typical.cross_validated(changing, labels, k=4)["x"] - torch.arange(23)
+    assert halves.unique().tolist() == [0.0, 0.5]
     with pytest.raises(ValueError, match="x must be of the 6 held-out samples"):
         typical.cross_validated(lambda train, held_out: {"x": train}, labels, k=4)
     with pytest.raises(ValueError, match=r"must lie in 2..23, the number of samples, got 1"):
         typical.cross_validated(measure, labels, k=1)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("b", "a"), "fold 2 lacks 'b'"), (("a", "b"), "fold 2 adds 'b'")],
+)
+def test_every_fold_gives_every_measure(names, message):
+    """A measure that a fold lacked stayed 0 for its samples."""
+    calls = []
+
+    def measure(train, held_out):
+        calls.append(held_out)
+        given = {"a": held_out, "b": held_out}
+        return given if names[len(calls) - 1] == "b" else {"a": held_out}
+
+    with pytest.raises(ValueError, match=message):
+        typical.cross_validated(measure, torch.arange(20) % 2, k=4)
+
+
+def test_parts_of_cscores_differ_by_seed_and_hold_out_every_image():
+    labels, groups = torch.arange(200) % 5, torch.arange(200) // 10 * 5 + torch.arange(200) % 5
+
+    def parts(seed, groups=None):
+        held = []
+        typical.estimated_cscores(lambda _, out: (held.append(out), out % 2 == 0)[1], labels, seed=seed, groups=groups)
+        return held  # without a warning: with the shares and repeats of the default every image is held out
+
+    assert [len(out) for out in parts(0)] == [150] * 4 + [100] * 4 + [50] * 4
+    every = [tuple(out.tolist()) for seed in range(3) for out in parts(seed)]
+    assert len(set(every)) == len(every)
+    for out in parts(0):
+        assert torch.bincount(labels[out]).unique().numel() == 1
+    for out in parts(1, groups):
+        assert all(set((groups == g).nonzero()[:, 0].tolist()) <= set(out.tolist()) for g in groups[out].unique())
 
 
 def test_estimated_cscores():
@@ -158,7 +236,8 @@ def test_estimated_cscores():
     found = typical.estimated_cscores(is_right, labels, shares=(0.25, 0.5, 0.75), repeats=20)
     assert found[hard].unique().tolist() == [0.0]
     assert found[~hard].tolist() == pytest.approx([2 / 3] * 32)
-    once = typical.estimated_cscores(is_right, labels, shares=(0.5,), repeats=1)
+    with pytest.warns(UserWarning, match=r"20 of 40 images have no C-score \(nan\)"):
+        once = typical.estimated_cscores(is_right, labels, shares=(0.5,), repeats=1)
     assert int(once.isnan().sum()) == 20
     with pytest.raises(ValueError, match=r"shares must lie in \(0, 1\)"):
         typical.estimated_cscores(is_right, labels, shares=(1.0,))

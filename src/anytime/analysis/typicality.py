@@ -6,6 +6,7 @@ Source: Iuzzolino, Mozer, Bengio 2021, section 4.3 and Table 1; C-scores: Jiang 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from anytime.analysis.latency import Latency
 from anytime.analysis.needs import require_features
-from anytime.data.splits import folds, hold_out
+from anytime.data.splits import folds, hold_out_by_lot
 from anytime.trace import Trace, require_one_level
 
+_ROUNDING = 1e-12  # of a correlation
 LEAST = 4  # pairs that a correlation needs: its standard error is 1 / sqrt(N - 3)
 
 
@@ -50,7 +52,7 @@ class Correlation:
     Attributes:
         rho: The correlation.
         low, high: Its percentile interval by bootstrap.
-        p_value: That of rho = 0, two-sided.
+        p_value: That of rho = 0, two-sided: by Student's t, or exact where |rho| is 1.
         samples: N, without the pairs of which a number is unknown (nan).
     """
 
@@ -78,7 +80,8 @@ def spearman(x: Tensor, y: Tensor, resamples: int = 1000, level: float = 0.95, s
     (x, y), known = _known(x, y)
     result = spearmanr(x.numpy(), y.numpy())
     low, high = _interval(_resampled(lambda i: _rho(x[i], y[i]), known, resamples, seed), level)
-    return Correlation(float(result.statistic), low, high, float(result.pvalue), known)
+    rho = float(result.statistic)
+    return Correlation(rho, low, high, _exact_p_value(x) if _is_perfect(rho) else float(result.pvalue), known)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Typicality:
 
     Attributes:
         tied: Over all samples; those that never select a class are tied at the end.
-        reached: Over those that select a class.
+        reached: Over those that select a class; nan if these are fewer than 4, or all have the same latency or measure.
         never: Share of the samples that never do.
     """
 
@@ -105,12 +108,15 @@ def typicality(measure: Tensor, measured: Latency, resamples: int = 1000, level:
         resamples, level, seed: As for `spearman`.
 
     Raises:
-        ValueError: As `spearman`.
+        ValueError: As `spearman` of all samples.
     """
     _same_length(measure, measured.steps)
     speed, there = -measured.steps.double(), measured.reached
     every = spearman(measure, speed, resamples, level, seed)
-    return Typicality(every, spearman(measure[there], speed[there], resamples, level, seed), measured.never)
+    kept, _ = _without_nan(measure[there], speed[there])
+    if _lacks(kept):
+        return Typicality(every, Correlation(*[math.nan] * 4, len(kept[0])), measured.never)
+    return Typicality(every, spearman(*kept, resamples, level, seed), measured.never)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Difference:
     Attributes:
         difference: First rho - second rho.
         low, high: Its percentile interval by bootstrap over the samples.
-        p_value: That of equal correlations, two-sided.
+        p_value: That of equal correlations, two-sided; nan where one is 1 or -1 and they differ, because its z is infinite.
         samples: N, without those of which any of the numbers is unknown (nan).
     """
 
@@ -163,10 +169,10 @@ def difference(
     first, second = r[0][1], r[2][3]
     draws = _resampled(lambda i: _rho(values[0][i], values[1][i]) - _rho(values[2][i], values[3][i]), known, resamples, seed)
     spread = 2 - 2 * _covariance(r)
-    if first == second:
+    if math.isclose(first, second, abs_tol=_ROUNDING):
         p_value = 1.0
-    elif max(abs(first), abs(second)) == 1 or spread <= 0:
-        p_value = 0.0
+    elif _is_perfect(first) or _is_perfect(second) or spread <= 0:
+        p_value = math.nan
     else:
         z = (math.atanh(first) - math.atanh(second)) * math.sqrt((known - 3) / spread)
         p_value = float(2 * norm.sf(abs(z)))
@@ -183,25 +189,32 @@ def cross_validated(
     """Measures each sample once, by a network that was not trained on it (k-fold cross-validation).
 
     Args:
-        measure: Maps the indices of the training samples and of the held-out samples to measures of the latter, each
-            `[held out]`: it trains a network, records the held-out samples and gives, say, their latency and centrality.
+        measure: Maps the indices of the training samples and of the held-out samples to measures of the latter, the same in
+            every fold, each `[held out]`: it trains a network, records the held-out samples and gives, say, their latency and
+            centrality.
         labels: int64 `[N]`; every fold has its share of each class.
         k: Number of folds; 10 in the paper.
         seed: Of the folds.
         groups: int64 `[N]`; samples of one group stay together.
 
     Returns:
-        The measures of all samples, `[N]`, in their order.
+        The measures of all samples, float64 `[N]`, in their order.
 
     Raises:
-        ValueError: k is out of range, or a measure is not of the held-out samples.
+        ValueError: k is out of range, a fold lacks a measure that another has, or a measure is not of the held-out samples.
     """
     pooled: dict[str, Tensor] = {}
-    for train, held_out in folds(labels, k, seed, groups):
-        for name, values in measure(train, held_out).items():
+    for fold, (train, held_out) in enumerate(folds(labels, k, seed, groups), 1):
+        measured = measure(train, held_out)
+        if fold > 1 and (other := pooled.keys() ^ measured.keys()):
+            name = min(other)
+            raise ValueError(
+                f"every fold needs the same measures, but fold {fold} {'lacks' if name in pooled else 'adds'} {name!r}"
+            )
+        for name, values in measured.items():
             _check_held_out(values, held_out, name)
-            whole = pooled.setdefault(name, values.new_zeros(len(labels)))
-            whole[held_out] = values
+            whole = pooled.setdefault(name, torch.zeros(len(labels), dtype=torch.float64))
+            whole[held_out] = values.to("cpu", torch.float64)
     return pooled
 
 
@@ -215,9 +228,10 @@ def estimated_cscores(
 ) -> Tensor:
     """An estimate of the C-score: the share of right answers of networks that were not trained on an image, float64 `[N]`.
 
-    For each share, `repeats` networks learn a random part of that size. The score is the mean over shares of the mean over
-    the networks that did not see the image, and nan if every network of a share saw it. (Jiang et al. train 2,000 networks for
-    each of 9 shares.)
+    For each share, `repeats` networks learn a random part of that size. The images that were held out least often are held
+    out first, so with repeats >= 1 / (1 - share) each is held out at least once, up to the rounding of class sizes. The score
+    is the mean over shares of the mean over the networks that did not see the image, and nan if every network of a share saw
+    it. (Jiang et al. train 2,000 networks for each of 9 shares.)
 
     Args:
         is_right: Maps the indices of the training samples and of the held-out samples to whether a network trained on the
@@ -225,25 +239,38 @@ def estimated_cscores(
         labels: int64 `[N]`; each part has its share of each class.
         shares: Of the samples to train on, each in (0, 1).
         repeats: Networks for each share.
-        seed: Of the parts.
+        seed: Of the parts; other seeds give other parts.
         groups: int64 `[N]`; samples of one group stay together.
+
+    Warns:
+        UserWarning: Every network of a share saw some images; their number is given.
 
     Raises:
         ValueError: A share is out of range, or the answers are not of the held-out samples.
     """
     if not shares or not all(0 < share < 1 for share in shares) or repeats < 1:
         raise ValueError(f"shares must lie in (0, 1) and repeats be at least 1, got {shares!r} and {repeats!r}")
-    rates = []
-    for number, share in enumerate(shares):
-        right, seen = torch.zeros(len(labels), dtype=torch.float64), torch.zeros(len(labels), dtype=torch.float64)
-        for repeat in range(repeats):
-            train, held_out = hold_out(labels, 1 - share, seed + number * repeats + repeat, groups)
+    generator, rates = torch.Generator().manual_seed(seed), []
+    group = torch.arange(len(labels)) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    for share in shares:
+        right, judged = torch.zeros(len(labels), dtype=torch.float64), torch.zeros(len(labels), dtype=torch.float64)
+        for _ in range(repeats):
+            lots = torch.rand(len(labels), dtype=torch.float64, generator=generator)[group]
+            ties = int(torch.randint(2**31, (), generator=generator))
+            train, held_out = hold_out_by_lot(labels, 1 - share, ties, (judged + lots) / repeats, groups, exact=True)
             answers = is_right(train, held_out)
             _check_held_out(answers, held_out, "right answers")
-            right[held_out] += answers.double()
-            seen[held_out] += 1
-        rates.append(right / seen)  # nan: 0 / 0
-    return torch.stack(rates).mean(0)
+            right[held_out] += answers.double().cpu()
+            judged[held_out] += 1
+        rates.append(right / judged)  # nan: 0 / 0
+    scores = torch.stack(rates).mean(0)
+    if unknown := int(scores.isnan().sum()):
+        warnings.warn(
+            f"{unknown} of {len(scores)} images have no C-score (nan), because every network of a share saw them; "
+            f"more than {repeats} repeats hold out more",
+            stacklevel=2,
+        )
+    return scores
 
 
 def _check_held_out(values: Tensor, held_out: Tensor, name: str) -> None:
@@ -260,15 +287,36 @@ def _same_length(*values: Tensor) -> None:
 def _known(*values: Tensor) -> tuple[list[Tensor], int]:
     """The values in float64 without the samples that have a nan, and their number."""
     _same_length(*values)
+    kept, count = _without_nan(*values)
+    if reason := _lacks(kept):
+        raise ValueError(f"a correlation needs {reason}")
+    return kept, count
+
+
+def _without_nan(*values: Tensor) -> tuple[list[Tensor], int]:
     exact = [value.double() for value in values]
     known = ~torch.stack(exact).isnan().any(0)
-    if (count := int(known.sum())) < LEAST:
-        raise ValueError(f"a correlation needs at least {LEAST} samples, got {count} of {len(known)} with known values")
-    kept = [value[known] for value in exact]
-    for value in kept:
-        if bool((value == value[0]).all()):
-            raise ValueError(f"a correlation needs values that differ, and all {count} are {float(value[0]):g}")
-    return kept, count
+    return [value[known] for value in exact], int(known.sum())
+
+
+def _lacks(kept: list[Tensor]) -> str:
+    """What known values lack for a correlation; empty if nothing."""
+    count = len(kept[0])
+    if count < LEAST:
+        return f"at least {LEAST} samples with known values, got {count}"
+    same = next((value for value in kept if bool((value == value[0]).all())), None)
+    return "" if same is None else f"values that differ, and all {count} are {float(same[0]):g}"
+
+
+def _is_perfect(rho: float) -> bool:
+    """Whether a correlation is 1 or -1, up to rounding."""
+    return abs(rho) > 1 - _ROUNDING
+
+
+def _exact_p_value(x: Tensor) -> float:
+    """2 / n, at most 1, with the n different orders of the values: one of them has the correlation 1."""
+    ties = torch.unique(x, return_counts=True)[1].double()
+    return min(1.0, 2 * math.exp(float(torch.lgamma(ties + 1).sum()) - math.lgamma(len(x) + 1)))
 
 
 def _rho(x: Tensor, y: Tensor) -> float:
@@ -300,7 +348,7 @@ def _interval(draws: list[float], level: float) -> tuple[float, float]:
 def _covariance(r: list[list[float]]) -> float:
     """The correlation of two Fisher z of dependent correlations r_jk and r_hm, from those of (j, k, h, m)."""
     jk, jh, jm, kh, km, hm = r[0][1], r[0][2], r[0][3], r[1][2], r[1][3], r[2][3]
-    if abs(jk) == 1 or abs(hm) == 1:
+    if _is_perfect(jk) or _is_perfect(hm):
         return 0.0
     total = (
         (jh - jk * kh) * (km - kh * hm)

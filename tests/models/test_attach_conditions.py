@@ -106,6 +106,8 @@ def in_place(net: Any, h: Tensor) -> Tensor:
 DECIDES: dict[str, Any] = {
     "batch": lambda net, h: h * 2 if h.shape[0] > 8 else h,
     "one batch": lambda net, h: h * 2 if h.shape[0] == 64 else h,
+    "remainder": lambda net, h: h if h.shape[0] % 64 else h * 2,
+    "quotient": lambda net, h: h if h.shape[0] // 4096 == 0 else h * 2,
     "length": lambda net, h: h * 2 if len(h) > 8 else h,
     "split": lambda net, h: torch.cat([part * 1 for part in h.split(8)]),
     "range": lambda net, h: torch.cat([h[i : i + 8] for i in range(0, h.shape[0], 8)]),
@@ -124,7 +126,7 @@ DECIDES: dict[str, Any] = {
 }
 ASKED = r"size of the batch: it must ask the batch size as x\.shape\[0\]"
 REFUSED = {
-    **dict.fromkeys(("batch", "one batch", "length", "split", "range"), ASKED),
+    **dict.fromkeys(("batch", "one batch", "remainder", "quotient", "length", "split", "range"), ASKED),
     **{"dtype": "something else in float64", "half": "something else in float16", "gradients": "with gradients"},
     **{"requires_grad": "with gradients", "layout": "channels_last", "stride": "channels_last"},
     **dict.fromkeys(("assigned", "put"), "assigns 'count' in forward, which must be changed in place"),
@@ -187,6 +189,34 @@ def test_a_part_that_was_cut_is_watched() -> None:
     layers[1] = nn.Sequential(nn.GELU(), nn.Conv2d(4, 4, 3), nn.ReLU())
     with pytest.raises(ValueError, match="Sequential was cut, and has another '1' now"):
         model(torch.rand(2, *SIZE))
+
+
+def test_a_configuration_that_was_read_is_watched() -> None:
+    class Settings:
+        def __init__(self) -> None:
+            self.scale, self.labels = 1.0, "none"
+
+    class Configured(Decides):
+        def __init__(self) -> None:
+            super().__init__("scale")
+            self.config = Settings()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.middle(self.stem(x).relu() * self.config.scale).relu().mean((2, 3)))
+
+    network = Configured()
+    model = attach_exits(network, exits=2, input_size=SIZE)
+    twin = copy.deepcopy(model)
+    x = torch.rand(2, *SIZE)
+    network.config.labels = "others"
+    model(x)
+    network.config.scale = 2.0
+    assert "__getattribute__" not in vars(Settings)
+    with pytest.raises(
+        ValueError, match=r"Settings 'config' was cut with scale = 1\.0, and has 2\.0 now: attach the exits again"
+    ):
+        model(x)
+    twin(x)
 
 
 def test_blocks_that_return_a_dict() -> None:

@@ -17,13 +17,14 @@ SIMPLE = (int, float, complex, bool, str, bytes, type(None))
 NAMED = (FunctionType, BuiltinFunctionType, type)
 ASSIGNED = "it assigns {name!r} in forward, which must be changed in place, as self.{name}.copy_(...) does"
 CARRIED = "it keeps {name!r} from one call to the next, which must be a buffer that it changes in place"
+IMMUTABLE = 1 << 8  # flag of classes that are written in C
 AGAIN = "attach the exits again"
 
 
 class Read(NamedTuple):
-    """A plain attribute that a forward has read: its module, the module's path, its name and value."""
+    """A plain attribute that a forward has read: its module (or an object that this holds), the path, its name and value."""
 
-    module: nn.Module
+    module: Any
     path: str
     name: str
     value: Any
@@ -41,6 +42,8 @@ class Attributes:
         self.paths, self.current = paths, current
         self.readers: dict[tuple[int, str], list[Call]] = {}
         self.assigned: set[tuple[int, str]] = set()
+        self.objects: dict[int, tuple[Any, str]] = {}  # configurations that modules hold, with their paths
+        self.classes: dict[Any, Any] = {}  # theirs, with what reads an attribute of their own
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -65,6 +68,12 @@ class Attributes:
         finally:
             del kind.__getattribute__
             kind.__setattr__ = assign
+            for known, own in self.classes.items():
+                if own is None:
+                    del known.__getattribute__
+                else:
+                    known.__getattribute__ = own
+            self.classes.clear()
 
     def _read(self, call: Call, module: nn.Module, name: str, value: Any) -> None:
         key = id(module), name
@@ -73,8 +82,34 @@ class Attributes:
         if is_plain(value):
             call.reads.append(Read(module, self.paths[module], name, copied(value)))
         elif not isinstance(value, Tensor):
+            self._hold(value, f"{self.paths[module]}.{name}".removeprefix("."))
             return
         self.readers.setdefault(key, []).append(call)
+
+    def _hold(self, thing: Any, path: str) -> None:
+        """Notes which attributes of an object are read from now on, if it is a configuration: of a class with plain values."""
+        kind: Any = type(thing)
+        if id(thing) in self.objects or not any(is_plain(value) for value in getattr(thing, "__dict__", {}).values()):
+            return
+        if (
+            isinstance(thing, nn.Module)
+            or kind.__module__.partition(".")[0] in ("torch", "numpy")
+            or kind.__flags__ & IMMUTABLE
+        ):
+            return
+        self.objects[id(thing)] = thing, path
+        original = kind.__getattribute__
+
+        def read(known: Any, name: str) -> Any:
+            value = original(known, name)
+            call = self.current() if id(known) in self.objects else None
+            if call is not None and is_plain(value) and name in object.__getattribute__(known, "__dict__"):
+                call.reads.append(Read(known, self.objects[id(known)][1], name, copied(value)))
+            return value
+
+        if not any(known in self.classes for known in kind.__mro__):
+            self.classes[kind] = vars(kind).get("__getattribute__")
+            kind.__getattribute__ = read
 
     def _write(self, call: Call, module: nn.Module, name: str, value: Any) -> None:
         key = id(module), name

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from anytime.models.surgery.attach.calls import map_leaves
 
-COMPARED = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+DECIDING = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__bool__")
 
 
 class Recorder(Protocol):
@@ -29,9 +29,15 @@ class TrainingFlag(int):
 
 
 class Number(int):
-    """A number taken from a shape, whose arithmetic is written down while a trace runs. Outside of a trace a plain int."""
+    """A number taken from a shape, whose arithmetic is written down while a trace runs. Outside of a trace a plain int.
+
+    Attributes:
+        dividend: What it is the remainder or the quotient of, if a larger dividend may give what this one does not show: the
+            divisor does not divide it, or is larger.
+    """
 
     recorder: ClassVar[Recorder | None] = None
+    dividend: int | None = None
 
     def __hash__(self) -> int:
         return int.__hash__(self)
@@ -48,7 +54,12 @@ def _arithmetic(name: str, reflected: bool) -> Any:
         trace = Number.recorder
         if trace is None or trace.paused or not isinstance(other, int):
             return plain(self, other)
-        return trace.arithmetic(function, (other, self) if reflected else (self, other))
+        result = trace.arithmetic(function, (other, self) if reflected else (self, other))
+        if isinstance(result, Number) and not reflected and type(other) is int and other > 1:
+            own = int.__add__(self, 0)
+            if (name == "mod" and own % other) or (name == "floordiv" and own < other):
+                result.dividend = own
+        return result
 
     return method
 
@@ -59,7 +70,7 @@ def _deciding(name: str) -> Any:
     def method(self: Number, *others: Any) -> Any:
         trace, result = Number.recorder, plain(self, *others)
         if trace is not None and not trace.paused:
-            trace.decided((name, result, _unsure(self, name, *others)) if name in COMPARED else (name,))
+            trace.decided((name, result, _unsure(self, name, *others)) if name in DECIDING else (name,))
         return result
 
     return method
@@ -68,8 +79,11 @@ def _deciding(name: str) -> Any:
 def _unsure(number: Number, name: str, other: Any = 0) -> int | None:
     """The number, if it is compared with a plain one in a way that other numbers of its kind may decide otherwise; else None.
 
-    A larger number does not change that it is larger; two numbers from shapes are compared as they are.
+    A larger number does not change that it is larger; two numbers from shapes are compared as they are. For a remainder or a
+    quotient it is the dividend.
     """
+    if number.dividend is not None:
+        return number.dividend
     if type(other) is not int or other < 1 or (name not in ("__eq__", "__ne__") and int.__le__(other, number)):
         return None
     return int.__add__(number, 0)

@@ -14,10 +14,9 @@ from anytime.models.surgery.attach.conditions import preserved
 from anytime.models.surgery.attach.cut_points import example_images
 from anytime.models.surgery.backbones import find_classifiers
 from anytime.support.flops import extra_formulas
-from anytime.support.limits import UNFIT, BeyondLimit
+from anytime.support.limits import MOST_MACS, UNFIT, BeyondLimit
 from anytime.support.trust import is_untrusted, saved_shapes
 
-MOST_MACS = 10**12  # of one image; ViT-B has 6e10 at 384 x 384, a Wide-ResNet-101 9.5e11 at 1024 x 2048
 MOST_ELEMENTS = 2**31  # of one tensor; VGG-19 has 1.3e8 at 1024 x 2048
 
 

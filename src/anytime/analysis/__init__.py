@@ -1,1 +1,1 @@
-"""Metrics as pure functions of traces: nothing here runs a network."""
+"""Metrics as pure functions of traces; only `robustness` runs a network, because noise streams are no data set."""

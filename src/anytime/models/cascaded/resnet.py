@@ -139,6 +139,7 @@ class CascadedResNet(ResidualNet):
         form = width, layout, pool, norm_eps, norm_momentum
         super().__init__(num_classes, in_channels, depth, num_steps, rows, dynamics, heads, *form)
         self.kernel, self.first = delay, first
+        self.follows_frames = len(self.heads) == 1  # separate heads end with their last step
         self.late = min(lag, 1)  # a branch is evaluated when its output arrives, if that is later than its input
         self.branch_kernel = delay.after(self.late)
         self.arrival = delay.after(lag)

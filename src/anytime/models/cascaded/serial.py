@@ -75,6 +75,8 @@ class SerialResNet(ResidualNet):
     Source: Iuzzolino, Mozer, Bengio, NeurIPS 2021, section 3 (SerialTD, SerialCE).
     """
 
+    follows_frames = False
+
     def __init__(
         self,
         num_classes: int | tuple[int, ...] = 10,

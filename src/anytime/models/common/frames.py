@@ -13,7 +13,12 @@ class FrameModel(AnytimeModel):
     """An anytime model that takes one image for all steps, or frames: a new image for every step.
 
     A subclass defines `observe` and `all_answers` in addition to `initial_state` and `step`.
+
+    Attributes:
+        follows_frames: Whether the state takes new images for ever, as `Predictor.watch` needs.
     """
+
+    follows_frames = True
 
     def observe(self, state: State, x: Tensor) -> State:
         """The state after the image has changed to `x` `[B, C, H, W]`, before the next step.

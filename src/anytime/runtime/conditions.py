@@ -29,6 +29,8 @@ class Conditions:
     with. If the caller's thread started its threads of torch earlier, those keep their setting: there is no way to change it.
     A warning says if that matters, because many weights are denormal.
 
+    `with conditions(update=False):` does not look for modules that were replaced since the last time.
+
     Attributes:
         model: The model in eval mode.
     """
@@ -40,9 +42,10 @@ class Conditions:
         self._tensor = next(model.parameters(), next(model.buffers(), torch.empty(0)))  # tells the device
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self, update: bool = True) -> Iterator[None]:
         leave_lost_pool()
-        self._shell.update()
+        if update:
+            self._shell.update()
         flushed = sys.float_info.min * 0.5 == 0.0
         torch.set_flush_denormal(True)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from operator import index
@@ -29,6 +29,7 @@ from anytime.runtime.profile import Profile, check_quantile
 from anytime.runtime.session import Session
 from anytime.runtime.threads import Threads
 from anytime.runtime.transfer import Arrival, mark, send
+from anytime.runtime.watch import check_watch, watched
 from anytime.stopping import Rule, resolve
 from anytime.support.units import deadline_seconds, guard_seconds, real_number
 
@@ -213,6 +214,18 @@ class Predictor:
         x, prior = self._admit(x, prior)
         first = self._prior_answer(x, start, None, prior)
         return Session(self._threads, lambda: self._at_once(x, start, None, prior), first)
+
+    def watch(self, images: Iterable[Tensor], updates: int = 1) -> Iterator[Answer]:
+        """Answers each frame after `updates` more steps on the state that the earlier ones left, which never starts anew.
+
+        An answer's step is the number of steps so far, at most T; its MACs are 0. Steps run eagerly, also with `compile`.
+
+        Raises:
+            ValueError: The model cannot follow frames, or the shape of a frame changes.
+        """
+        check_watch(self.model, self._rule, self._combiner, updates)
+        call = self._levels, images, updates, lambda x: self._admit(x, None)[0]
+        return watched(self._run, self._combiner, *call, lambda x, at, last: self._prior_answer(x, at, None, last), self.clock)
 
     @staticmethod
     def _budget(start: float, deadline: Deadline, until: float | None) -> float | None:

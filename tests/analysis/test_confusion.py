@@ -37,3 +37,9 @@ def test_separation_counts_pairs() -> None:
     assert separation(scores, wrong) == (1 + 0.5 + 1 + 1) / 4
     with pytest.raises(ValueError, match="got 4 right and 0 wrong"):
         separation(scores, torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"wrong must be a bool for each score \[N\], got torch.int64 \[4\] for scores \[4\]"):
+        separation(scores, wrong.long())  # would pick samples by number
+    with pytest.raises(ValueError, match=r"got torch.bool \[3\] for scores \[4\]"):
+        separation(scores, wrong[:3])
+    with pytest.raises(ValueError, match="1 of 4 scores are NaN"):
+        separation(torch.tensor([0.0, 1.0, torch.nan, 2.0]), wrong)

@@ -67,8 +67,13 @@ def separation(scores: Tensor, wrong: Tensor) -> float:
         wrong: Whether the last answer is wrong, bool `[N]`.
 
     Raises:
-        ValueError: All answers are right, or all wrong.
+        ValueError: All answers are right, or all wrong; a score is NaN; or there is not one bool for each score.
     """
+    if wrong.dtype != torch.bool or scores.ndim != 1 or scores.shape != wrong.shape:
+        given = f"{wrong.dtype} {list(wrong.shape)}"
+        raise ValueError(f"wrong must be a bool for each score [N], got {given} for scores {list(scores.shape)}")
+    if unknown := int(scores.isnan().sum()):
+        raise ValueError(f"{unknown} of {len(scores)} scores are NaN, so they have no order")
     bad, good = scores[wrong], scores[~wrong].sort().values
     if not len(bad) or not len(good):
         raise ValueError(f"separation needs right and wrong answers, got {len(good)} right and {len(bad)} wrong")

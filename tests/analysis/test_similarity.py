@@ -56,6 +56,17 @@ def test_what_the_measures_ignore():
     assert rsa(x, 3 * x + 2) == pytest.approx(1)
     assert linear_cka(x.view(20, 2, 3), x) == pytest.approx(1)
     assert math.isnan(linear_cka(torch.ones(5, 2), random(5, 2)))
+    assert linear_cka(x.double() + 1e6, x) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 7.7])
+def test_what_is_the_same_for_all_images_up_to_rounding_has_no_similarity(value):
+    """The mean of equal numbers is not always that number."""
+    for images in (3, 7, 10, 49):
+        constant = torch.full((images, 5), value, dtype=torch.float64)
+        assert math.isnan(linear_cka(constant, random(images, 4)))
+        assert math.isnan(linear_cka(random(images, 60), constant))
+        assert math.isnan(rsa(value * torch.eye(images), random(images, 4)))  # all pairs are equally far apart
 
 
 def test_bad_activations():

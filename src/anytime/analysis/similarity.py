@@ -14,6 +14,8 @@ from torch import Tensor
 from anytime.analysis.needs import require_layers
 from anytime.trace import Trace
 
+_ROUNDING = 1e-12  # of float64, relative
+
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
     """|Y'X|² / (|X'X| |Y'Y|), X and Y centred over the images, |.| the Frobenius norm.
@@ -30,13 +32,16 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     Source: Kornblith, Norouzi, Lee, Hinton, ICML 2019.
     """
     x, y = _rows(x, y, 2, "linear CKA")
+    sizes = x.norm(), y.norm()
     x, y = x - x.mean(0), y - y.mean(0)
+    if any(part.norm() <= _ROUNDING * size for part, size in zip((x, y), sizes, strict=True)):
+        return math.nan
     if max(x.shape[1], y.shape[1]) <= len(x):
         products, own = (y.T @ x).norm() ** 2, (x.T @ x).norm() * (y.T @ y).norm()
     else:
         k, m = x @ x.T, y @ y.T
         products, own = (k * m).sum(), k.norm() * m.norm()
-    return float(products / own) if own > 0 else math.nan
+    return float(products / own)
 
 
 def rsa(x: Tensor, y: Tensor) -> float:
@@ -55,7 +60,9 @@ def rsa(x: Tensor, y: Tensor) -> float:
     from scipy.stats import rankdata
 
     x, y = _rows(x, y, 3, "RSA")
-    ranks = torch.stack([torch.from_numpy(rankdata(dissimilarities(part).numpy())) for part in (x, y)])
+    # Rounding errors would order pairs that are equally far apart.
+    exact = [dissimilarities(part).numpy().round(12) for part in (x, y)]
+    ranks = torch.stack([torch.from_numpy(rankdata(part)) for part in exact])
     ranks = ranks - ranks.mean(1, keepdim=True)
     lengths = ranks.norm(dim=1).prod()
     return float(ranks.prod(0).sum() / lengths) if lengths > 0 else math.nan
@@ -70,7 +77,7 @@ def dissimilarities(x: Tensor) -> Tensor:
     rows = x.double().flatten(1)
     rows = rows - rows.mean(1, keepdim=True)
     lengths = rows.norm(dim=1, keepdim=True)
-    if bool((flat := lengths[:, 0] <= 1e-12 * x.double().flatten(1).norm(dim=1)).any()):
+    if bool((flat := lengths[:, 0] <= _ROUNDING * x.double().flatten(1).norm(dim=1)).any()):
         count, first = int(flat.sum()), int(flat.nonzero()[0])
         raise ValueError(f"RSA correlates vectors, but {count} of {len(rows)} have no variance, the first at {first}")
     rows = rows / lengths

@@ -7,7 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -221,6 +223,23 @@ def test_compliance_courses_remove_the_level_of_each_seed() -> None:
         compliance_courses({"td": networks["td"], "ce": {1: right}}, superclass)
     with pytest.raises(ValueError, match="no network"):
         compliance_courses({}, superclass)
+    with pytest.raises(ValueError, match="there is no trace of 'td' whose compliance"):
+        compliance_courses({"td": {}}, superclass)
+    backwards = {"td": networks["td"], "ce": dict(reversed(networks["ce"].items()))}
+    assert compliance_courses(backwards, superclass) == found
+    shorter = replace(right, outputs=right.logits[:2], macs=right.macs[:2], contract_macs=None)
+    with pytest.raises(ValueError, match=r"need the same steps, got by seed \{1: 3, 2: 2\} of 'td'"):
+        compliance_courses({"td": {1: right, 2: shorter}}, superclass)
+
+
+@pytest.mark.parametrize("superclass", [torch.tensor([0.5, 0.7, 1.0]), (0.5, 0.7, 1.0), ("a", "a", "b"), (0, None, 1)])
+def test_superclasses_are_whole_numbers(superclass: Any) -> None:
+    """0.5 and 0.7 would be two superclasses, or one after rounding."""
+    trace = made([[[1], [2], [0]]], [[0], [1], [2]], [3])
+    with pytest.raises(ValueError, match="superclasses must be whole numbers, got "):
+        compliance(trace, superclass)
+    for whole in ((0, 0, 1), torch.tensor([0, 0, 1]), np.array([0, 0, 1])):
+        assert compliance(trace, whole).value.tolist() == [1 / 3]
 
 
 def _sibling(label: int) -> int:

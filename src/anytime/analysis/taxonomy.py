@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,10 +58,10 @@ def compliance(trace: Trace, superclass: Sequence[int] | LabelLevels, level: int
         level: Which of these label levels are the superclasses, from 1.
 
     Raises:
-        ValueError: There is not one superclass for each class, the classes are others, or there is no such level.
+        ValueError: There is not one whole number for each class, the classes are others, or there is no such level.
     """
     fine = labelled(trace.level(0) if trace.levels else trace)
-    table = torch.tensor(_table(superclass, level, fine.class_names))
+    table = _table(superclass, level, fine.class_names)
     answered = answers(fine)
     wrong = answered != fine.labels
     errors = wrong.sum(1)
@@ -70,15 +71,15 @@ def compliance(trace: Trace, superclass: Sequence[int] | LabelLevels, level: int
     return Compliance(compliant.sum(1).double() / errors, expected / errors, errors)
 
 
-def _table(superclass: Sequence[int] | LabelLevels, level: int, class_names: Sequence[str]) -> Sequence[int]:
-    """The superclass of each class."""
+def _table(superclass: Sequence[int] | LabelLevels, level: int, class_names: Sequence[str]) -> Tensor:
+    """The superclass of each class, int64 `[K]`."""
     from anytime.data.taxonomy import LabelLevels  # late: the data sets import Lightning
 
     classes = len(class_names)
     if not isinstance(superclass, LabelLevels):
         if len(superclass) != classes:
             raise ValueError(f"superclass needs one entry for each of {classes} classes, got {len(superclass)}")
-        return superclass
+        return torch.tensor([_whole(number) for number in superclass])
     names = superclass.names[0]
     if len(names) != classes:
         raise ValueError(f"the label levels are of {len(names)} classes, but the trace has {classes}")
@@ -86,7 +87,14 @@ def _table(superclass: Sequence[int] | LabelLevels, level: int, class_names: Seq
         raise ValueError(f"the label levels are of other classes than the trace: {other[0]!r} where it has {other[1]!r}")
     if not 1 <= level < len(superclass.table):
         raise ValueError(f"level must lie in 1..{len(superclass.table) - 1}, above that of the classes, got {level!r}")
-    return superclass.table[level]
+    return torch.tensor(superclass.table[level])
+
+
+def _whole(superclass: Any) -> int:
+    try:
+        return index(superclass)
+    except TypeError:
+        raise ValueError(f"superclasses must be whole numbers, got {superclass!r}") from None
 
 
 @dataclass(frozen=True)
@@ -115,19 +123,28 @@ def compliance_courses(
     them. Steps at which a seed makes no error do not count.
 
     Args:
-        networks: The traces of each network by seed.
+        networks: The traces of each network by seed; those of a network have the same steps.
         superclass, level: As for `compliance`.
 
+    Returns:
+        The course of each network; its seeds in the order of the first network.
+
     Raises:
-        ValueError: As `compliance`; there is no network, or two have other seeds.
+        ValueError: As `compliance`; there is no network or no seed, two networks have other seeds, or two seeds other steps.
     """
     if not networks:
         raise ValueError("there is no network whose compliance could be measured")
     (first, seeds), *others = [(name, list(by_seed)) for name, by_seed in networks.items()]
+    if not seeds:
+        raise ValueError(f"there is no trace of {first!r} whose compliance could be measured")
     for name, given in others:
-        if given != seeds:
+        if set(given) != set(seeds):
             raise ValueError(f"networks need the same seeds, got {seeds} of {first!r} and {given} of {name!r}")
-    found = {name: [compliance(t, superclass, level) for t in by_seed.values()] for name, by_seed in networks.items()}
+    for name, by_seed in networks.items():
+        steps = {seed: trace.num_steps for seed, trace in by_seed.items()}
+        if len(set(steps.values())) > 1:
+            raise ValueError(f"the traces of a network need the same steps, got by seed {steps} of {name!r}")
+    found = {name: [compliance(by_seed[s], superclass, level) for s in seeds] for name, by_seed in networks.items()}
     values = {name: [one.value.tolist() for one in by_seed] for name, by_seed in found.items()}
     conditions = [(name, step) for name, rows in values.items() for step in range(len(rows[0]))]
     known = [c for c in conditions if not any(math.isnan(row[c[1]]) for row in values[c[0]])]

@@ -22,6 +22,7 @@ UNFIT = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, Ru
 """What a class raises that is given arguments of unknown origin."""
 
 MOST_STEPS = 1_000  # answers of one network
+MOST_MACS = 10**12  # of one image; ViT-B has 6e10 at 384 x 384, a Wide-ResNet-101 9.5e11 at 1024 x 2048
 MOST_VALUES = 3 * 2048 * 4096  # of one image; street scenes have 3 x 1024 x 2048
 _SMALL = 10_000  # numbers up to here need no reason
 

@@ -51,9 +51,10 @@ def record(
             recorded as absent, with a warning unless they are -1; in batches of images only, all are. For other tasks: batches
             `(images, targets)`. An attribute `groups`, as the loaders of data sets have it, is kept in the trace: the group of
             each sample, or None.
-        features: Whether to keep the input of the last linear layer of each step, and its weights, up to a factor that a model
-            applies afterwards. Separate layers of label levels count as one: their inputs lie side by side. A step that only
-            repeats an answer has its features.
+        features: Whether to keep the input f_t of the last linear layer of each step, and its weights W_t. Then logits_t is
+            W_t f_t plus a bias, up to a factor that a model applies afterwards. Where a step adds to the answer before, as in
+            `boosted`, `attach` with `additive`, and `zero_time_waste`, that part is left out. Separate layers of label levels
+            count as one: their inputs lie side by side. A step that only repeats an answer has its features.
         labels: "data": those of the batches. None: they are unknown, such as where images are of other classes than the
             model's, whatever the batches hold. Or the labels `[N]` of all samples.
         layers: Names of modules, as in `model.named_modules()`, whose newest output after each step is kept, `[N, T, ...]`,
@@ -69,9 +70,12 @@ def record(
         meta: Facts to add to, or override, those recorded here (model, input_size, hardware, date, ...).
 
     Raises:
-        ValueError: There is nothing to record, labels are not whole numbers or not as many as samples, the answers do not have
-            the shape the model claims, they come from no linear layer, or there is no such layer.
+        ValueError: There is nothing to record, labels are a text other than "data", not whole numbers or not as many as
+            samples, the answers do not have the shape the model claims, they come from no linear layer, or there is no such
+            layer.
     """
+    if isinstance(labels, str) and labels != "data":
+        raise ValueError(f'labels must be "data", None or the labels of all samples, got {labels!r}')
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples!r}")
     place = next(model.parameters()).device if device is None else torch.device(device)

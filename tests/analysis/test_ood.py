@@ -121,5 +121,21 @@ def test_bad_input(trace, levels):
     detector = ood.fit_detector(course(30, True), course(30, False), hidden=4, epochs=12)
     with pytest.raises(ValueError, match="fitted to 4 steps and 5 classes, the trace has 3 and 3"):
         detector(trace)
+    for name in ("hidden", "epochs"):
+        for number in (0, -1, 2.5, True):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got {number}"):
+                ood.fit_detector(course(20, True), course(20, False), **{name: number})
+    for lr in (0.0, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=f"lr must be finite and above 0, got {lr}"):
+            ood.fit_detector(course(20, True), course(20, False), lr=lr)
+    excluding = course(30, True)
+    excluding.logits[1, 4, 0] = -torch.inf
+    with pytest.raises(ValueError, match="finite numbers, but of 1 of 30 samples 'logits' are not"):
+        ood.fit_detector(excluding, course(30, False))
+    assert ood.detector_inputs(excluding, "posterior").isfinite().all()
+    with pytest.raises(ValueError, match="1 of 30 samples 'logits' are not"):
+        ood.Detector(torch.nn.Linear(20, 1), "logits", "trace", 1, 4, 5, torch.zeros(20), torch.ones(20), 1)(excluding)
+    with pytest.raises(ValueError, match=r"loss was never finite in 3 epochs; lr=1e\+30 is too large"):
+        ood.fit_detector(course(30, True), course(30, False), lr=1e30, epochs=3)
     with pytest.raises(ValueError, match=r"3 and 3 samples are too few to hold out 0\.1 of each"):
         ood.fit_detector(course(3, True), course(3, False))

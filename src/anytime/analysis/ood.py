@@ -166,12 +166,15 @@ def detector_inputs(trace: Trace, inputs: str = "logits", form: Form = "trace", 
     """What a detector reads, float64 `[N, F]`: the last step, or the steps from `first` side by side.
 
     Raises:
-        ValueError: As `score`.
+        ValueError: As `score`, or a value is NaN or infinite.
     """
     _check_form(form)
     if inputs not in INPUTS:
         raise ValueError(f"unknown inputs {inputs!r}{nearest(inputs, INPUTS)}")
-    return INPUTS[inputs](_logits(trace, form, first)).transpose(0, 1).flatten(1)
+    values = INPUTS[inputs](_logits(trace, form, first)).transpose(0, 1).flatten(1)
+    if bool((bad := ~values.isfinite().all(1)).any()):
+        raise ValueError(f"a detector reads finite numbers, but of {int(bad.sum())} of {len(bad)} samples {inputs!r} are not")
+    return values
 
 
 def fit_detector(
@@ -205,8 +208,14 @@ def fit_detector(
         seed: Of the weights, the order and the held-out samples.
 
     Raises:
-        ValueError: The traces differ in steps or classes, or as `score`.
+        ValueError: The traces differ in steps or classes, a number is out of range, no loss is finite, or as
+            `detector_inputs`.
     """
+    for name, number in (("hidden", hidden), ("epochs", epochs)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be finite and above 0, got {lr!r}")
     if (known.num_steps, known.num_classes) != (unknown.num_steps, unknown.num_classes):
         raise ValueError(
             f"both traces need the same steps and classes, got {known.num_steps} and {known.num_classes}, "
@@ -241,6 +250,10 @@ def fit_detector(
                 best, chosen, state = now, epoch, {name: value.clone() for name, value in network.state_dict().items()}
             elif epoch - chosen >= _PATIENCE:
                 break
+        if not state:
+            raise ValueError(
+                f"the detector's loss was never finite in {epoch} epochs; lr={lr!r} is too large for these inputs"
+            )
         network.load_state_dict(state)
     return Detector(network.eval(), inputs, form, first, known.num_steps, known.num_classes, mean, spread, chosen)
 

@@ -40,7 +40,14 @@ def by_definition(probabilities: torch.Tensor, threshold: float) -> list[int]:
 def test_selected_by_definition():
     probabilities = random_trace(40).logits.softmax(2)
     for threshold in (0.0, 0.4, 0.8, 0.99):
-        steps, reached = selected(probabilities, threshold)
+        steps, reached, classes = selected(probabilities, threshold)
+        for n in range(40):
+            stayed = (probabilities[steps[n] - 1 :, n] > threshold).all(0)
+            if not reached[n]:
+                assert classes[n] == -1
+                continue
+            assert stayed[classes[n]]
+            assert probabilities[-1, n, classes[n]] == probabilities[-1, n, stayed].max()
         wanted = by_definition(probabilities, threshold)
         assert reached.tolist() == [w > 0 for w in wanted]
         assert steps.tolist() == [w or 5 for w in wanted]
@@ -58,7 +65,18 @@ def test_threshold_leaves_the_wanted_share(never):
     assert (measured.steps[~measured.reached] == 5).all()  # ties at the end
     assert (measured.classes[~measured.reached] == -1).all()
     there = measured.reached
-    assert torch.equal(measured.classes[there], trace.logits[-1].argmax(1)[there])
+    if threshold >= 0.5:  # only one class can be above it
+        assert torch.equal(measured.classes[there], trace.logits[-1].argmax(1)[there])
+
+
+def test_the_class_is_the_one_that_stayed_above_the_threshold():
+    """Another class may be above it at the end, even higher, but not for as long."""
+    course = torch.tensor([[[0.45, 0.2, 0.35]], [[0.41, 0.2, 0.39]], [[0.41, 0.17, 0.42]]])
+    trace = replace(random_trace(1, 3), outputs=course.log())
+    found = latency(trace, 0.4)
+    assert (found.steps.item(), found.classes.item()) == (1, 0)
+    both = latency(trace, 0.3)  # both of them stay from the first step on
+    assert (both.steps.item(), both.classes.item()) == (1, 2)
 
 
 def test_threshold_of_equal_values_is_the_nearest_possible():

@@ -26,7 +26,8 @@ class Latency:
         threshold: θ.
         steps: Latency 1..T, T where no class is selected, int64 `[N]`.
         reached: Whether a class is selected, bool `[N]`.
-        classes: The class, int64 `[N]`; -1 where none is selected.
+        classes: The class that stayed above θ from then on, int64 `[N]`; the most probable at the end if several did, which
+            needs θ < 0.5; -1 where none is selected.
     """
 
     threshold: float
@@ -40,7 +41,7 @@ class Latency:
         return float((~self.reached).double().mean())
 
 
-def selected(probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def selected(probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """min{t | some class j has p_t'(j) > θ for all t' >= t}, right or wrong.
 
     Args:
@@ -48,15 +49,23 @@ def selected(probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         threshold: θ.
 
     Returns:
-        The latency in steps, 1..T, int64 `[N]` (T if there is none), and whether there is one, bool `[N]`.
+        The latency in steps, 1..T, int64 `[N]` (T if there is none), whether there is one, bool `[N]`, and the class, int64
+        `[N]`, -1 if there is none; of several the most probable at the end.
     """
     above = probabilities > threshold
     stays, first = above[-1], torch.full_like(above[0, :, 0], len(above), dtype=torch.int64)
     reached = stays.any(1)
+    classes = _likeliest(probabilities[-1], stays)
     for step in range(len(above) - 1, 0, -1):
         stays = stays & above[step - 1]
         first = torch.where(stays.any(1), step, first)
-    return first, reached
+        classes = torch.where(stays.any(1), _likeliest(probabilities[-1], stays), classes)
+    return first, reached, classes
+
+
+def _likeliest(probabilities: Tensor, among: Tensor) -> Tensor:
+    """The most probable of some classes, int64 `[N]`, -1 if there are none."""
+    return probabilities.masked_fill(~among, -1).argmax(1).masked_fill(~among.any(1), -1)
 
 
 def threshold_for(trace: Trace, never: float = 0.1) -> float:
@@ -99,8 +108,7 @@ def latency(trace: Trace, threshold: float | None = None, never: float = 0.1) ->
     threshold = threshold_for(trace, never) if threshold is None else float(threshold)
     if not 0 <= threshold < 1:
         raise ValueError(f"a threshold of probability lies in [0, 1), got {threshold!r}")
-    steps, reached = selected(trace.logits.double().softmax(2), threshold)
-    return Latency(threshold, steps, reached, trace.logits[-1].argmax(1).masked_fill(~reached, -1))
+    return Latency(threshold, *selected(trace.logits.double().softmax(2), threshold))
 
 
 @dataclass(frozen=True, eq=False)

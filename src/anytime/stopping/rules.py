@@ -238,7 +238,7 @@ class SelectionLatency(Rule, kind="selection_latency"):
         Returns:
             The latency in steps, 1..T, int64 `[N]` (T if there is none), and whether there is one, bool `[N]`.
         """
-        return selected(probabilities, self.threshold)
+        return selected(probabilities, self.threshold)[:2]
 
 
 @dataclass(frozen=True)

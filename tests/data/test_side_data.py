@@ -1,5 +1,7 @@
 """Published numbers about the images of a data set, in files of the published layout, and folds of a data set."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -77,8 +79,33 @@ def test_damaged_files_are_named(tmp_path, cscores):
         with pytest.raises(ValueError, match=f"{name}.npy is damaged or in an unexpected format"):
             read_human_consistency(tmp_path / f"{name}.npy")
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"objects\.npy is damaged"):
+    with pytest.raises(ValueError, match=r"objects\.npy is damaged .*: it holds Python objects"):
         read_human_consistency(tmp_path / "objects.npy")
+    np.savez(tmp_path / "objects.npz", labels=np.array([{}], dtype=object), scores=np.zeros(1))
+    with pytest.raises(ValueError, match=r"objects\.npz is damaged .*: it holds Python objects"):
+        read_cscores(tmp_path / "objects.npz")
+    with pytest.raises(ValueError, match=r"lacks\.npz is damaged .*: it holds no scores$"):
+        read_cscores(tmp_path / "lacks.npz")
+
+
+def test_files_of_another_kind_are_said(tmp_path, cscores):
+    """numpy advises to load them with allow_pickle, which would run their code."""
+    np.save(tmp_path / "one.npy", np.zeros((2, 2)))
+    (tmp_path / "text").write_text("counts of people\n")
+    (tmp_path / "empty").touch()
+    with zipfile.ZipFile(tmp_path / "bytes.npz", "w") as archive:
+        archive.writestr("labels", "3 0 2")
+        archive.writestr("scores", "0.1 0.9 0.5")
+    for read, name, message in (
+        (read_cscores, "one.npy", "it must be an .npz file of numpy, not an .npy file"),
+        (read_human_consistency, cscores.name, "it must be an .npy file of numpy, not an .npz file"),
+        (read_cscores, "bytes.npz", "its labels, scores must be an array"),
+        (read_cscores, "text", "it must be an .npz file of numpy, and its beginning is not"),
+        (read_human_consistency, "text", "it must be an .npy file of numpy, and its beginning is not"),
+        (read_human_consistency, "empty", "it must be an .npy file of numpy, and its beginning is not"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is damaged or in an unexpected format: {message}"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize(("count", "k"), [(23, 4), (40, 10), (7, 7), (100, 3)])

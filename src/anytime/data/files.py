@@ -21,7 +21,7 @@ from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.error import HTTPError, URLError
 
 import numpy as np
@@ -191,6 +191,51 @@ def read_pickle(path: Path) -> dict[str, Any]:
         if sum(len(value.content) for value in content.values() if isinstance(value, _Array)) > len(data):
             raise ValueError("its arrays need more bytes than the file has")
         return {key: value.array() if isinstance(value, _Array) else value for key, value in content.items()}
+
+
+def read_array(path: str | PathLike[str]) -> np.ndarray:
+    """The one array of an .npy file; raises ValueError if it is damaged, of another kind or not of numbers or text."""
+    with errors_naming(path), open(path, "rb") as file:
+        _check_magic(file, ".npy")
+        with _no_objects():
+            return np.load(file, allow_pickle=False)
+
+
+def read_arrays(path: str | PathLike[str], *names: str) -> list[np.ndarray]:
+    """The arrays `names` of an .npz file; raises ValueError if it lacks one, and as `read_array`."""
+    with errors_naming(path), open(path, "rb") as file:
+        _check_magic(file, ".npz")
+        with np.load(file, allow_pickle=False) as arrays, _no_objects():
+            if missing := [name for name in names if name not in arrays]:
+                raise ValueError(f"it holds no {', '.join(missing)}")
+            found = [arrays[name] for name in names]  # bytes, where an entry of the archive is no array
+            if other := [name for name, array in zip(names, found, strict=True) if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"its {', '.join(other)} must be an array")
+            return found
+
+
+_MAGIC = {".npy": (b"\x93NUMPY",), ".npz": (b"PK\x03\x04", b"PK\x05\x06")}
+
+
+def _check_magic(file: BinaryIO, kind: str) -> None:
+    """Raises ValueError if a file, which stays at its beginning, is not of one of numpy's kinds."""
+    start = file.read(6)
+    file.seek(0)
+    if not start.startswith(_MAGIC[kind]):
+        other = next((other for other, magic in _MAGIC.items() if start.startswith(magic)), None)
+        given = f"not an {other} file" if other else "and its beginning is not"
+        raise ValueError(f"it must be an {kind} file of numpy, {given}")
+
+
+@contextmanager
+def _no_objects() -> Iterator[None]:
+    """Says what numpy says with advice to run the code of a file."""
+    try:
+        yield
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise ValueError("it holds Python objects, which could run code, not numbers") from error
+        raise
 
 
 def read_mat(path: Path, *names: str) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anytime.data.files import errors_naming
+from anytime.data.files import errors_naming, read_array, read_arrays
 
 _LEAST_AGREEMENT = 0.95  # of the most frequent human answer with the label; in the official order it is 99.2 %
 
@@ -80,8 +80,8 @@ def read_cscores(path: str | os.PathLike[str]) -> SideData:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged or has another form.
     """
-    with errors_naming(path), open(path, "rb") as file, np.load(file) as arrays:
-        labels, scores = arrays["labels"], arrays["scores"]
+    labels, scores = read_arrays(path, "labels", "scores")
+    with errors_naming(path):
         if labels.ndim != 1 or labels.shape != scores.shape:
             raise ValueError(f"there must be as many labels as scores, got {list(labels.shape)} and {list(scores.shape)}")
         if labels.dtype.kind not in "iu" or scores.dtype.kind != "f" or not ((scores >= 0) & (scores <= 1)).all():
@@ -102,9 +102,9 @@ def read_human_consistency(path: str | os.PathLike[str]) -> SideData:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged or has another form.
     """
-    with errors_naming(path), open(path, "rb") as file:
-        answers = np.load(file)
-        if not isinstance(answers, np.ndarray) or answers.ndim != 2 or answers.dtype.kind not in "iuf":
+    answers = read_array(path)
+    with errors_naming(path):
+        if answers.ndim != 2 or answers.dtype.kind not in "iuf":
             raise ValueError("answers must be numbers [N, K], by image and class")
         counts = torch.from_numpy(answers.astype(np.float64))
         total = counts.sum(1, keepdim=True)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from anytime.data.decoding import Box, read_images, resize_images
-from anytime.data.files import download_archives, errors_naming, read_table
+from anytime.data.files import download_archives, errors_naming, read_arrays, read_table
 from anytime.data.names import Names
 from anytime.data.resized import ResizedData
 from anytime.data.split import Split
@@ -88,9 +88,9 @@ class GTSRB(ResizedData):
         return Split(read_images(paths, self.input_size, boxes), targets, folder, groups, names)
 
     def _read_frames(self, path: Path) -> Split:
-        with errors_naming(path), open(path, "rb") as file, np.load(file) as arrays:
-            frames, labels, roi = arrays["images"], arrays["labels"], arrays["roi"]
-            names = [str(name) for name in arrays["track"]]
+        frames, labels, roi, tracks = read_arrays(path, "images", "labels", "roi", "track")
+        with errors_naming(path):
+            names = [str(name) for name in tracks]
             if frames.dtype != np.uint8 or frames.ndim != 4 or not len(frames) == len(labels) == len(roi) == len(names):
                 raise ValueError("images, labels, roi and track do not belong together")
             if not np.issubdtype(labels.dtype, np.integer) or not np.isfinite(roi).all():

@@ -296,6 +296,17 @@ def test_maps_that_no_exit_needs_do_not_exist() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"exits": 2.5}, "exits must be a whole number, got 2.5"),
+        ({"exits": "3"}, "exits must be a whole number, got '3'"),
+        ({"base": 1.0}, "base must be a whole number, got 1.0"),
+        ({"step": True}, "step must be a whole number, got True"),
+        ({"width": True}, "width must be a whole number, got True"),
+        ({"growth": "6"}, "growth must be a whole number, got '6'"),
+        ({"head_width": 8.0}, "head_width must be a whole number, got 8.0"),
+        ({"factors": (1, 2.5)}, "factors must be a whole number, got 2.5"),
+        ({"factors": 2}, "factors must be a whole number for each scale, got 2"),
+        ({"factors": "124"}, "factors must be a whole number for each scale, got '124'"),
+        ({"reduction": "half"}, "reduction must be a number, got 'half'"),
         ({"exits": 0}, "exits must be at least 1, got 0"),
         ({"base": 0}, "every exit needs a layer of its own: base and step must be at least 1, got 0 and 2"),
         ({"step": 0}, "every exit needs a layer of its own: base and step must be at least 1, got 4 and 0"),

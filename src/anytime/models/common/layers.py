@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +15,13 @@ def check_depth(name: str, counts: Sequence[int]) -> None:
     """Raises ValueError if the counts of layers or blocks, an argument called `name`, add up to more than 10,000."""
     if sum(counts) > MOST_LAYERS:
         raise ValueError(f"{name} must add up to at most {MOST_LAYERS:,}, got {sum(counts):,}")
+
+
+def check_whole(**numbers: Any) -> None:
+    """Raises ValueError unless each argument is a whole number; None counts as one, for arguments that may be left out."""
+    for name, number in numbers.items():
+        if number is not None and (isinstance(number, bool) or not hasattr(number, "__index__")):
+            raise ValueError(f"{name} must be a whole number, got {number!r}")
 
 
 def add_shortcut(out: Tensor, x: Tensor, centred: bool = False) -> Tensor:

@@ -294,6 +294,17 @@ class Own(Net):
     """Named by import path."""
 
 
+class Careless(Net):
+    """Looks for its options as networks of other libraries do."""
+
+    def __init__(self, num_classes: int = 5, kind: str | None = None, layer: Any = None) -> None:
+        super().__init__()
+        if kind is not None:
+            {}[kind]
+        if layer is not None:
+            layer.forward()
+
+
 def own(**arguments: Any) -> AttachedExits:
     return attach(5, backbone=f"{Own.__module__}.Own", exits=("stem",), input_size=SIZE, **arguments)
 
@@ -309,6 +320,12 @@ def own(**arguments: Any) -> AttachedExits:
             {"options": {"depth": 3}},
             r"cannot be built for \(3, 8, 8\) images with depth=3: .*unexpected keyword argument 'depth'",
         ),
+        (
+            {"backbone": f"{__name__}.Careless", "options": {"kind": "evil.f"}},
+            r"Careless cannot be built for \(3, 8, 8\) images: 'evil.f' is unknown",
+        ),
+        ({"backbone": f"{__name__}.Careless", "options": {"layer": "evil.f"}}, "cannot be built for .*'str' object has no"),
+        ({"backbone": 3}, "backbone must be .* got 3"),
         ({"options": {"checkpoint_path": "x", "weights": "y"}}, "options cannot hold checkpoint_path, weights"),
         ({"head": "conf"}, "unknown head 'conf'; did you mean 'conv'"),
         ({"head": "class_token"}, r"a class_token head reads tokens \(N, C\), but the features have the shape \(6, 8, 8\)"),

@@ -136,6 +136,9 @@ def test_another_loss_than_cross_entropy() -> None:
     torch.testing.assert_close(Optimal(2, loss=last_two_classes)(logits, target), last_two_classes(logits, target)[1])
     named = Weighted("sieve", loss="anytime.objectives.step_losses")(logits, target)
     assert torch.equal(named, Weighted("sieve")(logits, target))
+    for path in ("anytime.pretrained.load", "anytime.support.names.import_object", "anytime.no.such"):
+        with pytest.raises(ValueError, match=rf"loss '{path}' is none of this library; .*'?step_losses"):
+            Weighted(loss=path)
     with pytest.raises(ValueError, match=r"loss must return \[3\], one number for each answer, got \[3, 4\]"):
         Weighted(loss=lambda logits, target: logits.mean(2))(logits, target)
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.objectives.weighting import Normalization, check_interval, find_scheme, normalized, sdn_ramp
-from anytime.support.names import import_object
+from anytime.support.names import import_object, nearest
+from anytime.support.text import quoted
 
 StepLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [T, B, ...], target) -> [T]
+LOSSES = ("step_losses", "squared_error", "pixel_cross_entropy")  # functions of this package that are a `loss`
 TINY = 1e-12  # keeps quotients of losses finite
 
 
@@ -150,6 +152,8 @@ class StepObjective(Objective):
         if label_smoothing and loss is not None:
             raise ValueError(f"label_smoothing={label_smoothing!r} belongs to cross-entropy, not to loss={loss!r}")
         if isinstance(loss, str):
+            if loss.startswith("anytime.") and loss.rpartition(".")[2] not in LOSSES:
+                raise ValueError(f"loss {quoted(loss)} is none of this library{nearest(loss.rpartition('.')[2], LOSSES)}")
             path, loss = loss, import_object(loss, "loss")
             if not callable(loss):
                 raise ValueError(f"loss {path!r} is a {type(loss).__name__}, not a function (logits, target) -> [T]")

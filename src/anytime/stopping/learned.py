@@ -35,6 +35,8 @@ class GruRule(Rule):
     inputs: ClassVar[int | None] = None  # F, if it is always the same
 
     def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps!r}")
         tensors = tuple(torch.tensor(weight, dtype=torch.float32) for weight in self.weights)
         units = tensors[-2].shape[-1] if len(tensors) == 6 else 0
         inputs = self.inputs or (tensors[0].shape[-1] if tensors and tensors[0].ndim else 0)

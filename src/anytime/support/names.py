@@ -42,6 +42,8 @@ def import_object(path: str, what: str) -> Any:
         ValueError: It is no import path, or leads nowhere.
         UntrustedName: The path comes from a file, and the user has not consented to importing it.
     """
+    if not isinstance(path, str):
+        raise ValueError(f"{what} must be the name or import path of a class or function, got {quoted(path)}")
     module, _, name = path.rpartition(".")
     if not module or not all(part.isidentifier() for part in path.split(".")):
         raise ValueError(f"{what} {path[:100]!r} cannot be imported: it is no import path, package.module.Name")

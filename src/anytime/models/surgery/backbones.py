@@ -84,16 +84,16 @@ def _custom(name: str, size: Sequence[int], classes: int | None, options: dict[s
 
 def _build(name: str, size: Sequence[int], classes: int | None, options: dict[str, Any]) -> BuiltBackbone:
     """An untrained backbone for `classes` classes, or if None, one with the weights and classes that its library downloads."""
-    library, colon, rest = name.partition(":")
+    library, colon, rest = str(name).partition(":")
     builders = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}
-    if (colon and library not in builders) or (not colon and "." not in name):
+    if (colon and library not in builders) or (not colon and "." not in str(name)):
         raise ValueError(
             f"backbone must be 'torchvision:NAME', 'timm:NAME', 'hf:NAME' or the import path of a class, got {quoted(name)}"
         )
     try:
         return builders[library](rest, size, classes, options) if colon else _custom(name, size, classes, options)
-    except (TypeError, AssertionError, RuntimeError) as error:
-        text = one_line(error)
+    except (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError) as error:
+        text = f"{error} is unknown" if isinstance(error, KeyError) else one_line(error)
         named = [f"{key}={quoted(value)}" for key, value in options.items() if re.search(rf"\b{re.escape(str(key))}\b", text)]
         given = f" with {named[0]}" if named else ""
         raise ValueError(f"{name} cannot be built for {(*size,)} images{given}: {text}") from error

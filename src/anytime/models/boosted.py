@@ -16,7 +16,8 @@ class Boosted(Around):
     """F_t = f_t + shrink F_{t-1}, f_t the answers of any model: in training, step t learns what F_{t-1} gets wrong.
 
     In training F_{t-1} gets no gradient from F_t, only from its own loss; in evaluation it is an ordinary sum. A single answer
-    t needs all f up to it, so its contract cost is that of the stream.
+    t needs all f up to it, so its contract cost is that of the stream. The features and class weights that `record` keeps are
+    those of f_t.
 
     Args:
         model: Computes f_t. Its normalisation moves to this model: its own buffers mean and std become the identity.

@@ -19,7 +19,8 @@ class ZeroTimeWaste(Around):
     If head t of that model ends with a linear layer, this is the same layer on its features and the probabilities of the
     answer before, side by side. F_{t-1} gets no gradient from F_t. W starts at zero, so the answers are at first those of the
     model. The paper trains only heads, on a frozen network (`HeadsOnly`): W and the heads of the model. Weights of the
-    model itself also load. `anytime.combine.fit_geometric` then fits the ensemble of the answers so far.
+    model itself also load. The features and class weights that `record` keeps are those of f_t, without W_t.
+    `anytime.combine.fit_geometric` then fits the ensemble of the answers so far.
 
     Args:
         model: Computes f_t. Its normalisation moves to this model: its own buffers mean and std become the identity.

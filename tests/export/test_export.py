@@ -190,21 +190,15 @@ def test_a_forked_process_loads_the_graphs_again(export: ExportedModel) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_step_can_be_cancelled_and_run_again(export: ExportedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, run = ExportedSteps(export), ExportedModel.run
-    state = steps.start(torch.rand(1, *SIZE), 1)
-
-    def cancelled_meanwhile(self: ExportedModel, given: Any, call: Any = None) -> Any:
-        assert steps.cancel(state)
-        return run(self, given, call)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ExportedModel, "run", cancelled_meanwhile)
-        with pytest.raises(Cancelled, match=r"step_1.onnx was cancelled"):
-            steps.step(1, state, 1)
-    assert not steps.cancel(state)
-    answer, _ = steps.step(1, state, 1)
-    assert torch.equal(answer, next(export.stream(state["(0, 'images')"])))
+def test_a_call_can_be_cancelled_and_the_engine_used_again(export: ExportedModel) -> None:
+    steps, x = ExportedSteps(export), torch.rand(1, *SIZE)
+    call, state = steps.call(), steps.start(x, 1)
+    expected, after = steps.step(1, state, 1, call)
+    steps.cancel(call)  # between two steps: the next one must not start
+    for given in (state, after):
+        with pytest.raises(Cancelled, match=r"step_\d.onnx was cancelled"):
+            steps.step(given["step"] + 1, given, 1, call)
+    assert torch.equal(steps.step(1, state, 1, steps.call())[0], expected)
 
 
 def test_rules_are_saved_in_the_manifest(folder: Path, tmp_path: Path) -> None:

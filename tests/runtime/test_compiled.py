@@ -52,9 +52,9 @@ def test_batches_between_the_compiled_sizes_are_padded(monkeypatch) -> None:
     given: list[int] = []
     call = CompiledSteps.step
 
-    def noted(self, step, state, size):
+    def noted(self, step, state, size, *rest):
         given.append(size)
-        return call(self, step, state, size)
+        return call(self, step, state, size, *rest)
 
     monkeypatch.setattr(CompiledSteps, "step", noted)
     confidence = model(x).detach().softmax(2).amax(2)

@@ -151,7 +151,7 @@ def test_calls_streams_sessions_contracts_and_profiles_compute_under_the_same_co
             way(predictor, x)
         run = predictor._run
         with run.conditions():
-            run(1, run.start(x, 2), 2)
+            run.step(1, run.start(x, 2), 2)
     assert measured.fingerprint["dtype"] == str(dtype).removeprefix("torch.")
     assert {seen[:-1] for seen in model.seen} == {(dtype, False, True, True)}
     assert len({seen[-1] for seen in model.seen}) == 2  # the session's thread

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +23,8 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
     Pixels at most 0.05 beyond [0, 1] are clamped.
 
     Raises:
-        ValueError: Wrong shape, pixels that are NaN, infinite or further beyond [0, 1], or a size that the profile does not
-            know.
+        ValueError: Wrong shape, pixels that are NaN, infinite or further beyond [0, 1], a size that the profile does not know,
+            or more steps than it has.
         TypeError: Not a dense floating-point tensor, or another precision or device than the model's.
     """
     leave_lost_pool()
@@ -37,6 +39,11 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
     if x.dtype != reference.dtype:
         raise TypeError(f"the images are {x.dtype}, the model {reference.dtype}; convert them: x.to({reference.dtype})")
     if profile is not None:
+        if model.num_steps > (known_steps := len(profile.macs)):
+            raise ValueError(
+                f"the model now has num_steps={model.num_steps}, but its profile only {known_steps}: measure it again, "
+                "anytime.profile(model, example), and make a new Predictor"
+            )
         profile.at(len(x))
         if tuple(x.shape[1:]) != tuple(profile.input_size):
             given, known = ("x".join(map(str, size)) for size in (x.shape[1:], profile.input_size))
@@ -54,3 +61,19 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
                 )
             copy.clamp_(0, 1)
     return copy
+
+
+def whole_depth(depth: Any) -> int:
+    """A number of steps in flight.
+
+    Raises:
+        ValueError: It is below 1, or a bool.
+        TypeError: It is no whole number.
+    """
+    try:
+        steps = 0 if isinstance(depth, bool) else index(depth)
+    except TypeError:
+        raise TypeError(f"depth must be at least 1 step, got {depth!r}") from None
+    if steps < 1:
+        raise ValueError(f"depth must be at least 1 step, got {depth!r}")
+    return steps

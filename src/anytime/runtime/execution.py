@@ -28,13 +28,13 @@ class Execution:
     """Runs the steps of one batch from one thread; the caller enters the conditions of `run` (see `Conditions`).
 
     `step` is the number of steps run, `alive` the number of samples in the batch. If only some batch sizes are compiled,
-    copies of the first sample pad the batch.
+    copies of the first sample pad the batch. `call` is what cancels its steps (see `Engine`).
     """
 
     stopped = False
 
-    def __init__(self, run: EagerSteps, x: Tensor) -> None:
-        self._run, self.x = run, x
+    def __init__(self, run: EagerSteps, x: Tensor, call: Any = None) -> None:
+        self._run, self.x, self._call = run, x, call
         self.alive, self._size = len(x), run.size(len(x))
         self._state: State = None
         self.step = 0
@@ -57,7 +57,7 @@ class Execution:
             self._state = self._run.start(self.x, self._size)
         if self._run.model.training:  # a step may have called self.train()
             self._run.model.eval()
-        logits, self._state = self._run.step(self.step + 1, self._state, self._size)
+        logits, self._state = self._run.step(self.step + 1, self._state, self._size, self._call)
         self.step += 1
         return logits
 
@@ -77,8 +77,9 @@ class EagerExecution(Execution):
         rule: Rule | None,
         gathered: Gathered,
         conditions: Callable[[], AbstractContextManager[None]],
+        call: Any = None,
     ) -> None:
-        super().__init__(run, x)
+        super().__init__(run, x, call)
         self._combiner, self.gathered, self._conditions = combiner, gathered, conditions
         self._levels, num_steps = gathered.sizes, run.model.num_steps
         self._combiner_states: list[State] = [combiner.start(num_steps) for _ in self._levels]

@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
-from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +17,14 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
 from anytime.runtime.answer import PRIOR, Answer
-from anytime.runtime.door import admit
-from anytime.runtime.drift import Drift
-from anytime.runtime.engines.exported import ExportedModel, ExportedSteps
+from anytime.runtime.door import admit, whole_depth
+from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
 from anytime.runtime.gathered import Gathered, by_sample, finite_samples
+from anytime.runtime.interrupts import HANDING_OVER, cancelled_at, cancels_steps
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
+from anytime.runtime.plan import Plan
 from anytime.runtime.prior import Priors
 from anytime.runtime.profile import Profile, check_quantile
 from anytime.runtime.session import Session
@@ -58,6 +59,11 @@ class Predictor:
     than profiled the machine is now (`Drift`). If not even the first step fits, the answer is the prior (`steps` = -1).
     Contract use (`contract=True`): the budget is known beforehand, so only the deepest answer whose quantile fits is computed.
 
+    Hard deadlines (`interrupt="operator"`, the default where the engine can cancel a step, as that of an export can): a step
+    starts whenever time is left. It computes in another thread. When the deadline minus the guard comes, the newest answer
+    that is there goes out at once, and the step in progress is cancelled; it ends within one operator. A step that ends after
+    the deadline does not count. `elapsed` is then the time when the answer went out. Contract answers are never cancelled.
+
     With `lazy_exits`, for models with the two halves of a step (`advance` and `read`: all of `ann`), the steps of a call skip
     their heads, and only the head of the returned answer runs: MACs are those of the contract answer.
 
@@ -76,18 +82,20 @@ class Predictor:
             `"mixture"`, or one saved with the model). None: the one that a saved rule was fitted to, or the last answer.
         stop: A stopping rule besides the deadline, or the name of one saved with the model (`anytime fit`); None for none.
         quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max".
-        guard: Time to keep free before the deadline, in the forms of a deadline: seconds, or text like `"1ms"`.
+        guard: Time to keep free before the deadline, in the forms of a deadline: seconds, or text like `"1ms"`. With hard
+            deadlines it is at least 0.2 ms, the time to hand over the answer.
         prior: The answer if no step fits, a tensor, array or list: probabilities `[K]`, all label levels side by side, default
             uniform; in other tasks the output of one image, default NaN.
         compile: Compiles and warms the steps now, for the profile's batch sizes; needs a profile of compiled steps.
         depth: Steps in flight at a time on CUDA; 1 with lazy exits.
         lazy_exits: Runs heads only for answers that are read; needs `combine="last"` and no rule.
         foreign: Accepts a profile measured on other hardware.
+        interrupt: "operator" for hard deadlines, "step" to let every step end; None: "operator" if the engine can.
         clock: Returns seconds; replaced in tests.
 
     Raises:
-        ValueError: If the profile is of another model or machine, a name is unknown, a rule was never fitted, or the prior has
-            the wrong length.
+        ValueError: If the profile is of another model or machine, a name is unknown, a rule was never fitted, the prior has
+            the wrong length, or the engine cannot cancel a step.
         TypeError: If the model is no anytime model, or another argument has the wrong type.
 
     Example:
@@ -110,6 +118,7 @@ class Predictor:
         depth: int = 2,
         lazy_exits: bool = False,
         foreign: bool = False,
+        interrupt: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         require_steps(model)
@@ -123,7 +132,7 @@ class Predictor:
                 "anytime.profile(model, example, compile=True)"
             )
         check_quantile(quantile)
-        kept, most = guard_seconds(guard), _whole_depth(depth)
+        kept, most = guard_seconds(guard), whole_depth(depth)
         rule, self._combiner = resolve(model, stop, combine, None if profile is None else profile.macs)
         if profile is None and rule is not None and rule.needs:
             raise ValueError(f"the rule {rule!r} needs {' and '.join(sorted(rule.needs))}: give Predictor a profile")
@@ -134,7 +143,7 @@ class Predictor:
             check_lazy_exits(model, rule, self._combiner)
         self.model, self.profile = model.eval(), profile
         self._rule = rule
-        self._quantile, self._guard, self.clock = quantile, kept, clock
+        self.clock = clock
         self._prior = Priors(model, prior)
         self._levels = model.levels if model.info.task == "classification" else ()
         on_cuda = next(model.parameters()).is_cuda
@@ -142,18 +151,17 @@ class Predictor:
         self._send = send
         self._compile, self._lazy_exits = compile, lazy_exits
         self._run = self._make_run()
-        self._drift = Drift()
-        self._plans: dict[int, tuple[list[float], list[float]]] = {}
+        self._cancels = cancels_steps(interrupt, self._run)
+        self._guard = max(kept, HANDING_OVER) if self._cancels else kept
+        self._plan = Plan(profile, quantile, self._cancels, clock)
         self._threads = Threads()
         if profile is not None:
             reference = next(model.parameters())
             self._prior.learn(torch.zeros(1, *profile.input_size).to(reference), self._first_output)
 
     def _make_run(self) -> EagerSteps:
-        if isinstance(self.model, ExportedModel) and not self._compile:
-            return ExportedSteps(self.model, self._lazy_exits)
         if self.profile is None or not self._compile:
-            return EagerSteps(self.model, self._lazy_exits)
+            return engine_of(self.model, self._lazy_exits)
         return CompiledSteps(self.model, self.profile.input_size, [*self.profile.batches], self._lazy_exits)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -192,6 +200,8 @@ class Predictor:
         x, prior = self._admit(x, prior)
         if contract:
             return self._contract(x, start, budget, prior)
+        if self._cancels and budget is not None and budget > 0:
+            return self._by(budget, x, start, prior)
         for answer in self._at_once(x, start, budget, prior):
             last = answer
         return (last if last.reason else last.because("deadline")).answer
@@ -201,19 +211,38 @@ class Predictor:
     ) -> Iterator[Answer]:
         """Yields the answers one by one, computed on demand; the `reason` of the last one says why it is the last.
 
-        The deadline counts from this call, and time spent between the answers counts too: once it has passed, none follows.
+        The deadline counts from this call, and time spent between the answers counts too: once it has passed, none follows. If
+        it comes during a step, the last answer has no reason yet.
         """
         start = self.clock()
         budget = self._budget(start, deadline, until)
         x, prior = self._admit(x, prior)
+        if self._cancels and budget is not None:
+            call, nothing = self._run.call(), partial(self._prior_answer, x, start, budget, prior)
+            answers = self._answers(x, start, budget, prior, self._run.conditions, call)
+            end, cancel = start + budget - self._guard, partial(self._run.cancel, call)
+            return cancelled_at(lambda: end - self.clock(), self._threads, cancel, answers, nothing)
         return (lazy.answer for lazy in self._answers(x, start, budget, prior, self._run.conditions))
 
     def session(self, x: Tensor, prior: Answer | None = None) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
         start = self.clock()
         x, prior = self._admit(x, prior)
-        first = self._prior_answer(x, start, None, prior)
-        return Session(self._threads, lambda: self._at_once(x, start, None, prior), first)
+        return self._background(x, start, None, prior)
+
+    def _background(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Session:
+        call, first = self._run.call() if self._cancels else None, self._prior_answer(x, start, budget, prior)
+        answers, cancel = partial(self._at_once, x, start, budget, prior, call), partial(self._run.cancel, call)
+        return Session(self._threads, answers, first, cancel)
+
+    def _by(self, budget: float, x: Tensor, start: float, prior: Answer | None) -> Answer:
+        """The newest answer that is there when the deadline comes; the step in progress is cancelled, and not waited for."""
+        session = self._background(x, start, budget, prior)
+        try:
+            answer = session.wait(start + budget - self._guard - self.clock())
+        finally:
+            session.interrupt()
+        return answer if answer.reason else replace(answer, elapsed=self.clock() - start).because("deadline")
 
     def watch(self, images: Iterable[Tensor], updates: int = 1) -> Iterator[Answer]:
         """Answers each frame after `updates` more steps on the state that the earlier ones left, which never starts anew.
@@ -249,10 +278,12 @@ class Predictor:
     def _prior_answer(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         return self._prior.answer(x, self.clock() - start, budget, prior)
 
-    def _at_once(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Iterator[LazyAnswer]:
+    def _at_once(
+        self, x: Tensor, start: float, budget: float | None, prior: Answer | None, call: Any = None
+    ) -> Iterator[LazyAnswer]:
         """All answers that fit, for a caller that does nothing else in between: the conditions hold until the last one."""
         with self._run.conditions():
-            yield from self._answers(x, start, budget, prior, nullcontext)
+            yield from self._answers(x, start, budget, prior, nullcontext, call)
 
     def _answers(
         self,
@@ -261,8 +292,9 @@ class Predictor:
         budget: float | None,
         prior: Answer | None,
         conditions: Callable[[], AbstractContextManager[None]],
+        call: Any = None,
     ) -> Iterator[LazyAnswer]:
-        """All answers that fit; each is made when it is read, and with lazy exits computed then."""
+        """All answers that fit; each is made when it is read, and with lazy exits computed then. `call` can be cancelled."""
         no_step = partial(self._prior_answer, x, start, budget, prior)
         macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
         run: LazyExecution | EagerExecution
@@ -270,7 +302,7 @@ class Predictor:
             run = LazyExecution(self._run, x)
         else:
             gathered = Gathered(no_step, self._levels, macs)
-            run = EagerExecution(self._run, x, self._combiner, self._rule, gathered, conditions)
+            run = EagerExecution(self._run, x, self._combiner, self._rule, gathered, conditions, call)
         end = None if budget is None else start + budget - self._guard
         in_flight: deque[_Launched] = deque()
         unanswered = LazyAnswer(lambda reason: no_step().because(reason), PRIOR, "deadline")
@@ -284,14 +316,14 @@ class Predictor:
                 fits = len(in_flight) < self._depth and not run.done and self._fits(run, end, in_flight)
             step = in_flight.popleft()
             arrived, now = step.arrival.wait(self.clock, end), self.clock()
-            self._drift.notice(step.median, now - max(step.at, last))
-            if not arrived:
+            self._plan.drift.notice(step.median, now - max(step.at, last))
+            if not arrived or (call is not None and budget is not None and now - start > budget):
                 if not answered:
                     yield unanswered
                 return
             last, answered, answer = now, True, step.answer(now - start)
             if self._rule is not None and not in_flight and not run.done:
-                run.judge(macs[run.step], now - start + self._planned(run)[0])
+                run.judge(macs[run.step], now - start + self._plan.step(run.step, run.alive)[0])
             fits = not run.done and self._fits(run, end, in_flight)
             is_last = not fits and not in_flight
             reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if is_last else ""
@@ -299,7 +331,7 @@ class Predictor:
             fits = fits and self._fits(run, end, in_flight)  # the caller may have taken a while
 
     def _launch(self, run: EagerExecution | LazyExecution, start: float, budget: float | None, prior: Prior) -> _Launched:
-        at, planned = self.clock(), self._planned(run)
+        at, planned = self.clock(), self._plan.step(run.step, run.alive)
         if isinstance(run, LazyExecution):
             compute, step = partial(self._read, run.advance(), prior, start, budget), run.step
             return _Launched(mark(run.x.device), lambda _: LazyAnswer(compute, step), at, *planned)
@@ -338,55 +370,20 @@ class Predictor:
         made = Answer(tuple(levels), steps, elapsed, budget, macs, not_finite=tuple(not_finite), outputs=outputs)
         return made.because(reason)
 
-    def _planned(self, run: Execution) -> tuple[float, float]:
-        """Seconds that the next step may take now, and its median in the profile; zeros without a profile."""
-        if self.profile is None:
-            return 0.0, 0.0
-        if run.alive not in self._plans:
-            steps = self.profile.at(run.alive).steps
-            self._plans[run.alive] = [step.at(self._quantile) for step in steps], [step.p50 for step in steps]
-        quantiles, medians = self._plans[run.alive]
-        return self._drift.slowdown * quantiles[run.step], medians[run.step]
-
     def _fits(self, run: Execution, end: float | None, in_flight: Sequence[_Launched] = ()) -> bool:
         """Whether the next step can start now and be done by `end`, after those in flight."""
-        if end is None:
-            return True
-        seconds = self._planned(run)[0] + sum(step.seconds for step in in_flight)
-        left = end - self.clock()
-        if seconds > left >= seconds / self._drift.slowdown:
-            self._drift.forget()
-        return seconds <= left
+        return self._plan.fits(run.step, run.alive, end, sum(step.seconds for step in in_flight))
 
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
-        if self.profile is None:
-            raise ValueError("contract=True plans by a profile; give Predictor one: anytime.profile(model, example)")
         nothing = self._prior_answer(x, start, budget, prior)
-        if _has_passed(budget):
-            return nothing.because("deadline")
         left = math.inf if budget is None else budget - (self.clock() - start) - self._guard
-        latencies = self.profile.at(len(x)).contract
-        needed = [seconds.at(self._quantile) for seconds in latencies]
-        fitting = [t for t, seconds in enumerate(needed, 1) if self._drift.slowdown * seconds <= left]
-        if not fitting:
-            if min(needed) <= left:
-                self._drift.forget()
+        step, median = self._plan.deepest(len(x), left)
+        if not step or _has_passed(budget):
             return nothing.because("deadline")
-        step, at = max(fitting), self.clock()
-        reason = "complete" if step == self.model.num_steps else "deadline"
+        at, reason = self.clock(), "complete" if step == self.model.num_steps else "deadline"
         answer = self._read([Reader(step, lambda: self._run.model(x, step=step))], lambda: nothing, start, budget, reason)
-        self._drift.notice(latencies[step - 1].p50, self.clock() - at)
+        self._plan.drift.notice(median, self.clock() - at)
         return answer
-
-
-def _whole_depth(depth: Any) -> int:
-    try:
-        steps = 0 if isinstance(depth, bool) else index(depth)
-    except TypeError:
-        raise TypeError(f"depth must be at least 1 step, got {depth!r}") from None
-    if steps < 1:
-        raise ValueError(f"depth must be at least 1 step, got {depth!r}")
-    return steps
 
 
 def _has_passed(budget: float | None) -> bool:

@@ -18,13 +18,16 @@ from tqdm.auto import tqdm
 
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel, Deployed
+from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
+from anytime.runtime.interrupts import OPERATOR, STEP
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_ordinary
 from anytime.support.units import ImageSize, image_size
 
 FORMAT = 1
+_OPERATOR_RUNS = 200  # at most, because an engine notes every operator of each
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
 
@@ -64,11 +67,16 @@ class BatchProfile:
         steps: Each step of the stream by itself, length T.
         reached: From the start of the stream to answer t, length T (not the sum of quantiles).
         contract: Only answer t, `model(x, step=t)`, length T.
+        operators: The longest operator of each step, after which a cancelled step ends, length T; measured in a run of its
+            own, with the engine's profiling. Empty where the engine cannot cancel a step.
+        memory: The most bytes that each step has in use, weights included, length T; empty if unknown.
     """
 
     steps: tuple[Latency, ...]
     reached: tuple[Latency, ...]
     contract: tuple[Latency, ...]
+    operators: tuple[Latency, ...] = ()
+    memory: tuple[int, ...] = ()
 
 
 def architecture(model: AnytimeModel) -> str:
@@ -103,6 +111,7 @@ class Profile:
         batches: Latencies by batch size.
         macs: Cumulative MACs of the stream per image, length T.
         contract_macs: MACs of computing only answer t, length T.
+        interrupt: What a deadline can end in this engine: "operator" or "step" (see `Predictor`).
     """
 
     model: str
@@ -111,6 +120,7 @@ class Profile:
     batches: dict[int, BatchProfile]
     macs: tuple[int, ...]
     contract_macs: tuple[int, ...]
+    interrupt: str = STEP
 
     def at(self, batch_size: int) -> BatchProfile:
         """The latencies of the smallest measured batch size >= `batch_size`; raises ValueError if all are smaller."""
@@ -159,7 +169,10 @@ class Profile:
             if data.pop("format") != FORMAT:
                 raise ValueError(f"this version of anytime reads format {FORMAT}")
             batches = {
-                int(size): BatchProfile(**{key: tuple(Latency(*row) for row in rows) for key, rows in batch.items()})
+                int(size): BatchProfile(
+                    memory=tuple(batch.pop("memory", ())),
+                    **{key: tuple(Latency(*row) for row in rows) for key, rows in batch.items()},
+                )
                 for size, batch in data.pop("batches").items()
             }
             tuples: dict[str, Any] = {key: tuple(data.pop(key)) for key in ("input_size", "macs", "contract_macs")}
@@ -185,12 +198,16 @@ def _fault(made: Profile) -> str | None:
             return f"{name} must be numbers of at least 0, one for each of {steps} steps, got {list(macs)}"
     if list(made.macs) != sorted(made.macs):
         return f"macs are cumulative and cannot fall, got {list(made.macs)}"
+    if made.interrupt not in (OPERATOR, STEP):
+        return f"interrupt must be {OPERATOR!r} or {STEP!r}, got {made.interrupt!r}"
     if not made.batches or not all(type(size) is int and size > 0 for size in made.batches):
         return f"batches must be by batch size, at least one, got {list(made.batches)}"
     for size, batch in made.batches.items():
-        for name, rows in vars(batch).items():
-            where = f"{name} of batch size {size}"
-            if len(rows) != steps:
+        if len(batch.memory) not in (0, steps) or not all(type(used) is int and used >= 0 for used in batch.memory):
+            return f"memory of batch size {size} must be bytes, one number for each of {steps} steps, got {list(batch.memory)}"
+        for name in ("steps", "reached", "contract", "operators"):
+            rows, where = getattr(batch, name), f"{name} of batch size {size}"
+            if len(rows) != steps and (rows or name != "operators"):
                 return f"{where} must have one row for each of {steps} steps, got {len(rows)}"
             for step, (n, *seconds) in enumerate(rows, 1):
                 if (
@@ -238,14 +255,15 @@ def profile(
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"repeats and batch_sizes must be at least 1, got {repeats!r} and {batch_sizes!r}")
     reference = next(model.parameters())
-    run = CompiledSteps(model, size, batch_sizes) if compile else EagerSteps(model)
+    run = CompiledSteps(model, size, batch_sizes) if compile else engine_of(model)
     batches = {}
     with run.conditions():
         for batch_size in sorted(set(batch_sizes)):
             x = torch.rand(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(reference)
             batches[batch_size] = _measure(run, x, repeats, warmup, clock, progress)
     macs, contract_macs = (tuple(step_macs(run.model, size, contract, progress)) for contract in (False, True))
-    return Profile(architecture(model), size, fingerprint(model, compile), batches, macs, contract_macs)
+    interrupt = OPERATOR if run.cancels else STEP
+    return Profile(architecture(model), size, fingerprint(model, compile), batches, macs, contract_macs, interrupt)
 
 
 def _measure(
@@ -276,4 +294,8 @@ def _measure(
             model(x, step=t + 1)
             if repeat >= warmup:
                 seconds.append(now() - before)
-    return BatchProfile(*(tuple(map(Latency.of, rows)) for rows in measured))
+    operators = run.measure(x, min(repeats, _OPERATOR_RUNS))
+    memory = tuple(operator.memory for operator in operators)
+    longest = tuple(Latency.of(operator.seconds) for operator in operators)
+    own, reach, alone = (tuple(map(Latency.of, rows)) for rows in measured)
+    return BatchProfile(own, reach, alone, longest, memory if all(memory) else ())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from anytime.runtime.answer import Answer
+from anytime.runtime.engines.base import Cancelled
 from anytime.runtime.forks import renew_after_fork
 from anytime.runtime.lazy import LazyAnswer, read
 from anytime.runtime.threads import Threads
@@ -14,7 +15,8 @@ from anytime.support.units import deadline_seconds
 
 
 class Session:
-    """One run of a model in the background: `best()` never waits for it, `interrupt()` takes effect within one step.
+    """One run of a model in the background: `best()` never waits for it, `interrupt()` takes effect within one step, or within
+    one operator where the engine can cancel a step (see `Predictor`).
 
     An exception in a step ends the run: `wait` and leaving the `with` block raise it, `best()` returns the last good answer.
     A forked process does not have the thread of an open session: there, such a session has ended with a `RuntimeError`.
@@ -25,8 +27,15 @@ class Session:
         ...     session.best().label
     """
 
-    def __init__(self, threads: Threads, answers: Callable[[], Iterator[Answer | LazyAnswer]], prior: Answer) -> None:
+    def __init__(
+        self,
+        threads: Threads,
+        answers: Callable[[], Iterator[Answer | LazyAnswer]],
+        prior: Answer,
+        cancel: Callable[[], None],
+    ) -> None:
         self._best: Answer | LazyAnswer = prior  # replaced as a whole: readers need no lock
+        self._cancel = cancel  # ends the step in progress, where the engine can
         self._stop = threading.Event()
         self._done = threading.Event()
         self._error: BaseException | None = None
@@ -41,6 +50,8 @@ class Session:
                 self._best = answer.because("interrupted") if interrupted else answer
                 if interrupted:
                     break
+        except Cancelled:
+            self._best = self._best.because("interrupted")
         except BaseException as error:
             self._error = error
         finally:
@@ -76,13 +87,15 @@ class Session:
         return self.best()
 
     def interrupt(self) -> Answer:
-        """Asks the computation to end after the current step, and returns the best answer so far without waiting."""
+        """Asks the computation to end, now or after the current step, and returns the best answer so far without waiting."""
         self._stop.set()
+        self._cancel()
         return self.best()
 
     def close(self) -> None:
-        """Interrupts the computation and waits for the current step; can be called repeatedly."""
+        """Interrupts the computation and waits for its end; can be called repeatedly."""
         self._stop.set()
+        self._cancel()
         self._done.wait()
         self._closed = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -12,7 +12,19 @@ from anytime.runtime.conditions import Conditions
 
 
 class Cancelled(RuntimeError):
-    """A step was cancelled; its state is as it was, and the engine can run it again."""
+    """A step was cancelled; its state is as it was, and the engine can run it again, in another call."""
+
+
+class Measured(NamedTuple):
+    """What an engine knows about the operators of one step.
+
+    Attributes:
+        seconds: Of the operator whose median is the longest, in each run.
+        memory: The most bytes in use at a time, weights included; 0 if unknown.
+    """
+
+    seconds: list[float]
+    memory: int
 
 
 class Engine(Protocol):
@@ -36,18 +48,24 @@ class Engine(Protocol):
     def start(self, x: Tensor, size: int) -> State:
         """The state before step 1 of the images, padded to `size` samples by copies of the first; runs as part of step 1."""
 
-    def step(self, step: int, state: State, size: int) -> tuple[Any, State]:
+    def step(self, step: int, state: State, size: int, call: Any = None) -> tuple[Any, State]:
         """Step 1..T on a state of `size` samples: its answer `[B, K]`, or None if lazy, and the state after it.
 
         Raises:
-            Cancelled: Another thread has called `cancel` with this very state.
+            Cancelled: `cancel` was called with this call, in any thread, before or meanwhile.
         """
 
     def read(self, step: int, state: State, size: int) -> Tensor:
         """With lazy exits: the logits after step 1..T, from a state of `size` samples."""
 
-    def cancel(self, state: State) -> bool:
-        """Ends the step that another thread runs on `state`; returns whether it will end early."""
+    def measure(self, x: Tensor, repeats: int) -> list[Measured]:
+        """The operators of each step on images `[B, C, H, W]`, in a run of their own; none where steps cannot be cancelled."""
+
+    def call(self) -> Any:
+        """What identifies the steps of one run, so that `cancel` can end them; None if the engine cannot."""
+
+    def cancel(self, call: Any) -> None:
+        """Ends the step that runs in a call, within one operator, and every later one at its start; nothing if it is None."""
 
 
 class Graph(Protocol):
@@ -60,8 +78,11 @@ class Graph(Protocol):
         """The outputs, from the inputs in their order in the manifest.
 
         Raises:
-            Cancelled: Another thread has called `cancel` with this call.
+            Cancelled: `cancel` was called with this call, in any thread, before or meanwhile.
         """
 
     def cancel(self, call: Any) -> None:
-        """Ends a call within one operator."""
+        """Ends a call within one operator, and every later `run` with it."""
+
+    def measure(self, inputs: Sequence[Tensor], repeats: int) -> Measured:
+        """How long the operators take in `repeats` runs, and how much memory they need."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from anytime.model import AnytimeModel, State
 from anytime.registry import register_loader
-from anytime.runtime.engines.base import Graph
+from anytime.runtime.engines.base import Graph, Measured
 from anytime.runtime.engines.manifest import MANIFEST, Manifest, Origin, needed_after, read_manifest
 from anytime.runtime.engines.onnx import OnnxGraph, engine_version
 from anytime.runtime.engines.pytorch import EagerSteps
@@ -75,7 +75,7 @@ class ExportedModel(AnytimeModel):
         return self.run(state)
 
     def run(self, state: State, call: Any = None) -> tuple[Tensor, State]:
-        """A step as a call of the engine (see `new_call`), which another thread can cancel."""
+        """A step in a call of the engine (see `new_call`), which another thread can cancel."""
         index: int = state["step"]
         entry, kept = self.manifest.steps[index], self._kept[index]
         outputs = self._batched(index, [state[str(tuple(source))] for source in entry.sources], call)
@@ -95,12 +95,21 @@ class ExportedModel(AnytimeModel):
         return [torch.cat([output[:1] for output in outputs]) for outputs in zip(*parts, strict=True)]
 
     def new_call(self) -> Any:
-        """What identifies a call of `run`, for `cancel`."""
+        """What identifies calls of `run`, for `cancel`."""
         return self._graphs[0].call()
 
     def cancel(self, call: Any) -> None:
-        """Ends a call of `run`, which raises `Cancelled`, within one operator."""
+        """Ends `run` in this call, which raises `Cancelled`, within one operator; a later one at its start."""
         self._graphs[0].cancel(call)
+
+    def measure(self, x: Tensor, repeats: int) -> list[Measured]:
+        """The operators of each step on images `[B, C, H, W]`, or on one of them if that is what a graph computes."""
+        size = self.manifest.batch
+        state, measured = self.initial_state(x if size is None else x[:1].expand(size, -1, -1, -1)), []
+        for graph, step in zip(self._graphs, self.manifest.steps, strict=True):
+            measured.append(graph.measure([state[str(tuple(source))] for source in step.sources], repeats))
+            _, state = self.step(state)
+        return measured
 
     def counted_macs(self, input_size: Sequence[int]) -> list[int]:
         """Cumulative MACs of one image after each step, counted at the export."""
@@ -127,28 +136,28 @@ class ExportedModel(AnytimeModel):
 
 
 class ExportedSteps(EagerSteps):
-    """The engine of an export, which can cancel a step where the export's own engine can."""
+    """The engine of an export, which can cancel a step."""
 
     model: ExportedModel
     cancels = True
 
-    def __init__(self, model: ExportedModel, lazy: bool = False) -> None:
-        super().__init__(model, lazy)
-        self._calls: dict[int, Any] = {}  # by the id of the state that each runs on
+    def step(self, step: int, state: State, size: int, call: Any = None) -> tuple[Any, State]:
+        return self.model.run(state, call)
 
-    def step(self, step: int, state: State, size: int) -> tuple[Any, State]:
-        self._calls[id(state)] = call = self.model.new_call()
-        try:
-            return self.model.run(state, call)
-        finally:
-            del self._calls[id(state)]
+    def call(self) -> Any:
+        return self.model.new_call()
 
-    def cancel(self, state: State) -> bool:
-        call = self._calls.get(id(state))
-        if call is None:
-            return False
-        self.model.cancel(call)
-        return True
+    def cancel(self, call: Any) -> None:
+        if call is not None:
+            self.model.cancel(call)
+
+    def measure(self, x: Tensor, repeats: int) -> list[Measured]:
+        return self.model.measure(x, repeats)
+
+
+def engine_of(model: AnytimeModel, lazy: bool = False) -> EagerSteps:
+    """What computes the steps of a model as they are: torch, or the engine of its export."""
+    return ExportedSteps(model, lazy) if isinstance(model, ExportedModel) else EagerSteps(model, lazy)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

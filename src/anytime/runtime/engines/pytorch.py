@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anytime.model import AnytimeModel, Deployed, SplitStep, State, select_samples
 from anytime.runtime.conditions import conditions_of
+from anytime.runtime.engines.base import Measured
 
 
 def require_steps(model: Any) -> None:
@@ -51,7 +52,7 @@ class EagerSteps:
         padding = size - len(x)
         return self.model.initial_state(torch.cat([x, x[:1].expand(padding, -1, -1, -1)]) if padding else x)
 
-    def step(self, step: int, state: State, size: int) -> tuple[Any, State]:
+    def step(self, step: int, state: State, size: int, call: Any = None) -> tuple[Any, State]:
         """Step 1..T on a state of `size` samples."""
         return (None, self._halves.advance(state)) if self.lazy else self.model.step(state)
 
@@ -59,9 +60,16 @@ class EagerSteps:
         """With lazy exits: the logits after step 1..T, from a state of `size` samples."""
         return self._halves.read(state)
 
-    def cancel(self, state: State) -> bool:
-        """Ends the step that another thread runs on `state`; returns whether it will end early."""
-        return False
+    def call(self) -> Any:
+        """What identifies the steps of one run for `cancel`: nothing, in torch."""
+        return None
+
+    def cancel(self, call: Any) -> None:
+        """Does nothing: torch cannot end a step early."""
+
+    def measure(self, x: Tensor, repeats: int) -> list[Measured]:
+        """The operators of each step, measured in a run of their own; none where steps cannot be cancelled."""
+        return []
 
 
 class CompiledSteps(EagerSteps):
@@ -113,7 +121,7 @@ class CompiledSteps(EagerSteps):
     def size(self, batch: int) -> int:
         return next(size for size in self._sizes if size >= batch)
 
-    def step(self, step: int, state: State, size: int) -> tuple[Any, State]:
+    def step(self, step: int, state: State, size: int, call: Any = None) -> tuple[Any, State]:
         return self._steps[size][step - 1](state)
 
     def read(self, step: int, state: State, size: int) -> Tensor:

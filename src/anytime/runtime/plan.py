@@ -1,0 +1,66 @@
+"""Whether the next step can be done by the deadline, and which answer is the deepest that can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from anytime.runtime.drift import Drift
+from anytime.runtime.profile import Profile
+
+
+class Plan:
+    """A step may start at `now` if now + seconds <= end; if steps are cancelled at the end, whenever now < end.
+
+    Args:
+        profile: How long steps take; None if unknown, which counts as no time.
+        quantile: The quantile of the profile that must fit, a name in `QUANTILES`.
+        cancels: Whether a step in progress is cancelled at the end.
+        clock: Returns seconds.
+
+    Attributes:
+        drift: How much slower than profiled the machine is now.
+    """
+
+    def __init__(self, profile: Profile | None, quantile: str, cancels: bool, clock: Callable[[], float]) -> None:
+        self._profile, self._quantile, self._cancels, self._clock = profile, quantile, cancels, clock
+        self._known: dict[int, tuple[list[float], list[float]]] = {}  # by batch size: the quantile and the median of each step
+        self.drift = Drift()
+
+    def step(self, index: int, batch: int) -> tuple[float, float]:
+        """Seconds that step `index` + 1 may take now, and its median in the profile; zeros without a profile."""
+        if self._profile is None:
+            return 0.0, 0.0
+        if batch not in self._known:
+            steps = self._profile.at(batch).steps
+            self._known[batch] = [step.at(self._quantile) for step in steps], [step.p50 for step in steps]
+        quantiles, medians = self._known[batch]
+        return self.drift.slowdown * quantiles[index], medians[index]
+
+    def fits(self, index: int, batch: int, end: float | None, before: float = 0.0) -> bool:
+        """Whether step `index` + 1 may start now, to be done by `end`, after `before` seconds of steps in flight."""
+        if end is None:
+            return True
+        if self._cancels:
+            return self._clock() < end
+        seconds = self.step(index, batch)[0] + before
+        left = end - self._clock()
+        if seconds > left >= seconds / self.drift.slowdown:
+            self.drift.forget()
+        return seconds <= left
+
+    def deepest(self, batch: int, left: float) -> tuple[int, float]:
+        """The deepest contract answer 1..T whose quantile is at most `left` seconds, and its median; 0 if there is none.
+
+        Raises:
+            ValueError: There is no profile.
+        """
+        if self._profile is None:
+            raise ValueError("contract=True plans by a profile; give Predictor one: anytime.profile(model, example)")
+        latencies = self._profile.at(batch).contract
+        needed = [seconds.at(self._quantile) for seconds in latencies]
+        fitting = [t for t, seconds in enumerate(needed, 1) if self.drift.slowdown * seconds <= left]
+        if fitting:
+            return max(fitting), latencies[max(fitting) - 1].p50
+        if min(needed) <= left:
+            self.drift.forget()
+        return 0, 0.0

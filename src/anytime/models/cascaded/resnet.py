@@ -168,7 +168,7 @@ class CascadedResNet(ResidualNet):
         answer = state.time - self.first
         if state.time < self.kernel.lag:  # published clock: nothing has arrived anywhere
             first = state.images[0][1]
-            empty = first.new_zeros(1, len(first), self._top_channels)
+            empty = first.new_zeros(1, first.shape[0], self._top_channels)
             return self._logits(empty, answer)[0], state._replace(time=state.time + 1)
         state = self._tick(state)
         return self._logits(pooled(state.inputs[-1])[None], answer)[0], state
@@ -192,7 +192,7 @@ class CascadedResNet(ResidualNet):
                 z, r = state.inputs[k], state.residuals[k - 1]
             else:
                 if self.late and not state.inputs:  # what arrives first is the block's output before it had an input
-                    r = block.empty(z, len(z)).expand(len(z), -1, -1, -1)
+                    r = block.empty(z, z.shape[0]).expand(z.shape[0], -1, -1, -1)
                     line = (r,) * (self.kernel.lag - 1)
                 elif (before if self.late else age) <= settled:
                     r = block.residual(state.inputs[k - 1] if self.late else z, (time - self.late,))
@@ -219,7 +219,7 @@ class CascadedResNet(ResidualNet):
     def _layers(self, x: Tensor, frames: int, steps: int, skip: int = 0) -> Tensor:
         """Answers number `skip`..`steps`-1 `[steps - skip, B, K]` to `frames` (1: a static image) in the batch dimension."""
         self.check_input(x)
-        lag, batch = self.kernel.lag, len(x) // frames
+        lag, batch = self.kernel.lag, x.shape[0] // frames
         start, end = max(self.first + skip, lag), self.first + steps - 1
         dark = max(min(lag, self.first + steps) - (self.first + skip), 0)  # answers before anything has arrived
         tops: list[Tensor] = []

@@ -118,7 +118,7 @@ class SerialResNet(ResidualNet):
         require_step_left(time - self.first, self.num_steps)
         answer = time - self.first
         if time == 0:
-            return self._logits(a.new_zeros(1, len(a), self._top_channels), answer)[0], state._replace(time=1)
+            return self._logits(a.new_zeros(1, a.shape[0], self._top_channels), answer)[0], state._replace(time=1)
         a = self.stem(a) if time == 1 else self.blocks[time - 2](self.blocks[time - 2].residual(a, (1,)), s)
         if time <= len(self.blocks):
             block = self.blocks[time - 1]
@@ -135,7 +135,7 @@ class SerialResNet(ResidualNet):
         """s_{k+1} = ReLU(F_k(s_k) + S_k(a_k)), s_1 = 0; None in the paper's form."""
         if not self.published:
             return None
-        return block(block.empty(a, len(a)) if stale is None else block.residual(stale, (0,)), s)
+        return block(block.empty(a, a.shape[0]) if stale is None else block.residual(stale, (0,)), s)
 
     def observe(self, state: Any, x: Tensor) -> Any:
         raise ValueError(
@@ -162,7 +162,7 @@ class SerialResNet(ResidualNet):
             if block.projection is None:
                 s = a
             else:
-                *passed, s = block.shortcut(torch.cat([*carried, a])).split(len(x))
+                *passed, s = block.shortcut(torch.cat([*carried, a])).split(x.shape[0])
                 carried = [F.relu(v) for v in passed]
             stale = self._next_stale(block, stale, a, s)
             if k in wanted:
@@ -174,7 +174,7 @@ class SerialResNet(ResidualNet):
                     block.residual(a, (1,))
         if len(self.blocks) + 1 in wanted:
             carried.append(a)
-        dark = [x.new_zeros(len(x), self._top_channels)] if 0 in wanted else []
+        dark = [x.new_zeros(x.shape[0], self._top_channels)] if 0 in wanted else []
         return self._logits(torch.stack([*dark, *(pooled(v) for v in carried)]), skip)
 
 

@@ -152,7 +152,7 @@ class DelayedNetwork(FrameModel):
     def initial_state(self, x: Tensor) -> DelayState:
         self.check_input(x)
         x = self.normalize(x)
-        return DelayState(0, 0, (x,), (), tuple(self._zeros(x, len(x)).values()))
+        return DelayState(0, 0, (x,), (), tuple(self._zeros(x, x.shape[0]).values()))
 
     def first_frame(self, x: Tensor) -> DelayState:
         return self.initial_state(x)._replace(moving=1)
@@ -204,7 +204,7 @@ class DelayedNetwork(FrameModel):
 
     def _answers(self, plan: DelayPlan, x: Tensor, frames: int, steps: int) -> Tensor:
         self.check_input(x)
-        batch, stop = len(x) // frames, self.first + steps
+        batch, stop = x.shape[0] // frames, self.first + steps
         x = self.normalize(x)
         zeros = self._zeros(x, batch)
         series = {0: Series(0, list(x.split(batch)), x)}

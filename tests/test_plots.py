@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,11 @@ def draw(figure: Figure) -> Figure:
 def test_figures_of_any_number_of_steps(figure, steps):
     panels = {plots.steps: 2, plots.speed_accuracy: 1}.get(figure, min(steps, 8))
     assert len(draw(figure(make(steps))).axes) == panels
+
+
+def test_the_file_format_is_the_ending_in_any_case():
+    for name, kind in (("a.png", "png"), ("a.PNG", "png"), ("b.x.Svg", "svg"), ("c", "")):
+        assert plots.file_kind(Path(name)) == kind
 
 
 def test_steps_hold_until_the_next_answer():

@@ -262,9 +262,9 @@ def test_the_time_course_is_drawn(run, images, capsys, monkeypatch):
     drawn: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (drawn.append(self), save(self, *args, **kwargs)))
-    assert main(["predict", run, images[0], "--plot", "course.png"]) == 0
-    assert "wrote course.png" in capsys.readouterr().out
-    assert Path("course.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["predict", run, images[0], "--plot", "course.PNG"]) == 0
+    assert "wrote course.PNG" in capsys.readouterr().out
+    assert Path("course.PNG").read_bytes().startswith(b"\x89PNG")
     step, macs, ms = drawn[0].axes
     assert list(step.get_lines()[0].get_xdata())[:2] == [1, 2]
     for axes in (macs, ms):

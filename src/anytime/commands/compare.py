@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
 
     kinds = plots.file_kinds()
     out = options.out or Path("runs/compare.png")
-    if out.suffix.removeprefix(".") not in kinds:
+    if plots.file_kind(out) not in kinds:
         parser.error(f"--out needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(out)!r}")
     if options.out:
         parser.check_free(out, "--out", options.overwrite)
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     if len(traces) == 2:
         _show_paired(*traces.items())
     with atomic_write(out) as part:
-        plots.compare(traces).savefig(part, format=out.suffix.removeprefix("."), dpi=150)
+        plots.compare(traces).savefig(part, format=plots.file_kind(out), dpi=150)
     print(printable(f"wrote {out}"))
     return 0
 

@@ -99,13 +99,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def _check_plot(parser: Parser, options: Any) -> None:
     """Ends the command unless the figure of `--plot` can be drawn and written."""
-    from anytime.reporting.plots import file_kinds
+    from anytime.reporting.plots import file_kind, file_kinds
 
     if options.camera_like or len(options.images) > 1:
         what = "a folder" if options.camera_like else f"{len(options.images)} images"
         parser.error(f"--plot draws the time course of one image, got {what}")
     kinds = file_kinds()
-    if options.plot.suffix.removeprefix(".") not in kinds:
+    if file_kind(options.plot) not in kinds:
         parser.error(f"--plot needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(options.plot)!r}")
     parser.check_free(options.plot, "--plot", options.overwrite)
 
@@ -113,6 +113,7 @@ def _check_plot(parser: Parser, options: Any) -> None:
 def _draw(model: AnytimeModel, answers: Sequence[Answer], path: Path, title: str) -> None:
     """Writes the figure of the time course of one image."""
     from anytime.reporting.dynamics import time_course
+    from anytime.reporting.plots import file_kind
 
     if not answers:
         raise ValueError("no step answered before the deadline, so there is no time course to draw")
@@ -126,7 +127,7 @@ def _draw(model: AnytimeModel, answers: Sequence[Answer], path: Path, title: str
         title=title,
     )
     with atomic_write(path) as part:
-        figure.savefig(part, format=path.suffix.removeprefix("."), dpi=150)
+        figure.savefig(part, format=file_kind(path), dpi=150)
     print(printable(f"wrote {path}"))
 
 

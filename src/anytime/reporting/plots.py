@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -227,6 +228,11 @@ def growing_answer(
         text.set_fontweight("bold" if k == label else "normal")
     figure.supxlabel("probability", fontsize=8)
     return figure
+
+
+def file_kind(path: Path) -> str:
+    """The file format that a name ends with, such as "png" for "curve.PNG"."""
+    return path.suffix.removeprefix(".").lower()
 
 
 def file_kinds() -> list[str]:

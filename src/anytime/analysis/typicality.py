@@ -115,8 +115,8 @@ def typicality(measure: Tensor, measured: Latency, resamples: int = 1000, level:
     every = spearman(measure, speed, resamples, level, seed)
     kept, _ = _without_nan(measure[there], speed[there])
     if _lacks(kept):
-        return Typicality(every, Correlation(*[math.nan] * 4, len(kept[0])), measured.never)
-    return Typicality(every, spearman(*kept, resamples, level, seed), measured.never)
+        return Typicality(every, Correlation(math.nan, math.nan, math.nan, math.nan, len(kept[0])), measured.never)
+    return Typicality(every, spearman(kept[0], kept[1], resamples, level, seed), measured.never)
 
 
 @dataclass(frozen=True)

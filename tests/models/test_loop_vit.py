@@ -50,6 +50,19 @@ def test_more_loops_than_in_training_and_they_are_saved(tmp_path: Path) -> None:
         assert torch.equal(again(x), longer)
 
 
+def test_a_profile_of_fewer_loops_is_said() -> None:
+    model = anytime.create_model("loop_vit", num_steps=2, **SMALL).eval()
+    x = torch.rand(1, 3, 8, 8)
+    predictor = anytime.Predictor(model, anytime.profile(model, x, repeats=20))
+    model.num_steps = 4
+    with pytest.raises(ValueError, match="the model now has num_steps=4, but its profile only 2: measure it again"):
+        list(predictor.stream(x))
+    with pytest.raises(ValueError, match="the model now has num_steps=4"):
+        predictor(x)
+    model.num_steps = 1
+    assert predictor(x).step == 1
+
+
 def test_each_loop_is_the_block_on_its_last_output_and_the_image() -> None:
     model: Any = anytime.create_model("loop_vit", num_steps=3, **SMALL).eval()
     x, z = torch.rand(2, 3, 8, 8), 0

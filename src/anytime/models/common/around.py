@@ -27,7 +27,8 @@ class Around(AnytimeModel):
     A single answer t needs all f up to it, so its contract cost is that of the stream.
 
     Args:
-        model: Computes f_t. Its normalisation moves to this model: its own buffers mean and std become the identity.
+        model: Computes f_t. Its normalisation moves to this model: its own buffers mean and std become the identity. Its
+            number of steps must stay as it is.
     """
 
     def __init__(self, model: AnytimeModel) -> None:
@@ -45,6 +46,7 @@ class Around(AnytimeModel):
 
     def initial_state(self, x: Tensor) -> AroundState:
         self.check_input(x)
+        self._check_steps()
         return AroundState(0, self.model.initial_state(self.normalize(x)), None)
 
     def step(self, state: AroundState) -> tuple[Tensor, AroundState]:
@@ -57,10 +59,18 @@ class Around(AnytimeModel):
         if step is not None:
             return super().forward(x, step)
         self.check_input(x)
+        self._check_steps()
         answers: list[Tensor] = []
         for t, output in enumerate(self.model(self.normalize(x)), 1):
             answers.append(self.changed(output, answers[-1] if answers else None, t))
         return torch.stack(answers)
+
+    def _check_steps(self) -> None:
+        if self.model.num_steps != self.num_steps:
+            raise ValueError(
+                f"the model inside has num_steps={self.model.num_steps}, but this {type(self).__name__} was built for "
+                f"{self.num_steps}: set num_steps before it is built"
+            )
 
 
 def build_around(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ from anytime.model import State
 from anytime.support.names import nearest
 from anytime.support.tagged import Tagged
 from anytime.trace import Trace, labelled
+
+_LEAST_LOG_P = -100.0  # near the smallest number of float32, exp(-103)
 
 
 class Combiner(Tagged):
@@ -177,7 +180,8 @@ class Temperature(Combiner, kind="temperature"):
 class Geometric(Combiner, kind="geometric"):
     """p_t(y) ∝ b_t(y) prod_{i <= t} softmax(z_i)(y)^w_ti: a weighted geometric mean of all answers so far (Zero-Time-Waste).
 
-    A step whose logits are not finite has the probabilities NaN; for later ones it counts as 1 for every class.
+    A probability below exp(-100) = 4e-44, such as the 0 of a logit of -inf, counts as exp(-100). A step with a logit of NaN or
+    inf, or with only -inf, has the probabilities NaN; for later ones it counts as 1 for every class.
 
     Args:
         weights: w_t, t numbers >= 0 for step t = 1..T.
@@ -222,12 +226,17 @@ class Geometric(Combiner, kind="geometric"):
             raise ValueError(
                 f"this 'geometric' combiner was made for {len(self.biases[0])} classes, got {logits.shape[1]} logits"
             )
-        finite = logits.isfinite().all(1, keepdim=True)
-        experts = (*state, torch.where(finite, logits, 0.0).log_softmax(1) * finite)
+        finite = logits.amax(1, keepdim=True).isfinite()
+        experts = (*state, _log_p(torch.where(finite, logits, 0.0), 1) * finite)
         total = logits.new_tensor(self.biases[step - 1]).log().expand_as(logits)
         for weight, expert in zip(self.weights[step - 1], experts, strict=True):
             total = torch.add(total, expert, alpha=weight)
         return torch.where(finite, total.softmax(1), math.nan), experts
+
+
+def _log_p(logits: Tensor, dim: int) -> Tensor:
+    """log softmax(z), at least `_LEAST_LOG_P`."""
+    return logits.log_softmax(dim).clamp(min=_LEAST_LOG_P)
 
 
 def fit_geometric(trace: Trace) -> Geometric:
@@ -241,11 +250,14 @@ def fit_geometric(trace: Trace) -> Geometric:
 
     Raises:
         ValueError: The trace has several label levels, or no labels.
+
+    Warns:
+        UserWarning: The search for the weights of a step ended before their loss was the least.
     """
     from scipy.optimize import minimize
 
     trace = labelled(trace)
-    experts, samples, classes = trace.logits.double().log_softmax(2), trace.num_samples, trace.num_classes
+    experts, samples, classes = _log_p(trace.logits.double(), 2), trace.num_samples, trace.num_classes
     rows = torch.arange(samples)
     weights, biases = [], []
 
@@ -260,7 +272,10 @@ def fit_geometric(trace: Trace) -> Geometric:
     for step in range(1, trace.num_steps + 1):
         start = torch.cat([torch.full((step,), 1 / step), torch.zeros(classes)]).double().numpy()
         bounds = [(0, 50)] * step + [(-10, 10)] * classes
-        best = torch.from_numpy(minimize(loss, start, (step,), "L-BFGS-B", jac=True, bounds=bounds, options={"gtol": 1e-6}).x)
+        found = minimize(loss, start, (step,), "L-BFGS-B", jac=True, bounds=bounds, options={"gtol": 1e-6})
+        if not found.success:
+            warnings.warn(f"the weights of step {step} may not have the least cross-entropy: {found.message}", stacklevel=2)
+        best = torch.from_numpy(found.x)
         weights.append(best[:step].tolist())
         biases.append((best[step:] - best[step:].mean()).exp().tolist())
     return Geometric(weights, biases)
@@ -276,7 +291,8 @@ def fit_temperatures(trace: Trace, combiner: Combiner | None = None) -> Temperat
         combiner: Combines the divided logits; default `Last()`.
 
     Raises:
-        ValueError: The trace has several label levels, or no labels.
+        ValueError: The trace has several label levels, no labels, or labels with a logit of -inf, whose loss is infinite at
+            every temperature.
     """
     from scipy.optimize import minimize_scalar
 
@@ -288,9 +304,14 @@ def fit_temperatures(trace: Trace, combiner: Combiner | None = None) -> Temperat
 
     options = {"method": "bounded", "bounds": (-math.log(50), math.log(50)), "options": {"xatol": 1e-6}}
     temperatures = []
-    for step in trace.logits:
+    for number, step in enumerate(trace.logits, 1):
         logits = step.double()
         right = logits.gather(1, trace.labels[:, None])[:, 0]
+        if excluded := int(right.isinf().sum()):
+            raise ValueError(
+                f"no temperature makes the loss of step {number} finite: {excluded} of {len(right)} labels have a "
+                "logit of -inf"
+            )
         temperatures.append(math.exp(minimize_scalar(loss, args=(logits, right), **options).x))
     return Temperature(temperatures, combiner or Last())
 

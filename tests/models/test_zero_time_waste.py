@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import anytime
-from anytime.combine import Combiner, Geometric, combiner, fit_geometric
+from anytime.combine import Combiner, Geometric, combiner, fit_geometric, fit_temperatures
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel, create_model
 from anytime.models.zero_time_waste import ZeroTimeWaste
@@ -123,6 +124,18 @@ def noisy(samples: int = 400) -> Trace:
     return trace(noise + 2 * torch.nn.functional.one_hot(labels, 4), labels)
 
 
+@pytest.mark.parametrize("name", ["zero_time_waste", "boosted"])
+def test_the_number_of_steps_inside_stays(name: str) -> None:
+    model: Any = create_model(name, base="loop_vit", arguments={"width": 12, "expansion": 1, "num_steps": 2}).eval()
+    x = torch.rand(1, 3, 8, 8)
+    assert len(model(x)) == 2
+    for steps in (3, 1):
+        model.model.num_steps = steps
+        for run in (model, lambda x: list(model.stream(x))):
+            with pytest.raises(ValueError, match=f"the model inside has num_steps={steps}, but this .* was built for 2"):
+                run(x)
+
+
 def test_ensemble_by_hand() -> None:
     made = Geometric([[1], [0.5, 2]], [[1, 1, 1], [1, 3, 0.5]])
     p = torch.tensor([[[0.5, 0.25, 0.25]], [[0.2, 0.2, 0.6]]], dtype=torch.float64)
@@ -173,6 +186,43 @@ def test_early_stops_need_no_later_answer_and_the_rule_is_saved() -> None:
 def test_fitted_by_name() -> None:
     data = noisy()
     assert fit_rule(data, data, "geometric", Goal(None)).combine == fit_geometric(data)
+
+
+def test_answers_that_exclude_classes_are_fitted_and_combined() -> None:
+    """A logit of -inf is a probability of 0; its logarithm made the loss nan, and the weights stayed as they began."""
+    data = noisy()
+    logits = data.logits.clone()
+    logits[0, ::7, 1] = logits[1, ::5, 3] = -math.inf
+    fitted = fit_geometric(trace(logits, data.labels))
+    assert fitted.weights[0][0] != 1
+    floored = logits.double().log_softmax(2).clamp(min=-100)
+    same = fit_geometric(trace(floored.float(), data.labels))
+    for given, other in zip(fitted.weights, same.weights, strict=True):
+        assert given == pytest.approx(other, abs=1e-3)
+    found = Geometric([[1], [0.5, 2]], [[1] * 4] * 2)(logits[:2])
+    assert torch.allclose(found[1], (0.5 * floored[0] + 2 * floored[1]).softmax(1).float(), atol=1e-5)
+    assert torch.allclose(found.sum(2), torch.ones(2, 400))
+
+
+def test_no_temperature_makes_up_for_an_excluded_label() -> None:
+    logits = torch.zeros(2, 4, 3)
+    logits[1, 2, 1] = -math.inf
+    assert fit_temperatures(trace(logits, torch.tensor([0, 1, 2, 0]))).num_steps == 2
+    with pytest.raises(ValueError, match="loss of step 2 finite: 1 of 4 labels have a logit of -inf"):
+        fit_temperatures(trace(logits, torch.tensor([0, 1, 1, 0])))
+
+
+def test_a_search_that_ends_early_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import scipy.optimize
+
+    search = scipy.optimize.minimize
+
+    def short(*args: Any, **given: Any) -> Any:
+        return search(*args, **{**given, "options": {"maxiter": 1}})
+
+    monkeypatch.setattr(scipy.optimize, "minimize", short)
+    with pytest.warns(UserWarning, match="the weights of step 1 may not have the least cross-entropy: "):
+        fit_geometric(trace(noisy().logits[:1], noisy().labels))
 
 
 def test_separable_answers_have_finite_weights() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 import anytime
 from anytime.cli import main
+from anytime.export.folder import _replace
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -166,6 +168,176 @@ def test_a_graph_that_reaches_beyond_itself_is_not_loaded(case: str, tmp_path: P
     with pytest.raises(ValueError, match=message) as caught:
         anytime.load(written(tmp_path / "export", data))
     assert "\n" not in str(caught.value)
+
+
+def computed(*nodes: Any, **constants: Any) -> bytes:
+    """An ONNX file whose answer adds the sum of the value "end" of these operators to three values of the images."""
+    numbers = {"shape": [1, 16], "a": [0], "b": [3], "axes": [1], **constants}
+    made = helper.make_graph(
+        [
+            *nodes,
+            helper.make_node("ReduceSum", ["end"], ["sum"], keepdims=0),
+            helper.make_node("Reshape", ["images", "shape"], ["flat"]),
+            helper.make_node("Slice", ["flat", "a", "b", "axes"], ["first"]),
+            helper.make_node("Add", ["first", "sum"], ["answer"]),
+        ],
+        "step",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, *SIZE])],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, [1, 3])],
+        [
+            value if isinstance(value, TensorProto) else helper.make_tensor(name, TensorProto.INT64, [len(value)], value)
+            for name, value in numbers.items()
+        ],
+    )
+    return helper.make_model(made, opset_imports=[OPSET], ir_version=9).SerializeToString()
+
+
+def squares(start: str, count: int) -> list[Any]:
+    """A chain of matrix products."""
+    names = [start, *(f"m{i}" for i in range(1, count)), "end"]
+    return [helper.make_node("MatMul", [a, a], [b]) for a, b in pairwise(names)]
+
+
+def sparse() -> bytes:
+    """A constant of 10^9 values in a few bytes."""
+    model = onnx.ModelProto.FromString(computed(helper.make_node("Identity", ["wide"], ["end"])))
+    value = helper.make_tensor("wide", TensorProto.FLOAT, [1], [1.0])
+    place = helper.make_tensor("", TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(value, place, [10**9]))
+    return bytes(model.SerializeToString())
+
+
+def claimed() -> bytes:
+    """A value whose size the file only claims."""
+    model = onnx.ModelProto.FromString(computed(helper.make_node("NonZero", ["images"], ["end"])))
+    model.graph.value_info.append(helper.make_tensor_value_info("end", TensorProto.INT64, [4, 1]))
+    return bytes(model.SerializeToString())
+
+
+node, FILL = helper.make_node, helper.make_node("ConstantOfShape", ["sizes"], ["wide"])
+AS_LARGE = [node("ReduceMax", ["images"], ["largest"], keepdims=0), node("Expand", ["largest", "sizes"], ["wide"])]
+EMPTY = TensorProto(name="wide", data_type=TensorProto.FLOAT, dims=[2**40])
+BOMBS = {
+    "4 GB": (computed(FILL, node("Neg", ["wide"], ["end"]), sizes=[2**30]), "makes 1,073,741,824 values .* 'ConstantOfShape'"),
+    "range": (
+        computed(
+            node("Range", ["from", "to", "by"], ["end"]),
+            **{"from": helper.make_tensor("from", 7, [], [0])},
+            to=helper.make_tensor("to", 7, [], [10**15]),
+            by=helper.make_tensor("by", 7, [], [1]),
+        ),
+        "makes 1,000,000,000,000,000 values by the operator 'Range'",
+    ),
+    "tiles": (computed(node("Tile", ["a", "sizes"], ["end"]), sizes=[10**12]), "values by the operator 'Tile'"),
+    "random": (computed(node("RandomNormal", [], ["end"], shape=[10**6, 10**6])), "values by the operator 'RandomNormal'"),
+    "products of constants": (
+        computed(FILL, *squares("wide", 200), sizes=[3000, 3000]),
+        "takes 5,4[0-9,]+ operations, most in 'MatMul', for constants, more than its weights explain",
+    ),
+    "products of images": (
+        computed(*AS_LARGE, *squares("wide", 400), sizes=[1000, 1000]),
+        "takes 40[0-9,]+ operations, most in 'MatMul', for one call, more than the MACs in the manifest explain",
+    ),
+    "many values at a time": (
+        computed(
+            *AS_LARGE,
+            *[node("Neg", ["wide"], [f"n{i}"]) for i in range(9)],
+            node("Sum", [f"n{i}" for i in range(9)], ["end"]),
+            sizes=[2000, 1000],
+        ),
+        "holds 2[0-9],000,0[0-9,]+ values at a time, more than 10,016,000",
+    ),
+    "nodes": (
+        computed(*[node("Identity", ["a"], [f"i{i}"]) for i in range(20_001)]),
+        "has 20,005 operators, more than 20,000",
+    ),
+    "sparse": (sparse(), "has the sparse constant 'wide'"),
+    "no values": (computed(node("Neg", ["wide"], ["end"]), wide=EMPTY), r"lacks values of the constant 'wide' of \[1099511"),
+    "unknown size": (claimed(), "uses the operator 'NonZero' with 'end', whose size is not known beforehand"),
+    "unknown work": (
+        computed(node("STFT", ["images", "a"], ["end"])),
+        "uses the operator 'STFT' with 'end', whose size|whose work is not known",
+    ),
+    "text": (
+        computed(node("Cast", ["a"], ["end"], to=TensorProto.STRING)),
+        "uses the operator 'Cast' with 'end', whose size is not known beforehand",
+    ),
+    "not in order": (
+        computed(node("Neg", ["later"], ["end"]), node("Neg", ["a"], ["later"])),
+        "operator 'Neg' with 'end', whose size is not known",
+    ),
+    "another format": (b"\x78\x10\x79\x00ORTM\x00\x00\x00" + graph(), "is a file in ONNX Runtime's own format"),
+}
+
+
+def test_a_range_whose_end_is_computed_is_no_bomb(tmp_path: Path) -> None:
+    """The exporter writes slices that are assigned to in this way."""
+    scalars = {name: helper.make_tensor(name, TensorProto.INT64, [], [i]) for i, name in enumerate(("from", "by", "place"))}
+    data = computed(
+        node("Shape", ["images"], ["sizes"]),
+        node("Gather", ["sizes", "place"], ["to"], axis=0),
+        node("Range", ["from", "to", "by"], ["places"]),
+        node("Cast", ["places"], ["end"], to=TensorProto.FLOAT),
+        **scalars,
+    )
+    answer = anytime.load(written(tmp_path, data))(torch.zeros(1, *SIZE))
+    assert answer.tolist() == [[[6.0, 6.0, 6.0]]]
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_work_that_nothing_explains_is_not_begun(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, message = BOMBS[case]
+    folder = written(tmp_path / "export", data)
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *args, **kwargs: pytest.fail("the engine was given the graph"))
+    with pytest.raises(ValueError, match=message) as caught:
+        anytime.load(folder)
+    assert "\n" not in str(caught.value)
+    assert "step_1.onnx" in str(caught.value)
+
+
+def test_the_engine_gets_what_was_checked_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    seen, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda data, *args, **rest: seen.append((data, args[0])) or session(data, *args, **rest),
+    )
+    model = onnx.ModelProto.FromString(graph())
+    model.producer_name, model.doc_string = "of ORTM", "text"
+    data = model.SerializeToString() + b"\xf2\x07\x04\x08\x00\x00\x00"  # a field that ONNX does not know
+    model = anytime.load(written(tmp_path, data))
+    ((given, options),) = seen
+    assert options.get_session_config_entry("session.load_model_format") == "ONNX"
+    assert not any(text in given for text in (b"ORTM", b"text", b"\xf2\x07\x04"))
+    assert model(torch.zeros(1, *SIZE)).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put(*STEP, "macs", value=10**15), "multiplies 1,000,000,000,000,000 times for one call, more than 1,000,000,000,000"),
+        (put("batch", value=10**9), "asks for images of 16,000,000,000 values"),
+    ],
+)
+def test_large_numbers_of_a_manifest_need_consent(change: Any, message: str, tmp_path: Path) -> None:
+    def every(manifest: Any) -> None:
+        change(manifest)
+        for value in (*manifest["steps"][0]["inputs"], *manifest["steps"][0]["outputs"]):
+            value["shape"][0] = manifest["batch"]
+
+    with pytest.raises(ValueError, match=message):
+        anytime.load(written(tmp_path, change=every))
+
+
+def test_overwriting_removes_no_file_that_only_has_the_name_of_a_graph(tmp_path: Path) -> None:
+    for name, kept in (("notes.txt", True), ("old.onnx", False)):
+        folder = written(tmp_path / "export", change=put(*STEP, "file", value=name))
+        (folder / name).write_bytes(b"mine" if kept else graph())
+        _replace(folder, written(tmp_path / "part"))
+        assert (folder / name).exists() == kept
+        assert anytime.load(folder)(torch.zeros(1, *SIZE)).shape == (1, 1, 3)
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ def check_replaceable(directory: Path, overwrite: bool) -> None:
 def _new_folder(directory: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `directory` at the end, or is removed after an error.
 
-    Of an earlier export there, only its manifest and graphs are replaced. Traces and profiles of it are known to be of other
-    graphs.
+    Of an earlier export there, only its manifest and graphs are replaced, not a file that only has the name of one. Traces and
+    profiles of it are known to be of other graphs.
     """
     part = part_of(directory)
     shutil.rmtree(part, ignore_errors=True)
@@ -176,9 +176,18 @@ def _new_folder(directory: Path) -> Iterator[Path]:
 
 def _replace(directory: Path, part: Path) -> None:
     """Moves an export to a folder, the manifest last; after a kill it is damaged, but still an export that can be replaced."""
-    old = read_manifest(directory, ENGINES).steps if (directory / MANIFEST).is_file() else ()
+    steps = read_manifest(directory, ENGINES).steps if (directory / MANIFEST).is_file() else ()
+    old = {step.file for step in steps if _holds(directory / step.file, step.sha256)}
     files = sorted((path.name for path in part.iterdir()), key=lambda name: name == MANIFEST)
     for name in files:
         os.replace(part / name, directory / name)
-    for name in {step.file for step in old} - {*files}:
+    for name in old - {*files}:
         (directory / name).unlink(missing_ok=True)
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    """Whether a path is a file, and no link, with this digest."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from anytime.export.capture import CapturedStep, names_of, quiet
+from anytime.runtime.engines.graph_check import check_graph
 from anytime.runtime.engines.manifest import BATCH, GraphValue, Origin
-from anytime.runtime.engines.onnx import INSTALL, check_graph
+from anytime.runtime.engines.onnx import INSTALL
 from anytime.support.text import one_line
 
 SUFFIX = ".onnx"

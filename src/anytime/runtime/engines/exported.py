@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from anytime.runtime.engines.onnx import OnnxGraph, engine_version
 from anytime.runtime.engines.pytorch import EagerSteps
 from anytime.saving import ModelInfo, named_by
 from anytime.support.files import atomic_write
-from anytime.support.limits import check_image
+from anytime.support.limits import MOST_MACS, BeyondLimit, check_image
 from anytime.support.tensors import described
 from anytime.support.trust import is_remembered
 
@@ -171,6 +172,14 @@ def consent_text(manifest: Manifest) -> str:
     return named_by({"model": manifest.model, "metadata": manifest.info})
 
 
+def _check_size(manifest: Manifest, resize_ratio: float) -> None:
+    """Raises BeyondLimit if one call needs more work than a network of unknown origin may ask for."""
+    batch, macs = manifest.batch or 1, manifest.steps[-1].macs
+    check_image(manifest.input_size if batch == 1 else (batch, *manifest.input_size), resize_ratio)
+    if macs * batch > MOST_MACS:
+        raise BeyondLimit(f"the network multiplies {macs * batch:,} times for one call", MOST_MACS)
+
+
 @register_loader(MANIFEST)
 def load_export(directory: str | os.PathLike[str], trust: bool = False) -> ExportedModel:
     """An exported folder as a model, computed by its engine with as many threads as torch has now.
@@ -189,15 +198,15 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False) -> Expor
     info = ModelInfo.from_dict(manifest.info)
     info.trusted = trust or is_remembered(directory / MANIFEST, consent_text(manifest))
     if not info.trusted:
-        check_image(manifest.input_size, info.resize_ratio)
+        _check_size(manifest, info.resize_ratio)
     load, version = ENGINES[manifest.engine]
-    threads = torch.get_num_threads()
+    threads, values = torch.get_num_threads(), (manifest.batch or 1) * math.prod(manifest.input_size)
     deployment = {"engine": version(), "threads": threads, "dtype": manifest.precision}
     loaded: dict[Any, Graph] = {}  # steps that compute the same share a graph
     keys = [(step.file, step.sha256, step.inputs, step.outputs) for step in manifest.steps]
     for key, step in zip(keys, manifest.steps, strict=True):
         if key not in loaded:
-            loaded[key] = load(directory, step, threads)
+            loaded[key] = load(directory, step, threads, values)
     model = ExportedModel(manifest, directory, [loaded[key] for key in keys], deployment)
     model.info = replace(info, input_size=manifest.input_size)
     return model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from anytime.runtime.engines.base import Cancelled, Measured
+from anytime.runtime.engines.graph_check import checked_graph
 from anytime.runtime.engines.manifest import GraphValue, StepFile
 from anytime.runtime.forks import renew_after_fork
 from anytime.support.folders import check_file
@@ -51,22 +52,23 @@ def _onnxruntime() -> Any:
 class OnnxGraph:
     """The graph of one step in ONNX Runtime, on the CPU; any number of threads may run it.
 
-    Nothing but the file is read: a graph with data in other files, with operators that are not ONNX's own, or with branches
-    and loops is not loaded. In a forked process it computes with one thread.
+    Nothing but the file is read, and only what was checked of it (see `graph_check`). In a forked process it computes with one
+    thread.
 
     Args:
         directory: The exported folder.
         step: The step, as the manifest has it.
         threads: Threads to compute with.
+        values: Values of the images of one call.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
         FileNotFoundError: The file is missing.
-        ValueError: The file is damaged, or not what the manifest says.
+        ValueError: The file is damaged, not what the manifest says, or needs more work or memory than that explains.
     """
 
-    def __init__(self, directory: Path, step: StepFile, threads: int) -> None:
-        self._path, self._step, self._threads = directory / step.file, step, threads
+    def __init__(self, directory: Path, step: StepFile, threads: int, values: int) -> None:
+        self._path, self._step, self._threads, self._values = directory / step.file, step, threads, values
         self._names = [value.name for value in step.inputs]
         self._outputs = [value.name for value in step.outputs]
         self._session = self._loaded()
@@ -83,12 +85,13 @@ class OnnxGraph:
         if digest != self._step.sha256:
             expected = self._step.sha256[:12]
             raise ValueError(f"{self._path} is damaged: SHA-256 is {digest[:12]}..., the manifest says {expected}...")
-        check_graph(data, str(self._path))
+        data = checked_graph(data, str(self._path), self._step.macs, self._values)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = 4
         if notes is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(notes / "notes")
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")  # the next step has threads of its own
         try:
@@ -155,39 +158,8 @@ class OnnxGraph:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OnnxGraph, (self._path.parent, self._step, self._threads)
+        return OnnxGraph, (self._path.parent, self._step, self._threads, self._values)
 
 
 def _value(node: Any) -> GraphValue:
     return GraphValue(node.name, tuple(node.shape), _KINDS.get(node.type, node.type))
-
-
-def check_graph(data: bytes, source: str) -> None:
-    """Raises ValueError if an ONNX file is damaged or reaches beyond itself and ONNX's own operators."""
-    import onnx
-
-    try:
-        model = onnx.ModelProto.FromString(data)
-    except Exception as error:  # of protobuf, whose kinds differ between its versions
-        raise ValueError(f"{source} is damaged: it is no ONNX file") from error
-    if model.functions:
-        raise ValueError(f"{source} defines operators of its own, such as {model.functions[0].name!a}; no export has any")
-    for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            raise ValueError(f"{source} uses the operator {f'{node.domain}.{node.op_type}'!a}, which is none of ONNX's own")
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise ValueError(f"{source} uses the operator {node.op_type!a}, which holds a graph of its own; no export has any")
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
-            raise ValueError(f"{source} keeps {tensor.name!a} in another file; an export holds all in its own")
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """All constants of a graph without subgraphs."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)

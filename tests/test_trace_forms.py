@@ -294,7 +294,7 @@ def test_what_are_no_groups(groups, message):
 
 @pytest.mark.parametrize("names", ["abcd", {0: "a", 1: "b", 2: "c", 3: "d"}, b"abcd"], ids=str)
 def test_names_of_classes_are_a_list(names):
-    with pytest.raises(ValueError, match="class_names must be a list of 4 names, got .*a"):
+    with pytest.raises(ValueError, match=r"class_names must be a list of 4 names, got .*a"):
         Trace.from_logits(torch.randn(2, 3, 4), [0, 1, 2], macs=[3, 8], class_names=names)
 
 

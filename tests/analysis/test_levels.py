@@ -12,6 +12,7 @@ from anytime.analysis import summary
 from anytime.combine import fit_temperatures
 
 ANY = {"level_accuracies", "level_errors", "costs", "measured_costs", "macs_saved", "cost_at_error"}
+ANY |= {"require_features", "similarity"}  # of features and activations, whatever the labels
 
 
 def metrics():

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from anytime.analysis import typicality as typical
-from anytime.analysis.latency import Latency
+from anytime.analysis.latency import Selection
 from anytime.trace import Trace
 
 
@@ -61,7 +61,7 @@ def test_spearman_leaves_unknown_pairs_out():
 
 def test_typicality_reports_ties_and_exclusion():
     measure = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.95, 0.4])
-    measured = Latency(
+    measured = Selection(
         0.8,
         torch.tensor([1, 2, 2, 3, 4, 4, 4]),
         torch.tensor([True, True, True, True, True, False, False]),
@@ -80,7 +80,7 @@ def test_samples_that_select_a_class_may_be_too_few_or_too_equal():
     measure = random(8)
     for reached, steps, samples in ((3, [1, 2, 3, 4, 4, 4, 4, 4], 3), (5, [1, 1, 1, 1, 1, 4, 4, 4], 5)):
         there = torch.arange(8) < reached
-        measured = Latency(0.8, torch.tensor(steps), there, torch.where(there, 0, -1))
+        measured = Selection(0.8, torch.tensor(steps), there, torch.where(there, 0, -1))
         found = typical.typicality(measure, measured, resamples=10)
         assert found.tied.rho == pytest.approx(scipy.stats.spearmanr(measure, -measured.steps).statistic)
         assert found.reached.samples == samples

@@ -40,7 +40,7 @@ def test_predict_with_rule_and_combiner(run, images, capsys, refused):
         ("--stop", ""): "unknown rule ''",
         ("--stop", "confidence"): "'confidence' was never fitted to this model (no rules are saved with this model)",
         ("--combine", "produkt"): "did you mean 'product'",
-        ("--combine", "temperature"): "temperatures are fitted on a validation trace",
+        ("--combine", "temperature"): "'temperature' is fitted on a validation trace",
     }.items():
         assert message in refused(["predict", run, images[0], *options], 2)
 

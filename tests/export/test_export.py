@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,10 @@ def test_max_pools_to_a_grid_are_made_of_other_operators(case: tuple[int, int, i
 def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         anytime.export_model(Single(), tmp_path / "out", **arguments)
+
+
+def test_denormal_numbers_of_the_caller_stay(export: ExportedModel) -> None:
+    """The engine sets its own treatment of them, in the thread that loads a graph."""
+    torch.set_flush_denormal(False)
+    copy.deepcopy(export)(torch.rand(1, *SIZE))
+    assert sys.float_info.min * 0.5 != 0.0

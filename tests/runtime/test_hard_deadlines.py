@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from anytime.runtime import Predictor, Profile
-from anytime.runtime.engines.base import Cancelled, Measured
+from anytime.runtime.engines.base import Cancelled, StepMeasurement
 from anytime.runtime.engines.pytorch import EagerSteps
 from anytime.stopping import Confidence
 
@@ -43,8 +43,8 @@ class Cancellable(EagerSteps):
         if call is not None:
             call.set()
 
-    def measure(self, x: Any, repeats: int) -> list[Measured]:
-        return [Measured([1e-3] * repeats, 4096)] * self.model.num_steps
+    def measure(self, x: Any, repeats: int) -> list[StepMeasurement]:
+        return [StepMeasurement([1e-3] * repeats, 4096)] * self.model.num_steps
 
 
 @pytest.fixture

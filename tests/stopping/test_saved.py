@@ -104,7 +104,7 @@ def test_rules_that_were_never_fitted_have_clear_errors() -> None:
         Predictor(model, stop=Confidence())
     with pytest.raises(ValueError, match="threshold of 'confidence' was never fitted"):
         save_rule(model, "no", Fitted(Confidence()))
-    with pytest.raises(ValueError, match="temperatures are fitted on a validation trace"):
+    with pytest.raises(ValueError, match="'temperature' is fitted on a validation trace"):
         Predictor(model, combine="temperature")
     with pytest.raises(ValueError, match="fitted to 2 steps, the model has 3"):
         Predictor(model, stop=Confidence([0.5, 0.5]))

@@ -16,7 +16,7 @@ from anytime.trace import Trace, labelled, require_one_level
 
 
 @dataclass(frozen=True, eq=False)
-class Latency:
+class Selection:
     """Selection latencies of N samples.
 
     A sample that never selects a class has no latency. Where it must be ordered, it ties with the others at the end (`steps`
@@ -92,7 +92,7 @@ def threshold_for(trace: Trace, never: float = 0.1) -> float:
     return float(values[index - 1]) if index else float(values[0]) / 2
 
 
-def latency(trace: Trace, threshold: float | None = None, never: float = 0.1) -> Latency:
+def latency(trace: Trace, threshold: float | None = None, never: float = 0.1) -> Selection:
     """Selection latencies by the softmax of each step.
 
     Args:
@@ -108,7 +108,7 @@ def latency(trace: Trace, threshold: float | None = None, never: float = 0.1) ->
     threshold = threshold_for(trace, never) if threshold is None else float(threshold)
     if not 0 <= threshold < 1:
         raise ValueError(f"a threshold of probability lies in [0, 1), got {threshold!r}")
-    return Latency(threshold, *selected(trace.logits.double().softmax(2), threshold))
+    return Selection(threshold, *selected(trace.logits.double().softmax(2), threshold))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +123,10 @@ class Extremes:
 
     fastest: list[list[int]]
     slowest: list[list[int]]
-    latency: Latency
+    latency: Selection
 
 
-def extremes(trace: Trace, measured: Latency, count: int = 8, never: bool = True) -> Extremes:
+def extremes(trace: Trace, measured: Selection, count: int = 8, never: bool = True) -> Extremes:
     """The `count` fastest and slowest samples of each labelled class (Fig. 2).
 
     Equal latencies are ordered by the mean over the steps of max_k p_t(k): the surer sample is the faster one.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anytime.analysis.latency import Latency
+from anytime.analysis.latency import Selection
 from anytime.analysis.needs import require_features
 from anytime.data.splits import folds, hold_out_by_lot
 from anytime.trace import Trace, require_one_level
@@ -99,7 +99,7 @@ class Typicality:
     never: float
 
 
-def typicality(measure: Tensor, measured: Latency, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Typicality:
+def typicality(measure: Tensor, measured: Selection, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Typicality:
     """Correlation of typicality with negative latency: positive if typical images are decided sooner (Table 1).
 
     Args:
@@ -120,7 +120,7 @@ def typicality(measure: Tensor, measured: Latency, resamples: int = 1000, level:
 
 
 @dataclass(frozen=True)
-class Difference:
+class RhoDifference:
     """The difference of two Spearman correlations over the same N samples.
 
     Attributes:
@@ -143,7 +143,7 @@ def difference(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> Difference:
+) -> RhoDifference:
     """Whether two correlations over the same samples differ, such as of centrality and speed under two losses.
 
     They are dependent, with r_jk of the first pair and r_hm of the second; a variable may belong to both. With Fisher's
@@ -176,7 +176,7 @@ def difference(
     else:
         z = (math.atanh(first) - math.atanh(second)) * math.sqrt((known - 3) / spread)
         p_value = float(2 * norm.sf(abs(z)))
-    return Difference(first - second, *_interval(draws, level), p_value, known)
+    return RhoDifference(first - second, *_interval(draws, level), p_value, known)
 
 
 def cross_validated(

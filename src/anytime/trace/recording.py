@@ -83,7 +83,7 @@ def record(
     form = arrays.OUTPUTS[task]
     model.to(place)
     precision = next(model.parameters()).dtype
-    inside = _Inside(model, features, layers)
+    inside = _Watched(model, features, layers)
     answers: list[Tensor] = []
     targets: list[Tensor | None] = []
     count = 0
@@ -152,7 +152,7 @@ def record(
     )
 
 
-class _Inside:
+class _Watched:
     """Runs batches step by step and keeps what happens inside, if that is wanted."""
 
     def __init__(self, model: AnytimeModel, features: bool, layers: Sequence[str]) -> None:

@@ -157,7 +157,7 @@ def _measured(job: TrainingJob, trainer: L.Trainer, seconds: float) -> dict[str,
     values, epochs = trainer.callback_metrics, job.settings.epochs
     measured = epochs % job.settings.validate_every == 0  # else they are those of an earlier epoch
     return {
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 3),
         "images_per_second": round(epochs * len(job.data.split("train")) / seconds, 1),
         "validation_accuracy": [round(float(values[name]), 4) for name in names if measured and name in values],
     }

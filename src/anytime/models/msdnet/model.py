@@ -12,7 +12,7 @@ from anytime.model import AnytimeModel
 from anytime.models.common.layers import check_depth, check_whole, he_init
 from anytime.models.common.steps import require_step_left
 from anytime.models.msdnet.layers import HeadKind, MSDNetLayout, ScaleLayer, build_head, build_stem
-from anytime.models.msdnet.plan import Mode, Place, channel_counts, exit_layers, finest_scales, plan
+from anytime.models.msdnet.plan import Map, Mode, channel_counts, exit_layers, finest_scales, plan
 from anytime.registry import variant
 
 
@@ -165,7 +165,7 @@ class MSDNet(AnytimeModel):
             maps[scale] = h = stem(h)
         return maps
 
-    def _run(self, places: Sequence[Place], maps: dict[int, Tensor]) -> None:
+    def _run(self, places: Sequence[Map], maps: dict[int, Tensor]) -> None:
         """Replaces the map of each place's scale by the next one, in order."""
         for layer, scale in places:
             block = self.layers[layer - 1][scale - self.scales]  # type: ignore[index]

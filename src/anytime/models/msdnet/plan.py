@@ -10,14 +10,14 @@ from typing import Literal, NamedTuple
 Mode = Literal["even", "lin_grow"]
 
 
-class Place(NamedTuple):
+class Map(NamedTuple):
     """Where a map belongs: the layer that makes it (from 1; 0 is the stem) and its scale (0 is the finest)."""
 
     layer: int
     scale: int
 
 
-class Plan(NamedTuple):
+class MapOrder(NamedTuple):
     """What runs for each exit; over all exits, each map once.
 
     Attributes:
@@ -26,8 +26,8 @@ class Plan(NamedTuple):
         kept: The finest scale that later exits read.
     """
 
-    lazy: tuple[tuple[Place, ...], ...]
-    layered: tuple[tuple[Place, ...], ...]
+    lazy: tuple[tuple[Map, ...], ...]
+    layered: tuple[tuple[Map, ...], ...]
     kept: tuple[int, ...]
 
 
@@ -54,7 +54,7 @@ def finest_scales(layers: int, scales: int) -> tuple[int, ...]:
     return 0, *((layer - 1) // interval for layer in range(1, layers + 1))
 
 
-def plan(exits: Sequence[int], scales: int) -> Plan:
+def plan(exits: Sequence[int], scales: int) -> MapOrder:
     """Which maps run for which exit.
 
     An exit at layer e reads the coarsest of S scales. What layer l computes at scale s (0 is the finest) gets there in layer
@@ -67,10 +67,10 @@ def plan(exits: Sequence[int], scales: int) -> Plan:
     """
     finest = finest_scales(exits[-1], scales)
     after: list[int] = []
-    lazy: list[tuple[Place, ...]] = []
+    lazy: list[tuple[Map, ...]] = []
     for first, last in pairwise((0, *exits)):
         diagonals = range(first + 2 - scales, last + 2 - scales)  # the layer at which each crosses scale 0
-        crossed = (Place(start + scale, scale) for start in diagonals for scale in range(scales))
+        crossed = (Map(start + scale, scale) for start in diagonals for scale in range(scales))
         lazy.append(tuple(place for place in crossed if place.layer >= 1 and place.scale >= finest[place.layer]))
         following = [min(max(last + 2 - scales + scale, 0), exits[-1]) for scale in range(scales)]  # next layer of each scale
         after.append(next(scale for scale in range(scales) if scale >= finest[following[scale]]))
@@ -79,12 +79,12 @@ def plan(exits: Sequence[int], scales: int) -> Plan:
         tuple(place for layer in range(first + 1, last + 1) for place in _descending(layer, scales) if place in existing)
         for first, last in pairwise((0, *exits))
     ]
-    return Plan(tuple(lazy), tuple(layered), tuple(after))
+    return MapOrder(tuple(lazy), tuple(layered), tuple(after))
 
 
-def _descending(layer: int, scales: int) -> Iterator[Place]:
+def _descending(layer: int, scales: int) -> Iterator[Map]:
     """The places of a layer, the coarsest first: each then finds the finer map of the layer before, not yet replaced."""
-    return (Place(layer, scale) for scale in reversed(range(scales)))
+    return (Map(layer, scale) for scale in reversed(range(scales)))
 
 
 def channel_counts(width: int, growth: int, reduction: float, finest: Sequence[int]) -> list[int]:

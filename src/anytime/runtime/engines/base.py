@@ -15,7 +15,7 @@ class Cancelled(RuntimeError):
     """A step was cancelled; its state is as it was, and the engine can run it again, in another call."""
 
 
-class Measured(NamedTuple):
+class StepMeasurement(NamedTuple):
     """What an engine knows about the operators of one step.
 
     Attributes:
@@ -58,7 +58,7 @@ class Engine(Protocol):
     def read(self, step: int, state: State, size: int) -> Tensor:
         """With lazy exits: the logits after step 1..T, from a state of `size` samples."""
 
-    def measure(self, x: Tensor, repeats: int) -> list[Measured]:
+    def measure(self, x: Tensor, repeats: int) -> list[StepMeasurement]:
         """The operators of each step on images `[B, C, H, W]`, in a run of their own; none where steps cannot be cancelled."""
 
     def call(self) -> Any:
@@ -84,5 +84,5 @@ class Graph(Protocol):
     def cancel(self, call: Any) -> None:
         """Ends a call within one operator, and every later `run` with it."""
 
-    def measure(self, inputs: Sequence[Tensor], repeats: int) -> Measured:
+    def measure(self, inputs: Sequence[Tensor], repeats: int) -> StepMeasurement:
         """How long the operators take in `repeats` runs, and how much memory they need."""

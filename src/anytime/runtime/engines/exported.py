@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from anytime.model import AnytimeModel, State
 from anytime.registry import register_loader
-from anytime.runtime.engines.base import Graph, Measured
+from anytime.runtime.engines.base import Graph, StepMeasurement
 from anytime.runtime.engines.manifest import MANIFEST, Manifest, Origin, needed_after, read_manifest
 from anytime.runtime.engines.onnx import OnnxGraph, engine_version
 from anytime.runtime.engines.pytorch import EagerSteps
@@ -103,7 +103,7 @@ class ExportedModel(AnytimeModel):
         """Ends `run` in this call, which raises `Cancelled`, within one operator; a later one at its start."""
         self._graphs[0].cancel(call)
 
-    def measure(self, x: Tensor, repeats: int) -> list[Measured]:
+    def measure(self, x: Tensor, repeats: int) -> list[StepMeasurement]:
         """The operators of each step on images `[B, C, H, W]`, or on one of them if that is what a graph computes."""
         size = self.manifest.batch
         state, measured = self.initial_state(x if size is None else x[:1].expand(size, -1, -1, -1)), []
@@ -152,7 +152,7 @@ class ExportedSteps(EagerSteps):
         if call is not None:
             self.model.cancel(call)
 
-    def measure(self, x: Tensor, repeats: int) -> list[Measured]:
+    def measure(self, x: Tensor, repeats: int) -> list[StepMeasurement]:
         return self.model.measure(x, repeats)
 
 

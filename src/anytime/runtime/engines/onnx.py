@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime.runtime.engines.base import Cancelled, Measured
+from anytime.runtime.engines.base import Cancelled, StepMeasurement
 from anytime.runtime.engines.graph_check import checked_graph
 from anytime.runtime.engines.manifest import GraphValue, StepFile
 from anytime.runtime.forks import renew_after_fork
@@ -94,10 +95,13 @@ class OnnxGraph:
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")  # the next step has threads of its own
+        flushed = sys.float_info.min * 0.5 == 0.0
         try:
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of the engine's own kinds
             raise ValueError(f"{self._path} cannot be loaded by ONNX Runtime: {one_line(error)}") from error
+        finally:
+            torch.set_flush_denormal(flushed)  # the engine sets it in the calling thread for good
         given = [*session.get_inputs()], [*session.get_outputs()]
         for values, nodes in zip((self._step.inputs, self._step.outputs), given, strict=True):
             if list(values) != (found := [_value(node) for node in nodes]):
@@ -132,7 +136,7 @@ class OnnxGraph:
         """Ends a call within one operator, and every later `run` with it."""
         call.terminate = True
 
-    def measure(self, inputs: Sequence[Tensor], repeats: int) -> Measured:
+    def measure(self, inputs: Sequence[Tensor], repeats: int) -> StepMeasurement:
         """How long the operators take in `repeats` runs, and how much memory they need; in a copy, which notes it.
 
         Of the runs, those before (`_WARMUP`) count neither. An operator is a kernel of ONNX Runtime's optimised graph.
@@ -148,7 +152,7 @@ class OnnxGraph:
                 seconds.setdefault(event["name"], []).append(event["dur"] * 1e-6)
                 memory = max(memory, int(event["args"].get("mem_in_use_peak", 0)))
         longest = max((times[_WARMUP:] for times in seconds.values()), key=median, default=[])
-        return Measured(longest or [0.0] * repeats, memory)
+        return StepMeasurement(longest or [0.0] * repeats, memory)
 
     def renew(self) -> None:
         """In a forked process: its threads do not exist here."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anytime.model import AnytimeModel, Deployed, SplitStep, State, select_samples
 from anytime.runtime.conditions import conditions_of
-from anytime.runtime.engines.base import Measured
+from anytime.runtime.engines.base import StepMeasurement
 
 
 def require_steps(model: Any) -> None:
@@ -67,7 +67,7 @@ class EagerSteps:
     def cancel(self, call: Any) -> None:
         """Does nothing: torch cannot end a step early."""
 
-    def measure(self, x: Tensor, repeats: int) -> list[Measured]:
+    def measure(self, x: Tensor, repeats: int) -> list[StepMeasurement]:
         """The operators of each step, measured in a run of their own; none where steps cannot be cancelled."""
         return []
 

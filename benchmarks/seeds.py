@@ -44,7 +44,7 @@ def row(seed: int, run: Path, root: Path | None) -> dict[str, Any]:
         "seed": seed,
         "accuracy": accuracy,
         "macs": [step["macs"] for step in numbers["steps"]],
-        "largest_fall": max(falls, default=0.0),
+        "largest_fall": max(0.0, *falls),
         "training": state.get("training"),
         "hardware": state["hardware"],
         "trained_with": state["anytime"],

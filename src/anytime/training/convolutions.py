@@ -157,9 +157,8 @@ def sees_all(x: Tensor, window: Window) -> bool:
 def pays(x: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether `weight_gradient` is faster than torch's, in bfloat16: on maps up to 7x7 with enough work for each tap.
 
-    The rule depends only on types and shapes, so equal trainings stay bit-identical. Measured on one core with AVX-512 bf16,
-    kernels 3x3: torch's time over ours is 0.9 to 1.3 at 8x8 (hence the limit), 1.1 to 1.4 at 7x7, 1.4 to 1.9 at 4x4, 2 to 3 at
-    3x3, 3 to 12 at 2x2; in float32 it is 0.4 to 0.7.
+    The rule depends only on types and shapes, so equal trainings stay bit-identical. On a core with AVX-512 bf16 torch is
+    as fast from 8x8 on, and in float32 it is faster everywhere; `benchmarks/training.py` measures whole steps.
     """
     height, width = window.outputs(x)
     channels = len(weight) * weight.shape[1]

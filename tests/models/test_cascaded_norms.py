@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from anytime import convert, create_model
 from anytime.models.cascaded.resnet import CascadedResNet
 from anytime.models.common.step_norm import StepBatchNorm2d
-from anytime.testing import _randomise
+from anytime.testing import _randomise, check_anytime_model
 
 T = 9
 AS_RUN = {"norm_eps": 0.1, "norm_momentum": 1.0}
@@ -137,3 +137,108 @@ def test_deeper_networks(depth: int, blocks: int) -> None:
 def test_wrong_constants(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model(name, **({} if name == "cascaded_densenet" else {"width": 4}), **arguments)
+
+
+# -- an affine map for each time -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [{}, {"kernel": "ews", "alpha": 0.5, "num_steps": 11}, {"clock": "published"}], ids=str)
+def test_every_time_has_its_affine_map(arguments: dict[str, Any]) -> None:
+    """The published option: weight and bias `[9, C]` of each norm, also of the stem; later times take the last."""
+    model = make(width=4, temporal_affine=True, **arguments)
+    norms = [m for m in model.modules() if isinstance(m, StepBatchNorm2d)]
+    assert len(norms) == 17
+    assert all(n.weight.shape == n.bias.shape == (9, n.num_features) for n in norms)
+    assert all(len(n.running_mean) == (1 if "kernel" in arguments else 9) for n in norms)
+    x = torch.rand(2, 3, 9, 8, dtype=torch.float64)
+    times, first = model.num_steps, model.first
+    for training in (True, False):
+        model.train(training)
+        frames = [x] * (first + times)
+        expected = plain_loop(model, frames, training)[first:]
+        assert (model(x) - expected).abs().max() < 1e-11
+        if not training:
+            assert (torch.stack([*model.stream(x)]) - expected).abs().max() < 1e-11
+            assert (model(x, step=4) - expected[3]).abs().max() < 1e-11
+    moving = torch.rand(12, 2, 3, 9, 8, dtype=torch.float64)
+    expected = plain_loop(model, [*moving, *moving[:first]], False)[first:]
+    assert (model(moving) - expected).abs().max() < 1e-11
+    assert (torch.stack([*model.stream(iter(moving))]) - expected).abs().max() < 1e-11
+
+
+def plain_loop(model: Any, frames: list[Tensor], training: bool) -> Tensor:
+    """Logits at t = 0, 1, ...: every block at every t, and the norm's formula with the row of its time."""
+    smoothing = getattr(model.kernel, "alpha", None)
+
+    def norm(layer: StepBatchNorm2d, x: Tensor, t: int) -> Tensor:
+        weight, bias = layer.weight[min(t, 8)], layer.bias[min(t, 8)]
+        row = min(t, len(layer.running_mean) - 1)
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        mean, var = (mean, var) if training else (layer.running_mean[row], layer.running_var[row])
+        weight, bias, mean, var = (v[:, None, None] for v in (weight, bias, mean, var))
+        return weight * (x - mean) / (var + layer.eps).sqrt() + bias
+
+    held: dict[int, Tensor] = {}
+
+    def delayed(k: int, sent: Tensor) -> Tensor:
+        before = held.get(k, torch.zeros_like(sent))
+        held[k] = sent if smoothing is None else smoothing * before + (1 - smoothing) * sent
+        return before if smoothing is None else held[k]
+
+    logits = []
+    for t, image in enumerate(frames):
+        conv, first_norm, _, pool = model.stem
+        z = delayed(0, pool(F.relu(norm(first_norm, conv(model.normalize(image)), t))))
+        for k, block in enumerate(model.blocks, 1):
+            r = z
+            for i, (conv, layer) in enumerate(zip(block.convs, block.norms, strict=True)):
+                r = norm(layer, conv(F.relu(r) if i else r), t)
+            z = F.relu(delayed(k, r) + (z if block.projection is None else block.projection(z)))
+        logits.append(model.heads[0](z.mean((2, 3))))
+    return torch.stack(logits)
+
+
+def test_affine_maps_learn() -> None:
+    """Of 9 maps only the last of the published clock learns nothing: what it sends comes too late."""
+    for clock, silent in (("asymptotic", []), ("published", [8])):
+        model = make(width=4, temporal_affine=True, clock=clock).train()
+        x = torch.rand(3, 3, 9, 8, dtype=torch.float64)
+        (model(x) * torch.randn(9, 3, 5, dtype=torch.float64)).sum().backward()
+        for layer in (model.stem[1], model.blocks[0].norms[0], model.blocks[7].norms[1]):
+            assert [t for t in range(9) if not layer.bias.grad[t].any()] == silent
+
+
+def test_affine_maps_are_not_those_of_relatives() -> None:
+    model = make(width=4, temporal_affine=True).eval()
+    smooth = convert(model, kernel="ews", alpha=0.5)
+    assert torch.equal(smooth.stem[1].weight, model.stem[1].weight)
+    assert torch.equal(smooth.blocks[0].norms[0].running_mean, model.blocks[0].norms[0].running_mean[-1:])
+    for name, arguments in (("serial_resnet18", {}), ("cascaded_resnet18", {"temporal_affine": False})):
+        with pytest.raises(ValueError, match="have 9 affine maps in each batch norm, but this network needs 1"):
+            convert(model, name, **arguments)
+    with pytest.raises(ValueError, match="temporal_affine must be one of True, False, got 2"):
+        create_model("cascaded_resnet18", width=4, temporal_affine=2)
+
+
+def test_contract_with_affine_maps() -> None:
+    model = create_model("cascaded_resnet18", num_classes=5, width=4, temporal_affine=True, num_steps=3)
+    check_anytime_model(model, (3, 8, 8), batch_size=2)
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(101, 44_541_480), (152, 60_185_128)])
+def test_bottlenecks_have_the_published_numbers(depth: int, parameters: int) -> None:
+    """torchvision's network without the batch norms of its shortcuts (spec 2.1): the same weights, and the same work."""
+    resnet = getattr(pytest.importorskip("torchvision").models, f"resnet{depth}")
+    name = "anytime.models.cascaded.resnet.CascadedResNet"
+    with torch.device("meta"):
+        theirs, image = resnet().eval(), torch.empty(1, 3, 64, 64)
+        model = create_model(name, 1000, depth=depth, layout="imagenet", kernel="instant").eval()
+    shortcuts = sum(p.numel() for n, p in theirs.named_parameters() if "downsample.1" in n)
+    assert shortcuts == 2 * (256 + 512 + 1024 + 2048)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in theirs.parameters()) - shortcuts == parameters
+    work: list[int] = []
+    for network in (model, theirs) if depth == 101 else ():
+        with torch.no_grad(), torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            network(image)
+        work.append(counter.get_total_flops())
+    assert len({*work}) < 2

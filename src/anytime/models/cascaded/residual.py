@@ -37,11 +37,11 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 class ResidualStem(nn.Sequential):
     """Convolution, batch norm, ReLU and (`pool`) 3x3 max-pooling of stride 2."""
 
-    def __init__(self, in_channels: int, width: int, layout: StemLayout, pool: bool, norms: StepNorms) -> None:
+    def __init__(self, in_channels: int, width: int, layout: StemLayout, pool: bool, rows: int, norms: StepNorms) -> None:
         size, stride, padding = (7, 2, 3) if layout == "imagenet" else (3, 1, 1)
         super().__init__(
             nn.Conv2d(in_channels, width, size, stride, padding, bias=False),
-            norms(width, 1),
+            norms(width, rows),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2, 1) if pool else nn.Identity(),
         )
@@ -49,9 +49,17 @@ class ResidualStem(nn.Sequential):
 
     def forward(self, input: Tensor, steps: int = 1) -> Tensor:
         """The images of `steps` time steps follow each other in the batch; in training each step has its own statistics."""
+        return self.finish(self.convolve(input), (0,) * steps)
+
+    def convolve(self, images: Tensor) -> Tensor:
+        """The convolution: what the stem of a network with `temporal_affine` computes once for an image."""
+        return self[0](images)
+
+    def finish(self, convolved: Tensor, rows: Sequence[int]) -> Tensor:
+        """The rest, for n time steps that follow each other in the batch, each with its row of the batch norm."""
         parts: list[Any] = list(self)
-        conv, norm, relu, pool = parts
-        return pool(relu(norm.over_time(conv(input), (0,) * steps)))
+        _, norm, relu, pool = parts
+        return pool(relu(norm.over_time(convolved, rows)))
 
 
 class ResidualBlock(nn.Module):
@@ -118,6 +126,8 @@ class ResidualNet(FrameModel):
     Args:
         rows: Rows of statistics of block k = 1..K.
         dynamics: The dynamics that these rows belong to; stored in the state dict.
+        affine_rows: Affine maps of each batch norm, one for each time step; None for one map. With them no input ever settles
+            before the last row, so the stem has as many rows of statistics as a block.
     """
 
     def __init__(
@@ -134,6 +144,7 @@ class ResidualNet(FrameModel):
         pool: bool | None,
         norm_eps: float,
         norm_momentum: float,
+        affine_rows: int | None = None,
     ) -> None:
         super().__init__(num_classes, in_channels)
         check_choice("heads", heads, ("shared", "separate"))
@@ -142,8 +153,9 @@ class ResidualNet(FrameModel):
         check_count("width", width)
         check_choice("pool", pool, (True, False, None))
         self.num_steps = num_steps
-        bottleneck, norms = depth >= 50, step_norms(norm_eps, norm_momentum)
-        self.stem = ResidualStem(in_channels, width, layout, layout == "imagenet" if pool is None else pool, norms)
+        bottleneck, norms = depth >= 50, step_norms(norm_eps, norm_momentum, affine_rows)
+        pools = layout == "imagenet" if pool is None else pool
+        self.stem = ResidualStem(in_channels, width, layout, pools, 1 if affine_rows is None else rows(0), norms)
         blocks: list[ResidualBlock] = []
         channels = width
         for stage, count in enumerate(STAGES[depth]):
@@ -180,6 +192,16 @@ class ResidualNet(FrameModel):
 def _fit_state(model: ResidualNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Makes a relative's state dict fit, in place: statistics by their rows, a shared head copied to separate ones."""
     norms = {f"blocks.{k}.norms.{i}": k + 1 for k, block in enumerate(model.blocks) for i in range(len(block.norms))}
+    own: Any = model.stem.get_parameter("1.weight")
+    given_affine: Any = state.get(f"{prefix}stem.1.weight", own)
+    if own.shape[:-1] != given_affine.shape[:-1]:
+        counts = [len(weight) if weight.ndim == 2 else 1 for weight in (given_affine, own)]
+        raise ValueError(
+            f"these weights have {counts[0]} affine maps in each batch norm, but this network needs {counts[1]}: "
+            "temporal_affine must be the same, and no serial network has more than one"
+        )
+    if own.ndim == 2:  # nothing settles before the last row
+        norms = dict.fromkeys(["stem.1", *norms], len(model.blocks))
     source = convert_state(model, state, prefix, model.dynamics, norms)
     if source.serial:
         _check_learned(model, state, prefix)

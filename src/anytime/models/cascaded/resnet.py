@@ -37,7 +37,7 @@ class CascadeState(NamedTuple):
         age: Time of the last answer, counted anew when the image changes.
         shape: Shape of an image.
         images: Images that have not entered yet, each with the time at which its features arrive.
-        stem: Output of the stem.
+        stem: Output of the stem; with `temporal_affine` that of its convolution.
         stem_line: What the stem has sent and has not arrived yet.
         inputs: Input z of each block, and the top features.
         residuals: Last residual of each block.
@@ -78,6 +78,10 @@ class CascadedResNet(ResidualNet):
     The asymptotic clock gives the answers of t = 1..T, the first that have seen the image. The published one gives t = 0..T-1:
     its first answer knows no image, and its last is one update short of the asymptote.
 
+    With `temporal_affine` every batch norm, also that of the stem, has an affine map for each of the times 0..K; later times
+    take the last. Then a block gives another output at each time although its input is the same, and nothing settles before
+    the last map: `forward` computes all T K block evaluations, and no serial network has the same answers.
+
     Depths 101 and 152 have no name of their own: `create_model("anytime.models.cascaded.resnet.CascadedResNet", depth=101)`.
 
     Args:
@@ -97,6 +101,7 @@ class CascadedResNet(ResidualNet):
             its arguments shifted by one.
         norm_momentum: Weight of the newest batch in the running statistics. The authors' code means 0.1 but runs with 1: its
             statistics are those of the last training batch.
+        temporal_affine: Whether each time has its own affine map, an option of the authors' code that the paper never uses.
 
     Source: Iuzzolino, Mozer, Bengio, "Improving Anytime Prediction with Parallel Cascaded Networks and a Temporal-Difference
     Loss", NeurIPS 2021, section 2.
@@ -118,6 +123,7 @@ class CascadedResNet(ResidualNet):
         clock: Clock = "asymptotic",
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.1,
+        temporal_affine: bool = False,
     ) -> None:
         delay = make_kernel(kernel, alpha)
         lag, memory = delay.lag, delay.memory
@@ -127,18 +133,21 @@ class CascadedResNet(ResidualNet):
         check_count("num_steps", num_steps)
         check_choice("statistics", statistics, ("per_step", "shared", None))
         check_choice("clock", clock, ("asymptotic", "published"))
+        check_choice("temporal_affine", temporal_affine, (True, False))
         first = 0 if clock == "published" else lag
         last = first + num_steps - 1 - (lag if clock == "asymptotic" else 0)  # time of the last residual with a row
         if statistics is None:
             statistics = "shared" if memory == math.inf else "per_step"
 
         def rows(block: int) -> int:
-            return 1 if statistics == "shared" else int(min(block * memory, max(last, 0))) + 1
+            settled = last if temporal_affine else block * memory
+            return 1 if statistics == "shared" else int(min(settled, max(last, 0))) + 1
 
+        affine_rows = min(blocks, max(last, 0)) + 1 if temporal_affine else None
         dynamics = Dynamics.of(delay, statistics == "per_step", first)
-        form = width, layout, pool, norm_eps, norm_momentum
+        form = width, layout, pool, norm_eps, norm_momentum, affine_rows
         super().__init__(num_classes, in_channels, depth, num_steps, rows, dynamics, heads, *form)
-        self.kernel, self.first = delay, first
+        self.kernel, self.first, self.temporal_affine = delay, first, temporal_affine
         self.follows_frames = len(self.heads) == 1  # separate heads end with their last step
         self.late = min(lag, 1)  # a branch is evaluated when its output arrives, if that is later than its input
         self.branch_kernel = delay.after(self.late)
@@ -177,10 +186,14 @@ class CascadedResNet(ResidualNet):
         time, before = state.time, state.age
         age, stem, stem_line, images = before + 1, state.stem, state.stem_line, state.images
         if images and images[0][0] <= time:
-            age, stem, images = self.kernel.lag, self.stem(images[0][1]), images[1:]
+            run_stem = self.stem.convolve if self.temporal_affine else self.stem
+            age, stem, images = self.kernel.lag, run_stem(images[0][1]), images[1:]
         assert stem is not None
+        sent = stem
+        if self.temporal_affine:  # every step is as that of a new image
+            age, sent = self.kernel.lag, self.stem.finish(stem, (time - self.kernel.lag,))
         if age <= self._settled(1):
-            z, stem_line = self.arrival.arrive(stem, stem_line)
+            z, stem_line = self.arrival.arrive(sent, stem_line)
         else:
             z = state.inputs[0]
         entered, after = z, []
@@ -224,14 +237,25 @@ class CascadedResNet(ResidualNet):
         dark = max(min(lag, self.first + steps) - (self.first + skip), 0)  # answers before anything has arrived
         tops: list[Tensor] = []
         if end >= lag:
-            stem = self.stem(self.normalize(x), frames)
-            arrived = stem[: batch * (end - lag + 1)] if frames > 1 else stem
+            moving = frames > 1 or self.temporal_affine
+            stem = self._stems(x, frames, steps if self.training else end - lag + 1)
+            arrived = stem[: batch * (end - lag + 1)] if moving else stem
             if isinstance(self.kernel, Smoothing):
-                tops = list(self._smoothed(arrived, frames > 1, end, batch))[skip:]
+                tops = list(self._smoothed(arrived, moving, end, batch))[skip:]
             else:
-                tops = self._delayed(arrived, frames > 1, start, end, batch)
+                tops = self._delayed(arrived, moving, start, end, batch)
         features = [x.new_zeros(batch, self._top_channels)] * dark + [pooled(top) for top in tops]
         return self._logits(torch.stack(features), skip)
+
+    def _stems(self, x: Tensor, frames: int, times: int) -> Tensor:
+        """Outputs of the stem for `frames` in the batch; with `temporal_affine` those of an image at `times` times."""
+        images = self.normalize(x)
+        if not self.temporal_affine:
+            return self.stem(images, frames)
+        convolved = self.stem.convolve(images)
+        if frames == 1:
+            return self.stem.finish(convolved.repeat(times, 1, 1, 1), range(times))
+        return self.stem.finish(convolved, range(frames))
 
     def _delayed(self, stem: Tensor, moving: bool, start: int, end: int, batch: int) -> list[Tensor]:
         """The top features `[B, C, H, W]` at times start..end under a kernel of finite length.

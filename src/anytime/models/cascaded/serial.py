@@ -114,22 +114,40 @@ class SerialResNet(ResidualNet):
         return SerialState(self.first, self.normalize(x), None, None)
 
     def step(self, state: SerialState) -> tuple[Tensor, SerialState]:
+        require_step_left(state.time - self.first, self.num_steps)
+        after = self._activate(state)
+        return self._pass_on(after), after
+
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, SerialState]:
+        """Runs the active blocks up to `step`; only then the shortcuts of the others."""
+        self.check_step(step)
+        state = self.initial_state(x)
+        for _ in range(step):
+            state = self._activate(state)
+        return self._pass_on(state), state
+
+    def _activate(self, state: SerialState) -> SerialState:
+        """The state one step later: one more block has run."""
         time, a, s, stale = state
-        require_step_left(time - self.first, self.num_steps)
-        answer = time - self.first
         if time == 0:
-            return self._logits(a.new_zeros(1, a.shape[0], self._top_channels), answer)[0], state._replace(time=1)
+            return state._replace(time=1)
         a = self.stem(a) if time == 1 else self.blocks[time - 2](self.blocks[time - 2].residual(a, (1,)), s)
         if time <= len(self.blocks):
-            block = self.blocks[time - 1]
-            s = block.shortcut(a)
-            stale = self._next_stale(block, stale, a, s)
-            v = stale if stale is not None else block(None, s)
+            s = self.blocks[time - 1].shortcut(a)
+            stale = self._next_stale(self.blocks[time - 1], stale, a, s)
+        return SerialState(time + 1, a, s, stale)
+
+    def _pass_on(self, after: SerialState) -> Tensor:
+        """The answer `[B, K]` of the step that ended in `after`: what the blocks that have not run pass on."""
+        time, a, s, stale = after.time - 1, *after[1:]
+        if time == 0:
+            return self._logits(a.new_zeros(1, a.shape[0], self._top_channels), 0)[0]
+        v = a
+        if time <= len(self.blocks):
+            v = stale if stale is not None else self.blocks[time - 1](None, s)
             for later in self.blocks[time:]:
                 v = later(None, later.shortcut(v))
-        else:
-            v = a
-        return self._logits(pooled(v)[None], answer)[0], SerialState(time + 1, a, s, stale)
+        return self._logits(pooled(v)[None], time - self.first)[0]
 
     def _next_stale(self, block: ResidualBlock, stale: Tensor | None, a: Tensor, s: Tensor) -> Tensor | None:
         """s_{k+1} = ReLU(F_k(s_k) + S_k(a_k)), s_1 = 0; None in the paper's form."""

@@ -23,7 +23,7 @@ class PartedBatchNorm(_BatchNorm):
     The counts, the buffer `num_batches_tracked`, are kept only with `momentum=None`, and not in the state dict.
 
     Args:
-        channels: C of `weight` and `bias`.
+        channels: C of `weight` and `bias`, whose last dimension it is.
         shape: Shape of the running statistics.
         counts: Shape of the counts.
         eps: Added to the variance.
@@ -53,7 +53,7 @@ class PartedBatchNorm(_BatchNorm):
                 f"{type(self).__name__} has separate statistics for each use, which SyncBatchNorm has not: train without "
                 "sync_batchnorm, with larger batches in each process"
             )
-        return self.weight.numel()
+        return self.weight.shape[-1]
 
     @num_features.setter
     def num_features(self, _: int) -> None:

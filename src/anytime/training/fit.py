@@ -19,12 +19,14 @@ from anytime.data import ImageData
 from anytime.data.record import RECORD, ImageRecord, read_record
 from anytime.model import AnytimeModel
 from anytime.objectives import Objective
+from anytime.saving import save_trained
 from anytime.support.text import one_line
 from anytime.support.trust import is_untrusted, source_name
 from anytime.training.callbacks import Checkpoints, Progress, Reproducible, signals_restored
 from anytime.training.checkpoints import WholeFiles, first_difference, read_checkpoint
 from anytime.training.convolutions import small_maps
 from anytime.training.logs import LoggerName, check_logger, loggers
+from anytime.training.machine import memory_warning, precision_warning, usable_precision
 from anytime.training.means import moving_average
 from anytime.training.module import AnytimeModule, decay_groups
 from anytime.training.origin import seen_before
@@ -46,7 +48,7 @@ class Settings:
         epochs: Passes over the training images.
         seed: Seed of initial weights, order of images and augmentation.
         deterministic: Uses only deterministic algorithms: the same seed gives bit-identical weights on the same machine.
-        precision: Lightning's names, e.g. "32-true" or "bf16-mixed".
+        precision: Lightning's names, e.g. "32-true" or "bf16-mixed"; on a CPU without bfloat16 instructions "32-true" instead.
         channels_last: Channels-last memory format; faster for convolutions on most devices.
         compile: Runs the model through `torch.compile` (a minute of compilation, then faster steps); "blocks": compiles each
             block by itself, for deep networks and several passes, which take much longer to compile as one graph.
@@ -129,8 +131,14 @@ def hardware_arguments(settings: Settings, partial: bool = False) -> dict[str, A
     strategy = settings.strategy
     if partial and strategy in ("auto", "ddp") and (num_nodes > 1 or devices not in ("auto", 1, "1")):
         strategy = "ddp_find_unused_parameters_true"
-    unchanged = {name: getattr(settings, name) for name in ("accelerator", "precision", "deterministic")}
-    return unchanged | {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
+    return {
+        "accelerator": settings.accelerator,
+        "precision": usable_precision(settings.precision, settings.accelerator),
+        "deterministic": settings.deterministic,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "strategy": strategy,
+    }
 
 
 def fit(
@@ -184,6 +192,13 @@ def fit(
         entries = kept_entries(optimizer, decay_groups(module))
         if odd := first_oddity(saved, *module.new_optimizer(), entries):
             raise ValueError(f"{checkpoint} does not fit the configuration: {odd}")
+    used = usable_precision(settings.precision, settings.accelerator)
+    for sentence in (
+        precision_warning(settings.precision, settings.accelerator),
+        memory_warning(module, data, used, settings.accelerator),
+    ):
+        if sentence is not None:
+            warnings.warn(sentence, stacklevel=2)
     more = [WeightAveraging(avg_fn=moving_average(settings.average))] if settings.average else []
     shown = [Progress()] if settings.progress else []
     trainer = L.Trainer(
@@ -221,7 +236,7 @@ def fit(
         regime.release(model)
     model.eval()
     if trainer.is_global_zero:
-        model.save(run)
+        save_trained(model, run)
     return trainer
 
 

@@ -15,7 +15,10 @@ from anytime.models.fast import FastNet
 from anytime.training.config import parse
 from anytime.training.launch import start_training
 
-CONTRACT_ARGUMENTS = {"fast": {"widths": (8, 8, 8), "head_widths": (4, 4)}}
+CONTRACT_ARGUMENTS = {
+    "fast": {"widths": (8, 8, 8), "head_widths": (4, 4)},
+    "fast_mirrored": {"widths": (8, 8, 8), "head_widths": (4, 4)},
+}
 
 
 def test_cost() -> None:
@@ -27,6 +30,23 @@ def test_cost() -> None:
     assert anytime.step_macs(model, (3, 32, 32)) == wanted
     assert wanted[0] < 0.2 * wanted[-1]
     assert 2 * sum(p.numel() for p in model.parameters()) < 5e6  # bytes in float16
+
+
+def test_the_fourth_answer_has_both_views() -> None:
+    model = FastNet(widths=(4, 8), head_widths=(2,), mirrored=True).eval()
+    x = torch.rand(5, 3, 12, 12)
+    answers = model(x)
+    assert torch.equal(answers[2], (answers[1] + model(x.flip(-1))[1]) / 2)
+    assert torch.allclose(model(x.flip(-1))[2], answers[2])
+    model.train()
+    repeated = model(x)
+    assert torch.equal(repeated[2], repeated[1])
+
+
+def test_cost_of_the_mirrored_view() -> None:
+    single, both = (anytime.step_macs(anytime.create_model(name), (3, 32, 32)) for name in ("fast", "fast_mirrored"))
+    early_heads = 7**2 * 9 * 64 * 32 + 32 * 9 * 10 + 3**2 * 9 * 256 * 64 + 64 * 9 * 10
+    assert both == [*single, 2 * single[-1] - early_heads]
 
 
 def test_whitened_patches_are_uncorrelated() -> None:

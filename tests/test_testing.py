@@ -173,6 +173,22 @@ class WrongSingleAnswer(Toy):
         return super().answer(x, max(step - 1, 1))
 
 
+class JumpsBack(Toy):
+    """The state of a jump is one step behind its answer."""
+
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, Any]:
+        return super().jump(x, step)[0], super().jump(x, max(step - 1, 1))[1]
+
+
+class DearJump(Toy):
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, Any]:
+        super().jump(x, min(step + 1, self.num_steps))
+        return super().jump(x, step)
+
+    def answer(self, x: Tensor, step: int) -> Tensor:
+        return super().jump(x, step)[0]
+
+
 class AnyStep(Toy):
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
         return super().forward(x, step if step is None else max(1, min(step, self.num_steps)))
@@ -310,6 +326,8 @@ BROKEN: list[tuple[type[Toy], str]] = [
     (ShortStream, "stream gave 2 answers, expected 3"),
     (EagerStream, "step 2 adds 0 MACs"),
     (WrongSingleAnswer, r"forward\(x, step=2\) and forward\(x\)\[1\] differ by"),
+    (JumpsBack, r"the answers from jump\(x, 2\) on, and those of forward\(x\) differ by"),
+    (DearJump, r"jump\(x, 2\) costs \d+ MACs, the stream up to it \d+"),
     (AnyStep, r"forward\(x, step=-1\) was accepted, with T = 3"),
     (DearSingleAnswer, r"only answer 1 costs \d+ MACs, the stream up to it \d+"),
     (Recomputes, "step 1 ran 'stem' again on its input of step 1"),

@@ -96,8 +96,9 @@ class AnytimeModel(nn.Module, SavedModel):
     """A network that answers after each of T steps: `logits_t, state_t = step(state_{t-1})`, `state_0 = initial_state(x)`.
 
     A subclass defines `num_steps`, `initial_state` and `step`. It may override `forward` by any schedule that gives the same
-    numbers in eval mode, and `answer` by a cheaper way to a single answer. The state is a value: a pytree of tensors with
-    the batch in dimension 0, never kept in the module. `anytime.testing.check_anytime_model` proves all of it.
+    numbers in eval mode, `answer` by a cheaper way to a single answer, and `jump` by one to an answer that others follow. The
+    state is a value: a pytree of tensors with the batch in dimension 0, never kept in the module.
+    `anytime.testing.check_anytime_model` proves all of it.
 
     Images `x` are `[B, C, H, W]` in [0, 1]; `normalize` subtracts the buffer `mean` and divides by the buffer `std`, which are
     saved with the weights. Answers are logits `[B, K]`; several label levels lie side by side in K; `levels` holds their
@@ -168,8 +169,7 @@ class AnytimeModel(nn.Module, SavedModel):
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
         """All answers `[T, B, K]`, or with `step` = 1..T only that answer, `[B, K]`, at its contract cost."""
         if step is not None:
-            if not isinstance(step, int) or not 1 <= step <= self.num_steps:
-                raise ValueError(f"step must lie in 1..{self.num_steps}, got {step!r}")
+            self.check_step(step)
             return self.answer(x, step)
         state, answers = self.initial_state(x), []
         for _ in range(self.num_steps):
@@ -179,10 +179,31 @@ class AnytimeModel(nn.Module, SavedModel):
 
     def answer(self, x: Tensor, step: int) -> Tensor:
         """Only the answer `[B, K]` of step 1..T, as cheaply as the architecture allows; equal to `forward(x)[step - 1]`."""
+        return self.jump(x, step)[0]
+
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, State]:
+        """The answer `[B, K]` of step 1..T, and a state that continues: `self.step(state)` gives the next answers.
+
+        As cheap as an answer from which others follow can be. Runs all steps unless a family has a shorter way, without the
+        earlier heads if the model is a `SplitStep`.
+
+        Raises:
+            ValueError: The step lies outside 1..T, or the images are none of this model's.
+        """
+        self.check_step(step)
         state = self.initial_state(x)
+        if isinstance(self, SplitStep):
+            for _ in range(step):
+                state = self.advance(state)
+            return self.read(state), state
         for _ in range(step):
             logits, state = self.step(state)
-        return logits
+        return logits, state
+
+    def check_step(self, step: int) -> None:
+        """Raises ValueError unless `step` is a whole number in 1..T."""
+        if not isinstance(step, int) or not 1 <= step <= self.num_steps:
+            raise ValueError(f"step must lie in 1..{self.num_steps}, got {step!r}")
 
     def check_input(self, x: Tensor, smallest: int = 1) -> None:
         """Raises an error unless x is a batch of images for this model.

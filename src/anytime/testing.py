@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from anytime.cost import recomputed, step_macs
+from anytime.cost import flop_counter, recomputed, step_macs
 from anytime.model import AnytimeModel, SplitStep, State, Trunk, create_model, select_samples
 from anytime.saving import TASKS
 from anytime.support.compare import are_probabilities, clone, require, require_answers, require_batch, require_close, same
@@ -133,16 +133,21 @@ def _check_schedules(model: AnytimeModel, x: Tensor) -> None:
 
 
 def _check_single_answers(model: AnytimeModel, x: Tensor) -> None:
-    """forward(x, step=t) equals forward(x)[t - 1]; steps outside 1..T raise ValueError."""
-    logits = model(x)
-    for t in range(1, model.num_steps + 1):
+    """forward(x, step=t) and jump(x, t) give forward(x)[t - 1]; jumps can be continued; others raise ValueError."""
+    logits, last = model(x), model.num_steps
+    for t in range(1, last + 1):
         require_close(model(x, step=t), logits[t - 1], f"forward(x, step={t}) and forward(x)[{t - 1}]")
-    for t in (-1, 0, model.num_steps + 1):
-        try:
-            model(x, step=t)
-        except ValueError:
-            continue
-        raise AssertionError(f"forward(x, step={t}) was accepted, with T = {model.num_steps}.")
+        answer, state = model.jump(x, t)
+        answers, _ = _run(model, state, last - t if t == 1 + last // 2 else min(last - t, 1))
+        expected = logits[t - 1 : t + len(answers)]
+        require_close(torch.stack([answer, *answers]), expected, f"the answers from jump(x, {t}) on, and those of forward(x)")
+    for t in (-1, 0, last + 1):
+        for name, call in (("forward", model), ("jump", model.jump)):
+            try:
+                call(x, step=t)
+            except ValueError:
+                continue
+            raise AssertionError(f"{name}(x, step={t}) was accepted, with T = {last}.")
 
 
 def _check_costs(model: AnytimeModel, x: Tensor) -> None:
@@ -154,6 +159,11 @@ def _check_costs(model: AnytimeModel, x: Tensor) -> None:
         require(after > before, f"step {t} adds {after - before} MACs; cumulative MACs are {stream}.")
     for t, (one, many) in enumerate(zip(single, stream, strict=True), 1):
         require(one <= many, f"only answer {t} costs {one} MACs, the stream up to it {many}.")
+    middle = (model.num_steps + 1) // 2
+    with flop_counter() as counter:
+        model.jump(x[:1], middle)
+    macs = counter.get_total_flops() // 2
+    require(macs <= stream[middle - 1], f"jump(x, {middle}) costs {macs} MACs, the stream up to it {stream[middle - 1]}.")
 
 
 def _check_no_recomputation(model: AnytimeModel, x: Tensor) -> None:
@@ -377,24 +387,8 @@ def _check_protocols(model: AnytimeModel, x: Tensor) -> None:
 
 
 _CHECKS: tuple[Callable[[AnytimeModel, Tensor], None], ...] = (
-    _check_description,
-    _check_steps,
-    _check_refusals,
-    _check_determinism,
-    _check_state,
-    _check_sessions,
-    _check_schedules,
-    _check_single_answers,
-    _check_samples,
-    _check_compaction,
-    _check_costs,
-    _check_no_recomputation,
-    _check_normalization,
-    _check_modes,
-    _check_gradients,
-    _check_optional_attributes,
-    _check_protocols,
-    _check_state_dict,
-    _check_dtypes,
-    _check_devices,
+    *(_check_description, _check_steps, _check_refusals, _check_determinism, _check_state, _check_sessions),
+    *(_check_schedules, _check_single_answers, _check_samples, _check_compaction, _check_costs),
+    *(_check_no_recomputation, _check_normalization, _check_modes, _check_gradients, _check_optional_attributes),
+    *(_check_protocols, _check_state_dict, _check_dtypes, _check_devices),
 )

@@ -203,13 +203,15 @@ class AnytimeNet(AnytimeModel):
             features.append(below)
         return self._out(below, state.step), AnytimeNetState(state.step + 1, tuple(features))
 
-    def answer(self, x: Tensor, step: int) -> Tensor:
-        """The answer of the sub-network of step `step`, from scratch: every block present by then runs once."""
-        h = self.stem(self.initial_state(x).features[0])
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, AnytimeNetState]:
+        """Runs the sub-network of step `step` from scratch: every block present by then runs once."""
+        self.check_step(step)
+        h, features = self.stem(self.initial_state(x).features[0]), []
         for section, present in enumerate(self.present):
             rows = tuple(self._uses(section, block, step) - 1 for block in range(present[step - 1]))
             h = self._run(section, SectionRun(0, len(rows), rows), h)
-        return self._out(h, step - 1)
+            features.append(h)
+        return self._out(h, step - 1), AnytimeNetState(step, tuple(features))
 
 
 anytimenet = variant(

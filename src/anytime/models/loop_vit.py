@@ -147,13 +147,6 @@ class LoopViT(AnytimeModel):
         after = self.advance(state)
         return self.read(after), after
 
-    def answer(self, x: Tensor, step: int) -> Tensor:
-        """Runs the loops up to `step`, and the head only once."""
-        state = self.initial_state(x)
-        for _ in range(step):
-            state = self.advance(state)
-        return self.read(state)
-
 
 loop_vit = variant(
     LoopViT,

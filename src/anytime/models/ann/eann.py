@@ -169,6 +169,20 @@ class EANN(AnytimeModel):
         place, exit = self.sources[step - 1]
         return self._member(place).answer(self.initial_state(x).images, exit + 1)
 
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, EANNState]:
+        """Runs the network that the answer comes from, and if that is another one, the one that continues."""
+        self.check_step(step)
+        images, here, source = self.initial_state(x).images, self._places[step - 1], self.sources[step - 1]
+        features: dict[ExitPlace, Tensor] = {}
+        for place, last in {source[0]: source[1], here[0]: here[1]}.items():
+            member = self._member(place)
+            state = member.initial_state(images)
+            for exit in range(last + 1):
+                state = member.advance(state)
+                features[place, exit] = state.features
+        after = EANNState(step, images, features[here], features[source], None)
+        return self.read(after), after
+
 
 def _build_member(place: int, member: Any, num_classes: int | tuple[int, ...], in_channels: int) -> AnytimeChain:
     if not isinstance(member, Mapping) or "model" not in member or member.keys() - {"model", "arguments"}:

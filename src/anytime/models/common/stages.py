@@ -89,7 +89,3 @@ class Stages(AnytimeModel):
     def step(self, state: StageState) -> tuple[Tensor, StageState]:
         after = self.advance(state)
         return self.read(after), after
-
-    def answer(self, x: Tensor, step: int) -> Tensor:
-        """Runs the units up to the exit of `step`, and only its head."""
-        return self.heads[step - 1](self._run(0, self.exits[step - 1], self.initial_state(x).features))

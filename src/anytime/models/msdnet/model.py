@@ -127,13 +127,6 @@ class MSDNet(AnytimeModel):
         after = self.advance(state)
         return self.read(after), after
 
-    def answer(self, x: Tensor, step: int) -> Tensor:
-        """The answer of step `step`: runs only the maps that its exit needs, and only its head."""
-        state = self.initial_state(x)
-        for _ in range(step):
-            state = self.advance(state)
-        return self.read(state)
-
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
         """All answers `[T, B, K]`, or with `step` = 1..T only that answer, `[B, K]`, at its contract cost."""
         if step is not None:

@@ -254,9 +254,10 @@ class SlicedModel(AnytimeModel):
 
         return answers(self.initial_state(x))
 
-    def answer(self, x: Tensor, step: int) -> Tensor:
-        """The answer of sub-network `step`; no other one runs."""
-        return self._advance(self.initial_state(x), step)[0]
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, State]:
+        """Runs sub-network `step`, and no other one."""
+        self.check_step(step)
+        return self._advance(self.initial_state(x), step)
 
     def subnetwork(self, step: int) -> ResNeXt:
         """Sub-network `step` as a stand-alone module with copied weights, in this model's mode; same logits `[B, K]`."""

@@ -171,12 +171,15 @@ class FastNet(AnytimeModel):
         image = (state.image if t else state.features) if self.mirrored else None
         return logits, FastState(t + 1, h, image, logits if self.mirrored and t + 1 == last else None)
 
-    def answer(self, x: Tensor, step: int) -> Tensor:
-        image = self.initial_state(x).features
-        exit = min(step, len(self.exits)) - 1
-        h = self._trunk(image, self.exits[exit])
-        logits = self.heads[exit](h)
-        return self._of_both_views(FastState(exit + 1, h, image, logits)) if step > len(self.exits) else logits
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, FastState]:
+        """Runs the groups up to `step` without the earlier heads."""
+        self.check_step(step)
+        image, last = self.initial_state(x).features, len(self.exits)
+        t = min(step, last)
+        h = self._trunk(image, self.exits[t - 1])
+        logits = self.heads[t - 1](h)
+        state = FastState(t, h, image if self.mirrored else None, logits if self.mirrored and t == last else None)
+        return self.step(state) if step > last else (logits, state)
 
     def _trunk(self, image: Tensor, groups: int) -> Tensor:
         return self._through(F.gelu(self.whitening(image)), 0, groups)

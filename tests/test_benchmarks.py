@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import anytime
 from anytime import create_model
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -103,3 +104,27 @@ def test_seeds_are_trained_once_and_summed_up(load_benchmark, tmp_path, monkeypa
     monkeypatch.setattr(benchmark, "start_training", lambda *_: pytest.fail("both runs are there"))
     benchmark.main()
     assert json.loads(Path("tiny.json").read_text())["seeds"] == found["seeds"]
+
+
+def test_a_packaged_model_is_in_float16_with_its_card(load_benchmark, tmp_path: Path) -> None:
+    module = load_benchmark("package")
+    run, folder, results = tmp_path / "run", tmp_path / "weights" / "small", tmp_path / "results"
+    model = create_model("fast", in_channels=1, widths=(4, 4), head_widths=(2,))
+    model.info.data, model.info.input_size = "Digits", (1, 8, 8)
+    model.info.class_names = tuple("0123456789")
+    model.info.recipe = {"data": {"class_path": "Digits", "init_args": {}}, "seed": 3}
+    model.save(run)
+    module.package(run, folder, results, "a laptop", "Looked at once.")
+    packaged = anytime.load(folder)
+    for name, weights in model.state_dict().items():
+        assert packaged.state_dict()[name].dtype == weights.dtype
+        assert torch.equal(packaged.state_dict()[name], weights.half().to(weights.dtype))
+    assert (folder / "model.safetensors").stat().st_size < 2 * sum(w.numel() for w in model.state_dict().values()) + 8000
+    card = (folder / "README.md").read_text()
+    assert "# small" in card
+    assert "seed 3" in card
+    assert "Trained on a laptop." in card
+    assert "Looked at once." in card
+    assert (results / "metrics-test.json").is_file()
+    with pytest.raises(SystemExit, match="exists already"):
+        module.package(run, folder, results, "", "")

@@ -59,7 +59,7 @@ def show_frames(
     board = Board(model.num_steps, fps, labels)
     live, erase, last = sys.stdout.isatty(), "", 0.0
     read = partial(read_image, input_size=size, resize_ratio=model.info.resize_ratio, stretched=model.info.stretched)
-    for frame in frames(predictor, (image.to(device) for image in _read_ahead(files, read)), fps):
+    for frame in frames(predictor, (image.to(device) for image in read_ahead(files, read)), fps):
         board.add(frame)
         if live and (now := time.monotonic()) - last >= REDRAW:
             text, last = board.text(), now
@@ -99,7 +99,8 @@ def _images(folder: Path) -> list[Path]:
     return sorted(path for path in inside if is_image(str(path)))
 
 
-def _read_ahead(files: Sequence[Path], read: Callable[[Path], Tensor]) -> Iterator[Tensor]:
+def read_ahead(files: Sequence[Path], read: Callable[[Path], Tensor]) -> Iterator[Tensor]:
+    """The images of some files, read by another thread before their turn."""
     with ThreadPoolExecutor(1) as reader:
         waiting: deque[Future[Tensor]] = deque()
         for path in files:

@@ -1,5 +1,6 @@
 """Classify images with a trained model; the answer is shown as it improves, until the deadline.
 With --camera-like, the images of a folder arrive as frames at a fixed rate, and each must be answered before the next.
+With --stream, a cascaded network follows the frames of a folder: it keeps its state and never starts anew.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime predict anytimenet_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png --top 3\n"
         "  anytime predict runs/demo photo.png --stop confidence=0.9 --combine product\n"
         "  anytime predict runs/demo photo.png --plot course.png\n"
-        "  anytime predict anytimenet_cifar10 photos/ --camera-like --fps 30",
+        "  anytime predict anytimenet_cifar10 photos/ --camera-like --fps 30\n"
+        "  anytime predict runs/cascade film/ --stream --updates 2",
     )
     parser.add_model("model")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files; with --camera-like a folder")
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="image files; with --camera-like or --stream a folder"
+    )
     parser.add_argument("--deadline", metavar="TIME", help="time for each image, e.g. 5ms, 0.2s, 0.005 (default: none)")
     parser.add_device()
     parser.add_argument("--top", type=int, default=1, help="classes to show per answer (default: 1)")
@@ -50,6 +54,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--stop", metavar="RULE", help=stop)
     parser.add_argument("--camera-like", action="store_true", help="treat the images of a folder as frames at a fixed rate")
     parser.add_argument("--fps", type=float, help="frames per second (default: 30)")
+    parser.add_argument("--stream", action="store_true", help="follow the images of a folder as the frames of a film")
+    parser.add_argument("--updates", type=int, metavar="N", help="with --stream, steps of the network a frame (default: 1)")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the class probabilities of one image over steps, MACs and milliseconds"
     )
@@ -63,11 +69,20 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--fps {options.fps:g} is the rate of --camera-like: give both, or neither")
     if options.fps is not None and not 0 < options.fps < 1e6:
         parser.error(f"--fps must be a number of frames per second above zero, got {options.fps:g}")
+    if options.updates is not None and not options.stream:
+        parser.error(f"--updates {options.updates} are the steps of --stream for each frame: give both, or neither")
+    if options.updates is not None and options.updates < 1:
+        parser.error(f"--updates must be at least 1 for each frame, got {options.updates}")
+    for flag, given in (("--camera-like", options.camera_like), ("--deadline", options.deadline), ("--stop", options.stop)):
+        if options.stream and given not in (None, False):
+            parser.error(f"--stream answers every frame after the same number of steps: leave out {flag}")
     folders = [path for path in options.images if path.is_dir()]
+    if options.stream and folders and len(options.images) > 1:
+        parser.error(f"--stream needs one folder, or the images of one film, got {' '.join(map(str, options.images))}")
     if options.camera_like and (len(options.images) > 1 or not folders):
         parser.error(f"--camera-like needs one folder of images, got {' '.join(map(str, options.images))}")
-    if folders and not options.camera_like:
-        parser.error(f"{folders[0]} is a folder: name its images, or add --camera-like")
+    if folders and not options.camera_like and not options.stream:
+        parser.error(f"{folders[0]} is a folder: name its images, or add --camera-like or --stream")
     if options.plot is not None:
         _check_plot(parser, options)
     parser.check_model(options.model)
@@ -82,6 +97,12 @@ def run(arguments: Sequence[str]) -> int:
     except (ValueError, TypeError) as error:
         parser.error(str(error))
     model.to(options.device)
+    if options.stream:
+        from anytime.commands.followed import follow, frame_files
+
+        predictor = Predictor(model, combine=combine, stop=rule)
+        follow(predictor, frame_files(options.images), size, options.updates or 1, options.top)
+        return 0
     if options.camera_like:
         from anytime.commands.live_table import show_frames
 
@@ -101,8 +122,8 @@ def _check_plot(parser: Parser, options: Any) -> None:
     """Ends the command unless the figure of `--plot` can be drawn and written."""
     from anytime.reporting.plots import file_kind, file_kinds
 
-    if options.camera_like or len(options.images) > 1:
-        what = "a folder" if options.camera_like else f"{len(options.images)} images"
+    if options.camera_like or options.stream or len(options.images) > 1:
+        what = "a folder" if options.images[0].is_dir() else f"{len(options.images)} images"
         parser.error(f"--plot draws the time course of one image, got {what}")
     kinds = file_kinds()
     if file_kind(options.plot) not in kinds:

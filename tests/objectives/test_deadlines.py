@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,26 @@ from anytime.runtime.profile import BatchProfile, Latency, Profile
 from anytime.training.config import find, parse
 
 
-def profile_of(times: list[float], slow: float = 1.0) -> Profile:
-    """A profile whose answers take these seconds, and `slow` times as many at p99."""
-    rows = tuple(Latency(10, time, time, time * slow, time * slow, time * slow) for time in times)
-    other = tuple(Latency(10, *[1e3] * 5) for _ in times)
+def profile_of(times: list[float], slow: float = 1.0, **other: Any) -> Profile:
+    """A profile whose answers take these seconds at the median, and whose steps take `slow` times as long at p99."""
+    reached = tuple(Latency(10, *[time] * 5) for time in times)
+    pairs = ((late, slow * late) for late in (after - before for before, after in pairwise([0.0, *times])))
+    steps = tuple(Latency(10, median, median, tail, tail, tail) for median, tail in pairs)
+    slower = tuple(Latency(10, *[1e3] * 5) for _ in times)
     macs = tuple(range(1, len(times) + 1))
-    return Profile(
-        "model", (3, 8, 8), {}, {1: BatchProfile(other, rows, other), 8: BatchProfile(other, other, other)}, macs, macs
-    )
+    batches = {1: BatchProfile(steps, reached, slower), 8: BatchProfile(slower, slower, slower)}
+    return Profile("model", (3, 8, 8), {}, batches, macs, macs, **other)
+
+
+class Given(list[float]):
+    """A profile that says exactly these shortest deadlines."""
+
+    def shortest_deadlines(self, *, quantile: str, interrupt: str | None) -> list[float]:
+        return self
 
 
 def by_hand(times: list[float], deadlines: list[float]) -> list[float]:
-    """For each deadline, look at every answer; the last one that is there in time serves it."""
+    """For each deadline, look at every answer; the last one that is given under it serves it."""
     served = [[t for t, time in enumerate(times) if time <= deadline] for deadline in deadlines]
     counts = [sum(bool(fits) and fits[-1] == t for fits in served) for t in range(len(times))]
     return [count / sum(counts) for count in counts]
@@ -39,9 +48,9 @@ def by_hand(times: list[float], deadlines: list[float]) -> list[float]:
 SECONDS = st.floats(1e-6, 10)
 
 
-@given(st.lists(SECONDS, min_size=1, max_size=8), st.data())
+@given(st.lists(SECONDS, min_size=1, max_size=8).map(sorted), st.data())
 def test_shares_are_those_counted_by_hand(times: list[float], data: Any) -> None:
-    """In any order of times, with deadlines exactly at them."""
+    """With deadlines exactly at the times."""
     deadlines = data.draw(
         st.lists(st.one_of(SECONDS, st.sampled_from(times), st.just(math.inf), st.floats(-1, 0)), min_size=1)
     )
@@ -50,9 +59,9 @@ def test_shares_are_those_counted_by_hand(times: list[float], data: Any) -> None
         warnings.simplefilter("always")
         if early == len(deadlines):
             with pytest.raises(ValueError, match=f"all {early} deadlines are before the first answer"):
-                from_deadlines(profile_of(times), deadlines)
+                from_deadlines(Given(times), deadlines)
             return
-        weights = from_deadlines(profile_of(times), deadlines)
+        weights = from_deadlines(Given(times), deadlines)
     assert weights == by_hand(times, deadlines)
     assert sum(weights) == pytest.approx(1)
     assert len(caught) == bool(early)
@@ -65,15 +74,25 @@ def test_deadlines_between_two_answers_serve_the_first_of_them() -> None:
 
 
 def test_what_falls_before_the_first_answer_is_left_out_and_said() -> None:
-    said = r"2 of 4 deadlines are before the first answer, which takes 2 ms \(p99\), and are left out"
+    said = r"2 of 4 deadlines are before the first answer, which needs 2 ms, and are left out"
     with pytest.warns(UserWarning, match=said):
         assert from_deadlines(profile_of([0.002, 0.004]), [0, "1ms", "3ms", "5ms"]) == [0.5, 0.5]
 
 
 def test_the_quantile_decides_when_an_answer_is_there() -> None:
     profile = profile_of([0.001, 0.002], slow=2)
-    assert from_deadlines(profile, ["3ms"]) == [1, 0], "at p99 the second answer takes 4 ms"
-    assert from_deadlines(profile, ["3ms"], quantile="p50") == [0, 1]
+    assert from_deadlines(profile, ["2500us"]) == [1, 0], "the second step may take 2 ms, after 1 ms"
+    assert from_deadlines(profile, ["3ms"]) == [0, 1]
+    assert from_deadlines(profile, ["2500us"], quantile="p50") == [0, 1]
+
+
+def test_hard_deadlines_serve_what_is_there_in_time() -> None:
+    profile = profile_of([0.001, 0.002], slow=2, interrupt="operator")
+    deadlines = ["1100us", "1.3ms", "2100us", "2.3ms"]
+    with pytest.warns(UserWarning, match="1 of 4 deadlines are before the first answer, which needs 1.2 ms"):
+        assert from_deadlines(profile, deadlines) == [2 / 3, 1 / 3]
+    with pytest.warns(UserWarning, match="2 of 4 deadlines are before the first answer, which needs 2 ms"):
+        assert from_deadlines(profile, deadlines, interrupt="step") == [1, 0]
 
 
 def test_on_the_command_line() -> None:
@@ -99,7 +118,7 @@ def test_on_the_command_line() -> None:
         (np.array(0.005), r"deadlines must be a sample such as \[0.005, '8ms'\], got array"),
         ([0.1, math.nan], "each of the deadlines must be a number of seconds, or text with a unit .*, got nan"),
         (["5 minutes"], "each of the deadlines must be a number of seconds, or text with a unit .*, got '5 minutes'"),
-        (["1ms", -1], r"all 2 deadlines are before the first answer, which takes 2 ms \(p99\): no answer serves them"),
+        (["1ms", -1], r"all 2 deadlines are before the first answer, which needs 2 ms: no answer serves them"),
     ],
 )
 def test_wrong_deadlines(deadlines: Any, message: str) -> None:
@@ -107,6 +126,10 @@ def test_wrong_deadlines(deadlines: Any, message: str) -> None:
         from_deadlines(profile_of([0.002, 0.004]), deadlines)
 
 
-def test_wrong_quantile() -> None:
+def test_wrong_quantile_and_rule() -> None:
+    with pytest.raises(ValueError, match="interrupt must be 'operator' or 'step', got 'layer'"):
+        from_deadlines(profile_of([0.002]), [1], interrupt="layer")
+    with pytest.raises(ValueError, match="interrupt='operator' needs an engine that can cancel a step"):
+        from_deadlines(profile_of([0.002]), [1], interrupt="operator")
     with pytest.raises(ValueError, match="quantile must be one of p50, p90, p99, p999, max, got 'median'"):
         from_deadlines(profile_of([0.002]), [1], quantile="median")

@@ -7,7 +7,6 @@ unifies them. Recipes and the command line name a scheme, with the base of an ex
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import warnings
 from bisect import bisect_right
@@ -22,9 +21,10 @@ SDN_LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 
 
 class TimedAnswers(Protocol):
-    """What `from_deadlines` needs of an `anytime.Profile`: `profile.at(1).reached[t - 1].at("p99")`, seconds of answer t."""
+    """What `from_deadlines` needs of an `anytime.Profile`."""
 
-    def at(self, batch_size: int, /) -> Any: ...
+    def shortest_deadlines(self, *, quantile: str, interrupt: str | None) -> list[float]:
+        """The shortest deadline in seconds under which each answer is given, non-decreasing."""
 
 
 def check_interval(name: str, value: float, interval: str) -> None:
@@ -148,37 +148,41 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
     return [min(tau, 0.01 + epoch * (tau / epochs)) for tau in largest] + [1.0]
 
 
-def from_deadlines(profile: TimedAnswers, deadlines: Iterable[Any], quantile: str = "p99") -> list[float]:
-    """w_t = the share of deadlines that answer t serves: time_t <= deadline < time_{t+1}; the sum is 1.
+def from_deadlines(
+    profile: TimedAnswers, deadlines: Iterable[Any], quantile: str = "p99", interrupt: str | None = None
+) -> list[float]:
+    """w_t = the share of deadlines that answer t serves: d_t <= deadline < d_{t+1}; the sum is 1.
 
-    A deadline serves the last answer that is there in time, at batch size 1. Deadlines before the first answer are left out,
-    and a warning says how many. An answer that serves none has weight 0: it is not trained.
+    d_t is the shortest deadline under which `Predictor` gives answer t to a batch of one (`Profile.shortest_deadlines`).
+    Deadlines before the first answer are left out, and a warning says how many. An answer that serves none has weight 0: it is
+    not trained.
 
     Args:
         profile: Of the model, from `anytime.profile`.
         deadlines: A sample of deadlines, e.g. from a log, each as for `Predictor`: seconds, text such as "5ms", or None.
-        quantile: The quantile of the profile that counts as the time of an answer: "p50", "p90", "p99", "p999" or "max".
+        quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max"; with hard deadlines nothing
+            has to fit.
+        interrupt: "operator" for hard deadlines or "step", as `Predictor` takes it; None: as the profile says.
 
     Raises:
         ValueError: Deadlines are no list or array, there are none, all are before the first answer, one is NaN or not
-            understood, or the quantile is unknown.
+            understood, the quantile is unknown, or the profile is of an engine that cannot cancel a step.
         TypeError: A deadline is a bool or of another type.
     """
     if not is_list(deadlines):
         raise ValueError(f"deadlines must be a sample such as [0.005, '8ms'], got {deadlines!r}")
-    times = [latency.at(quantile) for latency in profile.at(1).reached]
-    soonest = list(itertools.accumulate(reversed(times), min))[::-1]  # of this answer or a later one: never falls
+    soonest = profile.shortest_deadlines(quantile=quantile, interrupt=interrupt)
     seconds = [deadline_seconds(deadline, "each of the deadlines") for deadline in deadlines]
     if not seconds:
         raise ValueError("deadlines must hold at least one, got none")
     served = [bisect_right(soonest, math.inf if each is None else each) for each in seconds]
     early, counted = served.count(0), len(served) - served.count(0)
-    first = f"before the first answer, which takes {soonest[0] * 1e3:.3g} ms ({quantile})"
+    first = f"before the first answer, which needs {soonest[0] * 1e3:.3g} ms"
     if not counted:
         raise ValueError(f"all {early} deadlines are {first}: no answer serves them")
     if early:
         warnings.warn(f"{early} of {len(served)} deadlines are {first}, and are left out", stacklevel=2)
-    return [served.count(t) / counted for t in range(1, len(times) + 1)]
+    return [served.count(t) / counted for t in range(1, len(soonest) + 1)]
 
 
 def normalized(weights: Sequence[float], how: Normalization) -> list[float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.runtime.prior import probabilities
 from anytime.runtime.profile import Profile
-from anytime.support.units import deadline_seconds, guard_seconds, is_list
+from anytime.support.units import deadline_seconds, is_list
 from anytime.trace import Trace, labelled
 
 Deadlines = float | str | Iterable[float | str | Tensor | None] | Tensor | None  # or any array of what a predictor takes
@@ -26,7 +26,7 @@ class DeadlineCurve:
     """accuracy(d) = a_t, where t is the deepest step with d_t <= d; a_0 before d_1. Right-continuous and piecewise constant.
 
     Attributes:
-        deadlines: d_t, the shortest deadline in seconds under which step t runs, float64 `[T]`, non-decreasing.
+        deadlines: d_t, the shortest deadline in seconds under which answer t is given, float64 `[T]`, non-decreasing.
         accuracies: a_0, the accuracy of a miss, then a_1 .. a_T, that of each step, float64 `[T + 1]`.
     """
 
@@ -107,24 +107,25 @@ def deadline_curve(
     guard: float | str | Tensor = 0.0,
     prior: Any = None,
     combiner: Combiner | None = None,
+    interrupt: str | None = None,
 ) -> DeadlineCurve:
-    """The accuracy that `Predictor` reaches under every deadline, if it learns the deadline only when time is up.
+    """The accuracy that `Predictor` reaches under every deadline, if steps take their median time.
 
-    Step t runs if (median seconds until answer t - 1) + (quantile of step t) + guard <= deadline, which is what `Predictor`
-    does if the steps before took their median time; d_t is the largest left side up to t.
+    d_t, from which on it gives answer t, is `Profile.shortest_deadlines`.
 
     Args:
         trace: The answers.
         profile: The latencies of the same model.
         batch_size: Images per request.
-        quantile: The quantile of the profile that must fit.
+        quantile: The quantile of the profile that must fit; with hard deadlines nothing has to fit.
         guard: Time to keep free before the deadline, as `Predictor` takes it.
         prior: The answer if no step fits, probabilities `[K]`. None: a miss counts as wrong.
         combiner: How answers are made from several steps; default: only the last step counts.
+        interrupt: "operator" for hard deadlines or "step", as `Predictor` takes it; None: as the profile says.
 
     Raises:
-        ValueError: If trace and profile are of different models, there are several label levels, or the prior is not K
-            probabilities.
+        ValueError: If trace and profile are of different models, there are several label levels, the prior is not K
+            probabilities, or the profile is of an engine that cannot cancel a step.
     """
     if tuple(trace.macs.tolist()) != tuple(profile.macs):
         raise ValueError(
@@ -132,11 +133,8 @@ def deadline_curve(
         )
     trace = labelled(trace)
     expected = None if prior is None else probabilities(prior, (trace.num_classes,))[0]
-    latencies, kept = profile.at(batch_size), guard_seconds(guard)
-    before = [0.0, *(reached.p50 for reached in latencies.reached[:-1])]
-    needed = [at + step.at(quantile) + kept for at, step in zip(before, latencies.steps, strict=True)]
+    needed = profile.shortest_deadlines(batch_size, quantile, guard, interrupt)
     labels = (trace.logits if combiner is None else combiner(trace.logits)).argmax(2)
     right = (labels == trace.labels).double().mean(1)
     missed = 0.0 if expected is None else float((trace.labels == expected.argmax()).double().mean())
-    deadlines = torch.tensor(needed, dtype=torch.float64).cummax(0).values
-    return DeadlineCurve(deadlines, torch.cat([right.new_tensor([missed]), right]))
+    return DeadlineCurve(torch.tensor(needed, dtype=torch.float64), torch.cat([right.new_tensor([missed]), right]))

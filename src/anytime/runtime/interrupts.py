@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from anytime.runtime.answer import Answer
-from anytime.runtime.engines.base import Cancelled, Engine
+from anytime.runtime.engines.base import Cancelled
 from anytime.runtime.lazy import LazyAnswer
 from anytime.runtime.threads import Threads
 
@@ -15,7 +15,7 @@ OPERATOR, STEP = "operator", "step"
 HANDING_OVER = 200e-6  # seconds: waking the thread that waits for the answer takes longer only rarely
 
 
-def cancels_steps(interrupt: Any, run: Engine) -> bool:
+def cancels_steps(interrupt: Any, can_cancel: bool) -> bool:
     """Whether a step in progress is cancelled: as `interrupt` says, by default (None) if the engine can.
 
     Raises:
@@ -23,12 +23,12 @@ def cancels_steps(interrupt: Any, run: Engine) -> bool:
     """
     if interrupt is not None and not (isinstance(interrupt, str) and interrupt in (OPERATOR, STEP)):
         raise ValueError(f"interrupt must be {OPERATOR!r} or {STEP!r}, got {interrupt!r}")
-    if interrupt == OPERATOR and not run.cancels:
+    if interrupt == OPERATOR and not can_cancel:
         raise ValueError(
             "interrupt='operator' needs an engine that can cancel a step, which torch cannot: use an export "
             "(anytime.export_model), or interrupt='step'"
         )
-    return run.cancels and interrupt != STEP
+    return can_cancel and interrupt != STEP
 
 
 def cancelled_at(

@@ -151,7 +151,7 @@ class Predictor:
         self._send = send
         self._compile, self._lazy_exits = compile, lazy_exits
         self._run = self._make_run()
-        self._cancels = cancels_steps(interrupt, self._run)
+        self._cancels = cancels_steps(interrupt, self._run.cancels)
         self._guard = max(kept, HANDING_OVER) if self._cancels else kept
         self._plan = Plan(profile, quantile, self._cancels, clock)
         self._threads = Threads()

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,11 @@ from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel, Deployed
 from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
-from anytime.runtime.interrupts import OPERATOR, STEP
+from anytime.runtime.interrupts import HANDING_OVER, OPERATOR, STEP, cancels_steps
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_ordinary
-from anytime.support.units import ImageSize, image_size
+from anytime.support.units import ImageSize, guard_seconds, image_size
 
 FORMAT = 1
 _OPERATOR_RUNS = 200  # at most, because an engine notes every operator of each
@@ -128,6 +129,41 @@ class Profile:
         if not fitting:
             raise ValueError(f"the profile knows batches up to {max(self.batches)}, got {batch_size}; profile larger ones")
         return self.batches[min(fitting)]
+
+    def shortest_deadlines(
+        self, batch_size: int = 1, quantile: str = "p99", guard: float | str | Tensor = 0.0, interrupt: str | None = None
+    ) -> list[float]:
+        """d_t, the shortest deadline under which `Predictor` gives answer t, if steps take their median time.
+
+        With `interrupt="step"`, step t starts only if it fits:
+
+            d_t = max over s <= t of (median seconds until answer s - 1) + (quantile of step s) + guard.
+
+        With "operator", it starts whenever time is left, and counts if it ends in time:
+
+            d_t = (median seconds until answer t) + max(guard, 0.2 ms).
+
+        Args:
+            batch_size: Images per request.
+            quantile: The quantile of the profile that must fit; with "operator" nothing has to fit.
+            guard: Time to keep free before the deadline, as `Predictor` takes it.
+            interrupt: "operator" or "step", as `Predictor` takes it; None: as the profile says.
+
+        Returns:
+            T numbers of seconds, non-decreasing.
+
+        Raises:
+            ValueError: The profile knows only smaller batches, the quantile is unknown, or the engine cannot cancel a step.
+        """
+        check_quantile(quantile)
+        latencies, kept = self.at(batch_size), guard_seconds(guard)
+        medians = [answer.p50 for answer in latencies.reached]
+        if cancels_steps(interrupt, self.interrupt == OPERATOR):
+            needed = [median + max(kept, HANDING_OVER) for median in medians]
+        else:
+            pairs = zip([0.0, *medians[:-1]], latencies.steps, strict=True)
+            needed = [before + step.at(quantile) + kept for before, step in pairs]
+        return [*accumulate(needed, max)]
 
     def check(self, model: AnytimeModel, compiled: bool = False, foreign: bool = False) -> None:
         """Raises ValueError if its values are damaged, or model, way of running or (unless `foreign`) hardware, ... differ."""

@@ -137,8 +137,9 @@ def _check_single_answers(model: AnytimeModel, x: Tensor) -> None:
     logits, last = model(x), model.num_steps
     for t in range(1, last + 1):
         require_close(model(x, step=t), logits[t - 1], f"forward(x, step={t}) and forward(x)[{t - 1}]")
+    for t in sorted({1, 1 + last // 2, last}):
         answer, state = model.jump(x, t)
-        answers, _ = _run(model, state, last - t if t == 1 + last // 2 else min(last - t, 1))
+        answers, _ = _run(model, state, min(last - t, 1) if t == 1 else last - t)
         expected = logits[t - 1 : t + len(answers)]
         require_close(torch.stack([answer, *answers]), expected, f"the answers from jump(x, {t}) on, and those of forward(x)")
     for t in (-1, 0, last + 1):

@@ -128,3 +128,12 @@ def test_a_packaged_model_is_in_float16_with_its_card(load_benchmark, tmp_path: 
     assert (results / "metrics-test.json").is_file()
     with pytest.raises(SystemExit, match="exists already"):
         module.package(run, folder, results, "", "")
+
+
+def test_films_show_their_labels(load_benchmark) -> None:
+    watch = load_benchmark("watch")
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 1, 4, 4) / 6
+    film, shown = watch.films(images, torch.arange(6), 3, 2, "translation", (0.5,))
+    assert film.shape == (6, 2, 1, 4, 4)
+    assert shown.tolist() == [[0, 1]] * 2 + [[2, 3]] * 2 + [[4, 5]] * 2
+    torch.testing.assert_close(film.amax((2, 3, 4)) * 6, shown.float())  # a shift of an image of one colour is that image

@@ -34,3 +34,10 @@ def test_a_training_takes_its_epochs_times_its_images_times_a_step():
         assert training_seconds(config, clock=lambda left=left: next(left)) == wanted
     absent = parse([*flags.replace("digits", "cifar10").split(), "--data.root=/nowhere"])
     assert training_seconds(absent) is None
+
+
+def test_a_loss_that_depends_on_the_length_of_the_training_is_timed_as_well():
+    flags = "--model anytimenet --model.width 4 --model.blocks [1,2,1] --model.scheme [[1,1,1],[0,1,0]] --data digits"
+    config = parse([*flags.split(), "--data.limit=32", "--data.batch_size=32", "--objective=SDNRamp", "--epochs=2"])
+    ticks = iter([0.0, 1.0, 2.0, 3.0] * 2)
+    assert training_seconds(config, clock=lambda: next(ticks)) == 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -53,6 +54,7 @@ def _seconds(config: Config, clock: Callable[[], float]) -> float | None:
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = job.model.to(place).train()
     images = min(len(split), job.data.batch_size)
+    job.objective.set_length(job.regime.objective_epochs(job.settings.epochs), math.ceil(len(split) / images))
     seconds = 0.0
     for size in (min(IMAGES, images), images):
         target = split.targets[:size].to(place)

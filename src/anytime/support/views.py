@@ -20,12 +20,35 @@ _PACKED = {"L;2": 85, "L;4": 17}
 
 
 def load(image: Image.Image) -> None:
-    """Decodes an opened image; the transparent value of a grey PNG then has the scale of the pixels, at any depth."""
+    """Decodes an opened image; the transparent value of a grey PNG then has the scale of the pixels, at any depth.
+
+    Raises:
+        ValueError: The transparent colour has 16 bits and the decoded pixels 8; or the image was decoded before, and the scale
+            of its transparent value cannot be told from its pixels.
+    """
     tile = getattr(image, "tile", None)
-    packed = _PACKED.get(str(tile[0][3])) if tile and image.format == "PNG" else None
+    stored = str(tile[0][3]) if tile and image.format == "PNG" else ""
     image.load()
-    if packed and isinstance(value := image.info.get("transparency"), int):
-        image.info["transparency"] = value * packed
+    value = image.info.get("transparency")
+    if stored == "RGB;16B" and value is not None:
+        raise _unlike_pixels(value)
+    if isinstance(value, int) and stored in _PACKED:
+        image.info["transparency"] = value * _PACKED[stored]
+    elif isinstance(value, int) and image.mode == "L" and not tile and 1 <= value <= 15:
+        levels = {level for _, level in image.getcolors()}
+        for factor in _PACKED.values():
+            if value * factor in levels and not any(level % factor for level in levels):
+                raise ValueError(
+                    f"the transparent value {value} may stand for pixels of {value * factor}, as in a PNG of few bits, and "
+                    "they were decoded before: give the image as it was opened, or say the value in 8 bits: "
+                    f"image.info['transparency'] = {value * factor}"
+                )
+
+
+def _unlike_pixels(value: Any) -> ValueError:
+    return ValueError(
+        f"the transparent colour {value} has 16 bits per channel, and the decoded pixels have 8; save it with an alpha channel"
+    )
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -33,23 +56,38 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
 
     A channel value v of opacity a becomes `a v + (1 - a) 255`.
 
-    Raises ValueError if the pixels have 32 bits, because their range is unknown.
+    Raises ValueError if the pixels have 32 bits, because their range is unknown, or the transparent value fits none of them.
     """
     if image.mode.startswith("I;16"):  # PIL would clip values above 255
         values, transparent = np.asarray(image), image.info.get("transparency")
+        if not (transparent is None or isinstance(transparent, int)):
+            raise ValueError(f"the transparent value {transparent!r} fits no pixels of mode {image.mode}")
         grey = np.empty(values.shape, np.uint8)
         for row, line in enumerate(values):  # by rows, because large images would need gigabytes
             grey[row] = (line.astype(np.uint32) + 128) // 257
-            if isinstance(transparent, int):
+            if transparent is not None:
                 grey[row][line == transparent] = 255
         image = Image.fromarray(grey)
     elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode in (only := {"La": "LA", "LAB": "RGB"}):  # what PIL converts them to, and to nothing else
+        image = image.convert(only[image.mode])
+    if image.has_transparency_data:
+        image = _on_white(image)
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparent parts as opaque RGBA."""
+    value = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(value, tuple) and max(value, default=0) > 255:
+        raise _unlike_pixels(value)  # PIL would take the last 8 bits
+    try:
+        image = image.convert("RGBA")
+    except (TypeError, ValueError):
+        raise ValueError(f"the transparent value {value!r} fits no pixels of mode {image.mode}") from None
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -103,7 +141,7 @@ def frame_picture(frame: Any, bgr: bool = False) -> Image.Image:
     Raises:
         TypeError: It is no array or tensor of uint8, and no PIL image.
         ValueError: It has another shape, or one that can be read in two ways; a PIL image has no pixels, or those of 32 bits,
-            or comes with `bgr`.
+            or a transparent value that can be read in two ways, or comes with `bgr`.
     """
     if isinstance(frame, Image.Image):
         return _upright(frame, bgr)

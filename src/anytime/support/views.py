@@ -35,7 +35,7 @@ def load(image: Image.Image) -> None:
     if isinstance(value, int) and stored in _PACKED:
         image.info["transparency"] = value * _PACKED[stored]
     elif isinstance(value, int) and image.mode == "L" and not tile and 1 <= value <= 15:
-        levels = {level for _, level in image.getcolors()}
+        levels = [level for level, count in enumerate(image.histogram()) if count]
         for factor in _PACKED.values():
             if value * factor in levels and not any(level % factor for level in levels):
                 raise ValueError(

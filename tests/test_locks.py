@@ -122,8 +122,13 @@ def ended() -> int:
 
 def test_the_next_writer_removes_what_killed_ones_left(tmp_path):
     gone = ended()
-    left = [tmp_path / f".a.txt.{gone}.part", tmp_path / f".b.txt.{gone}.part", tmp_path / f"checkpoints/.c.{gone}.part"]
-    kept = [tmp_path / f".d.txt.{os.getppid()}.part", tmp_path / ".notes.part", tmp_path / f"e.{gone}.part"]
+    left = [tmp_path / f".a.txt.7.{gone}.part", tmp_path / f".b.txt.7.{gone}.part", tmp_path / f"checkpoints/.c.7.{gone}.part"]
+    kept = [
+        tmp_path / f".d.txt.7.{os.getppid()}.part",
+        tmp_path / ".notes.part",
+        tmp_path / f"e.7.{gone}.part",
+        tmp_path / f".film.{gone}.part",
+    ]
     for path in [*left, *kept]:
         path.parent.mkdir(exist_ok=True)
         path.touch()

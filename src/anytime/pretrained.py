@@ -11,6 +11,7 @@ from anytime.model import AnytimeModel, create_model, require_classifier
 from anytime.models.ann.eann import EANN, ReportBy
 from anytime.registry import find_loader
 from anytime.saving import CONFIG, ModelInfo, read_model
+from anytime.support.model_files import config_file
 from anytime.support.names import nearest
 
 _FOLDER = Path(__file__).parent / "weights"
@@ -47,7 +48,7 @@ def load(path_or_name: str | os.PathLike[str], trust: bool = False) -> AnytimeMo
     """
     path = Path(path_or_name)
     if path.is_dir():
-        if not (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
+        if not config_file(path).is_file() and (path / "checkpoints").is_dir():
             raise FileNotFoundError(f"{path}: the training has not finished; continue it with `anytime train --resume {path}`")
         found: AnytimeModel = (_loader(path) or read_model)(path, trust)
         return found
@@ -59,7 +60,7 @@ def load(path_or_name: str | os.PathLike[str], trust: bool = False) -> AnytimeMo
 
 def _loader(path: Path) -> Callable[..., AnytimeModel] | None:
     """What loads a folder that holds no trained model, but something else that can be loaded, such as an export."""
-    return None if (path / CONFIG).is_file() else find_loader(path)
+    return None if config_file(path).is_file() else find_loader(path)
 
 
 def chain_networks(

@@ -15,19 +15,20 @@ from typing import Any, Literal, Self, cast, get_args
 import safetensors
 import safetensors.torch
 import torch
-import yaml
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 
 from anytime.registry import build_model
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import REPLACEMENT
+from anytime.support.hub_card import hub_card
 from anytime.support.limits import UNFIT, AllocationLimit, check_image, check_numbers, check_steps
 from anytime.support.locks import only_writer
 from anytime.support.model_files import CONFIG, CONFIG_BYTES, WEIGHTS, config_file, read_weights, write_model
+from anytime.support.owned import check_room_for_model
 from anytime.support.tensor_files import HEADER
 from anytime.support.tensors import check_plain, denormal_warning
-from anytime.support.text import one_line, printable
+from anytime.support.text import one_line
 from anytime.support.trust import UntrustedName, is_remembered, names_from, remember
 
 FORMAT = 1
@@ -163,11 +164,13 @@ class SavedModel(PyTorchModelHubMixin):
         An earlier model there is replaced; after a full disk or a kill it is still there, or the new one is.
 
         Raises:
-            ValueError: The model cannot be built or loaded again.
+            ValueError: The model cannot be built or loaded again, or the folder holds files that would be replaced and that
+                this library did not write, an export, a training that has not finished, or the run of another network.
             InUse: Another process writes there, such as a training.
         """
         self.check_saveable()
         with only_writer(directory, "a save", nested=True):
+            self.check_room(Path(directory))
             self._save_pretrained(Path(directory))
 
     def save_pretrained(
@@ -217,6 +220,10 @@ class SavedModel(PyTorchModelHubMixin):
                 "use anytime.create_model('package.module.Class', ...)"
             )
 
+    def check_room(self, folder: Path) -> None:
+        """Raises NotOurs if a folder holds what this model would be mixed with."""
+        check_room_for_model(folder, self.config)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         self.check_saveable()
         state = cast(torch.nn.Module, self).state_dict()
@@ -260,6 +267,13 @@ class SavedModel(PyTorchModelHubMixin):
         )
         found: Self = read_model(directory, trust)
         return found
+
+
+def save_trained(model: SavedModel, run: Path) -> None:
+    """Saves the model of a training in its run directory, as `save` does: the training there is the model's own."""
+    model.check_saveable()
+    with only_writer(run, "a save", nested=True):
+        model._save_pretrained(run)
 
 
 def read_config(directory: Path, trust: bool = False) -> dict[str, Any]:
@@ -370,29 +384,3 @@ def _read_files(directory: Path, trust: bool) -> tuple[dict[str, Any], bytes]:
         raise ValueError(f"{directory} is half replaced by a later training; `{resume}` completes it")
     wanted = f"{CONFIG} says {config['sha256'][:12]}..."
     raise ValueError(f"{directory / WEIGHTS} is damaged: SHA-256 is {digest[:12]}..., {wanted}")
-
-
-def hub_card(model: Any) -> str:
-    """The Markdown card of a model without measurements at hand, under the hub's heading."""
-    info = model.info
-    built = f"{model.config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_steps} answers"
-    names = printable(", ".join(info.class_names))
-    pipeline = "pipeline_tag: image-classification\n" if info.task == "classification" else ""
-    parts = [
-        f"---\nlibrary_name: anytime\n{pipeline}tags: [anytime, early-exit]\n---",
-        f"# {built}",
-        "A network that holds an answer after each of its steps, and answers better the longer it may compute.",
-        '```python\nimport anytime\n\nmodel = anytime.AnytimeModel.from_pretrained("OWNER/NAME")\n'
-        "for logits in model.stream(images):  # RGB in [0, 1]\n    ...\n```",
-        f"Images: {'x'.join(map(str, info.input_size))}, in [0, 1]." if info.input_size else "",
-        f"Classes: {names}." if names else "",
-        f"Measured: {printable(info.result)}" if info.result else "",
-        recipe_text(info.recipe),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def recipe_text(recipe: Mapping[str, Any]) -> str:
-    """A recipe as a block of Markdown."""
-    text = yaml.safe_dump(dict(recipe), sort_keys=False).strip()
-    return f"Recipe (`anytime train --config`):\n\n```yaml\n{text}\n```" if recipe else ""

@@ -112,10 +112,11 @@ WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "precision": (put("precision", value="int1"), "precision is 'int1'"),
     "batch": (put("batch", value=0), "batch is 0, neither a number nor 'dynamic'"),
     "checksum": (put(*STEP, "sha256", value="0" * 64), r"is damaged: SHA-256 is \w+\.\.\., the manifest says 000000000000"),
-    "missing": (put(*STEP, "file", value="gone.onnx"), "the export lacks the file .*gone.onnx"),
-    "outside": (put(*STEP, "file", value="../step_1.onnx"), r"is '\.\./step_1.onnx', not the name of a file in this folder"),
-    "absolute": (put(*STEP, "file", value="/etc/passwd"), "is '/etc/passwd', not the name"),
-    "parent": (put(*STEP, "file", value=".."), r"is '\.\.', not the name"),
+    "missing": (put(*STEP, "file", value="step_2.onnx"), "the export lacks the file .*step_2.onnx"),
+    "outside": (put(*STEP, "file", value="../step_1.onnx"), r"is '\.\./step_1.onnx', not a name such as step_1.onnx"),
+    "thesis": (put(*STEP, "file", value="thesis.pdf"), "is 'thesis.pdf', not a name such as step_1.onnx"),
+    "absolute": (put(*STEP, "file", value="/etc/passwd"), "is '/etc/passwd', not a name"),
+    "parent": (put(*STEP, "file", value=".."), r"is '\.\.', not a name"),
     "no steps": (put("steps", value=[]), "it has 0 steps"),
     "no levels": (put("levels", value=[]), r"levels is \[\], not numbers of classes"),
     "no file": (lambda manifest: manifest["steps"][0].pop("file"), "'file' is missing"),
@@ -332,8 +333,9 @@ def test_large_numbers_of_a_manifest_need_consent(change: Any, message: str, tmp
 
 
 def test_overwriting_removes_no_file_that_only_has_the_name_of_a_graph(tmp_path: Path) -> None:
-    for name, kept in (("notes.txt", True), ("old.onnx", False)):
+    for name, kept in (("step_8.onnx", True), ("step_9.onnx", False)):
         folder = written(tmp_path / "export", change=put(*STEP, "file", value=name))
+        (folder / "step_1.onnx").unlink()
         (folder / name).write_bytes(b"mine" if kept else graph())
         _replace(folder, written(tmp_path / "part"))
         assert (folder / name).exists() == kept

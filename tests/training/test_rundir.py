@@ -12,6 +12,7 @@ import yaml
 from anytime.model import create_model
 from anytime.pretrained import load
 from anytime.reporting.evaluation import write_results
+from anytime.saving import save_trained
 from anytime.support.folders import OWN
 from anytime.trace import Trace
 from anytime.training.config import UsageError, parse
@@ -70,7 +71,19 @@ def test_an_empty_directory_is_used(config, tmp_path):
 MINE = (
     *("notes.txt", "figures/mine.svg", "figures/mine.png", "figures/validation.png", "checkpoints/best.ckpt"),
     *("trace-old-backup.safetensors", "trace-test-mine.safetensors", "metrics-mine.json", "report-mine.html"),
+    *("report-validation.html", "metrics-validation.json", "trace-validation.safetensors", "figures/validation/steps.png"),
 )
+OURS = {  # with what shows whose they are
+    "model.safetensors": "earlier",
+    "config.json": '{"format": 1, "model": "earlier", "arguments": {}, "sha256": ""}',
+    "metrics-test.json": '{"steps": [], "average_error": 0.5}',
+    "profile.json": '{"format": 1, "model": "earlier", "macs": [], "batches": {}}',
+    "report.html": "<!DOCTYPE html><h2>How it was measured</h2>",
+    "figures/steps.png": "tEXtSoftware\0anytime",
+    "checkpoints/last.ckpt": "earlier",
+    "metrics/metrics.csv": "earlier",
+    "tensorboard/events.out.tfevents.1": "earlier",
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +104,10 @@ def earlier(config, tmp_path, trace) -> Path:
     """A finished run with everything that commands write into it, and files of the user."""
     create_run(tmp_path, config)
     set_state(tmp_path, "finished")
-    written = [
-        "model.safetensors",
-        "config.json",
-        "trace-test.safetensors",
-        "metrics-test.json",
-        "profile.json",
-        "report.html",
-    ]
-    written += ["checkpoints/last.ckpt", "metrics/metrics.csv", "tensorboard/events.out.tfevents.1", "figures/steps.png"]
-    for name in [*written, *MINE]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("earlier")
+    for name, text in (OURS | dict.fromkeys(MINE, "earlier")).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    trace.save(tmp_path / "trace-test.safetensors")
     trace.save(tmp_path / "trace-test-backup.safetensors")
     replace(trace, meta={"trained_on": "CPU"}).save(tmp_path / "trace-test-student_2.safetensors")
     return tmp_path
@@ -153,6 +158,8 @@ def test_putting_the_replacement_in_its_place_can_be_repeated_after_a_kill(confi
 def test_a_finished_replacement_survives_another_one(config, earlier, monkeypatch):
     """After a kill while it is put in its place, a model cannot be loaded; --resume and --overwrite complete it first."""
     build = {"blocks": (1, 1), "scheme": ((1, 1),), "width": 2, "in_channels": 1}
+    for name in ("config.json", "model.safetensors"):
+        (earlier / name).unlink()
     create_model("anytimenet", 3, **build).save(earlier)
     move = os.replace
 
@@ -162,7 +169,7 @@ def test_a_finished_replacement_survives_another_one(config, earlier, monkeypatc
             raise KeyboardInterrupt
 
     with new_run(earlier, config | {"epochs": 77}, overwrite=True) as folder:
-        create_model("anytimenet", 3, **build).save(folder)
+        save_trained(create_model("anytimenet", 3, **build), folder)
         new = (folder / "model.safetensors").read_bytes()
         set_state(folder, "finished")
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
@@ -193,13 +200,31 @@ def test_a_replacement_that_was_half_removed_is_removed(config, earlier, content
 
 
 def test_a_folder_of_the_user_is_no_replacement(config, earlier):
-    (earlier / "replacement").mkdir()
-    (earlier / "replacement/thesis.tex").write_text("years of work")
-    before = files(earlier)
-    finish_replacement(earlier)
-    with pytest.raises(UsageError, match="is not a training of this library, so it is not replaced; move it away"):
-        create_run(earlier, config)
-    assert files(earlier) == before
+    """Whatever it holds besides: an interrupted training, or files of the user with names of the library."""
+    for name, state in (("thesis.tex", None), ("report.html", None), ("config.json", None), ("notes/a.txt", "interrupted")):
+        new = earlier / "replacement"
+        (new / name).parent.mkdir(parents=True)
+        (new / name).write_text("years of work")
+        if state:
+            set_state(new, state)
+        before = files(earlier)
+        finish_replacement(earlier)
+        with pytest.raises(
+            UsageError, match="holds files that this library did not write, so it is not replaced; move it away"
+        ):
+            create_run(earlier, config)
+        assert files(earlier) == before
+        shutil.rmtree(new)
+
+
+def test_files_of_the_user_in_a_finished_replacement_stay(config, earlier):
+    with new_run(earlier, config | {"epochs": 77}, overwrite=True) as folder:
+        (folder / "model.safetensors").write_text("new")
+        (folder / "notes.txt").write_text("years of work")
+        set_state(folder, "finished")
+        finish_replacement(earlier)
+    assert read_run(earlier)[0]["epochs"] == 77
+    assert files(earlier / "replacement") == {"notes.txt": "years of work"}
 
 
 def test_a_kill_while_a_replacement_is_removed_or_made_blocks_nothing(config, earlier, killed):

@@ -23,9 +23,11 @@ from anytime.stopping import Fitted, Never, mean_loss, measure, save_rule, saved
 from anytime.stopping.fitting import METHODS, Goal, fit_rule, unspent
 from anytime.stopping.levels import choose_levels, chosen_accuracy
 from anytime.support.digest import weights_digest
+from anytime.support.folders import MANIFEST
 from anytime.support.limits import UNFIT
 from anytime.support.locks import only_writer
 from anytime.support.model_files import config_file, read_weights
+from anytime.support.owned import is_own
 from anytime.support.text import printable
 from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
@@ -129,13 +131,13 @@ def _saved_in(out: Path, model: AnytimeModel, trust: bool) -> AnytimeModel:
     """The model that a folder holds, with its rules; `model` itself if it holds none.
 
     Raises:
-        ValueError: The folder holds another model, or a damaged one.
+        ValueError: The folder holds another model, a damaged one, or what a model would be mixed with.
     """
-    if not any((out / name).exists() for name in (CONFIG, WEIGHTS)) or _is_unfinished(out, model):
-        return model
-    saved = load(out, trust)
-    if weights_digest(saved.state_dict()) != weights_digest(model.state_dict()):
+    holds = any((out / name).exists() for name in (CONFIG, WEIGHTS)) or is_own(out / MANIFEST)
+    saved = load(out, trust) if holds and not _is_unfinished(out, model) else model
+    if saved is not model and weights_digest(saved.state_dict()) != weights_digest(model.state_dict()):
         raise ValueError(f"{out} holds another model, which is not replaced; give another --out")
+    model.check_room(out)
     return saved
 
 

@@ -17,6 +17,7 @@ from anytime.data.names import Names, composed
 from anytime.data.split import Split
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_file
+from anytime.support.owned import check_own
 from anytime.support.tensor_files import read_tensors, write_tensors
 
 PARTS = ("train", "validation", "test", "unused", "earlier")
@@ -216,7 +217,7 @@ def copy_record(run: Path, out: Path) -> None:
     """Copies the record of a run, if it has one, to a folder with the same model; one that is whole there stays.
 
     Raises:
-        ValueError: The record of the run is damaged.
+        ValueError: The record of the run is damaged, or another file has its name in `out`.
         OSError: The disk is full.
     """
     if read_record(run) is None:
@@ -226,5 +227,6 @@ def copy_record(run: Path, out: Path) -> None:
     except ValueError:
         found = None
     if found is None:
+        check_own(out / RECORD)
         with atomic_write(out / RECORD) as part:
             shutil.copyfile(run / RECORD, part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -23,9 +24,10 @@ from anytime.export.onnx import SUFFIX, convert, require_engine
 from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
 from anytime.runtime.engines.manifest import MANIFEST, PRECISIONS, GraphValue, Manifest, Origin, StepFile, read_manifest
-from anytime.support.files import part_of
+from anytime.support.files import part_of, remove_leftovers
 from anytime.support.folders import LOCK
 from anytime.support.locks import only_writer
+from anytime.support.owned import check_contents, check_room_for_export, digest_of_file
 from anytime.support.trust import remember
 from anytime.support.units import ImageSize, image_size
 
@@ -67,6 +69,7 @@ def export_model(
         ValueError: An argument is none of the above, a step cannot be exported (the message names the operator), or an answer
             differs from the model's.
         FileExistsError: The folder exists.
+        NotOurs: A file in the folder has the name of a graph.
 
     Example:
         >>> export_model(load("anytimenet_cifar10"), "exported")  # doctest: +SKIP
@@ -87,6 +90,9 @@ def export_model(
     if size is None:
         raise ValueError("the model does not know the size of its images; give input_size=(channels, height, width)")
     check_replaceable(directory, overwrite)
+    old = _graphs(directory)
+    names = [f"step_{t}{suffix}" for t in range(1, model.num_steps + 1)]
+    check_contents(directory, {name: old.get(name, set()) for name in names})
     model = _plain_copy(model)
     with _new_folder(directory) as part:
         dynamic = batch == "dynamic"
@@ -148,6 +154,7 @@ def check_replaceable(directory: Path, overwrite: bool) -> None:
         return
     if not (directory / MANIFEST).is_file():
         raise ValueError(f"{directory} exists and is no export, so it is not replaced; give another folder")
+    check_room_for_export(directory)
     read_manifest(directory, ENGINES)
     if not overwrite:
         raise FileExistsError(f"{directory} exists; give another folder, or overwrite=True to replace it")
@@ -161,6 +168,7 @@ def _new_folder(directory: Path) -> Iterator[Path]:
     profiles of it are known to be of other graphs.
     """
     part = part_of(directory)
+    remove_leftovers(directory.parent.glob(f".{glob.escape(directory.name)}.*.part"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -175,19 +183,24 @@ def _new_folder(directory: Path) -> Iterator[Path]:
 
 
 def _replace(directory: Path, part: Path) -> None:
-    """Moves an export to a folder, the manifest last; after a kill it is damaged, but still an export that can be replaced."""
-    steps = read_manifest(directory, ENGINES).steps if (directory / MANIFEST).is_file() else ()
-    old = {step.file for step in steps if _holds(directory / step.file, step.sha256)}
-    files = sorted((path.name for path in part.iterdir()), key=lambda name: name == MANIFEST)
-    for name in files:
+    """Moves an export to a folder, in the place of the earlier one.
+
+    After a kill it is damaged, but still an export that can be replaced: every graph is one of its manifest.
+
+    Raises:
+        NotOurs: A file there has the name of a graph, or the folder holds something else by now.
+    """
+    check_room_for_export(directory)
+    old, files = _graphs(directory), sorted(path.name for path in part.iterdir())
+    check_contents(directory, {name: old.get(name, set()) for name in files if name != MANIFEST})
+    for name, digests in old.items():
+        if digest_of_file(directory / name) in digests:
+            (directory / name).unlink()
+    for name in sorted(files, key=lambda name: name != MANIFEST):
         os.replace(part / name, directory / name)
-    for name in old - {*files}:
-        (directory / name).unlink(missing_ok=True)
 
 
-def _holds(path: Path, sha256: str) -> bool:
-    """Whether a path is a file, and no link, with this digest."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+def _graphs(directory: Path) -> dict[str, set[str]]:
+    """The files of the graphs of the export in a folder, and their SHA-256."""
+    steps = read_manifest(directory, ENGINES).steps if (directory / MANIFEST).is_file() else ()
+    return {step.file: {step.sha256} for step in steps}

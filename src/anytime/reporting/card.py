@@ -8,7 +8,7 @@ from typing import Any
 from anytime.model import AnytimeModel
 from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.tables import markdown_table
-from anytime.saving import recipe_text
+from anytime.support.hub_card import recipe_text
 from anytime.support.text import printable
 
 KEYS = ("step", "macs", "share_of_macs", "contract_macs", "accuracy", "confidence", "true_class_probability", "ece", "seconds")

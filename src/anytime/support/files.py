@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anytime.support.folders import holds_only_own
+from anytime.support.folders import EXPORTED, holds_only_own
 
-_PART = re.compile(r"\..+\.(\d+)\.part")
+_PART = re.compile(r"\..+\.\d+\.(\d+)\.part")  # see `part_of`
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def remove_leftovers(parts: Iterable[Path]) -> None:
         match = _PART.fullmatch(part.name)
         if match and _has_ended(int(match[1])):
             if part.is_dir() and not part.is_symlink():
-                if holds_only_own(part):
+                if holds_only_own(part, EXPORTED):
                     shutil.rmtree(part, ignore_errors=True)
             else:
                 part.unlink(missing_ok=True)

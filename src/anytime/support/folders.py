@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 LOCK = ".lock"
 REPLACEMENT = "replacement"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a model
+STATE = "run.json"  # of a training
+MANIFEST = "manifest.json"  # of an export
+REPORTS = ("report.html", "report-validation.html")
 FIGURES = ("steps.png", "speed_accuracy.png", "calibration.png", "per_class.png")
 OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.safetensors` is a study's
     *("run.json", "config.yaml", "config.json", "model.safetensors", "images.safetensors", "profile.json"),
@@ -20,9 +24,10 @@ OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.sa
     *(f"figures/validation/{name}" for name in FIGURES),
 )
 STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors")
+EXPORTED = (MANIFEST, "step_*.onnx")  # what it writes into an exported folder
 FOLDERS = (REPLACEMENT, *{Path(pattern).parts[0] for pattern in OWN if len(Path(pattern).parts) > 1})
 _FILES = (LOCK, *(pattern for pattern in OWN if len(Path(pattern).parts) == 1), *STUDY_TRACES)
-_PART = re.compile(r"\..+\.\d+\.part")  # see support.files
+_PART = re.compile(r"\..+\.\d+\.\d+\.part")  # see support.files
 _MOST = 10_000  # entries that are looked at
 
 
@@ -59,9 +64,9 @@ def check_ordinary(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path} is a pipe, a socket or a device, not an ordinary file")
 
 
-def holds_only_own(folder: Path) -> bool:
-    """Whether all files in a folder, at any depth, are this library's, as in a run directory: none is the user's."""
-    patterns = (*OWN, *STUDY_TRACES, LOCK)
+def holds_only_own(folder: Path, more: Iterable[str] = ()) -> bool:
+    """Whether all files in a folder, at any depth, have names of this library, as in a run directory, or those of `more`."""
+    patterns = (*OWN, *STUDY_TRACES, LOCK, *more)
     for path, _, names in os.walk(folder):
         for name in names:
             file = Path(path, name).relative_to(folder).as_posix()

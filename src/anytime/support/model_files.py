@@ -8,13 +8,12 @@ from pathlib import Path
 
 from anytime.support.documents import read_limited
 from anytime.support.files import atomic_write
-from anytime.support.folders import check_file
+from anytime.support.folders import CONFIG, WEIGHTS, check_file
 from anytime.support.limits import UNFIT
+from anytime.support.owned import NotOurs, check_own
 from anytime.support.tensor_files import check_length
 from anytime.support.text import one_line
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 CONFIG_BYTES = 2**25  # of names: 20 networks with 20,000 classes each
 _WAITING = ".config.json.{}.next"  # with the SHA-256 of the weights that it waits for
 
@@ -26,8 +25,10 @@ def write_model(folder: Path, weights: bytes, config: bytes) -> None:
     that `config_file` finds it from the moment when these are in their place.
 
     Raises:
+        NotOurs: One of the files is there, and not of a model of this library.
         OSError: The disk is full; the earlier model is intact.
     """
+    _check_own(folder, weights)
     _finish(folder)
     waiting = folder / _WAITING.format(hashlib.sha256(weights).hexdigest())
     try:
@@ -85,6 +86,17 @@ def config_file(folder: Path) -> Path:
     check_file(waiting)
     known = path.is_file() and digest.encode() in read_limited(path, CONFIG_BYTES)
     return waiting if waiting.is_file() and not known else path
+
+
+def _check_own(folder: Path, weights: bytes) -> None:
+    """Raises NotOurs if files that this library did not write would be replaced; the same weights may be there."""
+    check_own(found := config_file(folder))
+    path = folder / WEIGHTS
+    if found.exists() or not os.path.lexists(path):
+        return
+    check_file(path)
+    if not path.is_file() or path.read_bytes() != weights:
+        raise NotOurs(f"{path} has no {CONFIG} of this library beside it, so it is not replaced; move it away")
 
 
 def _finish(folder: Path) -> None:

@@ -21,15 +21,15 @@ from anytime.cost import hardware
 from anytime.saving import WEIGHTS
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write, part_of, remove_folder, remove_leftovers
-from anytime.support.folders import LOCK, OWN, REPLACEMENT, STUDY_TRACES, check_folder, holds_only_own
+from anytime.support.folders import LOCK, OWN, REPLACEMENT, STATE, STUDY_TRACES, check_folder
 from anytime.support.locks import only_writer
+from anytime.support.owned import looks_foreign, only_own_in, state_of
 from anytime.support.trace_files import is_study_trace
 from anytime.training.config import SECTIONS, Config, UsageError, read_recipe
 from anytime.version import __version__
 
 FORMAT = 1
 CONFIG = "config.yaml"
-STATE = "run.json"
 STATE_BYTES = 2**24  # far beyond any
 
 
@@ -57,7 +57,7 @@ def check_new(path: Path, overwrite: bool) -> None:
     with writing(path):
         if not _entries(path):
             return
-        if not _stated(path):
+        if not state_of(path):
             what = "not of this library" if (path / STATE).is_file() else "missing"
             reason = f"{path} exists and is not a run directory ({STATE} is {what}), so it is not overwritten"
             raise UsageError(f"{reason}; give another --run")
@@ -101,9 +101,9 @@ def create_run(path: Path, config: Config) -> Path:
     """
     if _entries(path):
         path = path / REPLACEMENT
-        if path.exists():  # of an earlier training that was to replace it
-            if not (_stated(path) or holds_only_own(path)):
-                raise UsageError(f"{path} is not a training of this library, so it is not replaced; move it away")
+        if os.path.lexists(path):  # of an earlier training that was to replace it
+            if not (path.is_dir() and only_own_in(path)):
+                raise UsageError(f"{path} holds files that this library did not write, so it is not replaced; move it away")
             remove_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
@@ -137,9 +137,9 @@ def finish_replacement(path: Path) -> None:
     It may be repeated after a kill at any moment.
     """
     new = path / REPLACEMENT
-    if new.is_dir() and not (new / STATE).exists() and holds_only_own(new):  # killed while it was removed
+    if new.is_dir() and not (new / STATE).exists() and only_own_in(new):  # killed while it was removed
         remove_folder(new)
-    if _stated(new).get("state") != "finished":
+    if state_of(new).get("state") != "finished":
         return
     files = sorted(file for file in _own_files(new) if (new / file).is_file())
     for file in files:
@@ -152,15 +152,16 @@ def finish_replacement(path: Path) -> None:
     for file in files:
         (path / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(new / file, path / file)
-    remove_folder(new)
+    if only_own_in(new):
+        remove_folder(new)
     for folder in ("figures/validation", "figures", "metrics", "tensorboard"):
         with suppress(OSError):  # not there, or not empty
             (path / folder).rmdir()
 
 
 def _own_files(folder: Path) -> set[Path]:
-    """The files of this library in a run directory, relative to it."""
-    found = [file for pattern in OWN for file in folder.glob(pattern)]
+    """The files of this library in a run directory, relative to it; a file that only has such a name is the user's."""
+    found = [file for pattern in OWN for file in folder.glob(pattern) if not looks_foreign(file)]
     found += [file for pattern in STUDY_TRACES for file in folder.glob(pattern) if is_study_trace(file)]
     return {file.relative_to(folder) for file in found}
 
@@ -170,15 +171,6 @@ def _entries(path: Path) -> list[Path]:
     return [entry for entry in path.iterdir() if entry.name != LOCK] if path.exists() else []
 
 
-def _stated(path: Path) -> dict[str, Any]:
-    """The state of a run as this library writes it; empty if there is none."""
-    try:
-        state = parse_json(read_limited(path / STATE, STATE_BYTES), path / STATE)
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) and {"format", "anytime", "state"} <= state.keys() else {}
-
-
 @rank_zero_only
 def set_state(path: Path, state: str, changed: Config | None = None, training: dict[str, Any] | None = None) -> None:
     """Records the run's state (`started`, `interrupted`, `failed`, `finished`), date and machine, in the main process.
@@ -186,7 +178,7 @@ def set_state(path: Path, state: str, changed: Config | None = None, training: d
     `changed` is added to the list of options that were changed when the run was resumed. `training` holds the seconds, images
     a second and validation accuracies of a training that was never interrupted.
     """
-    changes = [*_stated(path).get("changed", []), *([changed] if changed else [])]
+    changes = [*state_of(path).get("changed", []), *([changed] if changed else [])]
     entry = (
         {
             "format": FORMAT,

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from anytime.model import AnytimeModel, State
 from anytime.registry import register_loader
 from anytime.runtime.engines.base import Graph, StepMeasurement
+from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import MANIFEST, Manifest, Origin, needed_after, read_manifest
 from anytime.runtime.engines.onnx import OnnxGraph, engine_version
 from anytime.runtime.engines.pytorch import EagerSteps
 from anytime.saving import ModelInfo, named_by
 from anytime.support.files import atomic_write
 from anytime.support.limits import MOST_MACS, BeyondLimit, check_image
+from anytime.support.owned import NotOurs, check_contents, check_room_for_export
 from anytime.support.tensors import described
 from anytime.support.trust import is_remembered
 
@@ -122,15 +124,19 @@ class ExportedModel(AnytimeModel):
     def check_saveable(self) -> None:
         """Raises nothing: an export is saved as its files."""
 
+    def check_room(self, folder: Path) -> None:
+        """Raises NotOurs if a folder holds a model, another export, or files with the names of the graphs."""
+        check_room_for_export(folder)
+        if (folder / MANIFEST).exists() and read_manifest(folder, ENGINES).steps != self.manifest.steps:
+            raise NotOurs(f"{folder} holds another export, which is not replaced; give another folder")
+        check_contents(folder, {step.file: {step.sha256} for step in self.manifest.steps})
+
     def _save_pretrained(self, save_directory: Path) -> None:
         """Copies the graphs to another folder; writes the manifest with what `info` says now, such as new rules."""
-        if (save_directory / MANIFEST).exists():
-            there = read_manifest(save_directory, ENGINES)
-            if there.steps != self.manifest.steps:
-                raise ValueError(f"{save_directory} holds another export, which is not replaced; give another folder")
-        if not (save_directory.exists() and save_directory.samefile(self._directory)):
-            save_directory.mkdir(parents=True, exist_ok=True)
-            for file in sorted({step.file for step in self.manifest.steps}):
+        self.check_room(save_directory)
+        save_directory.mkdir(parents=True, exist_ok=True)
+        for file in sorted({step.file for step in self.manifest.steps}):
+            if not (save_directory / file).exists():
                 with atomic_write(save_directory / file) as part:
                     shutil.copyfile(self._directory / file, part)
         write_manifest(save_directory, replace(self.manifest, info=self.info.to_dict()))
@@ -180,6 +186,17 @@ def _check_size(manifest: Manifest, resize_ratio: float) -> None:
         raise BeyondLimit(f"the network multiplies {macs * batch:,} times for one call", MOST_MACS)
 
 
+def _check_state(manifest: Manifest, directory: Path, most: int) -> None:
+    """Raises ValueError if what lies between two steps holds more than `most` values."""
+    batch = manifest.batch or 1
+    sizes = {Origin(0): batch * math.prod(manifest.input_size)}
+    for t, (step, kept) in enumerate(zip(manifest.steps, needed_after(manifest.steps), strict=True), 1):
+        made = {Origin(t, value.name): batch * math.prod(map(int, value.shape[1:])) for value in step.outputs}
+        sizes |= made
+        if (held := sum(sizes[source] for source in {*kept, *made})) > most:
+            raise ValueError(f"{directory} holds {held:,} values after step {t}, more than {most:,} for images of this size")
+
+
 @register_loader(MANIFEST)
 def load_export(directory: str | os.PathLike[str], trust: bool = False) -> ExportedModel:
     """An exported folder as a model, computed by its engine with as many threads as torch has now.
@@ -200,13 +217,15 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False) -> Expor
     if not info.trusted:
         _check_size(manifest, info.resize_ratio)
     load, version = ENGINES[manifest.engine]
-    threads, values = torch.get_num_threads(), (manifest.batch or 1) * math.prod(manifest.input_size)
+    batch, threads = manifest.batch or 1, torch.get_num_threads()
+    allowance = Allowance(batch * manifest.steps[-1].macs, batch * math.prod(manifest.input_size))
+    _check_state(manifest, directory, allowance.live)
     deployment = {"engine": version(), "threads": threads, "dtype": manifest.precision}
     loaded: dict[Any, Graph] = {}  # steps that compute the same share a graph
     keys = [(step.file, step.sha256, step.inputs, step.outputs) for step in manifest.steps]
     for key, step in zip(keys, manifest.steps, strict=True):
         if key not in loaded:
-            loaded[key] = load(directory, step, threads, values)
+            loaded[key] = load(directory, step, threads, allowance, keys.count(key))
     model = ExportedModel(manifest, directory, [loaded[key] for key in keys], deployment)
     model.info = replace(info, input_size=manifest.input_size)
     return model.eval()

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from anytime.saving import CONFIG_BYTES, CONFIG_VALUES, ModelInfo
 from anytime.support.documents import parse_json, read_limited
-from anytime.support.folders import check_file
+from anytime.support.folders import MANIFEST, check_file
 from anytime.support.limits import MOST_STEPS
+from anytime.support.text import quoted
 
-MANIFEST = "manifest.json"
 KIND = "anytime export"
 FORMAT = 1
 IMAGES, ANSWER, BATCH = "images", "answer", "batch"
+_FILE = r"step_[1-9]\d{0,3}\.onnx"  # of a step: only what `anytime export` writes, because saving replaces files of this name
 PRECISIONS = ("float32",)
 TYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 
@@ -242,8 +243,8 @@ def _wrong_wires(made: Manifest) -> str | None:
     first: tuple[int | str, ...] = (BATCH if made.batch is None else made.batch,)
     known = {Origin(0): GraphValue(IMAGES, (*first, *made.input_size), made.precision)}
     for t, step in enumerate(made.steps, 1):
-        if not isinstance(step.file, str) or not re.fullmatch(r"\w[\w.-]{0,99}", step.file, re.ASCII):
-            return f"the file of step {t} is {step.file!r}, not the name of a file in this folder"
+        if not isinstance(step.file, str) or not re.fullmatch(_FILE, step.file, re.ASCII):
+            return f"the file of step {t} is {quoted(step.file)}, not a name such as step_{t}.onnx"
         if not isinstance(step.sha256, str) or len(step.sha256) != 64:
             return f"the SHA-256 of step {t} is {step.sha256!r}"
         for value in (*step.inputs, *step.outputs):

@@ -1,0 +1,138 @@
+"""What an export may replace: an earlier export, never a file of the user, a model or a training."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anytime
+from anytime.cli import main
+from anytime.export.folder import _replace, check_replaceable
+from anytime.runtime.engines.exported import write_manifest
+from anytime.runtime.engines.manifest import GraphValue, Manifest, Origin, StepFile
+from anytime.training.rundir import set_state
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+SIZE = (1, 4, 4)
+
+
+def graph() -> bytes:
+    """An ONNX file: 3 logits from images, by a matrix product."""
+    number, make = onnx.TensorProto.FLOAT, onnx.helper
+    nodes = [
+        make.make_node("Flatten", ["images"], ["flat"], axis=1),
+        make.make_node("MatMul", ["flat", "weight"], ["answer"]),
+    ]
+    values = (
+        [make.make_tensor_value_info("images", number, [1, *SIZE])],
+        [make.make_tensor_value_info("answer", number, [1, 3])],
+    )
+    made = make.make_graph(nodes, "step", *values, [make.make_tensor("weight", number, [16, 3], [0.1] * 48)])
+    return make.make_model(made, opset_imports=[make.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+def exported(folder: Path, macs: int = 48) -> Path:
+    """A folder that `anytime export` could have written."""
+    data = graph()
+    images, answer = GraphValue("images", (1, *SIZE), "float32"), GraphValue("answer", (1, 3), "float32")
+    step = StepFile("step_1.onnx", hashlib.sha256(data).hexdigest(), (images,), (Origin(0),), (answer,), macs)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / step.file).write_bytes(data)
+    write_manifest(folder, Manifest("onnx", "float32", 1, "mine", (3,), SIZE, (0.0,), (1.0,), 48, 1e-4, {}, (step,), {}))
+    return folder
+
+
+@pytest.fixture
+def model() -> anytime.AnytimeModel:
+    """A network of two steps."""
+    return anytime.create_model("anytimenet", 3, blocks=(1, 2, 1), scheme=((1, 1, 1), (0, 1, 0)), width=2, in_channels=1)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def placed(path: Path, kind: str) -> None:
+    """Something of the user at a path."""
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        (path.parent.parent / "mine").write_text("mine")
+        path.symlink_to(path.parent.parent / "mine")
+    else:
+        path.write_text("mine")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_has_the_name_of_a_graph_is_not_replaced(kind: str, model: anytime.AnytimeModel, tmp_path: Path) -> None:
+    folder, export, part = (exported(tmp_path / name) for name in ("there", "export", "part"))
+    (part / "step_1.onnx").rename(part / "step_2.onnx")
+    (tmp_path / "docs").mkdir()
+    placed(folder / "step_2.onnx", kind)
+    placed(tmp_path / "docs/step_1.onnx", kind)
+    before = content(tmp_path)
+    for write in (
+        lambda: anytime.export_model(model, folder, input_size=SIZE, overwrite=True),
+        lambda: _replace(folder, part),
+        lambda: anytime.load(export).save(tmp_path / "docs"),
+    ):
+        with pytest.raises(ValueError, match=r"step_[12]\.onnx is not a graph of the export in .*, so it is not replaced"):
+            write()
+    assert content(tmp_path) == before
+
+
+def test_no_export_is_mixed_with_a_model_or_another_export(model: anytime.AnytimeModel, tmp_path: Path) -> None:
+    export = anytime.load(exported(tmp_path / "export"))
+    model.save(tmp_path / "model")
+    set_state(tmp_path / "run", "interrupted")
+    exported(tmp_path / "other", macs=49)
+    before = content(tmp_path)
+    for folder, what in {"model": "holds config.json", "run": "holds run.json", "other": "holds another export"}.items():
+        with pytest.raises(ValueError, match=f"{folder} {what}, .* give another folder"):
+            export.save(tmp_path / folder)
+    with pytest.raises(ValueError, match="export holds an export, beside which no model is saved; give another folder"):
+        model.save(tmp_path / "export")
+    assert content(tmp_path) == before
+    (tmp_path / "export/config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds config\.json, beside which no export is written"):
+        check_replaceable(tmp_path / "export", overwrite=True)
+
+
+def test_fit_mixes_no_model_into_an_export(model: anytime.AnytimeModel, tmp_path: Path, capsys: Any) -> None:
+    model.save(tmp_path / "model")
+    exported(tmp_path / "export")
+    before = content(tmp_path)
+    fit = ["fit", str(tmp_path / "model"), "--stop", "confidence", "--budget", "50%", "--out", str(tmp_path / "export")]
+    assert main(fit) == 1
+    assert "export holds another model, which is not replaced; give another --out" in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_rules_of_a_copy_of_an_export_are_kept(tmp_path: Path) -> None:
+    from anytime.commands.fit import _saved_in
+
+    export = anytime.load(exported(tmp_path / "export"))
+    export.info.rules["first"] = {}
+    export.save(tmp_path / "copy")
+    assert list(_saved_in(tmp_path / "copy", anytime.load(tmp_path / "export"), False).info.rules) == ["first"]
+
+
+def test_an_export_whose_replacement_was_killed_can_be_replaced(tmp_path: Path, killed: Any) -> None:
+    """Beside files of the user, which stay."""
+    for number in range(1, 20):
+        place = tmp_path / str(number)
+        folder, part = exported(place / "export"), exported(place / "part", macs=49)
+        (folder / "step_3.onnx").write_text("mine")
+        ended = not killed(number, place, lambda folder=folder, part=part: _replace(folder, part))  # type: ignore[misc]
+        shutil.rmtree(part)
+        _replace(folder, exported(part, macs=50))
+        assert anytime.load(folder).manifest.steps[0].macs == 50
+        assert set(content(folder)) == {f"{folder}/{name}" for name in ("manifest.json", "step_1.onnx", "step_3.onnx")}
+        if ended:
+            break
+    assert number == 4

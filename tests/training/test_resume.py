@@ -150,6 +150,16 @@ ODD = {
     "null as momentum": (lambda c: buffers(c, None), "momentum_buffer of the optimizer's state of parameter 0 is NoneType"),
     "another shape": (lambda c: buffers(c, torch.zeros(1)), "parameter 0 is numbers of shape [1], here numbers of shape [4,"),
     "whole numbers": (lambda c: buffers(c, torch.zeros(4, 1, 3, 3).long()), "parameter 0 is torch.int64 of shape"),
+    "NaN as momentum": (
+        lambda c: buffers(c, torch.full((4, 1, 3, 3), torch.nan)),
+        "momentum_buffer of the optimizer's state of parameter 0 holds NaN or infinity",
+    ),
+    "infinite momentum": (lambda c: buffers(c, torch.full((4, 1, 3, 3), torch.inf)), "parameter 0 holds NaN or infinity"),
+    "momentum of another type": (
+        lambda c: buffers(c, torch.zeros(4, 1, 3, 3).double()),
+        "is torch.float64, here torch.float32",
+    ),
+    "NaN as weights": (lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan), "model."),
     "no state": (lambda c: state(c).clear(), "the optimizer's state is empty after 4 steps"),
     "state of no parameter": (lambda c: state(c).update(x={}), "state of parameter 'x' is [], here []"),
     "more state": (lambda c: state(c)[0].update(step=3), "0 is ['momentum_buffer', 'step'], here ["),
@@ -179,10 +189,13 @@ def test_what_no_training_saves_ends_in_one_sentence(interrupted, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "RMSprop", "ASGD"],
+    ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "RMSprop", "Rprop", "ASGD"],
 )
 def test_what_each_optimizer_keeps_is_known(name):
-    """A state that it saves after some steps fits; with one tensor of another shape it does not."""
+    """A state that it saves after some steps fits; with one tensor of another shape, NaN or a negative square it does not."""
+    squares = {
+        *("exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "row_var", "col_var", "variance", "step_size"),
+    }
 
     def make(groups):
         return getattr(torch.optim, name)(groups, lr=0.01, **({"momentum": 0.9} if name == "SGD" else {}))
@@ -212,6 +225,11 @@ def test_what_each_optimizer_keeps_is_known(name):
         if isinstance(value, Tensor):
             state(checkpoint)[0] = kept | {key: torch.zeros(7)}
             assert f"{key} of the optimizer's state of parameter 0 is numbers of shape [7]" in first_oddity(checkpoint, *known)
+            if key != "step":
+                state(checkpoint)[0] = kept | {key: torch.full_like(value, torch.nan)}
+                assert "holds NaN or infinity" in first_oddity(checkpoint, *known)
+                state(checkpoint)[0] = kept | {key: torch.full_like(value, -1.0)}
+                assert ("never negative" in first_oddity(checkpoint, *known)) == (key in squares)
     assert all(map(torch.equal, parameters, before))
 
 

@@ -13,6 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 _RATES = ("lr", "initial_lr")
 _FIXED = ("lr_lambdas", "_is_initial", "_get_lr_called_within_step")  # entries of a schedule that no step changes
+_HALVES = (torch.bfloat16, torch.float16)  # of a training in another precision
+_SQUARES = {  # sums and means of squares, maxima of sizes, and steps, by the optimizers of torch
+    *("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf"),
+    *("row_var", "col_var", "variance", "step_size"),
+}
 _STEPS = ("loops", "fit_loop", "epoch_loop.automatic_optimization.optim_progress", "optimizer", "step", "total", "completed")
 
 
@@ -30,6 +35,9 @@ def first_oddity(
         schedule: Its new schedule.
         entries: What the optimizer keeps of each parameter, see `kept_entries`.
     """
+    for name, value in saved.get("state_dict", {}).items():
+        if name.startswith("model.") and isinstance(value, Tensor) and not value.isfinite().all():
+            return f"{name} holds NaN or infinity"
     for what in ("optimizer_states", "lr_schedulers"):
         if len(saved[what]) != 1:
             return f"{what} holds {len(saved[what])} entries, not 1"
@@ -120,9 +128,22 @@ def _odd_entry(saved: Mapping[Any, Any], wanted: Mapping[int, Mapping[str, Any]]
         for key, value in own.items():
             if _form(found[key]) != _form(value):
                 return f"{key} of the optimizer's state of parameter {index} is {_form(found[key])}, here {_form(value)}"
+            if isinstance(value, Tensor) and (odd := _odd_moment(key, found[key], value)):
+                return f"{key} of the optimizer's state of parameter {index} {odd}"
         count = found.get("step", 0)
         if isinstance(count, int | float | Tensor) and not 0 <= float(count) <= steps:
             return f"step of the optimizer's state of parameter {index} is {float(count):g} after {steps} steps"
+    return ""
+
+
+def _odd_moment(key: str, found: Tensor, own: Tensor) -> str:
+    """What is wrong with the numbers that an optimizer keeps of a parameter, as half a sentence; empty if nothing is."""
+    if found.dtype not in (own.dtype, *_HALVES):
+        return f"is {found.dtype}, here {own.dtype}"
+    if not found.isfinite().all():
+        return "holds NaN or infinity"
+    if key in _SQUARES and found.numel() and found.min() < 0:
+        return f"holds {float(found.min()):g}, but is never negative"
     return ""
 
 

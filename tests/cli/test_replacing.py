@@ -172,13 +172,14 @@ def test_compare_and_evaluate_replace_only_when_asked(run, refused):
     assert Path("mine.png").read_text() == "mine"
     assert main(["compare", run, "--out", "mine.png", "--overwrite"]) == 0
     assert Path("mine.png").read_bytes().startswith(b"\x89PNG")
-    Path("there").mkdir()
-    Path("there/report.html").write_text("mine")
+    assert main(["evaluate", run, "--out", "there"]) == 0
+    Path("there/trace-test.safetensors").unlink()
+    before = content("there")
     message = refused(["evaluate", run, "--out", "there"], 2)
-    assert "there/report.html exists; give another --out, or --overwrite to replace it" in message
-    assert content("there") == {"there/report.html": b"mine"}
+    assert "there/metrics-test.json exists; give another --out, or --overwrite to replace it" in message
+    assert content("there") == before
     assert main(["evaluate", run, "--out", "there", "--overwrite"]) == 0
-    assert Path("there/report.html").stat().st_size > 1000
+    assert Path("there/trace-test.safetensors").is_file()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from anytime.commands.parser import Parser
 from anytime.reporting.columns import COMPARISON_COLUMNS, GROUP_COLUMNS, PAIRED_COLUMNS
 from anytime.reporting.tables import format_table
 from anytime.support.files import atomic_write
+from anytime.support.owned import MARK, check_own
 from anytime.support.text import printable
 from anytime.support.units import macs_text
 from anytime.trace import Trace
@@ -42,10 +43,12 @@ def run(arguments: Sequence[str]) -> int:
 
     kinds = plots.file_kinds()
     out = options.out or Path("runs/compare.png")
-    if plots.file_kind(out) not in kinds:
+    if (kind := plots.file_kind(out)) not in kinds:
         parser.error(f"--out needs the name of a figure, ending with one of {', '.join(kinds)}; got {str(out)!r}")
     if options.out:
         parser.check_free(out, "--out", options.overwrite)
+    else:
+        check_own(out)
     traces = stored_traces(options.runs, options.part)
     if differences := timing_differences(traces):
         warnings.warn(differences, stacklevel=2)
@@ -56,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
     if len(traces) == 2:
         _show_paired(*traces.items())
     with atomic_write(out) as part:
-        plots.compare(traces).savefig(part, format=plots.file_kind(out), dpi=150)
+        plots.compare(traces).savefig(part, format=kind, dpi=150, metadata=MARK if kind == "png" else None)
     print(printable(f"wrote {out}"))
     return 0
 

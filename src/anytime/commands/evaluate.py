@@ -10,6 +10,7 @@ from pathlib import Path
 from anytime.commands.parser import Parser
 from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.tables import format_table
+from anytime.support.owned import check_own
 from anytime.support.text import printable
 
 
@@ -24,13 +25,15 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_data_folder()
     parser.add_device()
     parser.add_argument("--out", type=Path, help="where to write (default: the run directory, or runs/NAME)")
-    parser.add_overwrite("what --out holds")
+    parser.add_overwrite("the evaluation that --out holds")
     options = parser.parse_args(arguments)
     parser.check_model(options.run)
     parser.check_device(options.device)
     from anytime.reporting.evaluation import evaluate_run, results_in
 
-    for path in results_in(options.out, options.part) if options.out else []:
+    there = results_in(options.out, options.part) if options.out else []
+    check_own(*there)
+    for path in there:
         parser.check_free(path, "--out", options.overwrite)
     result = evaluate_run(
         options.run, options.part, options.root, options.device, options.out, download=options.download, trust=options.trust

@@ -17,6 +17,7 @@ from anytime.studies.executors.subprocess import TrainingStopped, log_end
 from anytime.studies.runner import TrainingRun, run_all, run_status, time_text
 from anytime.studies.study import Study, find_study, list_studies, study_command
 from anytime.support.names import nearest
+from anytime.support.owned import check_own
 from anytime.support.text import printable
 from anytime.training.config import top_level_keys
 
@@ -63,6 +64,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.finished:
         runs = [run for run in runs if run_status(run, folder) == "finished"]
         wanted = _possible(wanted, study, data, options.scale, seeds, {run.name for run in runs})
+    out = options.out or Path("results") / options.study
+    stems = {name: out / f"{name.replace(' ', '_')}_{data}_{options.scale}" for name in wanted}
+    check_own(*(stem.with_name(f"{stem.name}.{kind}") for stem in stems.values() for kind in ("json", "png")))
     try:
         traces = run_all(runs, folder)
     except TrainingStopped as stopped:
@@ -72,11 +76,10 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command continues from here", file=sys.stderr)
         raise
-    out = options.out or Path("results") / options.study
-    for name in wanted:
+    for name, stem in stems.items():
         result = study.items[name].make(traces, data)
         made_by = study_command(options.study, name, data, options.scale, seeds, flags)
-        files = result.write(out / f"{name.replace(' ', '_')}_{data}_{options.scale}", made_by)
+        files = result.write(stem, made_by)
         written = printable(", ".join(map(str, files)))
         print(f"\n{name.capitalize()}: {study.items[name].title}\n\n{result.text}\n\nwrote {written}")
     return 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anytime.data.files import errors_naming
 from anytime.data.names import composed
+from anytime.support.files import atomic_write
 from anytime.support.names import nearest
 
 _SYNSET = re.compile(r"\d{8} \d\d n [0-9a-f]{2} ")
@@ -148,7 +149,7 @@ class Taxonomy:
         for name in self.parents:
             if name.startswith("#") or " > " in name:
                 raise ValueError(f"a file of labels cannot hold {name!r}: '#' begins a comment, ' > ' a path")
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(self.path(name) for name in self.parents if name not in self.children)
 
 

@@ -24,8 +24,9 @@ from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.report import Section, write_report
 from anytime.support.digest import weights_digest
 from anytime.support.files import atomic_write
-from anytime.support.folders import check_file
+from anytime.support.folders import FIGURES, check_file
 from anytime.support.locks import only_writer
+from anytime.support.owned import MARK, check_own
 from anytime.trace import Trace, labelled, record
 from anytime.training.origin import data_of
 
@@ -119,9 +120,13 @@ def evaluate_run(
         progress: Shows a progress bar.
         download: Downloads missing data.
         trust: Whether import paths that the run names may be imported, see `anytime.load`.
+
+    Raises:
+        NotOurs: A file with the name of a result is there, and no evaluation wrote it.
     """
     folder = out or output_folder(run)
     with only_writer(folder, "an evaluation"):
+        check_own(*_results(folder, part))
         model = load(run, trust)
         require_classifier(model, "an evaluation")
         trace = _recorded(model, trained_on(model, root, download, Path(run)), part, device, progress)
@@ -130,12 +135,17 @@ def evaluate_run(
 
 def results_in(folder: Path, part: str) -> list[Path]:
     """The results of an evaluation on `part` that a folder holds."""
-    names = [_trace_path(folder, part).name, f"metrics-{part}.json", _report_name(part)]
-    return [folder / name for name in names if (folder / name).exists()]
+    return [path for path in _results(folder, part) if os.path.lexists(path)]
+
+
+def _results(folder: Path, part: str) -> list[Path]:
+    figures = [_figures(folder, part) / name for name in FIGURES]
+    return [_trace_path(folder, part), folder / f"metrics-{part}.json", folder / _report_name(part), *figures]
 
 
 def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Section] = ()) -> Evaluation:
-    """Writes trace, metrics, figures and report of `part` into `folder`."""
+    """Writes trace, metrics, figures and report of `part` into `folder`; raises NotOurs as `evaluate_run`."""
+    check_own(*_results(folder, part))
     path = _trace_path(folder, part)
     trace.save(path)  # first: what is wrong with labels must not cost the recording
     level, coarser = labelled(_finest(trace)), [trace.level(d) for d in range(1, len(trace.levels))]
@@ -153,10 +163,9 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
         plots.per_class: "Confidence against accuracy, one dot per class (Kim et al. 2020, Fig. 4)",
     }
     figures = {caption: draw(level) for draw, caption in captions.items()}
-    drawn = folder / "figures" if part == "test" else folder / "figures" / part
     for draw, caption in captions.items():
-        with atomic_write(drawn / f"{draw.__name__}.png") as whole:
-            figures[caption].savefig(whole, format="png", dpi=150)
+        with atomic_write(_figures(folder, part) / f"{draw.__name__}.png") as whole:
+            figures[caption].savefig(whole, format="png", dpi=150, metadata=MARK)
     title = f"{trace.meta.get('model', 'model')} on {trace.meta.get('dataset', 'data')} ({part} images)"
     levels = [
         Section(f"Every step, at the label level of {row['classes']} classes", rows=row["steps"], columns=STEP_COLUMNS)
@@ -187,6 +196,10 @@ def _trace_path(folder: Path, part: str) -> Path:
     path = folder / f"trace-{part}.safetensors"
     check_file(path)
     return path
+
+
+def _figures(folder: Path, part: str) -> Path:
+    return folder / "figures" if part == "test" else folder / "figures" / part
 
 
 def _report_name(part: str) -> str:

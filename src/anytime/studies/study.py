@@ -20,6 +20,7 @@ from anytime.studies.claims import Claim, format_claims
 from anytime.studies.runner import Traces, TrainingRun
 from anytime.support.files import atomic_write
 from anytime.support.names import nearest
+from anytime.support.owned import MARK, check_own
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,20 @@ class Result:
         return "\n\n".join(filter(None, (self.table, format_claims(self.claims or ()))))
 
     def write(self, stem: Path, command: str) -> list[Path]:
-        """Writes `stem.json`, which names the command that made it, and `stem.png`; returns the files written."""
+        """Writes `stem.json`, which names the command that made it, and `stem.png`; returns the files written.
+
+        Raises:
+            NotOurs: A file of that name is there, and no study wrote it.
+        """
         written = [stem.with_name(f"{stem.name}.json")]
+        check_own(*written, stem.with_name(f"{stem.name}.png"))
         claims = {} if self.claims is None else {"claims": self.claims}
         with atomic_write(written[0]) as part:
             part.write_text(_text(plain({"command": command, **self.numbers, **claims})) + "\n", encoding="utf-8")
         if self.figure is not None:
             written.append(stem.with_name(f"{stem.name}.png"))
-            self.figure.savefig(written[1], dpi=150)
+            with atomic_write(written[1]) as part:
+                self.figure.savefig(part, format="png", dpi=150, metadata=MARK)
         return written
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import threading
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 
 from anytime.support.files import remove_leftovers
 from anytime.support.folders import FOLDERS, LOCK, check_folder
+from anytime.support.owned import NotOurs
 from anytime.support.text import printable
 
+_OWN = re.compile(rb"([^\n]* \(process \d+\)\n(brief|long))?")  # what a killed process left; empty: before it wrote
 _BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _held: dict[int, tuple[str, int]] = {}  # folder and thread, by the descriptor of the lock
@@ -42,7 +45,7 @@ def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True, 
 
     Raises:
         InUse: Another process writes there.
-        ValueError: The folder holds links that lead out of it, or pipes, see `check_folder`.
+        ValueError: The folder holds links that lead out of it, or pipes, see `check_folder`; or a file `.lock` of others.
         OSError: The disk is full.
     """
     folder = Path(folder)
@@ -91,6 +94,9 @@ def _acquire(folder: Path, doing: str, brief: bool) -> int | None:
             warnings.warn(f"{folder} cannot be locked ({error.strerror}): let only one process write to it", stacklevel=4)
             return None
         if locked and _is_at(descriptor, path):
+            if not _OWN.fullmatch(os.read(descriptor, 1000)):
+                os.close(descriptor)
+                raise NotOurs(f"{path} is not a lock of this library, which writes one of that name there; move it away")
             try:
                 os.ftruncate(descriptor, 0)
                 os.lseek(descriptor, 0, os.SEEK_SET)

@@ -18,12 +18,14 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from anytime.cost import hardware
+from anytime.data.record import RECORD
+from anytime.saving import CONFIG as MODEL_CONFIG
 from anytime.saving import WEIGHTS
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write, part_of, remove_folder, remove_leftovers
 from anytime.support.folders import LOCK, OWN, REPLACEMENT, STATE, STUDY_TRACES, check_folder
 from anytime.support.locks import only_writer
-from anytime.support.owned import looks_foreign, only_own_in, state_of
+from anytime.support.owned import check_own, looks_foreign, only_own_in, state_of
 from anytime.support.trace_files import is_study_trace
 from anytime.training.config import SECTIONS, Config, UsageError, read_recipe
 from anytime.version import __version__
@@ -48,6 +50,7 @@ def check_new(path: Path, overwrite: bool) -> None:
 
     Raises:
         UsageError: It exists and `overwrite` is not set, or it is not a run directory of this library.
+        NotOurs: It holds a file of the user that would be replaced.
         InUse: Another process writes there.
     """
     if not is_main_process() or not path.exists():
@@ -63,6 +66,7 @@ def check_new(path: Path, overwrite: bool) -> None:
             raise UsageError(f"{reason}; give another --run")
         if not overwrite:
             raise UsageError(f"{path} exists; give another --run, --resume {path} to continue, or --overwrite to replace it")
+        check_own(*(path / name for name in (CONFIG, MODEL_CONFIG, RECORD)))
 
 
 @contextmanager

@@ -126,3 +126,38 @@ def test_what_cannot_watch(name: str, model: dict[str, Any], options: dict[str, 
     built = make(name, **model)
     with pytest.raises(ValueError, match=message):
         Predictor(built, **options).watch([], updates)
+
+
+def test_every_frame_is_checked() -> None:
+    """A frame that is as the first takes a short way; any other is looked at as the first was."""
+    model = make()
+    good = torch.rand(1, 3, 9, 8, dtype=torch.float64)
+    over = good.clone()
+    over[0, 0, 0, 0] = 1.04
+    clamped = over.clamp(max=1)
+    found = [answer.outputs for answer in Predictor(model).watch([good, good[0], over, good.transpose(2, 3).mT])]
+    expected = [answer.outputs for answer in Predictor(model).watch([good, good, clamped, good])]
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    for wrong, error, message in (
+        (torch.full_like(good, torch.nan), ValueError, "the images hold NaN"),
+        (good + 0.2, ValueError, r"images must lie in \[0, 1\]"),
+        (good.float(), TypeError, "the images are torch.float32, the model torch.float64"),
+        (good.numpy(), TypeError, "tensor"),
+        (good[:, :2], ValueError, "images must be"),
+    ):
+        watching = Predictor(model).watch([good, wrong])
+        next(watching)
+        with pytest.raises(error, match=message):
+            next(watching)
+
+
+def test_answers_own_their_tensors() -> None:
+    """What a caller does to an answer changes neither the state nor a later answer."""
+    model, frames = make().float(), torch.rand(3, 1, 3, 9, 8)
+    expected = [answer.probabilities for answer in Predictor(model).watch(frames)]
+    found = []
+    for answer in Predictor(model).watch(frames):
+        found.append(answer.probabilities.clone())
+        for tensor in (*answer.levels, answer.outputs, answer.steps, answer.macs):
+            tensor.zero_()
+    assert torch.equal(torch.stack(found), torch.stack(expected))

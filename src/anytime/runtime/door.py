@@ -63,6 +63,22 @@ def admit(x: Tensor, model: AnytimeModel, profile: Profile | None) -> Tensor:
     return copy
 
 
+def admit_like(x: Any, first: Tensor) -> Tensor | None:
+    """`admit` for images of the form of others that were admitted: a copy, or None if `admit` has to look at them.
+
+    It is called in inference mode.
+    """
+    if type(x) is not Tensor or x.layout is not torch.strided:
+        return None
+    if x.ndim == 3 and len(first) == 1:
+        x = x[None]
+    if x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
+        return None
+    copy = x.clone(memory_format=torch.contiguous_format)
+    low, high = copy.aminmax()
+    return copy if low.item() >= 0 and high.item() <= 1 else None  # NaN is neither
+
+
 def whole_depth(depth: Any) -> int:
     """A number of steps in flight.
 

@@ -213,7 +213,7 @@ def long_files(root: Path) -> list[str]:
     return [f"{file} has {count} lines; split it, {LINES} are enough" for file, count in counts.items() if count > LINES]
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples", "edge"])
 def test_files_stay_small(folder: str) -> None:
     assert not (found := long_files(ROOT / folder)), "\n".join(found)
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
@@ -137,3 +138,12 @@ def test_films_show_their_labels(load_benchmark) -> None:
     assert film.shape == (6, 2, 1, 4, 4)
     assert shown.tolist() == [[0, 1]] * 2 + [[2, 3]] * 2 + [[4, 5]] * 2
     torch.testing.assert_close(film.amax((2, 3, 4)) * 6, shown.float())  # a shift of an image of one colour is that image
+
+
+def test_noise_and_frames_are_timed(load_benchmark) -> None:
+    noise = load_benchmark("noise")
+    options = Namespace(width=2, device="cpu", repeats=2)
+    shares = noise.noises(options)
+    assert list(shares) == ["focus", "occlusion", "perlin", "resolution", "translation", "rotation"]
+    assert all(share["median"] > 0 for share in (*shares.values(), noise.stream(options)))
+    assert abs(noise.watch(2, frames=20)["median"]) < 1e-2

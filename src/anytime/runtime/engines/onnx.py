@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anytime.runtime.engines.base import Cancelled, StepMeasurement
-from anytime.runtime.engines.graph_check import checked_graph
+from anytime.runtime.engines.graph_check import MOST_BYTES, Allowance, checked_graph
 from anytime.runtime.engines.manifest import GraphValue, StepFile
 from anytime.runtime.forks import renew_after_fork
 from anytime.support.folders import check_file
@@ -60,7 +60,8 @@ class OnnxGraph:
         directory: The exported folder.
         step: The step, as the manifest has it.
         threads: Threads to compute with.
-        values: Values of the images of one call.
+        allowance: What the graphs of the export may take together; this one takes its share.
+        uses: Steps that compute this graph.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
@@ -68,25 +69,28 @@ class OnnxGraph:
         ValueError: The file is damaged, not what the manifest says, or needs more work or memory than that explains.
     """
 
-    def __init__(self, directory: Path, step: StepFile, threads: int, values: int) -> None:
-        self._path, self._step, self._threads, self._values = directory / step.file, step, threads, values
+    def __init__(self, directory: Path, step: StepFile, threads: int, allowance: Allowance, uses: int = 1) -> None:
+        self._path, self._step, self._threads = directory / step.file, step, threads
+        self._explained = allowance.macs, allowance.values
         self._names = [value.name for value in step.inputs]
         self._outputs = [value.name for value in step.outputs]
-        self._session = self._loaded()
+        self._session = self._loaded(allowance, uses)
         renew_after_fork(self)
 
-    def _loaded(self, notes: Path | None = None) -> Any:
+    def _loaded(self, allowance: Allowance, uses: int = 1, notes: Path | None = None) -> Any:
         """The graph in the engine, which writes how long each operator takes to a file in the folder `notes`."""
         onnxruntime = _onnxruntime()
         check_file(self._path)
         if not self._path.is_file():
             raise FileNotFoundError(f"the export lacks the file {self._path}")
+        if (size := self._path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{self._path} has {size:,} bytes, more than the {MOST_BYTES:,} of one ONNX file")
         data = self._path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         if digest != self._step.sha256:
             expected = self._step.sha256[:12]
             raise ValueError(f"{self._path} is damaged: SHA-256 is {digest[:12]}..., the manifest says {expected}...")
-        data = checked_graph(data, str(self._path), self._step.macs, self._values)
+        data = checked_graph(data, str(self._path), allowance, uses)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = 4
@@ -120,7 +124,7 @@ class OnnxGraph:
             Cancelled: `cancel` was called with this call, in any thread, before or meanwhile.
         """
         if self._session is None:
-            self._session = self._loaded()
+            self._session = self._loaded(Allowance(*self._explained))
         try:
             outputs = self._session.run(self._outputs, self._given(inputs), call)
         except Exception as error:  # of the engine's own kinds
@@ -143,7 +147,7 @@ class OnnxGraph:
         """
         given, seconds, memory = self._given(inputs), dict[str, list[float]](), 0
         with TemporaryDirectory() as notes:
-            session = self._loaded(Path(notes))
+            session = self._loaded(Allowance(*self._explained), notes=Path(notes))
             for _ in range(_WARMUP + repeats):
                 session.run(self._outputs, given)
             events = json.loads(Path(session.end_profiling()).read_bytes())
@@ -162,7 +166,7 @@ class OnnxGraph:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OnnxGraph, (self._path.parent, self._step, self._threads, self._values)
+        return OnnxGraph, (self._path.parent, self._step, self._threads, Allowance(*self._explained))
 
 
 def _value(node: Any) -> GraphValue:

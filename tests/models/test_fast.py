@@ -17,7 +17,7 @@ from anytime.training.launch import start_training
 
 CONTRACT_ARGUMENTS = {
     "fast": {"widths": (8, 8, 8), "head_widths": (4, 4)},
-    "fast_mirrored": {"widths": (8, 8, 8), "head_widths": (4, 4)},
+    "fast_views": {"widths": (8, 8, 8), "head_widths": (4, 4)},
 }
 
 
@@ -32,21 +32,37 @@ def test_cost() -> None:
     assert 2 * sum(p.numel() for p in model.parameters()) < 5e6  # bytes in float16
 
 
-def test_the_fourth_answer_has_both_views() -> None:
-    model = FastNet(widths=(4, 8), head_widths=(2,), mirrored=True).eval()
-    x = torch.rand(5, 3, 12, 12)
+def test_further_answers_are_means_over_views() -> None:
+    model = FastNet(widths=(4, 8), head_widths=(2,), views=4).double().eval()
+    x = torch.rand(5, 3, 12, 12, dtype=torch.float64)
+    wide = F.pad(x, (1, 1, 1, 1), "reflect")
+    seen = [x, x.flip(-1), wide[..., 2:, 2:], wide.flip(-1)[..., :-2, :-2]]
+    last = torch.stack([model(image)[1] for image in seen])
     answers = model(x)
-    assert torch.equal(answers[2], (answers[1] + model(x.flip(-1))[1]) / 2)
-    assert torch.allclose(model(x.flip(-1))[2], answers[2])
+    assert len(answers) == 5
+    for t, wanted in zip(range(1, 5), last.cumsum(0) / torch.arange(1, 5)[:, None, None], strict=True):
+        torch.testing.assert_close(answers[t], wanted, rtol=0, atol=1e-14)
     model.train()
     repeated = model(x)
-    assert torch.equal(repeated[2], repeated[1])
+    assert all(torch.equal(answer, repeated[1]) for answer in repeated[2:])
 
 
-def test_cost_of_the_mirrored_view() -> None:
-    single, both = (anytime.step_macs(anytime.create_model(name), (3, 32, 32)) for name in ("fast", "fast_mirrored"))
+def test_cost_of_further_views() -> None:
+    single, more = (anytime.step_macs(anytime.create_model(name), (3, 32, 32)) for name in ("fast", "fast_views"))
     early_heads = 7**2 * 9 * 64 * 32 + 32 * 9 * 10 + 3**2 * 9 * 256 * 64 + 64 * 9 * 10
-    assert both == [*single, 2 * single[-1] - early_heads]
+    assert more == [*single, *(single[-1] + k * (single[-1] - early_heads) for k in (1, 2, 3))]
+
+
+def test_views_have_no_weights_and_do_not_change_the_training(tmp_path: Path) -> None:
+    flags = ["--data=Digits", "--data.limit=64", "--data.batch_size=32", "--epochs=2", "--progress=false", "--logger=csv"]
+    flags += ["--model.widths=[4,8,8]", "--model.head_widths=[2,4]", "--precision=bf16-mixed"]
+    runs = [
+        start_training(parse([*flags, f"--model={name}", f"--objective.weights={weights}"]), tmp_path / name)
+        for name, weights in (("fast", [0.2, 0.3, 1]), ("fast_views", [0.2, 0.3, 1, 0, 0, 0]))
+    ]
+    single, more = (anytime.load(run).state_dict() for run in runs)
+    assert single.keys() == more.keys()
+    assert all(torch.equal(single[name], more[name]) for name in single)
 
 
 def test_whitened_patches_are_uncorrelated() -> None:
@@ -79,6 +95,8 @@ def test_untrained_whitening_passes_pixels() -> None:
         ({"widths": (8, 0, 8)}, r"got \(8, 0, 8\)"),
         ({"head_widths": (4,)}, r"needs 2 widths .* \(64, 256, 256\), or none for a single answer, got \(4,\)"),
         ({"scale": 0.0}, r"scale must be above 0, got 0.0"),
+        ({"views": 5}, r"views must be a whole number in 1..4, got 5"),
+        ({"views": 0}, r"views must be a whole number in 1..4, got 0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:

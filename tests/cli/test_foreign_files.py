@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import anytime
 from anytime.cli import main
@@ -66,6 +67,36 @@ def test_files_of_the_user_stay(run, command, file, code, kind, capsys) -> None:
     assert main(command) in (code, 2)  # 2: a training finds no run directory
     error = capsys.readouterr().err.rpartition("\r")[2]
     assert error.startswith(f"anytime {command[0]}: error: ")
+    assert error.count("\n") == 1
+    assert everything() == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["evaluate", "tiny", "--out", out] for out in ("notes", "notes/there")),
+        *(["fit", "tiny", *RULE, "--out", out] for out in ("notes", "notes/there")),
+        *(["export", "tiny", "--out", out] for out in ("notes", "notes/there")),
+        *(["train", "--model", "anytimenet", "--data", "digits", "--run", out] for out in ("notes", "notes/there")),
+        ["profile", "tiny", "--out", "notes/profile.json"],
+        ["compare", "tiny", "--out", "notes/compare.png"],
+        ["predict", "tiny", "image.png", "--plot", "notes/plot.png"],
+        ["demo", "--run", "notes/demo"],
+        ["study", "kim2020", "--out", "notes"],
+    ],
+)
+def test_a_file_is_no_folder(run, command, capsys, monkeypatch) -> None:
+    """Said before anything is measured or trained."""
+    for work in ("anytime.commands.profile._measure", "anytime.commands.study.run_all", "anytime.training.launch.build"):
+        monkeypatch.setattr(work, lambda *_: pytest.fail("the work was begun"))
+    Path("notes").write_text("mine")
+    Image.new("L", (8, 8)).save("image.png")
+    before = everything()
+    capsys.readouterr()
+    assert main(command) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith(f"anytime {command[0]}: error: notes ")
+    assert "not a folder, so nothing can be written into it" in error or "notes exists" in error
     assert error.count("\n") == 1
     assert everything() == before
 

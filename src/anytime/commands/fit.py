@@ -79,7 +79,8 @@ def run(arguments: Sequence[str]) -> int:
     folder = output_folder(options.run)
     out = options.out or folder
     with contextlib.ExitStack() as locks:
-        for path in sorted({folder.resolve(), out.resolve()}):  # in one order, so that no two commands wait for each other
+        places = {path.resolve(): path for path in (out, folder)}
+        for _, path in sorted(places.items()):  # in one order, so that no two commands wait for each other
             locks.enter_context(only_writer(path, "a fit"))
         _fit(parser, options, folder, out)
     return 0

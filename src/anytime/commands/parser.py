@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from anytime.pretrained import list_pretrained
+from anytime.support.files import check_no_file_above
 from anytime.support.names import nearest
 from anytime.support.text import one_line
 
@@ -67,7 +68,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--overwrite", action="store_true", help=f"replace {what} if it exists")
 
     def check_free(self, path: Path, option: str, overwrite: bool) -> None:
-        """Ends the command if `path`, given by `option`, exists and may not be replaced."""
+        """Ends the command if `path`, given by `option`, exists and may not be replaced, or cannot be made."""
+        try:
+            check_no_file_above(path)
+        except ValueError as error:
+            self.error(str(error))
         if path.exists() and not overwrite:
             self.error(f"{path} exists; give another {option}, or --overwrite to replace it")
 

@@ -63,7 +63,6 @@ def run(arguments: Sequence[str]) -> int:
     here = folder.is_dir() or not options.out
     with only_writer(folder, "a profile") if here else contextlib.nullcontext():
         measured = _measure(options, folder, [int(size) for size in sizes])
-        out.parent.mkdir(parents=True, exist_ok=True)
         measured.save(out)
     how = "compiled, " if options.compile else ""
     for batch, latencies in measured.batches.items():

@@ -24,7 +24,7 @@ from anytime.export.onnx import SUFFIX, convert, require_engine
 from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
 from anytime.runtime.engines.manifest import MANIFEST, PRECISIONS, GraphValue, Manifest, Origin, StepFile, read_manifest
-from anytime.support.files import part_of, remove_leftovers
+from anytime.support.files import check_no_file_above, make_folder, part_of, remove_leftovers
 from anytime.support.folders import LOCK
 from anytime.support.locks import only_writer
 from anytime.support.owned import check_contents, check_room_for_export, digest_of_file
@@ -148,9 +148,10 @@ def check_replaceable(directory: Path, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: It holds an export and `overwrite` is not set.
-        ValueError: It is a file, or a folder that holds something else than an export.
+        ValueError: It is a file, lies below one, or is a folder that holds something else than an export.
     """
-    if not directory.exists() or (directory.is_dir() and all(path.name == LOCK for path in directory.iterdir())):
+    check_no_file_above(directory)
+    if not os.path.lexists(directory) or (directory.is_dir() and all(path.name == LOCK for path in directory.iterdir())):
         return
     if not (directory / MANIFEST).is_file():
         raise ValueError(f"{directory} exists and is no export, so it is not replaced; give another folder")
@@ -168,6 +169,7 @@ def _new_folder(directory: Path) -> Iterator[Path]:
     profiles of it are known to be of other graphs.
     """
     part = part_of(directory)
+    make_folder(directory.parent)
     remove_leftovers(directory.parent.glob(f".{glob.escape(directory.name)}.*.part"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

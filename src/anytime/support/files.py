@@ -16,6 +16,18 @@ from anytime.support.folders import EXPORTED, holds_only_own
 _PART = re.compile(r"\..+\.\d+\.(\d+)\.part")  # see `part_of`
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents, if they are missing; raises ValueError if a file is where one of them is to be."""
+    check_no_file_above(folder / "file")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_no_file_above(path: Path) -> None:
+    """Raises ValueError if something that is no folder is where a parent of `path` is to be."""
+    if blocked := next((parent for parent in path.parents if os.path.lexists(parent) and not parent.is_dir()), None):
+        raise ValueError(f"{blocked} is not a folder, so nothing can be written into it; give another folder")
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to; it replaces `path` at the end, or is deleted after an error.
@@ -23,10 +35,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     Parts that killed processes left beside it are removed. An OSError names `path`.
 
     Raises:
-        ValueError: `path` is a folder.
+        ValueError: `path` is a folder, or one of its parents is none.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, where a file is to be written; move it away")
     remove_leftovers(path.parent.glob(".*.part"))

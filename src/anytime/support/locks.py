@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from anytime.support.files import remove_leftovers
+from anytime.support.files import make_folder, remove_leftovers
 from anytime.support.folders import FOLDERS, LOCK, check_folder
 from anytime.support.owned import NotOurs
 from anytime.support.text import printable
@@ -50,7 +50,7 @@ def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True, 
     """
     folder = Path(folder)
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     check_folder(folder)
     holder = (os.path.realpath(folder), threading.get_ident())
     if (nested and holder in _held.values()) or not os.access(folder, os.W_OK):

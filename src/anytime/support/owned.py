@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anytime.support.documents import parse_json, read_limited
+from anytime.support.files import check_no_file_above
 from anytime.support.folders import CONFIG, MANIFEST, REPORTS, STATE, WEIGHTS, holds_only_own
 from anytime.support.limits import UNFIT
 from anytime.support.text import quoted
@@ -27,8 +28,12 @@ class NotOurs(ValueError):
 
 
 def check_own(*paths: Path) -> None:
-    """Raises NotOurs if one of the files exists and this library did not write it: then it is not replaced."""
+    """Raises NotOurs if one of the files exists and this library did not write it: then it is not replaced.
+
+    Raises ValueError if one of its parents is no folder, so that it cannot be written.
+    """
     for path in paths:
+        check_no_file_above(path)
         if os.path.isdir(path):
             raise NotOurs(f"{path} is a folder, where a file is to be written; move it away")
         if os.path.lexists(path) and not is_own(path):

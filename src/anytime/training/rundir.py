@@ -22,7 +22,7 @@ from anytime.data.record import RECORD
 from anytime.saving import CONFIG as MODEL_CONFIG
 from anytime.saving import WEIGHTS
 from anytime.support.documents import parse_json, read_limited
-from anytime.support.files import atomic_write, part_of, remove_folder, remove_leftovers
+from anytime.support.files import atomic_write, check_no_file_above, make_folder, part_of, remove_folder, remove_leftovers
 from anytime.support.folders import LOCK, OWN, REPLACEMENT, STATE, STUDY_TRACES, check_folder
 from anytime.support.locks import only_writer
 from anytime.support.owned import check_own, looks_foreign, only_own_in, state_of
@@ -53,7 +53,10 @@ def check_new(path: Path, overwrite: bool) -> None:
         NotOurs: It holds a file of the user that would be replaced.
         InUse: Another process writes there.
     """
-    if not is_main_process() or not path.exists():
+    if not is_main_process():
+        return
+    check_no_file_above(path)
+    if not os.path.lexists(path):
         return
     if not path.is_dir():
         raise UsageError(f"{path} exists and is not a directory; give another --run")
@@ -109,7 +112,7 @@ def create_run(path: Path, config: Config) -> Path:
             if not (path.is_dir() and only_own_in(path)):
                 raise UsageError(f"{path} holds files that this library did not write, so it is not replaced; move it away")
             remove_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
     part = part_of(path)
     part.mkdir()

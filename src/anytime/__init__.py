@@ -1,47 +1,37 @@
 """Neural networks that hold an answer at any moment, and answer better the longer they may compute."""
 
-from anytime import combine, models, objectives, stopping, testing
-from anytime.cost import StepSeconds, step_macs, step_seconds
-from anytime.export.folder import export_model
-from anytime.model import AnytimeModel, create_model, map_state, select_samples
-from anytime.models.cascaded.conversion import calibrate, convert
-from anytime.models.surgery.attach.build import attach_exits
-from anytime.models.surgery.delays.model import add_delays
-from anytime.pretrained import chain_networks, list_pretrained, load
-from anytime.registry import list_models, register_model
-from anytime.runtime import Answer, Predictor, Profile, Session, profile
-from anytime.trace import Trace, record
-from anytime.version import __version__
+from __future__ import annotations
 
-__all__ = [
-    "Answer",
-    "AnytimeModel",
-    "Predictor",
-    "Profile",
-    "Session",
-    "StepSeconds",
-    "Trace",
-    "__version__",
-    "add_delays",
-    "attach_exits",
-    "calibrate",
-    "chain_networks",
-    "combine",
-    "convert",
-    "create_model",
-    "export_model",
-    "list_models",
-    "list_pretrained",
-    "load",
-    "map_state",
-    "models",
-    "objectives",
-    "profile",
-    "record",
-    "register_model",
-    "select_samples",
-    "step_macs",
-    "step_seconds",
-    "stopping",
-    "testing",
-]
+import importlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from anytime.registry import add_source
+from anytime.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from anytime.public import *  # noqa: F403
+    from anytime.public import __all__ as __all__
+
+
+def _everything() -> dict[str, Any]:
+    """What `public` offers, by name; torch and the families are imported now, if they were not yet."""
+    public = importlib.import_module("anytime.public")
+    return {"__all__": public.__all__} | {name: getattr(public, name) for name in public.__all__}
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "__all__" or not name.startswith("__"):  # inspection asks for __wrapped__ and the like
+        globals().update(_everything())
+    if name in globals():
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_everything()})
+
+
+add_source(_everything)

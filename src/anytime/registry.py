@@ -6,6 +6,7 @@ import fnmatch
 import inspect
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -20,11 +21,31 @@ _VARIANTS: dict[str, tuple[str, str, str]] = {}  # module and base of each, so t
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 _CLASSES: dict[type, None] = {}  # in the order of their definition
 _LOADERS: dict[str, Callable[..., Any]] = {}  # by the file that a folder of their kind holds
+_SOURCES: list[Callable[[], object]] = []
+_FILLING = threading.RLock()
+
+
+def add_source(load: Callable[[], object]) -> None:
+    """`load()` registers more models and loaders; it is called once, before the first name is looked up."""
+    _SOURCES.append(load)
+
+
+def _fill() -> None:
+    with _FILLING:
+        while _SOURCES:
+            load = _SOURCES.pop()  # before it is called, because it may look up names itself
+            try:
+                load()
+            except BaseException:
+                _SOURCES.append(load)
+                raise
 
 
 def register_model(factory: AnyFactory) -> AnyFactory:
     """Decorator: makes a function `f(num_classes=10, ...) -> AnytimeModel` known under its own name."""
     name = factory.__name__
+    if factory.__module__.partition(".")[0] != __package__:  # else while families are imported
+        _fill()
     other = _FACTORIES.get(name)
     if other is not None and (other.__module__, other.__qualname__) != (factory.__module__, factory.__qualname__):
         raise ValueError(f"model {name!r} is registered already, by {other.__module__}")
@@ -121,6 +142,7 @@ def list_models(pattern: str = "*") -> list[str]:
         >>> list_models("anytimenet*")
         ['anytimenet', 'anytimenet_baseline']
     """
+    _fill()
     return sorted(fnmatch.filter(_FACTORIES, pattern))
 
 
@@ -138,6 +160,7 @@ def find_factory(name: str) -> Factory:
         ValueError: No model has this name, or the import path leads nowhere or to something that is not a model.
         UntrustedName: The path comes from a file, and the user has not consented to importing it.
     """
+    _fill()
     if name in _FACTORIES:
         return _FACTORIES[name]
     if "." not in name:
@@ -167,6 +190,7 @@ def register_loader(file: str) -> Callable[[AnyFactory], AnyFactory]:
 
 def find_loader(directory: Path) -> Callable[..., Any] | None:
     """What loads a folder, by the files that it holds; None if it holds none that a loader was registered for."""
+    _fill()
     return next((loader for file, loader in _LOADERS.items() if (directory / file).is_file()), None)
 
 

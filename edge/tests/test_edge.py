@@ -339,3 +339,28 @@ def test_it_stays_small() -> None:
         code = enumerate(map(str.strip, text.splitlines()), 1)
         lines += sum(bool(line) and not line.startswith("#") and number not in words for number, line in code)
     assert lines <= 1000
+
+
+def test_a_flight_is_one_that_anytime_replays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anytime_edge import recorder
+
+    monkeypatch.setattr(recorder, "MOST_BYTES", 3_000)
+    predictor = Predictor(folder, stop="confidence=0.999", record=tmp_path / "flight.jsonl")
+    answers = [predictor(frame(8, 8, 3), deadline) for deadline in (None, 0, "10s")] * 10
+    for answer in answers:
+        predictor.recorder.note(answer, [1e-3, 2e-3][: max(answer.step, 0)], [answer.levels[0]] * max(answer.step, 0))
+    predictor.recorder.flush()
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) < 12_000
+    lines = [json.loads(line) for line in (tmp_path / "flight.jsonl").read_text().splitlines()]
+    assert lines[0]["run_time"] == "anytime_edge"
+    assert [lines[-1][key] for key in ("step", "reason", "missed")] == [answers[-1].step, answers[-1].reason, False]
+    two = np.sort(answers[-1].probabilities[0])[:-3:-1]
+    assert lines[-1]["seen"][-1][:2] == pytest.approx(two.tolist(), abs=1e-6)
+    replayed = pytest.importorskip("anytime.runtime.replay")
+    (flight,), lost = replayed.read_flights(tmp_path / "flight.jsonl")
+    assert lost == 0
+    decided = replayed.replay(flight, replayed.Settings.of(flight))
+    assert [each.step for each in decided] == [answer.step for answer in flight.answers]
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is no flight of this library"):
+        Predictor(folder, record=tmp_path / "mine.txt")

@@ -20,6 +20,7 @@ COMMANDS = {  # each verb is a module of `anytime.commands`, imported only when 
     "fit": "Fit a stopping rule to a budget or to an accepted loss of accuracy; save it with the model.",
     "predict": "Classify images with a trained model, showing the answer as it improves.",
     "profile": "Measure how long each step of a trained model takes on this machine, including the slow tail.",
+    "replay": "Decide once more what a predictor recorded, with another rule, profile or engine.",
     "export": "Write a trained model as one graph per step for another engine, such as ONNX Runtime.",
     "exits": "List the places where a backbone can be cut into stages, and what each costs.",
     "study": "Reproduce tables and figures of a paper, with the paper's numbers beside ours.",

@@ -17,7 +17,7 @@ import numpy as np
 
 from anytime_edge.answer import Answer
 
-KIND, FORMAT, MOST_BYTES, PAGE = "anytime flight", 1, 2**25, 64
+KIND, FORMAT, MOST_BYTES, PAGE = "anytime flight", 1, 2**25, 32
 
 
 class FlightRecorder:

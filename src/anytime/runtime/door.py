@@ -13,6 +13,7 @@ from anytime.model import AnytimeModel
 from anytime.runtime.forks import leave_lost_pool
 from anytime.runtime.profile import Profile
 from anytime.support.tensors import described, unusual_layout
+from anytime.support.units import deadline_seconds, real_number
 
 OVERSHOOT = 0.05  # how far interpolation may take a pixel beyond [0, 1]
 
@@ -77,6 +78,20 @@ def admit_like(x: Any, first: Tensor) -> Tensor | None:
     copy = x.clone(memory_format=torch.contiguous_format)
     low, high = copy.aminmax()
     return copy if low.item() >= 0 and high.item() <= 1 else None  # NaN is neither
+
+
+def budget_seconds(start: float, deadline: Any, until: Any) -> float | None:
+    """Seconds from the start to a deadline, or to an absolute time; 0 or below if it has passed, None if there is none.
+
+    Raises:
+        ValueError: Both are given, or one is NaN or text without a unit.
+        TypeError: One is a bool or of another type.
+    """
+    if until is None:
+        return deadline_seconds(deadline)
+    if deadline is not None:
+        raise ValueError(f"give deadline or until, not both: got {deadline!r} and {until!r}")
+    return deadline_seconds(real_number(until, "until must be a time of the clock in seconds") - start)
 
 
 def whole_depth(depth: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
 from anytime.runtime.answer import PRIOR, Answer
-from anytime.runtime.door import admit, whole_depth
+from anytime.runtime.door import admit, budget_seconds, whole_depth
 from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
@@ -27,12 +28,13 @@ from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
 from anytime.runtime.plan import Plan
 from anytime.runtime.prior import Priors
 from anytime.runtime.profile import Profile, check_quantile
+from anytime.runtime.recorder import FlightRecorder, Log, flight_facts, seen
 from anytime.runtime.session import Session
 from anytime.runtime.threads import Threads
 from anytime.runtime.transfer import Arrival, mark, send
 from anytime.runtime.watch import check_watch, watched
 from anytime.stopping import Rule, resolve
-from anytime.support.units import deadline_seconds, guard_seconds, real_number
+from anytime.support.units import guard_seconds
 
 Deadline = float | str | Tensor | None  # or any other scalar, see `deadline_seconds`
 Prior = Callable[[], Answer]
@@ -91,11 +93,12 @@ class Predictor:
         lazy_exits: Runs heads only for answers that are read; needs `combine="last"` and no rule.
         foreign: Accepts a profile measured on other hardware.
         interrupt: "operator" for hard deadlines, "step" to let every step end; None: "operator" if the engine can.
+        record: A file to which each call's decision is written, for `anytime replay`; `recorder.flush()` writes what waits.
         clock: Returns seconds; replaced in tests.
 
     Raises:
         ValueError: If the profile is of another model or machine, a name is unknown, a rule was never fitted, the prior has
-            the wrong length, or the engine cannot cancel a step.
+            the wrong length, the engine cannot cancel a step, or `record` is a file of another kind.
         TypeError: If the model is no anytime model, or another argument has the wrong type.
 
     Example:
@@ -119,6 +122,7 @@ class Predictor:
         lazy_exits: bool = False,
         foreign: bool = False,
         interrupt: str | None = None,
+        record: str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         require_steps(model)
@@ -155,6 +159,8 @@ class Predictor:
         self._guard = max(kept, HANDING_OVER) if self._cancels else kept
         self._plan = Plan(profile, quantile, self._cancels, clock)
         self._threads = Threads()
+        known = model, profile, self._plan, rule, self._combiner, self._guard, self._cancels
+        self.recorder = None if record is None else FlightRecorder(record, flight_facts(*known))
         if profile is not None:
             reference = next(model.parameters())
             self._prior.learn(torch.zeros(1, *profile.input_size).to(reference), self._first_output)
@@ -196,15 +202,18 @@ class Predictor:
                 precision or device than the model.
         """
         start = self.clock()
-        budget = self._budget(start, deadline, until)
+        budget = budget_seconds(start, deadline, until)
         x, prior = self._admit(x, prior)
+        log: Log | None = None if self.recorder is None else []
         if contract:
-            return self._contract(x, start, budget, prior)
-        if self._cancels and budget is not None and budget > 0:
-            return self._by(budget, x, start, prior)
-        for answer in self._at_once(x, start, budget, prior):
-            last = answer
-        return (last if last.reason else last.because("deadline")).answer
+            answer = self._contract(x, start, budget, prior)
+        elif self._cancels and budget is not None and budget > 0:
+            answer = self._by(budget, x, start, prior, log)
+        else:
+            for each in self._at_once(x, start, budget, prior, log=log):
+                last = each
+            answer = (last if last.reason else last.because("deadline")).answer
+        return answer if self.recorder is None else self.recorder.note(answer, log or [])
 
     def stream(
         self, x: Tensor, deadline: Deadline = None, *, until: float | None = None, prior: Answer | None = None
@@ -215,7 +224,7 @@ class Predictor:
         it comes during a step, the last answer has no reason yet.
         """
         start = self.clock()
-        budget = self._budget(start, deadline, until)
+        budget = budget_seconds(start, deadline, until)
         x, prior = self._admit(x, prior)
         if self._cancels and budget is not None:
             call, nothing = self._run.call(), partial(self._prior_answer, x, start, budget, prior)
@@ -230,14 +239,16 @@ class Predictor:
         x, prior = self._admit(x, prior)
         return self._background(x, start, None, prior)
 
-    def _background(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Session:
+    def _background(
+        self, x: Tensor, start: float, budget: float | None, prior: Answer | None, log: Log | None = None
+    ) -> Session:
         call, first = self._run.call() if self._cancels else None, self._prior_answer(x, start, budget, prior)
-        answers, cancel = partial(self._at_once, x, start, budget, prior, call), partial(self._run.cancel, call)
+        answers, cancel = partial(self._at_once, x, start, budget, prior, call, log), partial(self._run.cancel, call)
         return Session(self._threads, answers, first, cancel)
 
-    def _by(self, budget: float, x: Tensor, start: float, prior: Answer | None) -> Answer:
+    def _by(self, budget: float, x: Tensor, start: float, prior: Answer | None, log: Log | None) -> Answer:
         """The newest answer that is there when the deadline comes; the step in progress is cancelled, and not waited for."""
-        session = self._background(x, start, budget, prior)
+        session = self._background(x, start, budget, prior, log)
         try:
             answer = session.wait(start + budget - self._guard - self.clock())
         finally:
@@ -256,15 +267,6 @@ class Predictor:
         call = self._levels, images, updates, lambda x: self._admit(x, None)[0]
         return watched(self._run, self._combiner, *call, lambda x, at, last: self._prior_answer(x, at, None, last), self.clock)
 
-    @staticmethod
-    def _budget(start: float, deadline: Deadline, until: float | None) -> float | None:
-        """Seconds from the start to the deadline; 0 or below if it has passed, None if there is none."""
-        if until is None:
-            return deadline_seconds(deadline)
-        if deadline is not None:
-            raise ValueError(f"give deadline or until, not both: got {deadline!r} and {until!r}")
-        return deadline_seconds(real_number(until, "until must be a time of the clock in seconds") - start)
-
     def _admit(self, x: Tensor, prior: Answer | None) -> tuple[Tensor, Answer | None]:
         """Copies of the images and of the prior, checked."""
         x = admit(x, self.model, self.profile)
@@ -279,11 +281,11 @@ class Predictor:
         return self._prior.answer(x, self.clock() - start, budget, prior)
 
     def _at_once(
-        self, x: Tensor, start: float, budget: float | None, prior: Answer | None, call: Any = None
+        self, x: Tensor, start: float, budget: float | None, prior: Answer | None, call: Any = None, log: Log | None = None
     ) -> Iterator[LazyAnswer]:
         """All answers that fit, for a caller that does nothing else in between: the conditions hold until the last one."""
         with self._run.conditions():
-            yield from self._answers(x, start, budget, prior, nullcontext, call)
+            yield from self._answers(x, start, budget, prior, nullcontext, call, log)
 
     def _answers(
         self,
@@ -293,6 +295,7 @@ class Predictor:
         prior: Answer | None,
         conditions: Callable[[], AbstractContextManager[None]],
         call: Any = None,
+        log: Log | None = None,
     ) -> Iterator[LazyAnswer]:
         """All answers that fit; each is made when it is read, and with lazy exits computed then. `call` can be cancelled."""
         no_step = partial(self._prior_answer, x, start, budget, prior)
@@ -316,12 +319,15 @@ class Predictor:
                 fits = len(in_flight) < self._depth and not run.done and self._fits(run, end, in_flight)
             step = in_flight.popleft()
             arrived, now = step.arrival.wait(self.clock, end), self.clock()
-            self._plan.drift.notice(step.median, now - max(step.at, last))
+            seconds = now - max(step.at, last)
+            self._plan.drift.notice(step.median, seconds)
             if not arrived or (call is not None and budget is not None and now - start > budget):
                 if not answered:
                     yield unanswered
                 return
             last, answered, answer = now, True, step.answer(now - start)
+            if log is not None:
+                log.append((seconds, seen(run)))
             if self._rule is not None and not in_flight and not run.done:
                 run.judge(macs[run.step], now - start + self._plan.step(run.step, run.alive)[0])
             fits = not run.done and self._fits(run, end, in_flight)

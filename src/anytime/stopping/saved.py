@@ -86,7 +86,7 @@ def resolve(
     saved = model.info.rules
     fitted = None
     if isinstance(stop, str) and "=" in stop and stop not in saved:
-        stop = _numbered(stop)
+        stop = rule_from_text(stop)
     elif isinstance(stop, str):
         if stop not in saved:
             raise ValueError(_never_fitted(stop, saved))
@@ -117,8 +117,8 @@ def _check_task(model: AnytimeModel, stop: Rule | None, combine: str | Combiner 
         raise ValueError(f"the rule {stop.kind!r} reads probabilities, and a model of task {task!r} has none")
 
 
-def _numbered(text: str) -> Rule:
-    """A rule from its name and the number that it is made with first: `"confidence=0.9"`."""
+def rule_from_text(text: str) -> Rule:
+    """A rule from its name and the number that it is made with first: `"confidence=0.9"`; ValueError if it is no such text."""
     name, _, value = (part.strip() for part in text.partition("="))
     if name not in Rule.kinds:
         return rule(name)  # raises an error with the nearest name

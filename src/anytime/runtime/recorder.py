@@ -1,0 +1,158 @@
+"""The flight recorder: what was decided about each answer, in a file of bounded size that `anytime replay` reads."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytime.combine import Combiner
+from anytime.model import AnytimeModel
+from anytime.runtime.answer import Answer
+from anytime.runtime.execution import Execution
+from anytime.runtime.forks import renew_after_fork
+from anytime.runtime.interrupts import OPERATOR, STEP
+from anytime.runtime.plan import Plan
+from anytime.runtime.profile import Profile
+from anytime.stopping import Rule
+from anytime.support.folders import check_ordinary
+
+KIND, FORMAT = "anytime flight", 1
+MOST_BYTES = 2**25  # of a file, of which there are two
+PAGE = 32  # answers that are written at a time
+Log = list[tuple[float, Tensor | None]]
+"""The seconds of each step, and its probabilities `[1, K]`: None if they are not finite, or of several images."""
+
+
+def flight_facts(
+    model: AnytimeModel,
+    profile: Profile | None,
+    plan: Plan,
+    rule: Rule | None,
+    combiner: Combiner,
+    guard: float,
+    cancels: bool,
+) -> dict[str, Any]:
+    """What a flight says about a predictor: enough to decide again. `plan` has the quantile and the median of each step."""
+    steps = None if profile is None else [plan.step(t, 1) for t in range(len(profile.macs))]
+    known = {"run_time": "anytime", "model": model.config.get("model", type(model).__name__), "guard": guard}
+    known |= {"interrupt": OPERATOR if cancels else STEP, "stop": rule and rule.to_dict(), "combine": combiner.to_dict()}
+    return known | {"macs": profile and profile.macs, "plan": steps}
+
+
+def seen(run: Execution) -> Tensor | None:
+    """The newest probabilities `[1, K]` of a run, of the first label level; None if not finite, or of several images."""
+    gathered = getattr(run, "gathered", None)
+    if gathered is None or gathered.finite is not None or not gathered.sizes or len(gathered.outputs) != 1:
+        return None
+    return gathered.levels[0]
+
+
+class FlightRecorder:
+    """Writes a line of JSON for each answer, `PAGE` at a time; `flush()`, or the end of the process, writes those that wait.
+
+    At `MOST_BYTES` the file becomes FILE.1, replacing the one before. A line that describes the predictor comes first. If the
+    file cannot be written, a warning says how many answers were lost: no call ever fails.
+
+    Args:
+        path: A new file, or an earlier flight, to which this one is added.
+        facts: What describes the predictor.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
+        self._path, self._facts = Path(path), dict(facts)
+        self._old = self._path.with_name(f"{self._path.name}.1")
+        for file in (self._path, self._old):
+            check_ordinary(file)
+            if file.exists() and not is_flight(file):
+                raise ValueError(f"{file} exists and is no flight of this library, so nothing is written to it")
+        self.renew()
+        renew_after_fork(self)
+        _open.add(self)
+
+    def renew(self) -> None:
+        """Begins a flight of its own, as in a forked process: what waits belongs to the other one."""
+        self._lock, self._flight, self._described = threading.Lock(), os.urandom(4).hex(), False
+        self._waiting: list[tuple[float, Answer, Log]] = []
+
+    def note(self, answer: Answer, log: Log) -> Answer:
+        """Takes an answer and what is known about its steps; returns the answer."""
+        self._waiting.append((time.time(), answer, log[:]))
+        if len(self._waiting) >= PAGE:
+            self.flush()
+        return answer
+
+    def flush(self) -> None:
+        """Writes the answers that wait."""
+        with self._lock:
+            page, self._waiting = self._waiting, []
+            if page:
+                try:
+                    self._write(_lines(self._flight, page))
+                except OSError as error:
+                    warnings.warn(f"{len(page)} answers were not recorded: {error}", stacklevel=3)
+
+    def _write(self, lines: list[str]) -> None:
+        if self._path.exists() and self._path.stat().st_size >= MOST_BYTES:
+            os.replace(self._path, self._old)
+            self._described = False
+        if not self._described:
+            lines.insert(0, json.dumps({"kind": KIND, "format": FORMAT, "flight": self._flight, **self._facts}))
+            self._described = True
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FlightRecorder, (self._path, self._facts)
+
+
+_open: weakref.WeakSet[FlightRecorder] = weakref.WeakSet()
+
+
+@atexit.register
+def _flush_all() -> None:
+    for recorder in list(_open):
+        recorder.flush()
+
+
+def is_flight(path: Path) -> bool:
+    """Whether a file is empty or begins as a flight does."""
+    with path.open("rb") as file:
+        line = file.readline(2**20)
+    return not line or line.startswith(f'{{"kind": "{KIND}"'.encode())
+
+
+def _lines(flight: str, page: Sequence[tuple[float, Answer, Log]]) -> list[str]:
+    """A line for each answer; of each step's probabilities the two largest, the entropy and the label."""
+    rows = [p for _, _, log in page for _, p in log if p is not None]
+    texts = iter(_texts(torch.cat(rows))) if rows else iter(())
+    lines = []
+    for at, answer, log in page:
+        deadline = "null" if answer.deadline is None else f"{answer.deadline:.9g}"
+        times, known = ",".join([f"{s:.4g}" for s, _ in log]), ",".join(["null" if p is None else next(texts) for _, p in log])
+        missed = "true" if answer.missed else "false"
+        lines.append(
+            f'{{"flight":"{flight}","at":{at:.4f},"deadline":{deadline},"step":{answer.step},"reason":"{answer.reason}",'
+            f'"elapsed":{answer.elapsed:.6g},"missed":{missed},"seconds":[{times}],"seen":[{known}]}}'
+        )
+    return lines
+
+
+def _texts(p: Tensor) -> list[str]:
+    first, label = p.max(1, keepdim=True)  # faster than topk
+    columns = torch.cat([first, p.scatter(1, label, 0.0).amax(1, keepdim=True), torch.special.entr(p).sum(1, keepdim=True)], 1)
+    pairs = zip(columns.tolist(), label[:, 0].tolist(), strict=True)
+    return [f"[{a:.7g},{b:.7g},{h:.6g},{k}]" for (a, b, h), k in pairs]

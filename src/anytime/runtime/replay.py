@@ -1,0 +1,279 @@
+"""What was recorded in flight, decided once more: with another rule, profile, engine or way to interrupt."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from anytime.runtime.drift import Drift
+from anytime.runtime.interrupts import OPERATOR, STEP
+from anytime.runtime.recorder import FORMAT, KIND, is_flight
+from anytime.stopping.rules import (
+    AllOf,
+    AnyOf,
+    Confidence,
+    ConfidenceBands,
+    Deadline,
+    Entropy,
+    MacBudget,
+    Margin,
+    Never,
+    Patience,
+    Rule,
+    SelectionLatency,
+)
+from anytime.support.folders import check_ordinary
+
+_LINE = 2**20  # bytes
+Seen = tuple[float, float, float, int]  # the two largest probabilities, the entropy in nats, the label
+_PLAIN = (Never, Confidence, Margin, Entropy, Patience, SelectionLatency, MacBudget, Deadline, ConfidenceBands)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An answer: its step (-1: the prior), the seconds until it went out, whether that was too late, and its reason."""
+
+    step: int
+    elapsed: float
+    missed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recorded(Decision):
+    """An answer as it was recorded, with the seconds of each step that ran and what a rule saw after it (None if unknown)."""
+
+    deadline: float | None
+    seconds: tuple[float, ...]
+    seen: tuple[Seen | None, ...]
+
+
+@dataclass
+class Flight:
+    """The answers of one predictor.
+
+    Attributes:
+        facts: What describes it: model, interrupt, guard, rule, combiner, MACs, and for each step quantile and median.
+        answers: Its answers, in order.
+    """
+
+    facts: dict[str, Any]
+    answers: list[Recorded] = field(default_factory=list)
+
+
+def read_flights(path: Path) -> tuple[list[Flight], int]:
+    """The flights in a file and in the older part beside it, and the number of lines that are damaged or belong to none.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no flight.
+    """
+    old = path.with_name(f"{path.name}.1")
+    for file in (path, *([old] if old.exists() else [])):
+        check_ordinary(file)
+        if not is_flight(file):
+            raise ValueError(f"{file} is no flight; Predictor(record={path.name!r}) writes one")
+    flights: dict[Any, Flight] = {}
+    lost = 0
+    for line in chain(_lines(old) if old.exists() else (), _lines(path)):
+        try:
+            data = json.loads(line)
+            if data.get("kind") == KIND:
+                if data["format"] != FORMAT:
+                    raise ValueError(f"this version reads flights of format {FORMAT}")
+                flights.setdefault(data["flight"], Flight(_facts(data)))
+            else:
+                flights[data["flight"]].answers.append(_recorded(data))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            lost += 1
+    return [flight for flight in flights.values() if flight.answers], lost
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while line := file.readline(_LINE):
+            yield line
+
+
+def _facts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a predictor, checked; raises as a missing or damaged entry does."""
+    plan = data["plan"] and [(float(needed), float(typical)) for needed, typical in data["plan"]]
+    macs = data["macs"] and [int(cost) for cost in data["macs"]]
+    numbers = [float(data["guard"]), *chain.from_iterable(plan or ()), *(macs or ())]
+    if not all(0 <= number < math.inf for number in numbers) or data["interrupt"] not in (OPERATOR, STEP):
+        raise ValueError(f"a flight with {data['interrupt']!r} and {numbers!r}")
+    return {**data, "guard": numbers[0], "plan": plan, "macs": macs}
+
+
+def _recorded(data: Mapping[str, Any]) -> Recorded:
+    deadline = None if data["deadline"] is None else float(data["deadline"])
+    seen = tuple(None if each is None else (*map(float, each[:3]), int(each[3])) for each in data["seen"])
+    seconds = tuple(map(float, data["seconds"]))
+    if len(seen) != len(seconds) or not all(0 <= second < math.inf for second in seconds):
+        raise ValueError(f"seconds are {data['seconds']!r}")
+    reason = str(data["reason"]).partition(";")[0]
+    return Recorded(int(data["step"]), float(data["elapsed"]), bool(data["missed"]), reason, deadline, seconds, seen)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides.
+
+    Attributes:
+        interrupt: "operator" or "step".
+        guard: Seconds to keep free before a deadline.
+        rule: A stopping rule; None for none.
+        plan: For each step the seconds that must fit and the median; None if unknown, which counts as no time.
+        macs: Cumulative MACs of each step; None if unknown.
+        scale: What the recorded seconds of each step are multiplied by, as for another engine.
+    """
+
+    interrupt: str
+    guard: float
+    rule: Rule | None
+    plan: Sequence[tuple[float, float]] | None
+    macs: Sequence[int] | None = None
+    scale: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.interrupt not in (OPERATOR, STEP):
+            raise ValueError(f"interrupt must be {OPERATOR!r} or {STEP!r}, got {self.interrupt!r}")
+        if self.rule is not None:
+            _check(self.rule)
+
+    @classmethod
+    def of(cls, flight: Flight) -> Settings:
+        """Those that a flight was recorded with; ValueError if its rule cannot be replayed."""
+        facts = flight.facts
+        rule = None if facts["stop"] is None else Rule.from_dict(facts["stop"])
+        return cls(facts["interrupt"], facts["guard"], rule, facts["plan"], facts["macs"])
+
+
+def replay(flight: Flight, settings: Settings) -> list[Decision | None]:
+    """The decision for each answer of a flight; None where a step would have run of which nothing is known.
+
+    A step that did not run takes the median of those that did in this flight, or else the median of the plan. The slowdown of
+    the machine is followed as in flight. What a rule would have seen after a step that did not run is unknown. What a call
+    needs besides its steps is that of the recorded answer, or the median of those where it is known.
+    """
+    scale = settings.scale or [1.0] * _steps(flight)
+    columns = [[answer.seconds[t] for answer in flight.answers if t < len(answer.seconds)] for t in range(_steps(flight))]
+    planned = [settings.plan[t][1] if settings.plan else None for t in range(len(columns))]
+    medians = [median(column) * scale[t] if column else planned[t] for t, column in enumerate(columns)]
+    drift, hard = Drift(), flight.facts["interrupt"] == OPERATOR
+    leads = [_lead(answer, hard) for answer in flight.answers]
+    usual = median([lead for lead in leads if lead is not None] or [0.0])
+    pairs = zip(flight.answers, leads, strict=True)
+    return [_decided(answer, settings, medians, drift, usual if lead is None else lead) for answer, lead in pairs]
+
+
+def _lead(answer: Recorded, hard: bool) -> float | None:
+    """What a call took besides its steps; unknown if it ended at the deadline and not with a step."""
+    if answer.step != len(answer.seconds) or (hard and answer.reason == "deadline"):
+        return None
+    return max(0.0, answer.elapsed - sum(answer.seconds))
+
+
+def _steps(flight: Flight) -> int:
+    known = flight.facts["macs"] or flight.facts["plan"] or ()
+    return max(len(known), *(len(answer.seconds) for answer in flight.answers))
+
+
+def _decided(
+    answer: Recorded, settings: Settings, medians: Sequence[float | None], drift: Drift, lead: float
+) -> Decision | None:
+    hard = settings.interrupt == OPERATOR
+    end = math.inf if answer.deadline is None else answer.deadline - settings.guard
+    limit = math.inf if answer.deadline is None else answer.deadline
+    now, step, judge = lead, 0, _judge(settings.rule)
+    while step < len(medians):
+        planned = settings.plan[step] if settings.plan else (0.0, 0.0)
+        needed = 0.0 if hard else drift.slowdown * planned[0]
+        if limit <= 0 or now >= end or now + needed > end:
+            if needed > end - now >= planned[0]:
+                drift.forget()
+            return _out(step, now, limit, "deadline")
+        ratio = settings.scale[step] if settings.scale else 1.0
+        seconds = answer.seconds[step] * ratio if step < len(answer.seconds) else medians[step]
+        if seconds is None:
+            return None
+        drift.notice(planned[1], seconds)
+        now += seconds
+        if hard and now > limit:
+            return Decision(step or -1, end, False, "deadline")
+        step += 1
+        if settings.rule is not None and step < len(medians):
+            later = drift.slowdown * settings.plan[step][0] if settings.plan else 0.0
+            macs = settings.macs[step] if settings.macs else 0
+            if step > len(answer.seen) and _reads(settings.rule):
+                return None
+            if judge(step, answer.seen[step - 1] if step <= len(answer.seen) else None, macs, now + later):
+                return _out(step, now, limit, "stopped")
+    return _out(step, now, limit, "complete")
+
+
+def _out(step: int, now: float, limit: float, reason: str) -> Decision:
+    return Decision(step or -1, now, now > limit or limit <= 0, reason)
+
+
+Judge = Callable[[int, "Seen | None", float, float], bool]
+
+
+def _check(rule: Rule) -> None:
+    for part in rule.rules if isinstance(rule, AnyOf | AllOf) else [rule]:
+        if isinstance(part, AnyOf | AllOf):
+            _check(part)
+        elif not isinstance(part, _PLAIN):
+            raise ValueError(f"a flight does not hold what the rule {part.kind!r} looks at; replay another, or none")
+
+
+def _reads(rule: Rule) -> bool:
+    return rule.reads_probabilities
+
+
+def _judge(rule: Rule | None) -> Judge:
+    """A rule for one run, which looks at what was recorded instead of probabilities."""
+    if rule is None:
+        return lambda step, seen, macs, seconds: False
+    if isinstance(rule, AnyOf | AllOf):
+        parts, join = [_judge(part) for part in rule.rules], any if isinstance(rule, AnyOf) else all
+        return lambda *given: join([part(*given) for part in parts])
+    if isinstance(rule, Patience):
+        return _in_a_row(rule.times, -1.0)
+    if isinstance(rule, SelectionLatency):
+        return _in_a_row(rule.hold, rule.threshold)
+
+    def stops(step: int, seen: Seen | None, macs: float, seconds: float) -> bool:
+        if isinstance(rule, MacBudget | Deadline):
+            return rule.exhausted(macs, seconds)
+        if seen is None or isinstance(rule, Never):
+            return False
+        first, second, entropy, _ = seen
+        if isinstance(rule, ConfidenceBands):
+            return any(low <= first and (first < high or high == math.inf) for low, high in rule.bands[step - 1])
+        threshold = rule._at(step)  # type: ignore[attr-defined]
+        if isinstance(rule, Entropy):
+            return entropy < threshold
+        return (first - second if isinstance(rule, Margin) else first) >= threshold
+
+    return stops
+
+
+def _in_a_row(times: int, least: float) -> Judge:
+    label, count = -1, 0
+
+    def stops(step: int, seen: Seen | None, macs: float, seconds: float) -> bool:
+        nonlocal label, count
+        if seen is None:
+            return False
+        count = (count * (seen[3] == label) + 1) * (seen[0] > least)
+        label = seen[3]
+        return count >= times
+
+    return stops

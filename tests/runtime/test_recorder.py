@@ -26,7 +26,7 @@ DEADLINES = [None, 0, 5.0, 10.0, 15.0, 25.0, 31.0, 35.0, 60.0]
 
 @pytest.fixture
 def recorded(timed_case: Callable, tmp_path: Path) -> Callable[..., Any]:
-    """Makes (predictor, its answers to `DEADLINES`, the file) of a model of four steps of 10 s, on a clock that it advances."""
+    """Makes (predictor, its answers to `DEADLINES`, the file) of a model of four steps of 10 s, which advance its clock."""
 
     def make(name: str = "flight.jsonl", **arguments: Any) -> Any:
         clock, model, profile = timed_case([10.0] * 4)
@@ -91,7 +91,7 @@ def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
     slow = replay(flight, Settings("step", 0.0, None, [(20.0, 20.0)] * 4, known.macs, [2.0] * 4))
     assert [each and each.step for each in slow] == [4, -1, -1, -1, -1, 1, 1, 1, 3]
     bold = replay(flight, Settings("step", 0.0, Patience(2), known.plan, known.macs))
-    assert [each is None for each in bold] == [True, False, False, False, True, True, True, True, True]
+    assert [each is None for each in bold] == [True, False, False, False, False, True, True, True, True]
 
 
 def test_the_command(recorded: Callable, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from scipy.io.matlab import MatReadError
 from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive
 
+from anytime.data.mat_files import check_mat
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -241,6 +243,7 @@ def _no_objects() -> Iterator[None]:
 def read_mat(path: Path, *names: str) -> list[Any]:
     """The variables `names` of a MATLAB file: arrays without dimensions of length 1 (but at least 1-d)."""
     with errors_naming(path):
+        check_mat(path)
         content = loadmat(path, squeeze_me=True)
         if missing := [name for name in names if name not in content]:
             raise ValueError(f"it holds no {', '.join(missing)}")

@@ -31,7 +31,8 @@ def test_registered_models(name: str, batch: int | str, tmp_path: Path) -> None:
     model = anytime.create_model(name, num_classes=7, in_channels=size[0], **SMALL.get(name, {})).eval()
     export = anytime.export_model(model, tmp_path / name, input_size=size, batch=batch)
     x = torch.rand(3, *size)
-    torch.testing.assert_close(export(x), model(x).detach(), rtol=0, atol=1e-4 * max(1.0, float(model(x).abs().max())))
+    expected = model(x).detach()  # a number made of a tensor with gradients is a warning, once in a process
+    torch.testing.assert_close(export(x), expected, rtol=0, atol=1e-4 * max(1.0, float(expected.abs().max())))
 
 
 @pytest.mark.slow

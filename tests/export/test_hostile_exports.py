@@ -128,6 +128,10 @@ WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "classes": (put("levels", value=[4]), "not its answer, for 4 classes"),
     "dtype": (put(*STEP, "outputs", 0, "dtype", value="float64"), "are not those of the manifest"),
     "name": (put(*STEP, "inputs", 0, "name", value="pictures"), "are not those of the manifest"),
+    "state": (
+        lambda manifest: manifest["steps"][0]["outputs"].append({"name": "state_0", "shape": [1, 10**9], "dtype": "float32"}),
+        "holds 1,000,000,003 values after step 1, more than 10,016,000 for images of this size",
+    ),
     "size": (large, "asks for images of 4,000,000,000 values"),
     "metadata": (put("metadata", value={"task": "mining"}), "metadata.task is 'mining'"),
 }

@@ -18,6 +18,7 @@ MOST_NODES = 5_000  # of one graph
 MOST_NODES_TOGETHER = 50_000  # of all graphs of an export
 MOST_LIVE = 2**30  # values in memory at a time
 _STRUCTURE = 4_000_000  # bytes of a file apart from the values of its constants
+_FIELDS = 100_000  # of a file, its graph and its constants; those of an operator count as one
 _EDGES = 10  # inputs and outputs of an operator, on average
 _SMALL = 10_000_000  # values or products that need no reason
 _PER_IMAGE_VALUE = 1_000  # values in memory at a time for each value of the images
@@ -132,12 +133,14 @@ def check_graph(data: bytes, source: str) -> Any:
     if data[4:8] == b"ORTM":
         raise ValueError(f"{source} is a file in ONNX Runtime's own format; an export is in ONNX's")
     try:
-        structure = bytes_of_structure(data, _STRUCTURE)
-        model = onnx.ModelProto.FromString(data) if structure <= _STRUCTURE else None
+        structure = bytes_of_structure(data, _FIELDS)
+        model = None if structure is None or structure > _STRUCTURE else onnx.ModelProto.FromString(data)
     except Exception as error:  # of protobuf, whose kinds differ between its versions
         raise ValueError(f"{source} is damaged: it is no ONNX file") from error
     if model is None:
-        raise ValueError(f"{source} describes more than {_STRUCTURE:,} bytes of operators and names; no export has so many")
+        raise ValueError(
+            f"{source} has more than {_FIELDS:,} parts, or {_STRUCTURE:,} bytes besides its constants; no export has so many"
+        )
     _check_kinds(model, source)
     if len({tensor.name for tensor in model.graph.initializer}) != len(model.graph.initializer):
         raise ValueError(f"{source} is damaged: two constants have one name")

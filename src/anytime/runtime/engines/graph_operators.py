@@ -21,7 +21,7 @@ _KINDS = {  # by how much work they are for each value that they read or make
     5: "ReduceL1 ReduceL2 ReduceLogSum ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare ArgMax ArgMin"
     " InstanceNormalization LayerNormalization Transpose Trilu",
     10: "Celu Elu Selu Exp Erf Gelu Sigmoid Tanh Log Softplus Softsign Mish Softmax LogSoftmax",
-    20: "GatherElements GatherND ScatterElements ScatterND OneHot CumSum ReduceLogSumExp LpNormalization",
+    20: "Col2Im GatherElements GatherND ScatterElements ScatterND OneHot CumSum ReduceLogSumExp LpNormalization",
     50: "Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Pow GridSample TopK",
     1_000: "Mod",  # of two floats that differ by many powers of two
 }

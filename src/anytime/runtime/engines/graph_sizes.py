@@ -19,7 +19,7 @@ _TYPES = frozenset(("FLOAT", "DOUBLE", "FLOAT16", "INT64", "INT32", "INT8", "UIN
 _SIZES: dict[str, tuple[int, ...]] = {  # inputs whose values the sizes of the outputs depend on, by their place
     **{"Reshape": (1,), "Expand": (1,), "Tile": (1,), "Pad": (1, 3), "ConstantOfShape": (0,), "Range": (0, 1, 2)},
     **{"Resize": (1, 2, 3), "OneHot": (1,), "TopK": (1,), "Split": (1,), "Squeeze": (1,), "Unsqueeze": (1,)},
-    **{"Slice": (1, 2, 3, 4)},
+    **{"Slice": (1, 2, 3, 4), "Col2Im": (1, 2)},
     **{kind: (1,) for kind in OPERATORS if kind.startswith("Reduce")},
 }
 _CUT = {"Slice": (1, 2)}  # of these, the places where any number is as good as the size

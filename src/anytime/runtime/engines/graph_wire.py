@@ -6,16 +6,15 @@ _GRAPH, _CONSTANT, _VALUES = 7, 5, 9  # numbers of the fields model.graph, graph
 _WAY = (_GRAPH, _CONSTANT, _VALUES)
 
 
-def bytes_of_structure(data: bytes, most: int) -> int:
-    """Bytes of an ONNX file without the values of its constants; it stops counting beyond `most`.
+def bytes_of_structure(data: bytes, most: int) -> int | None:
+    """Bytes of an ONNX file without the values of its constants; None if the file and its graph have more than `most` fields.
 
-    A message of two bytes takes more than a hundred in memory, so this bounds what reading the file takes.
+    A field of two bytes takes more than a hundred in memory, so this bounds what reading the file takes.
 
     Raises:
         ValueError: The file is no protocol buffer.
     """
-    values, pending = 0, [(0, len(data), 0)]
-    entries = 0
+    values, entries, pending = 0, 0, [(0, len(data), 0)]
     while pending:
         place, end, depth = pending.pop()
         while place < end:
@@ -37,8 +36,8 @@ def bytes_of_structure(data: bytes, most: int) -> int:
             else:
                 raise ValueError("a field has no kind")
             entries += 1
-            if 2 * entries > most:  # each has two bytes or more
-                return 2 * entries
+            if entries > most:
+                return None
     return len(data) - values
 
 

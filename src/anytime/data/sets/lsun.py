@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from anytime.data.names import Names
 from anytime.data.sets.folders import StreamedData
 from anytime.data.stream import LazyImages
 
+_SLACK = 2**16  # bytes at the end that may be free pages, which are never written
 LSUN_NAMES = """bedroom bridge church_outdoor classroom conference_room dining_room kitchen living_room restaurant
 tower""".split()  # noqa: SIM905
 
@@ -26,10 +28,22 @@ def _open(path: Path) -> Any:
         lmdb = importlib.import_module("lmdb")
     except ImportError as error:
         raise ImportError("LSUN is stored in LMDB files; install lmdb to read them: pip install lmdb") from error
+    with _reading(path):
+        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+        length = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
+        found = os.path.getsize(path / "data.mdb")
+        if found + _SLACK < length:  # reading beyond the end would kill the process
+            raise ValueError(f"data.mdb has {found:,} bytes of {length:,}; it was not copied or downloaded to its end")
+        return database
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns every failure to read a database into an error that names it, see `errors_naming`."""
     with errors_naming(path):
         try:
-            return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
-        except lmdb.Error as error:
+            yield
+        except importlib.import_module("lmdb").Error as error:
             raise ValueError(str(error)) from error
 
 
@@ -40,7 +54,7 @@ class _Databases:
         self.paths = paths
         self.keys: list[np.ndarray] = []
         for path in paths:
-            with _open(path) as database, database.begin() as transaction:
+            with _open(path) as database, _reading(path), database.begin() as transaction:
                 self.keys.append(np.array(list(transaction.cursor().iternext(values=False)), dtype=bytes))
         self.ends = np.cumsum([len(keys) for keys in self.keys])
         self._opened: dict[tuple[int, int], Any] = {}
@@ -59,8 +73,10 @@ class _Databases:
         mine = os.getpid(), number
         if mine not in self._opened:
             self._opened[mine] = _open(self.paths[number])
-        with self._opened[mine].begin() as transaction:
+        with _reading(self.paths[number]), self._opened[mine].begin() as transaction:
             content = transaction.get(key)
+            if content is None:
+                raise ValueError(f"it holds no image {key.decode(errors='replace')}, although it lists one")
         return open_image(content, name=f"{self.paths[number]}, image {key.decode(errors='replace')}")
 
 

@@ -21,6 +21,19 @@ def test_quantiles_are_measured_values_not_below_the_quantile() -> None:
         latency.at("p95")
 
 
+def test_without_contract_answers_only_steps_are_run(timed_case, tmp_path: Path) -> None:
+    clock, model, _ = timed_case([0.01, 0.02])
+    measured = profile(model, (3, 2, 2), repeats=2, warmup=0, clock=clock, contract=False)
+    assert [step for step, _ in model.started[:4]] == [1, 2, 1, 2]
+    assert (len(measured.batches[1].reached), measured.batches[1].contract) == (2, ())
+    measured.save(tmp_path / "profile.json")
+    predictor = Predictor(model, Profile.load(tmp_path / "profile.json"), clock=clock)
+    x = torch.full((1, 3, 2, 2), 0.5)
+    assert predictor(x, 0.04).step == 2
+    with pytest.raises(ValueError, match="contract=True plans by a profile of contract answers; give Predictor one"):
+        predictor(x, 0.04, contract=True)
+
+
 def test_every_step_and_every_contract_answer_is_measured(timed_case) -> None:
     clock, model, _ = timed_case([0.01, 0.02])
     measured = profile(model, (3, 2, 2), batch_sizes=(4, 1), repeats=3, warmup=1, clock=clock)
@@ -73,7 +86,7 @@ DAMAGES = {  # where, the value there (None: the entry is missing), what the mes
     ),
     "a row that is text": (ROW, "abcdef", "seconds must be finite"),
     "a row that is a number": (ROW, 3, "argument after"),
-    "a list missing": (["batches", "1", "contract"], None, "missing 1 required positional argument: 'contract'"),
+    "a list missing": (["batches", "1", "reached"], None, "missing 1 required positional argument: 'reached'"),
     "no batches": (["batches"], {}, "batches must be by batch size"),
     "batches in a list": (["batches"], [], "has no attribute 'items'"),
     "batch size 0": (["batches", "0"], {"steps": [], "reached": [], "contract": []}, "batches must be by batch size"),

@@ -107,7 +107,7 @@ def _growing_answers(trace: Trace, images: Tensor, shown: list[int]) -> Section:
 
 
 def _answer_under_deadlines(model: AnytimeModel, trace: Trace, images: Tensor, shown: list[int]) -> None:
-    measured = profile(model, images, repeats=50, progress=sys.stderr.isatty())
+    measured = profile(model, images, repeats=50, progress=sys.stderr.isatty(), contract=False)
     predictor = Predictor(model, measured, quantile="p90")
     reached = [latency.p90 for latency in measured.at(1).reached]
     deadlines = [0.5 * reached[0], 2 * reached[0], *(1.3 * seconds for seconds in reached[2::2])]

@@ -55,7 +55,8 @@ def show_frames(
     """
     files, labels = list_frames(folder, model.info.class_names[: model.levels[0]])
     device = next(model.parameters()).device
-    predictor = Predictor(model, profile(model, size, repeats=200, progress=sys.stderr.isatty()), combine, stop)
+    measured = profile(model, size, repeats=200, progress=sys.stderr.isatty(), contract=False)
+    predictor = Predictor(model, measured, combine, stop)
     board = Board(model.num_steps, fps, labels)
     live, erase, last = sys.stdout.isatty(), "", 0.0
     read = partial(read_image, input_size=size, resize_ratio=model.info.resize_ratio, stretched=model.info.stretched)

@@ -52,11 +52,12 @@ class Plan:
         """The deepest contract answer 1..T whose quantile is at most `left` seconds, and its median; 0 if there is none.
 
         Raises:
-            ValueError: There is no profile.
+            ValueError: There is no profile, or it has no contract answers.
         """
-        if self._profile is None:
-            raise ValueError("contract=True plans by a profile; give Predictor one: anytime.profile(model, example)")
-        latencies = self._profile.at(batch).contract
+        latencies = () if self._profile is None else self._profile.at(batch).contract
+        if not latencies:
+            wanted = "a profile" if self._profile is None else "a profile of contract answers"
+            raise ValueError(f"contract=True plans by {wanted}; give Predictor one: anytime.profile(model, example)")
         needed = [seconds.at(self._quantile) for seconds in latencies]
         fitting = [t for t, seconds in enumerate(needed, 1) if self.drift.slowdown * seconds <= left]
         if fitting:

@@ -67,7 +67,7 @@ class BatchProfile:
     Attributes:
         steps: Each step of the stream by itself, length T.
         reached: From the start of the stream to answer t, length T (not the sum of quantiles).
-        contract: Only answer t, `model(x, step=t)`, length T.
+        contract: Only answer t, `model(x, step=t)`, length T; empty if not measured.
         operators: The longest operator of each step, after which a cancelled step ends, length T; measured in a run of its
             own, with the engine's profiling. Empty where the engine cannot cancel a step.
         memory: The most bytes that each step has in use, weights included, length T; empty if unknown.
@@ -75,7 +75,7 @@ class BatchProfile:
 
     steps: tuple[Latency, ...]
     reached: tuple[Latency, ...]
-    contract: tuple[Latency, ...]
+    contract: tuple[Latency, ...] = ()
     operators: tuple[Latency, ...] = ()
     memory: tuple[int, ...] = ()
 
@@ -243,7 +243,7 @@ def _fault(made: Profile) -> str | None:
             return f"memory of batch size {size} must be bytes, one number for each of {steps} steps, got {list(batch.memory)}"
         for name in ("steps", "reached", "contract", "operators"):
             rows, where = getattr(batch, name), f"{name} of batch size {size}"
-            if len(rows) != steps and (rows or name != "operators"):
+            if len(rows) != steps and (rows or name not in ("contract", "operators")):
                 return f"{where} must have one row for each of {steps} steps, got {len(rows)}"
             for step, (n, *seconds) in enumerate(rows, 1):
                 if (
@@ -268,6 +268,7 @@ def profile(
     compile: bool = False,
     clock: Callable[[], float] = time.perf_counter,
     progress: bool = False,
+    contract: bool = True,
 ) -> Profile:
     """Measures every step of the stream and every contract answer, the way the runtime will run them.
 
@@ -281,6 +282,7 @@ def profile(
             uncompiled.
         clock: Returns seconds; replaced in tests.
         progress: Whether to show progress bars on stderr.
+        contract: Whether to measure contract answers, which take most of the time; false if no call is `contract=True`.
 
     Raises:
         ValueError: If repeats or batch sizes are below 1.
@@ -296,14 +298,14 @@ def profile(
     with run.conditions():
         for batch_size in sorted(set(batch_sizes)):
             x = torch.rand(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(reference)
-            batches[batch_size] = _measure(run, x, repeats, warmup, clock, progress)
-    macs, contract_macs = (tuple(step_macs(run.model, size, contract, progress)) for contract in (False, True))
+            batches[batch_size] = _measure(run, x, repeats, warmup, clock, progress, contract)
+    macs, contract_macs = (tuple(step_macs(run.model, size, alone, progress)) for alone in (False, True))
     interrupt = OPERATOR if run.cancels else STEP
     return Profile(architecture(model), size, fingerprint(model, compile), batches, macs, contract_macs, interrupt)
 
 
 def _measure(
-    run: EagerSteps, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float], progress: bool
+    run: EagerSteps, x: Tensor, repeats: int, warmup: int, clock: Callable[[], float], progress: bool, contract: bool
 ) -> BatchProfile:
     model = run.model
 
@@ -313,7 +315,7 @@ def _measure(
         return clock()
 
     measured: list[list[list[float]]] = [[[] for _ in range(model.num_steps)] for _ in range(3)]
-    steps, reached, contract = measured
+    steps, reached, answers = measured
     streams, title = range(warmup + repeats), f"profiling batches of {len(x)}"
     for repeat in tqdm(streams, desc=title, unit="stream", disable=not progress, leave=False):
         start = before = now()
@@ -325,7 +327,7 @@ def _measure(
                 steps[t].append(after - before)
                 reached[t].append(after - start)
             before = after
-        for t, seconds in enumerate(contract):
+        for t, seconds in enumerate(answers if contract else ()):
             before = now()
             model(x, step=t + 1)
             if repeat >= warmup:
@@ -333,5 +335,5 @@ def _measure(
     operators = run.measure(x, min(repeats, _OPERATOR_RUNS))
     memory = tuple(operator.memory for operator in operators)
     longest = tuple(Latency.of(operator.seconds) for operator in operators)
-    own, reach, alone = (tuple(map(Latency.of, rows)) for rows in measured)
+    own, reach, alone = (tuple(map(Latency.of, filter(None, rows))) for rows in measured)
     return BatchProfile(own, reach, alone, longest, memory if all(memory) else ())

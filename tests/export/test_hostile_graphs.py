@@ -240,7 +240,7 @@ def test_all_take_little_memory_and_time() -> None:
             "Unique",
             "Compress",
         ),
-        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DeformConv", "LRN", "GroupNormalization"),
+        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DeformConv", "LpPool", "LRN", "GroupNormalization"),
         *("Attention", "DFT", "STFT", "Det", "NonMaxSuppression", "RoiAlign", "RandomNormal", "Multinomial", "ImageDecoder"),
         *("StringConcat", "StringNormalizer", "RegexFullMatch", "TfIdfVectorizer", "FusedMatMul", "no such operator"),
     ],

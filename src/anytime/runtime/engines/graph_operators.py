@@ -26,7 +26,7 @@ _KINDS = {  # by how much work they are for each value that they read or make
     1_000: "Mod",  # of two floats that differ by many powers of two
 }
 _WORK = {kind: work for work, kinds in _KINDS.items() for kind in kinds.split()}
-_WINDOWS = frozenset(("MaxPool", "AveragePool", "LpPool"))
+_WINDOWS = frozenset(("MaxPool", "AveragePool"))
 _PRODUCTS = frozenset(("MatMul", "Gemm"))
 _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 OPERATORS = {*_WORK, *_WINDOWS, *_PRODUCTS, *_RECURRENT, "Conv", "ConvTranspose", "Einsum", "Resize"}
@@ -41,6 +41,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {  # attributes whose other values are none 
 _MOST_NUMBERS = 64  # of an attribute
 _MOST_NUMBER = 2**31
 _LANES = 16  # to a multiple of which the engine pads rows and channels
+_PER_CALL = 20  # operations to begin a product of two matrices
 _SCRATCH = 2  # values that an operator holds at most for each that it reads or writes, if nothing else is said
 
 
@@ -96,7 +97,8 @@ def cost_of(node: Any, given: Sequence[Shape], made: Sequence[Shape]) -> Cost:
         turned = [name in attributes and attributes[name].i for name in ("transA", "transB")]
         columns = given[1][0 if turned[1] else -1]
         packed = math.prod(given[1]) // max(columns, 1) * _padded(columns)
-        return Cost(moved + result * given[0][0 if turned[0] else -1], scratch, packed)
+        calls = _PER_CALL * math.prod(made[0][:-2])  # a product of matrices at a time
+        return Cost(moved + calls + result * given[0][0 if turned[0] else -1], scratch, packed)
     if kind in _RECURRENT:
         rows, places = math.prod(given[1][:2]), given[0][0] * given[0][1]
         packed = _padded(given[1][1]) * given[1][0] * (given[1][2] + given[2][2])

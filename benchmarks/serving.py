@@ -96,6 +96,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes[row, column].set(ylabel=f"{label} (%)", ylim=(0, 102))
         axes[0, column].set(title=f"{kind} deadlines", xscale="log")
         axes[1, column].set(xlabel="load (full answers at batch 1)", xticks=LOADS, xticklabels=LOADS)
+        axes[1, column].minorticks_off()
     axes[0, 0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)

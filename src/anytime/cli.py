@@ -21,6 +21,7 @@ COMMANDS = {  # each verb is a module of `anytime.commands`, imported only when 
     "predict": "Classify images with a trained model, showing the answer as it improves.",
     "profile": "Measure how long each step of a trained model takes on this machine, including the slow tail.",
     "replay": "Decide once more what a predictor recorded, with another rule, profile or engine.",
+    "serve": "Answer images over HTTP; under overload with less depth, by the deadline.",
     "export": "Write a trained model as one graph per step for another engine, such as ONNX Runtime.",
     "exits": "List the places where a backbone can be cut into stages, and what each costs.",
     "study": "Reproduce tables and figures of a paper, with the paper's numbers beside ours.",

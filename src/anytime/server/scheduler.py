@@ -191,7 +191,7 @@ def slackfit(view: View) -> Decision:
     run, most = view.costs.run, min(len(view.waiting), view.limits.max_batch)
     sizes, depths = {most, *(2**k for k in range(most.bit_length()))}, range(1, view.costs.num_steps + 1)
     shortest = run(0, 1, 1)
-    width = (run(0, view.costs.num_steps, view.limits.max_batch) - shortest) / BUCKETS
+    width = max(run(0, view.costs.num_steps, view.limits.max_batch) - shortest, shortest) / BUCKETS
     table = {(size, depth): run(0, depth, size) for size in sizes for depth in depths}
     fitting = [key for key, seconds in table.items() if seconds <= view.left(view.waiting[0])]
     size, depth = max(fitting, key=lambda key: (int((table[key] - shortest) / width), key))

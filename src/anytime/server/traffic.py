@@ -32,8 +32,10 @@ class Traffic:
     def arrive(self, request: Request) -> None:
         """A request has arrived; its deadline counts from its arrival."""
         gap, self._last = max(request.arrival - self._last, 0.0), request.arrival
-        known = math.isfinite(self._interval)
-        self._interval = self._interval + _SMOOTHING * (gap - self._interval) if known else gap
+        if math.isfinite(self._interval):
+            self._interval += _SMOOTHING * (gap - self._interval)
+        elif 0 < gap < math.inf:  # several images of one request say nothing yet
+            self._interval = gap
         self.live[request.key] = request
 
     def leave(self, key: int) -> Request:

@@ -181,7 +181,8 @@ class EANN(AnytimeModel):
                 state = member.advance(state)
                 features[place, exit] = state.features
         after = EANNState(step, images, features[here], features[source], None)
-        return self.read(after), after
+        answer = self.read(after)
+        return answer, after._replace(answer=answer)
 
 
 def _build_member(place: int, member: Any, num_classes: int | tuple[int, ...], in_channels: int) -> AnytimeChain:

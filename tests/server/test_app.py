@@ -1,0 +1,349 @@
+"""The application: what it answers, what it refuses and how, and that every place is freed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("starlette")
+pytest.importorskip("prometheus_client")
+
+from anytime.server.app import Settings
+
+Play = Callable[..., Any]
+PREDICT, INFER = "/v2/models/toy/predict", "/v2/models/toy/infer"
+RAW = {"content-type": "application/octet-stream"}
+GREY = bytes([115]) * 48  # 0.45 of the way from black to white
+
+
+def infer_body(x: np.ndarray, **more: Any) -> dict[str, Any]:
+    entry = {"name": "image", "datatype": "FP32", "shape": [*x.shape], "data": x.ravel().tolist()}
+    return {"inputs": [entry], **more}
+
+
+def png(size: tuple[int, int] = (9, 7), value: int = 115) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (value,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_raw_pixels_png_and_jpeg_are_answered(play: Play) -> None:
+    jpeg = io.BytesIO()
+    Image.new("RGB", (9, 7), (115,) * 3).save(jpeg, "JPEG")
+
+    async def scenario(client: Any, server: Any) -> None:
+        bodies = {GREY: RAW, png(): {"content-type": "image/png"}, jpeg.getvalue(): {"content-type": "image/jpeg"}}
+        bodies[bytes([115]) * (5 * 8 * 3)] = {**RAW, "anytime-shape": "5, 8, 3"}
+        for body, headers in bodies.items():
+            reply = await client.call("POST", PREDICT, body, headers)
+            answer = json.loads(reply.body)
+            assert reply.status == 200, reply.body
+            assert (answer["label"], answer["class"], answer["step"], answer["steps"]) == (4, "4", 3, 3)
+            assert (answer["reason"], answer["missed"], answer["macs"]) == ("complete", False, 180)
+            assert answer["confidence"] == pytest.approx(0.6, abs=1e-4)
+            assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-4)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_the_protocol_in_json_and_in_bytes(play: Play, binary: bool) -> None:
+    x = np.array([0.15, 0.85], np.float32).repeat(48).reshape(2, 3, 4, 4)
+
+    async def scenario(client: Any, server: Any) -> None:
+        document, headers, data = infer_body(x, id="mine"), {}, b""
+        if binary:
+            document["inputs"][0].pop("data")
+            document["inputs"][0]["parameters"] = {"binary_data_size": x.nbytes}
+            document["parameters"] = {"binary_data_output": True, "timeout": 5_000_000, "priority": 0}
+            data = x.tobytes()
+            headers["inference-header-content-length"] = str(len(json.dumps(document)))
+        reply = await client.call("POST", INFER, json.dumps(document).encode() + data, headers)
+        assert reply.status == 200, reply.body
+        end = int(reply.headers.get("inference-header-content-length", len(reply.body)))
+        answer, rest = json.loads(reply.body[:end]), reply.body[end:]
+        outputs = {}
+        for entry in answer["outputs"]:
+            kind = {"FP32": "<f4", "INT64": "<i8", "INT32": "<i4"}[entry["datatype"]]
+            if binary:
+                size = entry["parameters"]["binary_data_size"]
+                values, rest = np.frombuffer(rest[:size], kind), rest[size:]
+            else:
+                values = np.array(entry["data"], kind)
+            outputs[entry["name"]] = values.reshape(entry["shape"])
+        assert not rest or not binary
+        assert outputs["probabilities"].shape == (2, 10)
+        assert outputs["label"].tolist() == outputs["probabilities"].argmax(1).tolist() == [1, 8]
+        assert outputs["step"].tolist() == [3, 3]
+        assert (answer["id"], answer["model_name"]) == ("mine", "toy")
+        assert answer["parameters"]["macs"] == 360
+        only = await client.call("POST", INFER, json.dumps(infer_body(x, outputs=[{"name": "label"}])).encode())
+        assert [entry["name"] for entry in json.loads(only.body)["outputs"]] == ["label"]
+
+    play(scenario)
+
+
+def test_frames_of_bytes_are_resized(play: Play) -> None:
+    frames = np.full((2, 6, 5, 3), 115, np.uint8)
+    entry = {"name": "image", "datatype": "UINT8", "shape": [2, 6, 5, 3], "data": frames.ravel().tolist()}
+
+    async def scenario(client: Any, server: Any) -> None:
+        reply = await client.call("POST", INFER, json.dumps({"inputs": [entry]}).encode())
+        (label,) = (each for each in json.loads(reply.body)["outputs"] if each["name"] == "label")
+        assert label["data"] == [4, 4]
+
+    play(scenario)
+
+
+def test_health_and_metadata(play: Play) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/toy/ready"):
+            assert (await client.call("GET", path)).status == 200
+        about = json.loads((await client.call("GET", "/v2/models/toy")).body)
+        assert about["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 4, 4]}]
+        assert (await client.call("GET", "/v2/models/other")).status == 404
+        assert b"the models are toy" in (await client.call("POST", "/v2/models/other/infer")).body
+        server.draining = True
+        assert (await client.call("GET", "/v2/health/ready")).status == 503
+        assert (await client.call("GET", "/v2/health/live")).status == 200
+        reply = await client.call("POST", PREDICT, GREY, RAW)
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+
+    play(scenario)
+
+
+def test_answers_stream_as_they_improve(play: Play, worker: Any) -> None:
+    worker.policy = "edf"
+
+    async def scenario(client: Any, server: Any) -> None:
+        reply = await client.call("POST", PREDICT, GREY, {**RAW, "accept": "application/x-ndjson"})
+        lines = [json.loads(line) for line in reply.body.splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3, 3]
+        assert [line["reason"] for line in lines] == ["", "", "", "complete"]
+
+    play(scenario)
+
+
+def test_no_answer_in_time(play: Play, naming: Any) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        headers = {**RAW, "anytime-deadline": "0ms"}
+        reply = await client.call("POST", PREDICT, GREY, headers)
+        assert reply.status == 504
+        assert b"no answer within 0 ms" in reply.body
+        reply = await client.call("POST", PREDICT, GREY, {**headers, "anytime-prior": "yes"})
+        answer = json.loads(reply.body)
+        assert (reply.status, answer["step"], answer["missed"], answer["reason"]) == (200, -1, True, "deadline")
+        assert answer["probabilities"] == [0.1] * 10
+        x = np.full((1, 3, 4, 4), 0.5, np.float32)
+        body = json.dumps(infer_body(x, parameters={"timeout": 0, "prior": True})).encode()
+        assert json.loads((await client.call("POST", INFER, body)).body)["parameters"]["step"] == -1
+        naming.gate.clear()  # the step hangs: the deadline is kept all the same
+        reply = await client.call("POST", PREDICT, GREY, {**RAW, "anytime-deadline": "30ms"})
+        assert reply.status == 504
+        naming.gate.set()
+
+    server = play(scenario)
+    text = server.metrics.text().decode()
+    assert 'anytime_requests_total{model="toy",outcome="no_answer"} 2.0' in text
+    assert 'anytime_requests_total{model="toy",outcome="prior"} 2.0' in text
+    assert 'anytime_hopeless_total{model="toy"} 3.0' in text
+
+
+def test_too_many_live_images_and_clients_that_leave(play: Play, naming: Any, worker: Any) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        naming.gate.clear()
+        gone = asyncio.Event()
+        first = asyncio.create_task(client.call("POST", PREDICT, GREY, RAW, gone=gone))
+        while worker.live == 0:
+            await asyncio.sleep(0.001)
+        reply = await client.call("POST", PREDICT, GREY, RAW)
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        assert b"1 images are live" in reply.body
+        gone.set()
+        await first
+        assert worker.live == 0
+        naming.gate.set()
+        assert (await client.call("POST", PREDICT, GREY, RAW)).status == 200
+
+    server = play(scenario, Settings(max_live=1))
+    text = server.metrics.text().decode()
+    for outcome in ("full", "disconnected", "answered"):
+        assert f'anytime_requests_total{{model="toy",outcome="{outcome}"}} 1.0' in text
+
+
+def test_a_failing_network_is_a_500_and_a_dead_thread_is_started_again(play: Play, naming: Any, worker: Any) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        naming.errors.append("out of beans")
+        reply = await client.call("POST", PREDICT, GREY, RAW)
+        assert (reply.status, json.loads(reply.body)["error"]) == (500, "the model failed: RuntimeError: out of beans")
+        naming.errors.clear()
+        worker.close(1)  # as if it had died
+        worker._closing = False
+        assert (await client.call("GET", "/v2/health/ready")).status == 503
+        while not worker.ready:
+            await asyncio.sleep(0.01)
+        assert (await client.call("POST", PREDICT, GREY, RAW)).status == 200
+
+    server = play(scenario)
+    assert 'anytime_worker_restarts_total{model="toy"} 1.0' in server.metrics.text().decode()
+
+
+def bomb() -> bytes:
+    """A PNG that says it has 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+HALF = np.full((1, 3, 4, 4), 0.5, np.float32)
+IMAGE = {"content-type": "image/png"}
+
+
+def changed(**changes: Any) -> bytes:
+    """A request whose input has other entries."""
+    document = infer_body(HALF)
+    document["inputs"][0] |= changes
+    return json.dumps(document).encode()
+
+
+def document(**changes: Any) -> bytes:
+    return json.dumps(infer_body(HALF) | changes).encode()
+
+
+WRONG_TIMES = ("NaN", "", "5 min", "0x10ms", "x" * 999)
+WRONG_SHAPES = ("4,4", "4,4,x", "-4,-4,3", "9" * 50 + ",1,1", "0,0,0", "²,4,3")
+HOSTILE: list[tuple[str, bytes, dict[str, str], int, str]] = [
+    *((PREDICT, GREY, {**RAW, "anytime-deadline": text}, 400, "Anytime-Deadline must be") for text in WRONG_TIMES),
+    (PREDICT, GREY, {**RAW, "anytime-deadline": "-5ms"}, 504, "no answer within -5 ms"),
+    (PREDICT, GREY, {**RAW, "anytime-deadline": "-inf"}, 504, "no answer within"),
+    (PREDICT, GREY, {**RAW, "anytime-deadline": "1e300"}, 200, "complete"),
+    (PREDICT, GREY, {**RAW, "anytime-prior": "maybe"}, 400, "Anytime-Prior must be yes or no, got 'maybe'"),
+    (PREDICT, GREY, {"content-type": "text/html"}, 415, "Content-Type must be"),
+    (PREDICT, GREY[:-1], RAW, 400, "raw pixels of shape 4,4,3 are 48 bytes, got 47"),
+    (PREDICT, b"", RAW, 400, "got 0"),
+    *((PREDICT, GREY, {**RAW, "anytime-shape": text}, 400, "") for text in WRONG_SHAPES),
+    (PREDICT, b"", {**RAW, "anytime-shape": "0,4,3"}, 400, "a frame must be"),
+    (PREDICT, bytes(16), {**RAW, "anytime-shape": "2,2,4"}, 400, "a frame must be"),
+    (PREDICT, b"GIF89a", IMAGE, 400, "no JPEG or PNG image"),
+    (PREDICT, b"", IMAGE, 400, "no JPEG or PNG image"),
+    (PREDICT, png()[:45], IMAGE, 400, "damaged"),
+    (PREDICT, bomb(), IMAGE, 413, "more than 33,554,432"),
+    (PREDICT, GREY, {**RAW, "content-length": "1e9"}, 400, "Content-Length must be a number"),
+    (PREDICT, GREY, {**RAW, "content-length": "-1"}, 400, "Content-Length must be a number"),
+    (PREDICT, GREY, {**RAW, "content-length": "9" * 30}, 413, "the body has more than"),
+    (INFER, b"", {}, 400, "the request is damaged"),
+    (INFER, b"\xff\xfe{", {}, 400, "the request"),
+    (INFER, b"[" * 100_000, {}, 400, "nested too deeply"),
+    (INFER, b'{"a":' * 5000 + b"1" + b"}" * 5000, {}, 400, "nested too deeply"),
+    (INFER, b"[1]", {}, 400, "the request must be a JSON object"),
+    (INFER, b"{}", {}, 400, "inputs must be a list of one tensor named 'image'"),
+    (INFER, document(inputs=[]), {}, 400, "inputs must be a list"),
+    (INFER, document(inputs={"image": 1}), {}, 400, "inputs must be a list"),
+    (INFER, document(parameters=[1]), {}, 400, "parameters must be a JSON object"),
+    (INFER, document(parameters={"timeout": "1"}), {}, 400, "timeout must be a whole number"),
+    (INFER, document(parameters={"timeout": -1}), {}, 400, "timeout must be a whole number"),
+    (INFER, document(parameters={"timeout": True}), {}, 400, "timeout must be a whole number"),
+    (INFER, document(parameters={"timeout": 10**30}), {}, 400, "timeout must be a whole number"),
+    (INFER, document(parameters={"priority": 7}), {}, 400, "priority must be 0, got 7"),
+    (INFER, document(parameters={"prior": "yes"}), {}, 400, "prior must be true or false"),
+    (INFER, document(id="x" * 5000), {}, 400, "id must be a text"),
+    (INFER, document(outputs=[{"name": "soul"}]), {}, 400, "outputs are probabilities, label, confidence, step, got 'soul'"),
+    (INFER, document(outputs="label"), {}, 400, "outputs must be a list"),
+    (INFER, document(outputs=[{"name": ["label"]}]), {}, 400, "outputs are"),
+    (INFER, changed(datatype="FP64"), {}, 400, "datatype of 'image' must be FP32 or UINT8"),
+    (INFER, changed(datatype=["FP32"]), {}, 400, "datatype of 'image' must be FP32 or UINT8"),
+    (INFER, changed(shape=[1, 3, 4]), {}, 400, "shape of 'image' must be four numbers"),
+    (INFER, changed(shape=[1, 3, 4, -4]), {}, 400, "whole number in"),
+    (INFER, changed(shape=[1, 3, 4, 1e99]), {}, 400, "whole number in"),
+    (INFER, changed(shape=[2**24, 2**24, 2**24, 2**24]), {}, 400, "must be"),
+    (INFER, changed(data=[0.5] * 47), {}, 400, "must be 48 numbers of FP32"),
+    (INFER, changed(data=["a"] * 48), {}, 400, "must be numbers"),
+    (INFER, changed(data=[[0.5], 0.5]), {}, 400, "must be numbers"),
+    (INFER, changed(data=None), {}, 400, "data of 'image'"),
+    (INFER, changed(data=[10**400] * 48), {}, 400, "must be numbers"),
+    (INFER, changed(data=[math.nan] * 48), {}, 400, "NaN"),
+    (INFER, changed(data=[7.0] * 48), {}, 400, "images must lie in [0, 1]"),
+    (INFER, changed(datatype="UINT8", shape=[1, 4, 4, 3], data=[256] * 48), {}, 400, "must be 48 numbers of UINT8"),
+    (INFER, changed(shape=[3, 4, 4, 1]), {}, 400, "images must be FP32 [B, 3, 4, 4]"),
+    (INFER, changed(shape=[65, 3, 1, 1], data=[0.5] * 195), {}, 413, "at most 64 images"),
+    (INFER, document(), {"inference-header-content-length": "9"}, 400, "the request is damaged"),
+    (INFER, changed(parameters={"binary_data_size": 192}), {}, 400, "0 bytes follow the header"),
+    (INFER, changed(parameters={"binary_data_size": 2**60}), {}, 400, "binary_data_size must be a whole number"),
+    (INFER, changed(parameters=3), {}, 400, "parameters of 'image' must be a JSON object"),
+    (INFER, document(), {"inference-header-content-length": "10000"}, 400, "more than the"),
+    (INFER, document(), {"inference-header-content-length": "-1"}, 400, "must be a number"),
+    (INFER, document(), {"inference-header-content-length": "9" * 99}, 400, "must be a number"),
+]  # fmt: skip
+
+
+def test_hostile_requests_get_a_status_and_a_sentence(play: Play, worker: Any) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        for path, body, headers, status, says in HOSTILE:
+            reply = await client.call("POST", path, body, headers)
+            assert reply.status == status, (body[:80], headers, reply.body)
+            text = reply.body.decode()
+            assert says in (json.loads(text)["error"] if status != 200 else text), (body[:80], headers, text)
+            assert len(text) < 2000
+            assert "\\n" not in text
+        assert worker.live == 0
+
+    play(scenario)
+
+
+def test_a_body_that_is_too_large_is_not_read(play: Play) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        reply = await client.call("POST", PREDICT, bytes(101), RAW)
+        assert (reply.status, reply.headers["connection"], client.read) == (413, "close", 0)
+        reply = await client.call("POST", PREDICT, [bytes(30)] * 20, RAW)  # without a length
+        assert (reply.status, client.read) == (413, 4)
+
+    play(scenario, Settings(max_body=100))
+
+
+def test_a_slow_client_is_not_waited_for(play: Play) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        reply = await client.call("POST", PREDICT, [bytes(1)] * 48, RAW, pause=0.02)
+        assert reply.status == 408
+        assert b"the body did not arrive within 0.05 s" in reply.body
+
+    play(scenario, Settings(body_seconds=0.05))
+
+
+def test_deadlines_are_cut_at_the_longest(play: Play, naming: Any) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        naming.gate.clear()
+        reply = await client.call("POST", PREDICT, GREY, {**RAW, "anytime-deadline": "1000s"})
+        assert reply.status == 504
+        assert b"within 20 ms" in reply.body
+        naming.gate.set()
+
+    play(scenario, Settings(max_deadline=0.02))
+
+
+def test_many_at_once_are_all_answered_and_counted(play: Play) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        calls = [client.call("POST", PREDICT, bytes([25 * (n % 10) + 13]) * 48, RAW) for n in range(100)]
+        for n, reply in enumerate(await asyncio.gather(*calls)):
+            assert reply.status == 200, reply.body
+            assert json.loads(reply.body)["label"] == int((25 * (n % 10) + 13) / 25.5)
+
+    server = play(scenario)
+    text = server.metrics.text().decode()
+    assert 'anytime_requests_total{model="toy",outcome="answered"} 100.0' in text
+    assert 'anytime_answers_total{model="toy",step="3"} 100.0' in text
+    assert 'anytime_live{model="toy"} 0.0' in text
+    assert torch.is_inference_mode_enabled() is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,19 @@ def test_additive_exits_train_only_their_heads(exits: Any, train: Any, watch: An
     changed, names = watch(model), set(model.state_dict())
     train(model, HeadsOnly("float32"), tmp_path)
     assert changed() == {name for name in names if name.startswith("heads.")}
+
+
+def test_heads_on_a_random_trunk_are_said(exits: Any, tmp_path: Path) -> None:
+    data = ["--data=digits", "--data.limit=96", "--regime=heads_only"]
+    flags = ["--model=anytimenet", "--model.width=4", *data]
+    sentence = "the heads of anytimenet are trained on a trunk of random weights, which stays as it is; give --weights RUN"
+    with pytest.warns(UserWarning, match=sentence):
+        build(parse(flags))
+    build(parse(flags), filled_later=True)
+    name, gone = exits().config["arguments"]["backbone"], str(tmp_path / "gone.pt")
+    inner = json.dumps({"backbone": name, "exits": 2, "input_size": [1, 8, 8], "pretrained": gone})
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*gone\.pt"):
+        build(parse(["--model=zero_time_waste", "--model.base=attach", f"--model.arguments={inner}", *data]))
 
 
 def test_weights_are_read_when_a_training_starts_but_not_when_it_resumes(exits: Any, tmp_path: Path) -> None:

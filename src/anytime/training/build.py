@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -100,6 +101,12 @@ def build(config: Config, filled_later: bool = False, run: Path | None = None) -
         if random and (given.get("regime") == "midfeat" or ("pretrained" in takes and isinstance(regime, HeadsOnly))):
             pretrained = "--model.pretrained FILE (true: its library's download) or " if "pretrained" in takes else ""
             raise ValueError(f"heads need a trained network, but this one has no weights: give {pretrained}--weights RUN")
+        if random and isinstance(regime, HeadsOnly) and not _names_weights(given):
+            warnings.warn(
+                f"the heads of {name} are trained on a trunk of random weights, which stays as it is; give --weights RUN to "
+                "train them on a trained network",
+                stacklevel=2,
+            )
         objective.set_levels(data.levels or (data.num_classes,))
         model = create_model(name, data.levels or data.num_classes, **given | size)
         regime.check(model, settings.epochs)
@@ -126,6 +133,13 @@ def build(config: Config, filled_later: bool = False, run: Path | None = None) -
         recipe=config,
     )
     return TrainingJob(model, data, objective, optimizer, schedule, settings, regime, config)
+
+
+def _names_weights(value: Any) -> bool:
+    """Whether a model's arguments name weights, at any depth: those of a network inside it."""
+    if isinstance(value, dict):
+        return bool(value.get("pretrained")) or any(map(_names_weights, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_names_weights, value))
 
 
 def _load_weights(model: AnytimeModel, name: str) -> None:

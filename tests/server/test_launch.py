@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -24,6 +26,7 @@ pytest.importorskip("prometheus_client")
 
 import anytime
 from anytime.cli import main
+from anytime.server.client import _answer
 from anytime.server.launch import Runner, application, listen, make_worker, names
 from anytime.server.scheduler import Limits
 
@@ -72,6 +75,37 @@ def test_clients_of_the_protocol(served: tuple[str, Runner]) -> None:
             assert answer.as_numpy("label").tolist() == [1, 8]
             assert answer.as_numpy("probabilities").shape == (2, 10)
             assert answer.get_response()["parameters"]["reason"] == "complete"
+
+
+def test_the_command_asks_a_server(served: tuple[str, Runner], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    url, _ = served
+    for name in ("a.png", "b.jpg", "c.bmp"):
+        Image.new("RGB", (9, 7), (115,) * 3).save(tmp_path / name)
+        assert main(["predict", "toy", str(tmp_path / name), "--server", url, "--deadline", "2s"]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[0].endswith(f"{name} (toy at {url})")
+        assert re.search(r"step 3/3 .*180 MACs .* ms  4 \(60 %\)$", shown[-1])
+    failing = {
+        ("toy", "--deadline", "0"): (1, f"{url}: there was no answer within 0 ms"),
+        ("other",): (1, "there is no model of this name here; the models are toy"),
+        ("toy", "--stop", "confidence=0.9"): (2, "--stop is decided where the model runs"),
+        ("toy", "--top", "3"): (2, "--top is decided where the model runs"),
+        ("toy", "--server", "ftp://a"): (2, "a server has an address like http://127.0.0.1:8000, got 'ftp://a'"),
+        ("toy", "--server", "http://127.0.0.1:1"): (1, "the server http://127.0.0.1:1 cannot be reached"),
+        ("toy", "--deadline", "soon"): (2, "deadline must be a number of seconds"),
+    }
+    for (model, *more), (code, says) in failing.items():
+        assert main(["predict", model, str(tmp_path / "a.png"), "--server", url, *more]) == code
+        assert says in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("no image")
+    assert main(["predict", "toy", str(tmp_path / "a.txt"), "--server", url]) == 1
+    assert "a.txt is damaged" in capsys.readouterr().err
+
+
+def test_answers_of_other_servers_are_checked() -> None:
+    for line in (b"[]", b"{", b'{"step": 1}', b"[" * 10_000):
+        with pytest.raises(ValueError, match=r"the answer of http://a|is no server of this version"):
+            _answer(line, "http://a")
 
 
 def test_live_requests_are_answered_before_the_end(served: tuple[str, Runner], worker: Any, naming: Any) -> None:

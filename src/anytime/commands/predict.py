@@ -35,7 +35,8 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime predict runs/demo photo.png --stop confidence=0.9 --combine product\n"
         "  anytime predict runs/demo photo.png --plot course.png\n"
         "  anytime predict anytimenet_cifar10 photos/ --camera-like --fps 30\n"
-        "  anytime predict runs/cascade film/ --stream --updates 2",
+        "  anytime predict runs/cascade film/ --stream --updates 2\n"
+        "  anytime predict anytimenet_cifar10 photo.png --server http://127.0.0.1:8000 --deadline 20ms",
     )
     parser.add_model("model")
     parser.add_argument(
@@ -60,7 +61,12 @@ def run(arguments: Sequence[str]) -> int:
         "--plot", type=Path, metavar="FILE", help="draw the class probabilities of one image over steps, MACs and milliseconds"
     )
     parser.add_overwrite("the figure of --plot")
+    parser.add_argument("--server", metavar="URL", help="ask a model of `anytime serve`, by the name that it has there")
     options = parser.parse_args(arguments)
+    if options.server is not None:
+        from anytime.commands.served_answers import show_served
+
+        return show_served(parser, options)
     if options.top < 1:
         parser.error(f"--top must be at least 1, got {options.top}")
     if options.camera_like and options.deadline is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import anytime
 from anytime.model import create_model, select_samples
-from anytime.models.surgery.attach import build, cut_points
+from anytime.models.surgery.attach import checks, cut_points
 from anytime.models.surgery.attach.build import attach_exits
 from anytime.models.surgery.attach.model import AttachedExits
 from anytime.saving import read_model
@@ -111,8 +111,6 @@ DECIDES: dict[str, Any] = {
     "length": lambda net, h: h * 2 if len(h) > 8 else h,
     "split": lambda net, h: torch.cat([part * 1 for part in h.split(8)]),
     "range": lambda net, h: torch.cat([h[i : i + 8] for i in range(0, h.shape[0], 8)]),
-    "dtype": lambda net, h: h * 2 if h.dtype == torch.float64 else h,
-    "half": lambda net, h: h.float().softmax(1).to(h.dtype) if h.dtype in (torch.float16, torch.bfloat16) else h,
     "gradients": lambda net, h: h * 2 if torch.is_grad_enabled() else h,
     "requires_grad": lambda net, h: h * 2 if h.requires_grad else h,
     "layout": lambda net, h: h if h.is_contiguous() else h * 2,
@@ -127,7 +125,7 @@ DECIDES: dict[str, Any] = {
 ASKED = r"size of the batch: it must ask the batch size as x\.shape\[0\]"
 REFUSED = {
     **dict.fromkeys(("batch", "one batch", "remainder", "quotient", "length", "split", "range"), ASKED),
-    **{"dtype": "something else in float64", "half": "something else in float16", "gradients": "with gradients"},
+    "gradients": "with gradients",
     **{"requires_grad": "with gradients", "layout": "channels_last", "stride": "channels_last"},
     **dict.fromkeys(("assigned", "put"), "assigns 'count' in forward, which must be changed in place"),
     **{"data": r"assigns to \.data of a tensor", "carried": "keeps 'calls' from one call to the next"},
@@ -254,8 +252,8 @@ def test_loading_repeats_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model.save(tmp_path / "model")
     runs: list[int] = []
     monkeypatch.setattr(cut_points, "_unlike_images", lambda two: pytest.fail("it is known where samples are"))
-    original = build.logits_of
-    monkeypatch.setattr(build, "logits_of", lambda output: runs.append(len(output)) or original(output))
+    original = checks.logits_of
+    monkeypatch.setattr(checks, "logits_of", lambda output: runs.append(len(output)) or original(output))
     loaded = read_model(tmp_path / "model")
     assert isinstance(loaded, AttachedExits)
     assert max(runs) == 1  # one image

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import BuiltinFunctionType, FunctionType
+from functools import partial
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anytime.models.surgery.attach.calls import Call
+from anytime.models.surgery.attach.frozen import SIMPLE, Unknown, frozen, same, text
 
 OWN = frozenset((*vars(nn.Module()), "training", "__dict__", "__class__"))  # what every module has
-SIMPLE = (int, float, complex, bool, str, bytes, type(None))
-NAMED = (FunctionType, BuiltinFunctionType, type)
 ASSIGNED = "it assigns {name!r} in forward, which must be changed in place, as self.{name}.copy_(...) does"
 CARRIED = "it keeps {name!r} from one call to the next, which must be a buffer that it changes in place"
+UNKNOWN = "it reads {name!r}, and nothing tells whether a {kind} has changed"
 IMMUTABLE = 1 << 8  # flag of classes that are written in C
+WHOLE = (*SIMPLE, tuple, list, dict, set, frozenset, deque, MethodType, partial)  # compared as a whole
 AGAIN = "attach the exits again"
 
 
 class Read(NamedTuple):
-    """A plain attribute that a forward has read: its module (or an object that this holds), the path, its name and value."""
+    """An attribute that a forward has read: its module, or an object that this holds, the path, its name, the frozen value."""
 
-    module: Any
+    thing: Any
     path: str
     name: str
     value: Any
+
+    def changed(self) -> str | None:
+        """The text of its value now, if it is another one."""
+        value = getattr(self.thing, self.name, None)
+        try:
+            now = frozen(value)
+        except Unknown as error:
+            return f"a {error}"
+        return None if same(now, self.value) else text(now)
 
 
 class Attributes:
@@ -79,37 +91,53 @@ class Attributes:
         key = id(module), name
         if key in self.assigned or isinstance(getattr(type(module), name, None), property) or module not in self.paths:
             return
-        if is_plain(value):
-            call.reads.append(Read(module, self.paths[module], name, copied(value)))
-        elif not isinstance(value, Tensor):
-            self._hold(value, f"{self.paths[module]}.{name}".removeprefix("."))
-            return
-        self.readers.setdefault(key, []).append(call)
+        path = self.paths[module]
+        if not isinstance(value, Tensor | nn.Module) and not self._hold(value, f"{path}.{name}".removeprefix(".")):
+            self._note(call, module, path, name, value)
+            self.readers.setdefault(key, []).append(call)
 
-    def _hold(self, thing: Any, path: str) -> None:
-        """Notes which attributes of an object are read from now on, if it is a configuration: of a class with plain values."""
+    def _note(self, call: Call, thing: Any, path: str, name: str, value: Any) -> None:
+        try:
+            call.reads.append(Read(thing, path, name, frozen(value)))
+        except Unknown as error:
+            call.problem = call.problem or UNKNOWN.format(name=name, kind=error)
+
+    def _hold(self, thing: Any, path: str) -> bool:
+        """Notes which attributes of an object are read from now on; false if it must be compared as a whole."""
         kind: Any = type(thing)
-        if id(thing) in self.objects or not any(is_plain(value) for value in getattr(thing, "__dict__", {}).values()):
-            return
+        if id(thing) in self.objects:
+            return True
         if (
-            isinstance(thing, nn.Module)
+            isinstance(thing, WHOLE)
+            or not hasattr(thing, "__dict__")
             or kind.__module__.partition(".")[0] in ("torch", "numpy")
             or kind.__flags__ & IMMUTABLE
         ):
-            return
+            return False
         self.objects[id(thing)] = thing, path
         original = kind.__getattribute__
 
         def read(known: Any, name: str) -> Any:
             value = original(known, name)
             call = self.current() if id(known) in self.objects else None
-            if call is not None and is_plain(value) and name in object.__getattribute__(known, "__dict__"):
-                call.reads.append(Read(known, self.objects[id(known)][1], name, copied(value)))
+            if call is not None and name in object.__getattribute__(known, "__dict__"):
+                inside = self.objects[id(known)][1]
+                if not isinstance(value, Tensor | nn.Module) and not self._hold(value, f"{inside}.{name}"):
+                    self._note(call, known, inside, name, value)
             return value
 
         if not any(known in self.classes for known in kind.__mro__):
             self.classes[kind] = vars(kind).get("__getattribute__")
             kind.__getattribute__ = read
+        return True
+
+    def check(self, calls: Iterable[Call]) -> None:
+        """Notes which calls have read what is not as it was: it is kept from one call to the next."""
+        for call in calls:
+            for read in () if call.problem else call.reads:
+                if (id(read.thing), read.name) not in self.assigned and read.changed() is not None:
+                    call.problem = CARRIED.format(name=read.name)
+                    break
 
     def _write(self, call: Call, module: nn.Module, name: str, value: Any) -> None:
         key = id(module), name
@@ -125,62 +153,67 @@ class Attributes:
         self.assigned.add(key)
 
 
-def is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text, a function or a class, or holds only such: two of them can be compared."""
-    if type(value) in (tuple, list, set, frozenset):
-        return all(is_plain(part) for part in value)
-    if type(value) is dict:
-        return all(is_plain(part) for part in (*value, *value.values()))
-    return type(value) in SIMPLE or isinstance(value, NAMED)
-
-
-def copied(value: Any) -> Any:
-    """A plain value that no one else can change."""
-    if type(value) in (tuple, list):
-        return type(value)(copied(part) for part in value)
-    if type(value) is dict:
-        return {key: copied(part) for key, part in value.items()}
-    return set(value) if type(value) is set else value
-
-
-def same_plain(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal and of one type."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(same_plain, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same_plain(part, other[key]) for key, part in one.items())
-    return one is other or bool(one == other)
-
-
 class Watch:
     """Raises ValueError once something that was decided when exits were attached has been changed.
 
     Args:
-        reads: The attributes that the cut modules have read.
-        modules: The cut modules, whose own forward does not run any more, with their names.
+        calls: Those that are written by what they do, so that the forward of their modules does not run any more.
+
+    Attributes:
+        autocast: Whether what was cut is the network also while autocast is on.
     """
 
-    def __init__(self, reads: Sequence[Read], modules: Sequence[tuple[nn.Module, str]]) -> None:
-        self.reads = tuple({(id(read.module), read.name): read for read in reads}.values())
-        opened = {id(module) for module, _ in modules}
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.reads = tuple({(id(read.thing), read.name): read for call in calls for read in call.reads}.values())
+        opened = {id(call.module) for call in calls}
         self.parts = tuple(
-            (module, path, {name: part for name, part in module._modules.items() if id(part) in opened})
-            for module, path in modules
+            (module, path, type(module), {name: part for name, part in module._modules.items() if id(part) in opened})
+            for module, path in {call.path: (call.module, call.path) for call in calls}.values()
         )
+        root = next(call.module for call in calls if not call.path)
+        names = {name for call in calls for name in call.attributes}
+        self.tensors = tuple(place for name in sorted(names) if (place := _find(root, name)) is not None)
+        self.autocast = True
+        self.dtypes = {dtype: call.path for call in calls for dtype in call.unproven}
 
-    def check(self) -> None:
-        """Raises ValueError if an attribute has another value, or a cut module is another one."""
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError if an attribute has another value, a cut module is another one, or x is in another precision."""
+        dtype = x.dtype
+        if not self.autocast and torch.is_autocast_enabled(x.device.type):
+            raise ValueError("this network asks for the precision of its tensors, so as it was cut it cannot run in autocast")
+        if dtype in self.dtypes:
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(f"this network does something else in {name} than as it was cut: convert it before, and {AGAIN}")
         if torch.compiler.is_compiling():
+            self._check_plain()
             return
-        for module, path, name, value in self.reads:
-            if not same_plain(now := getattr(module, name, None), value):
-                raise ValueError(f"{_place(module, path)} was cut with {name} = {value!r}, and has {now!r} now: {AGAIN}")
-        for module, path, parts in self.parts:
+        for read in self.reads:
+            if (now := read.changed()) is not None:
+                place = _place(read.thing, read.path)
+                raise ValueError(f"{place} was cut with {read.name} = {text(read.value)}, and has {now} now: {AGAIN}")
+        for module, path, kind, parts in self.parts:
+            if type(module) is not kind:
+                raise ValueError(f"{kind.__name__} {path!r} was cut, and is a {type(module).__name__} now: {AGAIN}")
             for name, part in parts.items():
                 if module._modules.get(name) is not part:
                     raise ValueError(f"{_place(module, path)} was cut, and has another {name!r} now: {AGAIN}")
+        for module, path, name, kept in self.tensors:
+            if name not in vars(module)[kept]:
+                raise ValueError(f"{_place(module, path)} was cut with {name!r} among its {kept[1:]}, which it left: {AGAIN}")
+
+    def _check_plain(self) -> None:
+        """What a compiler can follow: numbers and texts of modules."""
+        for thing, _, name, value in self.reads:
+            if isinstance(thing, nn.Module) and isinstance(value, int | float | str) and getattr(thing, name) != value:
+                raise ValueError(f"a module was cut with {name} = {value}, and has another now: {AGAIN}")
+
+
+def _find(root: nn.Module, name: str) -> tuple[nn.Module, str, str, str] | None:
+    """The module that keeps a tensor, its name, the tensor's own, and among what it keeps it."""
+    path, _, own = name.rpartition(".")
+    module: Any = root.get_submodule(path) if path in dict(root.named_modules()) else None
+    kept = [kind for kind in ("_parameters", "_buffers") if module is not None and own in vars(module)[kind]]
+    return (module, path, own, kept[0]) if kept else None
 
 
 def _place(module: nn.Module, path: str) -> str:

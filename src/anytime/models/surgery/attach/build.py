@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import reduce
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from anytime.models.common.additive import check_shrink
 from anytime.models.common.heads import Head, build_head
 from anytime.models.surgery.attach import choice, cut_points
 from anytime.models.surgery.attach.attributes import Watch
+from anytime.models.surgery.attach.checks import check_stages, safe_in_autocast
 from anytime.models.surgery.attach.choice import Spread
-from anytime.models.surgery.attach.conditions import ASKED, preserved
+from anytime.models.surgery.attach.conditions import preserved
 from anytime.models.surgery.attach.cut_points import Cut, Survey
 from anytime.models.surgery.attach.model import AdditiveExits, AttachedExits
 from anytime.models.surgery.attach.saved import check_saved
 from anytime.models.surgery.attach.segments import Stage, split_graph
+from anytime.models.surgery.attach.sizes import channels_last, fit, other_shapes
 from anytime.models.surgery.attach.state import Kept, Place
 from anytime.models.surgery.attach.trace import logits_of
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
@@ -30,37 +32,7 @@ from anytime.models.surgery.hugging_face import settled
 from anytime.registry import register_model
 from anytime.support.names import import_subclass
 from anytime.support.text import one_line
-from anytime.support.trust import weights_follow
 from anytime.support.units import ImageSize, image_size
-
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
-
-
-def _check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> None:
-    """Raises ValueError unless stages and backbone agree in eval mode, for one image, and in train mode with one seed.
-
-    A saved model was checked before: when it is loaded, one image shows whether the backbone's code is still the same.
-    """
-    whole: Sequence[Stage] = (nn.Module.__call__,)
-    trials = ((False, x[:1]),) if weights_follow() else ((False, x), (False, x[:1]), (True, x))
-    for training, batch in trials:
-        answers = []
-        for functions in (whole, stages):
-            with preserved(backbone):
-                backbone.train(training)
-                torch.manual_seed(0)
-                answers.append(logits_of(reduce(lambda h, function: function(backbone, h), functions, batch.clone())))
-        expected, actual = answers
-        if expected.shape != actual.shape:
-            shapes = f"for a batch of {len(batch)}, they give {list(actual.shape)}, not {list(expected.shape)}"
-            raise ValueError(f"the stages do not give what {type(backbone).__name__} gives: {shapes}")
-        difference = ((expected - actual).abs().max() / expected.abs().max().clamp(min=1)).item()
-        if not difference <= TOLERANCE.get(x.dtype, 1e-2):
-            mode = ("train" if training else "eval") + (" mode" if len(batch) > 1 else " mode, for one image,")
-            raise ValueError(
-                f"the stages do not give what {type(backbone).__name__} gives: in {mode} they differ by {difference:.1e}"
-                + (f"; {ASKED}" if len(batch) == 1 else "")
-            )
 
 
 def _given_cuts(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> list[Cut]:
@@ -181,9 +153,16 @@ def attach_exits(
             surveyed, chosen = choice.find_cuts(network, surveyed, exits)
         cuts, places = [surveyed.cuts[i] for i in chosen], [surveyed.places[i] for i in chosen]
         stages, tail = split_graph(surveyed.flat.graph, places, surveyed.changed), _tail(surveyed, places, new)
-        size = (x.shape[2], x.shape[3]) if surveyed.flat.fixed_size else None
-        watch = _watch(surveyed)
-    _check_stages(network, stages, x)
+        shapes = None if surveyed.flat.fixed_size else other_shapes(network, surveyed.flat, x)
+        size = (x.shape[2], x.shape[3]) if shapes is None or not fit(shapes, places) else None
+        cuts = [
+            replace(cut, channels_last=channels_last(network, shapes, cut, place.kept[0]))
+            for cut, place in zip(cuts, places, strict=True)
+        ]
+        watch = Watch(surveyed.flat.opened)
+    check_stages(network, stages, x)
+    if watch is not None and any(call.asked for call in surveyed.flat.opened):
+        watch.autocast = safe_in_autocast(network, stages, x)
     heads = [build_head(head, cut.head_shape, _count(classes), cut.channels_last).to(x) for cut in cuts]
     kind = AdditiveExits if additive else AttachedExits
     model = kind(network, stages, cuts, heads, classes, x.shape[1], size, new, tail, watch)
@@ -214,12 +193,6 @@ def _tail(surveyed: Survey, places: Sequence[Place], classifiers: Sequence[str])
             last = Place(before, (Kept(before, ()),))
             return tuple(split_graph(surveyed.flat.graph, [*places, last], surveyed.changed)[-2:])  # type: ignore[return-value]
     return None
-
-
-def _watch(surveyed: Survey) -> Watch:
-    """What the opened modules have read, and the modules themselves."""
-    opened = surveyed.flat.opened
-    return Watch([read for call in opened for read in call.reads], [(call.module, call.path) for call in opened])
 
 
 def _count(num_classes: int | Sequence[int]) -> int:

@@ -23,22 +23,30 @@ class Value:
         dependent: Whether it depends on the images, or at least on their shape.
         number: Whether it is a number.
         maker: The operation or call that made it; None for the images.
+        content: Whether a tensor's values come from images, weights or chance, and not only from shapes.
+        ragged: Whether its shape depends on such values.
     """
 
     dependent: bool
     number: bool = False
     maker: Any = None
+    content: bool = True
+    ragged: bool = False
 
 
 @dataclass(eq=False)
 class Operation:
-    """One operation as torch.fx writes it; arguments hold `Value` in place of tensors and numbers."""
+    """One operation as torch.fx writes it; arguments hold `Value` in place of tensors and numbers.
+
+    `changes` says whether it changes a tensor that the network keeps, in place.
+    """
 
     kind: str
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any = None
+    changes: bool = False
 
 
 @dataclass(eq=False)
@@ -58,7 +66,9 @@ class Call:
         attributes: The values of weights and flags that it has asked for, by name.
         asked: The dtypes that it has asked of tensors of the images' dtype.
         reads: The plain attributes of modules that it has read.
-        decisions: What it has decided by numbers that come from shapes.
+        decisions: What it has decided by numbers that come from shapes, and those that became plain ones.
+        remainders: What its divisions of such numbers have left.
+        unproven: Precisions in which it does something else.
         asked_layout: Whether it has asked how a tensor lies in memory.
     """
 
@@ -75,12 +85,19 @@ class Call:
     asked: set[torch.dtype] = field(default_factory=set)
     reads: list[Any] = field(default_factory=list)
     decisions: list[Any] = field(default_factory=list)
+    remainders: list[int] = field(default_factory=list)
+    unproven: set[torch.dtype] = field(default_factory=set)
     asked_layout: bool = False
 
     @property
     def calls(self) -> list[Call]:
         """The calls inside it, in order."""
         return [item for item in self.items if isinstance(item, Call)]
+
+    @property
+    def inside(self) -> list[Call]:
+        """It and all calls in it."""
+        return [self, *(call for inner in self.calls for call in inner.inside)]
 
     @property
     def asks_layout(self) -> bool:

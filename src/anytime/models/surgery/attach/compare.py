@@ -21,9 +21,12 @@ class Difference(NamedTuple):
             self.call.problem = self.call.problem or self.problem
 
 
-def differences(call: Call, other: Call, why: str | None) -> list[Difference]:
-    """Where a call, and those inside it, differ from another trace of it, because of `why`; None: the images' size."""
-    comparison = _Comparison(why)
+def differences(call: Call, other: Call, why: str | None, batch: bool = False) -> list[Difference]:
+    """Where a call, and those inside it, differ from another trace of it, because of `why`; None: the images' size.
+
+    With another `batch`, what divisions leave must be the same.
+    """
+    comparison = _Comparison(why, batch)
     comparison.calls(call, other)
     return comparison.found
 
@@ -31,8 +34,8 @@ def differences(call: Call, other: Call, why: str | None) -> list[Difference]:
 class _Comparison:
     """Compares two traces; `pairs` are values known to be the same."""
 
-    def __init__(self, why: str | None) -> None:
-        self.why = why
+    def __init__(self, why: str | None, batch: bool) -> None:
+        self.why, self.batch = why, batch
         self.pairs: dict[Value, Value] = {}
         self.found: list[Difference] = []
 
@@ -42,6 +45,7 @@ class _Comparison:
             given = leaves_of((call.args, call.kwargs)), leaves_of((other.args, other.kwargs))
             self.pairs |= dict(zip(*given, strict=True))
         agree = len(call.items) == len(other.items) and call.decisions == other.decisions
+        agree = agree and (not self.batch or call.remainders == other.remainders)
         for a, b in zip(call.items, other.items, strict=False):
             if not agree:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from anytime.cost import flop_counter
 from anytime.model import eval_mode
 from anytime.models.surgery.attach.calls import Call, TraceError
 from anytime.models.surgery.attach.compare import Difference, differences
-from anytime.models.surgery.attach.trace import CallTracer, stored_tensors
+from anytime.models.surgery.attach.stored import stored_tensors
+from anytime.models.surgery.attach.trace import CallTracer
 from anytime.support.limits import imagined
 
 OTHER_IN_TRAINING = "it does something else in train mode than in eval mode"
@@ -35,7 +36,8 @@ def preserved(module: nn.Module) -> Iterator[None]:
                 owner._buffers[name] = buffer.copy_(saved)
 
 
-LARGER = 7 * 32  # pixels that a side of the other images has more: windows and strides still fit
+LARGER = ((7 * 32, 7 * 32), (32, 64))  # pixels that the sides of other images have more: windows and strides still fit
+FEWER = {2520: (60, 12, 4), 2519: (59, 11, 3)}  # images of other batches, if a network cannot take that many
 
 
 class Condition(NamedTuple):
@@ -45,7 +47,7 @@ class Condition(NamedTuple):
     dtype: torch.dtype | None = None
     channels_last: bool = False
     gradients: bool = False
-    larger: int = 0  # pixels that each side has more
+    larger: tuple[int, int] = (0, 0)  # pixels that each side has more
 
     @property
     def differences(self) -> list[Condition]:
@@ -66,12 +68,12 @@ class Condition(NamedTuple):
 
 
 def conditions(dtype: torch.dtype) -> list[Condition]:
-    """Few conditions that differ in several ways; the larger batches are one that many numbers divide, and a prime."""
+    """Few conditions that differ in several ways; the larger batches are one that many numbers divide, and one less."""
     other = [kind for kind in (torch.float32, torch.float64, torch.float16, torch.bfloat16) if kind is not dtype]
     return [
         Condition(1, other[0], gradients=True),
         Condition(2520, other[1], channels_last=True),
-        Condition(2521, other[2]),
+        Condition(2519, other[2]),
     ]
 
 
@@ -115,31 +117,56 @@ class _Trials:
         for condition in first:
             if not self.evaluation.problem:
                 self._try(condition)
-        with suppress(Exception):  # the network takes no such size
-            if not self._differences(last._replace(larger=LARGER), None):
-                return
+        sizes = () if self.evaluation.fixed else LARGER
+        for larger in sizes[:1]:
+            with suppress(Exception):
+                if not self._differences(last._replace(larger=larger), None):
+                    self._sizes(sizes[1:])
+                    return
         if not self.evaluation.problem:
             self._try(last)
-        with suppress(Exception):
-            self._compare(Condition(larger=LARGER), None)
+        self._sizes(sizes)
+
+    def _sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Compares for other sizes; a network that takes none of them is cut for its own."""
+        taken = len(sizes) < len(LARGER)
+        for larger in sizes:
+            with suppress(Exception):
+                for difference in self._compare(Condition(larger=larger), None):
+                    difference.note()
+                taken = True
+        self.evaluation.fixed |= not taken
 
     def _try(self, condition: Condition) -> None:
-        """Compares in one condition; in each of its parts if the network fails in it, or cannot be cut because of it."""
+        """Notes what differs in a condition; in each of its parts if the network fails in it or cannot be cut for it."""
         parts = condition.differences
         try:
-            self._compare(condition, condition.problem)
+            found = self._compare(condition, condition.problem)
         except Exception:
-            for part in parts if len(parts) > 1 else ():
+            for part in parts if len(parts) > 1 else self._fewer(condition):
                 self._try(part)
-        if len(parts) > 1 and (problem := self.evaluation.problem):
-            self.evaluation.problem = None
+            return
+        if len(parts) > 1 and any(difference.problem for difference in found):
             for part in parts:
                 if not self.evaluation.problem:
                     self._try(part)
-            self.evaluation.problem = self.evaluation.problem or problem
+            found = [difference for difference in found if not difference.call.unproven]
+        for difference in found:
+            if len(parts) == 1 and condition.dtype and difference.problem == condition.problem:
+                difference.call.unproven.add(condition.dtype)  # it can be opened, but not be converted afterwards
+            else:
+                difference.note()
 
-    def _compare(self, condition: Condition, why: str | None) -> None:
-        """Notes the differences in a condition, for which the network runs on tensors without values if it can.
+    def _fewer(self, condition: Condition) -> list[Condition]:
+        """The same with fewer images, of as many as the network takes."""
+        for batch in FEWER.get(condition.batch, ()):
+            with suppress(Exception):
+                self._trace(condition._replace(batch=batch))
+                return [condition._replace(batch=batch)]
+        return []
+
+    def _compare(self, condition: Condition, why: str | None) -> list[Difference]:
+        """The differences in a condition, for which the network runs on tensors without values if it can.
 
         Those of the meta device are quick, but convolutions there do not keep the layout. Where they fail or differ, slower
         ones that say they are on the network's own device decide, and for a network that reads values or cannot be copied the
@@ -148,13 +175,13 @@ class _Trials:
         asks_layout = condition.channels_last and self.evaluation.asks_layout
         with suppress(Exception):
             if not self._differences(condition, why) and not asks_layout:
-                return
-        for difference in differences(self.evaluation, self._trace(condition), why):
-            difference.note()
+                return []
+        return differences(self.evaluation, self._trace(condition), why, condition.batch != 2)
 
     def _differences(self, condition: Condition, why: str | None) -> list[Difference]:
         """Those on the meta device."""
-        return differences(self.evaluation, self._imagined(condition, torch.device("meta"), "meta"), why)
+        imagined = self._imagined(condition, torch.device("meta"), "meta")
+        return differences(self.evaluation, imagined, why, condition.batch != 2)
 
     def _trace(self, condition: Condition) -> Call:
         from torch._subclasses import fake_tensor as fake  # slow to import, and seldom needed
@@ -172,13 +199,7 @@ class _Trials:
 
     def _imagined(self, condition: Condition, mode: Any, device: torch.device | str) -> Call:
         """A trace that computes shapes only: inside `mode`, tensors have no values."""
-        with imagined(), mode:
-            stored = stored_tensors(self.network).items()
-            memo: dict[int, Any] = {key: _imagine(kept, condition.dtype, device) for key, (kept, _) in stored}
-        try:
-            network = copy.deepcopy(self.network, memo)
-        except Exception as error:
-            raise NotImplementedError("the network cannot be copied") from error
+        network = imagined_copy(self.network, condition.dtype, mode, device)
         with imagined(), mode, torch.set_grad_enabled(condition.gradients):
             return CallTracer(network, False, lambda: 0).run(self._images(condition, device))
 
@@ -187,9 +208,25 @@ class _Trials:
             return CallTracer(self.network, False, lambda: 0).run(self._images(condition, self.x.device))
 
     def _images(self, condition: Condition, device: torch.device | str) -> Tensor:
-        shape = condition.batch, self.x.shape[1], *(n + condition.larger for n in self.x.shape[2:])
+        sides = zip(self.x.shape[2:], condition.larger, strict=True)
+        shape = condition.batch, self.x.shape[1], *(n + more for n, more in sides)
         images = torch.zeros(shape, dtype=condition.dtype or self.x.dtype, device=device)
         return images.contiguous(memory_format=torch.channels_last) if condition.channels_last else images
+
+
+def imagined_copy(network: nn.Module, dtype: torch.dtype | None, mode: Any, device: torch.device | str) -> nn.Module:
+    """A network whose tensors have shapes only, in another precision.
+
+    Raises:
+        NotImplementedError: It cannot be copied.
+    """
+    with imagined(), mode:
+        stored = stored_tensors(network).items()
+        memo: dict[int, Any] = {key: _imagine(kept, dtype, device) for key, (kept, _) in stored}
+    try:
+        return copy.deepcopy(network, memo)
+    except Exception as error:
+        raise NotImplementedError("the network cannot be copied") from error
 
 
 def _imagine(kept: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:

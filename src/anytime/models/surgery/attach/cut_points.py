@@ -19,6 +19,7 @@ from anytime.models.surgery.attach.calls import Call
 from anytime.models.surgery.attach.conditions import ASKED, preserved, trace_network
 from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten
 from anytime.models.surgery.attach.state import Place, find_places
+from anytime.models.surgery.attach.stored import stored_tensors
 from anytime.support.text import one_line
 from anytime.support.trust import weights_follow
 
@@ -151,7 +152,7 @@ def _thawed(given: Any) -> Any:
     return {key: _thawed(part) for key, part in given.items()} if isinstance(given, dict) else given
 
 
-def _walk(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+def walk(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> Iterator[tuple[fx.Node, Any]]:
     """Runs a network operation by operation and yields each with its value."""
     interpreter = _Interpreter(backbone, graph=flat.graph)
     interpreter.args_iter = iter((x,))
@@ -162,10 +163,10 @@ def _walk(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> Iterator[tuple[fx.
 
 
 def _walk_others(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> Iterator[tuple[fx.Node, Any]]:
-    """As `_walk`; raises ValueError if the graph, which was written with two images, fits only them."""
+    """As `walk`; raises ValueError if the graph, which was written with two images, fits only them."""
     problem, end = "", flat.graph.output_node().args[0]
     try:
-        for node, value in _walk(backbone, flat, x.clone()):
+        for node, value in walk(backbone, flat, x.clone()):
             yield node, value
             if node is end and len(value) != len(x):
                 problem = f"it gives {len(value)} rows of logits"
@@ -186,9 +187,14 @@ def _changes(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, i
     versions: dict[fx.Node, tuple[Tensor, int]] = {}
     sharing: dict[int, list[fx.Node]] = {}
     changed: dict[fx.Node, int] = {}
-    for i, (node, value) in enumerate(_walk(backbone, flat, x)):
+    own = {_storage(tensor) for tensor, _ in stored_tensors(backbone).values()}
+
+    def writes(node: fx.Node, read: Tensor, version: int) -> bool:
+        return read._version != version or (bool(node.meta.get("changes")) and _storage(read) in own)
+
+    for i, (node, value) in enumerate(walk(backbone, flat, x)):
         for read in node.all_input_nodes:
-            if read in versions and versions[read][0]._version != versions[read][1]:
+            if read in versions and writes(node, *versions[read]):
                 for other in sharing[_storage(versions[read][0])]:
                     changed[other] = i
                     versions[other] = (versions[other][0], versions[other][0]._version)
@@ -196,6 +202,14 @@ def _changes(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, i
             versions[node] = (value, value._version)
             sharing.setdefault(_storage(value), []).append(node)
     return changed
+
+
+def _follow(graph: fx.Graph, changed: Collection[fx.Node]) -> None:
+    """What is computed from tensors that the network keeps and changes is computed once, where the network does."""
+    for node in graph.nodes:
+        kept = any(i in changed if i.op == "get_attr" else i.meta.get("once") for i in node.all_input_nodes)
+        if node.op != "output" and kept and not node.meta["number"]:
+            node.meta |= {"dependent": True, "once": True}
 
 
 def _storage(tensor: Tensor) -> int:
@@ -214,7 +228,7 @@ def _seconds(
     wanted = set(timed)
     for _ in range(repeats + 1):
         rows.append({})
-        for node, _value in _walk(backbone, flat, x):
+        for node, _value in walk(backbone, flat, x):
             if node in wanted:
                 if x.is_cuda:
                     torch.cuda.synchronize(x.device)
@@ -270,6 +284,7 @@ def _survey(backbone: nn.Module, flat: FlatGraph, two: Tensor, timing: tuple[Cal
     with preserved(backbone):
         for node, last in _changes(backbone, flat, two.clone()).items():
             changed[node] = max(last, changed.get(node, -1))
+    _follow(flat.graph, changed)
     with preserved(backbone), flop_counter() as counter, LayoutWatch() as layouts:
         for node, value in _walk_others(backbone, flat, one):
             macs[node], values[node] = counter.get_total_flops() // 2, value

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from anytime.models.surgery.attach.calls import Call, Operation, TraceError, Value, leaves_of, map_leaves, same_tensor
 from anytime.models.surgery.attach.conditions import trace_network
+from anytime.models.surgery.attach.questions import RANDOM
 from anytime.models.surgery.attach.trace import is_layer
 
 
@@ -20,7 +21,7 @@ class FlatGraph(NamedTuple):
 
     Attributes:
         graph: Calls of layers and functions, in order; targets are relative to the network. A node's meta says whether it is
-            `dependent` on the images and whether it is a `number`.
+            `dependent` on the images, whether it is a `number`, and whether it `changes` a tensor that the network keeps.
         chain: The input, every place where only one tensor is needed later, the result.
         names: The names of each place, from the layer itself to the outermost container that ends there.
         fixed_size: Whether the example's size decided something, so that other sizes may need another graph.
@@ -120,6 +121,7 @@ class _GraphWriter:
                 node = self.graph.create_node(item.kind, item.target, args, kwargs)
         else:
             node = self.graph.create_node(item.kind, item.target, args, kwargs)
+        node.meta["changes"] = item.changes
         taken = item.target is operator.getitem or item.kind == "get_attr"
         return self._know(item.result, node, pure=item.result.number or taken or item.target is getattr)
 
@@ -231,15 +233,14 @@ def _at(call: Call, path: str) -> nn.Module:
     return next(child.module for child in call.calls if child.path == path)
 
 
-RANDOM = ("rand", "normal", "bernoulli", "multinomial", "poisson", "empty")
-
-
 def made_of_numbers(graph: fx.Graph) -> set[fx.Node]:
     """The tensors that are made of numbers only, and not at random: they can be made again."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         read = [i for i in node.all_input_nodes if i.meta["dependent"]]
-        same = node.op in ("call_function", "call_method") and not str(getattr(node.target, "__name__", "")).startswith(RANDOM)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        once = node.meta.get("changes") or node.meta.get("once")
+        same = node.op in ("call_function", "call_method") and not name.startswith(RANDOM) and not once
         if same and not node.meta["number"] and all(i.meta["number"] or i in found for i in read):
             found.add(node)
     return found

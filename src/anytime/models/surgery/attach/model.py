@@ -81,7 +81,7 @@ class AttachedExits(AnytimeModel):
     def initial_state(self, x: Tensor) -> Any:
         self.check_input(x)
         if self._watch is not None:
-            self._watch.check()
+            self._watch.check(x)
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             raise ValueError(
                 f"this network was cut for images of {self.size[0]}x{self.size[1]} pixels, got {x.shape[2]}x{x.shape[3]}; "
@@ -102,12 +102,13 @@ class AttachedExits(AnytimeModel):
     def _answer(self, t: int, h: Tensor) -> Tensor:
         return self.heads[t](h) if t < len(self.cuts) else h
 
-    def answer(self, x: Tensor, step: int) -> Tensor:
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, Any]:
         """Runs the stages up to `step` without the earlier heads."""
+        self.check_step(step)
         h = self.initial_state(x).features
         for stage in self.stages[:step]:
             h = stage(self.backbone, h)
-        return self._answer(step - 1, self._head_input(step - 1, h))
+        return self._answer(step - 1, self._head_input(step - 1, h)), AttachedState(step, h)
 
     def trunk_features(self, x: Tensor) -> list[Tensor]:
         """The T inputs of the heads, the batch in dimension 0; no head runs.
@@ -154,9 +155,9 @@ class AdditiveExits(AttachedExits):
         total = add_to(state.total, output, self.shrink, self.training)
         return total, BoostedState(inner, total)
 
-    def answer(self, x: Tensor, step: int) -> Tensor:
+    def jump(self, x: Tensor, step: int) -> tuple[Tensor, BoostedState]:
         """Runs all stages and heads up to `step`, because an answer is a sum."""
-        return AnytimeModel.answer(self, x, step)
+        return AnytimeModel.jump(self, x, step)
 
     def trunk_features(self, x: Tensor) -> list[Tensor]:
         return self._features(super().initial_state(x).features)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import operator
 from typing import Any, ClassVar, Protocol
 
+from torch import Tensor
+
 from anytime.models.surgery.attach.calls import map_leaves
 
 DECIDING = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__bool__")
+PLAIN = (  # what makes something of a number that no graph can follow: a float, a text, the key of a table
+    *("truediv", "rtruediv", "pow", "rpow", "float", "int", "round", "trunc", "floor", "ceil", "abs", "pos", "invert"),
+    *("and", "rand", "or", "ror", "xor", "rxor", "lshift", "rlshift", "rshift", "rrshift", "hash", "repr", "str", "format"),
+)
 
 
 class Recorder(Protocol):
@@ -21,6 +27,9 @@ class Recorder(Protocol):
     def decided(self, decision: tuple[Any, ...]) -> None:
         """A number has decided something, or has become a plain one."""
 
+    def divided(self, remainder: int) -> None:
+        """A number has been divided, or has divided another one."""
+
 
 class TrainingFlag(int):
     """Stands for `self.training` in a trace: an argument stays symbolic, a condition takes the flag's truth."""
@@ -32,18 +41,24 @@ class Number(int):
     """A number taken from a shape, whose arithmetic is written down while a trace runs. Outside of a trace a plain int.
 
     Attributes:
-        dividend: What it is the remainder or the quotient of, if a larger dividend may give what this one does not show: the
-            divisor does not divide it, or is larger.
+        origin: The numbers that it is made of, if it does not grow with them: by a division that leaves a remainder, or a
+            difference. What it decides may then be decided otherwise by others that are not larger.
     """
 
     recorder: ClassVar[Recorder | None] = None
-    dividend: int | None = None
-
-    def __hash__(self) -> int:
-        return int.__hash__(self)
+    origin: tuple[int, ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int.__add__(self, 0),)
+
+    def __neg__(self) -> int:
+        return 0 - self
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
 
 
 def _arithmetic(name: str, reflected: bool) -> Any:
@@ -52,64 +67,62 @@ def _arithmetic(name: str, reflected: bool) -> Any:
 
     def method(self: Number, other: Any) -> Any:
         trace = Number.recorder
-        if trace is None or trace.paused or not isinstance(other, int):
+        if trace is None or trace.paused:
             return plain(self, other)
-        result = trace.arithmetic(function, (other, self) if reflected else (self, other))
-        if isinstance(result, Number) and not reflected and type(other) is int and other > 1:
-            own = int.__add__(self, 0)
-            if (name == "mod" and own % other) or (name == "floordiv" and own < other):
-                result.dividend = own
+        if not isinstance(other, int):
+            if not isinstance(other, Tensor):  # which takes it as a number
+                trace.decided((name, int.__add__(self, 0)))
+            return plain(self, other)
+        given = (other, self) if reflected else (self, other)
+        result = trace.arithmetic(function, given)
+        one, two = (int.__add__(number, 0) for number in given)
+        if name in ("mod", "floordiv"):
+            trace.divided(one % two)
+        if isinstance(result, Number):
+            numbers = [number for number in given if isinstance(number, Number)]
+            grows = name == "add" or name == "mul" or (name in ("mod", "floordiv") and one % two == 0)
+            if not grows or one < 0 or two < 0 or any(number.origin for number in numbers):
+                result.origin = tuple(i for number in numbers for i in number.origin or (int.__add__(number, 0),))
         return result
 
     return method
 
 
 def _deciding(name: str) -> Any:
-    plain = getattr(int, name)
+    plain = getattr(int, name, None) or getattr(object, name)
 
     def method(self: Number, *others: Any) -> Any:
-        trace, result = Number.recorder, plain(self, *others)
+        trace, result = Number.recorder, plain(int.__add__(self, 0), *others)
         if trace is not None and not trace.paused:
-            trace.decided((name, result, _unsure(self, name, *others)) if name in DECIDING else (name,))
+            sure = (result, _unsure(self, name, *others)) if name in DECIDING else (int.__add__(self, 0),)
+            trace.decided((name, *sure))
         return result
 
     return method
 
 
-def _unsure(number: Number, name: str, other: Any = 0) -> int | None:
-    """The number, if it is compared with a plain one in a way that other numbers of its kind may decide otherwise; else None.
+def _unsure(number: Number, name: str, other: Any = 0) -> tuple[Any, ...] | None:
+    """What is compared, if other numbers of the kind may decide otherwise; else None.
 
-    A larger number does not change that it is larger; two numbers from shapes are compared as they are. For a remainder or a
-    quotient it is the dividend.
+    A larger number does not change that it is larger than a plain one, nor that it is equal to one that comes from the same
+    shape.
     """
-    if number.dividend is not None:
-        return number.dividend
-    if type(other) is not int or other < 1 or (name not in ("__eq__", "__ne__") and int.__le__(other, number)):
+    given = [one for one in (number, other) if isinstance(one, Number)]
+    known = tuple(i for one in given for i in one.origin or (int.__add__(one, 0),))
+    if len(given) == 2:
+        return None if int.__eq__(number, other) else known
+    if not isinstance(other, int | float):
         return None
-    return int.__add__(number, 0)
+    if number.origin is None and (other < 1 or (name not in ("__eq__", "__ne__") and other <= int.__add__(number, 0))):
+        return None
+    return known
 
 
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     setattr(Number, f"__{_name}__", _arithmetic(_name, False))
     setattr(Number, f"__r{_name}__", _arithmetic(_name, True))
-for _name in (
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "bool",
-    "truediv",
-    "rtruediv",
-    "pow",
-    "rpow",
-    "float",
-    "int",
-    "round",
-    "neg",
-):
-    setattr(Number, f"__{_name}__", _deciding(f"__{_name}__"))
+for _name in (*DECIDING, *(f"__{name}__" for name in PLAIN)):
+    setattr(Number, _name, _deciding(_name))
 
 
 def plain_arguments(given: Any) -> Any:

@@ -1,0 +1,103 @@
+"""Whether stages are the network: what they give, and what they leave behind, also with other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from anytime.models.surgery.attach.conditions import ASKED, preserved
+from anytime.models.surgery.attach.segments import Stage
+from anytime.models.surgery.attach.stored import memory_of
+from anytime.models.surgery.attach.trace import logits_of
+from anytime.support.trust import weights_follow
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
+CHANGE = 0.05  # by how much weights are made smaller at least, and at most twice as much
+
+
+class _Run(NamedTuple):
+    """The logits, and the buffers afterwards."""
+
+    logits: Tensor
+    buffers: dict[str, Tensor]
+
+
+def check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> None:
+    """Raises ValueError unless stages and backbone agree in eval mode, for one image, and in train mode with one seed.
+
+    All weights and buffers are others than when the stages were cut. Afterwards buffers must be what they are after the
+    network's own forward. A saved model was checked before: when it is loaded, one image shows whether the backbone's code is
+    still the same.
+    """
+    trials = ((False, x[:1]),) if weights_follow() else ((False, x), (False, x[:1]), (True, x))
+    with nullcontext() if weights_follow() else _changed(backbone):
+        for training, batch in trials:
+            _check(backbone, stages, training, batch)
+
+
+def safe_in_autocast(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> bool:
+    """Whether the stages give what the network gives while autocast is on."""
+    kind = torch.bfloat16 if x.device.type == "cpu" else torch.float16
+    with torch.autocast(x.device.type, kind):
+        whole, cut = (_run(backbone, functions, False, x[:1]).logits for functions in ((nn.Module.__call__,), stages))
+    return whole.dtype is cut.dtype and torch.equal(whole, cut)
+
+
+def _run(backbone: nn.Module, functions: Sequence[Stage], training: bool, x: Tensor) -> _Run:
+    with preserved(backbone):
+        backbone.train(training)
+        torch.manual_seed(0)
+        logits = logits_of(reduce(lambda h, function: function(backbone, h), functions, x.clone()))
+        return _Run(logits, {name: buffer.clone() for name, buffer in backbone.named_buffers()})
+
+
+def _check(backbone: nn.Module, stages: Sequence[Stage], training: bool, x: Tensor) -> None:
+    whole: Any = nn.Module.__call__
+    expected, actual = _run(backbone, (whole,), training, x), _run(backbone, stages, training, x)
+    name = type(backbone).__name__
+    if expected.logits.shape != actual.logits.shape:
+        shapes = f"for a batch of {len(x)}, they give {list(actual.logits.shape)}, not {list(expected.logits.shape)}"
+        raise ValueError(f"the stages do not give what {name} gives: {shapes}")
+    mode = ("train" if training else "eval") + (" mode" if len(x) > 1 else " mode, for one image,")
+    difference = _distance(expected.logits, actual.logits)
+    if not difference <= TOLERANCE.get(x.dtype, 1e-2):
+        raise ValueError(
+            f"the stages do not give what {name} gives: in {mode} they differ by {difference:.1e}"
+            + (f"; {ASKED}" if len(x) == 1 else "")
+        )
+    for key, buffer in expected.buffers.items():
+        if not _distance(buffer, actual.buffers[key]) <= TOLERANCE.get(x.dtype, 1e-2):
+            raise ValueError(f"the stages do not do what {name} does: in {mode} they leave other values in its buffer {key!r}")
+
+
+def _distance(expected: Tensor, actual: Tensor) -> float:
+    """The largest difference, relative to the largest value, at least 1; 0 for what is equal, even if it is not finite."""
+    if bool(((expected == actual) | ((expected != expected) & (actual != actual))).all()):
+        return 0.0
+    expected, actual = expected.double(), actual.double()
+    return float((expected - actual).abs().max() / expected.abs().max().clamp(min=1))
+
+
+@contextmanager
+def _changed(backbone: nn.Module) -> Iterator[None]:
+    """Inside this block every weight and buffer of floating point has other values."""
+    kept = [*backbone.parameters(), *backbone.buffers()]
+    tensors = {memory_of(t): t for t in kept if t.is_floating_point() and not t.is_sparse}.values()
+    saved = [t.detach().clone() for t in tensors]
+    random = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for t in tensors:
+                t.mul_(1 - CHANGE * (1 + torch.rand((), generator=random).item()))
+                if isinstance(t, nn.Parameter):
+                    t.add_(1e-3)  # some begin at zero
+        yield
+    finally:
+        with torch.no_grad():
+            for t, before in zip(tensors, saved, strict=True):
+                t.copy_(before)

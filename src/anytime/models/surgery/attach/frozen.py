@@ -1,0 +1,121 @@
+"""What a Python value is now, in a form that shows later whether it, or anything inside it, has changed."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from re import Pattern
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+NUMBERS = (int, float, complex, bool, str, bytes, type(None))
+SIMPLE = (*NUMBERS, FunctionType, BuiltinFunctionType, type, Enum, ModuleType, slice, range, type(Ellipsis), Pattern, PurePath)
+OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+MOST_BYTES = 1 << 16  # of an array that is compared by value
+DEEPEST = 8  # objects within objects
+MOST_SHOWN = 200  # letters of a value in a message
+
+
+class Unknown(Exception):
+    """A value of which nobody can tell whether it has changed; the message is its type."""
+
+
+class Same(NamedTuple):
+    """An object that must stay the same one."""
+
+    thing: Any
+
+
+class Frozen(NamedTuple):
+    """A value that consists of others; the kind of a method is `Same`."""
+
+    kind: type
+    parts: tuple[Any, ...]
+
+
+def frozen(value: Any, depth: int = 0) -> Any:
+    """A value as it is now.
+
+    Raises:
+        Unknown: It is, or holds, a thing that can change without a trace, such as a generator of random numbers.
+    """
+    kind: Any = type(value)
+    if isinstance(value, SIMPLE + OF_TORCH) and not (isinstance(value, NUMBERS) and vars_of(value)):
+        return value
+    if isinstance(value, nn.Module | Tensor) or depth > DEEPEST:
+        return Same(value)
+    if isinstance(value, np.ndarray | np.generic):
+        if value.nbytes > MOST_BYTES or value.dtype.hasobject:
+            raise Unknown(kind.__name__)
+        return Frozen(kind, (value.dtype.str, value.shape, value.tobytes()))
+    if isinstance(value, MethodType):
+        own = getattr(type(value.__self__), value.__name__, None) is value.__func__
+        return Frozen(Same, (value.__qualname__ if own else value.__func__, Same(value.__self__)))
+    if isinstance(value, functools.partial):
+        inside: tuple[Any, ...] = (value.func, value.args, value.keywords)
+    elif isinstance(value, Mapping):
+        inside = tuple(part for item in value.items() for part in item)
+    elif isinstance(value, tuple | list | deque):
+        inside = tuple(value)
+    elif isinstance(value, set | frozenset):
+        inside = tuple(sorted(value, key=repr))
+    elif not hasattr(value, "__dict__") and not hasattr(kind, "__slots__"):
+        raise Unknown(kind.__name__)
+    else:
+        inside = ()
+    more = {} if kind in (tuple, list, dict, set, frozenset) else vars_of(value)
+    return Frozen(kind, tuple(frozen(part, depth + 1) for part in (*inside, *more, *more.values())))
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    """The attributes of an object itself, those in slots among them."""
+    slots = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
+    found = {name: object.__getattribute__(value, name) for name in slots if hasattr(value, name) and name[:2] != "__"}
+    return found | dict(getattr(value, "__dict__", {}))
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two frozen values are equal and of one type."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Same):
+        return one.thing is other.thing
+    if isinstance(one, Frozen):
+        alike = one.kind is other.kind and len(one.parts) == len(other.parts)
+        return alike and all(map(same, one.parts, other.parts))
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one is other or bool(one == other)
+
+
+def text(value: Any) -> str:
+    """A frozen value as a message shows it."""
+    shown = _text(value)
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Same):
+        return f"a {type(value.thing).__name__}"
+    if not isinstance(value, Frozen):
+        return repr(value)
+    if value.kind is Same:
+        return str(getattr(value.parts[0], "__qualname__", value.parts[0]))
+    parts = [_text(part) for part in value.parts]
+    if value.kind is dict:
+        return "{" + ", ".join(f"{key}: {part}" for key, part in zip(parts[::2], parts[1::2], strict=True)) + "}"
+    inside = ", ".join(parts)
+    if value.kind in (list, tuple):
+        return f"[{inside}]" if value.kind is list else f"({inside})"
+    return f"{value.kind.__name__}({inside})"

@@ -1,4 +1,4 @@
-"""Steps that ONNX Runtime is told to end: an export of two steps, the second of many operators, written by hand."""
+"""Steps that an engine is told to end: an export of two steps, the second of many operators, written by hand."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def graph(operators: int) -> bytes:
     return helper.make_model(step, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> anytime.AnytimeModel:
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def export(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> anytime.AnytimeModel:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param))
     folder, steps = tmp_path_factory.mktemp("export"), []
     for t, data in enumerate((graph(0), graph(MANY)), 1):
         (folder / f"step_{t}.onnx").write_bytes(data)
@@ -57,7 +58,14 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> anytime.AnytimeModel:
         }
         steps.append({**known, "inputs": inputs, "outputs": outputs})
     images = {"channels": 1, "height": 4, "width": 4, "layout": "NCHW", "range": [0, 1], "mean": [0.0], "std": [1.0]}
-    known = {"kind": "anytime export", "format": 1, "engine": "onnx", "precision": "float32", "batch": 1, "model": "mine"}
+    known = {
+        "kind": "anytime export",
+        "format": 1,
+        "engine": request.param,
+        "precision": "float32",
+        "batch": 1,
+        "model": "mine",
+    }
     rest = {"parameters": 0, "levels": [3], "input": images, "check": {"tolerance": 1e-4, "images": {}}, "metadata": {}}
     (folder / "manifest.json").write_text(json.dumps({**known, **rest, "steps": steps}))
     return anytime.load(folder)

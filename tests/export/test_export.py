@@ -22,7 +22,7 @@ pytest.importorskip("onnxscript")
 import anytime
 from anytime.cli import main
 from anytime.export.capture import _adaptive_max_pool
-from anytime.export.check import TOLERANCE, compare
+from anytime.export.check import TOLERANCES, compare
 from anytime.runtime.engines.base import Cancelled
 from anytime.runtime.engines.exported import ExportedModel, ExportedSteps
 from anytime.stopping import Confidence, Fitted, save_rule
@@ -137,7 +137,7 @@ def test_the_manifest_says_how_the_steps_are_connected(made: Path) -> None:
     assert "images" in given[2]
     assert made_by[2] == ["answer"]
     assert all(entry["shape"][0] == "batch" for step in manifest["steps"] for entry in step["inputs"] + step["outputs"])
-    assert all(step["difference"] <= TOLERANCE for step in manifest["steps"])
+    assert all(step["difference"] <= TOLERANCES["float32"] for step in manifest["steps"])
 
 
 def test_states_keep_only_what_is_read_later(export: ExportedModel) -> None:
@@ -276,8 +276,8 @@ def test_max_pools_to_a_grid_are_made_of_other_operators(case: tuple[int, int, i
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"engine": "tensorrt"}, "engine must be one of onnx, got 'tensorrt'"),
-        ({"precision": "int4"}, "precision must be one of float32, got 'int4'"),
+        ({"engine": "tensorrt"}, "engine must be one of onnx, openvino, got 'tensorrt'"),
+        ({"precision": "int4"}, "precision of the engine 'onnx' must be one of float32, got 'int4'"),
         ({"batch": 2}, "batch must be 1 or 'dynamic', got 2"),
         ({"batch": True}, "batch must be 1 or 'dynamic', got True"),
         ({}, "does not know the size of its images"),
@@ -293,3 +293,13 @@ def test_denormal_numbers_of_the_caller_stay(export: ExportedModel) -> None:
     torch.set_flush_denormal(False)
     copy.deepcopy(export)(torch.rand(1, *SIZE))
     assert sys.float_info.min * 0.5 != 0.0
+
+
+def test_an_export_for_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model, x = random_weights(Single()), torch.rand(1, 1, 4, 4)
+    made = anytime.export_model(model, tmp_path / "out", "openvino", input_size=(1, 4, 4))
+    assert (made.manifest.engine, made.manifest.precision, made.manifest.tolerance) == ("openvino", "float32", 1e-4)
+    torch.testing.assert_close(made(x), model(x).detach(), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="precision of the engine 'onnx' must be one of float32, got 'bfloat16'"):
+        anytime.export_model(model, tmp_path / "other", "onnx", precision="bfloat16", input_size=(1, 4, 4))

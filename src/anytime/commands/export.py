@@ -16,7 +16,7 @@ from anytime.reporting.tables import Column, format_table
 from anytime.support.text import printable
 from anytime.support.units import image_size, macs_text
 
-ENGINES, PRECISIONS, BATCHES = ("onnx",), ("float32",), ("1", "dynamic")
+ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino"), ("float32", "bfloat16"), ("1", "dynamic")
 IMAGES = {"random": "random images"}
 COLUMNS = (
     Column("step", "step"),
@@ -36,8 +36,13 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime export anytimenet_cifar10 --engine onnx\n  anytime export runs/demo --batch dynamic --out exports/demo",
     )
     parser.add_model("run")
-    parser.add_argument("--engine", choices=ENGINES, default="onnx", help="onnx: ONNX Runtime (default)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="what it computes in (default: float32)")
+    parser.add_argument("--engine", choices=ENGINES, default="onnx", help="onnx: ONNX Runtime (default); openvino")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="what it computes in (default: float32); openvino also has bfloat16",
+    )
     batch = "1, or dynamic for graphs that take any number of images at a time (default: 1)"
     parser.add_argument("--batch", choices=BATCHES, default="1", help=batch)
     parser.add_argument("--input-size", metavar="C,H,W", help="size of the images, where the run does not say it")

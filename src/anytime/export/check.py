@@ -10,7 +10,7 @@ from torch import Tensor
 from anytime.model import AnytimeModel
 from anytime.runtime.engines.exported import ExportedModel
 
-TOLERANCE = 1e-4
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # by precision
 RANDOM = 4
 
 
@@ -36,7 +36,7 @@ def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None 
         images: Further images `[N, C, H, W]` in [0, 1].
 
     Raises:
-        ValueError: An answer differs by more than `TOLERANCE`; the message names the step.
+        ValueError: An answer differs by more than the tolerance of the precision; the message names the step.
     """
     kinds = {"random": torch.rand(RANDOM, *exported.manifest.input_size, generator=torch.Generator().manual_seed(1))}
     if exported.in_channels in (1, 3):
@@ -44,6 +44,7 @@ def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None 
     if images is not None:
         kinds["given"] = images.detach().to("cpu", torch.float32)
     x = torch.cat([*kinds.values()])
+    tolerance = TOLERANCES[exported.manifest.precision]
     with torch.inference_mode():
         batches = [x, x[:1]] if exported.manifest.batch is None else [x]
         worst = torch.zeros(model.num_steps)
@@ -52,9 +53,9 @@ def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None 
                 if own.shape != expected.shape:
                     raise ValueError(f"step {t + 1} of the export answers {list(own.shape)}, the model {list(expected.shape)}")
                 difference = (own - expected).abs().max() / expected.abs().max().clamp(min=1)
-                if not difference <= TOLERANCE:  # NaN is a difference
+                if not difference <= tolerance:  # NaN is a difference
                     raise ValueError(
-                        f"step {t + 1} of the export differs from the model by {difference:.2g}, more than {TOLERANCE:g}"
+                        f"step {t + 1} of the export differs from the model by {difference:.2g}, more than {tolerance:g}"
                     )
                 worst[t] = torch.maximum(worst[t], difference)
     return ExportCheck(tuple(worst.tolist()), {kind: len(some) for kind, some in kinds.items()})

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from anytime.cost import step_macs
 from anytime.export.capture import CapturedStep, capture
-from anytime.export.check import TOLERANCE, ExportCheck, compare
-from anytime.export.onnx import SUFFIX, convert, require_engine
+from anytime.export.check import TOLERANCES, ExportCheck, compare
+from anytime.export.onnx import SUFFIX, convert, require_engine, require_openvino
 from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
-from anytime.runtime.engines.manifest import MANIFEST, PRECISIONS, GraphValue, Manifest, Origin, StepFile, read_manifest
+from anytime.runtime.engines.manifest import MANIFEST, GraphValue, Manifest, Origin, StepFile, read_manifest
 from anytime.support.files import check_no_file_above, make_folder, part_of, remove_leftovers
 from anytime.support.folders import LOCK
 from anytime.support.locks import only_writer
@@ -34,6 +34,7 @@ from anytime.support.units import ImageSize, image_size
 Converted = tuple[bytes, list[GraphValue], list[Origin], list[GraphValue]]
 CONVERTERS: dict[str, tuple[Callable[[], None], Callable[[CapturedStep, str], Converted], str]] = {
     "onnx": (require_engine, convert, SUFFIX),
+    "openvino": (require_openvino, convert, SUFFIX),  # reads the same files
 }  # by engine: raises ImportError if it is not installed; makes a file of a step; how its name ends
 
 
@@ -56,8 +57,8 @@ def export_model(
     Args:
         model: A trained model; it is not changed.
         directory: The folder to make.
-        engine: "onnx" (ONNX Runtime).
-        precision: What the engine computes in: "float32".
+        engine: "onnx" (ONNX Runtime) or "openvino".
+        precision: What the engine computes in: "float32", or with OpenVINO "bfloat16".
         batch: 1, or "dynamic" for graphs that take any number of images at a time.
         input_size: (channels, height, width), or the side of square colour images; default: what the model knows.
         images: Further images `[N, C, H, W]` in [0, 1] to compare on.
@@ -78,8 +79,8 @@ def export_model(
     directory = Path(directory)
     if engine not in CONVERTERS:
         raise ValueError(f"engine must be one of {', '.join(CONVERTERS)}, got {engine!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in (known := ENGINES[engine][2]):
+        raise ValueError(f"precision of the engine {engine!r} must be one of {', '.join(known)}, got {precision!r}")
     if batch not in (1, "dynamic") or isinstance(batch, bool):
         raise ValueError(f"batch must be 1 or 'dynamic', got {batch!r}")
     if isinstance(model, Deployed):
@@ -117,7 +118,7 @@ def export_model(
             mean=tuple(model.mean.tolist()),
             std=tuple(model.std.tolist()),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            tolerance=TOLERANCE,
+            tolerance=TOLERANCES[precision],
             checked={},
             steps=tuple(reversed(steps)),
             info=replace(model.info, input_size=size).to_dict(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from anytime.export.capture import CapturedStep, names_of, quiet
 from anytime.runtime.engines.graph_check import check_graph
 from anytime.runtime.engines.manifest import BATCH, GraphValue, Origin
-from anytime.runtime.engines.onnx import INSTALL
+from anytime.runtime.engines.step_file import INSTALL
 from anytime.support.text import one_line
 
 SUFFIX = ".onnx"
@@ -19,12 +20,20 @@ _MOST = 2**31 - 1  # bytes of a file of this format
 
 def require_engine() -> None:
     """Raises ImportError, in one sentence, unless what makes and runs ONNX files is installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"the engine 'onnx' needs {error.name or 'onnx'}: {INSTALL}") from error
+    _require("onnx", "onnxruntime")
+
+
+def require_openvino() -> None:
+    """Raises ImportError, in one sentence, unless what makes ONNX files and OpenVINO are installed."""
+    _require("openvino", "openvino")
+
+
+def _require(engine: str, runs: str) -> None:
+    for name in ("onnx", "onnxscript", runs):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ImportError(f"the engine {engine!r} needs {error.name or name}: {INSTALL}") from error
 
 
 def convert(step: CapturedStep, name: str) -> tuple[bytes, list[GraphValue], list[Origin], list[GraphValue]]:

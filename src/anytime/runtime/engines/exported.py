@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from anytime.model import AnytimeModel, State
 from anytime.registry import register_loader
+from anytime.runtime.engines import onnx, openvino
 from anytime.runtime.engines.base import Graph, StepMeasurement
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import MANIFEST, Manifest, Origin, needed_after, read_manifest
-from anytime.runtime.engines.onnx import OnnxGraph, engine_version
+from anytime.runtime.engines.onnx import OnnxGraph
+from anytime.runtime.engines.openvino import OpenvinoGraph
 from anytime.runtime.engines.pytorch import EagerSteps
 from anytime.saving import ModelInfo, named_by
 from anytime.support.files import atomic_write
@@ -29,7 +31,10 @@ from anytime.support.owned import NotOurs, check_contents, check_room_for_export
 from anytime.support.tensors import described
 from anytime.support.trust import is_remembered
 
-ENGINES = {"onnx": (OnnxGraph, engine_version)}  # what loads the graph of a step, and what says the version
+ENGINES: dict[str, tuple[Callable[..., Graph], Callable[[], str], tuple[str, ...]]] = {
+    "onnx": (OnnxGraph, onnx.engine_version, ("float32",)),
+    "openvino": (OpenvinoGraph, openvino.engine_version, ("float32", "bfloat16")),
+}  # what loads the graph of a step, what says the version, and the precisions
 
 
 class ExportedModel(AnytimeModel):
@@ -216,7 +221,9 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False) -> Expor
     info.trusted = trust or is_remembered(directory / MANIFEST, consent_text(manifest))
     if not info.trusted:
         _check_size(manifest, info.resize_ratio)
-    load, version = ENGINES[manifest.engine]
+    load, version, precisions = ENGINES[manifest.engine]
+    if manifest.precision not in precisions:
+        raise ValueError(f"{directory} is of {manifest.precision}, the engine {manifest.engine!r} has {', '.join(precisions)}")
     batch, threads = manifest.batch or 1, torch.get_num_threads()
     allowance = Allowance(batch * manifest.steps[-1].macs, batch * math.prod(manifest.input_size))
     _check_state(manifest, directory, allowance.live)
@@ -225,7 +232,7 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False) -> Expor
     keys = [(step.file, step.sha256, step.inputs, step.outputs) for step in manifest.steps]
     for key, step in zip(keys, manifest.steps, strict=True):
         if key not in loaded:
-            loaded[key] = load(directory, step, threads, allowance, keys.count(key))
+            loaded[key] = load(directory, step, threads, allowance, keys.count(key), manifest.precision)
     model = ExportedModel(manifest, directory, [loaded[key] for key in keys], deployment)
     model.info = replace(info, input_size=manifest.input_size)
     return model.eval()

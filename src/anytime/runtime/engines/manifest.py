@@ -19,7 +19,7 @@ KIND = "anytime export"
 FORMAT = 1
 IMAGES, ANSWER, BATCH = "images", "answer", "batch"
 _FILE = r"step_[1-9]\d{0,3}\.onnx"  # of a step: only what `anytime export` writes, because saving replaces files of this name
-PRECISIONS = ("float32",)
+PRECISIONS = ("float32", "bfloat16")
 TYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
@@ -88,7 +88,7 @@ class Manifest:
 
     Attributes:
         engine: The engine of its graphs, such as "onnx".
-        precision: What it computes in, "float32".
+        precision: What it computes in, "float32" or "bfloat16"; images, answers and state are float32.
         batch: The batch size of its graphs; None: any.
         model: Registered name or class of the model that was exported.
         levels: The number of classes of each label level, as in `AnytimeModel`.
@@ -241,7 +241,7 @@ def _fault(made: Manifest) -> str | None:
 def _wrong_wires(made: Manifest) -> str | None:
     """What is wrong with the files of the steps, their values and their connections."""
     first: tuple[int | str, ...] = (BATCH if made.batch is None else made.batch,)
-    known = {Origin(0): GraphValue(IMAGES, (*first, *made.input_size), made.precision)}
+    known = {Origin(0): GraphValue(IMAGES, (*first, *made.input_size), PRECISIONS[0])}
     for t, step in enumerate(made.steps, 1):
         if not isinstance(step.file, str) or not re.fullmatch(_FILE, step.file, re.ASCII):
             return f"the file of step {t} is {quoted(step.file)}, not a name such as step_{t}.onnx"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -15,15 +13,13 @@ import torch
 from torch import Tensor
 
 from anytime.runtime.engines.base import Cancelled, StepMeasurement
-from anytime.runtime.engines.graph_check import MOST_BYTES, Allowance, checked_graph
+from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import GraphValue, StepFile
+from anytime.runtime.engines.step_file import INSTALL, check_values, checked_file, own_denormals
 from anytime.runtime.forks import renew_after_fork
-from anytime.support.folders import check_file
 from anytime.support.text import one_line
 
-NAME = "onnx"
 _WARMUP = 3
-INSTALL = "pip install 'anytime-nets[engines]'"
 _KINDS = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -62,6 +58,7 @@ class OnnxGraph:
         threads: Threads to compute with.
         allowance: What the graphs of the export may take together; this one takes its share.
         uses: Steps that compute this graph.
+        precision: What it computes in: the graph says so itself.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
@@ -69,7 +66,9 @@ class OnnxGraph:
         ValueError: The file is damaged, not what the manifest says, or needs more work or memory than that explains.
     """
 
-    def __init__(self, directory: Path, step: StepFile, threads: int, allowance: Allowance, uses: int = 1) -> None:
+    def __init__(
+        self, directory: Path, step: StepFile, threads: int, allowance: Allowance, uses: int = 1, precision: str = "float32"
+    ) -> None:
         self._path, self._step, self._threads = directory / step.file, step, threads
         self._explained = allowance.macs, allowance.values
         self._names = [value.name for value in step.inputs]
@@ -80,17 +79,7 @@ class OnnxGraph:
     def _loaded(self, allowance: Allowance, uses: int = 1, notes: Path | None = None) -> Any:
         """The graph in the engine, which writes how long each operator takes to a file in the folder `notes`."""
         onnxruntime = _onnxruntime()
-        check_file(self._path)
-        if not self._path.is_file():
-            raise FileNotFoundError(f"the export lacks the file {self._path}")
-        if (size := self._path.stat().st_size) > MOST_BYTES:
-            raise ValueError(f"{self._path} has {size:,} bytes, more than the {MOST_BYTES:,} of one ONNX file")
-        data = self._path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != self._step.sha256:
-            expected = self._step.sha256[:12]
-            raise ValueError(f"{self._path} is damaged: SHA-256 is {digest[:12]}..., the manifest says {expected}...")
-        data = checked_graph(data, str(self._path), allowance, uses)
+        data = checked_file(self._path, self._step, allowance, uses)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = 4
@@ -99,18 +88,13 @@ class OnnxGraph:
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")  # the next step has threads of its own
-        flushed = sys.float_info.min * 0.5 == 0.0
         try:
-            session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            with own_denormals():
+                session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of the engine's own kinds
             raise ValueError(f"{self._path} cannot be loaded by ONNX Runtime: {one_line(error)}") from error
-        finally:
-            torch.set_flush_denormal(flushed)  # the engine sets it in the calling thread for good
-        given = [*session.get_inputs()], [*session.get_outputs()]
-        for values, nodes in zip((self._step.inputs, self._step.outputs), given, strict=True):
-            if list(values) != (found := [_value(node) for node in nodes]):
-                names = [value.to_dict() for value in found]
-                raise ValueError(f"{self._path} has the inputs or outputs {names}, which are not those of the manifest")
+        found = ([*map(_value, nodes)] for nodes in (session.get_inputs(), session.get_outputs()))
+        check_values(self._path, self._step, *found)
         return session
 
     def call(self) -> Any:

@@ -9,7 +9,8 @@ def test_dry_run_says_what_each_training_serves_and_how_long_it_takes(tmp_path, 
     asked: list[dict] = []
     monkeypatch.setattr(command, "training_seconds", lambda config: asked.append(config) or 600.0 * len(asked))
     monkeypatch.setattr(command, "run_status", lambda run, folder: "start")
-    assert command.run(["iuzzolino2021", "--seeds", "0", "1", "--runs", str(tmp_path), "--dry-run"]) == 0
+    wanted = ["--figure", "3", "4", "--seeds", "0", "1"]
+    assert command.run(["iuzzolino2021", *wanted, "--runs", str(tmp_path), "--dry-run"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert any("  # figure 3, figure 4; about " in line for line in lines)
     assert len(asked) < len(lines)  # another seed takes the same time

@@ -273,7 +273,7 @@ def test_the_command_lists_studies_and_rejects_wrong_arguments(capsys):
     assert "--figure 4     speed-accuracy trade-off" in capsys.readouterr().out
     for arguments, message in {
         ("iuzzolino",): "did you mean 'iuzzolino2021'?",
-        ("iuzzolino2021", "--figure", "5"): "iuzzolino2021 has no figure 5; valid: figure 3, figure 4",
+        ("iuzzolino2021", "--figure", "6"): "iuzzolino2021 has no figure 6; valid: figure 2, figure 3, figure 4, figure 5",
         ("iuzzolino2021", "--scale", "ful"): "unknown --scale 'ful'; did you mean 'full'?",
         ("iuzzolino2021", "--data", "terrier"): "has no --data 'terrier' at scale cpu; valid: cifar10, cifar100",
         ("iuzzolino2021", "--figur", "4"): "unknown argument --figur; did you mean '--figure'?",

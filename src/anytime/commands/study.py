@@ -22,6 +22,8 @@ from anytime.support.text import printable
 from anytime.training.config import top_level_keys
 
 KINDS = ("figure", "table")
+SAME_TIME = {"--data.noise", "--data.fold", "--model.norm_eps", "--model.norm_momentum"}
+"""Flags whose value changes the time of a training by too little to measure it again."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -108,7 +110,7 @@ def _show_plan(runs: Sequence[TrainingRun], serves: Mapping[str, Sequence[str]],
         if status == "finished":
             print(printable(f"# finished: {folder / run.name}  # {items}"))
             continue
-        key = run.recipe, run.flags
+        key = run.recipe, tuple(flag for flag in run.flags if flag.partition("=")[0] not in SAME_TIME)
         known[key] = known[key] if key in known else training_seconds(run.config())
         left.append(known[key])
         command = shlex.join(["anytime", "train", *run.arguments(folder, status)])

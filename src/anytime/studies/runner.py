@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,6 +179,15 @@ def record_views(path: Path, views: Mapping[str, View | None]) -> None:
         trace.save(trace_path(path, name, view))
 
 
+def with_all_views(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+    """One training of each name, with the views that any of them has."""
+    found: dict[str, TrainingRun] = {}
+    for run in runs:
+        before = found[run.name].views if run.name in found else {}
+        found[run.name] = replace(run, views={**before, **run.views})
+    return list(found.values())
+
+
 def run_all(
     runs: Sequence[TrainingRun],
     folder: Path,
@@ -193,7 +202,7 @@ def run_all(
     re-raised at the end.
 
     Args:
-        runs: The trainings; of several with the same name, one is run.
+        runs: The trainings; of several with the same name, one is run, and the views of all are recorded.
         folder: Where the run directories go; the output of each training is appended to `logs/NAME.log` there.
         train: Called with the arguments of `anytime train` and the log file; returns an exit code.
         recorder: Called with a finished run directory and the views whose traces are missing there.
@@ -203,7 +212,7 @@ def run_all(
         TrainingStopped: A training failed, or another process is running it.
         UsageError, FileNotFoundError, ValueError: As `run_status`, before any training starts.
     """
-    runs = list({run.name: run for run in runs}.values())
+    runs = with_all_views(runs)
     statuses = {run.name: run_status(run, folder) for run in runs}
     left = sum(status != "finished" for status in statuses.values())
     seconds: list[float] = []

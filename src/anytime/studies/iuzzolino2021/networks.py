@@ -11,13 +11,17 @@ from typing import Any
 
 from anytime.models.cascaded.conversion import convert
 from anytime.models.cascaded.serial import serial_resnet18
-from anytime.studies.runner import TrainingRun, View, find_recipe, one_per_seed
+from anytime.studies.runner import TrainingRun, View, find_recipe, one_per_seed, slug
 from anytime.training.config import read_recipe
 
 RECIPES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # recipe of CascadedTD, and flags over it
     "cpu": {
         "cifar10": ("iuzzolino2021_cifar10_cpu.yaml", ()),
         "cifar100": ("iuzzolino2021_cifar10_cpu.yaml", ("--data=CIFAR100",)),
+    },
+    "fast": {
+        "cifar10": ("iuzzolino2021_cifar10_cpu.yaml", ("--epochs=4",)),
+        "cifar100": ("iuzzolino2021_cifar10_cpu.yaml", ("--data=CIFAR100", "--epochs=4")),
     },
     "full": {
         "cifar10": ("iuzzolino2021_cifar10.yaml", ()),
@@ -27,6 +31,7 @@ RECIPES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # recipe of Casc
     },
 }
 LAMBDAS = (0.0, 0.25, 0.5, 0.83, 1.0)
+CE = ("--model.kernel=instant", "--objective=Weighted", "--objective.weights=final_only")
 
 
 def cascaded_td(lam: float) -> str:
@@ -45,15 +50,47 @@ def _serial(recipe: Path) -> dict[str, Any]:
     return given | {"form": "published" if given.get("clock") == "published" else "paper"}
 
 
+def _ce_views(form: str, label: str = "") -> dict[str, View | None]:
+    """The same weights with both dynamics and ordinary batch norm."""
+    return {
+        f"CascadedCE{label}": functools.partial(convert, name="cascaded_resnet18", kernel="osd", statistics="shared"),
+        f"SerialCE{label}": functools.partial(convert, name="serial_resnet18", form=form),
+    }
+
+
+def pair(
+    data: str,
+    scale: str,
+    seeds: Sequence[int],
+    label: str = "",
+    extra: Sequence[str] = (),
+    views: Mapping[str, View] | None = None,
+) -> list[TrainingRun]:
+    """CascadedTD and the network behind CascadedCE and SerialCE; without extra flags those of figure 4.
+
+    Args:
+        data, scale, seeds: As of a study.
+        label: Added to the names of the networks.
+        extra: Flags over the recipe.
+        views: More networks of each training by what is added to their names, such as " (smoothing)".
+    """
+    file, flags = RECIPES[scale][data]
+    recipe, form = find_recipe(file), _serial(find_recipe(file))["form"]
+    more = {kind: {f"Cascaded{kind}{name}{label}": view for name, view in (views or {}).items()} for kind in ("TD", "CE")}
+    part = f"_{slug(label)}" if label else ""
+    networks: dict[str, tuple[tuple[str, ...], Mapping[str, View | None]]] = {
+        f"cascadedtd{part}": ((*flags, "--objective.lam=0", *extra), {f"CascadedTD{label}": None, **more["TD"]}),
+        f"ce{part}": ((*flags, *CE, *extra), _ce_views(form, label) | more["CE"]),
+    }
+    return one_per_seed(f"{data}_{scale}", recipe, seeds, networks)
+
+
 def _runs(data: str, scale: str, seeds: Sequence[int], networks: Mapping[str, tuple[str, ...]]) -> list[TrainingRun]:
     """One training per seed and network; `networks` holds the flags of each by name."""
     file, flags = RECIPES[scale][data]
     recipe = find_recipe(file)
     serial = _serial(recipe)
-    views: dict[str, View | None] = {  # the same weights with both dynamics and ordinary batch norm
-        "CascadedCE": functools.partial(convert, name="cascaded_resnet18", kernel="osd", statistics="shared"),
-        "SerialCE": functools.partial(convert, name="serial_resnet18", form=serial["form"]),
-    }
+    views = _ce_views(serial["form"])
     given = [f"--model.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in serial.items()]
     trained = {}
     for name, more in networks.items():
@@ -79,6 +116,6 @@ def figure_4_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingR
         "SerialTD-MultiHead": ("--objective.lam=1", heads),
         "SerialTD(0)": ("--objective.lam=0",),
         "SerialTD(0)-MultiHead": ("--objective.lam=0", heads),
-        "CE": ("--model.kernel=instant", "--objective=Weighted", "--objective.weights=final_only"),
+        "CE": CE,
     }
     return _runs(data, scale, seeds, networks)

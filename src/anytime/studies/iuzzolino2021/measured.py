@@ -1,0 +1,72 @@
+"""What is measured on trained networks beyond their answers to the test images; it is kept in the run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytime.data import ImageData
+from anytime.data.splits import stratified_order
+from anytime.model import AnytimeModel
+from anytime.models.cascaded.conversion import calibrate, convert
+from anytime.pretrained import load
+from anytime.reporting.evaluation import trained_on
+from anytime.studies.runner import Traces
+from anytime.support.tensor_files import read_tensors, write_tensors
+from anytime.trace import Trace
+
+CALIBRATION = 1024  # training images from which a smoothing network gets the statistics of each of its steps
+STEPS = 70  # of a smoothing network
+
+
+def smoothed(model: AnytimeModel) -> AnytimeModel:
+    """The weights under smoothing (alpha 0.9, 70 steps), the statistics of each step calibrated on training images."""
+    network: Any = convert(model, "cascaded_resnet18", kernel="ews", num_steps=STEPS, statistics="per_step")  # type: ignore[arg-type]
+    images = trained_on(model).sample(CALIBRATION)
+    calibrate(network, [part.float() / 255 for part in images.split(128)])
+    return network
+
+
+def folder_of(traces: Traces, name: str, seed: int) -> Path:
+    """The run directory of a network.
+
+    Raises:
+        ValueError: These traces are in no run directory.
+    """
+    folders = getattr(traces, "folders", None)
+    if folders is None:
+        raise ValueError(f"the traces of {name} are in no run directory, where more could be measured")
+    return folders(name)[seed]
+
+
+def kept(path: Path, measure: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a file, which is written first if it is missing."""
+    if not path.is_file():
+        write_tensors(path, {name: value.contiguous() for name, value in measure().items()}, {})
+    return read_tensors(path, "a file of measurements")[0]
+
+
+def kept_trace(path: Path, record: Callable[[], Trace]) -> Trace:
+    """The trace of a file, which is recorded and written first if it is missing."""
+    if not path.is_file():
+        record().save(path)
+    return Trace.load(path)
+
+
+def network_of(folder: Path) -> tuple[AnytimeModel, ImageData, torch.device]:
+    """The trained model, on a GPU if there is one, its data, and the device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(folder).eval()
+    return model.to(device), trained_on(model), device
+
+
+def some(data: ImageData, part: str, count: int) -> Any:
+    """Batches of at most `count` images of a part, in equal shares of all classes."""
+    data.setup()
+    split = data.split(part)
+    rows = stratified_order(split.labels, 0)[:count].sort().values
+    return data.loader(split[rows], train=False)

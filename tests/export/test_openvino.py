@@ -82,7 +82,7 @@ def test_what_is_wrong_is_said_before_the_engine_sees_it(folder: Any, monkeypatc
         anytime.load(folder(external=True))
     with pytest.raises(ValueError, match="which are not those of the manifest"):
         anytime.load(folder(columns=4))
-    with pytest.raises(ValueError, match=r"is of bfloat16, the engine 'onnx' has float32"):
+    with pytest.raises(ValueError, match=r"is of bfloat16, the engine 'onnx' has float32, int8"):
         anytime.load(folder("bfloat16", engine="onnx"))
     made = folder()
     (made / "step_1.onnx").write_bytes(b"x")

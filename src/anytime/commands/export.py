@@ -9,14 +9,31 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from anytime.commands.parser import Parser
+from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
 from anytime.support.text import printable
 from anytime.support.units import image_size, macs_text
 
-ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino"), ("float32", "bfloat16"), ("1", "dynamic")
+if TYPE_CHECKING:
+    from anytime.export.quantize import Calibration
+
+ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino"), ("float32", "bfloat16", "int8"), ("1", "dynamic")
+PRECISIONS_OF = {"onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16")}
+JUDGED = 1_000  # validation images, besides those that set the ranges
+LOSSES = (
+    Column("step", "step"),
+    Column("accuracy", "right", ".2%"),
+    Column("accuracy_int8", "in INT8", ".2%"),
+    Column("milliseconds", "ms", ".3f"),
+    Column("milliseconds_int8", "in INT8", ".3f"),
+)
 IMAGES = {"random": "random images"}
 COLUMNS = (
     Column("step", "step"),
@@ -41,19 +58,29 @@ def run(arguments: Sequence[str]) -> int:
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="what it computes in (default: float32); openvino also has bfloat16",
+        help="what it computes in (default: float32); openvino also has bfloat16, onnx also int8",
     )
     batch = "1, or dynamic for graphs that take any number of images at a time (default: 1)"
     parser.add_argument("--batch", choices=BATCHES, default="1", help=batch)
     parser.add_argument("--input-size", metavar="C,H,W", help="size of the images, where the run does not say it")
     parser.add_argument("--out", type=Path, help="the folder to make (default: the run directory's name and the engine's)")
+    loss = "of int8: the accepted loss of accuracy on validation images, of any step, e.g. 1%% or 0.01 (default: 1%%)"
+    parser.add_argument("--max-loss", metavar="SHARE", help=loss)
+    parser.add_data_folder()
     parser.add_overwrite("the export of --out")
     options = parser.parse_args(arguments)
     parser.check_model(options.run)
     try:
         size = None if options.input_size is None else image_size(options.input_size)
+        max_loss = _share(options.max_loss or "1%")
     except ValueError as error:
         parser.error(str(error))
+    if options.precision not in (known := PRECISIONS_OF[options.engine]):
+        parser.error(
+            f"precision of the engine {options.engine!r} must be one of {', '.join(known)}, got {options.precision!r}"
+        )
+    if options.precision != "int8" and (options.max_loss or options.root or options.download):
+        parser.error("--max-loss, --root and --download are for --precision int8")
     from anytime.data.record import copy_record
     from anytime.export.folder import check_replaceable, export_model
     from anytime.reporting.evaluation import output_folder
@@ -64,13 +91,17 @@ def run(arguments: Sequence[str]) -> int:
         check_replaceable(out, options.overwrite)
     except (FileExistsError, ValueError) as error:
         parser.error(str(error).replace("overwrite=True", "--overwrite"))
+    model = load(options.run, options.trust)
+    calibration = _calibration(model, options, folder, max_loss) if options.precision == "int8" else None
     made = export_model(
-        load(options.run, options.trust),
+        model,
         out,
         options.engine,
         precision=options.precision,
         batch=options.batch if options.batch == "dynamic" else int(options.batch),
         input_size=size,
+        calibration=calibration,
+        accepted=lambda rows: print(format_table([vars(row) for row in rows], LOSSES)),
         overwrite=options.overwrite,
         progress=sys.stderr.isatty(),
     )
@@ -92,3 +123,30 @@ def run(arguments: Sequence[str]) -> int:
     print(f"compared with the model on {images}; at most {made.manifest.tolerance:g} of the largest logit is accepted")
     print(printable(f"wrote {out}; use it as a run: anytime predict {out} IMAGE, or anytime.load({str(out)!r})"))
     return 0
+
+
+def _share(text: str) -> float:
+    """A share of 1 from "1%" or "0.01"; ValueError if it is none."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"--max-loss must be a share such as 1% or 0.01, got {text!r}")
+    return share
+
+
+def _calibration(model: AnytimeModel, options: Any, folder: Path, max_loss: float) -> Calibration:
+    """Validation images of the model's data set."""
+    from anytime.export.quantize import CALIBRATED, Calibration
+    from anytime.reporting.evaluation import images_of, trained_on
+
+    data = trained_on(model, options.root, options.download, folder)
+    data.prepare_data()
+    images, labels, wanted = list[Tensor](), list[Tensor](), CALIBRATED + JUDGED
+    for batch, targets in images_of(data, "validation"):
+        images.append(batch)
+        labels.append(targets if targets.ndim == 1 else targets[:, 0])
+        if sum(map(len, images)) >= wanted:
+            break
+    return Calibration(torch.cat(images)[:wanted], torch.cat(labels)[:wanted], max_loss)

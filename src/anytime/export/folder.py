@@ -21,6 +21,7 @@ from anytime.cost import step_macs
 from anytime.export.capture import CapturedStep, capture
 from anytime.export.check import TOLERANCES, ExportCheck, compare
 from anytime.export.onnx import SUFFIX, convert, require_engine, require_openvino
+from anytime.export.quantize import Calibration, Comparison, check_loss, loss_of, quantised
 from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
 from anytime.runtime.engines.manifest import MANIFEST, GraphValue, Manifest, Origin, StepFile, read_manifest
@@ -47,6 +48,8 @@ def export_model(
     batch: int | str = 1,
     input_size: ImageSize | None = None,
     images: Tensor | None = None,
+    calibration: Calibration | None = None,
+    accepted: Callable[[list[Comparison]], None] | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> ExportedModel:
@@ -58,10 +61,13 @@ def export_model(
         model: A trained model; it is not changed.
         directory: The folder to make.
         engine: "onnx" (ONNX Runtime) or "openvino".
-        precision: What the engine computes in: "float32", or with OpenVINO "bfloat16".
+        precision: What the engine computes in: "float32"; with OpenVINO also "bfloat16"; with ONNX Runtime also "int8", made
+            of the export in float32 and judged by `calibration`.
         batch: 1, or "dynamic" for graphs that take any number of images at a time.
         input_size: (channels, height, width), or the side of square colour images; default: what the model knows.
         images: Further images `[N, C, H, W]` in [0, 1] to compare on.
+        calibration: For "int8": images and labels, and the accepted loss of accuracy.
+        accepted: Called with accuracy and time of each step in float32 and "int8", before the loss is judged.
         overwrite: Replaces the export that `directory` holds, with the rules that were fitted to it; other files stay.
         progress: Whether to show a progress bar on stderr.
 
@@ -85,6 +91,8 @@ def export_model(
         raise ValueError(f"batch must be 1 or 'dynamic', got {batch!r}")
     if isinstance(model, Deployed):
         raise ValueError("this is an export already; export the model that it was made from")
+    if (precision == "int8") != (calibration is not None):
+        raise ValueError(f"calibration goes with precision='int8', and int8 needs it, got {precision!r}")
     require, make, suffix = CONVERTERS[engine]
     require()
     size = image_size(input_size) if input_size is not None else known_input_size(model)
@@ -110,7 +118,7 @@ def export_model(
             steps.append(StepFile(file, digest, tuple(inputs), tuple(sources), tuple(outputs), macs[t - 1]))
         manifest = Manifest(
             engine=engine,
-            precision=precision,
+            precision="float32" if calibration else precision,
             batch=None if dynamic else 1,
             model=model.config.get("model", type(model).__name__),
             levels=model.levels,
@@ -118,7 +126,7 @@ def export_model(
             mean=tuple(model.mean.tolist()),
             std=tuple(model.std.tolist()),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            tolerance=TOLERANCES[precision],
+            tolerance=TOLERANCES["float32" if calibration else precision],
             checked={},
             steps=tuple(reversed(steps)),
             info=replace(model.info, input_size=size).to_dict(),
@@ -127,9 +135,35 @@ def export_model(
         compared = compare(model, load_export(part), images)
         manifest = _with(manifest, compared)
         write_manifest(part, manifest)
+        if calibration:
+            _to_int8(model, part, calibration, accepted, images)
     if model.info.trusted:
         remember(directory / MANIFEST, consent_text(read_manifest(directory, ENGINES)))
     return load_export(directory)
+
+
+def _to_int8(
+    model: AnytimeModel,
+    part: Path,
+    calibration: Calibration,
+    accepted: Callable[[list[Comparison]], None] | None,
+    images: Tensor | None,
+) -> None:
+    """Replaces the export in a folder by one in INT8, unless that loses too much accuracy."""
+    exact = load_export(part)
+    steps, suffix = [], Path(exact.manifest.steps[0].file).suffix
+    for t, data in enumerate([*quantised(exact, part, calibration.ranges)], 1):
+        file = f"step_{t}{suffix}"
+        (part / file).write_bytes(data)
+        steps.append(replace(exact.manifest.steps[t - 1], file=file, sha256=hashlib.sha256(data).hexdigest()))
+    manifest = replace(exact.manifest, precision="int8", tolerance=TOLERANCES["int8"], steps=tuple(steps))
+    write_manifest(part, manifest)
+    made = load_export(part)
+    rows = loss_of(exact, made, calibration)
+    if accepted is not None:
+        accepted(rows)
+    check_loss(rows, calibration.max_loss)
+    write_manifest(part, _with(manifest, compare(model, made, images)))
 
 
 def _with(manifest: Manifest, compared: ExportCheck) -> Manifest:

@@ -32,7 +32,7 @@ from anytime.support.tensors import described
 from anytime.support.trust import is_remembered
 
 ENGINES: dict[str, tuple[Callable[..., Graph], Callable[[], str], tuple[str, ...]]] = {
-    "onnx": (OnnxGraph, onnx.engine_version, ("float32",)),
+    "onnx": (OnnxGraph, onnx.engine_version, ("float32", "int8")),
     "openvino": (OpenvinoGraph, openvino.engine_version, ("float32", "bfloat16")),
 }  # what loads the graph of a step, what says the version, and the precisions
 

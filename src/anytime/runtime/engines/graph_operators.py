@@ -14,6 +14,7 @@ Shape = Sequence[int]
 
 _KINDS = {  # by how much work they are for each value that they read or make
     1: "Abs Add And BatchNormalization Cast CastLike Ceil Clip Concat Constant ConstantOfShape DepthToSpace Div Dropout Equal"
+    " DequantizeLinear QuantizeLinear"
     " Expand Flatten Floor Gather GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf"
     " IsNaN LeakyRelu Less LessOrEqual Max Mean Min Mul Neg Not Or PRelu Pad Range Reciprocal Relu Reshape Round Shape Sign"
     " Size Slice SpaceToDepth Split Sqrt Squeeze Sub Sum ThresholdedRelu Tile Unsqueeze Where Xor",

@@ -19,7 +19,7 @@ KIND = "anytime export"
 FORMAT = 1
 IMAGES, ANSWER, BATCH = "images", "answer", "batch"
 _FILE = r"step_[1-9]\d{0,3}\.onnx"  # of a step: only what `anytime export` writes, because saving replaces files of this name
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 TYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
@@ -88,7 +88,7 @@ class Manifest:
 
     Attributes:
         engine: The engine of its graphs, such as "onnx".
-        precision: What it computes in, "float32" or "bfloat16"; images, answers and state are float32.
+        precision: What it computes in, "float32", "bfloat16" or "int8"; images, answers and state are float32.
         batch: The batch size of its graphs; None: any.
         model: Registered name or class of the model that was exported.
         levels: The number of classes of each label level, as in `AnytimeModel`.

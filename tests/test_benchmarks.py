@@ -147,3 +147,19 @@ def test_noise_and_frames_are_timed(load_benchmark) -> None:
     assert list(shares) == ["focus", "occlusion", "perlin", "resolution", "translation", "rotation"]
     assert all(share["median"] > 0 for share in (*shares.values(), noise.stream(options)))
     assert abs(noise.watch(2, frames=20)["median"]) < 1e-2
+
+
+def test_engines_compares_in_turn(load_benchmark) -> None:
+    benchmark = load_benchmark("engines")
+    model = create_model("anytimenet", blocks=(1, 2, 1), scheme=((1, 1, 1), (0, 1, 0)), width=4).eval()
+    plain = benchmark.Plain(
+        Namespace(num_classes=10, in_channels=3, backbone=model.forward, mean=torch.zeros(3), std=torch.ones(3))
+    )
+    row = benchmark.speed("AnytimeNet", model, model, 8, repeats=2)
+    assert row["bar"] == 2.5
+    assert row["eager_to_engine"]["median"] > 0
+    row = benchmark.against_plain("AnytimeNet", model, model, 8, 2, {"earlyon_2": lambda: None})
+    assert row["earlyon_to_ours"]["median"] < 1
+    x = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(benchmark.stream(plain, x)(), model(x))
+    torch.testing.assert_close(benchmark.stream(model, x, 1)(), model(x)[0])

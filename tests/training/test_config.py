@@ -157,6 +157,19 @@ def test_build_takes_classes_channels_and_normalization_from_the_data():
     assert (identity.mean.item(), identity.std.item()) == (0.0, 1.0)
 
 
+def test_recipes_of_the_library_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "recipes/anytimenet_cifar10.yaml"
+    assert parse([], [name])["data"]["class_path"] == "CIFAR10"
+    with pytest.raises(UsageError, match=r"recipe recipes/none\.yaml cannot be read: No such file"):
+        parse([], ["recipes/none.yaml"])
+    with pytest.raises(UsageError, match=r"recipe elsewhere/recipes/anytimenet_cifar10\.yaml cannot be read"):
+        parse([], [f"elsewhere/{name}"])
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / name).write_text("model: anytimenet\ndata: digits\n")
+    assert parse([], [name])["data"]["class_path"] == "Digits", "a file in the working directory comes first"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -29,6 +29,7 @@ from anytime.support.text import one_line, quoted
 from anytime.support.trust import UntrustedName, is_untrusted
 from anytime.training import regimes, schedules
 from anytime.training.fit import Settings
+from anytime.training.recipes import recipe_file
 from anytime.training.regimes.base import Regime
 from anytime.training.schedules import Schedule
 from anytime.training.written import as_written, is_single, is_text, kinds_of, texts_of
@@ -158,14 +159,14 @@ def _check_argument(section: str, name: str, argument: str) -> None:
 
 
 def read_recipe(path: str | Path) -> Config:
-    """A recipe file with canonical names and every key checked.
+    """A recipe file, or `recipes/NAME` of the library, with canonical names and every key checked.
 
     Raises:
         UsageError: No such file, not a YAML mapping, an unknown key or name (the message names the nearest valid one).
     """
     try:
-        check_ordinary(path)
-        content = read_limited(Path(path), CHARACTERS)
+        check_ordinary(file := recipe_file(path))
+        content = read_limited(file, CHARACTERS)
         recipe = parse_yaml(content, f"recipe {path}")
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error

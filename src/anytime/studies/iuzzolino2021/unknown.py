@@ -73,7 +73,8 @@ def unknown_traces(folder: Path, trained_on: str) -> dict[str, dict[str, Trace]]
             yield x.expand(-1, size[0], -1, -1) if x.shape[1] == 1 else x if size[0] == 3 else x.mean(1, keepdim=True)
 
     def answered(name: str, part: Part) -> Trace:
-        return record(model, images(name, part), labels=None, progress=False, seconds=False, device=device)
+        read = [*images(name, part)]  # before the inference mode of `record`, in which not all readers work
+        return record(model, read, labels=None, progress=False, seconds=False, device=device)
 
     there = [name for name, given in SETS.items() if name != trained_on and create_data(name, **given).found()]
     return {

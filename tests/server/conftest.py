@@ -70,12 +70,12 @@ class Client:
         self,
         method: str,
         path: str,
-        body: bytes | Iterable[bytes] = b"",
+        body: bytes | Iterable[bytes | None] = b"",
         headers: Mapping[str, str] | None = None,
         gone: asyncio.Event | None = None,
         pause: float = 0.0,
     ) -> Reply:
-        """A request whose body comes in parts, with `pause` seconds before each; `gone` disconnects."""
+        """A request whose body comes in parts, `pause` seconds before each; None among them, or `gone`, disconnects."""
         parts = [body] if isinstance(body, bytes) else list(body)
         own = {"content-length": str(len(body))} if isinstance(body, bytes) else {"transfer-encoding": "chunked"}
         pairs = [(k.lower().encode(), v.encode("latin-1")) for k, v in ({**own, **(headers or {})}).items()]
@@ -89,6 +89,8 @@ class Client:
             self.read += 1
             await asyncio.sleep(pause)
             part = left.pop(0)
+            if part is None:
+                return {"type": "http.disconnect"}
             return {"type": "http.request", "body": part, "more_body": bool(left)}
 
         async def send(message: Any) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import io
 import json
 import math
+import random
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -323,6 +325,31 @@ def test_a_slow_client_is_not_waited_for(play: Play) -> None:
     play(scenario, Settings(body_seconds=0.05))
 
 
+def test_a_client_that_leaves_frees_its_place_wherever_it_is(play: Play, naming: Any, worker: Any) -> None:
+    worker.policy, second, step = "edf", threading.Event(), naming.step
+
+    def held(state: Any) -> Any:
+        assert state[0] == 0 or second.wait(10)
+        return step(state)
+
+    naming.step = held
+
+    async def scenario(client: Any, server: Any) -> None:
+        await client.call("POST", PREDICT, [b"abc", None], RAW)  # in the middle of its body
+        gone = asyncio.Event()
+        stream = asyncio.create_task(client.call("POST", PREDICT, GREY, {**RAW, "accept": "application/x-ndjson"}, gone))
+        while not worker.take_batches():
+            await asyncio.sleep(0.001)
+        gone.set()
+        reply = await stream
+        assert [json.loads(line)["step"] for line in reply.body.splitlines()] == [1]
+        assert worker.live == 0
+        second.set()
+
+    server = play(scenario)
+    assert 'anytime_requests_total{model="toy",outcome="disconnected"} 2.0' in server.metrics.text().decode()
+
+
 def test_deadlines_are_cut_at_the_longest(play: Play, naming: Any) -> None:
     async def scenario(client: Any, server: Any) -> None:
         naming.gate.clear()
@@ -332,6 +359,39 @@ def test_deadlines_are_cut_at_the_longest(play: Play, naming: Any) -> None:
         naming.gate.set()
 
     play(scenario, Settings(max_deadline=0.02))
+
+
+def test_whatever_clients_do_every_request_is_accounted_for(play: Play, naming: Any, worker: Any) -> None:
+    source, count = random.Random(0), 150
+    seen: dict[int, int] = {}
+
+    async def one(client: Any, number: int) -> None:
+        value, gone = source.randrange(10), asyncio.Event()
+        await asyncio.sleep(source.random() * 0.3)
+        kind, headers = source.choices(["plain", "leaves", "broken", "late"], [6, 2, 1, 1])[0], dict(RAW)
+        if kind == "leaves":
+            asyncio.get_running_loop().call_later(source.random() * 0.002, gone.set)
+        if kind == "late":
+            headers["anytime-deadline"] = "0s"
+        body = bytes([25 * value + 13]) * (47 if kind == "broken" else 48)
+        reply = await client.call("POST", PREDICT, body, headers, gone)
+        seen[reply.status] = seen.get(reply.status, 0) + 1
+        assert reply.status in {"broken": [400], "late": [504], "leaves": [200, 499]}.get(kind, [200]), reply.body
+        if reply.status == 200:
+            assert json.loads(reply.body)["label"] == int((25 * value + 13) / 25.5), "an answer to another image"
+
+    async def scenario(client: Any, server: Any) -> None:
+        await asyncio.gather(*(one(client, number) for number in range(count)))
+        assert worker.live == 0
+
+    server = play(scenario)
+    lines = server.metrics.text().decode().splitlines()
+    counted = {
+        line.split('outcome="')[1].split('"')[0]: float(line.split()[-1]) for line in lines if "requests_total{" in line
+    }
+    assert sum(counted.values()) == sum(seen.values()) == count
+    by_outcome = {"answered": 200, "disconnected": 499, "refused": 400, "no_answer": 504}
+    assert {outcome: counted[outcome] for outcome in by_outcome} == {o: seen.get(s, 0) for o, s in by_outcome.items()}
 
 
 def test_many_at_once_are_all_answered_and_counted(play: Play) -> None:

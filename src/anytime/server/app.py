@@ -19,14 +19,13 @@ from anytime.runtime.door import admit
 from anytime.server import protocol
 from anytime.server.answers import answered, described, facts
 from anytime.server.metrics import Metrics
-from anytime.server.reading import Refused, Wishes, decoded, raw_frame, read_body, wishes
+from anytime.server.reading import GONE, Refused, Wishes, decoded, raw_frame, read_body, wishes
 from anytime.server.tickets import Ticket
 from anytime.server.worker import FAILED, Served, Worker
 from anytime.support.text import one_line
 from anytime.version import __version__
 
 NDJSON = "application/x-ndjson"
-GONE = 499  # the client has disconnected; nobody reads this status
 _OUTCOMES = {503: "full", 504: "no_answer", 500: "failed", GONE: "disconnected"}
 _WATCH = 0.2  # seconds between looks at the workers
 

@@ -24,7 +24,7 @@ def measure(
     model: AnytimeModel,
     input_size: ImageSize,
     max_batch: int,
-    repeats: int = 10,
+    repeats: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Costs:
     """The median seconds of every step and of a jump to it, for batches of 1, 2, 4, ... `max_batch` images.

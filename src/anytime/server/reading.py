@@ -27,6 +27,9 @@ FORMATS = ("JPEG", "PNG")
 MOST_PIXELS = 2**25  # of a compressed image: 100 MB of RGB
 
 
+GONE = 499  # the client has disconnected; nobody reads this status
+
+
 class Refused(Exception):
     """A request that cannot be answered: the status code and a sentence for the client."""
 
@@ -81,8 +84,11 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     """The body of a request; one that is too large is not read, and a client that sends too slowly is not waited for.
 
     Raises:
-        Refused: 413 it has more than `most` bytes; 408 it did not come within `seconds`; 400 its stated length is no number.
+        Refused: 413 it has more than `most` bytes; 408 it did not come within `seconds`; 400 its stated length is no number;
+            499 the client has gone.
     """
+    from starlette.requests import ClientDisconnect  # late: of the extra
+
     too_large = f"the body has more than {most:,} bytes, the most that this server takes"
     stated = request.headers.get("content-length")
     if stated is not None:
@@ -99,6 +105,8 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
                     raise Refused(413, too_large)
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {seconds:g} s") from None
+    except ClientDisconnect:
+        raise Refused(GONE, "the client has gone") from None
     return bytes(body)
 
 

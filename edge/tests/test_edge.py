@@ -121,7 +121,7 @@ def test_the_step_in_progress_is_cancelled(network: anytime_edge.Network) -> Non
 def test_frames_keep_the_last_answer(network: anytime_edge.Network) -> None:
     now = [0.0]
     predictor = Predictor(network, clock=lambda: now[0])
-    seen = [*frames(predictor, [frame(8, 8, 3)] * 3, 10, sleep=lambda seconds: now.__setitem__(0, now[0] + 0.25))]
+    seen = [*frames(predictor, [frame(8, 8, 3)] * 3, 0.02, sleep=lambda seconds: now.__setitem__(0, now[0] + 125))]
     assert [(each.number, each.answer.step, each.missed) for each in seen] == [(0, 2, False), (1, -1, True), (2, 2, False)]
     assert seen[1].held is seen[0].answer
     with pytest.raises(ValueError, match="fps must be"):

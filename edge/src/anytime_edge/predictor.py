@@ -151,7 +151,9 @@ class Predictor:
             return Answer(levels, np.log(outputs) if levels else outputs, PRIOR, 0.0, None)
 
     def _split(self, outputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(np.split(outputs, np.cumsum(self._levels)[:-1], 1)) if self._levels else ()
+        if len(self._levels) < 2:
+            return (outputs,) if self._levels else ()
+        return tuple(np.split(outputs, np.cumsum(self._levels)[:-1], 1))
 
     def __call__(
         self, frame: Any, deadline: Any = None, *, until: float | None = None, prior: Answer | None = None, bgr: bool = False
@@ -232,11 +234,11 @@ class Predictor:
                 if step == 1:
                     yield replace(first, elapsed=now - start).because("deadline")
                 return
+            spent: dict[str, Any] = {"elapsed": now - start, "macs": steps[step - 1].macs}
             if finite:
-                answer = replace(answer, levels=tuple(levels), outputs=logits, step=step)
+                answer = replace(answer, levels=tuple(levels), outputs=logits, step=step, **spent)
             else:
-                answer = replace(answer, not_finite=(*answer.not_finite, step))
-            answer = replace(answer, elapsed=now - start, macs=steps[step - 1].macs)
+                answer = replace(answer, not_finite=(*answer.not_finite, step), **spent)
             if self.recorder:
                 session.seconds.append(now - at)
                 session.seen.append(levels[0] if finite and levels else None)

@@ -47,6 +47,7 @@ BOMBS = {
     "numbers": (matrix(9, MANY, element(2, b"")), "it claims 400,000,000 values in 56 bytes"),
     "less than none": (matrix(1, (-1, 5)), "it claims -5 values"),
     "packed zeros": (packed(struct.pack("<II", 14, 2**30) + bytes(10**6)), "it unpacks [0-9,]+ bytes to 1,073,741,824"),
+    "many variables": (40 * packed(matrix(9, (1000, 1000), element(2, bytes(10**6)))), "it unpacks [0-9,]+ bytes to [0-9,]+"),
     "functions": (matrix(16, (1, 1)), "a matrix of the kind 16, which no data set has"),
     "a long element": (struct.pack("<II", 14, 2**31), "it ends within an element of 2,147,483,648 bytes"),
     "a short matrix": (element(14, element(6, bytes([9, 0, 0, 0, 0, 0, 0, 0]))), "it ends within a matrix"),

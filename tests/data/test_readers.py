@@ -5,6 +5,7 @@ import struct
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -25,7 +26,7 @@ from anytime.data import (
     StanfordCars,
     TinyImageNet,
 )
-from anytime.data.files import download_archives
+from anytime.data.files import download_archives, read_arrays
 
 
 def save(path, colour, size=(20, 16), box=None):
@@ -353,3 +354,14 @@ def test_downloaded_archives_appear_only_when_complete(tmp_path, site):
         assert (root / "inner" / "a.txt").read_text() == "content"
         assert [path.name for path in root.iterdir()] == ["inner"]
         source.unlink(missing_ok=True)  # existing folders are not downloaded again
+
+
+def test_an_archive_that_unpacks_to_much_more_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros(2**25, np.uint8), labels=np.zeros(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "open", lambda *_, **__: pytest.fail("it was unpacked"))
+        with pytest.raises(ValueError, match=r"a\.npz .*it unpacks [0-9,]+ bytes to 33,55[0-9],"):
+            read_arrays(tmp_path / "a.npz", "images", "labels")
+    assert [*read_arrays(tmp_path / "a.npz", "labels")[0]] == [0, 0, 0]
+    np.savez_compressed(tmp_path / "b.npz", images=np.zeros(2**23, np.uint8))
+    assert read_arrays(tmp_path / "b.npz", "images")[0].shape == (2**23,)

@@ -31,7 +31,7 @@ from scipy.io.matlab import MatReadError
 from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive
 
-from anytime.data.mat_files import check_mat
+from anytime.data.mat_files import check_mat, check_unpacked
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -210,6 +210,8 @@ def read_arrays(path: str | PathLike[str], *names: str) -> list[np.ndarray]:
         with np.load(file, allow_pickle=False) as arrays, _no_objects():
             if missing := [name for name in names if name not in arrays]:
                 raise ValueError(f"it holds no {', '.join(missing)}")
+            entries = [entry for entry in arrays.zip.infolist() if entry.filename.removesuffix(".npy") in names]
+            check_unpacked(os.stat(path).st_size, sum(entry.file_size for entry in entries))
             found = [arrays[name] for name in names]  # bytes, where an entry of the archive is no array
             if other := [name for name, array in zip(names, found, strict=True) if not isinstance(array, np.ndarray)]:
                 raise ValueError(f"its {', '.join(other)} must be an array")
@@ -244,7 +246,7 @@ def read_mat(path: Path, *names: str) -> list[Any]:
     """The variables `names` of a MATLAB file: arrays without dimensions of length 1 (but at least 1-d)."""
     with errors_naming(path):
         check_mat(path)
-        content = loadmat(path, squeeze_me=True)
+        content = loadmat(path, squeeze_me=True, variable_names=names)
         if missing := [name for name in names if name not in content]:
             raise ValueError(f"it holds no {', '.join(missing)}")
         return [np.atleast_1d(content[name]) for name in names]

@@ -21,6 +21,12 @@ _MOST_NESTED, _DEPTH = 2**26, 50  # bytes and levels of cells and structures
 _RATIO, _SMALL = 100, 2**24  # of what is unpacked to what is packed, beyond some bytes
 
 
+def check_unpacked(packed: int, unpacked: int) -> None:
+    """Raises ValueError if so many bytes are no data set's that was packed into so few."""
+    if unpacked > _RATIO * packed + _SMALL:
+        raise ValueError(f"it unpacks {packed:,} bytes to {unpacked:,}")
+
+
 def check_mat(path: Path) -> None:
     """Raises ValueError if a file of level 5 claims to hold more than its bytes can; other files are left to scipy."""
     with path.open("rb") as file:
@@ -28,17 +34,19 @@ def check_mat(path: Path) -> None:
         if len(header) < 128 or header[126:] not in (b"IM", b"MI"):
             return
         order = "<" if header[126:] == b"IM" else ">"
-        size = path.stat().st_size
+        size, unpacked = path.stat().st_size, 0
         while file.tell() + 8 <= size:
             kind, length = struct.unpack(f"{order}2I", file.read(8))
             end = file.tell() + length
             if end > size:
                 raise ValueError(f"it ends within an element of {length:,} bytes")
-            _check_variable(file, kind, length, order)
+            unpacked += _check_variable(file, kind, length, order)
+            check_unpacked(size, unpacked)
             file.seek(end)
 
 
-def _check_variable(file: BinaryIO, kind: int, length: int, order: str) -> None:
+def _check_variable(file: BinaryIO, kind: int, length: int, order: str) -> int:
+    """The unpacked bytes of a variable."""
     if kind == _MATRIX:
         data = file.read(min(length, _MOST_NESTED))
         start, whole = data[:_START], length
@@ -48,11 +56,10 @@ def _check_variable(file: BinaryIO, kind: int, length: int, order: str) -> None:
         if len(unpacked) < 8:
             raise ValueError("it holds an empty variable")
         _, whole = struct.unpack(f"{order}2I", unpacked[:8])
-        if whole > _RATIO * length + _SMALL:
-            raise ValueError(f"it unpacks {length:,} bytes to {whole:,}")
+        check_unpacked(length, whole)
         start = unpacked[8:]
     else:
-        return
+        return 0
     if whole and _class_of(memoryview(start), order) not in (_CELL, _STRUCT, _OBJECT):
         _check_matrix(memoryview(start), order, whole)
     elif whole > _MOST_NESTED:
@@ -60,6 +67,7 @@ def _check_variable(file: BinaryIO, kind: int, length: int, order: str) -> None:
     else:
         data = data if kind == _MATRIX else zlib.decompressobj().decompress(data, whole + 8)[8:]
         _check_matrix(memoryview(data), order, whole)
+    return int(whole)
 
 
 def _class_of(data: memoryview, order: str) -> int:

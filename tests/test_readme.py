@@ -1,6 +1,7 @@
 """What the README says works, word for word."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TINY = "--model.width 4 --data.limit 64 --data.batch_size 16 --epochs 1 --compile false --precision 32-true --progress false"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_two_commands_are_complete_and_what_ci_runs() -> None:
@@ -53,24 +58,26 @@ def test_linked_files_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["cascaded", "dynamics", "interchange", "slicing"])  # the others' code needs trained runs
-def test_python_of_the_docs_runs(page: str) -> None:
+@pytest.mark.parametrize("name", ["cascaded", "dynamics", "interchange", "slicing"])  # the others' code needs trained runs
+def test_python_of_the_docs_runs(name: str) -> None:
     names: dict[str, object] = {}
-    for code in re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
-    ):
-        exec(compile(code, f"{page}.md", "exec"), names)
+    for code in blocks("python", page(name)):
+        exec(compile(code, f"{name}.md", "exec"), names)
 
 
 def test_commands_of_the_docs_are_understood() -> None:
-    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")]
-    commands = [line.split()[3:] for page in pages for line in page.splitlines() if line.startswith("$ anytime train ")]
-    assert len(commands) >= 4
-    for flags in commands:
+    pages = [file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")]
+    shown = [[line for line in text.splitlines() if line.startswith("$ anytime train ")] for text in pages]
+    assert sum(map(len, shown)) >= 4
+    for lines in shown:
+        runs = [words[words.index("--run") + 1] for words in map(str.split, lines)]
+        assert len(runs) == len(set(runs)), f"a page trains into one run twice: {runs}"
+    for flags in [line.split()[3:] for lines in shown for line in lines]:
         place = flags.index("--run")
         parse([*flags[:place], *flags[place + 2 :]])
 
 
+@pytest.mark.filterwarnings("ignore:the milliseconds were not measured under the same conditions")  # on a busy machine
 def test_console_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -90,10 +97,11 @@ def test_console_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     for name in [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]:
         (folder / name).write_bytes(records.numpy().tobytes())
     torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), "resnet18.pt")
-    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ anytime ")]
-    assert len(commands) >= 6
+    shown = [*blocks("console"), *blocks("console", page("guarantees"))]  # whose rules are fitted to the README's run
+    commands = [line[2:] for block in shown for line in block.splitlines() if line.startswith("$ anytime ")]
+    assert len(commands) >= 8
     for command in commands:
-        words = command.replace("~", str(tmp_path)).split()[1:]
+        words = shlex.split(command.replace("~", str(tmp_path)), comments=True)[1:]
         tiny = TINY.split() if words[0] == "train" else []
         tiny = tiny[2:] if "attach" in words else tiny  # a backbone is as wide as it is
         assert main([*words, *tiny]) == 0, (command, capsys.readouterr().err)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,22 @@ class Profile:
         """Reads a profile; ValueError if it is damaged, or has none of one image."""
         try:
             return cls.of(json.loads(Path(path).read_bytes()))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is not a profile of one image: {error!r}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the profile; the file appears whole or not at all. Raises ValueError as `check_replaceable` does."""
+        check_replaceable(path)
+        part = Path(path).with_name(f".{Path(path).name}.{threading.get_native_id()}.{os.getpid()}.part")
+        part.unlink(missing_ok=True)
+        try:
+            with part.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(self.data, indent=1) + "\n")
+            os.replace(part, path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        finally:
+            part.unlink(missing_ok=True)
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Profile:
@@ -56,6 +71,8 @@ class Profile:
         steps = [dict(zip(QUANTILES, map(float, row[1:]), strict=True)) for row in data["batches"]["1"]["steps"]]
         if not all(0 <= value < math.inf for row in steps for value in row.values()):
             raise ValueError("seconds must be finite and at least 0")
+        if not isinstance(data.get("fingerprint", {}), dict):
+            raise ValueError(f"fingerprint is {data['fingerprint']!r}")
         return cls(steps, data)
 
     def check(self, network: Network, foreign: bool = False) -> None:
@@ -70,8 +87,25 @@ class Profile:
             raise ValueError(f"the profile was measured elsewhere ({differing}); measure again, or pass foreign=True")
 
 
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if a file is a link or something else than a profile or an empty file: then it is not replaced."""
+    if os.path.islink(path):
+        raise ValueError(f"{path} is a link, and nothing is written through links; move it away")
+    if os.path.lexists(path) and not (os.path.isfile(path) and (os.path.getsize(path) == 0 or _is_profile(path))):
+        raise ValueError(f"{path} is no profile of this library, so it is not replaced; move it away")
+
+
+def _is_profile(path: str | os.PathLike[str]) -> bool:
+    try:
+        return {"format", "model", "macs", "batches"} <= json.loads(Path(path).read_bytes()).keys()
+    except (ValueError, AttributeError, RecursionError):
+        return False
+
+
 def profile(network: Network, repeats: int = 200, warmup: int = 10, clock: Callable[[], float] = time.perf_counter) -> Profile:
     """Measures every step of a network, the way a predictor runs them."""
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
     steps = len(network.manifest.steps)
     x = np.random.default_rng(0).random((1, *network.manifest.input_size), np.float32)
 

@@ -24,7 +24,7 @@ from anytime.trace import Trace
 RECIPES = {"DenseNet": "cascaded_densenet_cifar10_cpu.yaml", "ViT": "cascaded_vit_cifar10_cpu.yaml"}
 SCALES: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {"DenseNet": (), "ViT": ()},
-    "fast": {"DenseNet": ("--epochs=4",), "ViT": ("--epochs=4",)},
+    "fast": {"DenseNet": ("--model.growth=6", "--epochs=4"), "ViT": ("--epochs=4",)},
     "full": {
         "DenseNet": ("--model.layers=[6,12,24,16]", "--model.growth=16", "--epochs=120"),
         "ViT": ("--model.layers=6", "--model.width=192", "--epochs=120"),

@@ -170,6 +170,10 @@ def test_traffic_learns_from_steps_and_not_from_jumps() -> None:
     for key, at in ((1, 0.0), (2, 0.5)):
         traffic.arrive(Request(key, at, at + 1))
     assert traffic.load().interval == 0.5
+    several = Traffic(3)
+    for key in range(3):
+        several.arrive(Request(key, 1.0, 2.0))
+    assert several.load().interval == math.inf, "images of one request say nothing about the time to the next"
     traffic.finish(Batch((1, 2), 0, 1), [0.5, 0.1])
     assert traffic.load().removed == pytest.approx([0.3, 0.3])
     for _ in range(200):

@@ -14,6 +14,8 @@ from anytime.runtime.engines.exported import engine_of
 from anytime.server.scheduler import Costs
 from anytime.support.units import ImageSize, image_size
 
+LONGEST = 1.0  # seconds after which no batch size is timed again
+
 
 def batch_sizes(most: int) -> list[int]:
     """1, 2, 4, ... up to `most`, which is the last."""
@@ -33,7 +35,7 @@ def measure(
         model: On its device and in its precision.
         input_size: (channels, height, width), or the side of square colour images.
         max_batch: The largest batch.
-        repeats: How often each is timed, after one run that is not.
+        repeats: How often each is timed, after one run that is not; large networks less often, but at least once.
         clock: Returns seconds; replaced in tests.
     """
     run, reference = engine_of(model), next(model.parameters())
@@ -54,7 +56,10 @@ def measure(
                 states.append(run.step(t, states[-1], size)[1])
             by_jump: list[list[float]] = [[] for _ in states]
             by_step: list[list[float]] = [[] for _ in states]
+            started = clock()
             for repeat in range(repeats + 1):
+                if repeat > 1 and clock() - started > LONGEST:
+                    break
                 for t, state in enumerate(states, 1):
                     jumped = seconds(partial(run.model.jump, x, t))
                     stepped = seconds(partial(run.step, t, state, size))

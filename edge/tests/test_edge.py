@@ -338,7 +338,7 @@ def test_it_stays_small() -> None:
         words = {line for node in texts for line in range(node.lineno, (node.end_lineno or 0) + 1)}
         code = enumerate(map(str.strip, text.splitlines()), 1)
         lines += sum(bool(line) and not line.startswith("#") and number not in words for number, line in code)
-    assert lines <= 1060
+    assert lines <= 1080
 
 
 def test_a_flight_is_one_that_anytime_replays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

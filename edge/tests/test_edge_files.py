@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("numpy")
+np = pytest.importorskip("numpy")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-import anytime_edge
-from anytime_edge import Profile
-from anytime_edge.profile import check_replaceable
-from written_by_hand import graph, written
+import anytime_edge  # noqa: E402
+from anytime_edge import Predictor, Profile  # noqa: E402
+from anytime_edge.profile import check_replaceable  # noqa: E402
+from written_by_hand import graph, written  # noqa: E402
 
 FULL_DISK = """
 import resource, signal
@@ -33,6 +36,59 @@ runpy.run_module("anytime_edge", run_name="__main__")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return written(tmp_path / "export", [graph(1).SerializeToString(), graph(2).SerializeToString()])
+
+
+def at_work(folder: Path, file: Path, *, answers: int = 0) -> Predictor:
+    """A predictor that has recorded some answers."""
+    predictor = Predictor(folder, record=file)
+    for _ in range(answers):
+        predictor(np.zeros((8, 8, 3), np.uint8))
+    predictor.recorder.flush()
+    return predictor
+
+
+def lines(file: Path) -> list[str]:
+    """What each line of a flight is: "head", "answer", or "damaged"."""
+    kinds = []
+    for line in file.read_bytes().splitlines():
+        try:
+            kinds.append("head" if "kind" in json.loads(line) else "answer")
+        except ValueError:
+            kinds.append("damaged")
+    return kinds
+
+
+def test_a_flight_has_one_recorder_at_a_time(folder: Path, tmp_path: Path) -> None:
+    first = at_work(folder, tmp_path / "flight.jsonl", answers=1)
+    with pytest.raises(ValueError, match=r"another recorder writes to .*flight.jsonl; close\(\) that one, or give another"):
+        Predictor(folder, record=tmp_path / "flight.jsonl")
+    with pytest.raises(ValueError, match="another recorder writes to"):  # the lock is the same one in both run-times
+        pytest.importorskip("anytime.runtime.recorder").FlightRecorder(tmp_path / "flight.jsonl", {})
+    if hasattr(os, "fork"):
+        child = os.fork()
+        if child == 0:
+            time.sleep(20)
+        first.recorder.close()  # a forked process does not hold the lock
+        at_work(folder, tmp_path / "flight.jsonl").recorder.close()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    first.recorder.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "flight.jsonl"]
+    at_work(folder, tmp_path / "flight.jsonl", answers=1).recorder.close()
+    assert lines(tmp_path / "flight.jsonl") == ["head", "answer"] * 2
+
+
+def test_no_later_page_is_lost_with_one_that_could_not_be_written(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "flights" / "flight.jsonl"
+    with pytest.warns(UserWarning, match="2 answers were not recorded: "):
+        predictor = at_work(folder, file, answers=2)  # there is no such folder
+    file.parent.mkdir()
+    predictor(np.zeros((8, 8, 3), np.uint8))
+    predictor.recorder.close()
+    assert lines(file) == ["head", "answer"]
+    file.write_bytes(file.read_bytes()[:-50])  # as a kill leaves it
+    at_work(folder, file, answers=2).recorder.close()
+    assert lines(file) == ["head", "damaged", "head", "answer", "answer"]
 
 
 def measured_in(folder: Path, prelude: str = "") -> subprocess.CompletedProcess:

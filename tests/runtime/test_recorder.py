@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
+import signal
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,29 +149,132 @@ def test_the_file_stays_bounded_and_others_stay_as_they_are(
     assert mine.read_text() == '{"name": "ape"}\n'
 
 
-def test_two_predictors_share_a_file_and_a_copy_has_its_own_flight(recorded: Callable) -> None:
+def test_a_file_has_one_recorder_at_a_time(recorded: Callable) -> None:
+    """Two would lose answers: a rotation takes away the line that describes the other one."""
     first, _, file = recorded()
-    recorded()
+    link = file.with_name("link.jsonl")
+    link.symlink_to(file)
+    for name in ("flight.jsonl", "link.jsonl"):
+        with pytest.raises(ValueError, match=r"another recorder writes to .*flight.jsonl; close\(\) that one, or give"):
+            recorded(name)
     copy = pickle.loads(pickle.dumps(first.recorder))
     copy.note(first(X, 5.0), [])
+    with pytest.warns(UserWarning, match="1 answers were not recorded: another recorder writes to"):
+        copy.flush()
+    first.recorder.close()  # with the answer to the copy's call
+    copy.note(first(X, 5.0), [])
     copy.flush()
+    copy.close()
+    assert sorted(path.name for path in file.parent.iterdir()) == ["flight.jsonl", "link.jsonl"]
+    recorded()
     flights, lost = read_flights(file)
-    assert ([len(flight.answers) for flight in flights], lost) == ([len(DEADLINES)] * 2 + [1], 0)
+    assert ([len(flight.answers) for flight in flights], lost) == ([len(DEADLINES) + 1, 1, len(DEADLINES)], 0)
+
+
+def test_a_recorder_that_is_deleted_writes_what_waits_and_frees_its_file(recorded: Callable) -> None:
+    predictor, _, file = recorded()
+    predictor(X, 25.0)
+    del predictor
+    gc.collect()
+    assert len(read_flights(file)[0][0].answers) == len(DEADLINES) + 1
+    recorded()
+
+
+def test_a_lock_that_a_killed_process_left_is_taken_over(recorded: Callable, tmp_path: Path) -> None:
+    (tmp_path / ".flight.jsonl.lock").touch()
+    predictor, _, _ = recorded()
+    predictor.recorder.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["flight.jsonl"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_writes_only_its_own_answers(recorded: Callable) -> None:
+def test_a_forked_process_records_once_the_file_is_free(recorded: Callable) -> None:
+    """Its warning says what is lost until then, and the lock does not outlive the first process."""
     predictor, _, file = recorded()
     predictor(X, 25.0)  # waits
+    there, here = os.pipe()
     child = os.fork()
     if child == 0:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            predictor(X, 5.0)
+            predictor.recorder.flush()
+        os.write(here, str(caught[0].message).encode())
+        os._exit(0)
+    assert os.read(there, 1000).startswith(b"1 answers were not recorded: another recorder writes to")
+    os.waitpid(child, 0)
+    waits, goes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(waits, 1)
         predictor(X, 5.0)
         predictor.recorder.flush()
         os._exit(0)
+    predictor.recorder.close()
+    os.write(goes, b".")
     os.waitpid(child, 0)
-    predictor.recorder.flush()
     flights, _ = read_flights(file)
     assert [len(flight.answers) for flight in flights] == [len(DEADLINES) + 1, 1]
+
+
+def test_a_page_that_cannot_be_written_costs_no_later_one(recorded: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The description of the predictor comes with the first page that is written; half a page does not stay."""
+    predictor, _, file = recorded()
+    predictor.recorder.close()
+    before = file.read_bytes()
+    with resource_limit(len(before) + 700), pytest.warns(UserWarning, match="9 answers were not recorded: .*too large"):
+        recorded()[0].recorder.close()
+    assert file.read_bytes() == before
+    fresh = file.with_name("fresh.jsonl")
+    with resource_limit(700), pytest.warns(UserWarning, match="9 answers were not recorded: .*too large"):
+        predictor, answers, _ = recorded("fresh.jsonl")
+    for answer in answers:
+        predictor.recorder.note(answer, [])
+    predictor.recorder.flush()
+    (flight,), lost = read_flights(fresh)
+    assert (len(flight.answers), lost) == (len(DEADLINES), 0)
+    fresh.unlink()  # by somebody who tidies up
+    predictor(X, 25.0)
+    predictor.recorder.flush()
+    assert len(read_flights(fresh)[0][0].answers) == 1
+
+
+@contextmanager
+def resource_limit(size: int) -> Iterator[None]:
+    """No file grows beyond `size` bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_half_a_line_does_not_take_the_next_run_with_it(recorded: Callable) -> None:
+    predictor, _, file = recorded()
+    predictor.recorder.close()
+    file.write_bytes(file.read_bytes()[:-50])  # as a kill leaves it
+    recorded()
+    flights, lost = read_flights(file)
+    assert ([len(flight.answers) for flight in flights], lost) == ([len(DEADLINES) - 1, len(DEADLINES)], 1)
+
+
+def test_answers_that_arrive_while_a_page_is_written_are_kept(recorded: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, answers, file = recorded()
+    late, write = [predictor.recorder._waiting], predictor.recorder._write
+
+    def slow(lines: list[str]) -> None:
+        late[0].append((0.0, answers[-1], []))  # by a thread that had got hold of the list
+        write(lines)
+
+    monkeypatch.setattr(predictor.recorder, "_write", slow)
+    predictor(X, 25.0)
+    predictor.recorder.flush()
+    monkeypatch.undo()
+    predictor.recorder.flush()
+    assert len(read_flights(file)[0][0].answers) == len(DEADLINES) + 2
 
 
 def test_a_file_that_cannot_be_written_costs_no_answer(recorded: Callable) -> None:

@@ -9,7 +9,9 @@ import threading
 import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from anytime.runtime.plan import Plan
 from anytime.runtime.profile import Profile
 from anytime.stopping import Rule
 from anytime.support.folders import check_ordinary
+from anytime.support.locks import FileLock
 
 KIND, FORMAT = "anytime flight", 1
 MOST_BYTES = 2**25  # of a file, of which there are two
@@ -64,29 +67,40 @@ class FlightRecorder:
     At `MOST_BYTES` the file becomes FILE.1, replacing the one before. A line that describes the predictor comes first. If the
     file cannot be written, a warning says how many answers were lost: no call ever fails.
 
+    One recorder writes to a file, until it is closed or deleted. A copy, or the one of a forked process, writes once the file
+    is free; until then, warnings say how many of its answers were lost.
+
     Args:
         path: A new file, or an earlier flight, to which this one is added.
         facts: What describes the predictor.
 
     Raises:
-        ValueError: The file holds something else.
+        ValueError: The file holds something else, or another recorder writes to it.
     """
 
     def __init__(self, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
-        self._path, self._facts = Path(path), dict(facts)
-        self._old = self._path.with_name(f"{self._path.name}.1")
+        self._path, self._facts = Path(os.path.realpath(path)), dict(facts)
+        self._start()
         for file in (self._path, self._old):
             check_ordinary(file)
             if file.exists() and not is_flight(file):
                 raise ValueError(f"{file} exists and is no flight of this library, so nothing is written to it")
+        try:
+            self._take()
+        except BlockingIOError as error:
+            raise ValueError(str(error)) from error
+
+    def _start(self) -> None:
+        self._old, self._only = self._path.with_name(f"{self._path.name}.1"), FileLock(self._path)
         self.renew()
         renew_after_fork(self)
         _open.add(self)
 
     def renew(self) -> None:
-        """Begins a flight of its own, as in a forked process: what waits belongs to the other one."""
+        """Begins a flight of its own, as in a forked process: what waits belongs to the other one, as does the file's lock."""
         self._lock, self._flight, self._described = threading.Lock(), os.urandom(4).hex(), False
-        self._waiting: list[tuple[float, Answer, Log]] = []
+        self._waiting: deque[tuple[float, Answer, Log]] = deque()
+        self._only.free(remove=False)
 
     def note(self, answer: Answer, log: Log) -> Answer:
         """Takes an answer and what is known about its steps; returns the answer."""
@@ -98,34 +112,63 @@ class FlightRecorder:
     def flush(self) -> None:
         """Writes the answers that wait."""
         with self._lock:
-            page, self._waiting = self._waiting, []
+            page = [self._waiting.popleft() for _ in range(len(self._waiting))]  # other threads may append meanwhile
             if page:
                 try:
                     self._write(_lines(self._flight, page))
                 except OSError as error:
                     warnings.warn(f"{len(page)} answers were not recorded: {error}", stacklevel=3)
 
+    def close(self) -> None:
+        """Writes the answers that wait, and leaves the file to other recorders."""
+        self.flush()
+        self._only.free()
+
+    def _take(self) -> None:
+        if not self._only.take():
+            raise BlockingIOError(f"another recorder writes to {self._path}; close() that one, or give another file")
+
     def _write(self, lines: list[str]) -> None:
+        self._take()
         if self._path.exists() and self._path.stat().st_size >= MOST_BYTES:
             os.replace(self._path, self._old)
-            self._described = False
-        if not self._described:
-            lines.insert(0, json.dumps({"kind": KIND, "format": FORMAT, "flight": self._flight, **self._facts}))
-            self._described = True
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        with self._path.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if not (self._described and end):
+                lines.insert(0, json.dumps({"kind": KIND, "format": FORMAT, "flight": self._flight, **self._facts}))
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a kill left half a line
+                    lines.insert(0, "")
+            left = memoryview(("\n".join(lines) + "\n").encode())
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+        self._described = True
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FlightRecorder, (self._path, self._facts)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_facts": self._facts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_waiting"):
+            self.close()
 
 
 _open: weakref.WeakSet[FlightRecorder] = weakref.WeakSet()
 
 
 @atexit.register
-def _flush_all() -> None:
+def _close_all() -> None:
     for recorder in list(_open):
-        recorder.flush()
+        recorder.close()
 
 
 def is_flight(path: Path) -> bool:

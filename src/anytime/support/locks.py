@@ -80,6 +80,47 @@ def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True, 
                 folder.rmdir()
 
 
+class FileLock:
+    """One writer of a file: a lock on `.NAME.lock` beside it, which the kernel releases when the process ends.
+
+    Where that file cannot be made or locked, there is no lock. A forked process has to `free` it with `remove=False`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(f".{path.name}.lock")
+        self._descriptor: int | None = None
+
+    def take(self) -> bool:
+        """Whether no other one holds it; returns at once."""
+        while self._descriptor is None:
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            except OSError:
+                return True
+            try:
+                locked = _lock(descriptor)
+            except OSError:
+                os.close(descriptor)
+                return True
+            if locked and _is_at(descriptor, self._path):
+                self._descriptor = descriptor
+            else:
+                os.close(descriptor)
+            if not locked:
+                return False
+        return True
+
+    def free(self, remove: bool = True) -> None:
+        """Leaves the file to others; `remove` says whether `.NAME.lock` is removed."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        with suppress(OSError):  # Windows keeps files that are open
+            if remove and _is_at(descriptor, self._path) and os.fstat(descriptor).st_size == 0:
+                self._path.unlink()
+        os.close(descriptor)
+
+
 def _acquire(folder: Path, doing: str, brief: bool) -> int | None:
     """The descriptor of the locked file; None if the file system has no locks."""
     path, told = folder / LOCK, False

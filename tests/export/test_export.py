@@ -23,7 +23,6 @@ import anytime
 from anytime.cli import main
 from anytime.export.capture import _adaptive_max_pool
 from anytime.export.check import TOLERANCES, compare
-from anytime.export.quantize import Calibration, Comparison, check_loss
 from anytime.runtime.engines.base import Cancelled
 from anytime.runtime.engines.exported import ExportedModel, ExportedSteps
 from anytime.stopping import Confidence, Fitted, save_rule
@@ -280,6 +279,7 @@ def test_max_pools_to_a_grid_are_made_of_other_operators(case: tuple[int, int, i
         ({"engine": "tensorrt"}, "engine must be one of onnx, openvino, got 'tensorrt'"),
         ({"precision": "int4"}, "precision of the engine 'onnx' must be one of float32, int8, got 'int4'"),
         ({"precision": "int8"}, "calibration goes with precision='int8', and int8 needs it, got 'int8'"),
+        ({"engine": "openvino", "one_graph": True}, "one_graph is for the engine 'onnx' in float32"),
         ({"batch": 2}, "batch must be 1 or 'dynamic', got 2"),
         ({"batch": True}, "batch must be 1 or 'dynamic', got True"),
         ({}, "does not know the size of its images"),
@@ -305,51 +305,6 @@ def test_an_export_for_openvino(tmp_path: Path) -> None:
     torch.testing.assert_close(made(x), model(x).detach(), rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="precision of the engine 'onnx' must be one of float32, int8, got 'bfloat16'"):
         anytime.export_model(model, tmp_path / "other", "onnx", precision="bfloat16", input_size=(1, 4, 4))
-
-
-class Two(anytime.AnytimeModel):
-    """Two convolutions, each with a head."""
-
-    num_steps = 2
-
-    def __init__(self) -> None:
-        super().__init__(4, in_channels=1)
-        self.convolutions = nn.ModuleList([nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)])
-        self.heads = nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 4)])
-
-    def initial_state(self, x: Tensor) -> tuple[int, Tensor]:
-        self.check_input(x)
-        return 0, x
-
-    def step(self, state: tuple[int, Tensor]) -> tuple[Tensor, tuple[int, Tensor]]:
-        maps = self.convolutions[state[0]](state[1]).relu()
-        return self.heads[state[0]](maps.amax((2, 3))), (state[0] + 1, maps)
-
-
-def test_an_export_in_int8_is_judged_by_its_accuracy(tmp_path: Path) -> None:
-    model, x = random_weights(Two()), torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    labels = model(x)[-1].argmax(1)
-    seen: list[Any] = []
-    settings: dict[str, Any] = {"precision": "int8", "input_size": (1, 8, 8), "accepted": seen.extend}
-    made = anytime.export_model(model, tmp_path / "out", calibration=Calibration(x, labels, 0.2), **settings)
-    assert [row.step for row in seen] == [1, 2]
-    assert seen[1].accuracy == 1 >= seen[1].accuracy_int8 >= 0.8
-    assert (made.manifest.precision, made.deployment["dtype"]) == ("int8", "int8")
-    difference = (made(x) - model(x).detach()).abs().max() / model(x).detach().abs().max()
-    assert 1e-4 < difference < 0.1  # rounded, and not otherwise wrong
-    assert b"QuantizeLinear" in (tmp_path / "out/step_1.onnx").read_bytes()
-    wrong = [Comparison(1, 0.9, 0.9, 1, 1), Comparison(2, 0.95, 0.93, 1, 1)]
-    check_loss(wrong, 0.02)
-    with pytest.raises(
-        ValueError, match=r"in INT8 step 2 answers 93.00% of the images right instead of 95.00%, a loss of more"
-    ):
-        check_loss(wrong, 0.01)
-    for images, given, loss, message in (
-        (x, labels[1:], 0.1, "at least 2 images and a label for each"),
-        (x, labels, -1, r"max_loss must be a share of the images in \[0, 1\], got -1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Calibration(images, given, loss)
 
 
 @pytest.mark.parametrize(

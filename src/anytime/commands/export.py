@@ -66,6 +66,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="the folder to make (default: the run directory's name and the engine's)")
     loss = "of int8: the accepted loss of accuracy on validation images, of any step, e.g. 1%% or 0.01 (default: 1%%)"
     parser.add_argument("--max-loss", metavar="SHARE", help=loss)
+    whole = "also write all steps as one graph, whose finished answers can be read while it runs"
+    parser.add_argument("--one-graph", action="store_true", help=whole)
     parser.add_data_folder()
     parser.add_overwrite("the export of --out")
     options = parser.parse_args(arguments)
@@ -79,6 +81,8 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(
             f"precision of the engine {options.engine!r} must be one of {', '.join(known)}, got {options.precision!r}"
         )
+    if options.one_graph and (options.engine, options.precision) != ("onnx", "float32"):
+        parser.error(f"--one-graph is for the engine onnx in float32, got {options.engine} in {options.precision}")
     if options.precision != "int8" and (options.max_loss or options.root or options.download):
         parser.error("--max-loss, --root and --download are for --precision int8")
     from anytime.data.record import copy_record
@@ -101,6 +105,7 @@ def run(arguments: Sequence[str]) -> int:
         batch=options.batch if options.batch == "dynamic" else int(options.batch),
         input_size=size,
         calibration=calibration,
+        one_graph=options.one_graph,
         accepted=lambda rows: print(format_table([vars(row) for row in rows], LOSSES)),
         overwrite=options.overwrite,
         progress=sys.stderr.isatty(),

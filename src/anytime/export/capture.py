@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,40 @@ class _FirstStep(_Step):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return self._step(self.model.initial_state(tensors[0]))
+
+
+class _All(nn.Module):
+    """All steps as one function of the images, with all answers. Each step waits for the answer before it.
+
+    To every number that a step takes, 0 is added, which is computed from the answer before it: an engine has to make that
+    first, and no optimiser knows that it is 0.
+    """
+
+    def __init__(self, model: AnytimeModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        state, answers = self.model.initial_state(images), list[Tensor]()
+        for _ in range(self.model.num_steps):
+            if answers:
+                nothing = (answers[-1].flatten().amax(0) > math.inf) * 0.0
+                state = pytree.tree_map(lambda leaf, n=nothing: leaf + n if _is_real(leaf) else leaf, state)
+            answer, state = self.model.step(state)
+            answers.append(answer)
+        return tuple(answers)
+
+
+def _is_real(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def capture_all(model: AnytimeModel, images: Tensor, dynamic: bool) -> CapturedStep:
+    """All steps as one graph, from the images to all answers; arguments and errors are those of `capture`."""
+    batch = torch.export.Dim(BATCH_DIM) if dynamic else None
+    program = _exported(_All(model).eval(), [images], batch, "the graph of all steps")
+    names = tuple(f"{ANSWER}_{t}" for t in range(1, model.num_steps + 1))
+    return CapturedStep(program, (Origin(0),), (True,), names)
 
 
 def capture(model: AnytimeModel, images: Tensor, dynamic: bool) -> Iterator[CapturedStep]:

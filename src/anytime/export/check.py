@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anytime.model import AnytimeModel
 from anytime.runtime.engines.exported import ExportedModel
+from anytime.runtime.engines.whole import WholeRun
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "int8": 1.0}  # by precision; int8 is judged by its accuracy
 RANDOM = 4
@@ -59,6 +60,18 @@ def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None 
                     )
                 worst[t] = torch.maximum(worst[t], difference)
     return ExportCheck(tuple(worst.tolist()), {kind: len(some) for kind, some in kinds.items()})
+
+
+def check_whole(model: AnytimeModel, run: WholeRun) -> None:
+    """Raises ValueError if the graph of all steps answers otherwise than the model, to a random image."""
+    x = torch.rand(1, *run.input_size, generator=torch.Generator().manual_seed(2))
+    run.start(x)
+    with torch.inference_mode():
+        pairs = list(zip(run.wait(), model.stream(x), strict=True))
+    for t, (own, expected) in enumerate(pairs, 1):
+        difference = (own - expected).abs().max() / expected.abs().max().clamp(min=1)
+        if not difference <= TOLERANCES["float32"]:
+            raise ValueError(f"answer {t} of the graph of all steps differs from the model by {difference:.2g}")
 
 
 def _photographs(exported: ExportedModel) -> Tensor:

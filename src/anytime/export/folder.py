@@ -18,13 +18,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anytime.cost import step_macs
-from anytime.export.capture import CapturedStep, capture
-from anytime.export.check import TOLERANCES, ExportCheck, compare
+from anytime.export.capture import CapturedStep, capture, capture_all
+from anytime.export.check import TOLERANCES, ExportCheck, check_whole, compare
 from anytime.export.onnx import SUFFIX, convert, require_engine, require_openvino
 from anytime.export.quantize import Calibration, Comparison, check_loss, loss_of, quantised
 from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
-from anytime.runtime.engines.manifest import MANIFEST, GraphValue, Manifest, Origin, StepFile, read_manifest
+from anytime.runtime.engines.manifest import MANIFEST, WHOLE, GraphValue, Manifest, Origin, StepFile, read_manifest
+from anytime.runtime.engines.whole import WholeRun
 from anytime.support.files import check_no_file_above, make_folder, part_of, remove_leftovers
 from anytime.support.folders import LOCK
 from anytime.support.locks import only_writer
@@ -50,6 +51,7 @@ def export_model(
     images: Tensor | None = None,
     calibration: Calibration | None = None,
     accepted: Callable[[list[Comparison]], None] | None = None,
+    one_graph: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> ExportedModel:
@@ -68,6 +70,7 @@ def export_model(
         images: Further images `[N, C, H, W]` in [0, 1] to compare on.
         calibration: For "int8": images and labels, and the accepted loss of accuracy.
         accepted: Called with accuracy and time of each step in float32 and "int8", before the loss is judged.
+        one_graph: Also writes all steps as one graph, whose finished answers can be read while it runs (see `WholeRun`).
         overwrite: Replaces the export that `directory` holds, with the rules that were fitted to it; other files stay.
         progress: Whether to show a progress bar on stderr.
 
@@ -93,6 +96,8 @@ def export_model(
         raise ValueError("this is an export already; export the model that it was made from")
     if (precision == "int8") != (calibration is not None):
         raise ValueError(f"calibration goes with precision='int8', and int8 needs it, got {precision!r}")
+    if one_graph and (engine, precision) != ("onnx", "float32"):
+        raise ValueError(f"one_graph is for the engine 'onnx' in float32, got {engine!r} in {precision!r}")
     require, make, suffix = CONVERTERS[engine]
     require()
     size = image_size(input_size) if input_size is not None else known_input_size(model)
@@ -100,7 +105,7 @@ def export_model(
         raise ValueError("the model does not know the size of its images; give input_size=(channels, height, width)")
     check_replaceable(directory, overwrite)
     old = _graphs(directory)
-    names = [f"step_{t}{suffix}" for t in range(1, model.num_steps + 1)]
+    names = [f"step_{t}{suffix}" for t in range(1, model.num_steps + 1)] + [WHOLE] * one_graph
     check_contents(directory, {name: old.get(name, set()) for name in names})
     model = _plain_copy(model)
     with _new_folder(directory) as part:
@@ -116,6 +121,12 @@ def export_model(
             file = next((other.file for other in steps if other.sha256 == digest), file)
             (part / file).write_bytes(data)
             steps.append(StepFile(file, digest, tuple(inputs), tuple(sources), tuple(outputs), macs[t - 1]))
+        whole = None
+        if one_graph:
+            data, inputs, sources, outputs = make(capture_all(model, example, dynamic), "the graph of all steps")
+            (part / WHOLE).write_bytes(data)
+            digest = hashlib.sha256(data).hexdigest()
+            whole = StepFile(WHOLE, digest, tuple(inputs), tuple(sources), tuple(outputs), macs[-1])
         manifest = Manifest(
             engine=engine,
             precision="float32" if calibration else precision,
@@ -130,10 +141,14 @@ def export_model(
             checked={},
             steps=tuple(reversed(steps)),
             info=replace(model.info, input_size=size).to_dict(),
+            whole=whole,
         )
         write_manifest(part, manifest)
-        compared = compare(model, load_export(part), images)
+        exported = load_export(part)
+        compared = compare(model, exported, images)
         manifest = _with(manifest, compared)
+        if whole is not None:
+            check_whole(model, WholeRun(exported))
         write_manifest(part, manifest)
         if calibration:
             _to_int8(model, part, calibration, accepted, images)
@@ -239,5 +254,7 @@ def _replace(directory: Path, part: Path) -> None:
 
 def _graphs(directory: Path) -> dict[str, set[str]]:
     """The files of the graphs of the export in a folder, and their SHA-256."""
-    steps = read_manifest(directory, ENGINES).steps if (directory / MANIFEST).is_file() else ()
-    return {step.file: {step.sha256} for step in steps}
+    if not (directory / MANIFEST).is_file():
+        return {}
+    manifest = read_manifest(directory, ENGINES)
+    return {step.file: {step.sha256} for step in (*manifest.steps, manifest.whole) if step is not None}

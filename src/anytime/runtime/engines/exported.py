@@ -20,7 +20,7 @@ from anytime.registry import register_loader
 from anytime.runtime.engines import onnx, openvino
 from anytime.runtime.engines.base import Graph, StepMeasurement
 from anytime.runtime.engines.graph_check import Allowance
-from anytime.runtime.engines.manifest import MANIFEST, Manifest, Origin, needed_after, read_manifest
+from anytime.runtime.engines.manifest import MANIFEST, Manifest, Origin, StepFile, needed_after, read_manifest
 from anytime.runtime.engines.onnx import OnnxGraph
 from anytime.runtime.engines.openvino import OpenvinoGraph
 from anytime.runtime.engines.pytorch import EagerSteps
@@ -46,6 +46,7 @@ class ExportedModel(AnytimeModel):
 
     Attributes:
         manifest: What the folder holds.
+        directory: The folder.
         deployment: Engine and version, precision, threads.
         parameter_count: The number of parameters of the model that was exported.
     """
@@ -56,7 +57,7 @@ class ExportedModel(AnytimeModel):
         levels = manifest.levels
         super().__init__(levels[0] if len(levels) == 1 else levels, in_channels=manifest.input_size[0])
         self.manifest, self.num_steps, self.parameter_count = manifest, len(manifest.steps), manifest.parameters
-        self.deployment, self._directory, self._graphs = dict(deployment), directory, tuple(graphs)
+        self.deployment, self.directory, self._graphs = dict(deployment), directory, tuple(graphs)
         self._kept = [{str(tuple(source)): source for source in sources} for sources in needed_after(manifest.steps)]
         self.set_normalization(manifest.mean, manifest.std)
         self.reference = nn.Parameter(torch.empty(0), requires_grad=False)  # says the device and the precision
@@ -126,6 +127,10 @@ class ExportedModel(AnytimeModel):
             raise ValueError(f"the export takes images of {own}, so its cost for {given} is not known")
         return [step.macs for step in self.manifest.steps]
 
+    def _files(self) -> list[StepFile]:
+        """The graphs in the folder."""
+        return [step for step in (*self.manifest.steps, self.manifest.whole) if step is not None]
+
     def check_saveable(self) -> None:
         """Raises nothing: an export is saved as its files."""
 
@@ -134,16 +139,16 @@ class ExportedModel(AnytimeModel):
         check_room_for_export(folder)
         if (folder / MANIFEST).exists() and read_manifest(folder, ENGINES).steps != self.manifest.steps:
             raise NotOurs(f"{folder} holds another export, which is not replaced; give another folder")
-        check_contents(folder, {step.file: {step.sha256} for step in self.manifest.steps})
+        check_contents(folder, {step.file: {step.sha256} for step in self._files()})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Copies the graphs to another folder; writes the manifest with what `info` says now, such as new rules."""
         self.check_room(save_directory)
         save_directory.mkdir(parents=True, exist_ok=True)
-        for file in sorted({step.file for step in self.manifest.steps}):
+        for file in sorted({step.file for step in self._files()}):
             if not (save_directory / file).exists():
                 with atomic_write(save_directory / file) as part:
-                    shutil.copyfile(self._directory / file, part)
+                    shutil.copyfile(self.directory / file, part)
         write_manifest(save_directory, replace(self.manifest, info=self.info.to_dict()))
 
 

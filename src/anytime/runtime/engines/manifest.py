@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ KIND = "anytime export"
 FORMAT = 1
 IMAGES, ANSWER, BATCH = "images", "answer", "batch"
 _FILE = r"step_[1-9]\d{0,3}\.onnx"  # of a step: only what `anytime export` writes, because saving replaces files of this name
+WHOLE = "step_0.onnx"  # all steps as one graph
 PRECISIONS = ("float32", "bfloat16", "int8")
 TYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 
@@ -100,6 +101,7 @@ class Manifest:
         checked: How many images of each kind the export was compared on.
         steps: The graph of each step.
         info: Classes, task, recipe, fitted rules with their combiners, label levels of the answers.
+        whole: All steps as one graph, with the answers "answer_1" to "answer_T"; None if there is none.
     """
 
     engine: str
@@ -115,6 +117,7 @@ class Manifest:
     checked: Mapping[str, int]
     steps: tuple[StepFile, ...]
     info: Mapping[str, Any]
+    whole: StepFile | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -140,6 +143,7 @@ class Manifest:
             },
             "check": {"tolerance": self.tolerance, "images": dict(self.checked)},
             "steps": [step.to_dict() for step in self.steps],
+            **({} if self.whole is None else {"one_graph": self.whole.to_dict()}),
             "metadata": dict(self.info),
         }
 
@@ -189,6 +193,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         tolerance=check["tolerance"],
         checked=dict(check["images"]),
         steps=tuple(_step(step) for step in data["steps"]),
+        whole=None if data.get("one_graph") is None else _step(data["one_graph"]),
         info=ModelInfo.from_dict(data["metadata"]).to_dict(),
     )
 
@@ -235,7 +240,22 @@ def _fault(made: Manifest) -> str | None:
     macs = [step.macs for step in made.steps]
     if not all(_whole(cost, 0) for cost in macs) or macs != sorted(macs):
         return f"macs are cumulative and cannot fall, got {macs}"
-    return _wrong_wires(made)
+    return _wrong_wires(made) or _wrong_whole(made)
+
+
+def _wrong_whole(made: Manifest) -> str | None:
+    """What is wrong with the graph of all steps."""
+    if (whole := made.whole) is None:
+        return None
+    first = BATCH if made.batch is None else made.batch
+    images = GraphValue(IMAGES, (first, *made.input_size), PRECISIONS[0])
+    answers = [replace(step.outputs[0], name=f"{ANSWER}_{t}") for t, step in enumerate(made.steps, 1)]
+    digest = isinstance(whole.sha256, str) and len(whole.sha256) == 64
+    if whole.file != WHOLE or not digest or whole.macs != made.steps[-1].macs:
+        return f"the graph of all steps is {quoted(whole.to_dict())}"
+    if (list(whole.inputs), list(whole.sources), list(whole.outputs)) != ([images], [Origin(0)], answers):
+        return "the graph of all steps does not make all answers of the images"
+    return None
 
 
 def _wrong_wires(made: Manifest) -> str | None:

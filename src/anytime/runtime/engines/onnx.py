@@ -117,6 +117,23 @@ class OnnxGraph:
             raise
         return [torch.from_numpy(output) for output in outputs]
 
+    def run_into(self, image: Any, outputs: Sequence[Any], call: Any) -> None:
+        """Writes the outputs, of the only input, to float32 arrays of numpy, each as soon as it is computed.
+
+        Raises:
+            Cancelled: `cancel` was called with this call.
+        """
+        bound = self._session.io_binding()
+        bound.bind_cpu_input(self._names[0], image)
+        for name, array in zip(self._outputs, outputs, strict=True):
+            bound.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        try:
+            self._session.run_with_iobinding(bound, call)
+        except Exception as error:  # of the engine's own kinds
+            if call.terminate:
+                raise Cancelled(f"a run of {self._path.name} was cancelled") from error
+            raise
+
     def _given(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         return dict(zip(self._names, [tensor.detach().contiguous().numpy() for tensor in inputs], strict=True))
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,6 +28,8 @@ from anytime.version import __version__
 
 NDJSON = "application/x-ndjson"
 _OUTCOMES = {503: "full", 504: "no_answer", 500: "failed", GONE: "disconnected"}
+_SMALL = 2**18  # bytes that are read without a thread, which would take longer
+_Made = TypeVar("_Made")
 _WATCH = 0.2  # seconds between looks at the workers
 
 
@@ -158,9 +161,10 @@ class Server:
             raise Refused(415, "Content-Type must be image/jpeg, image/png or, for raw pixels, application/octet-stream")
         body = await read_body(request, settings.max_body, settings.body_seconds)
         if kind == "application/octet-stream":
-            image = raw_frame(body, request.headers.get("anytime-shape"), worker.model, self._sizes[name])
+            shape = request.headers.get("anytime-shape")
+            image = await _aside(len(body) > _SMALL, raw_frame, body, shape, worker.model, self._sizes[name])
         else:
-            image = await asyncio.to_thread(decoded, body, worker.model, self._sizes[name])
+            image = await _aside(True, decoded, body, worker.model, self._sizes[name])
         ticket = self._enter(name, image, arrival, wished)
         if _media_type(request, "accept") == NDJSON:
             await _wait(request, ticket, ticket.first)
@@ -177,7 +181,7 @@ class Server:
         body = await read_body(request, settings.max_body, settings.body_seconds)
         length = request.headers.get(protocol.LENGTH)
         call = body, length, worker.model, self._sizes[name], settings.max_deadline
-        wanted = protocol.parse(*call) if length else await asyncio.to_thread(protocol.parse, *call)
+        wanted = await _aside(not length or len(body) > _SMALL, protocol.parse, *call)
         deadline = wished.deadline if wanted.deadline is None else wanted.deadline
         wished = Wishes(deadline, wished.prior if wanted.prior is None else wanted.prior)
         ticket = self._enter(name, wanted.images, arrival, wished)
@@ -234,6 +238,11 @@ class Server:
             if not ticket.done.is_set():
                 ticket.drop()
                 self.metrics.requests.labels(name, "disconnected").inc()
+
+
+async def _aside(long: bool, function: Callable[..., _Made], *arguments: Any) -> _Made:
+    """The value of a function; one that takes long runs in a thread, so that it holds up no other request."""
+    return await asyncio.to_thread(function, *arguments) if long else function(*arguments)
 
 
 def _media_type(request: Request, header: str) -> str:

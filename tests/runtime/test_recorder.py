@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import pickle
 import signal
@@ -130,6 +131,16 @@ def test_damaged_lines_are_counted(recorded: Callable) -> None:
     assert (len(flight.answers), lost) == (len(answers), 5)
 
 
+def test_the_older_part_of_a_linked_flight_is_read(recorded: Callable, tmp_path: Path) -> None:
+    predictor, _, file = recorded()
+    predictor.recorder.close()
+    file.rename(tmp_path / "flight.jsonl.1")
+    recorded()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/link").symlink_to(file)
+    assert [len(flight.answers) for flight in read_flights(tmp_path / "elsewhere/link")[0]] == [len(DEADLINES)] * 2
+
+
 def test_the_file_stays_bounded_and_others_stay_as_they_are(
     recorded: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +261,14 @@ def resource_limit(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_deadline_of_minus_infinity_is_recorded(recorded: Callable) -> None:
+    predictor, _, file = recorded()
+    predictor(X, -math.inf)
+    predictor.recorder.flush()
+    (flight,), lost = read_flights(file)
+    assert (flight.answers[-1].deadline, flight.answers[-1].missed, lost) == (-1e9, True, 0)
 
 
 def test_half_a_line_does_not_take_the_next_run_with_it(recorded: Callable) -> None:

@@ -167,7 +167,7 @@ def _lines(flight: str, page: Sequence[tuple[float, Answer, Sequence[float], Seq
     texts = iter(_seen(np.concatenate(rows))) if rows else iter(())
     lines = []
     for at, answer, seconds, seen in page:
-        deadline = "null" if answer.deadline is None else f"{answer.deadline:.9g}"
+        deadline = "null" if answer.deadline is None else f"{max(answer.deadline, -1e9):.9g}"
         missed = "true" if answer.missed else "false"
         times, known = ",".join([f"{s:.4g}" for s in seconds]), ",".join(["null" if p is None else next(texts) for p in seen])
         lines.append(

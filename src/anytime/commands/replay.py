@@ -14,7 +14,7 @@ from anytime.commands.parser import Parser
 from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Profile
 from anytime.runtime.profile import QUANTILES, Latency
-from anytime.runtime.replay import Decision, Flight, Settings, read_flights, replay
+from anytime.runtime.replay import Decision, Flight, Settings, check_work, read_flights, replay
 from anytime.stopping.saved import rule_from_text
 from anytime.support.text import printable
 from anytime.support.units import guard_seconds, ms_text, typed_seconds
@@ -50,14 +50,17 @@ def run(arguments: Sequence[str]) -> int:
         parser.error("--engine plans with its own profile: give --profile or --engine, not both")
     flights, lost = read_flights(options.flight)
     if not flights:
-        raise ValueError(f"{options.flight} holds no answers yet; the recorder writes 32 at a time, and the rest at its end")
+        later = "the recorder writes 32 at a time, and the rest at its end"
+        why = f"{lost:,} lines are damaged or belong to no flight" if lost else later
+        raise ValueError(f"{options.flight} holds no answers yet; {why}")
+    try:
+        settings = [_changed(options, flight) for flight in flights]
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+    check_work(zip(flights, settings, strict=True))
     rows = []
-    for number, flight in enumerate(flights, 1):
+    for number, (flight, changed) in enumerate(zip(flights, settings, strict=True), 1):
         named = f"flight {number}, " if len(flights) > 1 else ""
-        try:
-            changed = _changed(options, flight)
-        except (ValueError, TypeError) as error:
-            parser.error(str(error))
         rows.append(_row(f"{named}as recorded", flight.answers))
         rows.append(_row(f"{named}as replayed", made := replay(flight, changed)))
         pairs = list(zip(flight.answers, made, strict=True))

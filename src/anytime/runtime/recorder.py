@@ -184,7 +184,7 @@ def _lines(flight: str, page: Sequence[tuple[float, Answer, Log]]) -> list[str]:
     texts = iter(_texts(torch.cat(rows))) if rows else iter(())
     lines = []
     for at, answer, log in page:
-        deadline = "null" if answer.deadline is None else f"{answer.deadline:.9g}"
+        deadline = "null" if answer.deadline is None else f"{max(answer.deadline, -1e9):.9g}"
         times, known = ",".join([f"{s:.4g}" for s, _ in log]), ",".join(["null" if p is None else next(texts) for _, p in log])
         missed = "true" if answer.missed else "false"
         lines.append(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -29,8 +30,12 @@ from anytime.stopping.rules import (
     SelectionLatency,
 )
 from anytime.support.folders import check_ordinary
+from anytime.support.limits import MOST_STEPS, UNFIT
+from anytime.support.text import one_line
 
 _LINE = 2**20  # bytes
+_LONGEST = 1e9  # seconds; beyond it a deadline is none
+_MOST_WORK = 20_000_000  # steps times parts of the rule, of all answers of a file; what 64 MB really hold is less
 Seen = tuple[float, float, float, int]  # the two largest probabilities, the entropy in nats, the label
 _PLAIN = (Never, Confidence, Margin, Entropy, Patience, SelectionLatency, MacBudget, Deadline, ConfidenceBands)
 
@@ -70,11 +75,14 @@ class Flight:
 def read_flights(path: Path) -> tuple[list[Flight], int]:
     """The flights in a file and in the older part beside it, and the number of lines that are damaged or belong to none.
 
+    Damaged is also what no network of this library does: more than `MOST_STEPS` steps, more than its predictor knows, or times
+    beyond 1e9 s.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no flight.
     """
-    old = path.with_name(f"{path.name}.1")
+    old = Path(f"{os.path.realpath(path)}.1")
     for file in (path, *([old] if old.exists() else [])):
         check_ordinary(file)
         if not is_flight(file):
@@ -89,8 +97,9 @@ def read_flights(path: Path) -> tuple[list[Flight], int]:
                     raise ValueError(f"this version reads flights of format {FORMAT}")
                 flights.setdefault(data["flight"], Flight(_facts(data)))
             else:
-                flights[data["flight"]].answers.append(_recorded(data))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                flight = flights[data["flight"]]
+                flight.answers.append(_recorded(data, _known(flight) or MOST_STEPS))
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             lost += 1
     return [flight for flight in flights.values() if flight.answers], lost
 
@@ -103,22 +112,35 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _facts(data: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a predictor, checked; raises as a missing or damaged entry does."""
-    plan = data["plan"] and [(float(needed), float(typical)) for needed, typical in data["plan"]]
-    macs = data["macs"] and [int(cost) for cost in data["macs"]]
-    numbers = [float(data["guard"]), *chain.from_iterable(plan or ()), *(macs or ())]
-    if not all(0 <= number < math.inf for number in numbers) or data["interrupt"] not in (OPERATOR, STEP):
-        raise ValueError(f"a flight with {data['interrupt']!r} and {numbers!r}")
-    return {**data, "guard": numbers[0], "plan": plan, "macs": macs}
+    plan = [(float(needed), float(typical)) for needed, typical in data["plan"]] if data["plan"] else None
+    macs = [int(cost) for cost in data["macs"]] if data["macs"] else None
+    guard = float(data["guard"])
+    if not all(0 <= number <= _LONGEST for number in (guard, *chain.from_iterable(plan or ()))):
+        raise ValueError(f"a flight with the guard {guard!r} and the plan {plan!r}")
+    if not all(0 <= cost < 2**63 for cost in macs or ()) or data["interrupt"] not in (OPERATOR, STEP):
+        raise ValueError(f"a flight with {data['interrupt']!r} and {macs!r}")
+    if len({len(each) for each in (plan, macs) if each}) > 1 or len(plan or macs or ()) > MOST_STEPS:
+        raise ValueError("a flight whose plan and MACs are not of the same steps")
+    return {**data, "guard": guard, "plan": plan, "macs": macs}
 
 
-def _recorded(data: Mapping[str, Any]) -> Recorded:
+def _known(flight: Flight) -> int:
+    """How many steps its predictor has; 0 if it does not say."""
+    return len(flight.facts["macs"] or flight.facts["plan"] or ())
+
+
+def _recorded(data: Mapping[str, Any], most: int) -> Recorded:
+    """An answer, checked, of a predictor of at most `most` steps."""
     deadline = None if data["deadline"] is None else float(data["deadline"])
     seen = tuple(None if each is None else (*map(float, each[:3]), int(each[3])) for each in data["seen"])
     seconds = tuple(map(float, data["seconds"]))
-    if len(seen) != len(seconds) or not all(0 <= second < math.inf for second in seconds):
+    step, elapsed = int(data["step"]), float(data["elapsed"])
+    if len(seen) != len(seconds) or not all(0 <= second <= _LONGEST for second in seconds):
         raise ValueError(f"seconds are {data['seconds']!r}")
+    if len(seconds) > most or not -1 <= step <= most or not 0 <= elapsed <= _LONGEST or math.isnan(deadline or 0.0):
+        raise ValueError(f"step {step} after {elapsed} s, of a deadline of {deadline} s")
     reason = str(data["reason"]).partition(";")[0]
-    return Recorded(int(data["step"]), float(data["elapsed"]), bool(data["missed"]), reason, deadline, seconds, seen)  # type: ignore[arg-type]
+    return Recorded(step, elapsed, bool(data["missed"]), reason, deadline, seconds, seen)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -151,7 +173,10 @@ class Settings:
     def of(cls, flight: Flight) -> Settings:
         """Those that a flight was recorded with; ValueError if its rule cannot be replayed."""
         facts = flight.facts
-        rule = None if facts["stop"] is None else Rule.from_dict(facts["stop"])
+        try:
+            rule = None if facts["stop"] is None else Rule.from_dict(facts["stop"])
+        except UNFIT as error:
+            raise ValueError(f"the flight's rule cannot be used ({one_line(error)}); replay another, or none") from error
         return cls(facts["interrupt"], facts["guard"], rule, facts["plan"], facts["macs"])
 
 
@@ -161,9 +186,24 @@ def replay(flight: Flight, settings: Settings) -> list[Decision | None]:
     A step that did not run takes the median of those that did in this flight, or else the median of the plan. The slowdown of
     the machine is followed as in flight. What a rule would have seen after a step that did not run is unknown. What a call
     needs besides its steps is that of the recorded answer, or the median of those where it is known.
+
+    Raises:
+        ValueError: The settings are of fewer steps, or there is more to decide than the recorder's files hold.
     """
-    scale = settings.scale or [1.0] * _steps(flight)
-    columns = [[answer.seconds[t] for answer in flight.answers if t < len(answer.seconds)] for t in range(_steps(flight))]
+    check_work([(flight, settings)])
+    steps = _steps(flight)
+    for what, given in {"plan": settings.plan, "MACs": settings.macs, "scale": settings.scale}.items():
+        if given is not None and len(given) < steps:
+            raise ValueError(f"the flight has {steps} steps, but the {what} only {len(given)}")
+    for part in _parts(settings.rule):
+        part.start(part.num_steps or steps)  # raises an error if it was never fitted
+        if part.num_steps is not None and part.num_steps < steps:
+            raise ValueError(f"the flight has {steps} steps, but the rule {part.kind!r} only {part.num_steps}")
+    scale = settings.scale or [1.0] * steps
+    columns: list[list[float]] = [[] for _ in range(steps)]
+    for answer in flight.answers:
+        for column, seconds in zip(columns, answer.seconds, strict=False):
+            column.append(seconds)
     planned = [settings.plan[t][1] if settings.plan else None for t in range(len(columns))]
     medians = [median(column) * scale[t] if column else planned[t] for t, column in enumerate(columns)]
     drift, hard = Drift(), flight.facts["interrupt"] == OPERATOR
@@ -171,6 +211,16 @@ def replay(flight: Flight, settings: Settings) -> list[Decision | None]:
     usual = median([lead for lead in leads if lead is not None] or [0.0])
     pairs = zip(flight.answers, leads, strict=True)
     return [_decided(answer, settings, medians, drift, usual if lead is None else lead) for answer, lead in pairs]
+
+
+def check_work(replays: Iterable[tuple[Flight, Settings]]) -> None:
+    """Raises ValueError if more is to be decided than the recorder's files hold, which would take minutes or hours."""
+    work = 0
+    for flight, settings in replays:
+        parts = sum(max(map(len, part.bands)) if isinstance(part, ConfidenceBands) else 1 for part in _parts(settings.rule))
+        work += len(flight.answers) * _steps(flight) * max(parts, 1)
+    if work > _MOST_WORK:
+        raise ValueError(f"its answers, steps and rules ask for {work:,} decisions, more than {_MOST_WORK:,}")
 
 
 def _lead(answer: Recorded, hard: bool) -> float | None:
@@ -181,8 +231,7 @@ def _lead(answer: Recorded, hard: bool) -> float | None:
 
 
 def _steps(flight: Flight) -> int:
-    known = flight.facts["macs"] or flight.facts["plan"] or ()
-    return max(len(known), *(len(answer.seconds) for answer in flight.answers))
+    return max(_known(flight), *(len(answer.seconds) for answer in flight.answers), 0)
 
 
 def _decided(
@@ -225,11 +274,16 @@ def _out(step: int, now: float, limit: float, reason: str) -> Decision:
 Judge = Callable[[int, "Seen | None", float, float], bool]
 
 
+def _parts(rule: Rule | None) -> list[Rule]:
+    """The rules that a rule consists of."""
+    if isinstance(rule, AnyOf | AllOf):
+        return [part for each in rule.rules for part in _parts(each)]
+    return [] if rule is None else [rule]
+
+
 def _check(rule: Rule) -> None:
-    for part in rule.rules if isinstance(rule, AnyOf | AllOf) else [rule]:
-        if isinstance(part, AnyOf | AllOf):
-            _check(part)
-        elif not isinstance(part, _PLAIN):
+    for part in _parts(rule):
+        if not isinstance(part, _PLAIN):
             raise ValueError(f"a flight does not hold what the rule {part.kind!r} looks at; replay another, or none")
 
 

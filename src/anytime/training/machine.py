@@ -73,6 +73,9 @@ def step_memory(module: AnytimeModule, data: ImageData, precision: str) -> int |
         Bytes for a whole batch, without what the operators need themselves; None if the model cannot compute two images.
     """
     model = copy.deepcopy(module.model).train()
+    for part in model.modules():  # a user's hooks see only the training
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
     weights = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     try:
         fewer, more = (_saved_bytes(model, module, data.input_size, images, precision) for images in PROBED)

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anytime.models.surgery.attach.calls import Call
+from anytime.models.surgery.attach.calls import Call, leaves_of
 from anytime.models.surgery.attach.frozen import SIMPLE, Unknown, frozen, same, text
 
 OWN = frozenset((*vars(nn.Module()), "training", "__dict__", "__class__"))  # what every module has
 ASSIGNED = "it assigns {name!r} in forward, which must be changed in place, as self.{name}.copy_(...) does"
+KEPT = "it keeps a tensor as {name!r} in forward, which only a submodule may do"
 CARRIED = "it keeps {name!r} from one call to the next, which must be a buffer that it changes in place"
 UNKNOWN = "it reads {name!r}, and nothing tells whether a {kind} has changed"
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 IMMUTABLE = 1 << 8  # flag of classes that are written in C
 WHOLE = (*SIMPLE, tuple, list, dict, set, frozenset, deque, MethodType, partial)  # compared as a whole
 AGAIN = "attach the exits again"
@@ -150,6 +152,8 @@ class Attributes:
         elif key not in self.assigned:
             for reader in (call, *self.readers[key]) if key in self.readers else ():
                 reader.problem = reader.problem or CARRIED.format(name=name)
+        if any(isinstance(leaf, Tensor) for leaf in leaves_of(value)):
+            call.problem = call.problem or KEPT.format(name=name)
         self.assigned.add(key)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import reduce
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from anytime.models.surgery.attach.conditions import ASKED, preserved
 from anytime.models.surgery.attach.segments import Stage
 from anytime.models.surgery.attach.stored import memory_of
 from anytime.models.surgery.attach.trace import logits_of
+from anytime.support.text import one_line
 from anytime.support.trust import weights_follow
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
@@ -21,10 +24,11 @@ CHANGE = 0.05  # by how much weights are made smaller at least, and at most twic
 
 
 class _Run(NamedTuple):
-    """The logits, and the buffers afterwards."""
+    """The logits, the buffers afterwards, and in train mode the gradient of each weight for one gradient of the logits."""
 
     logits: Tensor
     buffers: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
 
 
 def check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> None:
@@ -52,14 +56,32 @@ def _run(backbone: nn.Module, functions: Sequence[Stage], training: bool, x: Ten
     with preserved(backbone):
         backbone.train(training)
         torch.manual_seed(0)
-        logits = logits_of(reduce(lambda h, function: function(backbone, h), functions, x.clone()))
-        return _Run(logits, {name: buffer.clone() for name, buffer in backbone.named_buffers()})
+        random.seed(0)
+        np.random.seed(0)
+        with torch.set_grad_enabled(training):
+            logits = logits_of(reduce(lambda h, function: function(backbone, h), functions, x.clone()))
+        buffers = {name: buffer.detach().clone() for name, buffer in backbone.named_buffers()}
+        return _Run(logits.detach(), buffers, _gradients(backbone, logits) if logits.requires_grad else {})
+
+
+def _gradients(backbone: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
+    """None at all if the network has no gradients that can be asked for, as with `checkpoint(use_reentrant=True)`."""
+    weights = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
+    given = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    try:
+        return dict(zip(weights, torch.autograd.grad(logits, list(weights.values()), given, allow_unused=True), strict=True))
+    except RuntimeError:
+        return {}
 
 
 def _check(backbone: nn.Module, stages: Sequence[Stage], training: bool, x: Tensor) -> None:
     whole: Any = nn.Module.__call__
-    expected, actual = _run(backbone, (whole,), training, x), _run(backbone, stages, training, x)
     name = type(backbone).__name__
+    expected = _run(backbone, (whole,), training, x)
+    try:
+        actual = _run(backbone, stages, training, x)
+    except RuntimeError as error:
+        raise ValueError(f"the stages do not do what {name} does: they fail with {one_line(error)!r}") from error
     if expected.logits.shape != actual.logits.shape:
         shapes = f"for a batch of {len(x)}, they give {list(actual.logits.shape)}, not {list(expected.logits.shape)}"
         raise ValueError(f"the stages do not give what {name} gives: {shapes}")
@@ -73,6 +95,21 @@ def _check(backbone: nn.Module, stages: Sequence[Stage], training: bool, x: Tens
     for key, buffer in expected.buffers.items():
         if not _distance(buffer, actual.buffers[key]) <= TOLERANCE.get(x.dtype, 1e-2):
             raise ValueError(f"the stages do not do what {name} does: in {mode} they leave other values in its buffer {key!r}")
+    for key, gradient in expected.gradients.items():
+        if not _alike(gradient, actual.gradients.get(key), expected.gradients):
+            raise ValueError(f"the stages do not do what {name} does: in {mode} they give another gradient of {key!r}")
+
+
+def _alike(one: Tensor | None, other: Tensor | None, gradients: Mapping[str, Tensor | None]) -> bool:
+    """Whether two gradients of a weight differ by at most 1 %, of at least a thousandth of the largest one."""
+    if one is None or other is None:
+        left = one if other is None else other
+        return left is None or not bool(left.any())
+    if torch.equal(one, other):
+        return True
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values() if gradient is not None and gradient.numel())
+    own = float(one.abs().max())
+    return not largest < float("inf") or float((one - other).abs().max()) <= 1e-2 * max(own, 1e-3 * largest)
 
 
 def _distance(expected: Tensor, actual: Tensor) -> float:
@@ -89,11 +126,11 @@ def _changed(backbone: nn.Module) -> Iterator[None]:
     kept = [*backbone.parameters(), *backbone.buffers()]
     tensors = {memory_of(t): t for t in kept if t.is_floating_point() and not t.is_sparse}.values()
     saved = [t.detach().clone() for t in tensors]
-    random = torch.Generator().manual_seed(0)
+    chance = torch.Generator().manual_seed(0)
     try:
         with torch.no_grad():
             for t in tensors:
-                t.mul_(1 - CHANGE * (1 + torch.rand((), generator=random).item()))
+                t.mul_(1 - CHANGE * (1 + torch.rand((), generator=chance).item()))
                 if isinstance(t, nn.Parameter):
                     t.add_(1e-3)  # some begin at zero
         yield

@@ -17,6 +17,7 @@ from anytime.models.surgery.attach.calls import Call, TraceError
 from anytime.models.surgery.attach.compare import Difference, differences
 from anytime.models.surgery.attach.stored import stored_tensors
 from anytime.models.surgery.attach.trace import CallTracer
+from anytime.models.surgery.attach.unseen import other_chance_kept
 from anytime.support.limits import imagined
 
 OTHER_IN_TRAINING = "it does something else in train mode than in eval mode"
@@ -28,12 +29,12 @@ def preserved(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards modes, buffers and random states are as they were."""
     buffers = [(m, name, b, b.clone()) for m in module.modules() for name, b in m._buffers.items() if b is not None]
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
-    with eval_mode(module), torch.random.fork_rng(devices), torch.no_grad():
+    with eval_mode(module), other_chance_kept(), torch.random.fork_rng(devices), torch.no_grad():
         try:
             yield
         finally:
             for owner, name, buffer, saved in buffers:
-                owner._buffers[name] = buffer.copy_(saved)
+                owner._buffers[name] = (buffer.detach_() if buffer.grad_fn is not None else buffer).copy_(saved)
 
 
 LARGER = ((7 * 32, 7 * 32), (32, 64))  # pixels that the sides of other images have more: windows and strides still fit
@@ -89,6 +90,8 @@ def trace_network(network: nn.Module, x: Tensor) -> Call:
         with preserved(network):
             with flop_counter() as counter:
                 evaluation = CallTracer(network, False, counter.get_total_flops).run(x.clone())
+            if evaluation.problem:
+                raise TraceError(evaluation.problem)
             network.train()
             train = CallTracer(network, True, lambda: 0).run(x.clone())
         for difference in differences(evaluation, train, OTHER_IN_TRAINING):

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from anytime.models.surgery.attach.attributes import Attributes
 from anytime.models.surgery.attach.calls import Call, Operation, Value, leaves_of, map_leaves
 from anytime.models.surgery.attach.numbers import Number, TrainingFlag, plain_arguments
-from anytime.models.surgery.attach.questions import LAYOUT, PLAIN, RAGGED, RANDOM, SIZES, VALUES
+from anytime.models.surgery.attach.questions import HOOKED, LAYOUT, PLAIN, RAGGED, RANDOM, SIZES, VALUES
 from anytime.models.surgery.attach.stored import Memory, memory_of, stored_tensors, where
 
 CONTEXTS = "it switches gradients or autocast on or off in forward, which only a submodule may do"
@@ -22,6 +22,7 @@ ASSIGNED_DATA = "it assigns to .{name} of a tensor in forward, which must be cha
 READS = "it decides by the values of a tensor, or makes Python numbers of them {where}"
 RAGGED_SIZE = "it asks the size of a tensor whose size depends on values {where}"
 ASKS = "it asks whether autocast or inference mode is on {where}"
+HOOK = "it puts a hook on a tensor in forward, which only a submodule may do {where}"
 CONSTANT = "it makes a constant tensor in forward, which must be a buffer"
 
 
@@ -52,6 +53,7 @@ class OperationTracer(TorchFunctionMode):
         self.oldest: list[int] = []  # per open call: how many values were known before it
         self.paused, self.thread = False, threading.get_ident()
         self.contexts: tuple[bool, ...] = ()
+        self.chance: tuple[Any, ...] = ()
         self.images = Value(True)
         self.example: Tensor
         self.images_device: torch.device
@@ -85,6 +87,8 @@ class OperationTracer(TorchFunctionMode):
         if name == "__set__":
             self.current.problem = self.current.problem or ASSIGNED_DATA.format(name=func.__self__.__name__)
             return func(*args, **kwargs)
+        if name in HOOKED:
+            self._problem(HOOK)
         if name == "_set_grad_enabled":
             self.current.problem = self.current.problem or CONTEXTS
         if name in LAYOUT:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 LAYOUT = {"is_contiguous", "stride", "storage_offset"}  # how a tensor lies in memory
+HOOKED = {"register_hook", "register_post_accumulate_grad_hook"}
 PLAIN = {  # what a tensor is asked for besides its values and sizes
     *("dim", "ndimension", "is_floating_point", "is_complex", "element_size", *LAYOUT),
     *("get_device", "data_ptr", "_assert", "__hash__", "requires_grad_", "_is_view", "_base", "is_set_to", "retain_grad"),
     *("type", "dtype", "device", "ndim", "requires_grad", "layout", "is_cuda", "is_mps", "is_xpu", "is_cpu", "is_meta"),
     *("is_quantized", "is_sparse", "is_leaf", "grad", "grad_fn", "names", "itemsize", "is_nested", "_version", "is_neg"),
     *("is_tensor", "result_type", "promote_types", "finfo", "iinfo", "is_grad_enabled", "is_sparse_csr", "is_signed"),
-    *("is_conj", "is_pinned", "is_shared", "has_names", "register_hook", "can_cast"),
+    *("is_conj", "is_pinned", "is_shared", "has_names", *HOOKED, "can_cast"),
 }
 VALUES = {  # functions that make Python's values of a tensor's
     *("__bool__", "item", "tolist", "__int__", "__float__", "__index__", "numpy", "__contains__", "__array__", "is_nonzero"),

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from anytime.models.surgery.attach.attributes import ASSIGNED
+from anytime.models.surgery.attach.attributes import ASSIGNED, HOOKS
 from anytime.models.surgery.attach.calls import Call, Operation, TraceError, Value, same_tensor
 from anytime.models.surgery.attach.numbers import Number, TrainingFlag, plain_arguments
 from anytime.models.surgery.attach.operations import ASKS, CONSTANT, CONTEXTS, OperationTracer, contexts
 from anytime.models.surgery.attach.questions import SURROUNDINGS
 from anytime.models.surgery.attach.stored import is_outside
+from anytime.models.surgery.attach.unseen import DRAWS, other_chance, own_gradients
 
 ONE_AT_A_TIME = threading.RLock()  # a trace changes how every module is called
 
@@ -25,7 +26,7 @@ ONE_AT_A_TIME = threading.RLock()  # a trace changes how every module is called
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is never opened: a layer of torch, one without parts, or one with hooks."""
     own = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Sequential
-    hooked = module._forward_hooks or module._forward_pre_hooks
+    hooked = any(vars(module)[kind] for kind in HOOKS)
     return bool(own or hooked or next(module.children(), None) is None)
 
 
@@ -36,10 +37,12 @@ class CallTracer(OperationTracer):
     """
 
     def run(self, x: Tensor) -> Call:
-        """The call of the whole network; its result is the `Value` of the logits."""
+        """The call of the whole network, which may have a problem; its result is the `Value` of the logits."""
         self._know(x, self.images)
         self.example, self.images_device = x, x.device
         root = Call(self.network, "", (self.images,), {})
+        if self.network._backward_hooks or self.network._backward_pre_hooks:
+            raise TraceError("it has backward hooks, which only a submodule may have")
         original: Any = nn.Module.__call__
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -50,8 +53,8 @@ class CallTracer(OperationTracer):
         with ONE_AT_A_TIME:
             nn.Module.__call__, Number.recorder = call, self  # type: ignore[method-assign]
             try:
-                with self, self.attributes.noted(), self._watched():
-                    self.contexts = contexts()
+                with self, self.attributes.noted(), self._watched(), own_gradients(self._unseen):
+                    self.contexts, self.chance = contexts(), other_chance()
                     result = self._open(root, lambda: original(self.network, x))
                 self.attributes.check(root.inside)
             finally:
@@ -62,8 +65,6 @@ class CallTracer(OperationTracer):
             raise TraceError("it does not return one new tensor")
         self.current = root
         root.result = self._value(logits)
-        if root.problem:
-            raise TraceError(root.problem)
         return root
 
     @contextmanager
@@ -87,6 +88,17 @@ class CallTracer(OperationTracer):
             for name, function in before.items():
                 setattr(torch, name, function)
 
+    def _unseen(self, problem: str) -> None:
+        if self._listens():
+            self._problem(problem)
+
+    def _look_for_draws(self) -> None:
+        """Notes whether the current call has drawn random numbers that are not torch's since this was last asked."""
+        now = other_chance()
+        if now != self.chance:
+            self._problem(DRAWS)
+        self.chance = now
+
     def _open(self, call: Call, function: Callable[[], Any]) -> Any:
         """Runs a call with its operations written down in it."""
         above = getattr(self, "current", None)
@@ -99,6 +111,7 @@ class CallTracer(OperationTracer):
         buffers = dict(call.module._buffers)
         try:
             result = function()
+            self._look_for_draws()
             if contexts() != self.contexts:
                 call.problem = CONTEXTS
             for name, buffer in call.module._buffers.items():
@@ -118,10 +131,12 @@ class CallTracer(OperationTracer):
         if contexts() != self.contexts:
             self.current.problem = CONTEXTS
         self.current.items.append(call)
+        self._look_for_draws()
         start = self.macs()
         if is_layer(module):
             with self._pause():
                 result = original(module, *plain_arguments(args), **plain_arguments(kwargs))
+            self.chance = other_chance()
             result = self._adopt(call, result)
         else:
             result = self._open(call, lambda: original(module, *args, **kwargs))

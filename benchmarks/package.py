@@ -1,12 +1,15 @@
 """Puts a trained run into the package: its weights in float16, and a card with what those reach on the test images.
 
-Run it after the recipe is frozen: it reads the test images. The folder of the package and that of the results must be new.
+Run it after the recipe is frozen: it reads the test images. The folder of the package must be new, and that of the
+results without earlier ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import anytime
@@ -21,7 +24,7 @@ KEPT = ("metrics-test.json", "speed_accuracy.png", "per_class.png")
 
 def package(run: Path, folder: Path, results: Path, trained_on: str, notes: str, root: Path | None = None) -> None:
     """Saves the run's model in float16 in `folder` with its card, and its measurements in `results`."""
-    for new in (folder, results):
+    for new in (folder, *(results / name for name in KEPT)):
         if new.exists():
             raise SystemExit(f"{new} exists already; remove it first")
     model = anytime.load(run)
@@ -29,12 +32,17 @@ def package(run: Path, folder: Path, results: Path, trained_on: str, notes: str,
     if 2 * elements > MOST:
         raise SystemExit(f"{run} has {elements:,} numbers, more than {MOST // 2:,}, which fit into {MOST:,} bytes of float16")
     model.half().save(folder)
-    evaluation = evaluate_run(folder, "test", root, out=results)
+    with tempfile.TemporaryDirectory() as scratch:
+        evaluation = evaluate_run(folder, "test", root, out=Path(scratch))
+        results.mkdir(parents=True, exist_ok=True)
+        for path in Path(scratch).rglob("*"):
+            if path.name in KEPT:
+                shutil.copy(path, results)
+    metrics = results / KEPT[0]
+    measured = {"command": f"anytime evaluate {folder.name}", **json.loads(metrics.read_text(encoding="utf-8"))}
+    metrics.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     card = model_card(folder.name, anytime.load(folder), evaluation.numbers, trained_on, notes)
     (folder / CARD).write_text(card, encoding="utf-8")
-    for path in results.iterdir():
-        if path.name not in KEPT:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def main() -> None:

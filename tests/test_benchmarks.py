@@ -126,7 +126,7 @@ def test_a_packaged_model_is_in_float16_with_its_card(load_benchmark, tmp_path: 
     assert "seed 3" in card
     assert "Trained on a laptop." in card
     assert "Looked at once." in card
-    assert (results / "metrics-test.json").is_file()
+    assert json.loads((results / "metrics-test.json").read_text())["command"] == "anytime evaluate small"
     with pytest.raises(SystemExit, match="exists already"):
         module.package(run, folder, results, "", "")
 

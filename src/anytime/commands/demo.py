@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         f"  anytime evaluate runs/anytimenet_baseline_Digits\n"
         f"  anytime compare {folder} runs/anytimenet_baseline_Digits\n"
         "  anytime models\n"
-        "  anytime predict anytimenet_cifar10 YOUR_PHOTO.png --deadline 5ms"
+        "  anytime predict fast_cifar10 YOUR_PHOTO.png --deadline 5ms"
     )
     return 0
 

@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "evaluate",
         __doc__,
-        "  anytime evaluate runs/demo\n  anytime evaluate anytimenet_cifar10 --root ~/data --download",
+        "  anytime evaluate runs/demo\n  anytime evaluate fast_cifar10 --root ~/data --download",
     )
     parser.add_model("run")
     parser.add_argument("--part", choices=["test", "validation"], default="test", help="which images (default: test)")

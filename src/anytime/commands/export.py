@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "export",
         __doc__,
-        "  anytime export anytimenet_cifar10 --engine onnx\n  anytime export runs/demo --batch dynamic --out exports/demo",
+        "  anytime export fast_cifar10 --engine onnx\n  anytime export runs/demo --batch dynamic --out exports/demo",
     )
     parser.add_model("run")
     parser.add_argument("--engine", choices=ENGINES, default="onnx", help="onnx: ONNX Runtime (default); openvino")

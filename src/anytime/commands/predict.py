@@ -31,12 +31,12 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "predict",
         __doc__,
-        "  anytime predict anytimenet_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png --top 3\n"
+        "  anytime predict fast_cifar10 photo.png --deadline 5ms\n  anytime predict runs/demo a.png b.png --top 3\n"
         "  anytime predict runs/demo photo.png --stop confidence=0.9 --combine product\n"
         "  anytime predict runs/demo photo.png --plot course.png\n"
-        "  anytime predict anytimenet_cifar10 photos/ --camera-like --fps 30\n"
+        "  anytime predict fast_cifar10 photos/ --camera-like --fps 30\n"
         "  anytime predict runs/cascade film/ --stream --updates 2\n"
-        "  anytime predict anytimenet_cifar10 photo.png --server http://127.0.0.1:8000 --deadline 20ms",
+        "  anytime predict fast_cifar10 photo.png --server http://127.0.0.1:8000 --deadline 20ms",
     )
     parser.add_model("model")
     parser.add_argument(

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "profile",
         __doc__,
-        "  anytime profile anytimenet_cifar10\n  anytime profile runs/demo --batch 1,8,32 --threads 1 --repeats 1000\n"
+        "  anytime profile fast_cifar10\n  anytime profile runs/demo --batch 1,8,32 --threads 1 --repeats 1000\n"
         "  anytime profile runs/demo --compile",
     )
     parser.add_model("model")

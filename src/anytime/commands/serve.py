@@ -23,10 +23,10 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "serve",
         __doc__,
-        "  anytime serve anytimenet_cifar10\n  anytime serve runs/demo --deadline 50ms --threads 1\n"
+        "  anytime serve fast_cifar10\n  anytime serve runs/demo --deadline 50ms --threads 1\n"
         "  anytime serve cat=runs/cats dog=runs/dogs --port 9000 --stop confidence=0.9\n"
         "  curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' -H 'Anytime-Deadline: 20ms' \\\n"
-        "       http://127.0.0.1:8000/v2/models/anytimenet_cifar10/predict",
+        "       http://127.0.0.1:8000/v2/models/fast_cifar10/predict",
     )
     text = "a run directory, an exported folder or the name of a pretrained model; NAME=RUN serves it under another name"
     parser.add_argument("models", nargs="+", metavar="RUN|NAME", help=text)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial, reduce
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime.models.surgery.attach.calls import Call, leaves_of
-from anytime.models.surgery.attach.frozen import SIMPLE, Unknown, frozen, same, text
+from anytime.models.surgery.attach.frozen import ABSENT, SIMPLE, Unknown, frozen, same, text
 
 OWN = frozenset((*vars(nn.Module()), "training", "__dict__", "__class__"))  # what every module has
 ASSIGNED = "it assigns {name!r} in forward, which must be changed in place, as self.{name}.copy_(...) does"
@@ -21,6 +21,7 @@ KEPT = "it keeps a tensor as {name!r} in forward, which only a submodule may do"
 CARRIED = "it keeps {name!r} from one call to the next, which must be a buffer that it changes in place"
 UNKNOWN = "it reads {name!r}, and nothing tells whether a {kind} has changed"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 IMMUTABLE = 1 << 8  # flag of classes that are written in C
 WHOLE = (*SIMPLE, tuple, list, dict, set, frozenset, deque, MethodType, partial)  # compared as a whole
 AGAIN = "attach the exits again"
@@ -36,7 +37,7 @@ class Read(NamedTuple):
 
     def changed(self) -> str | None:
         """The text of its value now, if it is another one."""
-        value = getattr(self.thing, self.name, None)
+        value = getattr(self.thing, self.name, ABSENT)
         try:
             now = frozen(value)
         except Unknown as error:
@@ -63,7 +64,7 @@ class Attributes:
     def noted(self) -> Iterator[None]:
         """Inside this block reading and assigning an attribute of any module is noted."""
         kind: Any = nn.Module
-        assign = kind.__setattr__
+        assign, find = kind.__setattr__, kind.__getattr__
 
         def read(module: nn.Module, name: str) -> Any:
             value = object.__getattribute__(module, name)
@@ -71,17 +72,29 @@ class Attributes:
                 self._read(call, module, name, value)
             return value
 
+        def read_further(module: nn.Module, name: str) -> Any:  # weights, buffers and parts
+            call = None if name in OWN or name[:2] == "__" else self.current()
+            try:
+                value = find(module, name)
+            except AttributeError:
+                if call is not None and type(module).__getattr__ is read_further:  # else it may look elsewhere
+                    self._read(call, module, name, ABSENT)
+                raise
+            if value is None and call is not None:
+                self._read(call, module, name, None)
+            return value
+
         def write(module: nn.Module, name: str, value: Any) -> None:
             if name not in OWN and (call := self.current()) is not None and module in self.paths:
                 self._write(call, module, name, value)
             assign(module, name, value)
 
-        kind.__getattribute__, kind.__setattr__ = read, write
+        kind.__getattribute__, kind.__getattr__, kind.__setattr__ = read, read_further, write
         try:
             yield
         finally:
             del kind.__getattribute__
-            kind.__setattr__ = assign
+            kind.__getattr__, kind.__setattr__ = find, assign
             for known, own in self.classes.items():
                 if own is None:
                     del known.__getattribute__
@@ -120,8 +133,13 @@ class Attributes:
         original = kind.__getattribute__
 
         def read(known: Any, name: str) -> Any:
-            value = original(known, name)
             call = self.current() if id(known) in self.objects else None
+            try:
+                value = original(known, name)
+            except AttributeError:
+                if call is not None and name[:2] != "__" and not hasattr(type(known), "__getattr__"):
+                    self._note(call, known, self.objects[id(known)][1], name, ABSENT)
+                raise
             if call is not None and name in object.__getattribute__(known, "__dict__"):
                 inside = self.objects[id(known)][1]
                 if not isinstance(value, Tensor | nn.Module) and not self._hold(value, f"{inside}.{name}"):
@@ -157,6 +175,26 @@ class Attributes:
         self.assigned.add(key)
 
 
+def read_as_well(call: Call, other: Call, network: nn.Module, size: bool) -> None:
+    """Adds what another trace has read to what a trace of the network has, with the values that the network has now.
+
+    What only images of another `size` make a call read shows that it depends on the size.
+    """
+    found: dict[str, list[Read]] = {}
+    for one in other.inside:
+        found.setdefault(one.path, []).extend(one.reads)
+    for one in call.inside:
+        known = {(read.path, read.name) for read in one.reads}
+        for read in found.get(one.path, ()):
+            if (read.path, read.name) in known:
+                continue
+            known.add((read.path, read.name))
+            one.fixed |= size
+            with suppress(AttributeError, Unknown):
+                thing = reduce(getattr, read.path.split("."), network) if read.path else network
+                one.reads.append(Read(thing, read.path, read.name, frozen(getattr(thing, read.name, ABSENT))))
+
+
 class Watch:
     """Raises ValueError once something that was decided when exits were attached has been changed.
 
@@ -174,7 +212,9 @@ class Watch:
             (module, path, type(module), {name: part for name, part in module._modules.items() if id(part) in opened})
             for module, path in {call.path: (call.module, call.path) for call in calls}.values()
         )
+        self.hooks = tuple((module, path, _hooks(module)) for module, path, _, _ in self.parts)
         root = next(call.module for call in calls if not call.path)
+        self.holders = tuple((part, path, tuple(part._modules)) for path, part in _holders(root, calls).items())
         names = {name for call in calls for name in call.attributes}
         self.tensors = tuple(place for name in sorted(names) if (place := _find(root, name)) is not None)
         self.autocast = True
@@ -201,14 +241,24 @@ class Watch:
             for name, part in parts.items():
                 if module._modules.get(name) is not part:
                     raise ValueError(f"{_place(module, path)} was cut, and has another {name!r} now: {AGAIN}")
+        for module, path, names in self.holders:
+            if tuple(module._modules) != names:
+                raise ValueError(f"{_place(module, path)} has {_other(names, module._modules)} since it was cut: {AGAIN}")
+        for module, path, hooks in self.hooks:
+            if _hooks(module) != hooks:
+                raise ValueError(f"{_place(module, path)} has other hooks than when it was cut: {AGAIN}")
         for module, path, name, kept in self.tensors:
-            if name not in vars(module)[kept]:
+            if vars(module)[kept].get(name) is None:
                 raise ValueError(f"{_place(module, path)} was cut with {name!r} among its {kept[1:]}, which it left: {AGAIN}")
 
     def _check_plain(self) -> None:
         """What a compiler can follow: numbers and texts of modules."""
         for thing, _, name, value in self.reads:
-            if isinstance(thing, nn.Module) and isinstance(value, int | float | str) and getattr(thing, name) != value:
+            if not isinstance(thing, nn.Module):
+                continue
+            if (value is None or value is ABSENT) and getattr(thing, name, None) is not None:
+                raise ValueError(f"a module was cut without {name}, and has one now: {AGAIN}")
+            if isinstance(value, int | float | str) and getattr(thing, name) != value:
                 raise ValueError(f"a module was cut with {name} = {value}, and has another now: {AGAIN}")
 
 
@@ -218,6 +268,44 @@ def _find(root: nn.Module, name: str) -> tuple[nn.Module, str, str, str] | None:
     module: Any = root.get_submodule(path) if path in dict(root.named_modules()) else None
     kept = [kind for kind in ("_parameters", "_buffers") if module is not None and own in vars(module)[kind]]
     return (module, path, own, kept[0]) if kept else None
+
+
+def _hooks(module: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """The numbers of its hooks, which torch gives each hook once; those of this library only look on."""
+    kinds = [vars(module)[kind].items() for kind in HOOKS]
+    own = f"{__name__.partition('.')[0]}."
+    return tuple(
+        tuple(
+            number for number, hook in kind if not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith(own)
+        )
+        for kind in kinds
+    )
+
+
+def _holders(root: nn.Module, calls: Sequence[Call]) -> dict[str, nn.Module]:
+    """The modules whose parts the calls have run, one by one, by name; lists of parts among them that have none."""
+    modules = dict(root.named_modules(remove_duplicate=False))
+    found = {call.path: call.module for call in calls}
+    whole = {part.path for call in calls for part in call.calls} - set(found)
+    for path in whole:
+        above = path.rpartition(".")[0]
+        while above not in found:
+            found[above] = modules[above]
+            above = above.rpartition(".")[0]
+    for path in list(found):
+        for name, part in found[path]._modules.items():
+            inside = f"{path}.{name}".removeprefix(".")
+            if isinstance(part, LISTS) and inside not in whole:
+                found[inside] = part
+    return found
+
+
+def _other(before: Sequence[str], now: Collection[str]) -> str:
+    """What has become of a module's parts."""
+    lost, new = [name for name in before if name not in now], [name for name in now if name not in before]
+    if lost:
+        return f"lost its part {lost[0]!r}"
+    return f"got a part {new[0]!r}" if new else "its parts in another order"
 
 
 def _place(module: nn.Module, path: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anytime.cost import flop_counter
 from anytime.model import eval_mode
+from anytime.models.surgery.attach.attributes import read_as_well
 from anytime.models.surgery.attach.calls import Call, TraceError
 from anytime.models.surgery.attach.compare import Difference, differences
 from anytime.models.surgery.attach.stored import stored_tensors
@@ -96,6 +97,7 @@ def trace_network(network: nn.Module, x: Tensor) -> Call:
             train = CallTracer(network, True, lambda: 0).run(x.clone())
         for difference in differences(evaluation, train, OTHER_IN_TRAINING):
             difference.note()
+        read_as_well(evaluation, train, network, False)
         if not evaluation.problem:
             _Trials(network, x, evaluation).run()
         if evaluation.problem:
@@ -204,11 +206,15 @@ class _Trials:
         """A trace that computes shapes only: inside `mode`, tensors have no values."""
         network = imagined_copy(self.network, condition.dtype, mode, device)
         with imagined(), mode, torch.set_grad_enabled(condition.gradients):
-            return CallTracer(network, False, lambda: 0).run(self._images(condition, device))
+            found = CallTracer(network, False, lambda: 0).run(self._images(condition, device))
+        read_as_well(self.evaluation, found, self.network, condition.larger != (0, 0))
+        return found
 
     def _real(self, condition: Condition) -> Call:
         with preserved(self.network), torch.set_grad_enabled(condition.gradients):
-            return CallTracer(self.network, False, lambda: 0).run(self._images(condition, self.x.device))
+            found = CallTracer(self.network, False, lambda: 0).run(self._images(condition, self.x.device))
+        read_as_well(self.evaluation, found, self.network, condition.larger != (0, 0))
+        return found
 
     def _images(self, condition: Condition, device: torch.device | str) -> Tensor:
         sides = zip(self.x.shape[2:], condition.larger, strict=True)

@@ -27,6 +27,15 @@ class Unknown(Exception):
     """A value of which nobody can tell whether it has changed; the message is its type."""
 
 
+class Absence(Enum):
+    """Stands for the value of an attribute that is not there."""
+
+    ABSENT = "nothing"
+
+
+ABSENT = Absence.ABSENT
+
+
 class Same(NamedTuple):
     """An object that must stay the same one."""
 
@@ -108,6 +117,8 @@ def text(value: Any) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, Same):
         return f"a {type(value.thing).__name__}"
+    if value is ABSENT:
+        return "nothing"
     if not isinstance(value, Frozen):
         return repr(value)
     if value.kind is Same:

@@ -33,7 +33,7 @@ class AttachedExits(AnytimeModel):
     all of them, and the head reads the one into which most of the cost has gone (`anytime.models.surgery.attach.state`). All
     weights belong to `backbone`, under its own names in the state dict (`backbone.layer1.0...`), or to the `heads`.
     `backbone` is the unchanged network: it can be loaded, trained, frozen, put into eval mode and taken out again by itself.
-    Hooks that are put on a cut container later do not run; those on the layers inside it do.
+    Hooks that are put on a cut container later raise ValueError; those on the layers inside it run.
     Built by `attach_exits` or `create_model("attach")`.
 
     Args:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from anytime.support.names import nearest
 from anytime.support.text import one_line
+from anytime.support.trust import only_typed
 
 COMMANDS = {  # each verb is a module of `anytime.commands`, imported only when it is used
     "demo": "Train AnytimeNet on handwritten digits in about a minute and watch it answer under deadlines.",
@@ -43,7 +44,13 @@ def _help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command and returns its exit code.
+
+    Without `argv` it is this process's own command: then the processes that it starts, such as those of other devices and
+    workers that read data, do not find modules in the working directory either, unless the user has set PYTHONSAFEPATH.
+    """
+    if argv is None:
+        _make_children_safe()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
@@ -57,8 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"anytime: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    with _warnings_in_one_line(name):
+    with _warnings_in_one_line(name), only_typed(rest):
         return _guarded(name, rest)
+
+
+def _make_children_safe() -> None:
+    """Keeps the working directory off the path of child processes; the folder of a user's own script stays on it."""
+    if "PYTHONSAFEPATH" in os.environ:
+        return
+    os.environ["PYTHONSAFEPATH"] = "1"
+    folder, name = os.path.split(os.path.realpath(sys.argv[0]))
+    if sys.modules["__main__"].__spec__ is None and os.path.splitext(name)[0] != "anytime" and folder in sys.path:
+        before = os.environ.get("PYTHONPATH")  # a user's own script, which Lightning starts anew for each device
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *([before] if before else [])])
 
 
 @contextmanager

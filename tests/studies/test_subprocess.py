@@ -31,7 +31,7 @@ def test_output_goes_to_the_log_and_the_exit_code_comes_back(program, tmp_path):
     log = tmp_path / "logs" / "a.log"
     assert train_in_subprocess(["--epochs", "2"], log) == 3
     assert train_in_subprocess(["--resume", "a"], log) == 3  # appends
-    first, second = ("['-m', 'anytime', 'train', '--epochs', '2']", "['-m', 'anytime', 'train', '--resume', 'a']")
+    first, second = (f"['-P', '-m', 'anytime', 'train', {rest}]" for rest in ("'--epochs', '2'", "'--resume', 'a'"))
     assert log_end(log) == [first, "2/2", second, "2/2"]
     assert log_end(log, 1) == ["2/2"]
 

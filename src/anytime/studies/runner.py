@@ -16,9 +16,10 @@ from anytime.pretrained import load
 from anytime.reporting.evaluation import images_of, trained_on
 from anytime.studies.executors.subprocess import TrainingStopped, train_in_subprocess
 from anytime.support.names import import_object
+from anytime.support.trust import typed_paths
 from anytime.trace import Trace, record
 from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
-from anytime.training.rundir import CONFIG, read_run
+from anytime.training.rundir import CONFIG, names_of_run, read_run
 
 RunStatus = Literal["start", "resume", "finished"]
 Traces = Mapping[str, Mapping[int, Trace]]
@@ -101,13 +102,15 @@ def run_status(run: TrainingRun, folder: Path) -> RunStatus:
 
     Raises:
         UsageError: Its flags are invalid, or its directory holds a training with another configuration.
+        UntrustedName: The configuration there names an import path that is not in the flags, and nobody has consented to it.
         FileNotFoundError, ValueError: Its directory is not a run directory, or is damaged.
     """
     path, wanted = folder / run.name, _flat(run.config())
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return "start"
-    _, state = read_run(path)
-    found = _flat(parse([], [path / CONFIG]))
+    with names_of_run(path, typed=typed_paths(run.flags)):
+        _, state = read_run(path)
+        found = _flat(parse([], [path / CONFIG]))
     keys = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
     if keys:
         listed = ", ".join(f"{key} {found.get(key)!r} (wanted {wanted.get(key)!r})" for key in keys)

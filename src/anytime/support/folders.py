@@ -14,6 +14,7 @@ REPLACEMENT = "replacement"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a model
 STATE = "run.json"  # of a training
 MANIFEST = "manifest.json"  # of an export
+LOSSES = "training-losses.json"  # of a study
 REPORTS = ("report.html", "report-validation.html")
 FIGURES = ("steps.png", "speed_accuracy.png", "calibration.png", "per_class.png")
 OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.safetensors` is a study's
@@ -22,6 +23,7 @@ OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.sa
     *("trace-test.safetensors", "metrics-test.json", "report.html", *(f"figures/{name}" for name in FIGURES)),
     *("trace-validation.safetensors", "metrics-validation.json", "report-validation.html", ".config.json.*.next"),
     *(f"figures/validation/{name}" for name in FIGURES),
+    LOSSES,
 )
 STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors")
 EXPORTED = (MANIFEST, "step_*.onnx")  # what it writes into an exported folder

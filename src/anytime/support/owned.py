@@ -13,7 +13,7 @@ from typing import Any
 
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import check_no_file_above
-from anytime.support.folders import CONFIG, MANIFEST, REPORTS, STATE, WEIGHTS, holds_only_own
+from anytime.support.folders import CONFIG, LOSSES, MANIFEST, REPORTS, STATE, WEIGHTS, holds_only_own
 from anytime.support.limits import UNFIT
 from anytime.support.text import quoted
 
@@ -120,11 +120,16 @@ def _same(there: dict[str, Any], config: dict[str, Any]) -> bool:
 
 def _object(path: Path, *keys: str) -> dict[str, Any]:
     """The JSON object in a file if it has these keys; empty otherwise."""
-    try:
-        found = parse_json(read_limited(path, _BYTES), path, _VALUES)
-    except (OSError, *UNFIT):
-        return {}
+    found = _json(path)
     return found if isinstance(found, dict) and found.keys() >= {*keys} else {}
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file holds; None if it is damaged."""
+    try:
+        return parse_json(read_limited(path, _BYTES), path, _VALUES)
+    except (OSError, *UNFIT):
+        return None
 
 
 def _keys(*keys: str) -> Callable[[Path], bool]:
@@ -168,6 +173,11 @@ def _is_made_by_study(path: Path) -> bool:
     return str(_object(path, "command").get("command", "")).startswith("anytime study")
 
 
+def _is_losses(path: Path) -> bool:
+    found = _json(path)
+    return isinstance(found, list) and bool(found) and all(isinstance(loss, float) for loss in found)
+
+
 def _is_empty(path: Path) -> bool:
     with path.open("rb") as file:
         return not any(file.read(2**12)) and (os.path.getsize(path) <= 2**12 or not any(file.read()))
@@ -186,6 +196,7 @@ _OWN: dict[str, Callable[[Path], bool]] = {
     "trace-*.safetensors": _IS_TRACE,
     "metrics-*.json": _keys("steps", "average_error"),
     "report*.html": _is_report,
+    LOSSES: _is_losses,
     "*.png": _is_drawn,
     "figure_*.json": _is_made_by_study,
     "table_*.json": _is_made_by_study,

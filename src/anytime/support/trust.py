@@ -48,6 +48,7 @@ class Source(NamedTuple):
 
 
 _SOURCE: ContextVar[Source | None] = ContextVar("source of names", default=None)
+_ARGUMENTS: ContextVar[Sequence[str] | None] = ContextVar("arguments of the command", default=None)
 
 
 @contextmanager
@@ -76,6 +77,19 @@ def names_from(
         _SOURCE.reset(token)
 
 
+@contextmanager
+def only_typed(arguments: Sequence[str]) -> Iterator[None]:
+    """Inside this block, which runs a command, names whose source nobody has declared need to be among its arguments.
+
+    As soon as one of these is imported, its code may name others.
+    """
+    token = _ARGUMENTS.set(arguments)
+    try:
+        yield
+    finally:
+        _ARGUMENTS.reset(token)
+
+
 def typed_paths(arguments: Sequence[str]) -> set[str]:
     """The import paths that the user typed as names of classes: `["--model", "mine.Net"]` holds `{"mine.Net"}`.
 
@@ -92,6 +106,11 @@ def typed_paths(arguments: Sequence[str]) -> set[str]:
     return paths
 
 
+def is_declared() -> bool:
+    """Whether names come from a file, trusted or not; else the user has typed them."""
+    return _SOURCE.get() is not None
+
+
 def is_untrusted() -> bool:
     """Whether names come from a file that the user has not declared trustworthy."""
     source = _SOURCE.get()
@@ -106,7 +125,7 @@ def source_name() -> str:
 
 def is_consented() -> bool:
     """Whether names come from a file that the user has declared trustworthy."""
-    return _SOURCE.get() is not None and not is_untrusted()
+    return is_declared() and not is_untrusted()
 
 
 def weights_follow() -> bool:
@@ -122,8 +141,13 @@ def saved_shapes() -> Mapping[str, Sequence[int]] | None:
 
 def require_consent(path: str, what: str) -> None:
     """Raises UntrustedName if an import path comes from a file and the user has not consented to it."""
-    source = _SOURCE.get()
-    if source is not None and is_untrusted() and path not in source.consent:
+    source, arguments = _SOURCE.get(), _ARGUMENTS.get()
+    if source is None and arguments is not None:
+        if any(path in re.findall(_PATH, argument) for argument in arguments):
+            _ARGUMENTS.set(None)
+            return
+        source = Source("a file", (), None, passes_on=False)
+    if source is not None and ANY not in source.consent and path not in source.consent:
         raise UntrustedName(
             f"{source.file} names the {what} {path!a}: this would import the module {path.rpartition('.')[0]!a}, which may "
             "run any code; if you trust this file, use trust=True, or --trust on the command line"

@@ -18,7 +18,7 @@ HERE: dict[str, tuple[Any, ...]] = {
 }
 
 
-def check_foreign(config: Config, source: Path) -> None:
+def check_foreign(config: Config, source: Path | str) -> None:
     """Raises UntrustedName if resuming this run could use the network, write outside its directory or start other engines.
 
     Args:

@@ -13,10 +13,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from anytime.saving import CONFIG_BYTES, remember_model
+from anytime.saving import remember_model
 from anytime.support.allocator import keep_freed_memory
-from anytime.support.documents import read_limited
-from anytime.support.trust import is_remembered, is_untrusted, names_from, remember
+from anytime.support.trust import is_untrusted, remember
 from anytime.training.build import TrainingJob, build
 from anytime.training.callbacks import Interrupted
 from anytime.training.checkpoints import read_checkpoint
@@ -30,6 +29,7 @@ from anytime.training.rundir import (
     finish_replacement,
     in_training,
     is_main_process,
+    names_of_run,
     new_run,
     read_run,
     set_state,
@@ -88,13 +88,11 @@ def resume_training(run: Path, trust: bool = False, flags: Sequence[str] = ()) -
         if is_main_process():
             finish_replacement(run)  # if it was killed in the middle of that
         folder = in_training(run)
-        source = folder / CONFIG
-        remembered = source.is_file() and is_remembered(source, read_limited(source, CONFIG_BYTES).decode(errors="replace"))
-        with names_from(source, trust, remembered=remembered):
+        with names_of_run(folder, trust):
             written, state = read_run(folder)
             config = _resumed_config(folder, written, flags)
             if is_untrusted():
-                check_foreign(config, source)
+                check_foreign(config, folder / CONFIG)
             if state["state"] == "finished":
                 raise UsageError(f"{run} is finished; `anytime evaluate {run}` measures it")
             begun = (folder / CHECKPOINT).is_file()

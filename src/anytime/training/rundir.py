@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +20,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from anytime.cost import hardware
 from anytime.data.record import RECORD
 from anytime.saving import CONFIG as MODEL_CONFIG
-from anytime.saving import WEIGHTS
+from anytime.saving import CONFIG_BYTES, WEIGHTS
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write, check_no_file_above, make_folder, part_of, remove_folder, remove_leftovers
 from anytime.support.folders import LOCK, OWN, REPLACEMENT, STATE, STUDY_TRACES, check_folder
 from anytime.support.locks import only_writer
 from anytime.support.owned import check_own, looks_foreign, only_own_in, state_of
 from anytime.support.trace_files import is_study_trace
+from anytime.support.trust import is_declared, is_remembered, names_from
 from anytime.training.config import SECTIONS, Config, UsageError, read_recipe
 from anytime.version import __version__
 
@@ -202,10 +203,23 @@ def set_state(path: Path, state: str, changed: Config | None = None, training: d
         part.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 
 
+def names_of_run(path: Path, trust: bool = False, typed: Collection[str] = ()) -> AbstractContextManager[None]:
+    """Inside, names come from the configuration of a run directory; see `names_from` for `trust` and `typed`.
+
+    A run that was trained here and has not changed is remembered.
+    """
+    file = path / CONFIG
+    remembered = file.is_file() and is_remembered(file, read_limited(file, CONFIG_BYTES).decode(errors="replace"))
+    return names_from(file, trust, typed, remembered=remembered)
+
+
 def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     """Resolved configuration and state of a run directory.
 
+    Unless a source of names is declared (see `names_of_run`), import paths need the consent that is remembered.
+
     Raises:
+        UntrustedName: It names an import path, and nobody has consented to it.
         UsageError: There is no such directory.
         FileNotFoundError: It is incomplete.
         ValueError: A file is damaged, or from another version.
@@ -223,7 +237,8 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     if not isinstance(state.get("state"), str):
         raise ValueError(f"{path / STATE} is damaged: the state of the run is missing")
     try:
-        config = read_recipe(path / CONFIG)
+        with nullcontext() if is_declared() else names_of_run(path):
+            config = read_recipe(path / CONFIG)
     except UsageError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if missing := [section for section in SECTIONS if section not in config and section != "regime"]:  # added later

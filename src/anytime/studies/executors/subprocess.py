@@ -20,6 +20,7 @@ import torch
 
 from anytime.model import AnytimeModel
 from anytime.support.allocator import keep_freed_memory
+from anytime.support.trust import names_from
 
 
 class TrainingStopped(RuntimeError):
@@ -48,7 +49,7 @@ def train_in_subprocess(arguments: Sequence[str], log: Path) -> int:
         TrainingStopped: Another process is running this training.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "anytime", "train", *arguments]
+    command = [sys.executable, "-P", "-m", "anytime", "train", *arguments]
     with log.open("ab") as file, _termination_is_interruption():
         _lock(file, log)
         # In its own process group the training does not see the terminal's Ctrl-C; this process forwards it once.
@@ -103,20 +104,27 @@ def retrain(model: AnytimeModel, arguments: Mapping[str, Any], **changes: Any) -
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
-        ValueError: The loss is not finite.
+        ValueError: The loss is not finite, or the recipe lacks a section.
+        UntrustedName: The model is not trusted, and its recipe names an import path or uses the network.
     """
     from anytime.training.build import build
     from anytime.training.callbacks import Interrupted
-    from anytime.training.config import resolve_recipe
+    from anytime.training.config import SECTIONS, resolve_recipe
+    from anytime.training.foreign import check_foreign
     from anytime.training.module import NonFiniteLoss
 
-    recipe = resolve_recipe(copy.deepcopy(model.info.recipe) | changes)
-    recipe["model"]["init_args"] |= arguments
-    job = build(recipe, filled_later=True)
-    job.model.load_state_dict(job.model.state_dict() | model.state_dict())
-    if not torch.cuda.is_available():
-        keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
+    source = "the model's config.json"
+    with names_from(source, remembered=model.info.trusted), tempfile.TemporaryDirectory() as folder:
+        recipe = resolve_recipe(copy.deepcopy(model.info.recipe) | changes)
+        if missing := [section for section in SECTIONS if section not in recipe and section != "regime"]:
+            raise ValueError(f"the recipe in {source} is damaged: {missing[0]} is missing")
+        recipe["model"]["init_args"] |= arguments
+        if not model.info.trusted:
+            check_foreign(recipe, source)
+        job = build(recipe, filled_later=True)
+        job.model.load_state_dict(job.model.state_dict() | model.state_dict())
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         try:
             job.fit(folder)
         except Interrupted as error:

@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 from anytime.analysis.inflation import expected_inflation
 from anytime.analysis.optimal import Exits
 from anytime.analysis.statistics import first_trace, means
-from anytime.data import create_data
 from anytime.objectives import step_losses
 from anytime.objectives.weighting import normalized, sieve
 from anytime.pretrained import load
+from anytime.reporting.evaluation import trained_on
 from anytime.reporting.plots import BLUE, COLOURS, DASHES, GREEN, GREY, RED
 from anytime.studies.claims import Claim
 from anytime.studies.figures import panels
@@ -31,19 +31,30 @@ from anytime.studies.hu2017.strategies import eann_exits, opt_plus_exits, rivals
 from anytime.studies.hu2017.tables import heading, measure, measure_optimal
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
+from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
+from anytime.support.folders import LOSSES, check_file
+from anytime.support.owned import check_own
 from anytime.training.logs import METRICS as METRICS_FILE
-
-LOSSES = "training-losses.json"
 
 
 def training_losses(run: Path) -> list[float]:
-    """-mean log softmax(z_t)_label of each exit over the unaugmented training images, in nats; cached in the run directory."""
-    if (run / LOSSES).is_file():
-        return json.loads((run / LOSSES).read_text())
+    """-mean log softmax(z_t)_label of each exit over the unaugmented training images, in nats; cached in the run directory.
+
+    Raises:
+        NotOurs: The file of the cache holds something else.
+        ValueError: The run's model is damaged, or the cache is a pipe or a link out of the directory.
+        UntrustedName: The run was not trained here, and its recipe names an import path.
+    """
+    path = run / LOSSES
+    check_file(path)
+    check_own(path)
+    if path.is_file() and (content := path.read_bytes().strip(b"\0")):  # else its machine lost its power
+        stored: list[float] = parse_json(content, path)
+        return stored
     model = load(run)
-    recipe = model.info.recipe["data"]
-    data = create_data(recipe["class_path"], **recipe["init_args"] | {"augment": "none"})
+    data = trained_on(model, run=run)
+    data.augment = "none"
     data.setup("fit")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -54,7 +65,7 @@ def training_losses(run: Path) -> list[float]:
             losses = step_losses(model(batch).float(), target.to(device))
             total += len(target) * losses.double().cpu()
             images += len(target)
-    with atomic_write(run / LOSSES) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps((total / images).tolist()) + "\n", encoding="utf-8")
     return (total / images).tolist()
 

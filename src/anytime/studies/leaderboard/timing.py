@@ -8,6 +8,7 @@ import torch
 
 from anytime.cost import step_seconds
 from anytime.model import create_model
+from anytime.support.trust import names_from
 from anytime.trace import Trace
 
 ROUNDS = 15
@@ -16,8 +17,8 @@ ROUNDS = 15
 def one_thread_seconds(traces: Mapping[str, Trace], rounds: int = ROUNDS) -> dict[str, Sequence[float]]:
     """Cumulative median seconds of each answer to one image on one thread of this CPU, by name, `[T]`.
 
-    The networks are built anew from the arguments in their traces, because time does not depend on weights. Each round times
-    all of them, so other work on the machine slows all alike.
+    The networks are built anew from the arguments in their traces, because time does not depend on weights. Names in traces
+    are looked up, never imported. Each round times all networks, so other work on the machine slows all alike.
 
     Args:
         traces: A trace of each network.
@@ -27,7 +28,9 @@ def one_thread_seconds(traces: Mapping[str, Trace], rounds: int = ROUNDS) -> dic
     networks = {}
     for name, trace in traces.items():
         arguments = dict(trace.meta["model_arguments"])
-        networks[name] = create_model(trace.meta["model"], arguments.pop("num_classes"), **arguments).eval()
+        arguments |= {"pretrained": False} if "pretrained" in arguments else {}
+        with names_from(f"the trace of {name}"):
+            networks[name] = create_model(trace.meta["model"], arguments.pop("num_classes"), **arguments).eval()
     torch.set_num_threads(1)
     try:
         for _ in range(rounds + 1):

@@ -1,6 +1,9 @@
 """Neural networks that hold an answer at any moment, and answer better the longer they may compute."""
 
-from __future__ import annotations
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.orig_argv[-len(sys.argv)] in ("anytime", "-manytime"):
+    del sys.path[0]  # of `python -m anytime`: files of the working directory must not shadow what is imported from here on
 
 import importlib
 from importlib.util import find_spec

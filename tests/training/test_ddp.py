@@ -84,6 +84,23 @@ def test_metrics_count_every_image_once(tiny, own_net, tmp_path, monkeypatch, va
     assert {key: found[key] for key in wanted} == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize("options", [(), ("-P",)])
+def test_each_device_imports_what_is_typed_and_no_other_file_of_the_working_directory(tiny, own_net, tmp_path, options):
+    """Lightning starts the second process as `python -m anytime` without `-P`."""
+    payload = "from pathlib import Path\nPath('executed').touch()\nraise ImportError('payload')\n"
+    for name in ("multiprocessing", "difflib", *(["anytime"] if options else [])):
+        (tmp_path / f"{name}.py").write_text(payload)
+    flags = [f"--model={own_net}", *(flag for flag in tiny if not flag.startswith("--model")), "--epochs=1", "--devices=2"]
+    command = [sys.executable, *options, "-m", "anytime", "train", *flags, "--data.batch_size=16", "--run=two"]
+    unset = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    result = subprocess.run(
+        command, env=unset | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "executed").exists()
+    assert load(tmp_path / "two").num_steps == 2
+
+
 def test_wrong_usage_is_reported_under_torchrun(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = torchrun("train", *tiny, "--model.widht", "3")

@@ -213,6 +213,7 @@ def test_a_view_may_be_recorded_on_validation_images(tmp_path):
     create_run(path, config)
     model = create_model("anytimenet", 2, in_channels=1, width=4)
     model.info = ModelInfo(class_names=("1", "7"), recipe=config)
+    set_state(path, "finished")
     model.save(path)
     record_views(path, {"A": None, "A, on validation": on_validation})
     data = create_data("digits", classes=["1", "7"], validation=config["data"]["init_args"]["validation"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 import anytime
 from anytime.cli import main
-from anytime.export.folder import _replace, check_replaceable
+from anytime.export.folder import _new_folder, _replace, check_replaceable
 from anytime.runtime.engines.exported import write_manifest
 from anytime.runtime.engines.manifest import GraphValue, Manifest, Origin, StepFile
 from anytime.training.rundir import set_state
@@ -19,9 +21,10 @@ from anytime.training.rundir import set_state
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 SIZE = (1, 4, 4)
+CHANGES = ("replace", "rename", "unlink", "rmdir")
 
 
-def graph() -> bytes:
+def graph(weight: float = 0.1) -> bytes:
     """An ONNX file: 3 logits from images, by a matrix product."""
     number, make = onnx.TensorProto.FLOAT, onnx.helper
     nodes = [
@@ -32,18 +35,21 @@ def graph() -> bytes:
         [make.make_tensor_value_info("images", number, [1, *SIZE])],
         [make.make_tensor_value_info("answer", number, [1, 3])],
     )
-    made = make.make_graph(nodes, "step", *values, [make.make_tensor("weight", number, [16, 3], [0.1] * 48)])
+    made = make.make_graph(nodes, "step", *values, [make.make_tensor("weight", number, [16, 3], [weight] * 48)])
     return make.make_model(made, opset_imports=[make.make_opsetid("", 18)], ir_version=9).SerializeToString()
 
 
-def exported(folder: Path, macs: int = 48) -> Path:
-    """A folder that `anytime export` could have written."""
-    data = graph()
+def exported(folder: Path, macs: int = 48, steps: int = 1, weight: float = 0.1) -> Path:
+    """A folder that `anytime export` could have written; its steps differ in their weights."""
     images, answer = GraphValue("images", (1, *SIZE), "float32"), GraphValue("answer", (1, 3), "float32")
-    step = StepFile("step_1.onnx", hashlib.sha256(data).hexdigest(), (images,), (Origin(0),), (answer,), macs)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / step.file).write_bytes(data)
-    write_manifest(folder, Manifest("onnx", "float32", 1, "mine", (3,), SIZE, (0.0,), (1.0,), 48, 1e-4, {}, (step,), {}))
+    files = []
+    for t in range(1, steps + 1):
+        data = graph(weight * t)
+        (folder / f"step_{t}.onnx").write_bytes(data)
+        files.append(StepFile(f"step_{t}.onnx", hashlib.sha256(data).hexdigest(), (images,), (Origin(0),), (answer,), macs))
+    manifest = Manifest("onnx", "float32", 1, "mine", (3,), SIZE, (0.0,), (1.0,), 48, 1e-4, {}, tuple(files), {})
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -122,17 +128,65 @@ def test_rules_of_a_copy_of_an_export_are_kept(tmp_path: Path) -> None:
     assert list(_saved_in(tmp_path / "copy", anytime.load(tmp_path / "export"), False).info.rules) == ["first"]
 
 
-def test_an_export_whose_replacement_was_killed_can_be_replaced(tmp_path: Path, killed: Any) -> None:
-    """Beside files of the user, which stay."""
+def loaded_macs(folder: Path) -> int:
+    """MACs of the export that a folder holds; 0 if it says that the same command completes it."""
+    with suppress(ValueError):
+        return anytime.load(folder).manifest.steps[0].macs
+    with pytest.raises(ValueError, match="was when `anytime export --overwrite` was stopped: the same command"):
+        anytime.load(folder)
+    return 0
+
+
+def test_a_killed_replacement_leaves_an_export_or_says_how_to_complete_it(tmp_path: Path, killed: Any) -> None:
+    """Beside files of the user, which stay. The earlier export has a step more, the new one another graph."""
+    seen = []
     for number in range(1, 20):
         place = tmp_path / str(number)
-        folder, part = exported(place / "export"), exported(place / "part", macs=49)
+        folder, part = exported(place / "export", steps=2), exported(place / "part", macs=49, weight=0.2)
         (folder / "step_3.onnx").write_text("mine")
         ended = not killed(number, place, lambda folder=folder, part=part: _replace(folder, part))  # type: ignore[misc]
-        shutil.rmtree(part)
+        seen.append(loaded_macs(folder))
+        shutil.rmtree(part, ignore_errors=True)
         _replace(folder, exported(part, macs=50))
-        assert anytime.load(folder).manifest.steps[0].macs == 50
+        assert loaded_macs(folder) == 50
         assert set(content(folder)) == {f"{folder}/{name}" for name in ("manifest.json", "step_1.onnx", "step_3.onnx")}
         if ended:
             break
-    assert number == 4
+    assert seen == [48, 48, 0, 0, 49, 49]
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_an_error_between_the_renames_loses_no_export(number: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """Ctrl-C deleted the earlier export and the new one; the same export again completes it."""
+    folder, left, moved = exported(tmp_path / "export", steps=2), [number], {name: getattr(os, name) for name in CHANGES}
+
+    def stopping(name: str) -> Any:
+        def change(*arguments: Any, **more: Any) -> Any:
+            inside = str(arguments[-1]).startswith(str(folder)) and not str(arguments[-1]).endswith(".lock")
+            left[0] -= inside
+            if inside and left[0] == 0:
+                raise KeyboardInterrupt
+            return moved[name](*arguments, **more)
+
+        return change
+
+    with monkeypatch.context() as patched:
+        for name in CHANGES:
+            patched.setattr(os, name, stopping(name))
+        with pytest.raises(KeyboardInterrupt), _new_folder(folder) as part:
+            exported(part, macs=49, weight=0.2)
+    assert loaded_macs(folder) in (0, 48, 49)
+    with _new_folder(folder) as part:
+        exported(part, macs=49, weight=0.2)
+    assert loaded_macs(folder) == 49
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["export", "manifest.json", "step_1.onnx"]
+
+
+def test_what_a_stranger_calls_an_unfinished_export_takes_no_files(tmp_path: Path) -> None:
+    folder, other = exported(tmp_path / "export"), exported(tmp_path / "other", macs=49)
+    (folder / ".export.next").symlink_to(other)
+    before = content(tmp_path)
+    with pytest.raises(OSError, match="directory"):
+        _replace(folder, exported(tmp_path / "part", macs=50))
+    shutil.rmtree(tmp_path / "part")
+    assert content(tmp_path) == before

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from anytime.export.onnx import SUFFIX, convert, require_engine, require_openvin
 from anytime.export.quantize import Calibration, Comparison, check_loss, loss_of, quantised
 from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
-from anytime.runtime.engines.manifest import MANIFEST, WHOLE, GraphValue, Manifest, Origin, StepFile, read_manifest
+from anytime.runtime.engines.manifest import MANIFEST, NEXT, WHOLE, GraphValue, Manifest, Origin, StepFile, read_manifest
 from anytime.runtime.engines.whole import WholeRun
 from anytime.support.files import check_no_file_above, make_folder, part_of, remove_leftovers
 from anytime.support.folders import LOCK
@@ -104,7 +104,7 @@ def export_model(
     if size is None:
         raise ValueError("the model does not know the size of its images; give input_size=(channels, height, width)")
     check_replaceable(directory, overwrite)
-    old = _graphs(directory)
+    old = _graphs(directory, directory / NEXT)
     names = [f"step_{t}{suffix}" for t in range(1, model.num_steps + 1)] + [WHOLE] * one_graph
     check_contents(directory, {name: old.get(name, set()) for name in names})
     model = _plain_copy(model)
@@ -235,26 +235,48 @@ def _new_folder(directory: Path) -> Iterator[Path]:
 
 
 def _replace(directory: Path, part: Path) -> None:
-    """Moves an export to a folder, in the place of the earlier one.
+    """Moves an export to a folder, in the place of the earlier one, after completing what a kill has left unfinished.
 
-    After a kill it is damaged, but still an export that can be replaced: every graph is one of its manifest.
+    First the new export is moved into the folder as a whole, where it stays until it is complete: after a kill the earlier or
+    the new one can be loaded, or the next export there completes the new one.
 
     Raises:
         NotOurs: A file there has the name of a graph, or the folder holds something else by now.
     """
     check_room_for_export(directory)
-    old, files = _graphs(directory), sorted(path.name for path in part.iterdir())
-    check_contents(directory, {name: old.get(name, set()) for name in files if name != MANIFEST})
-    for name, digests in old.items():
-        if digest_of_file(directory / name) in digests:
-            (directory / name).unlink()
-    for name in sorted(files, key=lambda name: name != MANIFEST):
-        os.replace(part / name, directory / name)
+    _complete(directory)
+    old = _graphs(directory)
+    check_contents(directory, {path.name: old.get(path.name, set()) for path in part.iterdir() if path.name != MANIFEST})
+    part.rename(directory / NEXT)
+    _complete(directory)
 
 
-def _graphs(directory: Path) -> dict[str, set[str]]:
-    """The files of the graphs of the export in a folder, and their SHA-256."""
-    if not (directory / MANIFEST).is_file():
-        return {}
-    manifest = read_manifest(directory, ENGINES)
-    return {step.file: {step.sha256} for step in (*manifest.steps, manifest.whole) if step is not None}
+def _complete(directory: Path) -> None:
+    """Moves the export that a folder holds in `NEXT`: its graphs, and its manifest once the earlier graphs are removed."""
+    new = directory / NEXT
+    if new.is_symlink() or not new.is_dir():
+        return
+    old, graphs = (_graphs(folder) for folder in (directory, new))
+    check_contents(directory, {name: old.get(name, set()) | digests for name, digests in graphs.items()})
+    for name, digests in graphs.items():
+        if digest_of_file(new / name) in digests:  # not moved yet
+            os.replace(new / name, directory / name)
+    if graphs:
+        for name in old.keys() - graphs.keys():
+            if digest_of_file(directory / name) in old[name]:
+                (directory / name).unlink()
+        os.replace(new / MANIFEST, directory / MANIFEST)
+    with suppress(OSError):  # it holds something else
+        new.rmdir()
+
+
+def _graphs(*folders: Path) -> dict[str, set[str]]:
+    """The files of the graphs of the exports in folders, and their SHA-256."""
+    graphs: dict[str, set[str]] = {}
+    for folder in folders:
+        if (folder / MANIFEST).is_file():
+            manifest = read_manifest(folder, ENGINES)
+            for step in (*manifest.steps, manifest.whole):
+                if step is not None:
+                    graphs.setdefault(step.file, set()).add(step.sha256)
+    return graphs

@@ -20,7 +20,7 @@ from anytime.registry import register_loader
 from anytime.runtime.engines import onnx, openvino
 from anytime.runtime.engines.base import Graph, StepMeasurement
 from anytime.runtime.engines.graph_check import Allowance
-from anytime.runtime.engines.manifest import MANIFEST, Manifest, Origin, StepFile, needed_after, read_manifest
+from anytime.runtime.engines.manifest import MANIFEST, NEXT, Manifest, Origin, StepFile, needed_after, read_manifest
 from anytime.runtime.engines.onnx import OnnxGraph
 from anytime.runtime.engines.openvino import OpenvinoGraph
 from anytime.runtime.engines.pytorch import EagerSteps
@@ -235,9 +235,15 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False) -> Expor
     deployment = {"engine": version(), "threads": threads, "dtype": manifest.precision}
     loaded: dict[Any, Graph] = {}  # steps that compute the same share a graph
     keys = [(step.file, step.sha256, step.inputs, step.outputs) for step in manifest.steps]
-    for key, step in zip(keys, manifest.steps, strict=True):
-        if key not in loaded:
-            loaded[key] = load(directory, step, threads, allowance, keys.count(key), manifest.precision)
+    try:
+        for key, step in zip(keys, manifest.steps, strict=True):
+            if key not in loaded:
+                loaded[key] = load(directory, step, threads, allowance, keys.count(key), manifest.precision)
+    except (OSError, ValueError) as error:
+        if not (directory / NEXT / MANIFEST).is_file():
+            raise
+        begun = f"{directory} is being replaced, or was when `anytime export --overwrite` was stopped"
+        raise ValueError(f"{begun}: the same command again completes it ({error})") from error
     model = ExportedModel(manifest, directory, [loaded[key] for key in keys], deployment)
     model.info = replace(info, input_size=manifest.input_size)
     return model.eval()

@@ -20,6 +20,7 @@ FORMAT = 1
 IMAGES, ANSWER, BATCH = "images", "answer", "batch"
 _FILE = r"step_[1-9]\d{0,3}\.onnx"  # of a step: only what `anytime export` writes, because saving replaces files of this name
 WHOLE = "step_0.onnx"  # all steps as one graph
+NEXT = ".export.next"  # of an exported folder: the new export, while it replaces the earlier one
 PRECISIONS = ("float32", "bfloat16", "int8")
 TYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 

@@ -123,3 +123,37 @@ def test_attaching_draws_no_random_numbers() -> None:
     np.random.seed(0)
     attach_exits([nn.Conv2d(3, 3, 1), Part(UNSEEN["random"][0]), nn.Flatten(), nn.Linear(192, 5)], 2, input_size=SIZE)
     assert (random.random(), np.random.rand()) == expected
+
+
+def test_one_output_is_no_classification() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 1)]
+    with pytest.raises(ValueError, match=r"gives one output, .* give task='regression' if it is a value"):
+        attach_exits(layers, exits=2, input_size=SIZE)
+    with pytest.raises(ValueError, match="task must be 'classification' or 'regression', got 'dense'"):
+        attach_exits(layers, exits=2, input_size=SIZE, task="dense")
+    model = attach_exits(layers, exits=2, input_size=SIZE, task="regression")
+    assert model.info.task == "regression"
+
+
+def test_a_compiled_network_is_refused() -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    compiled = nn.Sequential(*layers)
+    compiled.compile(backend="eager")
+    for network in (torch.compile(layers, backend="eager"), compiled):
+        with pytest.raises(
+            ValueError, match="is compiled: attach exits to the network itself, and compile the model with exits"
+        ):
+            attach_exits(network, exits=2, input_size=SIZE)
+
+
+def test_parts_in_another_precision_are_one_sentence() -> None:
+    class Mixed(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.b(self.a(x).bfloat16()).relu()
+            return self.fc(self.c(h).to(x.dtype).mean((2, 3)))
+
+    network = Mixed(None)
+    network.b.bfloat16()
+    network.c.bfloat16()
+    with pytest.raises(ValueError, match="the stages do not do what Mixed does: they fail with '"):
+        attach_exits(network, exits=["b"], input_size=SIZE)

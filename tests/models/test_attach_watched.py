@@ -129,3 +129,18 @@ def test_a_name_made_of_a_size_fits_one_size() -> None:
     model = attached(lambda net, h: h * getattr(net, "scale_%d" % h.shape[-1], 1.0))  # noqa: UP031, a text of Python's own
     with pytest.raises(ValueError, match="cut for images of 8x8 pixels, got 16x16"):
         model(torch.rand(2, 3, 16, 16))
+
+
+def sliced(net: Any, h: Tensor) -> Tensor:
+    for part in net.blocks[: h.shape[-1] // 8]:
+        h = part(h).relu()
+    return h
+
+
+def test_a_list_that_a_size_cuts_fits_one_size() -> None:
+    torch.manual_seed(0)
+    model = attach_exits(Net(sliced).eval(), exits=3, input_size=(3, 32, 32)).eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(x)[-1], model.backbone(x))
+    with pytest.raises(ValueError, match="cut for images of 32x32 pixels, got 16x16"):
+        model(torch.rand(2, 3, 16, 16))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,13 @@ from anytime.models.surgery.attach.trace import logits_of
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
 from anytime.models.surgery.hugging_face import settled
 from anytime.registry import register_model
+from anytime.saving import Task
 from anytime.support.names import import_subclass
 from anytime.support.text import one_line
+from anytime.support.trust import weights_follow
 from anytime.support.units import ImageSize, image_size
+
+TASKS = ("classification", "regression")
 
 
 def _given_cuts(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> list[Cut]:
@@ -67,6 +71,7 @@ def attach_exits(
     reset: bool = False,
     pretrained: bool | str | Path = False,
     options: dict[str, Any] | None = None,
+    task: str = "classification",
 ) -> AttachedExits:
     """Makes any classifier answer after each of several stages; the last answer is the classifier's own.
 
@@ -99,11 +104,12 @@ def attach_exits(
         reset: Give the network a new classifier if it has another number of classes. It then counts as a head.
         pretrained: For a name: a file with the backbone's weights; True: those that its library downloads.
         options: For a name: further arguments of the backbone.
+        task: What the K outputs are: the logits of a "classification", or the values of a "regression".
 
     Raises:
-        ValueError: The network cannot be traced; names are not places to cut, repeated or out of order; there are fewer places
-            than exits; the number of classes differs without `reset`; the classifier is not found; heads do not give K logits;
-            the stages are not the network.
+        ValueError: The network cannot be traced or is compiled; it has one output and the task is a classification; names are
+            not places to cut, repeated or out of order; there are fewer places than exits; the number of classes differs
+            without `reset`; the classifier is not found; heads do not give K logits; the stages are not the network.
 
     Example:
         >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
@@ -115,6 +121,8 @@ def attach_exits(
         raise ValueError("build the model outside torch.inference_mode(): inference tensors cannot be trained")
     exits = (exits,) if isinstance(exits, str) else exits
     input_size = image_size(input_size)
+    if task not in TASKS:
+        raise ValueError(f"task must be {' or '.join(map(repr, TASKS))}, got {task!r}")
     if isinstance(backbone, str):
         if stages is not None or not isinstance(head, str):
             raise ValueError(f"stages and custom heads need a network, not its name {backbone!r}")
@@ -122,7 +130,7 @@ def attach_exits(
             raise ValueError(f"{backbone!r} is a name, which needs num_classes")
         arguments: dict[str, Any] = {"spread": spread, "first": first, "head": head, "input_size": input_size}
         arguments |= {"classifier": classifier, "additive": additive, "shrink": shrink}
-        arguments |= {"reset": reset, "pretrained": pretrained, "options": options}
+        arguments |= {"reset": reset, "pretrained": pretrained, "options": options, "task": task}
         exits = exits if isinstance(exits, int) else tuple(exits)
         classes: Any = num_classes
         model = create_model("attach", classes, in_channels=input_size[0], backbone=backbone, exits=exits, **arguments)
@@ -131,6 +139,7 @@ def attach_exits(
     if pretrained is not False or options:
         raise ValueError("pretrained and options need a backbone given by name; this one is already a network")
     network = _one_network(backbone)
+    _check_uncompiled(network)
     check_shrink(shrink)
     if shrink != 1 and not additive:
         raise ValueError(f"shrink={shrink} needs additive=True: without it, answers do not add up")
@@ -140,6 +149,7 @@ def attach_exits(
         raise ValueError(f"stages fix the exits, so exits={list(exits)} cannot be given as well")
     x = cut_points.example_images(network, input_size, 2)
     classes = _fit_classifier(network, x, num_classes, classifier, reset)
+    _check_outputs(network, classes, task)
     new = find_classifiers(network, classifier) if reset else ()
     size, tail, watch = None, None, None
     by_latency = isinstance(exits, int) and spread == "latency"
@@ -168,7 +178,7 @@ def attach_exits(
     model = kind(network, stages, cuts, heads, classes, x.shape[1], size, new, tail, watch)
     if isinstance(model, AdditiveExits):
         model.shrink = shrink
-    model.info.input_size = input_size
+    model.info.input_size, model.info.task = input_size, cast(Task, task)
     if by_latency:
         model.measured_arguments = {"exits": list(model.exits), "first": None}
         model.settled_arguments = dict(model.measured_arguments)
@@ -183,6 +193,20 @@ def _one_network(backbone: nn.Module | Sequence[nn.Module]) -> nn.Module:
         kinds = ", ".join(sorted({type(layer).__name__ for layer in layers})) or "nothing"
         raise ValueError(f"backbone must be a network, its name or a list of modules; the list holds {kinds}")
     return nn.Sequential(*layers)
+
+
+def _check_uncompiled(network: nn.Module) -> None:
+    if hasattr(network, "_orig_mod") or network._compiled_call_impl is not None:
+        raise ValueError("the network is compiled: attach exits to the network itself, and compile the model with exits")
+
+
+def _check_outputs(network: nn.Module, classes: int | Sequence[int], task: str) -> None:
+    levels = (classes,) if isinstance(classes, int) else classes
+    if task == "classification" and 1 in levels and not weights_follow():
+        raise ValueError(
+            f"{type(network).__name__} gives one output, which as a class always has the probability 1: give "
+            "task='regression' if it is a value, or a network with two outputs, one for each class"
+        )
 
 
 def _tail(surveyed: Survey, places: Sequence[Place], classifiers: Sequence[str]) -> tuple[Stage, Stage] | None:
@@ -262,6 +286,7 @@ def attach(
     shrink: float = 1.0,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    task: str = "classification",
 ) -> AttachedExits:
     """A torchvision, timm or Hugging Face classifier with exits: the trunk is cut into stages, each followed by a head.
 
@@ -285,6 +310,7 @@ def attach(
         mean: Value per channel that is subtracted from images in [0, 1]; default: the one stored with the weights or known
             for this backbone, else in training the data's.
         std: Value per channel by which they are then divided.
+        task: What the K outputs are: the logits of a "classification", or the values of a "regression".
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std belong together, got mean={mean} and std={std}")
@@ -297,7 +323,7 @@ def attach(
     check_saved(network, size, classifier)
     if pretrained is False:  # an untrained classifier can be replaced without loss
         _fit_classifier(network, cut_points.example_images(network, size, 1), num_classes, classifier, reset=True)
-    added: Any = {"additive": additive, "shrink": shrink, "classifier": classifier, "reset": reset}
+    added: Any = {"additive": additive, "shrink": shrink, "classifier": classifier, "reset": reset, "task": task}
     model = attach_exits(network, exits, num_classes, spread, first, head, size, **added)
     subtracted, divisor = (own_mean, own_std) if mean is None else (mean, std)
     if subtracted is not None and divisor is not None:

@@ -49,7 +49,7 @@ class Condition(NamedTuple):
     dtype: torch.dtype | None = None
     channels_last: bool = False
     gradients: bool = False
-    larger: tuple[int, int] = (0, 0)  # pixels that each side has more
+    larger: tuple[int, int] = (0, 0)  # pixels that each side has more, or fewer below 0
 
     @property
     def differences(self) -> list[Condition]:
@@ -141,6 +141,11 @@ class _Trials:
                     difference.note()
                 taken = True
         self.evaluation.fixed |= not taken
+        if not self.evaluation.fixed:  # half as large: what a list is cut to by a size may be all of it for larger ones
+            with suppress(Exception):
+                height, width = self.x.shape[2:]
+                for difference in self._compare(Condition(larger=(height // 2 - height, width // 2 - width)), None):
+                    difference.note()
 
     def _try(self, condition: Condition) -> None:
         """Notes what differs in a condition; in each of its parts if the network fails in it or cannot be cut for it."""

@@ -90,6 +90,11 @@ def test_what_a_graph_cannot_hold_is_refused(name: str) -> None:
         attached(how)
 
 
+def test_a_hook_is_found_while_the_weights_are_frozen() -> None:
+    with pytest.raises(ValueError, match="puts a hook on a tensor in forward"):
+        attach_exits(Net(hooked).requires_grad_(False), exits=3, input_size=SIZE)
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", ["function", "hook", "kept", "random", "reentrant"])
 def test_a_part_that_does_what_a_graph_cannot_hold_stays_whole(name: str) -> None:

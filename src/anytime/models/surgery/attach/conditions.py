@@ -210,6 +210,8 @@ class _Trials:
     def _imagined(self, condition: Condition, mode: Any, device: torch.device | str) -> Call:
         """A trace that computes shapes only: inside `mode`, tensors have no values."""
         network = imagined_copy(self.network, condition.dtype, mode, device)
+        for weight in network.parameters() if condition.gradients else ():
+            weight.requires_grad = weight.is_floating_point()  # also one that is frozen now
         with imagined(), mode, torch.set_grad_enabled(condition.gradients):
             found = CallTracer(network, False, lambda: 0).run(self._images(condition, device))
         read_as_well(self.evaluation, found, self.network, condition.larger != (0, 0))

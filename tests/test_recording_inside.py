@@ -72,7 +72,11 @@ def test_features_and_class_weights_give_the_answers(name, monkeypatch):
     assert torch.allclose(trace.logits, plain, atol=1e-4 * float(scale))
     for t, (f, w) in enumerate(zip(trace.features, trace.class_weights, strict=True)):
         assert w.shape == (7, f.shape[1])
-        added = {"boosted": lambda z, t: z, "zero_time_waste": lambda z, t: z.softmax(1) @ model.heads[t - 1].detach().T}
+        added = {
+            "boosted": lambda z, t: z,
+            "zero_time_waste": lambda z, t: z.softmax(1) @ model.heads[t - 1].detach().T,
+            "fast_views": lambda z, t: z if t >= 3 else None,  # the mean over views
+        }
         rest = added[name](trace.logits[t - 1], t) if t and name in added else None
         assert affine(trace.logits[t], f @ w.T, rest) < 1e-3 * float(scale)
         assert rest is None or affine(trace.logits[t], f @ w.T, None) > 1e-3 * float(scale)

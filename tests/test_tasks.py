@@ -16,8 +16,8 @@ from anytime.model import AnytimeModel
 from anytime.objectives import pixel_cross_entropy, squared_error
 from anytime.runtime.gathered import Gathered, pack
 from anytime.saving import TASKS, ModelInfo
-from anytime.support.hub_card import hub_card
 from anytime.stopping import Confidence, Deadline, Fitted, MacBudget, Never, Patience, save_rule
+from anytime.support.hub_card import hub_card
 from anytime.testing import check_anytime_model
 
 STEPS, SIZE = 3, (1, 6, 6)

@@ -192,13 +192,9 @@ class AnytimeModel(nn.Module, SavedModel):
         """
         self.check_step(step)
         state = self.initial_state(x)
-        if isinstance(self, SplitStep):
-            for _ in range(step):
-                state = self.advance(state)
-            return self.read(state), state
-        for _ in range(step):
-            logits, state = self.step(state)
-        return logits, state
+        for _ in range(step - 1):
+            state = self.advance(state) if isinstance(self, SplitStep) else self.step(state)[1]
+        return self.step(state)
 
     def check_step(self, step: int) -> None:
         """Raises ValueError unless `step` is a whole number in 1..T."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from anytime.runtime.engines.graph_check import Allowance, checked_graph
-from anytime.runtime.engines.graph_memory import Operation, most_held
+from anytime.runtime.engines.graph_memory import GraphOperation, most_held
 from anytime.runtime.engines.graph_operators import OPERATORS
 
 onnx = pytest.importorskip("onnx")
@@ -279,7 +279,7 @@ def test_operators_of_all_steps_count_together() -> None:
         checked_graph(data, "g", allowance)
 
 
-def all_orders(operations: Sequence[Operation]) -> list[list[int]]:
+def all_orders(operations: Sequence[GraphOperation]) -> list[list[int]]:
     makers = {name: place for place, operation in enumerate(operations) for name in operation.makes}
     needs = [{makers[name] for name in operation.reads if name in makers} for operation in operations]
     orders: list[list[int]] = [[]]
@@ -288,7 +288,7 @@ def all_orders(operations: Sequence[Operation]) -> list[list[int]]:
     return orders
 
 
-def held_in(order: Sequence[int], operations: Sequence[Operation], outputs: set[str]) -> int:
+def held_in(order: Sequence[int], operations: Sequence[GraphOperation], outputs: set[str]) -> int:
     live: dict[str, int] = {}
     most = 0
     for done, place in enumerate(order):
@@ -305,7 +305,7 @@ def test_no_order_of_computation_holds_more_than_is_said() -> None:
         operations = []
         for i in range(6):
             reads = source.sample([f"v{j}" for j in range(i)], min(i, source.choice([0, 1, 1, 2])))
-            operations.append(Operation(reads, {f"v{i}": source.choice([1, 10, 100])}, source.choice([0, 0, 50])))
+            operations.append(GraphOperation(reads, {f"v{i}": source.choice([1, 10, 100])}, source.choice([0, 0, 50])))
         outputs = {f"v{source.randrange(6)}"}
         true = max(held_in(order, operations, outputs) for order in all_orders(operations))
         said = most_held(operations, outputs, small=source.choice([0, 1, 10]))
@@ -314,11 +314,11 @@ def test_no_order_of_computation_holds_more_than_is_said() -> None:
 
 def test_a_long_chain_holds_two_values_and_a_residual_block_three() -> None:
     names = [f"v{i}" for i in range(50)]
-    line = [Operation([a], {b: 100}, 7) for a, b in pairwise(names)]
+    line = [GraphOperation([a], {b: 100}, 7) for a, b in pairwise(names)]
     assert most_held(line, {"v49"}, 0) == 100 + 200 + 7 + 7
     blocks, last = [], "v0"
     for i in range(20):
-        blocks += [Operation([last], {f"a{i}": 100}, 0), Operation([f"a{i}", last], {f"b{i}": 100}, 0)]
+        blocks += [GraphOperation([last], {f"a{i}": 100}, 0), GraphOperation([f"a{i}", last], {f"b{i}": 100}, 0)]
         last = f"b{i}"
-    blocks.append(Operation([last], {"end": 1}, 0))
+    blocks.append(GraphOperation([last], {"end": 1}, 0))
     assert most_held(blocks, {"end"}, 0) == 1 + 300

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import anytime
-from anytime.export.quantize import Calibration, Comparison, check_loss
+from anytime.export.quantize import Calibration, Int8Row, check_loss
 from anytime.runtime.engines.whole import WholeRun
 
 
@@ -58,7 +58,7 @@ def test_an_export_in_int8_is_judged_by_its_accuracy(tmp_path: Path) -> None:
     difference = (made(x) - model(x).detach()).abs().max() / model(x).detach().abs().max()
     assert 1e-4 < difference < 0.1  # rounded, and not otherwise wrong
     assert b"QuantizeLinear" in (tmp_path / "out/step_1.onnx").read_bytes()
-    wrong = [Comparison(1, 0.9, 0.9, 1, 1), Comparison(2, 0.95, 0.93, 1, 1)]
+    wrong = [Int8Row(1, 0.9, 0.9, 1, 1), Int8Row(2, 0.95, 0.93, 1, 1)]
     check_loss(wrong, 0.02)
     with pytest.raises(
         ValueError, match=r"in INT8 step 2 answers 93.00% of the images right instead of 95.00%, a loss of more"

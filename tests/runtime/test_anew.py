@@ -26,7 +26,7 @@ def networks() -> tuple[Any, Any]:
 
 
 def test_comparison(networks, monkeypatch, tmp_path: Path) -> None:
-    """An update of the cascade takes 1 s, a step of the serial network 0.375 s: it takes 2 of these in the time of 1 update."""
+    """An update of the cascade takes 1 s, a step of the serial network 0.375 s: 2 of these fit into the time of an update."""
     now, (model, serial) = [0.0], networks
     for kind, seconds in ((CascadedResNet, 1.0), (SerialResNet, 0.375)):
 

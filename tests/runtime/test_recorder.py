@@ -22,7 +22,7 @@ from anytime.cli import main
 from anytime.runtime import Predictor
 from anytime.runtime import recorder as module
 from anytime.runtime.recorder import FlightRecorder
-from anytime.runtime.replay import Settings, read_flights, replay
+from anytime.runtime.replay import ReplaySettings, read_flights, replay
 from anytime.stopping import Confidence, Entropy, MacBudget, Margin, Patience, SelectionLatency
 
 X = torch.full((1, 3, 2, 2), 0.5)
@@ -80,8 +80,8 @@ def test_a_replay_decides_as_the_flight_did(recorded: Callable, rule: Any) -> No
     (own,), (plain,) = read_flights(with_rule)[0], read_flights(with_rule.with_name("all.jsonl"))[0]
     expected = [(answer.step, answer.reason, answer.missed) for answer in answers]
     for flight in (own, plain):
-        settings = Settings.of(flight)
-        settings = Settings(settings.interrupt, settings.guard, rule, settings.plan, settings.macs)
+        settings = ReplaySettings.of(flight)
+        settings = ReplaySettings(settings.interrupt, settings.guard, rule, settings.plan, settings.macs)
         decided = replay(flight, settings)
         assert [each and (each.step, each.reason, each.missed) for each in decided] == expected
 
@@ -90,12 +90,12 @@ def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
     _, _, file = recorded(stop=Confidence(0.8))  # after step 1
     (flight,), lost = read_flights(file)
     assert lost == 0
-    known = Settings.of(flight)
-    hard = replay(flight, Settings("operator", 0.2, None, [(20.0, 10.0)] * 4, known.macs))
+    known = ReplaySettings.of(flight)
+    hard = replay(flight, ReplaySettings("operator", 0.2, None, [(20.0, 10.0)] * 4, known.macs))
     assert [each and each.step for each in hard] == [4, -1, -1, 1, 1, 2, 3, 3, 4]
-    slow = replay(flight, Settings("step", 0.0, None, [(20.0, 20.0)] * 4, known.macs, [2.0] * 4))
+    slow = replay(flight, ReplaySettings("step", 0.0, None, [(20.0, 20.0)] * 4, known.macs, [2.0] * 4))
     assert [each and each.step for each in slow] == [4, -1, -1, -1, -1, 1, 1, 1, 3]
-    bold = replay(flight, Settings("step", 0.0, Patience(2), known.plan, known.macs))
+    bold = replay(flight, ReplaySettings("step", 0.0, Patience(2), known.plan, known.macs))
     assert [each is None for each in bold] == [True, False, False, False, False, True, True, True, True]
 
 

@@ -131,9 +131,9 @@ def worker(naming: Naming) -> Worker:
 @pytest.fixture
 def play(worker: Worker) -> Callable[..., Any]:
     """`play(scenario, settings)` runs `scenario(client, server)` against a server of the worker, called `toy`."""
-    from anytime.server.app import Server, Settings
+    from anytime.server.app import Server, ServerSettings
 
-    def run(scenario: Callable[[Client, Any], Awaitable[None]], settings: Settings | None = None) -> Any:
+    def run(scenario: Callable[[Client, Any], Awaitable[None]], settings: ServerSettings | None = None) -> Any:
         server = Server({"toy": worker}, {"toy": (3, 4, 4)}, settings)
 
         async def scene() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 
-from anytime.server.app import Settings
+from anytime.server.app import ServerSettings
 
 Play = Callable[..., Any]
 PREDICT, INFER = "/v2/models/toy/predict", "/v2/models/toy/infer"
@@ -175,7 +175,7 @@ def test_too_many_live_images_and_clients_that_leave(play: Play, naming: Any, wo
         naming.gate.set()
         assert (await client.call("POST", PREDICT, GREY, RAW)).status == 200
 
-    server = play(scenario, Settings(max_live=1))
+    server = play(scenario, ServerSettings(max_live=1))
     text = server.metrics.text().decode()
     for outcome in ("full", "disconnected", "answered"):
         assert f'anytime_requests_total{{model="toy",outcome="{outcome}"}} 1.0' in text
@@ -205,7 +205,7 @@ def test_a_body_that_is_too_large_is_not_read(play: Play) -> None:
         reply = await client.call("POST", PREDICT, [bytes(30)] * 20, RAW)  # without a length
         assert (reply.status, client.read) == (413, 4)
 
-    play(scenario, Settings(max_body=100))
+    play(scenario, ServerSettings(max_body=100))
 
 
 def test_a_slow_client_is_not_waited_for(play: Play) -> None:
@@ -214,7 +214,7 @@ def test_a_slow_client_is_not_waited_for(play: Play) -> None:
         assert reply.status == 408
         assert b"the body did not arrive within 0.05 s" in reply.body
 
-    play(scenario, Settings(body_seconds=0.05))
+    play(scenario, ServerSettings(body_seconds=0.05))
 
 
 def test_a_client_that_leaves_frees_its_place_wherever_it_is(play: Play, naming: Any, worker: Any) -> None:
@@ -250,7 +250,7 @@ def test_deadlines_are_cut_at_the_longest(play: Play, naming: Any) -> None:
         assert b"within 20 ms" in reply.body
         naming.gate.set()
 
-    play(scenario, Settings(max_deadline=0.02))
+    play(scenario, ServerSettings(max_deadline=0.02))
 
 
 def test_whatever_clients_do_every_request_is_accounted_for(play: Play, naming: Any, worker: Any) -> None:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anytime.server import simulation
-from anytime.server.scheduler import POLICIES, SURE, Batch, Costs, Decision, Limits, Load, Request, decide
-from anytime.server.simulation import Call, poisson, simulate, summary
+from anytime.server.scheduler import POLICIES, SURE, Batch, Costs, Limits, Load, Request, Turn, decide
+from anytime.server.simulation import FutureCall, poisson, simulate, summary
 from anytime.server.traffic import Traffic
 
 RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text(encoding="utf-8"))
@@ -61,20 +61,20 @@ def test_a_simulation_is_deterministic() -> None:
 
 
 def test_without_load_every_answer_is_the_last_one() -> None:
-    calls = [Call(float(n), 4 * FULL, n) for n in range(20)]
+    calls = [FutureCall(float(n), 4 * FULL, n) for n in range(20)]
     unsure = [[0.5] * 20] * COSTS.num_steps
     outcomes = simulate(calls, unsure, COSTS, lambda b: COSTS.run(b.first, b.last, len(b.keys)), Limits(margin=0.0))
     assert {(outcome.step, outcome.reason) for outcome in outcomes} == {(COSTS.num_steps, "complete")}
 
 
 @st.composite
-def _cases(draw: Any) -> tuple[Costs, list[Call], list[list[float]], Limits, str, list[float]]:
+def _cases(draw: Any) -> tuple[Costs, list[FutureCall], list[list[float]], Limits, str, list[float]]:
     steps, sizes = draw(st.integers(1, 4)), [1, 2, 5]
     number = st.floats(0.01, 2.0)
     step = {size: [draw(number) * size**0.5 for _ in range(steps)] for size in sizes}
     jump = {size: [sum(row[: t + 1]) * draw(st.floats(0.3, 1.0)) for t in range(steps)] for size, row in step.items()}
     times = sorted(draw(st.lists(st.floats(0, 10), min_size=1, max_size=12)))
-    calls = [Call(at, draw(st.floats(-0.5, 8)), n) for n, at in enumerate(times)]
+    calls = [FutureCall(at, draw(st.floats(-0.5, 8)), n) for n, at in enumerate(times)]
     confidence = [[draw(st.floats(0.1, 1.0)) for _ in calls] for _ in range(steps)]
     limits = Limits(draw(st.integers(1, 6)), draw(st.sampled_from([0.0, 0.1])))
     return Costs(jump, step), calls, confidence, limits, draw(st.sampled_from([*POLICIES])), draw(st.lists(number, min_size=3))
@@ -82,12 +82,12 @@ def _cases(draw: Any) -> tuple[Costs, list[Call], list[list[float]], Limits, str
 
 @settings(max_examples=60)
 @given(case=_cases())
-def test_what_holds_for_any_traffic(case: tuple[Costs, list[Call], list[list[float]], Limits, str, list[float]]) -> None:
+def test_what_holds_for_any_traffic(case: tuple[Costs, list[FutureCall], list[list[float]], Limits, str, list[float]]) -> None:
     costs, calls, confidence, limits, policy, factors = case
     finished = dict.fromkeys(range(len(calls)), 0)
-    log: list[Decision] = []
+    log: list[Turn] = []
 
-    def checked(live: Sequence[Request], costs: Costs, load: Load, limits: Limits, now: float, policy: str) -> Decision:
+    def checked(live: Sequence[Request], costs: Costs, load: Load, limits: Limits, now: float, policy: str) -> Turn:
         before = {request.key: (request.step, request.deadline) for request in live}
         made = decide(live, costs, load, limits, now, policy)
         batch = made.batch.keys if made.batch else ()

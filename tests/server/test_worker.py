@@ -15,7 +15,7 @@ import anytime
 from anytime.combine import Product
 from anytime.server.costs import batch_sizes, measure
 from anytime.server.scheduler import Limits
-from anytime.server.states import Place, gather
+from anytime.server.states import Seat, gather
 from anytime.server.worker import FAILED, Served, Worker, check_combiner
 from anytime.stopping.rules import Confidence
 
@@ -132,12 +132,12 @@ def test_states_of_several_batches_come_together(name: str, small: Callable[[str
         expected = model(x)[1]
         _, jumped = model.jump(x[:3], 1)
         _, stepped = model.step(model.initial_state(x[3:]))
-        places = [Place(jumped, 2), Place(stepped, 0), Place(stepped, 1), Place(jumped, 0)]
+        places = [Seat(jumped, 2), Seat(stepped, 0), Seat(stepped, 1), Seat(jumped, 0)]
         logits, after = model.step(gather(places))
         torch.testing.assert_close(logits, expected[[2, 3, 4, 0]], rtol=1e-4, atol=1e-4)
-        assert gather([Place(after, place) for place in range(4)]) is after
+        assert gather([Seat(after, place) for place in range(4)]) is after
         with pytest.raises(ValueError, match="different steps"):
-            gather([Place(jumped, 0), Place(after, 0)])
+            gather([Seat(jumped, 0), Seat(after, 0)])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from anytime.commands.parser import Parser
 from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Profile
 from anytime.runtime.profile import QUANTILES, Latency
-from anytime.runtime.replay import Decision, Flight, Settings, check_work, read_flights, replay
+from anytime.runtime.replay import Decision, Flight, ReplaySettings, check_work, read_flights, replay
 from anytime.stopping.saved import rule_from_text
 from anytime.support.text import printable
 from anytime.support.units import guard_seconds, ms_text, typed_seconds
@@ -74,12 +74,12 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _changed(options: Any, flight: Flight) -> Settings:
+def _changed(options: Any, flight: Flight) -> ReplaySettings:
     """The settings of a flight with what the options change."""
     facts = dict(flight.facts)
     if options.stop is not None:
         facts["stop"] = None if options.stop == "never" else rule_from_text(options.stop).to_dict()
-    settings = Settings.of(Flight(facts))
+    settings = ReplaySettings.of(Flight(facts))
     if file := options.profile or options.engine:
         profile = Profile.load(file)
         steps: tuple[Latency, ...] = profile.at(1).steps

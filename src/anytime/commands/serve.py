@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ImportError(f"a server needs {' and '.join(missing)}: {INSTALL}")
     seconds = _checked(parser, options)
     parser.check_device(options.device)
-    from anytime.server.app import Settings
+    from anytime.server.app import ServerSettings
     from anytime.server.launch import Runner, announce, application, listen, make_worker, names
     from anytime.server.scheduler import POLICIES, Limits
 
@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         print(printable(f"measuring {path} for batches of up to {options.max_batch} images"), file=sys.stderr, flush=True)
         model = load(path, options.trust).to(options.device)
         workers[name] = make_worker(model, Limits(options.max_batch, seconds["margin"]), options.policy, options.stop)
-    settings = Settings(seconds["deadline"], seconds["max_deadline"], options.max_live)
+    settings = ServerSettings(seconds["deadline"], seconds["max_deadline"], options.max_live)
     server = application(workers, settings)
     announce(server, sock)
     Runner(server, seconds["drain"]).run(sockets=[sock])

@@ -21,7 +21,7 @@ from anytime.cost import step_macs
 from anytime.export.capture import CapturedStep, capture, capture_all
 from anytime.export.check import TOLERANCES, ExportCheck, check_whole, compare
 from anytime.export.onnx import SUFFIX, convert, require_engine, require_openvino
-from anytime.export.quantize import Calibration, Comparison, check_loss, loss_of, quantised
+from anytime.export.quantize import Calibration, Int8Row, check_loss, loss_of, quantised
 from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
 from anytime.runtime.engines.manifest import MANIFEST, NEXT, WHOLE, GraphValue, Manifest, Origin, StepFile, read_manifest
@@ -50,7 +50,7 @@ def export_model(
     input_size: ImageSize | None = None,
     images: Tensor | None = None,
     calibration: Calibration | None = None,
-    accepted: Callable[[list[Comparison]], None] | None = None,
+    accepted: Callable[[list[Int8Row]], None] | None = None,
     one_graph: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -161,7 +161,7 @@ def _to_int8(
     model: AnytimeModel,
     part: Path,
     calibration: Calibration,
-    accepted: Callable[[list[Comparison]], None] | None,
+    accepted: Callable[[list[Int8Row]], None] | None,
     images: Tensor | None,
 ) -> None:
     """Replaces the export in a folder by one in INT8, unless that loses too much accuracy."""

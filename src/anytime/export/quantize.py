@@ -63,7 +63,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Int8Row:
     """Accuracy and median milliseconds of one step, in float32 and in INT8."""
 
     step: int
@@ -121,7 +121,7 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def loss_of(exact: ExportedModel, made: ExportedModel, calibration: Calibration) -> list[Comparison]:
+def loss_of(exact: ExportedModel, made: ExportedModel, calibration: Calibration) -> list[Int8Row]:
     """Accuracy on the images that set no range, and median times of both in turn, of each step."""
     require_classifier(exact, "INT8 is judged by accuracy, which")
     images, labels = calibration.judged
@@ -138,7 +138,7 @@ def loss_of(exact: ExportedModel, made: ExportedModel, calibration: Calibration)
                         seconds[which][t].append(took)
     steps = zip(*([count / len(images) for count in each] for each in right), strict=True)
     times = zip(*([median(row) * 1e3 for row in each] for each in seconds), strict=True)
-    return [Comparison(t, *pair, *took) for t, (pair, took) in enumerate(zip(steps, times, strict=True), 1)]
+    return [Int8Row(t, *pair, *took) for t, (pair, took) in enumerate(zip(steps, times, strict=True), 1)]
 
 
 def _timed(model: AnytimeModel, image: Tensor) -> Iterator[tuple[Tensor, float]]:
@@ -149,7 +149,7 @@ def _timed(model: AnytimeModel, image: Tensor) -> Iterator[tuple[Tensor, float]]
         yield answer, time.perf_counter() - start
 
 
-def check_loss(rows: Sequence[Comparison], max_loss: float) -> None:
+def check_loss(rows: Sequence[Int8Row], max_loss: float) -> None:
     """Raises ValueError if a step loses more accuracy than is accepted; the message names the worst."""
     worst = max(rows, key=lambda row: row.accuracy - row.accuracy_int8)
     loss = worst.accuracy - worst.accuracy_int8

@@ -144,7 +144,7 @@ def _recorded(data: Mapping[str, Any], most: int) -> Recorded:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReplaySettings:
     """What decides.
 
     Attributes:
@@ -170,7 +170,7 @@ class Settings:
             _check(self.rule)
 
     @classmethod
-    def of(cls, flight: Flight) -> Settings:
+    def of(cls, flight: Flight) -> ReplaySettings:
         """Those that a flight was recorded with; ValueError if its rule cannot be replayed."""
         facts = flight.facts
         try:
@@ -180,7 +180,7 @@ class Settings:
         return cls(facts["interrupt"], facts["guard"], rule, facts["plan"], facts["macs"])
 
 
-def replay(flight: Flight, settings: Settings) -> list[Decision | None]:
+def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
     """The decision for each answer of a flight; None where a step would have run of which nothing is known.
 
     A step that did not run takes the median of those that did in this flight, or else the median of the plan. The slowdown of
@@ -213,7 +213,7 @@ def replay(flight: Flight, settings: Settings) -> list[Decision | None]:
     return [_decided(answer, settings, medians, drift, usual if lead is None else lead) for answer, lead in pairs]
 
 
-def check_work(replays: Iterable[tuple[Flight, Settings]]) -> None:
+def check_work(replays: Iterable[tuple[Flight, ReplaySettings]]) -> None:
     """Raises ValueError if more is to be decided than the recorder's files hold, which would take minutes or hours."""
     work = 0
     for flight, settings in replays:
@@ -235,7 +235,7 @@ def _steps(flight: Flight) -> int:
 
 
 def _decided(
-    answer: Recorded, settings: Settings, medians: Sequence[float | None], drift: Drift, lead: float
+    answer: Recorded, settings: ReplaySettings, medians: Sequence[float | None], drift: Drift, lead: float
 ) -> Decision | None:
     hard = settings.interrupt == OPERATOR
     end = math.inf if answer.deadline is None else answer.deadline - settings.guard

@@ -34,7 +34,7 @@ _WATCH = 0.2  # seconds between looks at the workers
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """What the operator sets, besides what the scheduler needs.
 
     Attributes:
@@ -66,9 +66,9 @@ class Server:
     """
 
     def __init__(
-        self, workers: Mapping[str, Worker], sizes: Mapping[str, tuple[int, int, int]], settings: Settings | None = None
+        self, workers: Mapping[str, Worker], sizes: Mapping[str, tuple[int, int, int]], settings: ServerSettings | None = None
     ) -> None:
-        self.workers, self._sizes, self.settings = dict(workers), sizes, settings or Settings()
+        self.workers, self._sizes, self.settings = dict(workers), sizes, settings or ServerSettings()
         self.draining, self.metrics = False, Metrics(self.workers)
         model = "/v2/models/{model}"
         routes = [

@@ -14,7 +14,7 @@ import uvicorn
 from anytime import stopping
 from anytime.cost import step_macs
 from anytime.model import AnytimeModel, known_input_size, require_classifier
-from anytime.server.app import Server, Settings
+from anytime.server.app import Server, ServerSettings
 from anytime.server.costs import measure
 from anytime.server.scheduler import Limits
 from anytime.server.worker import Worker, check_combiner
@@ -54,7 +54,7 @@ def served_size(model: AnytimeModel) -> tuple[int, int, int]:
     return size
 
 
-def application(workers: Mapping[str, Worker], settings: Settings | None = None) -> Server:
+def application(workers: Mapping[str, Worker], settings: ServerSettings | None = None) -> Server:
     """The application that serves workers by name; `application(...).app` runs under any ASGI server."""
     return Server(workers, {name: served_size(worker.model) for name, worker in workers.items()}, settings)
 

@@ -116,7 +116,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Turn:
     """Requests that get their best finished answer now, with the reason, and the batch that runs next, if any."""
 
     answered: Mapping[int, str]
@@ -153,21 +153,21 @@ class View:
         """Answers requests now."""
         self.answered |= {request.key: reason for request in requests}
 
-    def run(self, requests: Sequence[Request], last: int) -> Decision:
+    def run(self, requests: Sequence[Request], last: int) -> Turn:
         """Runs a batch, and before that answers all whose next step could not end in time after it."""
         first, inside = requests[0].step, {request.key for request in requests}
         seconds = self.costs.run(first, last, len(requests))
         others = [request for request in self.begun if request.key not in inside]
         late = [r for r in others if seconds + self.costs.run(r.step, r.step + 1, 1) > self.left(r)]
         self.answer(late, DEADLINE)
-        return Decision(self.answered, Batch(tuple(request.key for request in requests), first, last))
+        return Turn(self.answered, Batch(tuple(request.key for request in requests), first, last))
 
-    def rest(self) -> Decision:
+    def rest(self) -> Turn:
         """Runs nothing."""
-        return Decision(self.answered, None)
+        return Turn(self.answered, None)
 
 
-def full(view: View) -> Decision:
+def full(view: View) -> Turn:
     """Only whole networks: the largest batch that meets the deadlines of all in it; requests that would make it small are
     left out, and end without an answer. The batching server with early drop of Shen et al. (Nexus, SOSP 2019).
     """
@@ -181,7 +181,7 @@ def full(view: View) -> Decision:
     return view.rest()
 
 
-def slackfit(view: View) -> Decision:
+def slackfit(view: View) -> Turn:
     """One depth for each batch, which is then answered: of the batches that meet the earliest deadline, those of the highest
     bucket of latencies, of these the largest, and of these the deepest (Khare et al., SuperServe, NSDI 2025).
     """
@@ -198,7 +198,7 @@ def slackfit(view: View) -> Decision:
     return view.run(view.waiting[:size], depth)
 
 
-def edf(view: View) -> Decision:
+def edf(view: View) -> Turn:
     """The earliest deadline first: that request goes one step further, with others that stand at the same step."""
     live = sorted([*view.waiting, *view.begun], key=lambda request: (request.deadline, request.key))
     if not live:
@@ -209,7 +209,7 @@ def edf(view: View) -> Decision:
     return view.run(same[: max(fitting)], step + 1)
 
 
-def greedy(view: View) -> Decision:
+def greedy(view: View) -> Turn:
     """Everyone is entered at the depth that the load allows; the slack goes to those that are least sure.
 
     Of the batches that would continue requests, that with the largest expected gain a second is the candidate. Requests
@@ -279,10 +279,10 @@ def _worth(view: View, step: int) -> float:
     return worth
 
 
-POLICIES: dict[str, Callable[[View], Decision]] = {"greedy": greedy, "edf": edf, "slackfit": slackfit, "full": full}
+POLICIES: dict[str, Callable[[View], Turn]] = {"greedy": greedy, "edf": edf, "slackfit": slackfit, "full": full}
 
 
-def decide(live: Sequence[Request], costs: Costs, load: Load, limits: Limits, now: float, policy: str = "greedy") -> Decision:
+def decide(live: Sequence[Request], costs: Costs, load: Load, limits: Limits, now: float, policy: str = "greedy") -> Turn:
     """What happens now. If requests are live, at least one is answered or in the batch.
 
     Args:

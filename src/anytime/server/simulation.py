@@ -12,7 +12,7 @@ from anytime.server.traffic import Traffic
 
 
 @dataclass(frozen=True)
-class Call:
+class FutureCall:
     """A request to come: when it arrives, its deadline in seconds from then, and the image that it asks about."""
 
     arrival: float
@@ -21,7 +21,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CallOutcome:
     """What came of a call.
 
     Attributes:
@@ -37,23 +37,23 @@ class Outcome:
     reason: str
 
 
-def poisson(count: int, rate: float, deadlines: Sequence[float], images: int, seed: int = 0) -> list[Call]:
+def poisson(count: int, rate: float, deadlines: Sequence[float], images: int, seed: int = 0) -> list[FutureCall]:
     """Calls at random times, `rate` a second on average, with deadlines (seconds) and images drawn uniformly."""
     source, now, calls = random.Random(seed), 0.0, []
     for _ in range(count):
         now += source.expovariate(rate)
-        calls.append(Call(now, source.choice(deadlines), source.randrange(images)))
+        calls.append(FutureCall(now, source.choice(deadlines), source.randrange(images)))
     return calls
 
 
 def simulate(
-    calls: Sequence[Call],
+    calls: Sequence[FutureCall],
     confidence: Sequence[Sequence[float]],
     costs: Costs,
     seconds: Callable[[Batch], float],
     limits: Limits | None = None,
     policy: str = "greedy",
-) -> list[Outcome]:
+) -> list[CallOutcome]:
     """What comes of each call, in their order.
 
     Args:
@@ -65,12 +65,12 @@ def simulate(
         policy: That of the scheduler.
     """
     limits, traffic, now, arrived = limits or Limits(), Traffic(costs.num_steps), 0.0, 0
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, CallOutcome] = {}
 
     def answer(key: int, at: float, reason: str) -> None:
         request = traffic.leave(key)
         in_time = request.step > 0 and at <= request.deadline
-        outcomes[key] = Outcome(request.step, at - request.arrival, in_time, reason)
+        outcomes[key] = CallOutcome(request.step, at - request.arrival, in_time, reason)
 
     while len(outcomes) < len(calls):
         if not traffic.live:
@@ -94,7 +94,7 @@ def simulate(
     return [outcomes[key] for key in range(len(calls))]
 
 
-def summary(outcomes: Sequence[Outcome], right: Sequence[bool]) -> dict[str, float]:
+def summary(outcomes: Sequence[CallOutcome], right: Sequence[bool]) -> dict[str, float]:
     """Shares of all requests that were answered in time and, of all, in time and right; the mean step; seconds to answers."""
     ranked, count = sorted(outcome.seconds for outcome in outcomes), len(outcomes)
     return {

@@ -12,14 +12,14 @@ from torch.utils import _pytree as pytree
 from anytime.model import State, select_samples
 
 
-class Place(NamedTuple):
+class Seat(NamedTuple):
     """Where the state of a request lies: the state of a batch, and its position there."""
 
     state: State
     position: int
 
 
-def gather(places: Sequence[Place]) -> State:
+def gather(places: Sequence[Seat]) -> State:
     """The state of a batch of requests that have come to the same step, in their order.
 
     Raises:

@@ -19,7 +19,7 @@ from anytime.model import AnytimeModel
 from anytime.runtime.drift import Drift
 from anytime.runtime.engines.exported import engine_of
 from anytime.server.scheduler import DEADLINE, POLICIES, Batch, Costs, Limits, Request, decide
-from anytime.server.states import Place, gather
+from anytime.server.states import Seat, gather
 from anytime.server.traffic import Traffic
 from anytime.stopping import Rule
 
@@ -64,7 +64,7 @@ class Task:
     image: Tensor
     notify: Callable[[Served | None, str], None]
     answer: Served | None = None
-    place: Place | None = None
+    place: Seat | None = None
     macs: int = 0
     judged: Any = None
 
@@ -215,7 +215,7 @@ class Worker:
             for index, (key, task) in enumerate(zip(batch.keys, tasks, strict=True)):
                 before = self._macs[batch.first - 1] if batch.first else 0
                 task.macs += self._macs[batch.last - 1] - before if batch.first else self._contract_macs[batch.last - 1]
-                task.place = Place(state, index)
+                task.place = Seat(state, index)
                 if finite[index]:  # otherwise the answer before it stays
                     task.answer = Served(probabilities[index], batch.last, confidence[index], task.macs)
                     better += [task] if key in self._tasks else []

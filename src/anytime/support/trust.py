@@ -162,7 +162,7 @@ def remember(path: Path, content: str) -> None:
     try:
         with atomic_write(_record(path)) as part:
             part.write_text(_digest(content), encoding="utf-8")
-    except (OSError, RuntimeError) as error:  # of Path.home
+    except (OSError, RuntimeError, ValueError) as error:  # of Path.home; a file in the place of a folder
         warnings.warn(
             f"the consent to {path} is not remembered ({error}): if it names classes outside this library, later commands on "
             "it need --trust; XDG_STATE_HOME may name a folder for what is remembered",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from anytime.runtime.engines.graph_memory import Operation, most_held
+from anytime.runtime.engines.graph_memory import GraphOperation, most_held
 from anytime.runtime.engines.graph_operators import OPERATORS
 from anytime.runtime.engines.graph_sizes import OLDEST, Sizes
 from anytime.runtime.engines.graph_wire import bytes_of_structure
@@ -223,7 +223,7 @@ def _check_work(model: Any, source: str, allowance: Allowance, uses: int) -> Non
             folded[node.op_type] += cost.work
             made += sum(results.values())
             results = {}
-        operations.append(Operation([*filter(None, node.input)], results, cost.scratch))
+        operations.append(GraphOperation([*filter(None, node.input)], results, cost.scratch))
     for value in graph.output:
         claimed = tuple(size.dim_value if size.HasField("dim_value") else 1 for size in value.type.tensor_type.shape.dim)
         if sizes.shapes.get(value.name) != claimed:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 
-class Operation(NamedTuple):
+class GraphOperation(NamedTuple):
     """An operator: the names of what it reads and makes, the sizes of what it makes, and what it holds while it computes."""
 
     reads: Collection[str]
@@ -14,7 +14,7 @@ class Operation(NamedTuple):
     scratch: int
 
 
-def most_held(operations: Sequence[Operation], outputs: Collection[str], small: int) -> int:
+def most_held(operations: Sequence[GraphOperation], outputs: Collection[str], small: int) -> int:
     """The most values in memory at a time, in any order in which each operation follows those whose values it reads.
 
     An operation is a gate if all before it lead to it and all after it follow from it. In every order, those before a gate are

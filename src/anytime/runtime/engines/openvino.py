@@ -40,7 +40,7 @@ def _openvino() -> Any:
     return openvino
 
 
-class _Call:
+class _Inference:
     """The request that computes in one call, so that another thread can cancel it."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class OpenvinoGraph:
 
     def call(self) -> Any:
         """What identifies one call of `run`."""
-        return _Call()
+        return _Inference()
 
     def run(self, inputs: Sequence[Tensor], call: Any = None) -> list[Tensor]:
         """The outputs, from the inputs in their order in the manifest.

@@ -54,8 +54,8 @@ def record(
         features: Whether to keep the input f_t of the last linear layer of each step, and its weights W_t. Then logits_t is
             W_t f_t plus a bias, up to a factor that a model applies afterwards. Where a step adds to the answer before, as in
             `boosted`, `attach` with `additive`, `zero_time_waste` and the means over views of `fast_views`, that part is left
-            out. Separate layers of label levels count as one: their inputs lie side by side. A step that only repeats an answer
-            has its features.
+            out. Separate layers of label levels count as one: their inputs lie side by side. A step that only repeats an
+            answer has its features.
         labels: "data": those of the batches. None: they are unknown, such as where images are of other classes than the
             model's, whatever the batches hold. Or the labels `[N]` of all samples.
         layers: Names of modules, as in `model.named_modules()`, whose newest output after each step is kept, `[N, T, ...]`,

@@ -32,7 +32,7 @@ from anytime.data import create_data
 from anytime.server.costs import measure
 from anytime.server.scheduler import POLICIES, Batch, Costs, Limits
 from anytime.server.simulation import poisson, simulate, summary
-from anytime.server.worker import CallOutcome, Worker
+from anytime.server.worker import Served, Worker
 from anytime.support.allocator import keep_freed_memory
 
 MODEL, SIZE, MAX_BATCH = "anytimenet_cifar10", (3, 32, 32), 16
@@ -109,7 +109,7 @@ def real(
     calls, start = poisson(requests, load / full, [full * DEADLINES["equal"][0]], len(images), seed), time.monotonic() + 0.05
     told: list[list[tuple[float, int]]] = [[] for _ in calls]  # when, and the step
 
-    def note(number: int, answer: CallOutcome | None, reason: str) -> None:
+    def note(number: int, answer: Served | None, reason: str) -> None:
         told[number].append((time.monotonic() - start, answer.step if answer else 0))
 
     worker.start()

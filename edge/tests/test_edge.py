@@ -359,7 +359,7 @@ def test_a_flight_is_one_that_anytime_replays(folder: Path, tmp_path: Path, monk
     replayed = pytest.importorskip("anytime.runtime.replay")
     (flight,), lost = replayed.read_flights(tmp_path / "flight.jsonl")
     assert lost == 0
-    decided = replayed.replay(flight, replayed.Settings.of(flight))
+    decided = replayed.replay(flight, replayed.ReplaySettings.of(flight))
     assert [each.step for each in decided] == [answer.step for answer in flight.answers]
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="is no flight of this library"):

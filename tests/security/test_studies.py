@@ -100,6 +100,25 @@ def test_timing_imports_nothing_that_a_trace_names() -> None:
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("attach", {"backbone": "hf:evil-org/evil-model"}, "which uses the network"),
+        (
+            "eann",
+            {"members": [{"model": "attach", "arguments": {"backbone": "torchvision:squeezenet1_1", "pretrained": True}}]},
+            "sets model ... pretrained, which uses the network",
+        ),
+        ("fast", {"widths": [20_000] * 3}, "more than the .* values"),
+    ],
+)
+def test_timing_downloads_nothing_and_builds_nothing_huge(model: str, arguments: dict[str, Any], message: str) -> None:
+    meta = {"model": model, "model_arguments": {"num_classes": 2, **arguments}, "input_size": [3, 32, 32]}
+    trace = Trace(torch.zeros(1, 3, 2), torch.tensor([0, 1, 0]), torch.tensor([1]), None, None, ("a", "b"), meta=meta)
+    with pytest.raises(ValueError, match=message):
+        one_thread_seconds({"a net": trace})
+
+
 def test_in_a_command_only_what_is_typed_is_imported_where_no_source_is_declared() -> None:
     with (
         only_typed(["run", "--model.head=stranger.Net2"]),

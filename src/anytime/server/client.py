@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import urllib.error
@@ -13,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from anytime.data.decoding import open_image
 from anytime.support.documents import parse_json
+from anytime.support.folders import check_ordinary
 from anytime.support.text import one_line, printable
 
 _LINE = 2**22  # bytes of one answer
@@ -54,12 +56,13 @@ def ask(url: str, model: str, path: Path, deadline: str | None = None) -> Iterat
                 yield _answer(line, url)
     except urllib.error.HTTPError as error:
         raise ValueError(f"{url}: {_sentence(error)}") from None
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise ValueError(f"the server {url} cannot be reached: {printable(str(reason))}") from None
 
 
 def _image(path: Path) -> tuple[bytes, str]:
+    check_ordinary(path)
     with path.open("rb") as file:
         content = file.read(_BODY + 1)
     if len(content) > _BODY:

@@ -27,15 +27,21 @@ def check_foreign(config: Config, source: Path | str) -> None:
     """
     given = flatten(config)
     network = [key for key, allowed in OFFLINE.items() if key in given and given[key] not in allowed]
-    network += [f"model ... {name}" for name in _remote(config["model"])]
     if network:
         raise UntrustedName(f"{source} sets {network[0]}, which uses the network; if you trust this file, add --trust")
+    check_offline(config["model"], source)
     for key, allowed in HERE.items():
         if key in given and given[key] not in allowed:
             raise UntrustedName(
                 f"{source} sets {key} to {quoted(given[key])}, not one of {', '.join(allowed)}; if you trust this file, "
                 "add --trust"
             )
+
+
+def check_offline(model: Any, source: Path | str) -> None:
+    """Raises UntrustedName if building a model from this configuration or these arguments would use the network."""
+    for name in _remote(model):
+        raise UntrustedName(f"{source} sets model ... {name}, which uses the network; if you trust this file, add --trust")
 
 
 def _remote(value: Any, key: str = "") -> Iterator[str]:

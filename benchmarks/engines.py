@@ -96,8 +96,11 @@ def stream(model: AnytimeModel, x: Tensor, steps: int | None = None) -> Callable
 def timed(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each function in turn, as a predictor runs them."""
     torch.set_flush_denormal(True)
-    with torch.inference_mode():
-        return harness.time_in_turns(functions, repeats, warmup=5)
+    try:
+        with torch.inference_mode():
+            return harness.time_in_turns(functions, repeats, warmup=5)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def speed(name: str, model: AnytimeModel, export: AnytimeModel, side: int, repeats: int) -> dict[str, Any]:

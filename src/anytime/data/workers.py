@@ -13,11 +13,11 @@ _EXACT = hasattr(signal, "sigwaitinfo")  # whether the sender of a signal is tol
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Processes that are started inside get no SIGTERM before `outlive_signals`; one to this process comes on exit."""
+    """Processes that are started inside get no SIGINT or SIGTERM before `outlive_signals`; one to this process comes on exit."""
     if not _EXACT:
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

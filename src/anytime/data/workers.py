@@ -13,7 +13,7 @@ _EXACT = hasattr(signal, "sigwaitinfo")  # whether the sender of a signal is tol
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Processes that are started inside get no SIGINT or SIGTERM before `outlive_signals`; one to this process comes on exit."""
+    """Processes that are started inside get no SIGINT or SIGTERM before `outlive_signals`; this one gets its own on exit."""
     if not _EXACT:
         yield
         return

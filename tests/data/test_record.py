@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from anytime.data import CUB200, GTSRB, Digits, ImageData, ImageFolder, Split
 from anytime.data.names import Names, lots
-from anytime.data.record import ImageRecord
+from anytime.data.record import RECORD, ImageRecord, replace_record
+from anytime.support.owned import NotOurs
 
 
 def write_images(folder, classes="ab", number=30, seed=0):
@@ -357,3 +358,23 @@ def test_tracks_of_traffic_signs_stay_together(tmp_path):
     again.use_record(record)
     found, _ = warned(lambda: set(again.split("validation").groups.tolist()))
     assert found == chosen - {300_000}
+
+
+def test_the_record_of_a_folder_is_that_of_the_model_it_holds_now(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        data = ImageFolder(root=write_images(tmp_path / f"images_{name}", seed=seed), size=4)
+        data.setup("fit")
+        (tmp_path / name).mkdir()
+        data.make_record().save(tmp_path / name / RECORD)
+    first, second = ((tmp_path / name / RECORD).read_bytes() for name in "ab")
+    assert first != second
+    (out := tmp_path / "out").mkdir()
+    for run, wanted in (("a", first), ("b", second)):
+        replace_record(tmp_path / run, out)
+        assert (out / RECORD).read_bytes() == wanted
+    (tmp_path / "none").mkdir()
+    replace_record(tmp_path / "none", out)
+    assert not (out / RECORD).exists()
+    (out / RECORD).write_text("mine")
+    with pytest.raises(NotOurs, match="was not written by this library"):
+        replace_record(tmp_path / "a", out)

@@ -85,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--one-graph is for the engine onnx in float32, got {options.engine} in {options.precision}")
     if options.precision != "int8" and (options.max_loss or options.root or options.download):
         parser.error("--max-loss, --root and --download are for --precision int8")
-    from anytime.data.record import copy_record
+    from anytime.data.record import replace_record
     from anytime.export.folder import check_replaceable, export_model
     from anytime.reporting.evaluation import output_folder
 
@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
         overwrite=options.overwrite,
         progress=sys.stderr.isatty(),
     )
-    copy_record(folder, out)
+    replace_record(folder, out)
     rows = [
         {
             "step": t,

@@ -227,6 +227,19 @@ def copy_record(run: Path, out: Path) -> None:
     except ValueError:
         found = None
     if found is None:
-        check_own(out / RECORD)
-        with atomic_write(out / RECORD) as part:
-            shutil.copyfile(run / RECORD, part)
+        replace_record(run, out)
+
+
+def replace_record(run: Path, out: Path) -> None:
+    """Makes the record of a folder that of the run whose model it holds now; without one of the run, the folder has none.
+
+    Raises:
+        ValueError: The record of the run is damaged, or another file has its name in `out`.
+        OSError: The disk is full.
+    """
+    check_own(out / RECORD)
+    if read_record(run) is None:
+        (out / RECORD).unlink(missing_ok=True)
+        return
+    with atomic_write(out / RECORD) as part:
+        shutil.copyfile(run / RECORD, part)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from anytime.support.files import atomic_write
+from anytime.support.files import atomic_write, part_of
 from anytime.support.locks import LOCK, InUse, only_writer
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -122,12 +122,18 @@ def ended() -> int:
 
 def test_the_next_writer_removes_what_killed_ones_left(tmp_path):
     gone = ended()
-    left = [tmp_path / f".a.txt.7.{gone}.part", tmp_path / f".b.txt.7.{gone}.part", tmp_path / f"checkpoints/.c.7.{gone}.part"]
+
+    def of(name: str, process: int = gone) -> Path:
+        return tmp_path / part_of(Path(name)).name.replace(f"-{os.getpid()}-", f"-{process}-")
+
+    left = [of("a.txt"), of("b.txt"), tmp_path / "checkpoints" / of("c").name]
+    here = re.search(r"anytime-([0-9a-f]{8})", left[0].name)[1]
     kept = [
-        tmp_path / f".d.txt.7.{os.getppid()}.part",
+        of("d.txt", os.getppid()),
         tmp_path / ".notes.part",
-        tmp_path / f"e.7.{gone}.part",
-        tmp_path / f".film.{gone}.part",
+        tmp_path / f".film.7.{gone}.part",  # a download of another program
+        tmp_path / of("e").name[1:],
+        tmp_path / of("f").name.replace(here, "0123abcd"),  # of another host, on a shared disk
     ]
     for path in [*left, *kept]:
         path.parent.mkdir(exist_ok=True)

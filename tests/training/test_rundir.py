@@ -13,6 +13,7 @@ from anytime.model import create_model
 from anytime.pretrained import load
 from anytime.reporting.evaluation import write_results
 from anytime.saving import save_trained
+from anytime.support.files import part_of
 from anytime.support.folders import OWN
 from anytime.trace import Trace
 from anytime.training.config import UsageError, parse
@@ -183,7 +184,9 @@ def test_a_finished_replacement_survives_another_one(config, earlier, monkeypatc
     load(earlier)
 
 
-@pytest.mark.parametrize("content", [{}, {"checkpoints/last.ckpt": "old", ".lock": ""}, {"metrics/.metrics.csv.1.9.part": ""}])
+@pytest.mark.parametrize(
+    "content", [{}, {"checkpoints/last.ckpt": "old", ".lock": ""}, {"metrics/.metrics.csv.anytime-0123abcd-9-1.part": ""}]
+)
 @pytest.mark.parametrize("way", ["resumed", "overwritten"])
 def test_a_replacement_that_was_half_removed_is_removed(config, earlier, content, way):
     """A kill may leave it empty, or without its state and with some of the library's own files."""
@@ -243,12 +246,13 @@ def test_a_kill_while_a_replacement_is_removed_or_made_blocks_nothing(config, ea
 
 
 def test_a_kill_while_a_run_is_made_leaves_nothing_for_ever(config, tmp_path, killed):
-    (tmp_path / ".run-2.7.999999999.part").mkdir()  # of another run
+    other = part_of(tmp_path / "run-2").name.replace(f"-{os.getpid()}-", "-999999999-")  # another run's leftover
+    (tmp_path / other).mkdir()
     for number in range(1, 60):
         ended = not killed(number, tmp_path, lambda: create_run(tmp_path / "run", config))
         if not (tmp_path / "run").exists():
             create_run(tmp_path / "run", config)
-        assert {path.name for path in tmp_path.iterdir()} == {"run", ".run-2.7.999999999.part"}
+        assert {path.name for path in tmp_path.iterdir()} == {"run", other}
         assert set(files(tmp_path / "run")) == {"run.json", "config.yaml"}
         shutil.rmtree(tmp_path / "run")
         if ended:

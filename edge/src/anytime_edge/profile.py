@@ -53,12 +53,13 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the profile; the file appears whole or not at all. Raises ValueError as `check_replaceable` does."""
-        check_replaceable(path)
-        part = Path(path).with_name(f".{Path(path).name}.{threading.get_native_id()}.{os.getpid()}.part")
+        host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # as `anytime` names what it is still writing
+        part = Path(path).with_name(f".{Path(path).name}.anytime-{host}-{os.getpid()}-{threading.get_native_id()}.part")
         part.unlink(missing_ok=True)
         try:
             with part.open("x", encoding="utf-8") as file:
                 file.write(json.dumps(self.data, indent=1) + "\n")
+            check_replaceable(path)
             os.replace(part, path)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error

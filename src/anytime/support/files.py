@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
+import platform
 import shutil
 import sys
 import threading
@@ -11,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anytime.support.folders import EXPORTED, holds_only_own
+from anytime.support.folders import EXPORTED, PART, holds_only_own
 
-_PART = re.compile(r"\..+\.\d+\.(\d+)\.part")  # see `part_of`
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def make_folder(folder: Path) -> None:
@@ -57,8 +58,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """The temporary path to which this thread writes the new `path`."""
-    return path.with_name(f".{path.name}.{threading.get_native_id()}.{os.getpid()}.part")
+    """The temporary path to which this thread writes the new `path`; its name holds the host, the process and the thread."""
+    return path.with_name(f".{path.name}.anytime-{_HOST}-{os.getpid()}-{threading.get_native_id()}.part")
 
 
 def remove_folder(folder: Path) -> None:
@@ -70,13 +71,13 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(parts: Iterable[Path]) -> None:
-    """Removes the files and folders among `parts` that belong (see `part_of`) to a process that has ended.
+    """Removes the files and folders among `parts` that belong (see `part_of`) to a process of this host that has ended.
 
     A folder with other files than this library's stays.
     """
     for part in list(parts):
-        match = _PART.fullmatch(part.name)
-        if match and _has_ended(int(match[1])):
+        match = PART.fullmatch(part.name)
+        if match and match[1] == _HOST and _has_ended(int(match[2])):
             if part.is_dir() and not part.is_symlink():
                 if holds_only_own(part, EXPORTED):
                     shutil.rmtree(part, ignore_errors=True)

@@ -29,7 +29,7 @@ STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors")
 EXPORTED = (MANIFEST, "step_*.onnx")  # what it writes into an exported folder
 FOLDERS = (REPLACEMENT, *{Path(pattern).parts[0] for pattern in OWN if len(Path(pattern).parts) > 1})
 _FILES = (LOCK, *(pattern for pattern in OWN if len(Path(pattern).parts) == 1), *STUDY_TRACES)
-_PART = re.compile(r"\..+\.\d+\.\d+\.part")  # see support.files
+PART = re.compile(r"\..+\.anytime-([0-9a-f]{8})-(\d+)-\d+\.part")  # host and process, see support.files.part_of
 _MOST = 10_000  # entries that are looked at
 
 
@@ -72,7 +72,7 @@ def holds_only_own(folder: Path, more: Iterable[str] = ()) -> bool:
     for path, _, names in os.walk(folder):
         for name in names:
             file = Path(path, name).relative_to(folder).as_posix()
-            if not (_PART.fullmatch(name) or any(fnmatch(file, pattern) for pattern in patterns)):
+            if not (PART.fullmatch(name) or any(fnmatch(file, pattern) for pattern in patterns)):
                 return False
     return True
 

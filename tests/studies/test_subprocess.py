@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from anytime.studies import TrainingStopped
-from anytime.studies.executors.subprocess import log_end, train_in_subprocess
+from anytime.studies.executors.subprocess import CHILD, log_end, train_in_subprocess
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def test_output_goes_to_the_log_and_the_exit_code_comes_back(program, tmp_path):
     log = tmp_path / "logs" / "a.log"
     assert train_in_subprocess(["--epochs", "2"], log) == 3
     assert train_in_subprocess(["--resume", "a"], log) == 3  # appends
-    first, second = (f"['-P', '-m', 'anytime', 'train', {rest}]" for rest in ("'--epochs', '2'", "'--resume', 'a'"))
+    start = f"['-P', {str(CHILD)!r}, '{os.getpid()}', 'train', "
+    first, second = (f"{start}{rest}]" for rest in ("'--epochs', '2'", "'--resume', 'a'"))
     assert log_end(log) == [first, "2/2", second, "2/2"]
     assert log_end(log, 1) == ["2/2"]
 
@@ -56,6 +58,29 @@ def test_an_interruption_is_forwarded_and_awaited(program, tmp_path, number):
     thread.join()
     assert log.read_text() == "ready\ncheckpoint\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_whoever_waits_for_a_training_may_interrupt_it(program, tmp_path):
+    program(
+        "signal.signal(signal.SIGINT, lambda *_: (print('checkpoint', flush=True), sys.exit(130)))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    log = tmp_path / "a.log"
+    assert train_in_subprocess([], log, lambda: bool(log.read_text())) == 130
+    assert log.read_text() == "ready\ncheckpoint\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process keeps the number of its parent")
+def test_a_training_ends_when_its_parent_is_killed(tmp_path):
+    """`child.py` watches the process that started it; before, a training went on for hours without anyone to read it."""
+    child = f"import os, runpy, time; runpy.run_path({str(CHILD)!r})['follow'](os.getppid()); print(1); time.sleep(60)"
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-uSc', {child!r}])"
+    with subprocess.Popen([sys.executable, "-Sc", start], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline()
+        begin = time.monotonic()
+        parent.kill()
+        assert parent.stdout.read() == ""  # the pipe closes when the child has ended, which holds it as well
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind")

@@ -1,4 +1,4 @@
-"""Run a training in a subprocess: memory is released, output is logged, Ctrl-C is forwarded.
+"""Run a training in a subprocess: memory is released, output is logged, Ctrl-C is forwarded, and it ends with its parent.
 
 Small trainings run in this process and keep only the model.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,9 @@ import torch
 from anytime.model import AnytimeModel
 from anytime.support.allocator import keep_freed_memory
 from anytime.support.trust import names_from
+
+CHILD = Path(__file__).with_name("child.py")
+LOOK = 0.2  # seconds between questions whether a training is to be interrupted
 
 
 class TrainingStopped(RuntimeError):
@@ -39,25 +43,39 @@ def log_end(log: Path, lines: int = 15) -> list[str]:
     return [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")[-lines:]]
 
 
-def train_in_subprocess(arguments: Sequence[str], log: Path) -> int:
+def train_in_subprocess(arguments: Sequence[str], log: Path, interruptions: Callable[[], int] | None = None) -> int:
     """Runs `anytime train ARGUMENTS` in a subprocess that appends to `log`; returns its exit code.
 
     Ctrl-C and requests to terminate are forwarded: the training writes a checkpoint and ends, then this function raises
-    KeyboardInterrupt. A second Ctrl-C ends the training at once.
+    KeyboardInterrupt. A second Ctrl-C ends the training at once. If this process is killed, the training is terminated.
+
+    Args:
+        arguments: Those of `anytime train`.
+        log: The file for the output.
+        interruptions: Asked while the training runs: how often it should have been interrupted by now, as by Ctrl-C. Such an
+            interruption raises nothing here.
+
+    Returns:
+        The exit code; the negative number of the signal that killed the training.
 
     Raises:
         TrainingStopped: Another process is running this training.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "anytime", "train", *arguments]
-    with log.open("ab") as file, _termination_is_interruption():
+    command = [sys.executable, "-P", str(CHILD), str(os.getpid()), "train", *arguments]
+    with log.open("ab") as file, termination_is_interruption():
         _lock(file, log)
         # In its own process group the training does not see the terminal's Ctrl-C; this process forwards it once.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0)
         interruption: KeyboardInterrupt | None = None
+        sent = 0
         while process.returncode is None:
             try:
-                process.wait()
+                process.wait(None if interruptions is None else LOOK)
+            except subprocess.TimeoutExpired:
+                if interruptions is not None and sent < interruptions():
+                    sent += 1
+                    process.send_signal(signal.SIGINT)
             except KeyboardInterrupt as error:
                 interruption = error
                 process.send_signal(signal.SIGINT)
@@ -81,7 +99,7 @@ def _lock(file: IO[bytes], log: Path) -> None:
 
 
 @contextlib.contextmanager
-def _termination_is_interruption() -> Iterator[None]:
+def termination_is_interruption() -> Iterator[None]:
     """SIGTERM and SIGHUP raise KeyboardInterrupt unless they are handled already; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import anytime
 from anytime.cli import main
-from anytime.export.folder import _new_folder, _replace, check_replaceable
+from anytime.data.names import Names
+from anytime.data.record import RECORD, ImageRecord
+from anytime.export.folder import _complete, _new_folder, _replace, check_replaceable
 from anytime.runtime.engines.exported import write_manifest
 from anytime.runtime.engines.manifest import GraphValue, Manifest, Origin, StepFile
 from anytime.training.rundir import set_state
@@ -152,7 +155,7 @@ def test_a_killed_replacement_leaves_an_export_or_says_how_to_complete_it(tmp_pa
         assert set(content(folder)) == {f"{folder}/{name}" for name in ("manifest.json", "step_1.onnx", "step_3.onnx")}
         if ended:
             break
-    assert seen == [48, 48, 0, 0, 49, 49]
+    assert seen == [48, 48, 0, 0, 0, 49, 49]
 
 
 @pytest.mark.parametrize("number", range(1, 6))
@@ -173,10 +176,10 @@ def test_an_error_between_the_renames_loses_no_export(number: int, tmp_path: Pat
     with monkeypatch.context() as patched:
         for name in CHANGES:
             patched.setattr(os, name, stopping(name))
-        with pytest.raises(KeyboardInterrupt), _new_folder(folder) as part:
+        with pytest.raises(KeyboardInterrupt), _new_folder(folder, True) as part:
             exported(part, macs=49, weight=0.2)
     assert loaded_macs(folder) in (0, 48, 49)
-    with _new_folder(folder) as part:
+    with _new_folder(folder, True) as part:
         exported(part, macs=49, weight=0.2)
     assert loaded_macs(folder) == 49
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["export", "manifest.json", "step_1.onnx"]
@@ -190,3 +193,58 @@ def test_what_a_stranger_calls_an_unfinished_export_takes_no_files(tmp_path: Pat
         _replace(folder, exported(tmp_path / "part", macs=50))
     shutil.rmtree(tmp_path / "part")
     assert content(tmp_path) == before
+
+
+def put(path: Path, kind: str) -> None:
+    """The export of another process, or a file or folder of the user."""
+    if kind == "export":
+        exported(path)
+    elif kind == "file":
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "mine").touch()
+
+
+def export_while(path: Path, kind: str) -> None:
+    with _new_folder(path, False) as part:
+        exported(part, macs=50)
+        put(path, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("export", "export exists; give another"),
+        ("file", "file is not a folder"),
+        ("folder", "folder exists and is no"),
+    ],
+)
+def test_what_appears_during_an_export_is_not_replaced(kind: str, message: str, tmp_path: Path) -> None:
+    for place in ("before", "after"):
+        (tmp_path / place).mkdir()
+    put(tmp_path / "before" / kind, kind)
+    with pytest.raises((ValueError, OSError), match=message):
+        export_while(tmp_path / "after" / kind, kind)
+    assert sorted(content(tmp_path / "after").values()) == sorted(content(tmp_path / "before").values())
+
+
+def test_the_record_goes_with_the_export(tmp_path: Path, killed: Any) -> None:
+    """It came after the export, so that of two at a time one had the record of the other; a kill at any moment loses none."""
+    names = Names.of(["a.png"])
+    records = [ImageRecord(names, torch.tensor([n]), torch.zeros(1, dtype=torch.uint8)) for n in (1, 2)]
+    for number in range(1, 20):
+        place = tmp_path / str(number)
+        folder, part = exported(place / "export"), exported(place / "part", macs=49, weight=0.2)
+        for record, where in zip(records, (folder, part), strict=True):
+            record.save(where / RECORD)
+        ended = not killed(number, place, lambda folder=folder, part=part: _replace(folder, part))  # type: ignore[misc]
+        _complete(folder)
+        replaced = loaded_macs(folder) == 49
+        assert ImageRecord.load(folder / RECORD).contents.tolist() == [1 + replaced]
+        if ended:
+            break
+    assert number > 5
+    with _new_folder(folder, True) as part:
+        exported(part, macs=50)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "step_1.onnx"]

@@ -85,7 +85,6 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--one-graph is for the engine onnx in float32, got {options.engine} in {options.precision}")
     if options.precision != "int8" and (options.max_loss or options.root or options.download):
         parser.error("--max-loss, --root and --download are for --precision int8")
-    from anytime.data.record import replace_record
     from anytime.export.folder import check_replaceable, export_model
     from anytime.reporting.evaluation import output_folder
 
@@ -107,10 +106,10 @@ def run(arguments: Sequence[str]) -> int:
         calibration=calibration,
         one_graph=options.one_graph,
         accepted=lambda rows: print(format_table([vars(row) for row in rows], LOSSES)),
+        run=folder,
         overwrite=options.overwrite,
         progress=sys.stderr.isatty(),
     )
-    replace_record(folder, out)
     rows = [
         {
             "step": t,

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anytime.cost import step_macs
+from anytime.data.record import RECORD, replace_record
 from anytime.export.capture import CapturedStep, capture, capture_all
 from anytime.export.check import TOLERANCES, ExportCheck, check_whole, compare
 from anytime.export.onnx import SUFFIX, convert, require_engine, require_openvino
@@ -29,7 +30,7 @@ from anytime.runtime.engines.whole import WholeRun
 from anytime.support.files import check_no_file_above, make_folder, part_of, remove_leftovers
 from anytime.support.folders import LOCK
 from anytime.support.locks import only_writer
-from anytime.support.owned import check_contents, check_room_for_export, digest_of_file
+from anytime.support.owned import check_contents, check_own, check_room_for_export, digest_of_file, is_own
 from anytime.support.trust import remember
 from anytime.support.units import ImageSize, image_size
 
@@ -52,6 +53,7 @@ def export_model(
     calibration: Calibration | None = None,
     accepted: Callable[[list[Int8Row]], None] | None = None,
     one_graph: bool = False,
+    run: Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> ExportedModel:
@@ -71,6 +73,7 @@ def export_model(
         calibration: For "int8": images and labels, and the accepted loss of accuracy.
         accepted: Called with accuracy and time of each step in float32 and "int8", before the loss is judged.
         one_graph: Also writes all steps as one graph, whose finished answers can be read while it runs (see `WholeRun`).
+        run: The run directory of the model, whose record of the training images goes with the export.
         overwrite: Replaces the export that `directory` holds, with the rules that were fitted to it; other files stay.
         progress: Whether to show a progress bar on stderr.
 
@@ -78,8 +81,8 @@ def export_model(
         ImportError: The engine is not installed; the message names the extra.
         ValueError: An argument is none of the above, a step cannot be exported (the message names the operator), or an answer
             differs from the model's.
-        FileExistsError: The folder exists.
-        NotOurs: A file in the folder has the name of a graph.
+        FileExistsError: The folder exists, from the beginning or at the end.
+        NotOurs: A file in the folder has the name of a graph, or of the record.
 
     Example:
         >>> export_model(load("anytimenet_cifar10"), "exported")  # doctest: +SKIP
@@ -107,8 +110,9 @@ def export_model(
     old = _graphs(directory, directory / NEXT)
     names = [f"step_{t}{suffix}" for t in range(1, model.num_steps + 1)] + [WHOLE] * one_graph
     check_contents(directory, {name: old.get(name, set()) for name in names})
+    check_own(directory / RECORD)
     model = _plain_copy(model)
-    with _new_folder(directory) as part:
+    with _new_folder(directory, overwrite) as part:
         dynamic = batch == "dynamic"
         steps: list[StepFile] = []
         example = torch.rand(2 if dynamic else 1, *size, generator=torch.Generator().manual_seed(0))
@@ -152,8 +156,11 @@ def export_model(
         write_manifest(part, manifest)
         if calibration:
             _to_int8(model, part, calibration, accepted, images)
+        if run is not None:
+            replace_record(run, part)
+        named = consent_text(read_manifest(part, ENGINES))
     if model.info.trusted:
-        remember(directory / MANIFEST, consent_text(read_manifest(directory, ENGINES)))
+        remember(directory / MANIFEST, named)
     return load_export(directory)
 
 
@@ -212,11 +219,11 @@ def check_replaceable(directory: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _new_folder(directory: Path) -> Iterator[Path]:
+def _new_folder(directory: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write to, which becomes `directory` at the end, or is removed after an error.
 
-    Of an earlier export there, only its manifest and graphs are replaced, not a file that only has the name of one. Traces and
-    profiles of it are known to be of other graphs.
+    Of an earlier export there, only its manifest, graphs and record are replaced, not a file that only has the name of one.
+    Traces and profiles of it are known to be of other graphs. Raises as `check_replaceable` does for what is there at the end.
     """
     part = part_of(directory)
     make_folder(directory.parent)
@@ -225,11 +232,14 @@ def _new_folder(directory: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        if directory.exists():
+        try:
+            part.rename(directory)  # onto nothing or an empty folder
+        except OSError:
+            if not os.path.lexists(directory):
+                raise
             with only_writer(directory, "an export"):
+                check_replaceable(directory, overwrite)
                 _replace(directory, part)
-        else:
-            part.rename(directory)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -246,13 +256,15 @@ def _replace(directory: Path, part: Path) -> None:
     check_room_for_export(directory)
     _complete(directory)
     old = _graphs(directory)
-    check_contents(directory, {path.name: old.get(path.name, set()) for path in part.iterdir() if path.name != MANIFEST})
+    names = {path.name for path in part.iterdir()} - {MANIFEST, RECORD}
+    check_contents(directory, {name: old.get(name, set()) for name in names})
+    check_own(directory / RECORD)
     part.rename(directory / NEXT)
     _complete(directory)
 
 
 def _complete(directory: Path) -> None:
-    """Moves the export that a folder holds in `NEXT`: its graphs, and its manifest once the earlier graphs are removed."""
+    """Moves the export that a folder holds in `NEXT`: graphs and record, and the manifest once the earlier graphs are gone."""
     new = directory / NEXT
     if new.is_symlink() or not new.is_dir():
         return
@@ -265,7 +277,10 @@ def _complete(directory: Path) -> None:
         for name in old.keys() - graphs.keys():
             if digest_of_file(directory / name) in old[name]:
                 (directory / name).unlink()
+        replace_record(new, directory)
         os.replace(new / MANIFEST, directory / MANIFEST)
+    if is_own(new / RECORD):  # needed until here, where a kill may have come before
+        (new / RECORD).unlink()
     with suppress(OSError):  # it holds something else
         new.rmdir()
 

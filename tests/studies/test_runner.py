@@ -112,6 +112,28 @@ def test_the_remaining_trainings_run_after_one_fails_midway(run, tmp_path):
     assert run_status(run("a"), tmp_path) == "resume"
 
 
+@pytest.mark.parametrize(("states", "asked"), [(("started", "finished"), 2), (("finished",), 1)])
+def test_a_training_whose_process_is_killed_is_resumed(run, tmp_path, states, asked):
+    class Killed(Trainer):
+        def __call__(self, arguments, log):
+            self.state = states[len(self.asked)]
+            killed = len(self.asked) == 0
+            super().__call__(arguments, log)
+            return -signal.SIGKILL if killed else 0
+
+    train, recorder = Killed(), Recorder()
+    run_all([run()], tmp_path, train, recorder, lambda _: None)
+    assert [arguments[0] for arguments in train.asked] == ["--config", "--resume"][:asked]
+    assert recorder.asked == [("a", ["a"])]
+
+
+def test_a_training_that_is_killed_again_and_again_is_given_up(run, tmp_path):
+    train = Trainer("started", -signal.SIGKILL)
+    with pytest.raises(TrainingStopped, match="exit code -9"):
+        run_all([run()], tmp_path, train, Recorder(), lambda _: None)
+    assert len(train.asked) == 3
+
+
 @pytest.mark.parametrize("state", ["started", "interrupted", "failed"])
 def test_unfinished_trainings_are_resumed(run, tmp_path, state):
     with pytest.raises(TrainingStopped, match=r"training a ended with exit code 130, see .*a\.log") as stopped:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,21 @@ def test_a_training_ends_when_its_parent_is_killed(tmp_path):
         parent.kill()
         assert parent.stdout.read() == ""  # the pipe closes when the child has ended, which holds it as well
     assert time.monotonic() - begin < 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_what_a_killed_training_leaves_is_ended_and_holds_no_lock(program, tmp_path):
+    program(
+        "import os\nif not (reader := os.fork()):\n    time.sleep(60)\n"
+        "print(reader, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    log = tmp_path / "a.log"
+    for _ in range(2):  # the second would find the lock of the first one's reader
+        assert train_in_subprocess([], log) == -signal.SIGKILL
+    for reader in map(int, log.read_text().split()):
+        state = Path(f"/proc/{reader}/stat")
+        while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind")

@@ -16,10 +16,11 @@ from anytime.pretrained import load
 from anytime.reporting.evaluation import images_of, trained_on
 from anytime.studies.executors.subprocess import TrainingStopped, train_in_subprocess
 from anytime.support.names import import_object
+from anytime.support.owned import state_of
 from anytime.support.trust import typed_paths
 from anytime.trace import Trace, record
 from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
-from anytime.training.rundir import CONFIG, names_of_run, read_run
+from anytime.training.rundir import CONFIG, in_training, names_of_run, read_run
 
 RunStatus = Literal["start", "resume", "finished"]
 Traces = Mapping[str, Mapping[int, Trace]]
@@ -33,6 +34,7 @@ def on_validation(model: AnytimeModel) -> AnytimeModel:
     return model
 
 
+RESUMES = 2  # of a training whose process is killed again and again
 _WITHOUT_EFFECT = ("progress", "logger", "data.root", "data.download", "data.workers")  # on the result of a training
 
 
@@ -46,6 +48,7 @@ class TrainingRun:
         flags: Flags over the recipe, as on the command line.
         seed: Seed over the recipe.
         views: The recorded networks by name: a view of the trained model, or None for the model itself.
+        trust: Whether the training may import the custom classes that the recipe names.
     """
 
     name: str
@@ -53,6 +56,7 @@ class TrainingRun:
     flags: tuple[str, ...]
     seed: int
     views: Mapping[str, View | None] = field(compare=False)
+    trust: bool = field(default=False, compare=False)
 
     def config(self) -> Config:
         """The resolved configuration."""
@@ -63,7 +67,8 @@ class TrainingRun:
         run = str(folder / self.name)
         if status == "resume":
             return ["--resume", run]
-        return ["--config", str(self.recipe), *self.flags, f"--seed={self.seed}", "--run", run]
+        trust = ["--trust"] if self.trust else []
+        return ["--config", str(self.recipe), *self.flags, f"--seed={self.seed}", "--run", run, *trust]
 
 
 def slug(name: str) -> str:
@@ -105,12 +110,12 @@ def run_status(run: TrainingRun, folder: Path) -> RunStatus:
         UntrustedName: The configuration there names an import path that is not in the flags, and nobody has consented to it.
         FileNotFoundError, ValueError: Its directory is not a run directory, or is damaged.
     """
-    path, wanted = folder / run.name, _flat(run.config())
+    path, wanted = folder / run.name, effective(run.config())
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return "start"
     with names_of_run(path, typed=typed_paths(run.flags)):
         _, state = read_run(path)
-        found = _flat(parse([], [path / CONFIG]))
+        found = effective(parse([], [path / CONFIG]))
     keys = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
     if keys:
         listed = ", ".join(f"{key} {found.get(key)!r} (wanted {wanted.get(key)!r})" for key in keys)
@@ -118,7 +123,7 @@ def run_status(run: TrainingRun, folder: Path) -> RunStatus:
     return "finished" if state["state"] == "finished" else "resume"
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def effective(config: Config) -> dict[str, Any]:
     """All values of a configuration that affect the result of a training, by flag."""
     names = {section: config[section]["class_path"] for section in SECTIONS}
     return {key: _current(value) for key, value in (names | flatten(config)).items() if key not in _WITHOUT_EFFECT}
@@ -191,6 +196,32 @@ def with_all_views(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
     return list(found.values())
 
 
+def train_one(
+    run: TrainingRun, folder: Path, status: RunStatus, train: Callable[[Sequence[str], Path], int]
+) -> tuple[int, float]:
+    """Exit code and seconds of a training that is started or resumed.
+
+    If its process is killed, it is resumed from its checkpoint, at most `RESUMES` times. An error, such as a loss that is not
+    finite, would come again, so it is not repeated.
+
+    Args:
+        run: The training.
+        folder: Where the run directories are.
+        status: That of the training, not "finished".
+        train: As for `run_all`; a negative exit code is the number of the signal that killed the process.
+    """
+    begin, code = time.monotonic(), 0
+    for _ in range(1 + RESUMES):
+        code = train(run.arguments(folder, status), folder / "logs" / f"{run.name}.log")
+        state = state_of(in_training(folder / run.name)).get("state")
+        if code < 0 and state == "finished":  # killed while it ended
+            code = 0
+        if code >= 0:
+            break
+        status = "start" if state is None else "resume"
+    return code, time.monotonic() - begin
+
+
 def run_all(
     runs: Sequence[TrainingRun],
     folder: Path,
@@ -207,7 +238,8 @@ def run_all(
     Args:
         runs: The trainings; of several with the same name, one is run, and the views of all are recorded.
         folder: Where the run directories go; the output of each training is appended to `logs/NAME.log` there.
-        train: Called with the arguments of `anytime train` and the log file; returns an exit code.
+        train: Called with the arguments of `anytime train` and the log file; returns an exit code. A training whose process
+            is killed is resumed, see `train_one`.
         recorder: Called with a finished run directory and the views whose traces are missing there.
         say: Called with each line of progress.
 
@@ -228,8 +260,7 @@ def run_all(
             done = "finished before"
         else:
             say(f"{head}: {status}, see {log}")
-            begin = time.monotonic()
-            code = train(run.arguments(folder, status), log)
+            code, spent = train_one(run, folder, status, train)
             left -= 1
             if code:
                 failures.append(TrainingStopped(f"the training {run.name} ended with exit code {code}, see {log}", log))
@@ -237,7 +268,7 @@ def run_all(
                     raise failures[-1]
                 say(f"{head}: failed with exit code {code}, see {log}; {left} to train")
                 continue
-            seconds.append(time.monotonic() - begin)
+            seconds.append(spent)
             done = f"trained in {time_text(seconds[-1])}"
         stored = {name: trace_path(path, name, view) for name, view in run.views.items()}
         if missing := {name: view for name, view in run.views.items() if not stored[name].is_file()}:

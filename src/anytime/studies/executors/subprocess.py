@@ -79,6 +79,8 @@ def train_in_subprocess(arguments: Sequence[str], log: Path, interruptions: Call
             except KeyboardInterrupt as error:
                 interruption = error
                 process.send_signal(signal.SIGINT)
+        if process.returncode < 0:
+            _end_group(process.pid, file)
     if interruption is not None:
         raise interruption
     return process.returncode
@@ -96,6 +98,18 @@ def _lock(file: IO[bytes], log: Path) -> None:
         raise TrainingStopped(f"another process is running this training and writes {log}; wait until it ends", log) from None
     except OSError:  # a file system without locks
         return
+
+
+def _end_group(leader: int, file: IO[bytes]) -> None:
+    """Ends what a killed training has left, such as processes that read data, and frees the lock that they still hold."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        os.killpg(leader, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,8 +107,26 @@ def test_a_forked_process_loads_it_anew(folder: Any) -> None:
     expected = own(x)
     child = os.fork()
     if child == 0:
-        import signal
-
         signal.alarm(30)
         os._exit(0 if torch.equal(own(x), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_signals_are_handled_after_exports_are_gone(folder: Any) -> None:
+    """With AMX each `Core` changes the stack of signal handlers, and frees it at its end; a crash would end the process."""
+    made = folder()
+    if (child := os.fork()) == 0:
+        signal.alarm(30)
+        handled: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, _: handled.append(number))
+        first, second = anytime.load(made), anytime.load(made)
+        for one in (first, second):
+            one(torch.rand(1, *SIZE))
+        del one, first
+        gc.collect()
+        del second
+        gc.collect()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os._exit(0 if handled == [signal.SIGUSR1] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from anytime.runtime.engines.base import Cancelled, StepMeasurement
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import GraphValue, StepFile
-from anytime.runtime.engines.step_file import INSTALL, check_values, checked_file, own_denormals
+from anytime.runtime.engines.step_file import INSTALL, check_values, checked_file
 from anytime.runtime.forks import renew_after_fork
 from anytime.support.text import one_line
 
@@ -82,19 +83,27 @@ class OpenvinoGraph:
         renew_after_fork(self)
 
     def _loaded(self, allowance: Allowance, uses: int = 1, notes: bool = False) -> Any:
-        """The graph, compiled; with `notes` each run says how long its operators took."""
+        """The graph, compiled; with `notes` each run says how long its operators took.
+
+        A thread of its own does it: the thread that makes a `Core` loses its treatment of denormal numbers, and on processors
+        with AMX its stack for signal handlers. OpenVINO frees the new one in the end, and the next signal crashes.
+        """
         openvino, hint = _openvino(), _HINTS[self._precision]
         data = checked_file(self._path, self._step, allowance, uses)
         wanted = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": self._threads, "NUM_STREAMS": 1}
         wanted |= {"ENABLE_CPU_PINNING": False, "CPU_DENORMALS_OPTIMIZATION": True, "PERF_COUNT": notes}
+
+        def made() -> Any:
+            core = openvino.Core()
+            return core.compile_model(core.read_model(data), "CPU", wanted)
+
         try:
-            with own_denormals():
-                core = openvino.Core()
-                compiled = core.compile_model(core.read_model(data), "CPU", wanted)
+            with ThreadPoolExecutor(1) as thread:
+                compiled = thread.submit(made).result()
         except Exception as error:  # of the engine's own kinds
             raise ValueError(f"{self._path} cannot be loaded by OpenVINO: {one_line(error)}") from error
-        if (made := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != hint:
-            raise ValueError(f"{self._path} is of {self._precision}, and OpenVINO computes in {made} on this processor")
+        if (taken := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != hint:
+            raise ValueError(f"{self._path} is of {self._precision}, and OpenVINO computes in {taken} on this processor")
         inputs = [_value(name, compiled.input(name)) for name in self._names if _has(compiled.inputs, name)]
         outputs = [_value(name, compiled.output(name)) for name in self._outputs if _has(compiled.outputs, name)]
         check_values(self._path, self._step, inputs, outputs)

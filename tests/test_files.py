@@ -1,5 +1,6 @@
 """Atomic writes, and glibc set to keep freed memory."""
 
+import errno
 import platform
 import sys
 from pathlib import Path
@@ -30,3 +31,25 @@ def test_freed_memory_is_kept_only_with_glibc(monkeypatch: pytest.MonkeyPatch) -
     assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_appears_while_a_file_is_written_stays(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the file system has no hard links."""
+
+    def without(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr("os.link", without)
+    path = tmp_path / "mine"
+    with atomic_write(path, replace=False) as part:
+        part.write_text("first")
+
+    def again() -> None:
+        with atomic_write(path, replace=False) as part:
+            part.write_text("second")
+
+    with pytest.raises(ValueError, match="mine has appeared meanwhile, so it is not replaced; give another name"):
+        again()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mine", "first")]

@@ -188,7 +188,7 @@ class SavedModel(PyTorchModelHubMixin):
         directory = Path(save_directory)
         self.save(directory)  # the hub's own way removes the old configuration first
         if not (directory / CARD).exists():
-            with atomic_write(directory / CARD) as part:
+            with atomic_write(directory / CARD, replace=False) as part:
                 self.generate_model_card(**(arguments.get("model_card_kwargs") or {})).save(part)
         return self.push_to_hub(repo_id or directory.name, **arguments) if push_to_hub else None
 

@@ -311,3 +311,11 @@ def test_run_that_is_damaged_or_of_another_version(config, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"modle": "anytimenet"}))
     with pytest.raises(ValueError, match=r"unknown key 'modle'; did you mean 'model'"):
         read_run(tmp_path)
+
+
+def test_a_run_that_appears_before_the_lock_is_not_replaced(config, earlier, monkeypatch):
+    before = files(earlier)
+    monkeypatch.setattr("anytime.training.rundir.check_new", lambda *_: None)  # there was nothing yet
+    with pytest.raises(UsageError, match="exists; give another --run"), new_run(earlier, config, overwrite=False):
+        pass
+    assert files(earlier) == before

@@ -58,8 +58,11 @@ def run(arguments: Sequence[str]) -> int:
         print(format_table(comparison(traces), COMPARISON_COLUMNS))
     if len(traces) == 2:
         _show_paired(*traces.items())
-    with atomic_write(out) as part:
-        plots.compare(traces).savefig(part, format=kind, dpi=150, metadata=MARK if kind == "png" else None)
+    figure = plots.compare(traces)
+    if not options.out:
+        check_own(out)
+    with atomic_write(out, options.overwrite or not options.out) as part:
+        figure.savefig(part, format=kind, dpi=150, metadata=MARK if kind == "png" else None)
     print(printable(f"wrote {out}"))
     return 0
 

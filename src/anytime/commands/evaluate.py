@@ -10,7 +10,6 @@ from pathlib import Path
 from anytime.commands.parser import Parser
 from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.tables import format_table
-from anytime.support.owned import check_own
 from anytime.support.text import printable
 
 
@@ -29,14 +28,17 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     parser.check_model(options.run)
     parser.check_device(options.device)
-    from anytime.reporting.evaluation import evaluate_run, results_in
+    from anytime.reporting.evaluation import evaluate_run
 
-    there = results_in(options.out, options.part) if options.out else []
-    check_own(*there)
-    for path in there:
-        parser.check_free(path, "--out", options.overwrite)
     result = evaluate_run(
-        options.run, options.part, options.root, options.device, options.out, download=options.download, trust=options.trust
+        options.run,
+        options.part,
+        options.root,
+        options.device,
+        options.out,
+        download=options.download,
+        trust=options.trust,
+        replace=options.overwrite or not options.out,
     )
     numbers = result.numbers
     coarser = numbers.get("coarser_levels", [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ class Parser(argparse.ArgumentParser):
             check_no_file_above(path)
         except ValueError as error:
             self.error(str(error))
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:
             self.error(f"{path} exists; give another {option}, or --overwrite to replace it")
 
     def add_data_folder(self) -> None:

@@ -120,7 +120,7 @@ def run(arguments: Sequence[str]) -> int:
     images = [read_image(path, size, *view) for path in options.images]  # all first: one may be damaged
     answers = _predict(model, list(zip(options.images, images, strict=True)), deadline, options.top, combine, rule)
     if options.plot is not None:
-        _draw(model, answers, options.plot, options.images[0].name)
+        _draw(model, answers, options.plot, options.images[0].name, options.overwrite)
     return 0
 
 
@@ -137,8 +137,8 @@ def _check_plot(parser: Parser, options: Any) -> None:
     parser.check_free(options.plot, "--plot", options.overwrite)
 
 
-def _draw(model: AnytimeModel, answers: Sequence[Answer], path: Path, title: str) -> None:
-    """Writes the figure of the time course of one image."""
+def _draw(model: AnytimeModel, answers: Sequence[Answer], path: Path, title: str, replace: bool) -> None:
+    """Writes the figure of the time course of one image; raises ValueError if it is there meanwhile, unless `replace`."""
     from anytime.reporting.dynamics import time_course
     from anytime.reporting.plots import file_kind
 
@@ -153,7 +153,7 @@ def _draw(model: AnytimeModel, answers: Sequence[Answer], path: Path, title: str
         steps=[answer.step for answer in answers],
         title=title,
     )
-    with atomic_write(path) as part:
+    with atomic_write(path, replace) as part:
         figure.savefig(part, format=file_kind(path), dpi=150)
     print(printable(f"wrote {path}"))
 

@@ -57,13 +57,15 @@ def run(arguments: Sequence[str]) -> int:
 
     folder = output_folder(options.model)
     out = options.out or folder / "profile.json"
-    _check_out(parser, out, options.overwrite or not options.out)
+    replace = options.overwrite or not options.out
+    _check_out(parser, out, replace)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     here = folder.is_dir() or not options.out
     with only_writer(folder, "a profile") if here else contextlib.nullcontext():
         measured = _measure(options, folder, [int(size) for size in sizes])
-        measured.save(out)
+        _check_out(parser, out, replace)  # what is there now
+        measured.save(out, replace)
     how = "compiled, " if options.compile else ""
     for batch, latencies in measured.batches.items():
         where = measured.fingerprint["hardware"]

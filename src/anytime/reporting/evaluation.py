@@ -28,6 +28,7 @@ from anytime.support.folders import FIGURES, check_file
 from anytime.support.locks import only_writer
 from anytime.support.owned import MARK, check_own
 from anytime.trace import Trace, labelled, record
+from anytime.training.config import UsageError
 from anytime.training.origin import data_of
 
 
@@ -66,6 +67,7 @@ def find_trace(
     if not path.is_file():
         trace = _recorded(model, trained_on(model, root, download, folder), part, device)
         model.cpu()
+        check_own(path)
         trace.save(path)
         return trace
     trace = Trace.load(path)
@@ -108,6 +110,7 @@ def evaluate_run(
     progress: bool = True,
     download: bool = False,
     trust: bool = False,
+    replace: bool = True,
 ) -> Evaluation:
     """Records the trace of a trained model on the test or validation images, and writes it with metrics, figures and report.
 
@@ -120,20 +123,24 @@ def evaluate_run(
         progress: Shows a progress bar.
         download: Downloads missing data.
         trust: Whether import paths that the run names may be imported, see `anytime.load`.
+        replace: Whether an evaluation that is there is replaced.
 
     Raises:
         NotOurs: A file with the name of a result is there, and no evaluation wrote it.
+        UsageError: An evaluation is there, and is not to be replaced.
     """
     folder = out or output_folder(run)
     with only_writer(folder, "an evaluation"):
         check_own(*_results(folder, part))
+        if not replace and (there := _results_in(folder, part)):
+            raise UsageError(f"{there[0]} exists; give another --out, or --overwrite to replace it")
         model = load(run, trust)
         require_classifier(model, "an evaluation")
         trace = _recorded(model, trained_on(model, root, download, Path(run)), part, device, progress)
         return write_results(trace, folder, part)
 
 
-def results_in(folder: Path, part: str) -> list[Path]:
+def _results_in(folder: Path, part: str) -> list[Path]:
     """The results of an evaluation on `part` that a folder holds."""
     return [path for path in _results(folder, part) if os.path.lexists(path)]
 

@@ -185,9 +185,9 @@ class Profile:
         if differing and not foreign:
             raise ValueError(f"the profile was measured elsewhere ({differing}); measure again, or pass foreign=True")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a JSON file, atomically."""
-        with atomic_write(path) as part:
+    def save(self, path: str | os.PathLike[str], replace: bool = True) -> None:
+        """Writes a JSON file, atomically; without `replace`, raises ValueError if something is there."""
+        with atomic_write(path, replace) as part:
             part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
     @classmethod

@@ -30,13 +30,17 @@ def check_no_file_above(path: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path` to write to; it replaces `path` at the end, or is deleted after an error.
+def atomic_write(path: str | os.PathLike[str], replace: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write to; it becomes `path` at the end, or is deleted after an error.
 
     Parts that killed processes left beside it are removed. An OSError names `path`.
 
+    Args:
+        path: The file.
+        replace: Whether a file that is there at the end is replaced.
+
     Raises:
-        ValueError: `path` is a folder, or one of its parents is none.
+        ValueError: `path` is a folder, or one of its parents is none; without `replace`, something is there at the end.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -47,7 +51,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     part.unlink(missing_ok=True)  # in a stranger's folder it may be a link
     try:
         yield part
-        os.replace(part, path)
+        if replace:
+            os.replace(part, path)
+        else:
+            _place(part, path)
+    except FileExistsError as error:
+        if replace:
+            raise
+        raise ValueError(f"{path} has appeared meanwhile, so it is not replaced; give another name") from error
     except OSError as error:
         files = [error.filename, error.filename2]  # a copy has two
         if error.errno is None or (error.filename is not None and str(part) not in map(str, files)):
@@ -55,6 +66,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _place(part: Path, path: Path) -> None:
+    """Makes a file the new `path`; raises FileExistsError if something is there."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no hard links
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        os.replace(part, path)
 
 
 def part_of(path: Path) -> Path:

@@ -62,15 +62,20 @@ def check_new(path: Path, overwrite: bool) -> None:
     if not path.is_dir():
         raise UsageError(f"{path} exists and is not a directory; give another --run")
     with writing(path):
-        if not _entries(path):
-            return
-        if not state_of(path):
-            what = "not of this library" if (path / STATE).is_file() else "missing"
-            reason = f"{path} exists and is not a run directory ({STATE} is {what}), so it is not overwritten"
-            raise UsageError(f"{reason}; give another --run")
-        if not overwrite:
-            raise UsageError(f"{path} exists; give another --run, --resume {path} to continue, or --overwrite to replace it")
-        check_own(*(path / name for name in (CONFIG, MODEL_CONFIG, RECORD)))
+        _check_replaceable(path, overwrite)
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    """Raises UsageError or NotOurs, as `check_new` does, if a folder holds what a new run may not replace."""
+    if not _entries(path):
+        return
+    if not state_of(path):
+        what = "not of this library" if (path / STATE).is_file() else "missing"
+        reason = f"{path} exists and is not a run directory ({STATE} is {what}), so it is not overwritten"
+        raise UsageError(f"{reason}; give another --run")
+    if not overwrite:
+        raise UsageError(f"{path} exists; give another --run, --resume {path} to continue, or --overwrite to replace it")
+    check_own(*(path / name for name in (CONFIG, MODEL_CONFIG, RECORD)))
 
 
 @contextmanager
@@ -87,6 +92,7 @@ def new_run(path: Path, config: Config, overwrite: bool) -> Iterator[Path]:
         yield path
     elif path.exists():
         with writing(path):
+            _check_replaceable(path, overwrite)  # what is there now
             finish_replacement(path)  # if it was killed in the middle of that
             yield create_run(path, config)
     else:

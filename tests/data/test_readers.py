@@ -217,6 +217,7 @@ def test_tinyimagenet(tmp_path):
     assert data.class_names == ["goldfish, Carassius auratus", "Boston terrier"]
     assert images.mean((2, 3)).argmax(1).equal(targets)
     assert test_targets.tolist() == [1]
+    assert read(TinyImageNet(root=tmp_path, size=32, validation=0, augment="none"))[0].shape == (2, 3, 32, 32)
     data = TinyImageNet(root=tmp_path, validation=0, classes="*TERRIER*")
     data.setup()
     assert data.class_names == ["Boston terrier"]

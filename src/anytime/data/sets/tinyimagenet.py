@@ -1,18 +1,25 @@
 """TinyImageNet, in the layout of the official archive."""
 
+from typing import Any
+
 import torch
 
-from anytime.data.base import ImageData, Split
 from anytime.data.decoding import read_images
 from anytime.data.files import download_archives, errors_naming, read_lines
 from anytime.data.names import Names
+from anytime.data.resized import ResizedData
+from anytime.data.split import Split
 
 
-class TinyImageNet(ImageData):
-    """TinyImageNet: 200 classes of ImageNet, 64x64, 100,000 images for training; takes the arguments of `ImageData`.
+class TinyImageNet(ResizedData):
+    """TinyImageNet: 200 classes of ImageNet, 64x64, 100,000 images for training.
 
     Reads `tiny-imagenet-200`. Labels of the official test images were never published, so the 10,000 official
     validation images are the test split. Classes are numbered in the order of their WordNet IDs.
+
+    Args:
+        size: Height and width of the images in pixels; they are resized while they are read.
+        **kwargs: Arguments of `ImageData`.
     """
 
     title = "TinyImageNet"
@@ -22,6 +29,9 @@ class TinyImageNet(ImageData):
     official = (100_000, 10_000, 200)
     files = ("tiny-imagenet-200",)
     input_size = (3, 64, 64)
+
+    def __init__(self, size: int = 64, **kwargs: Any) -> None:
+        super().__init__(size, **kwargs)
 
     def _wnids(self) -> list[str]:
         return sorted(read_lines(self.find("tiny-imagenet-200/wnids.txt")))

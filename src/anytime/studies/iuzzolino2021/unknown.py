@@ -29,7 +29,8 @@ from anytime.studies.study import Result
 from anytime.trace import Trace, record
 
 VALIDATION = "CascadedTD (validation)"
-SETS: dict[str, dict[str, Any]] = {"CIFAR100": {}, "SVHN": {}, "TinyImageNet": {}, "GTSRB": {"size": 32}, "Digits": {}}
+SIDE = {"size": 32}
+SETS: dict[str, dict[str, Any]] = {"CIFAR100": {}, "SVHN": {}, "TinyImageNet": SIDE, "GTSRB": SIDE, "Digits": {}}
 IMAGES = 2000  # of each set to fit a detector, and as many to test it
 Part = Literal["fit", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -140,5 +141,5 @@ def _drawn(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             axes.set_xticks(range(len(INPUTS)), [inputs.replace("_", "\n") for inputs in INPUTS])
             axes.set_ylabel({"auroc": "AUROC", "fpr95": "FPR at 95 % TPR"}[key])
         grid[0].set_title(title)
-        grid[0].legend(loc="lower right")
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

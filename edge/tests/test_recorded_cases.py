@@ -25,8 +25,8 @@ class Scripted(Network):
 
     def __init__(self, case: dict[str, Any], pool: Any) -> None:
         classes = len(case["logits"][0])
-        steps = tuple(Step("", "", {}, (), {"answer": (1, classes)}, macs) for macs in case["macs"])
-        super().__init__(Manifest("scripted", "float32", (classes,), (3, 2, 2), steps, "", {}), [], 1, pool)
+        steps = tuple(Step("", "", (), (), (("answer", (1, classes)),), macs) for macs in case["macs"])
+        super().__init__(Manifest("scripted", "float32", (classes,), (3, 2, 2), steps, "", {}, {}), [], 1, pool)
         self.logits, self.now, self.started, self.seconds = case["logits"], 100.0, 0, list[float]()
 
     def step(self, step: int, values: Any, call: Any = None) -> Any:
@@ -50,7 +50,7 @@ def test_recorded_decisions(number: int, pool: Any, monkeypatch: pytest.MonkeyPa
     network = Scripted(case, pool)
     profile = Profile([dict(zip(QUANTILES, row, strict=True)) for row in case["profile"]], {})
     monkeypatch.setattr(Profile, "check", lambda *_: None)
-    monkeypatch.setattr(Session, "wait", lambda session, seconds: session._done.wait() and session.best())
+    monkeypatch.setattr(Session, "wait", lambda session, seconds: session._run.result() or session.best())
     predictor = Predictor(network, profile, clock=lambda: network.now, **case["predictor"])
     for call in case["calls"]:
         network.started, network.seconds, expected = 0, call["seconds"], call["expect"]

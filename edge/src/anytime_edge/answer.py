@@ -36,9 +36,8 @@ class Answer:
     def because(self, reason: str) -> Answer:
         """The same answer with the reason why there is no later one."""
         if reason and self.not_finite:
-            which = (
-                f"step {self.not_finite[0]} was" if len(self.not_finite) == 1 else f"steps {str(self.not_finite)[1:-1]} were"
-            )
+            steps = ", ".join(map(str, self.not_finite))
+            which = f"step {steps} was" if len(self.not_finite) == 1 else f"steps {steps} were"
             reason += f"; {which} NaN or infinite, so the last finite answer was kept"
         return replace(self, reason=reason)
 

@@ -1,4 +1,4 @@
-"""`manifest.json` of an exported folder, read and checked."""
+"""What an exported folder holds: `manifest.json` and the ONNX files, checked before any library sees them."""
 
 from __future__ import annotations
 
@@ -6,46 +6,55 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MANIFEST, KIND, FORMAT, ENGINE = "manifest.json", "anytime export", 1, "onnx"
 PRECISIONS = ("float32", "int8")
-MOST_BYTES, MOST_STEPS, MOST_MACS = 2**24, 1_000, 10**12
+MOST_BYTES, MOST_STEPS, MOST_MACS, MOST_NODES = 2**24, 1_000, 10**12, 20_000
 MOST_VALUES, MOST_TENSOR = 3 * 2048 * 4096, 2**30  # of an image, of a tensor
 _FILE = re.compile(r"step_[1-9][0-9]{0,3}\.onnx", re.ASCII)
+Shapes = tuple[tuple[str, tuple], ...]  # names and shapes of tensors
 Origin = tuple[int, str]  # the images (0, "images"), or an output of a step 1..T
 
+_PARTS = {  # of a message in the file, and the number of its field: what the field holds
+    **{("file", 7): "graph", ("graph", 1): "node", ("graph", 5): "tensor", ("node", 5): "attribute"},
+    **{("attribute", 5): "tensor", ("attribute", 10): "tensor"},
+}
+_FOREIGN = {
+    **{("file", 20): "a training", ("file", 25): "operators of its own", ("tensor", 13): "constants in another file"},
+    **{("attribute", 6): "a graph within an operator", ("attribute", 11): "graphs within an operator"},
+    **dict.fromkeys([("graph", 15), ("attribute", 22), ("attribute", 23)], "sparse constants"),
+}
+_DOMAIN, _LOCATION = ("node", 7), ("tensor", 14)
 
-@dataclass(frozen=True)
-class Step:
-    """The graph of one step: its file and digest, names and shapes of its inputs and outputs, where each input comes from.
 
-    `kept` is what later steps need of all that exists after it; `macs` are cumulative.
-    """
+class Step(NamedTuple):
+    """The graph of one step: its file and digest, its inputs and outputs, where each input comes from, and cumulative MACs."""
 
     file: str
     sha256: str
-    inputs: dict[str, tuple]
+    inputs: Shapes
     sources: tuple[Origin, ...]
-    outputs: dict[str, tuple]
+    outputs: Shapes
     macs: int
-    kept: frozenset[Origin] = frozenset()
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What an exported folder holds; `digest` identifies its graphs, `metadata` has class names, rules and label levels."""
+class Manifest(NamedTuple):
+    """What an exported folder holds; `digest` identifies its graphs, `metadata` has class names, rules and label levels.
+
+    `last` is the last step that reads each value.
+    """
 
     model: str
     precision: str
     levels: tuple[int, ...]
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     steps: tuple[Step, ...]
     digest: str
     metadata: Mapping[str, Any]
+    last: Mapping[Origin, int]
 
     @property
     def task(self) -> str:
@@ -64,9 +73,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise ValueError(f"{directory} is no exported folder: {path} is missing, a link, or larger than {MOST_BYTES:,} bytes")
     try:
         data = json.loads(path.read_bytes())
-        if data.get("kind") != KIND or data.get("format") != FORMAT or data.get("engine") != ENGINE:
-            given = [data.get(key) for key in ("kind", "format", "engine")]
-            raise ValueError(f"it is {given}, and this version reads {[KIND, FORMAT, ENGINE]}")
+        given = [data.get(key) for key in ("kind", "format", "engine")]
+        _require(given == [KIND, FORMAT, ENGINE], f"it is {given}, and this version reads {[KIND, FORMAT, ENGINE]}")
         return _checked(data)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
@@ -75,53 +83,49 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _checked(data: Mapping[str, Any]) -> Manifest:
     size = tuple(data["input"][key] for key in ("channels", "height", "width"))
-    levels, batch = tuple(data["levels"]), data["batch"]
+    levels, batch, count = tuple(data["levels"]), data["batch"], len(data["steps"])
     _require(all(map(_whole, (*size, *levels))) and levels, f"the input is {size} and the levels are {levels}")
     _require(math.prod(size) <= MOST_VALUES, f"its images have {math.prod(size):,} values, more than {MOST_VALUES:,}")
     _require(data["precision"] in PRECISIONS, f"its precision is {data['precision']!r}, not one of {', '.join(PRECISIONS)}")
     _require(batch in (1, "dynamic"), f"its batch is {batch!r}, neither 1 nor 'dynamic'")
-    _require(1 <= len(data["steps"]) <= MOST_STEPS, f"it has {len(data['steps']):,} steps, not 1 to {MOST_STEPS:,}")
-    first = "batch" if batch == "dynamic" else 1
-    known: dict[Origin, tuple] = {(0, "images"): (first, *size)}
-    steps = []
-    for t, step in enumerate(data["steps"], 1):
-        where = f"step {t}"
-        _require(isinstance(step["file"], str) and _FILE.fullmatch(step["file"]), f"the file of {where} is {step['file']!r}")
-        _require(isinstance(step["sha256"], str) and len(step["sha256"]) == 64, f"the SHA-256 of {where} is no digest")
-        _require(_whole(step["macs"], 0) and step["macs"] <= MOST_MACS, f"the MACs of {where} are {step['macs']!r}")
-        inputs, outputs = ({v["name"]: tuple(v["shape"]) for v in step[key]} for key in ("inputs", "outputs"))
-        sources = tuple(_origin(value["from"]) for value in step["inputs"])
-        for name, shape in (*inputs.items(), *outputs.items()):
-            _require(
-                isinstance(name, str) and shape[:1] == (first,) and all(_whole(n, 0) for n in shape[1:]), f"{where}: {shape}"
-            )
-            _require(math.prod(shape[1:]) <= MOST_TENSOR, f"{name!r} of {where} has more than {MOST_TENSOR:,} values")
-        _require(next(iter(outputs), "") == "answer", f"the first output of {where} is not its answer")
-        _require(outputs["answer"][1:2] == (sum(levels),), f"{where} does not answer for {sum(levels)} classes")
-        for shape, source in zip(inputs.values(), sources, strict=True):
-            _require(known.get(source) == shape, f"an input of {where} comes from {source}, which is not there")
-        known |= {(t, name): shape for name, shape in outputs.items()}
-        steps.append(Step(step["file"], step["sha256"], inputs, sources, outputs, step["macs"]))
+    _require(1 <= count <= MOST_STEPS, f"it has {count:,} steps, not 1 to {MOST_STEPS:,}")
+    known: dict[Origin, tuple] = {(0, "images"): ("batch" if batch == "dynamic" else 1, *size)}
+    steps, last = list[Step](), dict[Origin, int]()
+    for t, entry in enumerate(data["steps"], 1):
+        steps.append(_step(f"step {t}", entry, known, sum(levels)))
+        known |= {(t, name): shape for name, shape in steps[-1].outputs}
+        last |= dict.fromkeys(steps[-1].sources, t)
     macs = [step.macs for step in steps]
     _require(macs == sorted(macs), f"MACs are cumulative and cannot fall, got {macs}")
-    kept: frozenset[Origin] = frozenset()
-    for t in range(len(steps) - 1, -1, -1):
-        steps[t] = Step(**{**vars(steps[t]), "kept": frozenset(source for source in kept if source[0] <= t + 1)})
-        kept = steps[t].kept | {*steps[t].sources}
-    digest = hashlib.sha256(json.dumps(data["steps"]).encode()).hexdigest()
     metadata = data.get("metadata", {})
     rules = metadata.get("fitted", {}).values()
     whole = all(isinstance(each[key], dict) for each in rules for key in ("stop", "combine"))
-    margin, chosen = metadata.get("margin", 1), metadata.get("answer_levels") or {"steps": [0] * len(steps)}
+    margin, chosen = metadata.get("margin", 1), (metadata.get("answer_levels") or {"steps": [0] * count})["steps"]
     _require(whole and 0 < margin <= 100 and math.prod(size) * max(margin, 1) ** 2 <= MOST_VALUES, f"its margin is {margin!r}")
-    _require(len(chosen["steps"]) == len(steps), "its label levels are not those of its steps")
-    _require({*chosen["steps"]} <= {*range(len(levels))}, f"it has no label levels {chosen['steps']}")
+    _require(len(chosen) == count and {*chosen} <= {*range(len(levels))}, f"it has {count} steps, and label levels {chosen}")
     _require(len(metadata.get("class_names") or levels) in (len(levels), sum(levels)), "it does not name each class")
-    return Manifest(str(data["model"]), data["precision"], levels, size, tuple(steps), digest, metadata)
+    digest = hashlib.sha256(json.dumps(data["steps"]).encode()).hexdigest()
+    return Manifest(str(data["model"]), data["precision"], levels, size, tuple(steps), digest, metadata, last)
 
 
-def _origin(value: Any) -> Origin:
-    return (0, "images") if value == "images" else (value["step"], value["output"])
+def _step(where: str, entry: Mapping[str, Any], known: Mapping[Origin, tuple], classes: int) -> Step:
+    """A step whose inputs are images or outputs of earlier steps: those of `known`, with their shapes."""
+    file, sha256, macs = (entry[key] for key in ("file", "sha256", "macs"))
+    _require(isinstance(file, str) and _FILE.fullmatch(file), f"the file of {where} is {file!r}")
+    _require(isinstance(sha256, str) and len(sha256) == 64, f"the SHA-256 of {where} is no digest")
+    _require(_whole(macs, 0) and macs <= MOST_MACS, f"the MACs of {where} are {macs!r}")
+    inputs, outputs = (tuple((value["name"], tuple(value["shape"])) for value in entry[key]) for key in ("inputs", "outputs"))
+    origins = (value["from"] for value in entry["inputs"])
+    sources = tuple((0, "images") if each == "images" else (each["step"], each["output"]) for each in origins)
+    for name, (first, *shape) in (*inputs, *outputs):
+        right = isinstance(name, str) and first == known[0, "images"][0] and all(_whole(n, 0) for n in shape)
+        _require(right, f"{name!r} of {where} has the shape {[first, *shape]}")
+        _require(math.prod(shape) <= MOST_TENSOR, f"{name!r} of {where} has more than {MOST_TENSOR:,} values")
+    _require(outputs and outputs[0][0] == "answer", f"the first output of {where} is not its answer")
+    _require(outputs[0][1][1:2] == (classes,), f"{where} does not answer for {classes} classes")
+    for (_, given), source in zip(inputs, sources, strict=True):
+        _require(known.get(source) == given, f"an input of {where} comes from {source}, which is not there")
+    return Step(file, sha256, inputs, sources, outputs, macs)
 
 
 def _whole(value: Any, least: int = 1) -> bool:
@@ -131,3 +135,58 @@ def _whole(value: Any, least: int = 1) -> bool:
 def _require(right: Any, wrong: str) -> None:
     if not right:
         raise ValueError(wrong)
+
+
+def check_graph(data: bytes, source: str) -> None:
+    """Raises ValueError unless an ONNX file holds all that it needs, and only plain operators of ONNX itself.
+
+    No library is asked before: the fields of the file are walked here, and constants are passed over.
+    """
+    nodes = 0
+    pending: list[tuple[str, memoryview]] = [("file", memoryview(data))]
+    try:
+        while pending:
+            kind, part = pending.pop()
+            for number, value in _fields(part):
+                field = kind, number
+                if field in _FOREIGN:
+                    raise ValueError(f"{source} holds {_FOREIGN[field]}, which no export has")
+                if field == _LOCATION and value != 0:
+                    raise ValueError(f"{source} keeps a constant in another file; an export holds all in its own")
+                if field == _DOMAIN and value not in (b"", b"ai.onnx"):
+                    raise ValueError(f"{source} uses an operator of {bytes(memoryview(value))!r}, which is none of ONNX's own")
+                if field in _PARTS:
+                    pending.append((_PARTS[field], memoryview(value)))
+                    nodes += _PARTS[field] == "node"
+    except (LookupError, TypeError):
+        raise ValueError(f"{source} is damaged: it is no ONNX file") from None
+    if not 0 < nodes <= MOST_NODES:
+        raise ValueError(f"{source} has {nodes:,} operators, not 1 to {MOST_NODES:,}")
+
+
+def _fields(part: memoryview) -> Iterator[tuple[int, Any]]:
+    """Number and value of each field of a message of protobuf: bytes, or a whole number; 0 for numbers of fixed size."""
+    place = 0
+    while place < len(part):
+        key, place = _number(part, place)
+        value: Any = 0
+        if key & 7 == 2:
+            size, start = _number(part, place)
+            value, place = part[start : start + size], start + size
+        elif key & 7 == 0:
+            value, place = _number(part, place)
+        else:
+            place += {1: 8, 5: 4}[key & 7]
+        if place > len(part) or key >= 2**32:  # other readers cut a longer key
+            raise IndexError
+        yield key >> 3, value
+
+
+def _number(part: memoryview, start: int) -> tuple[int, int]:
+    """A whole number of seven bits a byte, and the place after it."""
+    value = 0
+    for place in range(start, start + 10):
+        value |= (part[place] & 127) << 7 * (place - start)
+        if part[place] < 128:
+            return value, place + 1
+    raise IndexError

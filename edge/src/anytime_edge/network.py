@@ -1,19 +1,94 @@
-"""An exported folder as a network: its steps, and the images that it takes."""
+"""An exported folder as a network: its steps in ONNX Runtime, and the images that it takes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
-from anytime_edge.graph import Graph, in_pool
-from anytime_edge.manifest import Manifest, Origin, read_manifest
+from anytime_edge.manifest import Manifest, Origin, Shapes, check_graph, read_manifest
 from anytime_edge.view import channels_last, middle
 
 OVERSHOOT = 0.05  # how far interpolation may take a pixel beyond [0, 1]
+MOST_BYTES = 2**31 - 1  # of a file
+WORKERS = 16  # computations at a time
 Values = dict[Origin, np.ndarray]
+_pool: list[ThreadPoolExecutor] = []
+
+
+class Cancelled(RuntimeError):
+    """A step was cancelled."""
+
+
+class Graph:
+    """The graph of a step; any number of threads may run it.
+
+    Args:
+        threads: Threads to compute with.
+        path: The file.
+        sha256: What its digest must be.
+        inputs: Names and shapes.
+        outputs: Names and shapes.
+
+    Raises:
+        ValueError: The file is missing, a link, damaged, or not what the manifest says.
+    """
+
+    def __init__(self, threads: int, path: Path, sha256: str, inputs: Shapes, outputs: Shapes) -> None:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path} is missing, a link, or larger than {MOST_BYTES:,} bytes")
+        data = path.read_bytes()
+        if (digest := hashlib.sha256(data).hexdigest()) != sha256:
+            raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., the manifest says {sha256[:12]}...")
+        check_graph(data, str(path))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+        for name, value in (("load_model_format", "ONNX"), ("set_denormal_as_zero", "1"), ("force_spinning_stop", "1")):
+            options.add_session_config_entry(f"session.{name}", value)
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of the engine's own kinds
+            raise ValueError(f"{path} cannot be loaded by ONNX Runtime: {' '.join(str(error).split())[:300]}") from error
+        for values, nodes in ((inputs, self._session.get_inputs()), (outputs, self._session.get_outputs())):
+            if dict(values) != (found := {node.name: tuple(node.shape) for node in nodes}):
+                raise ValueError(f"{path} has the inputs or outputs {found}, which are not those of the manifest")
+        self._inputs, self._outputs = ([name for name, _ in values] for values in (inputs, outputs))
+
+    def run(self, inputs: Sequence[np.ndarray], call: Any = None) -> list[np.ndarray]:
+        """The outputs, from the inputs in the order of the manifest; raises Cancelled if `call` was cancelled."""
+        try:
+            return self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)), call)
+        except Exception as error:  # of the engine's own kinds
+            if call is not None and call.terminate:
+                raise Cancelled("a step was cancelled") from error
+            raise
+
+
+def in_pool(make: Callable[[], Any]) -> tuple[Any, ThreadPoolExecutor]:
+    """The result of `make()`, and the threads that compute, started once.
+
+    ONNX Runtime treats denormal numbers as zero in the first thread that loads a graph, and threads that it starts inherit
+    this. So that thread is one of ours, and so are its children: the caller's numbers stay as they are.
+    """
+
+    def start() -> None:
+        pool, all_there = ThreadPoolExecutor(WORKERS, thread_name_prefix="anytime-edge"), Barrier(WORKERS)
+        wait([pool.submit(all_there.wait) for _ in range(WORKERS)])
+        _pool.append(pool)
+
+    with ThreadPoolExecutor(1) as first:
+        made = first.submit(make)
+        if not _pool:
+            first.submit(start).result()
+        return made.result(), _pool[0]
 
 
 class Network:
@@ -30,18 +105,14 @@ class Network:
 
     def step(self, step: int, values: Values, call: Any = None) -> tuple[np.ndarray, Values]:
         """The logits `[1, K]` of step 1..T and the values after it, from those before; `{(0, "images"): x}` at first."""
-        entry = self.manifest.steps[step - 1]
+        entry, last = self.manifest.steps[step - 1], self.manifest.last
         outputs = self._graphs[step - 1].run([values[source] for source in entry.sources], call)
-        made = {(step, name): output for name, output in zip(entry.outputs, outputs, strict=True)}
-        return outputs[0], {source: made[source] if source[0] == step else values[source] for source in entry.kept}
+        values = values | {(step, name): output for (name, _), output in zip(entry.outputs, outputs, strict=True)}
+        return outputs[0], {source: value for source, value in values.items() if last.get(source, 0) > step}
 
     def call(self) -> Any:
-        """What identifies the steps of one run, so that another thread can cancel them."""
-        return self._graphs[0].call()
-
-    def cancel(self, call: Any) -> None:
-        """Ends the step that runs in a call, within one operator, and every later one."""
-        call.terminate = True
+        """What identifies the steps of one run: `terminate = True` ends them within one operator, from any thread."""
+        return onnxruntime.RunOptions()
 
     def prepare(self, frame: Any, bgr: bool = False) -> np.ndarray:
         """A frame as float32 `[1, C, H, W]` in [0, 1]: uint8 of any size, or float images of the network's own size.
@@ -50,10 +121,10 @@ class Network:
             ValueError: It has another shape, holds NaN, or goes beyond [0, 1].
             TypeError: It is neither uint8 nor floating-point.
         """
-        frame, (channels, *size), known = np.asarray(frame), self.manifest.input_size, self.manifest.metadata
+        frame, (channels, height, width), known = np.asarray(frame), self.manifest.input_size, self.manifest.metadata
         if frame.dtype == np.uint8:
             picture = channels_last(frame, channels, bgr)
-            view = middle(picture, (size[0], size[1]), known.get("margin", 1), known.get("stretched", False))
+            view = middle(picture, (height, width), known.get("margin", 1), known.get("stretched", False))
             return np.ascontiguousarray(view.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
         if frame.dtype.kind != "f":
             raise TypeError(f"a frame is uint8, or float images in [0, 1], got {frame.dtype}")
@@ -73,16 +144,7 @@ def load(directory: str | os.PathLike[str], threads: int = 1) -> Network:
     """
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads!r}")
-    directory = Path(directory)
-    manifest = read_manifest(directory)
-
-    def graphs() -> list[Graph]:
-        made: dict[Any, Graph] = {}  # steps that compute the same share a graph
-        keys = [(step.file, step.sha256, *step.inputs.items(), *step.outputs.items()) for step in manifest.steps]
-        for key, step in zip(keys, manifest.steps, strict=True):
-            if key not in made:
-                made[key] = Graph(directory / step.file, step.sha256, step.inputs, step.outputs, threads)
-        return [made[key] for key in keys]
-
-    loaded, pool = in_pool(graphs)
-    return Network(manifest, loaded, threads, pool)
+    manifest = read_manifest(Path(directory))
+    graph = cache(lambda file, *known: Graph(threads, Path(directory, file), *known))  # steps that compute the same share one
+    graphs, pool = in_pool(lambda: [graph(step.file, step.sha256, step.inputs, step.outputs) for step in manifest.steps])
+    return Network(manifest, graphs, threads, pool)

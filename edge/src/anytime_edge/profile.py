@@ -7,12 +7,11 @@ import json
 import math
 import os
 import platform
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -22,22 +21,17 @@ from anytime_edge.network import Network
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
 
-def _architecture(network: Network) -> str:
-    """What `anytime` calls the architecture of this export."""
-    known = network.manifest
-    c, arguments = known.input_size[0], {"export": "onnx", "digest": known.digest}
-    shapes = [("reference", [0]), ("mean", [c]), ("std", [c]), ("digest", [32])]
-    text = json.dumps(["ExportedModel", len(known.steps), arguments, shapes])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _facts(network: Network) -> tuple[str, dict[str, Any]]:
+    """What `anytime` calls the architecture of this export, and what its seconds depend on."""
+    known, channels = network.manifest, network.manifest.input_size[0]
+    shapes = [("reference", [0]), ("mean", [channels]), ("std", [channels]), ("digest", [32])]
+    text = json.dumps(["ExportedModel", len(known.steps), {"export": "onnx", "digest": known.digest}, shapes])
+    fingerprint = {"cores": os.cpu_count(), "threads": network.threads, "dtype": known.precision}
+    fingerprint["engine"] = f"onnxruntime {onnxruntime.__version__}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16], fingerprint
 
 
-def _fingerprint(network: Network) -> dict[str, Any]:
-    engine = f"onnxruntime {onnxruntime.__version__}"
-    return {"cores": os.cpu_count(), "threads": network.threads, "dtype": network.manifest.precision, "engine": engine}
-
-
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """Seconds of each step, by the quantiles of `QUANTILES`, of one image; `data` is the whole document."""
 
     steps: list[dict[str, float]]
@@ -53,13 +47,11 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the profile; the file appears whole or not at all. Raises ValueError as `check_replaceable` does."""
-        host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # as `anytime` names what it is still writing
-        part = Path(path).with_name(f".{Path(path).name}.anytime-{host}-{os.getpid()}-{threading.get_native_id()}.part")
-        part.unlink(missing_ok=True)
+        check_replaceable(path)
+        part = Path(f"{path}.{os.getpid()}.part")
         try:
             with part.open("x", encoding="utf-8") as file:
                 file.write(json.dumps(self.data, indent=1) + "\n")
-            check_replaceable(path)
             os.replace(part, path)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -72,18 +64,15 @@ class Profile:
         steps = [dict(zip(QUANTILES, map(float, row[1:]), strict=True)) for row in data["batches"]["1"]["steps"]]
         if not all(0 <= value < math.inf for row in steps for value in row.values()):
             raise ValueError("seconds must be finite and at least 0")
-        if not isinstance(data.get("fingerprint", {}), dict):
-            raise ValueError(f"fingerprint is {data['fingerprint']!r}")
-        return cls(steps, data)
+        return cls(steps, {**data, "fingerprint": dict(data.get("fingerprint", {}))})
 
     def check(self, network: Network, foreign: bool = False) -> None:
         """Raises ValueError if it is of another network, or (unless `foreign`) was measured elsewhere."""
-        if self.data.get("model") != _architecture(network) or len(self.steps) != len(network.manifest.steps):
+        architecture, here = _facts(network)
+        if self.data.get("model") != architecture or len(self.steps) != len(network.manifest.steps):
             raise ValueError("the profile is of another network; measure again: python -m anytime_edge DIR")
-        there, here = self.data.get("fingerprint", {}), _fingerprint(network)
-        differing = "; ".join(
-            f"{key} {there.get(key)!r}, here {value!r}" for key, value in here.items() if there.get(key) != value
-        )
+        there = {key: self.data["fingerprint"].get(key) for key in here}
+        differing = "; ".join(f"{key} {there[key]!r}, here {here[key]!r}" for key in here if there[key] != here[key])
         if differing and not foreign:
             raise ValueError(f"the profile was measured elsewhere ({differing}); measure again, or pass foreign=True")
 
@@ -92,42 +81,39 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     """Raises ValueError if a file is a link or something else than a profile or an empty file: then it is not replaced."""
     if os.path.islink(path):
         raise ValueError(f"{path} is a link, and nothing is written through links; move it away")
-    if os.path.lexists(path) and not (os.path.isfile(path) and (os.path.getsize(path) == 0 or _is_profile(path))):
+    kept = os.path.lexists(path)
+    with suppress(ValueError, AttributeError, RecursionError):
+        if os.path.isfile(path):
+            text = Path(path).read_bytes()
+            kept = bool(text) and not {"format", "model", "macs", "batches"} <= json.loads(text).keys()
+    if kept:
         raise ValueError(f"{path} is no profile of this library, so it is not replaced; move it away")
-
-
-def _is_profile(path: str | os.PathLike[str]) -> bool:
-    try:
-        return {"format", "model", "macs", "batches"} <= json.loads(Path(path).read_bytes()).keys()
-    except (ValueError, AttributeError, RecursionError):
-        return False
 
 
 def profile(network: Network, repeats: int = 200, warmup: int = 10, clock: Callable[[], float] = time.perf_counter) -> Profile:
     """Measures every step of a network, the way a predictor runs them."""
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    steps = len(network.manifest.steps)
-    x = np.random.default_rng(0).random((1, *network.manifest.input_size), np.float32)
+    known = network.manifest
+    x = np.random.default_rng(0).random((1, *known.input_size), np.float32)
 
     def once() -> list[float]:
         values, times = {(0, "images"): x}, [clock()]
-        for step in range(1, steps + 1):
+        for step in range(1, len(known.steps) + 1):
             _, values = network.step(step, values)
             times.append(clock())
         return times
 
-    rows = [network.pool.submit(once).result() for _ in range(warmup + repeats)][warmup:]
-    own = [_quantiles([row[t + 1] - row[t] for row in rows]) for t in range(steps)]
-    reached = [_quantiles([row[t + 1] - row[0] for row in rows]) for t in range(steps)]
-    macs = [step.macs for step in network.manifest.steps]
+    times = np.array([network.pool.submit(once).result() for _ in range(warmup + repeats)][warmup:])
+    own, reached = _quantiles(np.diff(times)), _quantiles(times[:, 1:] - times[:, :1])
+    macs, (architecture, fingerprint) = [step.macs for step in known.steps], _facts(network)
+    where = {"hardware": platform.processor() or platform.machine(), "compiled": False, **fingerprint}
     batch = {"steps": own, "reached": reached, "contract": reached, "operators": [], "memory": []}
-    where = {"hardware": platform.processor() or platform.machine(), "compiled": False, **_fingerprint(network)}
-    known = {"format": 1, "model": _architecture(network), "input_size": network.manifest.input_size, "fingerprint": where}
-    return Profile.of({**known, "batches": {"1": batch}, "macs": macs, "contract_macs": macs, "interrupt": "operator"})
+    data = {"format": 1, "model": architecture, "input_size": known.input_size, "fingerprint": where, "macs": macs}
+    return Profile.of({**data, "batches": {"1": batch}, "contract_macs": macs, "interrupt": "operator"})
 
 
-def _quantiles(seconds: Sequence[float]) -> list[float]:
-    """Their number, and the smallest measured value not below each quantile."""
-    ranked = sorted(seconds)
-    return [len(ranked), *(ranked[max(math.ceil(q * len(ranked)) - 1, 0)] for q in QUANTILES.values())]
+def _quantiles(seconds: np.ndarray) -> list[list[float]]:
+    """Of each column, the number of rows and the smallest measured value not below each quantile."""
+    found = np.quantile(seconds, [*QUANTILES.values()], axis=0, method="inverted_cdf")
+    return [[len(seconds), *column] for column in found.T.tolist()]

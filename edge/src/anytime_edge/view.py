@@ -38,17 +38,10 @@ def middle(frame: np.ndarray, size: tuple[int, int], margin: float, stretched: b
     (height, width), shorter = frame.shape[:2], round(max(size) * margin)
     whole = (int(shorter * height / width), shorter) if width <= height else (shorter, int(shorter * width / height))
     frame = resized(frame, (0, height), (0, width), whole)
-    made = np.zeros((h, w, frame.shape[2]), np.uint8)
-    (from_y, to_y), (from_x, to_x) = _overlap(whole[0], h), _overlap(whole[1], w)
-    made[to_y, to_x] = frame[from_y, from_x]
-    return made
-
-
-def _overlap(length: int, kept: int) -> tuple[slice, slice]:
-    """Where the middle `kept` of `length` pixels lies in the one, and where it goes in the other; the rest is black."""
-    offset = round((length - kept) / 2) if length >= kept else -((kept - length) // 2)
-    start, stop = max(offset, 0), min(offset + kept, length)
-    return slice(start, stop), slice(start - offset, stop - offset)
+    black = [((kept - length) // 2, kept - length - (kept - length) // 2) for length, kept in zip(whole, size, strict=True)]
+    frame = np.pad(frame, [(max(before, 0), max(after, 0)) for before, after in black] + [(0, 0)])
+    top, left = (max(round((length - kept) / 2), 0) for length, kept in zip(whole, size, strict=True))
+    return frame[top : top + h, left : left + w]
 
 
 def resized(frame: np.ndarray, rows: tuple[float, float], columns: tuple[float, float], size: tuple[int, int]) -> np.ndarray:

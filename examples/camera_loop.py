@@ -1,4 +1,7 @@
-"""A control loop at 30 Hz on a loaded machine answers every frame; misses are counted, nothing is raised.
+"""A camera at 30 Hz on a busy machine
+===================================
+
+A control loop at 30 Hz on a loaded machine answers every frame; misses are counted, nothing is raised.
 
 python examples/camera_loop.py [--seconds 10] [--load 2]
 

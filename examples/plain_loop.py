@@ -1,4 +1,7 @@
-"""A plain PyTorch training loop over an anytime model, without Lightning: any loop works, because the model is a module.
+"""A plain training loop
+=====================
+
+A plain PyTorch training loop over an anytime model, without Lightning: any loop works, because the model is a module.
 
 python examples/plain_loop.py [--epochs 3]
 """

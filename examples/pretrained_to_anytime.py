@@ -1,4 +1,7 @@
-"""A trained network gets exits: only the heads are trained, so the network and its answer stay the same.
+"""Exits on a trained network
+==========================
+
+A trained network gets exits: only the heads are trained, so the network and its answer stay the same.
 
 python examples/pretrained_to_anytime.py [--data cifar10] [--epochs 8]
 

@@ -1,4 +1,7 @@
-"""A segmentation network whose map improves until the deadline: coarse after the first step, with every pixel after the last.
+"""Maps that improve until the deadline
+====================================
+
+A segmentation network whose map improves until the deadline: coarse after the first step, with every pixel after the last.
 
 python examples/segmentation.py [--steps 120] [--out runs/segmentation.png]
 

@@ -1,4 +1,7 @@
-"""A custom network becomes an anytime network: exits on its stages, the same weights, an answer at a deadline.
+"""Exits on your own backbone
+==========================
+
+A custom network becomes an anytime network: exits on its stages, the same weights, an answer at a deadline.
 
 python examples/your_own_backbone.py
 """

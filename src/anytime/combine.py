@@ -16,6 +16,19 @@ from anytime.support.names import nearest
 from anytime.support.tagged import Tagged
 from anytime.trace import Trace, labelled
 
+__all__ = [
+    "Caching",
+    "Combiner",
+    "Geometric",
+    "Last",
+    "Mixture",
+    "Product",
+    "Temperature",
+    "combiner",
+    "fit_geometric",
+    "fit_temperatures",
+]
+
 _LEAST_LOG_P = -100.0  # near the smallest number of float32, exp(-103)
 
 

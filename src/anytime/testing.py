@@ -18,6 +18,8 @@ from anytime.saving import TASKS
 from anytime.support.compare import are_probabilities, clone, require, require_answers, require_batch, require_close, same
 from anytime.support.units import ImageSize, image_size
 
+__all__ = ["check_anytime_model"]
+
 FLOAT32, FLOAT64 = 1e-4, 1e-10  # how far two exact schedules may differ, relative to the largest logit (at least 1)
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+__all__ = ["log_area"]
+
 
 def log_area(costs: Sequence[float], accuracies: Sequence[float], low: float, high: float, guess: float) -> float:
     """A = 1 / ln(H / L) * integral from L to H of a(m) dm / m: mean accuracy for a budget m with log m uniform in [L, H].

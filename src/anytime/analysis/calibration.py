@@ -11,6 +11,8 @@ from torch import Tensor
 from anytime.analysis.curves import correct, max_probability, true_probability
 from anytime.trace import Trace, labelled
 
+__all__ = ["PerClass", "Reliability", "ece", "pearson", "per_class", "reliability", "worst_classes"]
+
 
 @dataclass(frozen=True)
 class Reliability:

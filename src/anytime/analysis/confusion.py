@@ -9,6 +9,8 @@ from torch import Tensor
 
 from anytime.trace import Trace, require_one_level
 
+__all__ = ["Confusion", "disagreement", "separation"]
+
 
 def disagreement(trace: Trace) -> Tensor:
     """d = sum_{t<T} sum_k |p_T(k) - p_t(k)| with p = softmax(z), of each sample, float64 `[N]`; needs no labels.

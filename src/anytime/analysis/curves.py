@@ -15,6 +15,25 @@ from torch import Tensor
 
 from anytime.trace import Trace, labelled, require_one_level
 
+__all__ = [
+    "ThresholdCurve",
+    "accuracy",
+    "answers",
+    "average_error",
+    "confidence",
+    "correct",
+    "costs",
+    "error",
+    "error_at_cost",
+    "errors_within",
+    "max_probability",
+    "measured_costs",
+    "threshold_curve",
+    "timeliness",
+    "true_class_probability",
+    "true_probability",
+]
+
 Cost = Literal["macs", "contract", "seconds"]
 MILESTONES = (0.25, 0.5, 0.75, 1.0)
 

@@ -23,6 +23,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+__all__ = ["Inflation", "best_base", "expected_inflation", "sequence_inflation", "simulate", "sup_inflation"]
+
 
 class Inflation(NamedTuple):
     """C, the cost spent over that of a single network with an equal answer: its supremum, its mean over uniform stops."""

@@ -14,6 +14,8 @@ from anytime.analysis.curves import max_probability
 from anytime.analysis.needs import require_steps
 from anytime.trace import Trace, labelled, require_one_level
 
+__all__ = ["Extremes", "Selection", "extremes", "latency", "selected", "threshold_for"]
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:

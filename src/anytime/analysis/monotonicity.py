@@ -11,6 +11,17 @@ from torch import Tensor
 from anytime.analysis.curves import Cost, accuracy, answers, correct, costs, true_probability
 from anytime.trace import Trace, labelled, require_one_level
 
+__all__ = [
+    "Overthinking",
+    "Regret",
+    "answer_changes",
+    "largest_drop",
+    "monotonicity_violations",
+    "overthinking",
+    "regret",
+    "true_class_drops",
+]
+
 
 def largest_drop(trace: Trace) -> float:
     """max over s <= t of accuracy_s - accuracy_t: 0 if the accuracy never falls."""

@@ -21,6 +21,18 @@ from anytime.data.splits import hold_out
 from anytime.support.names import nearest
 from anytime.trace import Trace, require_one_level
 
+__all__ = [
+    "Detection",
+    "Detector",
+    "detection",
+    "detector_inputs",
+    "energy",
+    "fit_detector",
+    "max_softmax",
+    "negative_entropy",
+    "score",
+]
+
 Form = Literal["last", "trace"]
 FORMS: tuple[Form, ...] = get_args(Form)
 _BATCH = 256

@@ -14,6 +14,8 @@ from torch import Tensor
 from anytime.analysis.curves import MILESTONES, Cost, answers, costs, error, errors_within
 from anytime.trace import Trace, labelled
 
+__all__ = ["Exits", "cross_entropy", "opt_plus", "relative_increase"]
+
 
 @dataclass(frozen=True)
 class Exits:

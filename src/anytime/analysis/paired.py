@@ -11,6 +11,8 @@ from anytime.analysis.curves import Cost, correct, costs
 from anytime.support.arrays import numbered
 from anytime.trace import Trace, labelled
 
+__all__ = ["Paired", "paired"]
+
 
 @dataclass(frozen=True)
 class Paired:

@@ -17,6 +17,8 @@ from anytime.data.augment import Augmentation
 from anytime.data.noise import frames
 from anytime.model import AnytimeModel, eval_mode
 
+__all__ = ["Transient", "mean_drop", "persistent", "transient"]
+
 WINDOW = 20  # steps over which asymptotic accuracy is averaged
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from anytime.analysis.needs import require_layers
 from anytime.trace import Trace
 
+__all__ = ["dissimilarities", "linear_cka", "rsa", "similarity"]
+
 _ROUNDING = 1e-12  # of float64, relative
 
 

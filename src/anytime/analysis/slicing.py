@@ -12,6 +12,8 @@ from torch import Tensor
 from anytime.analysis.curves import Cost, costs, error
 from anytime.trace import Trace
 
+__all__ = ["cost_at_error", "error_at_equal_cost", "macs_saved", "relative_error_saved"]
+
 
 def cost_at_error(trace: Trace, wanted: Tensor, cost: Cost = "contract") -> Tensor:
     """The lowest cost at which the line through the points (cost_t, error_t) has each error of `wanted`, float64.

@@ -18,6 +18,8 @@ from anytime.model import AnytimeModel, Deployed, eval_mode
 from anytime.support.precision import own_precision
 from anytime.trace import Trace, labelled
 
+__all__ = ["Slowdown", "StopRule", "delayed", "delayed_batches", "slowdown"]
+
 EPSILON = 8 / 255
 """Largest change of a pixel, of 1: hardly visible."""
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from anytime.analysis.curves import threshold_curve
 from anytime.trace import Trace
 
+__all__ = ["SpeedAccuracy", "mean_curve", "speed_accuracy"]
+
 THRESHOLDS = (*torch.linspace(0, 1, 100, dtype=torch.float64).tolist(), math.inf)
 """The 100 thresholds of Iuzzolino et al. 2021, and one that never stops before the last step."""
 GAP = 2.0

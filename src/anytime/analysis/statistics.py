@@ -14,6 +14,26 @@ from anytime.analysis.curves import Cost, costs
 from anytime.analysis.slicing import macs_saved, relative_error_saved
 from anytime.trace import Trace
 
+__all__ = [
+    "Comparison",
+    "all_positive",
+    "compare",
+    "costs_of",
+    "difference",
+    "first_trace",
+    "gain",
+    "gain_at_least",
+    "holm",
+    "interval",
+    "mean",
+    "means",
+    "per_seed",
+    "reductions",
+    "saved",
+    "sign_test",
+    "standard_error",
+]
+
 BySeed = Mapping[int, Trace]
 """The traces of one network, by seed."""
 

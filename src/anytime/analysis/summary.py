@@ -16,6 +16,8 @@ from anytime.analysis import calibration, curves, monotonicity
 from anytime.analysis.statistics import interval
 from anytime.trace import Trace, labelled
 
+__all__ = ["comparison", "grouped_comparison", "summary", "timing_differences"]
+
 
 def summary(trace: Trace) -> dict[str, Any]:
     """Every metric of one trace as plain values, ready for JSON; None if a value does not exist.

@@ -18,6 +18,8 @@ from anytime.trace import Trace, labelled
 if TYPE_CHECKING:
     from anytime.data.taxonomy import LabelLevels
 
+__all__ = ["Compliance", "Course", "compliance", "compliance_courses", "level_accuracies", "level_errors"]
+
 
 def level_accuracies(trace: Trace) -> Tensor:
     """Share of samples whose answer is right, of those with a label, at each step and label level, float64 `[T, D]`."""

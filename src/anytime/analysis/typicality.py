@@ -18,6 +18,18 @@ from anytime.analysis.needs import require_features
 from anytime.data.splits import folds, hold_out_by_lot
 from anytime.trace import Trace, require_one_level
 
+__all__ = [
+    "Correlation",
+    "RhoDifference",
+    "Typicality",
+    "centrality",
+    "cross_validated",
+    "difference",
+    "estimated_cscores",
+    "spearman",
+    "typicality",
+]
+
 _ROUNDING = 1e-12  # of a correlation
 LEAST = 4  # pairs that a correlation needs: its standard error is 1 / sqrt(N - 3)
 

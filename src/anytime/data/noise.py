@@ -19,6 +19,8 @@ from anytime.data.augment import Augmentation
 from anytime.data.hashing import randint
 from anytime.support.names import nearest
 
+__all__ = ["create_noise", "focus", "frames", "occlusion", "perlin", "resolution", "rotation", "translation"]
+
 Noise = Literal["focus", "occlusion", "perlin", "resolution", "translation", "rotation"]
 
 # Salts of a key (see `randint`) that no augmentation uses; the last two hold a number in their low bits.

@@ -16,6 +16,20 @@ from typing import Any, Literal, Protocol, get_args
 from anytime.support.names import nearest
 from anytime.support.units import deadline_seconds, is_list
 
+__all__ = [
+    "constant",
+    "exponential",
+    "final_only",
+    "from_deadlines",
+    "half_end",
+    "inverse_square",
+    "linear",
+    "normalized",
+    "one_hot",
+    "sdn_ramp",
+    "sieve",
+]
+
 Normalization = Literal["none", "sum", "last"]
 SDN_LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 

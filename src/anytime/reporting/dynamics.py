@@ -14,6 +14,8 @@ from anytime.analysis.latency import Extremes
 from anytime.reporting.plots import COLOURS, GREY, MARKERS, STYLE
 from anytime.trace import Trace
 
+__all__ = ["gallery", "time_course"]
+
 _styled = matplotlib.rc_context(STYLE)
 _CELL = 0.42  # inches of an image in a gallery
 

@@ -23,6 +23,8 @@ from anytime.analysis import curves
 from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
+__all__ = ["calibration", "compare", "growing_answer", "per_class", "speed_accuracy", "steps"]
+
 # Okabe and Ito's palette, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, "#000000")

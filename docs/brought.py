@@ -1,0 +1,113 @@
+"""What the site brings from elsewhere: pages of the repository's root, help texts, recipes, model cards, and links to them."""
+
+import contextlib
+import io
+import os
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anytime
+from anytime.cli import COMMANDS, main
+from anytime.pretrained import list_pretrained
+from anytime.registry import list_models
+
+ROOT = Path(__file__).parents[1]
+WHOLE = {
+    "about/changelog": "CHANGELOG.md",
+    "about/contributing": "CONTRIBUTING.md",
+    "about/security": "SECURITY.md",
+    "reference/edge": "edge/README.md",
+}
+PLACES = {  # of what is linked, the first match counts
+    r"README\.md": "/index.md",
+    r"edge": "/reference/edge.md",
+    r"recipes": "/reference/recipes.md",
+    r"recipes/(\w+)\.yaml": r"/reference/recipes.md#\1",
+    r"results(/\w+)?|benchmarks": "/about/results.md",
+    r"examples/(\w+)\.py": r"/gallery/\1.rst",
+    r"src/anytime/weights/(\w+)/README\.md": r"/reference/cards.md#\1",
+} | {re.escape(file): f"/{page}.md" for page, file in WHOLE.items()}
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Makes this file an extension of Sphinx."""
+    app.setup_extension("sphinx.ext.autosummary")
+    app.connect("source-read", read)
+    app.connect("autodoc-process-docstring", with_plain_bars)
+    app.config.autosummary_context["elsewhere"] = lambda module: () if module == "anytime" else anytime.__all__
+    return {"parallel_read_safe": True}
+
+
+def with_plain_bars(app: Any, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """In a formula of a docstring |x| is an absolute value or a size, never a substitution."""
+    lines[:] = [line.replace("|", r"\|") for line in lines]
+
+
+def read(app: Any, docname: str, source: list[str]) -> None:
+    """For Sphinx's event `source-read`: adds what is brought to a page, and leads its links to pages of the site."""
+    file = WHOLE.get(docname, f"docs/{docname}.md")
+    if not (ROOT / file).is_file():
+        return  # a page that Sphinx made itself
+    if docname in WHOLE:
+        source[0] += (ROOT / file).read_text(encoding="utf-8")
+    if docname in MADE:
+        source[0] += MADE[docname]()
+    app.env.note_dependency(str(ROOT / file))
+    source[0] = led(source[0], posixpath.dirname(file), posixpath.dirname(f"docs/{docname}"))
+
+
+def led(text: str, before: str, now: str) -> str:
+    """The text with the links of a file of folder `before` as they must be in a page of folder `now`, both from the root."""
+
+    def link(match: re.Match[str]) -> str:
+        target, hash_, anchor = match[1].partition("#")
+        path = posixpath.normpath(posixpath.join(before, target))
+        if not target or path.startswith("..") or not (ROOT / path).exists():
+            return match[0]
+        for pattern, place in PLACES.items():
+            if found := re.fullmatch(pattern, path):
+                return f"]({found.expand(place)}{hash_}{anchor})"
+        return f"]({os.path.relpath(path, now)}{hash_}{anchor})"
+
+    return re.sub(r"\]\(([^()\s:]+)\)", link, text)
+
+
+def _printed(*arguments: str) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main(arguments)
+    if code:
+        raise ValueError(f"anytime {' '.join(arguments)} ended with {code}")
+    return f"```text\n{out.getvalue().strip()}\n```\n\n"
+
+
+def _commands() -> str:
+    return "".join(f"## anytime {name}\n\n{_printed(name, '--help')}" for name in COMMANDS)
+
+
+def _models() -> str:
+    return "".join(f"## {name}\n\n{_printed('models', name)}" for name in list_models())
+
+
+def _recipes() -> str:
+    text = ""
+    for file in sorted((ROOT / "recipes").glob("*.yaml")):
+        text += f"## {file.stem}\n\n```yaml\n{file.read_text(encoding='utf-8').strip()}\n```\n\n"
+    return text
+
+
+def _cards() -> str:
+    folder = ROOT / "src/anytime/weights"
+    cards = [(folder / name / "README.md").read_text(encoding="utf-8") for name in list_pretrained()]
+    return "\n\n".join(re.sub(r"^#", "##", card, flags=re.MULTILINE) for card in cards)
+
+
+MADE: dict[str, Callable[[], str]] = {
+    "reference/commands": _commands,
+    "reference/models": _models,
+    "reference/recipes": _recipes,
+    "reference/cards": _cards,
+}

@@ -114,7 +114,7 @@ def test_a_forked_process_loads_it_anew(folder: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_signals_are_handled_after_exports_are_gone(folder: Any) -> None:
-    """With AMX each `Core` changes the stack of signal handlers, and frees it at its end; a crash would end the process."""
+    """On Linux each `Core` changes the stack of signal handlers, and frees it at its end; the next signal would crash."""
     made = folder()
     if (child := os.fork()) == 0:
         signal.alarm(30)

@@ -71,6 +71,8 @@ class OpenvinoGraph:
             processor does not compute in that precision.
     """
 
+    cancels = True
+
     def __init__(
         self, directory: Path, step: StepFile, threads: int, allowance: Allowance, uses: int = 1, precision: str = "float32"
     ) -> None:
@@ -85,8 +87,8 @@ class OpenvinoGraph:
     def _loaded(self, allowance: Allowance, uses: int = 1, notes: bool = False) -> Any:
         """The graph, compiled; with `notes` each run says how long its operators took.
 
-        A thread of its own does it: the thread that makes a `Core` loses its treatment of denormal numbers, and on processors
-        with AMX its stack for signal handlers. OpenVINO frees the new one in the end, and the next signal crashes.
+        A thread of its own does it: the thread that makes a `Core` loses its treatment of denormal numbers, and on Linux its
+        stack for signal handlers. OpenVINO frees the new one in the end, and the next signal crashes.
         """
         openvino, hint = _openvino(), _HINTS[self._precision]
         data = checked_file(self._path, self._step, allowance, uses)

@@ -59,9 +59,13 @@ static std::vector<Step> load(const std::string& folder, const Json& manifest, c
 }
 
 int main(int count, char** arguments) try {
-  if (count < 3) throw std::runtime_error("usage: deadline FOLDER MILLISECONDS [IMAGE.f32]");
+  char* rest = nullptr;
+  const double deadline = count < 3 ? 0 : std::strtod(arguments[2], &rest);
+  if (count < 3 || rest == arguments[2] || *rest || !(std::abs(deadline) < 1e9))
+    throw std::runtime_error("usage: deadline FOLDER MILLISECONDS [IMAGE.f32]");
   const Json manifest = JsonReader(read_file(std::string(arguments[1]) + "/manifest.json")).read();
   if (manifest["format"].number != 1 || manifest["engine"].text != "onnx") throw std::runtime_error("not an ONNX export of format 1");
+  const auto classes = size_t(manifest["levels"].items.at(0).number);
   Ort::Env env(ORT_LOGGING_LEVEL_FATAL);
   std::vector<Step> steps = load(arguments[1], manifest, env);
   const Json& size = manifest["input"];
@@ -73,12 +77,13 @@ int main(int count, char** arguments) try {
     std::copy_n(pixels.data(), pixels.size(), reinterpret_cast<char*>(image.data()));
   }
 
-  const auto start = Clock::now(), end = start + std::chrono::microseconds(int64_t(1000 * std::atof(arguments[2])));
+  const auto start = Clock::now(), end = start + std::chrono::microseconds(int64_t(1000 * deadline));
   std::mutex lock;
   std::condition_variable over;
   Ort::RunOptions run;
-  std::vector<float> answer;  // the newest logits
-  int answered = 0;
+  std::vector<float> answer;  // the newest finite logits, of the first label level
+  size_t answered = 0;
+  std::string problem;
   bool done = false;
   std::thread worker([&] {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -87,20 +92,24 @@ int main(int count, char** arguments) try {
     try {
       for (size_t t = 0; t < steps.size() && Clock::now() < end; ++t) {
         Step& step = steps[t];
-        std::vector<Ort::Value> given;
-        for (const auto& source : step.sources) given.push_back(std::move(values.at(source)));  // lent, and put back below
-        auto made = step.session.Run(run, pointers(step.inputs).data(), given.data(), given.size(), pointers(step.outputs).data(),
-                                     step.outputs.size());
-        for (size_t i = 0; i < given.size(); ++i) values.at(step.sources[i]) = std::move(given[i]);
+        std::vector<const OrtValue*> given;
+        std::vector<OrtValue*> made(step.outputs.size());
+        for (const auto& source : step.sources) given.push_back(values.at(source));
+        Ort::ThrowOnError(Ort::GetApi().Run(step.session, run, pointers(step.inputs).data(), given.data(), given.size(),
+                                            pointers(step.outputs).data(), made.size(), made.data()));
+        for (size_t i = 0; i < made.size(); ++i) values.emplace(std::to_string(t + 1) + step.outputs[i], Ort::Value(made[i]));
+        const Ort::Value& first = values.at(std::to_string(t + 1) + "answer");
+        if (first.GetTensorTypeAndShapeInfo().GetElementCount() < classes) throw std::runtime_error("an answer is too short");
+        const float* logits = first.GetTensorData<float>();
         const std::lock_guard<std::mutex> held(lock);
         if (Clock::now() > end) break;  // a late answer does not count
-        const float* logits = made[0].GetTensorData<float>();
-        answer.assign(logits, logits + made[0].GetTensorTypeAndShapeInfo().GetElementCount());
-        answered = int(t) + 1;
-        for (size_t i = 0; i < made.size(); ++i) values.emplace(std::to_string(t + 1) + step.outputs[i], std::move(made[i]));
+        if (!std::all_of(logits, logits + classes, [](float logit) { return std::isfinite(logit); })) continue;
+        answer.assign(logits, logits + classes);
+        answered = t + 1;
       }
-    } catch (const Ort::Exception& error) {
-      if (Clock::now() < end) std::fprintf(stderr, "%s\n", error.what());  // or else it was cancelled
+    } catch (const std::exception& error) {
+      const std::lock_guard<std::mutex> held(lock);
+      if (Clock::now() < end) problem = error.what();  // or else it was cancelled
     }
     const std::lock_guard<std::mutex> held(lock);
     done = true;
@@ -110,16 +119,19 @@ int main(int count, char** arguments) try {
   over.wait_until(held, end, [&] { return done; });
   const double milliseconds = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   run.SetTerminate();
-  if (answered) {
+  if (!problem.empty()) {
+    std::fprintf(stderr, "%s\n", problem.c_str());
+  } else if (answered) {
     const auto best = std::max_element(answer.begin(), answer.end());
     double total = 0;
     for (float logit : answer) total += std::exp(logit - *best);
-    std::printf("step %d of %zu, class %td (%.1f %%), %.2f ms\n", answered, steps.size(), best - answer.begin(), 100 / total, milliseconds);
+    std::printf("step %zu of %zu, class %td (%.1f %%), %.2f ms\n", answered, steps.size(), best - answer.begin(), 100 / total, milliseconds);
   } else {
     std::printf("no step in %.2f ms\n", milliseconds);
   }
   held.unlock();
   worker.join();
+  return problem.empty() ? 0 : 1;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());
   return 1;

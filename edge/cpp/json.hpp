@@ -12,7 +12,10 @@ struct Json {
   std::string text;
   double number = 0;
 
-  const Json& operator[](const std::string& key) const { return members.at(key); }
+  const Json& operator[](const std::string& key) const {
+    if (!members.count(key)) throw std::runtime_error("the manifest has no " + key);
+    return members.at(key);
+  }
 };
 
 class JsonReader {

@@ -16,6 +16,7 @@ from anytime.support.trust import only_typed
 COMMANDS = {  # each verb is a module of `anytime.commands`, imported only when it is used
     "demo": "Train AnytimeNet on handwritten digits in about a minute and watch it answer under deadlines.",
     "train": "Train a model on a data set from a recipe or flags.",
+    "tune": "Search for the best options of a training, judged on validation images.",
     "evaluate": "Record a trained model's answers on a data set; print and save metrics, figures and a report.",
     "compare": "Compare evaluated runs in one table and one figure, over MACs and over measured ms.",
     "fit": "Fit a stopping rule to a budget or to an accepted loss of accuracy; save it with the model.",

@@ -188,6 +188,7 @@ _IS_TRACE = _starts(b'"anytime-trace"')
 _OWN: dict[str, Callable[[Path], bool]] = {
     STATE: _keys("format", "anytime", "state"),
     "config.yaml": _is_recipe,
+    "best.yaml": _is_recipe,
     CONFIG: _IS_CONFIG,
     ".config.json.*.next": _IS_CONFIG,
     MANIFEST: _keys("kind", "format", "engine", "precision", "steps"),

@@ -1,0 +1,1 @@
+"""A search for the best options of a training, judged on validation images."""

@@ -344,6 +344,7 @@ def combiner(name: str, macs: Sequence[float] | None = None) -> Combiner:
         ValueError: The name is unknown, or `macs` is missing for "mixture".
 
     Example:
+        >>> from anytime.combine import combiner
         >>> combiner("product")
         Product(weights=None)
     """

@@ -243,6 +243,8 @@ class AnytimeModel(nn.Module, SavedModel):
             ValueError: It has another shape, or the model does not know its input size.
 
         Example:
+            >>> import torch
+            >>> from anytime import create_model
             >>> model = create_model("anytimenet")
             >>> model.info.input_size = (3, 32, 32)  # as after a training
             >>> model.prepare(torch.zeros(480, 640, 3, dtype=torch.uint8)).shape
@@ -310,6 +312,7 @@ def create_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments
         ValueError: Unknown name or argument (the message names the nearest valid one), or an argument out of range.
 
     Example:
+        >>> from anytime import create_model
         >>> create_model("anytimenet", width=8).num_steps
         7
     """

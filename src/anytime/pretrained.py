@@ -43,6 +43,7 @@ def load(path_or_name: str | os.PathLike[str], trust: bool = False) -> AnytimeMo
         UntrustedName: The directory names an import path outside this library, and nobody has consented to it.
 
     Example:
+        >>> from anytime import load
         >>> load("anytimenet_cifar10").num_steps
         7
     """

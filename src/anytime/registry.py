@@ -13,6 +13,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from anytime.support.names import import_object, nearest
 
+__all__ = ["list_models", "register_model", "variant"]
+
 Factory = Callable[..., Any]  # f(num_classes=10, ...) -> AnytimeModel
 AnyFactory = TypeVar("AnyFactory", bound=Factory)
 
@@ -71,7 +73,12 @@ def variant(base: Factory, name: str, summary: str, /, *, fixed: Mapping[str, An
             raises it for an argument that is fixed.
 
     Example:
-        >>> ann_resnet101 = variant(ANNResNet, "ann_resnet101", "ResNet-101 ...", fixed={"depths": (3, 4, 23, 3)}, period=3)
+        >>> from anytime import create_model
+        >>> from anytime.models.anytimenet import AnytimeNet
+        >>> from anytime.registry import variant
+        >>> two_sections = variant(AnytimeNet, "two_sections", "AnytimeNet of two sections.", blocks=(2, 2), scheme=(1, 1))
+        >>> create_model("two_sections").num_steps
+        3
     """
     fixed = dict(fixed or {})
     parameters = dict(inspect.signature(base).parameters)
@@ -139,6 +146,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell pattern, sorted.
 
     Example:
+        >>> from anytime import list_models
         >>> list_models("anytimenet*")
         ['anytimenet', 'anytimenet_baseline']
     """

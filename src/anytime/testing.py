@@ -40,6 +40,7 @@ def check_anytime_model(model: AnytimeModel, input_size: ImageSize, *, batch_siz
 
     Example:
         >>> from anytime import create_model
+        >>> from anytime.testing import check_anytime_model
         >>> check_anytime_model(create_model("anytimenet", width=4), (3, 8, 8))
     """
     if batch_size < 2:

@@ -26,7 +26,8 @@ def log_area(costs: Sequence[float], accuracies: Sequence[float], low: float, hi
         ValueError: The lengths differ, there is no answer, costs do not rise from above 0, or the budgets do not.
 
     Example:
-        >>> log_area([10, 100], [0.5, 0.9], low=1, high=1000, guess=0.1)
+        >>> from anytime.analysis.area import log_area
+        >>> round(log_area([10, 100], [0.5, 0.9], low=1, high=1000, guess=0.1), 6)
         0.5
     """
     if not costs or len(costs) != len(accuracies):

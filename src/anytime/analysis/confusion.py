@@ -35,7 +35,13 @@ class Confusion:
         std: Standard deviation of d, above 0.
 
     Example:
-        >>> scores = Confusion.of(training)(test)  # doctest: +SKIP
+        >>> import torch
+        >>> from anytime import Trace
+        >>> from anytime.analysis.confusion import Confusion
+        >>> logits = torch.tensor([[[9.0, 0.0], [0.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])  # the answers to the second image differ
+        >>> trace = Trace.from_logits(logits, [0, 1], macs=[1, 2])
+        >>> Confusion.of(trace)(trace)
+        tensor([-1.,  1.], dtype=torch.float64)
     """
 
     mean: float

@@ -44,6 +44,7 @@ def sup_inflation(base: float, anytime: bool = True) -> float:
     Source: Hu et al. 2017, Proposition 3.1 and appendix A (where "(b - 1) + 1/(b - 1) >= 4" must be >= 2).
 
     Example:
+        >>> from anytime.analysis.inflation import sup_inflation
         >>> sup_inflation(2), sup_inflation(2, anytime=False)
         (3.0, 4.0)
     """
@@ -58,6 +59,7 @@ def expected_inflation(base: float, anytime: bool = True) -> float:
     finite sequence is smaller (for plain members: after the first network, before which there is no answer). Source: ibid.
 
     Example:
+        >>> from anytime.analysis.inflation import expected_inflation
         >>> round(expected_inflation(2), 3), expected_inflation(2, anytime=False)
         (2.443, 3.0)
     """
@@ -99,6 +101,7 @@ def sequence_inflation(depths: Sequence[float], anytime: bool = True) -> Inflati
         depths: d_1 < d_2 < ..., in units or MACs.
 
     Example:
+        >>> from anytime.analysis.inflation import sequence_inflation
         >>> sup, mean = sequence_inflation([3, 9, 21, 39, 75])  # units of the paper's networks: n = 1, 3, 7, 13, 25
         >>> round(sup, 3), round(mean, 3)
         (2.846, 2.122)

@@ -83,6 +83,7 @@ class Exits:
         """The corners (costs, errors) of the error over the cost, a step at each new answer (Fig. 3 of the paper).
 
         Example:
+            >>> from anytime.analysis.optimal import Exits
             >>> Exits((0.5, 0.25), (10, 30)).step_curve()
             ([10.0, 30.0, 30.0], [0.5, 0.5, 0.25])
         """
@@ -103,6 +104,7 @@ def opt_plus(networks: Sequence[Exits]) -> Exits:
         Only the exits at which the error falls. Milestones are shares of the deepest network: `opt_plus(all).at(total=...)`.
 
     Example:
+        >>> from anytime.analysis.optimal import Exits, opt_plus
         >>> opt_plus([Exits((0.4, 0.2), (1, 4)), Exits((0.3, 0.25), (2, 6))])
         Exits(errors=(0.4, 0.3, 0.2), costs=(1.0, 2.0, 4.0))
     """

@@ -157,6 +157,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     at most alpha.
 
     Example:
+        >>> from anytime.analysis.statistics import holm
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
@@ -180,6 +181,7 @@ def sign_test(wins: int, runs: int) -> float:
         runs: All runs.
 
     Example:
+        >>> from anytime.analysis.statistics import sign_test
         >>> round(sign_test(26, 39), 3)
         0.027
     """

@@ -32,6 +32,8 @@ class SelfDistillation(Weighted):
         ValueError: alpha or temperature is out of range, or the weights are wrong.
 
     Example:
+        >>> import torch
+        >>> from anytime.objectives import SelfDistillation
         >>> logits = torch.zeros(2, 3, 4)  # answers that agree have nothing to learn from each other
         >>> objective = SelfDistillation(alpha=1.0)
         >>> objective.losses(logits, torch.zeros(3, dtype=torch.long))[0].item()

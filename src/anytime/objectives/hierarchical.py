@@ -27,6 +27,7 @@ class Hierarchical(Weighted):
 
     Example:
         >>> import torch
+        >>> from anytime.objectives import Hierarchical
         >>> objective = Hierarchical(levels=(4, 2))
         >>> logits, target = torch.zeros(3, 5, 6), torch.zeros(5, 2, dtype=torch.long)
         >>> bool(objective(logits, target).isclose(3 * torch.tensor(4.0 * 2.0).log()))

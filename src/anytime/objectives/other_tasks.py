@@ -18,6 +18,7 @@ def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from anytime.objectives import squared_error
         >>> squared_error(torch.zeros(3, 4, 1), torch.ones(4, 1))
         tensor([1., 1., 1.])
     """

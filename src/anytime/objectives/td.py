@@ -204,6 +204,8 @@ class IncrementalTD:
     is cheaper. With a detached state (gradients through one step only) each pass is one step; memory does not grow with T.
 
     Example:
+        >>> import torch
+        >>> from anytime.objectives import IncrementalTD
         >>> model = torch.nn.Linear(3, 2)
         >>> td = IncrementalTD(model.parameters(), lam=0.5)
         >>> for x in torch.randn(4, 8, 3):

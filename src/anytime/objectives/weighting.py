@@ -71,6 +71,7 @@ def inverse_square(n: int) -> list[float]:
     """w_t = 1 / (n - t + 1)^2: the last answer weighs 1, the one before 1/4, then 1/9 (Kim 2020, eq. 4).
 
     Example:
+        >>> from anytime.objectives.weighting import inverse_square
         >>> inverse_square(3)
         [0.1111111111111111, 0.25, 1.0]
     """
@@ -82,6 +83,7 @@ def linear(n: int) -> list[float]:
     """w_t from 1/4 at the first answer to 1 at the last, in equal steps (published code of Hu 2017, where they sum to log2 n).
 
     Example:
+        >>> from anytime.objectives.weighting import linear
         >>> linear(4)
         [0.25, 0.5, 0.75, 1.0]
     """
@@ -93,6 +95,7 @@ def half_end(n: int) -> list[float]:
     """w_n = 1 and w_t = 1 / (n - 1) for t < n: the last answer has half of the total weight (Hu 2017, section 4.3).
 
     Example:
+        >>> from anytime.objectives.weighting import half_end
         >>> half_end(5)
         [0.25, 0.25, 0.25, 0.25, 1.0]
     """
@@ -106,6 +109,7 @@ def sieve(n: int) -> list[float]:
     Halves, quarters, eighths of the depth, counted from the end, weigh more; the last answer has half of the total weight.
 
     Example:
+        >>> from anytime.objectives.weighting import sieve
         >>> sieve(9)
         [4.0, 1.0, 2.0, 1.0, 3.0, 1.0, 2.0, 1.0, 15.0]
     """
@@ -118,6 +122,7 @@ def exponential(n: int, base: float) -> list[float]:
     """w_t proportional to base^t, the largest 1 (Hu 2017: expb2, expb0.5); base > 1 favours late answers, base < 1 early ones.
 
     Example:
+        >>> from anytime.objectives.weighting import exponential
         >>> exponential(3, 2.0), exponential(3, 0.5)
         ([0.25, 0.5, 1.0], [1.0, 0.5, 0.25])
     """
@@ -145,6 +150,7 @@ def sdn_ramp(n: int, epoch: int, epochs: int, largest: Sequence[float] | None = 
             have up to 6 of them, or even steps up to 0.9 for more.
 
     Example:
+        >>> from anytime.objectives.weighting import sdn_ramp
         >>> [round(weight, 3) for weight in sdn_ramp(3, epoch=50, epochs=100)]
         [0.085, 0.16, 1.0]
     """

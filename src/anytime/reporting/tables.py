@@ -37,6 +37,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -
     """Aligned plain text: titles, a line of dashes, one line per row; columns without any value are omitted.
 
     Example:
+        >>> from anytime.reporting.tables import Column, format_table
         >>> columns = [Column("step", "step"), Column("right", "right", ".0%")]
         >>> print(format_table([{"step": 1, "right": 0.5}, {"step": 10}], columns))
         step  right

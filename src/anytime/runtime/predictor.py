@@ -102,9 +102,11 @@ class Predictor:
         TypeError: If the model is no anytime model, or another argument has the wrong type.
 
     Example:
-        >>> predictor = anytime.Predictor(model, anytime.profile(model, (3, 32, 32)), combine="product")
-        >>> predictor(image[None], deadline=0.005).label
-        tensor([3])
+        >>> import anytime, torch
+        >>> model = anytime.create_model("anytimenet", width=4)
+        >>> predictor = anytime.Predictor(model, anytime.profile(model, 32, batch_sizes=[1], repeats=20), combine="product")
+        >>> predictor(torch.rand(1, 3, 32, 32), deadline="10s").step
+        7
     """
 
     def __init__(

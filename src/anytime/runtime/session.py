@@ -22,9 +22,12 @@ class Session:
     A forked process does not have the thread of an open session: there, such a session has ended with a `RuntimeError`.
 
     Example:
-        >>> with predictor.session(x) as session:
-        ...     session.wait(0.004)
-        ...     session.best().label
+        >>> import anytime, torch
+        >>> predictor = anytime.Predictor(anytime.create_model("anytimenet", width=4))
+        >>> with predictor.session(torch.rand(1, 3, 32, 32)) as session:
+        ...     answer = session.wait("10s")  # or session.best(), at any moment
+        >>> answer.step
+        7
     """
 
     def __init__(

@@ -143,6 +143,8 @@ def answer_text(
         ValueError: If the levels do not fit the names or the choice, or the step lies outside 1..T.
 
     Example:
+        >>> import torch
+        >>> from anytime.stopping.levels import LevelChoice, answer_text
         >>> choice = LevelChoice((3, 2), (1, 0), 0.9, (0.95, 0.92))
         >>> names = ["albatross", "gull", "frog", "bird", "amphibian"]
         >>> answer_text([torch.tensor([0.5, 0.46, 0.04]), torch.tensor([0.96, 0.04])], names, 1, choice)

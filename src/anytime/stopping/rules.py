@@ -367,6 +367,7 @@ def rule(name: str, **arguments: Any) -> Rule:
     """A stopping rule by name; raises ValueError if a name or argument is unknown (it names the nearest) or out of range.
 
     Example:
+        >>> from anytime.stopping import rule
         >>> rule("confidence", threshold=0.9)
         Confidence(threshold=0.9)
     """

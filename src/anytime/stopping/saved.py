@@ -35,9 +35,12 @@ def save_rule(model: AnytimeModel, name: str, fitted: Fitted) -> None:
     Raises ValueError if thresholds were never fitted, or fitted to another number of steps.
 
     Example:
-        >>> save_rule(model, "half", Fitted(best_thresholds(trace, 0.5 * float(trace.macs[-1])).rule))
-        >>> model.save("runs/mine")
-        >>> Predictor(anytime.load("runs/mine"), stop="half")
+        >>> import anytime
+        >>> from anytime.stopping import Confidence, Fitted, save_rule, saved_rules
+        >>> model = anytime.create_model("anytimenet", width=4)
+        >>> save_rule(model, "sure", Fitted(Confidence(0.9)))
+        >>> saved_rules(model)["sure"].stop  # anytime.Predictor(model, stop="sure") stops by it
+        Confidence(threshold=0.9)
     """
     _check_task(model, fitted.stop, fitted.combine)
     fitted.stop.start(model.num_steps)

@@ -9,6 +9,7 @@ def printable(text: str) -> str:
     r"""The text with control characters and other invisible ones as escapes, so that a name cannot command a terminal.
 
     Example:
+        >>> from anytime.support.text import printable
         >>> print(printable("cat\x1b[2J"))
         cat\x1b[2J
     """

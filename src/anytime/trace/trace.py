@@ -216,6 +216,7 @@ class Trace:
 
         Example:
             >>> import numpy
+            >>> from anytime import Trace
             >>> Trace.from_logits(numpy.random.randn(3, 100, 10), numpy.arange(100) % 10, macs=[1e6, 3e6, 9e6]).num_steps
             3
         """

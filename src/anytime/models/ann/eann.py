@@ -35,6 +35,7 @@ def reported_exits(exits: Sequence[Sequence[int]], errors: Sequence[Sequence[flo
         errors: The validation error of each exit of each network.
 
     Example:
+        >>> from anytime.models.ann.eann import reported_exits
         >>> reported_exits([[1], [1, 2]])
         [(0, 0), (0, 0), (1, 1)]
         >>> reported_exits([[1], [1, 2]], [[0.5], [0.4, 0.6]])

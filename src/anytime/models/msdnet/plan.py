@@ -35,6 +35,7 @@ def exit_layers(exits: int, base: int, step: int, mode: Mode) -> tuple[int, ...]
     """The layers with an exit: the first is `base`; the spans after it are `step` ("even") or 1 + step, 1 + 2 step, ...
 
     Example:
+        >>> from anytime.models.msdnet.plan import exit_layers
         >>> exit_layers(4, 4, 2, "even")
         (4, 6, 8, 10)
         >>> exit_layers(4, 1, 1, "lin_grow")
@@ -47,6 +48,7 @@ def finest_scales(layers: int, scales: int) -> tuple[int, ...]:
     """The finest scale after each of the layers 0..L; after every ceil(L / scales) layers the next one drops it.
 
     Example:
+        >>> from anytime.models.msdnet.plan import finest_scales
         >>> finest_scales(5, 3)
         (0, 0, 0, 1, 1, 2)
     """

@@ -15,6 +15,8 @@ from anytime.runtime.engines.exported import ExportedModel
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.onnx import OnnxGraph
 
+__all__ = ["WholeRun"]
+
 
 class WholeRun:
     """Runs the graph of all steps, which an engine may compute faster than the steps one by one, on one image at a time.
@@ -29,6 +31,8 @@ class WholeRun:
         ValueError: It has no graph of all steps, or that is damaged.
 
     Example:
+        >>> import anytime
+        >>> from anytime.runtime.engines.whole import WholeRun
         >>> run = WholeRun(anytime.load("exported"))  # doctest: +SKIP
         >>> run.start(image)  # doctest: +SKIP
         >>> answers = run.wait(0.004)  # those that are there after 4 ms  # doctest: +SKIP

@@ -21,6 +21,7 @@ def find_heads(model: AnytimeModel) -> dict[str, nn.Module]:
 
     Example:
         >>> from anytime import create_model
+        >>> from anytime.training.regimes.freezing import find_heads
         >>> list(find_heads(create_model("anytimenet", width=4)))
         ['head']
     """

@@ -259,6 +259,8 @@ def survey(
         ValueError: The network cannot be traced, or changes its input in place.
 
     Example:
+        >>> from torch import nn
+        >>> from anytime.models.surgery.attach.cut_points import survey
         >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
         >>> [(cut.name, cut.macs, cut.shape) for cut in survey(layers, (3, 8, 8)).cuts]
         [('0', 3888, (4, 6, 6)), ('1', 3888, (4, 6, 6)), ('2', 3888, (144,))]

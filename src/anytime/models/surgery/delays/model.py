@@ -373,6 +373,7 @@ def add_delays(
 
     Example:
         >>> from torchvision.models import resnet18
+        >>> from anytime import add_delays
         >>> model = add_delays(resnet18(), num_classes=1000)
         >>> model.num_steps, model.branches[:2]
         (9, ('layer1.0.bn2', 'layer1.1.bn2'))

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-import anytime.models  # noqa: F401, registers all models
+import anytime.models
 from anytime.model import AnytimeModel, create_model
 from anytime.saving import CONFIG, WEIGHTS, ModelInfo, read_config, read_model
 from anytime.support.trust import UntrustedName
@@ -52,7 +52,7 @@ def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
     for tensor in model.state_dict().values():
         tensor.normal_()
     model.std.abs_()
-    model.info = ModelInfo(class_names=("ä", "b"), other={"accuracy": [0.5, 0.75]})
+    model.info = ModelInfo(class_names=("ä", "b", "c", "d"), other={"accuracy": [0.5, 0.75]})
     model.save(tmp_path)
     loaded = read_model(tmp_path)
     assert type(loaded) is type(model)
@@ -343,3 +343,13 @@ def test_what_would_not_be_saved_cannot_be_set() -> None:
     for name in ("clas_names", "margin", "fitted"):  # a misspelt one, and two names that only the file has
         with pytest.raises(AttributeError, match=name):
             setattr(model.info, name, 1)
+
+
+def test_a_model_names_all_of_its_classes_or_none(tmp_path: Path) -> None:
+    model = small(num_classes=4)
+    model.info.class_names = ("a", "b")
+    with pytest.raises(ValueError, match="class_names has 2 names, but the model has 4 classes"):
+        model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="class_names has 2 names, but the model has 4 classes"):
+        anytime.export_model(model, tmp_path / "export", input_size=(3, 8, 8))
+    assert not [*tmp_path.iterdir()]

@@ -116,6 +116,12 @@ class ModelInfo:
         return info
 
 
+def check_names(info: ModelInfo, classes: int) -> None:
+    """Raises ValueError if a model names other than all of its classes."""
+    if info.task != "regression" and len(info.class_names) not in (0, classes):
+        raise ValueError(f"class_names has {len(info.class_names)} names, but the model has {classes} classes")
+
+
 _KINDS: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "input_size": (list, tuple),
@@ -213,12 +219,13 @@ class SavedModel(PyTorchModelHubMixin):
         return ModelCard(hub_card(self))
 
     def check_saveable(self) -> None:
-        """Raises ValueError if nothing says how to build the model again."""
+        """Raises ValueError if nothing says how to build the model again, or it names other than all of its classes."""
         if not self.config:
             raise ValueError(
                 f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
                 "use anytime.create_model('package.module.Class', ...)"
             )
+        check_names(self.info, cast(Any, self).num_classes)
 
     def check_room(self, folder: Path) -> None:
         """Raises NotOurs if a folder holds what this model would be mixed with."""
@@ -365,6 +372,7 @@ def read_model(directory: str | os.PathLike[str], trust: bool = False) -> Any:
         raise ValueError(f"{path} does not fit the model {config['model']!r} of {CONFIG}: {first}") from error
     try:
         model.info = replace(ModelInfo.from_dict(config.get("metadata", {})), trusted=trusted)
+        check_names(model.info, model.num_classes)
         if not trusted:
             check_image(model.info.input_size or (), model.info.resize_ratio)
     except ValueError as error:

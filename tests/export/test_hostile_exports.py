@@ -133,6 +133,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
         "holds 1,000,000,003 values after step 1, more than 10,016,000 for images of this size",
     ),
     "size": (large, "asks for images of 4,000,000,000 values"),
+    "names": (put("metadata", value={"class_names": ["a"]}), "class_names has 1 names, but the model has"),
     "metadata": (put("metadata", value={"task": "mining"}), "metadata.task is 'mining'"),
 }
 

@@ -305,7 +305,7 @@ def test_chains_by_validation_error(tmp_path: Path) -> None:
 
 
 DISAGREE = [
-    ({"num_classes": 3}, None, r"agree in num_classes: .*one has \(2,\), .*two has \(3,\)"),
+    ({"num_classes": 3}, {"class_names": ()}, r"agree in num_classes: .*one has \(2,\), .*two has \(3,\)"),
     ({"in_channels": 1}, None, "agree in in_channels: .*one has 3, .*two has 1"),
     ({}, {"input_size": (3, 9, 9)}, r"agree in input_size: .*one has \(3, 8, 8\), .*two has \(3, 9, 9\)"),
     ({}, {"class_names": ("ant", "cat")}, "agree in the name of class 1: .*one has 'bee', .*two has 'cat'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -299,3 +300,16 @@ def test_many_at_once_are_all_answered_and_counted(play: Play) -> None:
     assert 'anytime_answers_total{model="toy",step="3"} 100.0' in text
     assert 'anytime_live{model="toy"} 0.0' in text
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_a_network_without_finite_answers_is_a_500(play: Play, naming: Any) -> None:
+    """It was a 504, as if the deadline had been too short."""
+
+    async def scenario(client: Any, server: Any) -> None:
+        naming.bias.data.fill_(math.nan)
+        for accept in ("application/json", "application/x-ndjson"):
+            reply = await client.call("POST", PREDICT, GREY, {**RAW, "accept": accept})
+            assert reply.status == 500
+            assert "the model gave no finite answer: its weights hold NaN" in json.loads(reply.body)["error"]
+
+    play(scenario)

@@ -188,3 +188,9 @@ def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else find(name, *more))
     assert main(["serve", "anytimenet_cifar10"]) == 1
     assert "a server needs uvicorn: pip install 'anytime-nets[serve]'" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_not_served(naming: Any) -> None:
+    naming.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the weights of the model are not finite: bias holds NaN or infinity"):
+        make_worker(naming)

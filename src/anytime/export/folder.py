@@ -27,6 +27,7 @@ from anytime.model import AnytimeModel, Deployed, known_input_size
 from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
 from anytime.runtime.engines.manifest import MANIFEST, NEXT, WHOLE, GraphValue, Manifest, Origin, StepFile, read_manifest
 from anytime.runtime.engines.whole import WholeRun
+from anytime.saving import check_names
 from anytime.support.files import check_no_file_above, make_folder, part_of, remove_leftovers
 from anytime.support.folders import LOCK
 from anytime.support.locks import only_writer
@@ -101,6 +102,7 @@ def export_model(
         raise ValueError(f"calibration goes with precision='int8', and int8 needs it, got {precision!r}")
     if one_graph and (engine, precision) != ("onnx", "float32"):
         raise ValueError(f"one_graph is for the engine 'onnx' in float32, got {engine!r} in {precision!r}")
+    check_names(model.info, model.num_classes)
     require, make, suffix = CONVERTERS[engine]
     require()
     size = image_size(input_size) if input_size is not None else known_input_size(model)

@@ -21,6 +21,7 @@ from anytime.server import protocol
 from anytime.server.answers import answered, described, facts
 from anytime.server.metrics import Metrics
 from anytime.server.reading import GONE, Refused, Wishes, decoded, raw_frame, read_body, wishes
+from anytime.server.scheduler import DEADLINE
 from anytime.server.tickets import Ticket
 from anytime.server.worker import FAILED, Served, Worker
 from anytime.support.text import one_line
@@ -211,7 +212,8 @@ class Server:
         """The answers of a ticket that is done, counted.
 
         Raises:
-            Refused: 504 an image has no answer in time, and the prior is not wanted; 500 the model failed.
+            Refused: 504 an image has no answer in time, and the prior is not wanted; 500 the model failed,
+                or gave no finite answer.
         """
         worker, lacking = self.workers[name], None in ticket.answers
         for answer in ticket.answers:
@@ -221,6 +223,11 @@ class Server:
         if failed := [reason for reason in ticket.reasons if reason.startswith(FAILED)]:
             raise Refused(500, f"the model {failed[0]}")
         if lacking and not wished.prior:
+            pairs = zip(ticket.answers, ticket.reasons, strict=True)
+            if any(answer is None and reason != DEADLINE for answer, reason in pairs):
+                raise Refused(
+                    500, "the model gave no finite answer: its weights hold NaN or infinity, or are too large for this image"
+                )
             first = f"the first takes about {1e3 * worker.costs.run(0, 1, 1):.3g} ms here"
             raise Refused(504, f"there was no answer within {1e3 * wished.deadline:.4g} ms; {first}")
         self.metrics.requests.labels(name, "prior" if lacking else "late" if ticket.missed else "answered").inc()

@@ -31,11 +31,13 @@ def make_worker(model: AnytimeModel, limits: Limits | None = None, policy: str =
         stop: A stopping rule that looks at the last answer, as for `Predictor`.
 
     Raises:
-        ValueError: The model is no classifier or does not know the size of its images, or the rule is unknown or needs a
-            combiner.
+        ValueError: The model is no classifier, does not know the size of its images, or has weights that are not finite; or
+            the rule is unknown or needs a combiner.
     """
     require_classifier(model, "a server")
     size = served_size(model)
+    if broken := next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None):
+        raise ValueError(f"the weights of the model are not finite: {broken} holds NaN or infinity")
     macs = step_macs(model, size), step_macs(model, size, contract=True)
     limits = limits or Limits()
     rule = None

@@ -24,7 +24,7 @@ from anytime.runtime.engines.manifest import MANIFEST, NEXT, Manifest, Origin, S
 from anytime.runtime.engines.onnx import OnnxGraph
 from anytime.runtime.engines.openvino import OpenvinoGraph
 from anytime.runtime.engines.pytorch import EagerSteps
-from anytime.saving import ModelInfo, named_by
+from anytime.saving import ModelInfo, check_names, named_by
 from anytime.support.files import atomic_write
 from anytime.support.limits import MOST_MACS, BeyondLimit, check_image
 from anytime.support.owned import NotOurs, check_contents, check_room_for_export
@@ -132,7 +132,8 @@ class ExportedModel(AnytimeModel):
         return [step for step in (*self.manifest.steps, self.manifest.whole) if step is not None]
 
     def check_saveable(self) -> None:
-        """Raises nothing: an export is saved as its files."""
+        """Raises ValueError if it names other than all of its classes; an export is saved as its files."""
+        check_names(self.info, self.num_classes)
 
     def check_room(self, folder: Path) -> None:
         """Raises NotOurs if a folder holds a model, another export, or files with the names of the graphs."""

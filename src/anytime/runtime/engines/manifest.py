@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anytime.saving import CONFIG_BYTES, CONFIG_VALUES, ModelInfo
+from anytime.saving import CONFIG_BYTES, CONFIG_VALUES, ModelInfo, check_names
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.folders import MANIFEST, check_file
 from anytime.support.limits import MOST_STEPS
@@ -180,7 +180,8 @@ def read_manifest(directory: Path, engines: Collection[str]) -> Manifest:
 
 
 def _manifest(data: Mapping[str, Any]) -> Manifest:
-    images, check = data["input"], data["check"]
+    images, check, info = data["input"], data["check"], ModelInfo.from_dict(data["metadata"])
+    check_names(info, sum(data["levels"]))
     return Manifest(
         engine=data["engine"],
         precision=data["precision"],
@@ -195,7 +196,7 @@ def _manifest(data: Mapping[str, Any]) -> Manifest:
         checked=dict(check["images"]),
         steps=tuple(_step(step) for step in data["steps"]),
         whole=None if data.get("one_graph") is None else _step(data["one_graph"]),
-        info=ModelInfo.from_dict(data["metadata"]).to_dict(),
+        info=info.to_dict(),
     )
 
 

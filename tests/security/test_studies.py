@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from anytime import load
+from anytime.cli import main
 from anytime.data import create_data
 from anytime.model import create_model
 from anytime.saving import ModelInfo, remember_model
@@ -21,9 +22,10 @@ from anytime.studies import TrainingRun, run_status
 from anytime.studies.executors.subprocess import retrain
 from anytime.studies.hu2017.figures import training_losses
 from anytime.studies.leaderboard.timing import one_thread_seconds
+from anytime.studies.study import find_study
 from anytime.support.names import import_object
 from anytime.support.owned import NotOurs
-from anytime.support.trust import UntrustedName, only_typed
+from anytime.support.trust import UntrustedName, names_from, only_typed
 from anytime.trace import Trace
 from anytime.training.rundir import _own_files, create_run, read_run
 
@@ -166,3 +168,35 @@ def test_losses_are_of_the_unaugmented_training_images() -> None:
     with torch.inference_mode():
         wanted = [torch.nn.functional.cross_entropy(logits, target).item() for logits in load(run)(x)]
     assert training_losses(run) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_study_of_runs_that_name_others_needs_consent(capsys: Any) -> None:
+    """The error names an option that the command did not have."""
+    item = find_study("iuzzolino2021").items["figure 4"]
+    run = next(iter(item.runs("cifar10", "cpu", [0])))
+    create_run(Path("runs") / run.name, run.config())
+    text = yaml.safe_load(Path("runs", run.name, "config.yaml").read_text())
+    text["data"]["class_path"] = "stranger.Digits"
+    Path("runs", run.name, "config.yaml").write_text(yaml.safe_dump(text))
+    given = [
+        "study",
+        "iuzzolino2021",
+        "--figure",
+        "4",
+        "--runs",
+        "runs",
+        "--data",
+        "cifar10",
+        "--scale",
+        "cpu",
+        "--seeds",
+        "0",
+    ]
+    assert main([*given, "--dry-run"]) == 2
+    assert "names the data set 'stranger.Digits'" in capsys.readouterr().err
+    assert not Path("executed").exists()
+    main([*given, "--dry-run", "--trust"])
+    assert Path("executed").exists()
+    with names_from("a study", trust=True):
+        assert run.arguments(Path("runs"), "resume") == ["--resume", f"runs/{run.name}", "--trust"]
+    assert run.arguments(Path("runs"), "resume") == ["--resume", f"runs/{run.name}"]

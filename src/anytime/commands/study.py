@@ -4,6 +4,7 @@ continues an interrupted study. Other options, e.g. --epochs=1, are passed to `a
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -19,6 +20,7 @@ from anytime.studies.study import Study, find_study, list_studies, study_command
 from anytime.support.names import nearest
 from anytime.support.owned import check_own
 from anytime.support.text import printable
+from anytime.support.trust import names_from
 from anytime.training.config import top_level_keys
 
 KINDS = ("figure", "table")
@@ -44,10 +46,17 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/STUDY)")
     parser.add_argument("--finished", action="store_true", help="train nothing: use the trainings that are finished")
     parser.add_argument("--dry-run", action="store_true", help="print the missing trainings: command, what it serves, time")
+    parser.add_trust()
     options, flags = parser.parse_known_args(arguments)
     if options.study is None:
         print("\n".join(f"{name}: {_description(find_study(name))}" for name in list_studies()))
         return 0
+    with names_from("the study's runs", trust=True) if options.trust else contextlib.nullcontext():
+        return _make(parser, options, flags)
+
+
+def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
+    """Makes the tables and figures that the options ask for; returns the exit code."""
     study = _checked(parser, options, flags)
     data = options.data or study.data[options.scale][0]
     seeds = options.seeds or study.seeds[options.scale]

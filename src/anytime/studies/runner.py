@@ -17,7 +17,7 @@ from anytime.reporting.evaluation import images_of, trained_on
 from anytime.studies.executors.subprocess import TrainingStopped, train_in_subprocess
 from anytime.support.names import import_object
 from anytime.support.owned import state_of
-from anytime.support.trust import typed_paths
+from anytime.support.trust import is_consented, typed_paths
 from anytime.trace import Trace, record
 from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
 from anytime.training.rundir import CONFIG, in_training, names_of_run, read_run
@@ -66,7 +66,7 @@ class TrainingRun:
         """The arguments of `anytime train` that start or resume it in `folder`."""
         run = str(folder / self.name)
         if status == "resume":
-            return ["--resume", run]
+            return ["--resume", run, *(["--trust"] if is_consented() else [])]
         trust = ["--trust"] if self.trust else []
         return ["--config", str(self.recipe), *self.flags, f"--seed={self.seed}", "--run", run, *trust]
 

@@ -30,6 +30,7 @@ from anytime.studies.iuzzolino2021.unknown import detections, unknown_result
 from anytime.studies.runner import with_all_views
 from anytime.studies.study import plain
 from anytime.trace import Trace
+from anytime.training.rundir import _own_files
 
 META = {
     "model": "by hand",
@@ -264,6 +265,21 @@ def test_ce_networks_get_delays(name: str, arguments: dict[str, Any]) -> None:
     assert cascade.info.class_names == ("a", "b", "c")
     with torch.no_grad():
         assert (cascade(x)[-1] - model(x)[0]).abs().max() < 1e-6
+
+
+def test_what_is_kept_in_a_run_is_measured_again_for_other_weights(tmp_path: Path) -> None:
+    """After `train --overwrite` the numbers of the earlier network were used. Files of an earlier version do not say."""
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    for value, wanted in ((1.0, 1.0), (2.0, 1.0)):
+        assert measured.kept(tmp_path / "noise.safetensors", lambda value=value: {"x": torch.tensor([value])})["x"] == wanted
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert measured.kept(tmp_path / "noise.safetensors", lambda: {"x": torch.tensor([3.0])})["x"] == 3
+    steps = torch.zeros(1, 4, dtype=torch.int64)
+    path = tmp_path / "trace-unknown-noise-test.safetensors"
+    for label, weights, wanted in ((0, "one", 0), (1, "one", 0), (2, "two", 2)):
+        made = replace(trace(steps, [label] * 4), meta={"weights": weights, "trained_on": "a machine"})
+        assert measured.kept_trace(path, lambda made=made: made, weights).labels[0] == wanted
+    assert _own_files(tmp_path) >= {Path(path.name)}, "with --overwrite it goes"
 
 
 # -- from end to end -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.sa
     *(f"figures/validation/{name}" for name in FIGURES),
     LOSSES,
 )
-STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors")
+STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors", "trace-unknown-*.safetensors")
 EXPORTED = (MANIFEST, "step_*.onnx")  # what it writes into an exported folder
 FOLDERS = (REPLACEMENT, *{Path(pattern).parts[0] for pattern in OWN if len(Path(pattern).parts) > 1})
 _FILES = (LOCK, *(pattern for pattern in OWN if len(Path(pattern).parts) == 1), *STUDY_TRACES)

@@ -16,6 +16,7 @@ from anytime.models.cascaded.conversion import calibrate, convert
 from anytime.pretrained import load
 from anytime.reporting.evaluation import trained_on
 from anytime.studies.runner import Traces
+from anytime.support.model_files import digest_of
 from anytime.support.tensor_files import read_tensors, write_tensors
 from anytime.trace import Trace
 
@@ -44,16 +45,21 @@ def folder_of(traces: Traces, name: str, seed: int) -> Path:
 
 
 def kept(path: Path, measure: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a file, which is written first if it is missing."""
-    if not path.is_file():
-        write_tensors(path, {name: value.contiguous() for name, value in measure().items()}, {})
+    """The tensors of a file in a run directory, which is written first if it is missing, or was of other weights."""
+    weights = digest_of(path.parent)
+    if path.is_file():
+        found, facts = read_tensors(path, "a file of measurements")
+        if facts.get("weights", weights) == weights:  # earlier files do not say
+            return found
+    write_tensors(path, {name: value.contiguous() for name, value in measure().items()}, {"weights": weights})
     return read_tensors(path, "a file of measurements")[0]
 
 
-def kept_trace(path: Path, record: Callable[[], Trace]) -> Trace:
-    """The trace of a file, which is recorded and written first if it is missing."""
-    if not path.is_file():
-        record().save(path)
+def kept_trace(path: Path, record: Callable[[], Trace], weights: str) -> Trace:
+    """The trace of a file, which is recorded and written first if it is missing, or was of other `weights` (their digest)."""
+    if path.is_file() and (found := Trace.load(path)).meta.get("weights", weights) == weights:
+        return found
+    record().save(path)
     return Trace.load(path)
 
 

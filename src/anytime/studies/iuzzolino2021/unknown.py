@@ -26,6 +26,8 @@ from anytime.studies.iuzzolino2021.measured import folder_of, kept_trace, networ
 from anytime.studies.iuzzolino2021.networks import pair
 from anytime.studies.runner import Traces, TrainingRun, on_validation
 from anytime.studies.study import Result
+from anytime.support.digest import weights_digest
+from anytime.support.owned import state_of
 from anytime.trace import Trace, record
 
 VALIDATION = "CascadedTD (validation)"
@@ -61,7 +63,7 @@ def figure_7(traces: Traces, data: str) -> Result:
 def unknown_traces(folder: Path, trained_on: str) -> dict[str, dict[str, Trace]]:
     """The answers of a trained network to images of each set that is at hand, and to uniform noise."""
     model, own, device = network_of(folder)
-    size = own.input_size
+    size, weights = own.input_size, weights_digest(model.state_dict())
 
     def images(name: str, part: Part) -> Iterator[Tensor]:
         if name == "noise":
@@ -75,7 +77,8 @@ def unknown_traces(folder: Path, trained_on: str) -> dict[str, dict[str, Trace]]
 
     def answered(name: str, part: Part) -> Trace:
         read = [*images(name, part)]  # before the inference mode of `record`, in which not all readers work
-        return record(model, read, labels=None, progress=False, seconds=False, device=device)
+        meta = {"trained_on": state_of(folder).get("hardware", "unknown")}  # which marks a trace of a study
+        return record(model, read, labels=None, progress=False, seconds=False, device=device, meta=meta)
 
     there = [name for name, given in SETS.items() if name != trained_on and create_data(name, **given).found()]
     return {
@@ -83,6 +86,7 @@ def unknown_traces(folder: Path, trained_on: str) -> dict[str, dict[str, Trace]]
             part: kept_trace(
                 folder / f"trace-unknown-{name.lower()}-{part}.safetensors",
                 partial(answered, name, part),
+                weights,
             )
             for part in PARTS
         }

@@ -125,3 +125,14 @@ def test_a_hostile_profile_is_one_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "profile.json").write_text(text)
     with pytest.raises(ValueError, match=r"profile\.json is not a profile of one image: "):
         Profile.load(tmp_path / "profile.json")
+
+
+def test_as_a_module_nothing_of_the_working_directory_runs(folder: Path, tmp_path: Path) -> None:
+    for name in ("numpy", "json", "onnxruntime", "difflib"):
+        (tmp_path / f"{name}.py").write_text("open('executed', 'w')\nraise ImportError('payload')\n")
+    source = Path(anytime_edge.__file__).parents[1]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(source)}
+    command = [sys.executable, "-m", "anytime_edge", str(folder), "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("step 1: "), done.stderr
+    assert not (tmp_path / "executed").exists()

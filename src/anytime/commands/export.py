@@ -24,8 +24,8 @@ from anytime.support.units import image_size, macs_text
 if TYPE_CHECKING:
     from anytime.export.quantize import Calibration
 
-ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino"), ("float32", "bfloat16", "int8"), ("1", "dynamic")
-PRECISIONS_OF = {"onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16")}
+ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino", "aoti"), ("float32", "bfloat16", "int8"), ("1", "dynamic")
+PRECISIONS_OF = {"onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16"), "aoti": ("float32",)}
 JUDGED = 1_000  # validation images, besides those that set the ranges
 LOSSES = (
     Column("step", "step"),
@@ -53,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime export fast_cifar10 --engine onnx\n  anytime export runs/demo --batch dynamic --out exports/demo",
     )
     parser.add_model("run")
-    parser.add_argument("--engine", choices=ENGINES, default="onnx", help="onnx: ONNX Runtime (default); openvino")
+    engines = "onnx: ONNX Runtime (default); openvino; aoti: AOTInductor, compiled for this processor"
+    parser.add_argument("--engine", choices=ENGINES, default="onnx", help=engines)
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,

@@ -193,12 +193,15 @@ def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, T
     return x, torch.zeros_like(x, dtype=torch.int64)
 
 
+_TALKATIVE = ("torch.onnx", "torch.export", "torch._inductor", "torch.utils.cpp_extension", "onnxscript", "onnx_ir")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hides what torch's exporters warn and log about themselves."""
     import logging
 
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -19,12 +19,20 @@ from tqdm.auto import tqdm
 
 from anytime.cost import step_macs
 from anytime.data.record import RECORD, replace_record
+from anytime.export import aoti
 from anytime.export.capture import CapturedStep, capture, capture_all
 from anytime.export.check import TOLERANCES, ExportCheck, check_whole, compare
 from anytime.export.onnx import SUFFIX, convert, require_engine, require_openvino
 from anytime.export.quantize import Calibration, Int8Row, check_loss, loss_of, quantised
 from anytime.model import AnytimeModel, Deployed, known_input_size
-from anytime.runtime.engines.exported import ENGINES, ExportedModel, consent_text, load_export, write_manifest
+from anytime.runtime.engines.exported import (
+    ENGINES,
+    ExportedModel,
+    consent_text,
+    load_export,
+    remember_code,
+    write_manifest,
+)
 from anytime.runtime.engines.manifest import MANIFEST, NEXT, WHOLE, GraphValue, Manifest, Origin, StepFile, read_manifest
 from anytime.runtime.engines.whole import WholeRun
 from anytime.saving import check_names
@@ -39,6 +47,7 @@ Converted = tuple[bytes, list[GraphValue], list[Origin], list[GraphValue]]
 CONVERTERS: dict[str, tuple[Callable[[], None], Callable[[CapturedStep, str], Converted], str]] = {
     "onnx": (require_engine, convert, SUFFIX),
     "openvino": (require_openvino, convert, SUFFIX),  # reads the same files
+    "aoti": (aoti.require_engine, aoti.convert, aoti.SUFFIX),
 }  # by engine: raises ImportError if it is not installed; makes a file of a step; how its name ends
 
 
@@ -65,7 +74,7 @@ def export_model(
     Args:
         model: A trained model; it is not changed.
         directory: The folder to make.
-        engine: "onnx" (ONNX Runtime) or "openvino".
+        engine: "onnx" (ONNX Runtime), "openvino", or "aoti" (AOTInductor, which compiles for this processor and this torch).
         precision: What the engine computes in: "float32"; with OpenVINO also "bfloat16"; with ONNX Runtime also "int8", made
             of the export in float32 and judged by `calibration`.
         batch: 1, or "dynamic" for graphs that take any number of images at a time.
@@ -86,13 +95,14 @@ def export_model(
         NotOurs: A file in the folder has the name of a graph, or of the record.
 
     Example:
+        >>> from anytime import Predictor, export_model, load
         >>> export_model(load("anytimenet_cifar10"), "exported")  # doctest: +SKIP
         >>> Predictor(load("exported"))(image, deadline="5ms")  # doctest: +SKIP
     """
     directory = Path(directory)
     if engine not in CONVERTERS:
         raise ValueError(f"engine must be one of {', '.join(CONVERTERS)}, got {engine!r}")
-    if precision not in (known := ENGINES[engine][2]):
+    if precision not in (known := ENGINES[engine].precisions):
         raise ValueError(f"precision of the engine {engine!r} must be one of {', '.join(known)}, got {precision!r}")
     if batch not in (1, "dynamic") or isinstance(batch, bool):
         raise ValueError(f"batch must be 1 or 'dynamic', got {batch!r}")
@@ -150,7 +160,7 @@ def export_model(
             whole=whole,
         )
         write_manifest(part, manifest)
-        exported = load_export(part)
+        exported = load_export(part, own=True)
         compared = compare(model, exported, images)
         manifest = _with(manifest, compared)
         if whole is not None:
@@ -160,10 +170,11 @@ def export_model(
             _to_int8(model, part, calibration, accepted, images)
         if run is not None:
             replace_record(run, part)
-        named = consent_text(read_manifest(part, ENGINES))
+        written = read_manifest(part, ENGINES)
     if model.info.trusted:
-        remember(directory / MANIFEST, named)
-    return load_export(directory)
+        remember(directory / MANIFEST, consent_text(written))
+    remember_code(directory, written)
+    return load_export(directory, own=True)
 
 
 def _to_int8(

@@ -25,8 +25,8 @@ def cancels_steps(interrupt: Any, can_cancel: bool) -> bool:
         raise ValueError(f"interrupt must be {OPERATOR!r} or {STEP!r}, got {interrupt!r}")
     if interrupt == OPERATOR and not can_cancel:
         raise ValueError(
-            "interrupt='operator' needs an engine that can cancel a step, which torch cannot: use an export "
-            "(anytime.export_model), or interrupt='step'"
+            "interrupt='operator' needs an engine that can cancel a step, which torch cannot: use an export for ONNX Runtime "
+            "or OpenVINO (anytime.export_model), or interrupt='step'"
         )
     return can_cancel and interrupt != STEP
 

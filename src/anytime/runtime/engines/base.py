@@ -69,7 +69,13 @@ class Engine(Protocol):
 
 
 class Graph(Protocol):
-    """One step of an export, loaded by its engine."""
+    """One step of an export, loaded by its engine.
+
+    Attributes:
+        cancels: Whether `cancel` ends a run before it is done.
+    """
+
+    cancels: bool
 
     def call(self) -> Any:
         """What identifies one call of `run`, so that another thread can end it by `cancel`."""

@@ -10,14 +10,15 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anytime.model import AnytimeModel, State
 from anytime.registry import register_loader
-from anytime.runtime.engines import onnx, openvino
+from anytime.runtime.engines import aoti, onnx, openvino
+from anytime.runtime.engines.aoti import AotiGraph
 from anytime.runtime.engines.base import Graph, StepMeasurement
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import MANIFEST, NEXT, Manifest, Origin, StepFile, needed_after, read_manifest
@@ -29,12 +30,30 @@ from anytime.support.files import atomic_write
 from anytime.support.limits import MOST_MACS, BeyondLimit, check_image
 from anytime.support.owned import NotOurs, check_contents, check_room_for_export
 from anytime.support.tensors import described
-from anytime.support.trust import is_remembered
+from anytime.support.trust import UntrustedName, is_remembered, remember
 
-ENGINES: dict[str, tuple[Callable[..., Graph], Callable[[], str], tuple[str, ...]]] = {
-    "onnx": (OnnxGraph, onnx.engine_version, ("float32", "int8")),
-    "openvino": (OpenvinoGraph, openvino.engine_version, ("float32", "bfloat16")),
-}  # what loads the graph of a step, what says the version, and the precisions
+
+class EngineKind(NamedTuple):
+    """An engine of exports.
+
+    Attributes:
+        load: Loads the graph of a step.
+        version: Says name and version; raises ImportError if it is not installed.
+        precisions: What it computes in.
+        executes: Whether loading a graph executes what its file holds.
+    """
+
+    load: Callable[..., Graph]
+    version: Callable[[], str]
+    precisions: tuple[str, ...]
+    executes: bool = False
+
+
+ENGINES = {
+    "onnx": EngineKind(OnnxGraph, onnx.engine_version, ("float32", "int8")),
+    "openvino": EngineKind(OpenvinoGraph, openvino.engine_version, ("float32", "bfloat16")),
+    "aoti": EngineKind(AotiGraph, aoti.engine_version, ("float32",), executes=True),
+}
 
 
 class ExportedModel(AnytimeModel):
@@ -62,7 +81,7 @@ class ExportedModel(AnytimeModel):
         self.set_normalization(manifest.mean, manifest.std)
         self.reference = nn.Parameter(torch.empty(0), requires_grad=False)  # says the device and the precision
         self.digest: Tensor
-        digest = hashlib.sha256(json.dumps([step.to_dict() for step in manifest.steps]).encode()).digest()
+        digest = hashlib.sha256(_text_of(manifest).encode()).digest()
         self.register_buffer("digest", torch.tensor([*digest], dtype=torch.uint8))  # stands for the weights in the graphs
         self.config = {"model": manifest.model, "arguments": {"export": manifest.engine, "digest": digest.hex()}}
         self.info = replace(ModelInfo.from_dict(manifest.info), input_size=manifest.input_size)
@@ -106,6 +125,11 @@ class ExportedModel(AnytimeModel):
     def new_call(self) -> Any:
         """What identifies calls of `run`, for `cancel`."""
         return self._graphs[0].call()
+
+    @property
+    def cancels(self) -> bool:
+        """Whether `cancel` ends a step before it is done."""
+        return self._graphs[0].cancels
 
     def cancel(self, call: Any) -> None:
         """Ends `run` in this call, which raises `Cancelled`, within one operator; a later one at its start."""
@@ -154,10 +178,13 @@ class ExportedModel(AnytimeModel):
 
 
 class ExportedSteps(EagerSteps):
-    """The engine of an export, which can cancel a step."""
+    """The engine of an export, which may cancel a step."""
 
     model: ExportedModel
-    cancels = True
+
+    def __init__(self, model: ExportedModel, lazy: bool = False) -> None:
+        super().__init__(model, lazy)
+        self.cancels = model.cancels
 
     def step(self, step: int, state: State, size: int, call: Any = None) -> tuple[Any, State]:
         return self.model.run(state, call)
@@ -170,12 +197,17 @@ class ExportedSteps(EagerSteps):
             self.model.cancel(call)
 
     def measure(self, x: Tensor, repeats: int) -> list[StepMeasurement]:
-        return self.model.measure(x, repeats)
+        return self.model.measure(x, repeats) if self.cancels else []
 
 
 def engine_of(model: AnytimeModel, lazy: bool = False) -> EagerSteps:
     """What computes the steps of a model as they are: torch, or the engine of its export."""
     return ExportedSteps(model, lazy) if isinstance(model, ExportedModel) else EagerSteps(model, lazy)
+
+
+def _text_of(manifest: Manifest) -> str:
+    """The files of the steps and their connections, as text."""
+    return json.dumps([step.to_dict() for step in manifest.steps])
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -187,6 +219,12 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def consent_text(manifest: Manifest) -> str:
     """The part of a manifest that can name import paths, as text: what a user consents to."""
     return named_by({"model": manifest.model, "metadata": manifest.info})
+
+
+def remember_code(directory: Path, manifest: Manifest) -> None:
+    """Remembers that the user has written what loading an export executes, if its engine executes anything."""
+    if ENGINES[manifest.engine].executes:
+        remember(directory / manifest.steps[0].file, _text_of(manifest))
 
 
 def _check_size(manifest: Manifest, resize_ratio: float) -> None:
@@ -209,16 +247,19 @@ def _check_state(manifest: Manifest, directory: Path, most: int) -> None:
 
 
 @register_loader(MANIFEST)
-def load_export(directory: str | os.PathLike[str], trust: bool = False) -> ExportedModel:
+def load_export(directory: str | os.PathLike[str], trust: bool = False, own: bool = False) -> ExportedModel:
     """An exported folder as a model, computed by its engine with as many threads as torch has now.
 
     Args:
         directory: What `anytime export` wrote.
-        trust: Whether import paths that its recipe names, such as a data set's, may be imported, see `anytime.load`.
+        trust: Whether import paths that its recipe names, such as a data set's, may be imported, see `anytime.load`, and
+            whether what its files hold may be executed, if its engine does that.
+        own: Whether this process wrote the files, so that they may be executed.
 
     Raises:
         ImportError: The engine is not installed.
         FileNotFoundError: A file is missing.
+        UntrustedName: Its engine executes what the files hold, and nobody has consented to it.
         ValueError: The manifest or a graph is damaged, or of another version.
     """
     directory = Path(directory)
@@ -227,7 +268,12 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False) -> Expor
     info.trusted = trust or is_remembered(directory / MANIFEST, consent_text(manifest))
     if not info.trusted:
         _check_size(manifest, info.resize_ratio)
-    load, version, precisions = ENGINES[manifest.engine]
+    load, version, precisions, executes = ENGINES[manifest.engine]
+    if executes and not (own or trust or is_remembered(directory / manifest.steps[0].file, _text_of(manifest))):
+        raise UntrustedName(
+            f"{directory} holds compiled libraries of the engine {manifest.engine!r}: loading them may run any code; if you "
+            "trust this folder, use trust=True, or --trust on the command line"
+        )
     if manifest.precision not in precisions:
         raise ValueError(f"{directory} is of {manifest.precision}, the engine {manifest.engine!r} has {', '.join(precisions)}")
     batch, threads = manifest.batch or 1, torch.get_num_threads()

@@ -66,6 +66,8 @@ class OnnxGraph:
         ValueError: The file is damaged, not what the manifest says, or needs more work or memory than that explains.
     """
 
+    cancels = True
+
     def __init__(
         self, directory: Path, step: StepFile, threads: int, allowance: Allowance, uses: int = 1, precision: str = "float32"
     ) -> None:

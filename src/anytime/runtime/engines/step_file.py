@@ -30,16 +30,21 @@ def checked_file(path: Path, step: StepFile, allowance: Allowance, uses: int) ->
         FileNotFoundError: The file is missing.
         ValueError: The file is damaged, or needs more work or memory than the manifest explains.
     """
+    return checked_graph(read_file(path, step), str(path), allowance, uses)
+
+
+def read_file(path: Path, step: StepFile) -> bytes:
+    """What the file of a step holds; FileNotFoundError if it is missing, ValueError if it is not what the manifest says."""
     check_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"the export lacks the file {path}")
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} of one ONNX file")
+        raise ValueError(f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} of one step")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != step.sha256:
         raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., the manifest says {step.sha256[:12]}...")
-    return checked_graph(data, str(path), allowance, uses)
+    return data
 
 
 def check_values(path: Path, step: StepFile, inputs: Sequence[GraphValue], outputs: Sequence[GraphValue]) -> None:

@@ -127,7 +127,7 @@ REFUSED = {
     **dict.fromkeys(("batch", "one batch", "remainder", "quotient", "length", "split", "range"), ASKED),
     "gradients": "with gradients",
     **{"requires_grad": "with gradients", "layout": "channels_last", "stride": "channels_last"},
-    **dict.fromkeys(("assigned", "put"), "assigns 'count' in forward, which must be changed in place"),
+    **dict.fromkeys(("assigned", "put"), "assigns 'count' in forward, which only a submodule may do"),
     **{"data": r"assigns to \.data of a tensor", "carried": "keeps 'calls' from one call to the next"},
 }
 

@@ -212,10 +212,15 @@ def without_autocast(net: Any, h: Tensor) -> Tensor:
         return h @ h.transpose(2, 3) @ h
 
 
-@pytest.mark.parametrize("how", [in_autocast, in_inference, without_autocast])
+@pytest.mark.parametrize("how", [in_autocast, in_inference])
 def test_what_asks_in_which_block_it_runs_is_refused(how: Any) -> None:
     with pytest.raises(ValueError, match=r"whether autocast or inference mode is on \(test_attach_later\.py, line \d+\)"):
         attached(how)
+
+
+def test_a_block_without_autocast_belongs_in_a_part() -> None:
+    with pytest.raises(ValueError, match="switches gradients or autocast on or off in forward, which only a submodule may do"):
+        attached(without_autocast)
 
 
 def test_a_precision_that_a_tensor_is_asked_for_is_wrong_in_autocast() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import random
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from anytime.models.surgery.attach.build import attach_exits
@@ -151,14 +154,104 @@ def test_a_compiled_network_is_refused() -> None:
             attach_exits(network, exits=2, input_size=SIZE)
 
 
-def test_parts_in_another_precision_are_one_sentence() -> None:
+def test_exits_read_the_precision_of_the_images() -> None:
     class Mixed(Net):
         def forward(self, x: Tensor) -> Tensor:
             h = self.b(self.a(x).bfloat16()).relu()
             return self.fc(self.c(h).to(x.dtype).mean((2, 3)))
 
-    network = Mixed(None)
+    network = Mixed(None).eval()
     network.b.bfloat16()
     network.c.bfloat16()
-    with pytest.raises(ValueError, match="the stages do not do what Mixed does: they fail with '"):
+    model, x = attach_exits(network, exits=["a", "to"], input_size=SIZE).eval(), torch.rand(2, *SIZE)
+    assert torch.equal(model(x)[-1], network(x))
+    with pytest.raises(ValueError, match=r"cannot be cut at 'b' \(.*, or is in another precision than the images"):
         attach_exits(network, exits=["b"], input_size=SIZE)
+
+
+def averaged(net: Any, h: Tensor) -> Tensor:
+    if net.training:
+        net.mean = 0.9 * net.mean + 0.1 * h.detach().mean((0, 2, 3), keepdim=True)
+    return h - net.mean
+
+
+class Averaged(Net):
+    def __init__(self, how: Any) -> None:
+        super().__init__(how)
+        self.register_buffer("mean", torch.zeros(1, 4, 1, 1))
+
+
+class Averaging(nn.Module):
+    """Does something in a part of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 4, 1, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return averaged(self, h)
+
+
+def test_a_moving_average_belongs_in_a_part() -> None:
+    with pytest.raises(ValueError, match=r"assigns 'mean' in forward, which only a submodule may do; change that, put it"):
+        attach_exits(Averaged(averaged), exits=3, input_size=SIZE)
+    whole = "'0' stays whole, because it assigns 'mean' in forward, .*: put what does this into a part of Averaged '0'"
+    with pytest.raises(ValueError, match=f"exits must lie in 1..1 .*, got 3; Averaged {whole}"):
+        attach_exits([Averaged(averaged)], exits=3, input_size=SIZE)
+    network = Net(lambda net, h: net.part(h))
+    network.part = Averaging()
+    model, plain, x = (
+        attach_exits(network, exits=3, input_size=SIZE).train(),
+        copy.deepcopy(network).train(),
+        torch.rand(2, *SIZE),
+    )
+    for _ in range(2):
+        assert torch.equal(model(x)[-1], plain(x))
+    assert torch.equal(network.part.mean, plain.part.mean)
+
+
+class Gives(Net):
+    """Gives more than logits, perhaps only in train mode."""
+
+    def __init__(self, kind: Any, always: bool) -> None:
+        super().__init__(lambda net, h: h)
+        self.kind, self.always = kind, always
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return self.kind(y) if self.training or self.always else y
+
+
+@pytest.mark.parametrize(
+    ("kind", "always", "message"),
+    [
+        (
+            lambda y: {"logits": y},
+            True,
+            "Gives must return logits .*, got dict; put it into a module .* only the logits",
+        ),
+        (lambda y: (y, y.sum()), True, "Gives must return logits .*, got tuple; put it into a module"),
+        (lambda y: {"logits": y}, False, "it does not return one new tensor in train mode, but a dict"),
+        (lambda y: (y, y.sum()), False, "it does not return one new tensor in train mode, but a tuple; change that"),
+    ],
+)
+def test_other_outputs_than_logits_are_one_sentence(kind: Any, always: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attach_exits(Gives(kind, always), exits=3, input_size=SIZE)
+
+
+def pooled(net: Any, h: Tensor) -> Tensor:
+    return functional.max_pool2d(functional.adaptive_max_pool2d(h, 4), 2)
+
+
+def test_a_model_whose_own_code_pools_is_saved_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model = attach_exits(Net(pooled).eval(), exits=["a", "max_pool2d"], input_size=SIZE).eval()
+    for precision in (torch.float32, torch.bfloat16):
+        file = io.BytesIO()
+        torch.save(model.to(precision), file)
+        file.seek(0)
+        found = torch.load(file, weights_only=False)
+        x = torch.rand(2, *SIZE, dtype=precision)
+        assert torch.equal(found(x), model(x))
+        assert torch.equal(found(x)[-1], model.backbone(x))

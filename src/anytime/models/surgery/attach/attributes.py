@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, reduce
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anytime.models.surgery.attach.calls import Call, leaves_of
-from anytime.models.surgery.attach.frozen import ABSENT, SIMPLE, Unknown, frozen, same, text
+from anytime.models.surgery.attach.frozen import ABSENT, SIMPLE, Same, Unknown, frozen, is_data, is_of_others, same, text
 
-OWN = frozenset((*vars(nn.Module()), "training", "__dict__", "__class__"))  # what every module has
-ASSIGNED = "it assigns {name!r} in forward, which must be changed in place, as self.{name}.copy_(...) does"
+OWN = frozenset((*vars(nn.Module()), "training", "__dict__", "__class__", "_compiled_call_impl"))  # what every module has
+METHODS = frozenset(known for known in vars(nn.Module).values() if isinstance(known, FunctionType))
+ASSIGNED = "it assigns {name!r} in forward, which only a submodule may do"
 KEPT = "it keeps a tensor as {name!r} in forward, which only a submodule may do"
 CARRIED = "it keeps {name!r} from one call to the next, which must be a buffer that it changes in place"
+BOTH = "it reads one tensor as {one!r} and as {other!r}, and nothing tells which of them it uses"
 UNKNOWN = "it reads {name!r}, and nothing tells whether a {kind} has changed"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
-IMMUTABLE = 1 << 8  # flag of classes that are written in C
 WHOLE = (*SIMPLE, tuple, list, dict, set, frozenset, deque, MethodType, partial)  # compared as a whole
 AGAIN = "attach the exits again"
 
@@ -38,6 +39,10 @@ class Read(NamedTuple):
     def changed(self) -> str | None:
         """The text of its value now, if it is another one."""
         value = getattr(self.thing, self.name, ABSENT)
+        if value is self.value:
+            return None
+        if isinstance(self.value, Same) and type(value) is type(self.value.thing):
+            return None if value is self.value.thing else f"another {type(value).__name__}"
         try:
             now = frozen(value)
         except Unknown as error:
@@ -57,6 +62,7 @@ class Attributes:
         self.paths, self.current = paths, current
         self.readers: dict[tuple[int, str], list[Call]] = {}
         self.assigned: set[tuple[int, str]] = set()
+        self.tensors: dict[int, tuple[str, bool]] = {}  # the names by which tensors were read last, and whether they are used
         self.objects: dict[int, tuple[Any, str]] = {}  # configurations that modules hold, with their paths
         self.classes: dict[Any, Any] = {}  # theirs, with what reads an attribute of their own
 
@@ -68,7 +74,8 @@ class Attributes:
 
         def read(module: nn.Module, name: str) -> Any:
             value = object.__getattribute__(module, name)
-            if name not in OWN and (call := self.current()) is not None:
+            method = isinstance(value, MethodType) and value.__func__ in METHODS
+            if name not in OWN and not method and (call := self.current()) is not None:
                 self._read(call, module, name, value)
             return value
 
@@ -80,8 +87,8 @@ class Attributes:
                 if call is not None and type(module).__getattr__ is read_further:  # else it may look elsewhere
                     self._read(call, module, name, ABSENT)
                 raise
-            if value is None and call is not None:
-                self._read(call, module, name, None)
+            if call is not None and (value is None or isinstance(value, Tensor)):
+                self._read(call, module, name, value)
             return value
 
         def write(module: nn.Module, name: str, value: Any) -> None:
@@ -107,13 +114,29 @@ class Attributes:
         if key in self.assigned or isinstance(getattr(type(module), name, None), property) or module not in self.paths:
             return
         path = self.paths[module]
-        if not isinstance(value, Tensor | nn.Module) and not self._hold(value, f"{path}.{name}".removeprefix(".")):
+        if isinstance(value, Tensor):
+            self._call_it(call, value, f"{path}.{name}".removeprefix("."))
+        elif not isinstance(value, nn.Module):
             self._note(call, module, path, name, value)
             self.readers.setdefault(key, []).append(call)
 
+    def _call_it(self, call: Call, tensor: Tensor, name: str) -> None:
+        """Notes by which name a tensor has been read, which may have several of them."""
+        before, used = self.tensors.get(id(tensor), (name, True))
+        if before != name and not used:
+            call.problem = call.problem or BOTH.format(one=before, other=name)
+        self.tensors[id(tensor)] = name, False
+
+    def name_of(self, tensor: Tensor, default: str) -> str:
+        """The name by which a tensor that is used now was read last."""
+        name, _ = self.tensors.get(id(tensor), (default, True))
+        self.tensors[id(tensor)] = name, True
+        return name
+
     def _note(self, call: Call, thing: Any, path: str, name: str, value: Any) -> None:
+        inside = f"{path}.{name}".removeprefix(".")
         try:
-            call.reads.append(Read(thing, path, name, frozen(value)))
+            call.reads.append(Read(thing, path, name, Same(value) if self._hold(value, inside) else frozen(value)))
         except Unknown as error:
             call.problem = call.problem or UNKNOWN.format(name=name, kind=error)
 
@@ -122,12 +145,7 @@ class Attributes:
         kind: Any = type(thing)
         if id(thing) in self.objects:
             return True
-        if (
-            isinstance(thing, WHOLE)
-            or not hasattr(thing, "__dict__")
-            or kind.__module__.partition(".")[0] in ("torch", "numpy")
-            or kind.__flags__ & IMMUTABLE
-        ):
+        if isinstance(thing, WHOLE) or not hasattr(thing, "__dict__") or is_of_others(kind):
             return False
         self.objects[id(thing)] = thing, path
         original = kind.__getattribute__
@@ -140,10 +158,8 @@ class Attributes:
                 if call is not None and name[:2] != "__" and not hasattr(type(known), "__getattr__"):
                     self._note(call, known, self.objects[id(known)][1], name, ABSENT)
                 raise
-            if call is not None and name in object.__getattribute__(known, "__dict__"):
-                inside = self.objects[id(known)][1]
-                if not isinstance(value, Tensor | nn.Module) and not self._hold(value, f"{inside}.{name}"):
-                    self._note(call, known, inside, name, value)
+            if call is not None and is_data(known, name) and not isinstance(value, Tensor | nn.Module):
+                self._note(call, known, self.objects[id(known)][1], name, value)
             return value
 
         if not any(known in self.classes for known in kind.__mro__):
@@ -192,7 +208,9 @@ def read_as_well(call: Call, other: Call, network: nn.Module, size: bool) -> Non
             one.fixed |= size
             with suppress(AttributeError, Unknown):
                 thing = reduce(getattr, read.path.split("."), network) if read.path else network
-                one.reads.append(Read(thing, read.path, read.name, frozen(getattr(thing, read.name, ABSENT))))
+                value = getattr(thing, read.name, ABSENT)
+                value = Same(value) if isinstance(read.value, Same) else frozen(value)
+                one.reads.append(Read(thing, read.path, read.name, value))
 
 
 class Watch:
@@ -207,16 +225,20 @@ class Watch:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.reads = tuple({(id(read.thing), read.name): read for call in calls for read in call.reads}.values())
-        opened = {id(call.module) for call in calls}
-        self.parts = tuple(
-            (module, path, type(module), {name: part for name, part in module._modules.items() if id(part) in opened})
-            for module, path in {call.path: (call.module, call.path) for call in calls}.values()
-        )
-        self.hooks = tuple((module, path, _hooks(module)) for module, path, _, _ in self.parts)
+        opened = {call.path: call.module for call in calls}
+        self.hooks = tuple((module, path, _hooks(module)) for path, module in opened.items())
         root = next(call.module for call in calls if not call.path)
-        self.holders = tuple((part, path, tuple(part._modules)) for path, part in _holders(root, calls).items())
-        names = {name for call in calls for name in call.attributes}
-        self.tensors = tuple(place for name in sorted(names) if (place := _find(root, name)) is not None)
+        names: dict[nn.Module, list[str]] = {}
+        for name, part in root.named_modules(remove_duplicate=False):
+            names.setdefault(part, []).append(name)
+        holders = _holders(root, calls, names)
+        fixed = {*holders.values(), *(part for part in names if len(names[part]) > 1)}
+        self.holders = tuple(
+            (module, path, type(module), {name: part if part in fixed else None for name, part in module._modules.items()})
+            for path, module in holders.items()
+        )
+        tensors = {name for call in calls for name in call.attributes}
+        self.tensors = tuple(place for name in sorted(tensors) if (place := _find(root, name)) is not None)
         self.autocast = True
         self.dtypes = {dtype: call.path for call in calls for dtype in call.unproven}
 
@@ -235,15 +257,14 @@ class Watch:
             if (now := read.changed()) is not None:
                 place = _place(read.thing, read.path)
                 raise ValueError(f"{place} was cut with {read.name} = {text(read.value)}, and has {now} now: {AGAIN}")
-        for module, path, kind, parts in self.parts:
+        for module, path, kind, parts in self.holders:
             if type(module) is not kind:
                 raise ValueError(f"{kind.__name__} {path!r} was cut, and is a {type(module).__name__} now: {AGAIN}")
+            if list(module._modules) != list(parts):
+                raise ValueError(f"{_place(module, path)} has {_other(parts, module._modules)} since it was cut: {AGAIN}")
             for name, part in parts.items():
-                if module._modules.get(name) is not part:
+                if part is not None and module._modules[name] is not part:
                     raise ValueError(f"{_place(module, path)} was cut, and has another {name!r} now: {AGAIN}")
-        for module, path, names in self.holders:
-            if tuple(module._modules) != names:
-                raise ValueError(f"{_place(module, path)} has {_other(names, module._modules)} since it was cut: {AGAIN}")
         for module, path, hooks in self.hooks:
             if _hooks(module) != hooks:
                 raise ValueError(f"{_place(module, path)} has other hooks than when it was cut: {AGAIN}")
@@ -252,14 +273,20 @@ class Watch:
                 raise ValueError(f"{_place(module, path)} was cut with {name!r} among its {kept[1:]}, which it left: {AGAIN}")
 
     def _check_plain(self) -> None:
-        """What a compiler can follow: numbers and texts of modules."""
+        """What a compiler can follow: which objects modules hold, and numbers and texts of both, and other parts."""
         for thing, _, name, value in self.reads:
-            if not isinstance(thing, nn.Module):
-                continue
+            if isinstance(value, Same) and getattr(thing, name, None) is not value.thing:
+                raise ValueError(f"a module was cut with one {name}, and has another now: {AGAIN}")
             if (value is None or value is ABSENT) and getattr(thing, name, None) is not None:
                 raise ValueError(f"a module was cut without {name}, and has one now: {AGAIN}")
             if isinstance(value, int | float | str) and getattr(thing, name) != value:
                 raise ValueError(f"a module was cut with {name} = {value}, and has another now: {AGAIN}")
+        for module, _, _, parts in self.holders:
+            if len(module._modules) != len(parts):
+                raise ValueError(f"a module was cut with {len(parts)} parts, and has {len(module._modules)} now: {AGAIN}")
+            for name, part in parts.items():
+                if part is not None and module._modules.get(name) is not part:
+                    raise ValueError(f"a module was cut, and has another {name} now: {AGAIN}")
 
 
 def _find(root: nn.Module, name: str) -> tuple[nn.Module, str, str, str] | None:
@@ -270,23 +297,28 @@ def _find(root: nn.Module, name: str) -> tuple[nn.Module, str, str, str] | None:
     return (module, path, own, kept[0]) if kept else None
 
 
-def _hooks(module: nn.Module) -> tuple[tuple[int, ...], ...]:
+def _hooks(module: nn.Module) -> tuple[int, ...]:
     """The numbers of its hooks, which torch gives each hook once; those of this library only look on."""
-    kinds = [vars(module)[kind].items() for kind in HOOKS]
     own = f"{__name__.partition('.')[0]}."
     return tuple(
-        tuple(
-            number for number, hook in kind if not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith(own)
-        )
-        for kind in kinds
+        number
+        for kind in HOOKS
+        for number, hook in vars(module)[kind].items()
+        if not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith(own)
     )
 
 
-def _holders(root: nn.Module, calls: Sequence[Call]) -> dict[str, nn.Module]:
-    """The modules whose parts the calls have run, one by one, by name; lists of parts among them that have none."""
-    modules = dict(root.named_modules(remove_duplicate=False))
+def _holders(root: nn.Module, calls: Sequence[Call], names: Mapping[nn.Module, Sequence[str]]) -> dict[str, nn.Module]:
+    """The modules whose parts the calls have run, one by one, by name; lists of parts among them that have none.
+
+    Args:
+        root: The network.
+        calls: Those that are written by what they do.
+        names: All names of each module.
+    """
+    modules = {name: module for module, own in names.items() for name in own}
     found = {call.path: call.module for call in calls}
-    whole = {part.path for call in calls for part in call.calls} - set(found)
+    whole = {name for call in calls for part in call.calls for name in names[part.module]} - set(found)
     for path in whole:
         above = path.rpartition(".")[0]
         while above not in found:
@@ -300,7 +332,7 @@ def _holders(root: nn.Module, calls: Sequence[Call]) -> dict[str, nn.Module]:
     return found
 
 
-def _other(before: Sequence[str], now: Collection[str]) -> str:
+def _other(before: Collection[str], now: Collection[str]) -> str:
     """What has become of a module's parts."""
     lost, new = [name for name in before if name not in now], [name for name in now if name not in before]
     if lost:

@@ -112,6 +112,9 @@ def attach_exits(
             without `reset`; the classifier is not found; heads do not give K logits; the stages are not the network.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from anytime import attach_exits
         >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
         >>> model = attach_exits(layers, exits=["1"], input_size=(3, 8, 8))
         >>> model(torch.rand(2, 3, 8, 8)).shape
@@ -235,7 +238,8 @@ def _num_logits(network: nn.Module, x: Tensor) -> int:
         text = one_line(error)
         raise ValueError(f"{type(network).__name__} fails on images of {tuple(x.shape[1:])}: {text}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        own = f"{type(logits).__name__}; put it into a module whose forward returns only the logits"
+        shape = list(logits.shape) if isinstance(logits, Tensor) else own
         raise ValueError(f"{type(network).__name__} must return logits [B, K], got {shape}")
     return logits.shape[1]
 

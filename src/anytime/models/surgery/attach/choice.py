@@ -57,7 +57,10 @@ def _neighbours(backbone: nn.Module, surveyed: Survey, name: str, known: dict[st
     places = [(order[place.node], cut.name) for place, cut in zip(surveyed.places, surveyed.cuts, strict=True)]
     before = [f"{cut!r} before it" for i, cut in places if i < runs[0]][-1:]
     after = [f"{cut!r} after it" for i, cut in places if i >= runs[-1]][:1]
-    why = "what is needed later cannot be kept for each sample, or is overwritten, or nothing is left to compute"
+    why = (
+        "what is needed later cannot be kept for each sample, is overwritten, or is in another precision than the images, or "
+    )
+    why += "nothing is left to compute"
     return f" ({why}); nearest: {', '.join(before + after)}"
 
 
@@ -130,7 +133,8 @@ def choose_cuts(surveyed: Survey, exits: int, spread: Spread = "macs", first: fl
     """
     cuts, places = surveyed.cuts, _eligible(surveyed.cuts, False)
     if not 1 <= exits <= len(places) + 1:
-        raise ValueError(f"exits must lie in 1..{len(places) + 1} for this network (the last is its own end), got {exits}")
+        most = f"1..{len(places) + 1} for this network (the last is its own end)"
+        raise ValueError(f"exits must lie in {most}, got {exits}{_stays_whole(surveyed)}")
     targets, width = _targets(exits, first)
     share = shares(surveyed, spread)
     single = _eligible(cuts, True)
@@ -139,6 +143,16 @@ def choose_cuts(surveyed: Survey, exits: int, spread: Spread = "macs", first: fl
         if all(abs(share[i] - target) <= width for i, target in zip(chosen, targets, strict=True)):
             return chosen
     return _best(places, [share[i] for i in places], [LOAD * math.log2(cuts[i].load) for i in places], targets, width)
+
+
+def _stays_whole(surveyed: Survey) -> str:
+    """Why the part that computes most stays whole, if more exits could be in it."""
+    parts = [call for above in surveyed.flat.opened for call in above.calls if call.problem and call.items]
+    largest = max(parts, key=lambda call: call.macs[1] - call.macs[0], default=None)
+    if largest is None:
+        return ""
+    name = f"{type(largest.module).__name__} {largest.path!r}"
+    return f"; {name} stays whole, because {largest.problem}: put what does this into a part of {name}"
 
 
 def _best(places: list[int], share: list[float], extra: list[float], targets: list[float], width: float) -> list[int]:

@@ -21,7 +21,7 @@ from anytime.models.surgery.attach.trace import CallTracer
 from anytime.models.surgery.attach.unseen import other_chance_kept
 from anytime.support.limits import imagined
 
-OTHER_IN_TRAINING = "it does something else in train mode than in eval mode"
+OTHER_IN_TRAINING = "it does something else in train mode than in eval mode, which only a submodule may do"
 ASKED = "it must ask the batch size as x.shape[0], not make a plain number of it, as len(x), int(...) and loops over images do"
 
 
@@ -104,8 +104,9 @@ def trace_network(network: nn.Module, x: Tensor) -> Call:
             raise TraceError(evaluation.problem)
     except Exception as error:
         raise ValueError(
-            f"the forward of {type(network).__name__} cannot be traced: {' '.join(str(error).split()) or repr(error)}; give "
-            "the network as a list of modules, or its parts as stages=[f1, f2, ...], each a function f(backbone, h) -> h"
+            f"the forward of {type(network).__name__} cannot be traced: {' '.join(str(error).split()) or repr(error)}; change "
+            "that, put it into a submodule, or give the network as a list of modules, or its parts as stages=[f1, f2, ...], "
+            "each a function f(backbone, h) -> h"
         ) from error
     return evaluation
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from enum import Enum
 from pathlib import PurePath
 from re import Pattern
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 NUMBERS = (int, float, complex, bool, str, bytes, type(None))
-SIMPLE = (*NUMBERS, FunctionType, BuiltinFunctionType, type, Enum, ModuleType, slice, range, type(Ellipsis), Pattern, PurePath)
-OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+SIMPLE = (
+    *(*NUMBERS, FunctionType, BuiltinFunctionType, type, Enum, ModuleType, slice, range, type(Ellipsis), Pattern, PurePath),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
 MOST_BYTES = 1 << 16  # of an array that is compared by value
 DEEPEST = 8  # objects within objects
+IMMUTABLE = 1 << 8  # flag of classes that are written in C
 MOST_SHOWN = 200  # letters of a value in a message
 
 
@@ -43,7 +47,7 @@ class Same(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """A value that consists of others; the kind of a method is `Same`."""
+    """A value that consists of others, those that its class holds among them; the kind of a method is `Same`."""
 
     kind: type
     parts: tuple[Any, ...]
@@ -56,7 +60,12 @@ def frozen(value: Any, depth: int = 0) -> Any:
         Unknown: It is, or holds, a thing that can change without a trace, such as a generator of random numbers.
     """
     kind: Any = type(value)
-    if isinstance(value, SIMPLE + OF_TORCH) and not (isinstance(value, NUMBERS) and vars_of(value)):
+    if kind is MethodType:
+        own = getattr(type(value.__self__), value.__name__, None) is value.__func__
+        return Frozen(Same, (value.__qualname__ if own else value.__func__, Same(value.__self__)))
+    if isinstance(value, type):
+        return Frozen(type, (value, *_of_class(value, depth + 1)))
+    if isinstance(value, SIMPLE) and not (isinstance(value, NUMBERS) and vars_of(value)):
         return value
     if isinstance(value, nn.Module | Tensor) or depth > DEEPEST:
         return Same(value)
@@ -64,9 +73,6 @@ def frozen(value: Any, depth: int = 0) -> Any:
         if value.nbytes > MOST_BYTES or value.dtype.hasobject:
             raise Unknown(kind.__name__)
         return Frozen(kind, (value.dtype.str, value.shape, value.tobytes()))
-    if isinstance(value, MethodType):
-        own = getattr(type(value.__self__), value.__name__, None) is value.__func__
-        return Frozen(Same, (value.__qualname__ if own else value.__func__, Same(value.__self__)))
     if isinstance(value, functools.partial):
         inside: tuple[Any, ...] = (value.func, value.args, value.keywords)
     elif isinstance(value, Mapping):
@@ -80,7 +86,32 @@ def frozen(value: Any, depth: int = 0) -> Any:
     else:
         inside = ()
     more = {} if kind in (tuple, list, dict, set, frozenset) else vars_of(value)
-    return Frozen(kind, tuple(frozen(part, depth + 1) for part in (*inside, *more, *more.values())))
+    parts = tuple(frozen(part, depth + 1) for part in (*inside, *more, *more.values()))
+    return Frozen(kind, (*parts, *_of_class(kind, depth, more)))
+
+
+def _of_class(kind: type, depth: int, hidden: Collection[str] = ()) -> tuple[Any, ...]:
+    """The names and values that a class holds for its objects, apart from those `hidden` by an object's own."""
+    found: dict[str, Any] = {}
+    for part in () if depth > DEEPEST or issubclass(kind, nn.Module | Enum | tuple) else kind.__mro__:
+        for name, value in () if is_of_others(part) else vars(part).items():
+            if name[:2] != "__" and name not in found and name not in hidden and not hasattr(type(value), "__get__"):
+                with suppress(Unknown):
+                    found[name] = frozen(value, depth + 1)
+    return (*found, *found.values())
+
+
+def is_of_others(kind: type) -> bool:
+    """Whether a class belongs to torch or NumPy, or is written in C, so that nobody changes it."""
+    return kind.__module__.partition(".")[0] in ("torch", "numpy") or bool(kind.__flags__ & IMMUTABLE)
+
+
+def is_data(thing: Any, name: str) -> bool:
+    """Whether an attribute of an object is one of its own, or of its class, and no method or property."""
+    if name in object.__getattribute__(thing, "__dict__"):
+        return True
+    known = next((vars(kind)[name] for kind in type(thing).__mro__ if name in vars(kind)), property())
+    return name[:2] != "__" and (isinstance(known, MemberDescriptorType) or not hasattr(type(known), "__get__"))
 
 
 def vars_of(value: Any) -> dict[str, Any]:
@@ -123,9 +154,11 @@ def _text(value: Any) -> str:
         return repr(value)
     if value.kind is Same:
         return str(getattr(value.parts[0], "__qualname__", value.parts[0]))
-    parts = [_text(part) for part in value.parts]
+    parts = [part.__name__ if isinstance(part, type) else _text(part) for part in value.parts]
     if value.kind is dict:
         return "{" + ", ".join(f"{key}: {part}" for key, part in zip(parts[::2], parts[1::2], strict=True)) + "}"
+    if value.kind is type:
+        return f"{parts[0]}({', '.join(parts[1:])})" if parts[1:] else repr(value.parts[0])
     inside = ", ".join(parts)
     if value.kind in (list, tuple):
         return f"[{inside}]" if value.kind is list else f"({inside})"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import boolean_dispatched
 from torch.overrides import TorchFunctionMode
 
 from anytime.models.surgery.attach.attributes import Attributes
@@ -101,6 +103,8 @@ class OperationTracer(TorchFunctionMode):
             return self._plain_value(func, args, kwargs)
         method = getattr(Tensor, name, None) == func
         kind = "call_method" if method else "call_function"
+        if isinstance(func, FunctionType) and func in boolean_dispatched:  # a local function, which no file can name
+            func = boolean_dispatched[func]["if_false"]
         target = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}.get(name, name if method else func)
         return self._record(kind if isinstance(target, str) else "call_function", target, func, args, kwargs)
 
@@ -260,7 +264,8 @@ class OperationTracer(TorchFunctionMode):
         return self._attribute(name)
 
     def _stored_name(self, tensor: Tensor) -> str | None:
-        return self.stored.get(id(tensor), (None, None))[1]
+        name = self.stored.get(id(tensor), (None, None))[1]
+        return None if name is None else self.attributes.name_of(tensor, name)
 
     def _attribute(self, path: str) -> Value:
         if path not in self.current.attributes:

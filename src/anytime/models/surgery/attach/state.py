@@ -164,8 +164,8 @@ def find_places(
 ) -> list[Place]:
     """The candidates after which everything alive can be kept, with the tensor that heads read.
 
-    That is the living tensor (floating point, with 1 to 3 dimensions besides the batch) into which most of the cost so far has
-    gone; among equals the one made last.
+    That is the living tensor (in the images' precision, with 1 to 3 dimensions besides the batch) into which most of the cost
+    so far has gone; among equals the one made last.
 
     Args:
         graph: The network.
@@ -180,6 +180,7 @@ def find_places(
     carried = is_carried(graph, changed)
     last, costs = last_uses(graph, carried), _costs(graph, macs)
     found: dict[fx.Node, Kept | None] = {}
+    precision = batch[next(iter(graph.nodes))].dtype  # of the images, in which heads compute
     places = []
     for place in (node for node in candidates if node in carried):
         at = order[place]
@@ -191,9 +192,7 @@ def find_places(
         if any(k is None or changed.get(k.node, -1) > at for k in kept):
             continue
         sure = [k for k in kept if k is not None]
-        readable = [
-            k for k in sure if k.dim is not None and 1 <= len(k.shape or ()) <= 3 and batch[k.node].is_floating_point()
-        ]
+        readable = [k for k in sure if k.dim is not None and 1 <= len(k.shape or ()) <= 3 and batch[k.node].dtype is precision]
         if not readable:
             continue
         main = max(readable, key=lambda k: (costs[k.node], order[k.node]))

@@ -52,10 +52,10 @@ def memory_of(tensor: Tensor) -> int | None:
         return None
 
 
-def is_outside() -> bool:
-    """Whether what calls the caller is a network's code, or a block of autocast, and not torch's own."""
+def who_asks() -> str | None:
+    """The file of what calls the caller, if it is a network's code, or a block of autocast, and not torch's own."""
     file = sys._getframe(2).f_code.co_filename
-    return not file.startswith(OWN) or Path(file).name == "autocast_mode.py"
+    return Path(file).name if not file.startswith(OWN) or Path(file).name == "autocast_mode.py" else None
 
 
 def where() -> str:

@@ -17,7 +17,7 @@ from anytime.models.surgery.attach.calls import Call, Operation, TraceError, Val
 from anytime.models.surgery.attach.numbers import Number, TrainingFlag, plain_arguments
 from anytime.models.surgery.attach.operations import ASKS, CONSTANT, CONTEXTS, OperationTracer, contexts
 from anytime.models.surgery.attach.questions import SURROUNDINGS
-from anytime.models.surgery.attach.stored import is_outside
+from anytime.models.surgery.attach.stored import who_asks
 from anytime.models.surgery.attach.unseen import DRAWS, other_chance, own_gradients
 
 ONE_AT_A_TIME = threading.RLock()  # a trace changes how every module is called
@@ -62,7 +62,8 @@ class CallTracer(OperationTracer):
         root.macs = (0, self.macs())
         logits = logits_of(result)
         if not isinstance(logits, Tensor) or logits is x:
-            raise TraceError("it does not return one new tensor")
+            mode, what = "train" if self.training else "eval", "its images" if logits is x else f"a {type(logits).__name__}"
+            raise TraceError(f"it does not return one new tensor in {mode} mode, but {what}")
         self.current = root
         root.result = self._value(logits)
         return root
@@ -74,8 +75,8 @@ class CallTracer(OperationTracer):
 
         def asking(function: Any) -> Any:
             def asked(*args: Any, **kwargs: Any) -> Any:
-                if self._listens() and is_outside():
-                    self._problem(ASKS)
+                if self._listens() and (by := who_asks()) is not None:
+                    self._problem(CONTEXTS if by == "autocast_mode.py" else ASKS)
                 return function(*args, **kwargs)
 
             return asked

@@ -30,6 +30,18 @@ PLACES = {  # of what is linked, the first match counts
     r"examples/(\w+)\.py": r"/gallery/\1.rst",
     r"src/anytime/weights/(\w+)/README\.md": r"/reference/cards.md#\1",
 } | {re.escape(file): f"/{page}.md" for page, file in WHOLE.items()}
+DRAWN = ROOT / "docs/images/examples"
+CODE = ".. GENERATED FROM PYTHON SOURCE LINES"  # in a page of the gallery, where the text ends
+OUTPUT = """
+.. figure:: /images/examples/{0}.png
+   :alt: The figure that the program draws
+
+It prints
+
+.. literalinclude:: /images/examples/{0}.txt
+   :language: text
+
+"""
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -49,6 +61,8 @@ def with_plain_bars(app: Any, what: str, name: str, thing: object, options: obje
 def read(app: Any, docname: str, source: list[str]) -> None:
     """For Sphinx's event `source-read`: adds what is brought to a page, and leads its links to pages of the site."""
     file = WHOLE.get(docname, f"docs/{docname}.md")
+    if (DRAWN / f"{posixpath.basename(docname)}.png").is_file() and docname.startswith("gallery/"):
+        source[0] = source[0].replace(CODE, OUTPUT.format(posixpath.basename(docname)) + CODE, 1)
     if not (ROOT / file).is_file():
         return  # a page that Sphinx made itself
     if docname in WHOLE:

@@ -14,14 +14,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 import anytime
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--seconds", type=float, default=2.0, help="how long to run (default: 2)")
 parser.add_argument("--load", type=int, default=2, help="busy processes besides this one (default: 2)")
+parser.add_argument(
+    "--out", type=Path, default=Path("runs/camera_loop.png"), help="the figure (default: runs/camera_loop.png)"
+)
 options = parser.parse_args()
 
 PERIOD = 1 / 30
@@ -32,8 +37,7 @@ predictor = anytime.Predictor(model, anytime.profile(model, 32, repeats=100), st
 camera = torch.randint(256, (8, 480, 640, 3), dtype=torch.uint8)  # stands for a camera's ring of buffers
 
 busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.load)]
-steps: Counter[int] = Counter()
-misses, answer, image = 0, None, model.prepare(camera[0], bgr=True)
+answers, answer, image = [], None, model.prepare(camera[0], bgr=True)
 try:
     start = time.monotonic()
     for number in range(round(options.seconds / PERIOD)):
@@ -42,8 +46,7 @@ try:
         if time.monotonic() < next_tick:  # a frame whose time is over need not be looked at
             image = model.prepare(camera[number % len(camera)], bgr=True)
         answer = predictor(image, deadline=next_tick - time.monotonic(), prior=answer)  # the deadline may be negative
-        steps[answer.step] += 1
-        misses += answer.missed or answer.step == -1
+        answers.append(answer)
         if number % 10 == 9:
             time.sleep(2.5 * PERIOD)  # planning, logging, another sensor
 finally:
@@ -51,6 +54,21 @@ finally:
         process.kill()
         process.wait()
 
-print(f"{steps.total()} frames at 30 Hz beside {options.load} busy processes, every one answered, {misses} not in time")
+steps = Counter(answer.step for answer in answers)
+late = [answer.missed or answer.step == -1 for answer in answers]
+print(f"{len(answers)} frames at 30 Hz beside {options.load} busy processes, every one answered, {sum(late)} not in time")
 for step, frames in sorted(steps.items()):
     print(f"  {'the previous answer' if step == -1 else f'step {step} of {model.num_steps}'}: {frames} frames")
+
+figure = Figure(figsize=(7, 2.8), layout="constrained")
+axes = figure.add_subplot(xlabel="frame", ylabel="step of the answer", yticks=[-1, *range(1, model.num_steps + 1)])
+axes.set_yticklabels(["previous answer", *map(str, range(1, model.num_steps + 1))])
+for missed, label, look in ((False, "in time", "o"), (True, "not in time", "rx")):
+    shown = [number for number in range(len(answers)) if late[number] == missed]
+    axes.plot(shown, [answers[number].step for number in shown], look, label=label)
+figure.legend(loc="outside upper right", ncols=2)
+options.out.parent.mkdir(parents=True, exist_ok=True)
+figure.savefig(options.out, dpi=150)
+print(f"wrote {options.out}")
+
+# sphinx_gallery_thumbnail_path = 'images/examples/camera_loop.png'

@@ -7,6 +7,7 @@ python examples/plain_loop.py [--epochs 3]
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import anytime
 from anytime.analysis import curves
+from anytime.reporting import plots
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--epochs", type=int, default=3, help="passes over the images (default: 3)")
+parser.add_argument("--out", type=Path, default=Path("runs/plain_loop.png"), help="the figure (default: runs/plain_loop.png)")
 options = parser.parse_args()
 
 torch.manual_seed(0)
@@ -45,3 +48,10 @@ for epoch in range(options.epochs):
 trace = anytime.record(model.eval(), test, progress=False)
 for t, (macs, accuracy) in enumerate(zip(trace.macs.tolist(), curves.accuracy(trace).tolist(), strict=True), 1):
     print(f"step {t}: {macs / 1e6:.2f} M multiply-adds, accuracy {accuracy:.1%}")
+
+figure = plots.steps(trace)
+options.out.parent.mkdir(parents=True, exist_ok=True)
+figure.savefig(options.out, dpi=150)
+print(f"wrote {options.out}")
+
+# sphinx_gallery_thumbnail_path = 'images/examples/plain_loop.png'

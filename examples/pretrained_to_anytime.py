@@ -20,11 +20,18 @@ import torch
 import anytime
 from anytime.data import create_data
 from anytime.objectives import Weighted
+from anytime.reporting import plots
 from anytime.training import HeadsOnly, OneCycle, Settings, fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="digits", help="data set (default: digits, which needs no download)")
 parser.add_argument("--epochs", type=int, default=5, help="epochs for the network, and for its heads (default: 5)")
+parser.add_argument(
+    "--out",
+    type=Path,
+    default=Path("runs/pretrained_to_anytime.png"),
+    help="the figure (default: runs/pretrained_to_anytime.png)",
+)
 options = parser.parse_args()
 
 # Any classifier, named by its import path so that a run can build it again.
@@ -59,3 +66,10 @@ right = (after.logits.argmax(2) == after.labels).double().mean(1)
 print(f"plain network: {(before.logits[0].argmax(1) == before.labels).double().mean():.2%} for {before.macs[-1]:,} MACs")
 for t, (place, share) in enumerate(zip([*model.exits, "the end"], right, strict=True)):
     print(f"answer {t + 1} after {place:<9} {share:.2%} for {after.macs[t]:,} MACs, {1e3 * after.seconds[t]:.2f} ms")
+
+figure = plots.compare({"with exits": after, "plain network": before})
+options.out.parent.mkdir(parents=True, exist_ok=True)
+figure.savefig(options.out, dpi=150)
+print(f"wrote {options.out}")
+
+# sphinx_gallery_thumbnail_path = 'images/examples/pretrained_to_anytime.png'

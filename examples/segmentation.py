@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -118,23 +119,20 @@ for budget, answer in zip(budgets, answers, strict=True):
     what = f"the map of step {answer.step}" if answer.step > 0 else "no map yet"
     print(f"deadline {budget * 1e3:.2f} ms: {what}, in {answer.elapsed * 1e3:.2f} ms{late}")
 
-try:
-    from matplotlib.figure import Figure
-except ImportError:
-    print("install matplotlib to draw the maps")
-else:
-    figure = Figure(figsize=(2 * (2 + len(answers)), 2.3), layout="constrained")
-    panels = figure.subplots(1, 2 + len(answers))
-    panels[0].imshow(image[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
-    panels[0].set_title("image", fontsize=9)
-    for axes, budget, answer in zip(panels[1:], budgets, answers, strict=False):
-        shown = answer.outputs[0].argmax(0) if answer.step > 0 else torch.zeros(SIZE, SIZE)
-        axes.imshow(shown.numpy(), vmin=0, vmax=len(CLASSES) - 1)
-        axes.set_title(f"{budget * 1e3:.1f} ms: step {answer.step}", fontsize=9)
-    panels[-1].imshow(classes[0].numpy(), vmin=0, vmax=len(CLASSES) - 1)
-    panels[-1].set_title("truth", fontsize=9)
-    for axes in panels:
-        axes.set_axis_off()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out, dpi=150)
-    print(f"wrote {options.out}")
+figure = Figure(figsize=(2 * (2 + len(answers)), 2.3), layout="constrained")
+panels = figure.subplots(1, 2 + len(answers))
+panels[0].imshow(image[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+panels[0].set_title("image", fontsize=9)
+for axes, budget, answer in zip(panels[1:], budgets, answers, strict=False):
+    shown = answer.outputs[0].argmax(0) if answer.step > 0 else torch.zeros(SIZE, SIZE)
+    axes.imshow(shown.numpy(), vmin=0, vmax=len(CLASSES) - 1)
+    axes.set_title(f"{budget * 1e3:.1f} ms: step {answer.step}", fontsize=9)
+panels[-1].imshow(classes[0].numpy(), vmin=0, vmax=len(CLASSES) - 1)
+panels[-1].set_title("truth", fontsize=9)
+for axes in panels:
+    axes.set_axis_off()
+options.out.parent.mkdir(parents=True, exist_ok=True)
+figure.savefig(options.out, dpi=150)
+print(f"wrote {options.out}")
+
+# sphinx_gallery_thumbnail_path = 'images/examples/segmentation.png'

@@ -57,6 +57,25 @@ class Tricky(anytime.AnytimeModel):
         return total, {**state, "t": t + 1, "maps": maps, "again": maps, "first": first, "sum": total, **unread}
 
 
+class Sized(anytime.AnytimeModel):
+    """The second step takes the size of the batch from images that it does not read otherwise."""
+
+    num_steps = 2
+
+    def __init__(self) -> None:
+        super().__init__(4, in_channels=1)
+        self.head = nn.Linear(16, 4)
+
+    def initial_state(self, x: Tensor) -> tuple[int, Tensor, Tensor]:
+        self.check_input(x)
+        return 0, self.normalize(x), x
+
+    def step(self, state: tuple[int, Tensor, Tensor]) -> tuple[Tensor, tuple[int, Tensor, Tensor]]:
+        step, images, maps = state
+        flat = maps.relu().view(images.shape[0], -1) + maps.new_zeros(images.shape[0], 1)
+        return self.head(flat), (step + 1, images, maps * 2 - 1)
+
+
 class Single(anytime.AnytimeModel):
     """One step, for grey images."""
 
@@ -138,6 +157,15 @@ def test_the_manifest_says_how_the_steps_are_connected(made: Path) -> None:
     assert made_by[2] == ["answer"]
     assert all(entry["shape"][0] == "batch" for step in manifest["steps"] for entry in step["inputs"] + step["outputs"])
     assert all(step["difference"] <= TOLERANCES["float32"] for step in manifest["steps"])
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_what_is_read_for_its_size_only_is_no_input(engine: str, tmp_path: Path) -> None:
+    pytest.importorskip(engine)
+    model, x = random_weights(Sized()), torch.rand(3, 1, 4, 4)
+    export = anytime.export_model(model, tmp_path / "out", engine, batch="dynamic", input_size=(1, 4, 4))
+    torch.testing.assert_close(export(x), model(x).detach(), rtol=0, atol=1e-4)
+    assert len(export.manifest.steps[1].inputs) == 1
 
 
 def test_states_keep_only_what_is_read_later(export: ExportedModel) -> None:

@@ -131,6 +131,7 @@ def capture(model: AnytimeModel, images: Tensor, dynamic: bool) -> Iterator[Capt
             slots = [own.index(sources[t - 1][i]) if isinstance(leaf, Tensor) else None for i, leaf in enumerate(leaves)]
             step = _Step(model, states[t - 1], slots, [i for i, _ in wanted])
         program = _exported(step.eval(), given, batch, f"step {t}")
+        _size_of_one(program)
         program.graph.eliminate_dead_code()  # what made tensors that nobody reads
         users = {node.name: len(node.users) for node in program.graph.nodes if node.op == "placeholder"}
         used = tuple(users[name] > 0 for name in program.graph_signature.user_inputs if isinstance(name, str))
@@ -139,6 +140,21 @@ def capture(model: AnytimeModel, images: Tensor, dynamic: bool) -> Iterator[Capt
 
 
 BATCH_DIM = "batch"
+
+
+def _size_of_one(program: ExportedProgram) -> None:
+    """Takes the batch size from one input that is read anyway, so that none is needed for its size only."""
+    graph, size = program.graph, torch.ops.aten.sym_size.int
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.name in program.graph_signature.user_inputs]
+    read = [node for node in inputs if any(user.target is not size for user in node.users)]
+    others = [user for node in inputs for user in node.users if user.target is size and user.args[1] == 0]
+    if not (read and others):
+        return
+    with graph.inserting_after(inputs[-1]):
+        one = graph.call_function(size, (read[0], 0))
+    one.meta["val"] = others[0].meta["val"]
+    for node in others:
+        node.replace_all_uses_with(one)
 
 
 def _followed(model: AnytimeModel, images: Tensor) -> tuple[list[State], list[dict[int, Origin]]]:

@@ -66,15 +66,17 @@ def test_python_of_the_docs_runs(name: str) -> None:
 
 
 def test_commands_of_the_docs_are_understood() -> None:
-    pages = [file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")]
+    pages = [file.read_text(encoding="utf-8") for file in (ROOT / "docs").rglob("*.md")]
     shown = [[line for line in text.splitlines() if line.startswith("$ anytime train ")] for text in pages]
     assert sum(map(len, shown)) >= 4
     for lines in shown:
         runs = [words[words.index("--run") + 1] for words in map(str.split, lines)]
         assert len(runs) == len(set(runs)), f"a page trains into one run twice: {runs}"
     for flags in [line.split()[3:] for lines in shown for line in lines]:
-        place = flags.index("--run")
-        parse([*flags[:place], *flags[place + 2 :]])
+        for option in ("--run", "--config"):
+            place = flags.index(option) if option in flags else len(flags)
+            value, flags = flags[place + 1 : place + 2], flags[:place] + flags[place + 2 :]
+        parse(flags, [ROOT / name for name in value])
 
 
 @pytest.mark.filterwarnings("ignore:the milliseconds were not measured under the same conditions")  # on a busy machine

@@ -1,0 +1,70 @@
+"""Pages are true: their code runs and prints what they show, their commands have these options, the picture is drawn anew."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anytime.cli import COMMANDS, main
+from anytime.registry import list_models
+from decision_guide import QUESTIONS, drawing
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(
+    file for folder in ("start", "tutorials", "howto", "about", "reference") for file in (DOCS / folder).glob("*.md")
+)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_ten_lines_print_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,), (shown,) = blocks("start/quickstart", "python"), blocks("start/quickstart", "text")
+    exec(compile(code, "quickstart.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(shown.splitlines()) == 7
+    for line, expected in zip(printed[:-1], shown.splitlines(), strict=False):  # the last depends on what else runs
+        (words, share), (expected_words, expected_share) = (text.rsplit(" ", 1) for text in (line, expected))
+        assert words == expected_words
+        assert abs(int(share[:-1]) - int(expected_share[:-1])) <= 1
+    assert printed[-1].startswith("within 50 ms: ")
+
+
+@pytest.mark.parametrize("page", ["howto/stopping_rule", "howto/add_a_model"])
+def test_code_of_how_to_pages_runs(page: str) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, f"{page}.md", "exec"), names)
+    assert names["model"].num_steps >= 2
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    found = []
+    for file in PAGES:
+        for line in re.findall(r"^\$ (anytime .*)$", file.read_text(encoding="utf-8"), re.MULTILINE):
+            name, *rest = shlex.split(line, comments=True)[1:]
+            if name != "train":  # whose options tests/test_readme.py parses
+                found.append((name, [word.split("=")[0] for word in rest if word.startswith("--")]))
+    return found
+
+
+def test_commands_have_the_options_of_the_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = commands()
+    assert len(shown) >= 10
+    helps = {}
+    for name in {name for name, _ in shown}:
+        assert name in COMMANDS
+        assert main([name, "--help"]) == 0
+        helps[name] = {*re.findall(r"--[a-z-]+", capsys.readouterr().out)}
+    assert [(name, flag) for name, flags in shown for flag in flags if flag not in helps[name]] == []
+
+
+def test_the_decision_guide_is_drawn_anew_and_names_models() -> None:
+    assert (DOCS / "images/decision_guide.svg").read_text(encoding="utf-8") == drawing()
+    names = [name for *_, answers in QUESTIONS for *_, named in answers for name in re.findall(r"\b[a-z_]+\b\*?", named)]
+    known = [*list_models(), *COMMANDS, "anytime", "edge", "regime", "joint", "mixed", "or", "heads_only", "watch"]
+    assert [name for name in names if not any(model.startswith(name.rstrip("*")) for model in known)] == []

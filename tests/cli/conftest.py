@@ -1,6 +1,9 @@
 """A small trained run for the commands, and the form of their errors."""
 
+import ctypes
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,3 +69,38 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ordinary(run, capfd) -> Callable[[list[str]], tuple[int, str]]:
+    """Exit code and stderr of a command in a child that heeds the modes of files, even if the tests run as root."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+
+    def call(arguments: list[str]) -> tuple[int, str]:
+        capfd.readouterr()
+        if not (child := os.fork()):
+            code = 99
+            try:
+                if sys.platform == "linux" and os.geteuid() == 0:
+                    _lose_capabilities()
+                code = 98 if os.access(run, os.W_OK) else main(arguments)
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 98:
+            pytest.skip("this user may write to any folder")
+        return code, capfd.readouterr().err
+
+    return call
+
+
+def _lose_capabilities() -> None:
+    """Takes from this process what lets root read and write whatever a file's mode says."""
+    system = ctypes.CDLL(None)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable
+    system.capget(header, sets)
+    for place in range(3):
+        sets[place] &= ~0b110
+    system.capset(header, sets)

@@ -1,6 +1,7 @@
 """What commands may replace: only what the user asked for; and one writer at a time."""
 
 import contextlib
+import os
 import re
 import shutil
 import threading
@@ -220,3 +221,23 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_no_half_a_file(with_traces,
     assert after["tiny/model.safetensors"] == before["tiny/model.safetensors"]
     assert after[f"tiny/{file}"] == before[f"tiny/{file}"]
     assert not Path("new").exists()
+
+
+def begun(*_: object, **__: object) -> None:
+    os._exit(77)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "fit", "profile"])
+def test_a_folder_without_permission_is_said_before_the_work(command, run, ordinary, monkeypatch):
+    monkeypatch.setattr("anytime.reporting.evaluation.record", begun)
+    monkeypatch.setattr("anytime.commands.profile._measure", begun)
+    Path(run).chmod(0o555)
+    options = HALF if command == "fit" else []
+    expected = f"anytime {command}: error: Permission denied: {run}\n"
+    assert ordinary([command, run, *options]) == (1, expected)
+
+
+def test_a_folder_that_is_only_read_needs_no_permission(with_traces, ordinary):
+    Path(with_traces).chmod(0o555)
+    assert ordinary(["fit", with_traces, *HALF, "--out", "other"])[0] == 0
+    assert ordinary(["profile", with_traces, "--repeats", "1", "--out", "profile.json"])[0] == 0

@@ -74,14 +74,15 @@ def run(arguments: Sequence[str]) -> int:
     _check_goal(parser, options)
     parser.check_model(options.run)
     parser.check_device(options.device)
-    from anytime.reporting.evaluation import output_folder
+    from anytime.reporting.evaluation import output_folder, records_traces
 
     folder = output_folder(options.run)
     out = options.out or folder
     with contextlib.ExitStack() as locks:
         places = {path.resolve(): path for path in (out, folder)}
-        for _, path in sorted(places.items()):  # in one order, so that no two commands wait for each other
-            locks.enter_context(only_writer(path, "a fit"))
+        for place, path in sorted(places.items()):  # in one order, so that no two commands wait for each other
+            writes = place == out.resolve() or records_traces(folder)
+            locks.enter_context(only_writer(path, "a fit", writes=writes))
         _fit(parser, options, folder, out)
     return 0
 

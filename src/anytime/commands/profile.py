@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     here = folder.is_dir() or not options.out
-    with only_writer(folder, "a profile") if here else contextlib.nullcontext():
+    with only_writer(folder, "a profile", writes=not options.out) if here else contextlib.nullcontext():
         measured = _measure(options, folder, [int(size) for size in sizes])
         _check_out(parser, out, replace)  # what is there now
         measured.save(out, replace)

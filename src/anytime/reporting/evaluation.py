@@ -55,6 +55,11 @@ def images_of(data: ImageData, part: str) -> Loader:
     return loader
 
 
+def records_traces(folder: Path) -> bool:
+    """Whether `find_trace` has to record the trace of the validation or the test images."""
+    return not all(_trace_path(folder, part).is_file() for part in ("validation", "test"))
+
+
 def find_trace(
     model: AnytimeModel, folder: Path, part: str, root: Path | None = None, device: str = "cpu", download: bool = False
 ) -> Trace:

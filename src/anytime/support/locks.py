@@ -31,20 +31,24 @@ class InUse(RuntimeError):
 
 
 @contextmanager
-def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True, nested: bool = False) -> Iterator[None]:
+def only_writer(
+    folder: str | os.PathLike[str], doing: str, brief: bool = True, nested: bool = False, writes: bool = True
+) -> Iterator[None]:
     """Holds the lock of a folder while inside; creates the folder if it is missing, and removes what killed writers left.
 
-    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for none. A folder that
-    this process may not write to, or whose file system has no locks, is not locked.
+    A brief writer waits for another brief one. It does not wait for a long one, and a long one waits for none. A folder whose
+    file system has no locks is not locked.
 
     Args:
         folder: The folder.
         doing: What this process does there, such as "training", for the message of others.
         brief: Whether it is so short that others can wait for it.
         nested: Whether it may be a part of what the same thread does under this lock.
+        writes: Whether it writes there in any case. If not, a folder that this process may not write to is not locked.
 
     Raises:
         InUse: Another process writes there.
+        PermissionError: This process may not write there.
         ValueError: The folder holds links that lead out of it, or pipes, see `check_folder`; or a file `.lock` of others.
         OSError: The disk is full.
     """
@@ -53,7 +57,12 @@ def only_writer(folder: str | os.PathLike[str], doing: str, brief: bool = True, 
     make_folder(folder)
     check_folder(folder)
     holder = (os.path.realpath(folder), threading.get_ident())
-    if (nested and holder in _held.values()) or not os.access(folder, os.W_OK):
+    if nested and holder in _held.values():
+        yield
+        return
+    if not os.access(folder, os.W_OK):
+        if writes:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         yield
         return
     try:

@@ -220,6 +220,9 @@ def put(*path: Any, value: Any) -> Callable[[Any], None]:
         (put("input", "height", value=10**9), "more than 25,165,824"),
         (put("batch", value=4), "its batch is 4"),
         (put("levels", value="four"), "the levels are"),
+        (put("metadata", "class_names", value=["ape"]), "class_names has 1 names, but the model has 4 classes"),
+        (put("metadata", "class_names", value=["ape"] * 5), "class_names has 5 names, but the model has 4 classes"),
+        (put("metadata", "class_names", value={"0": "ape"}), "class_names has 1 names"),
     ],
 )
 def test_wrong_manifests(tmp_path: Path, files: list[bytes], change: Callable, message: str) -> None:

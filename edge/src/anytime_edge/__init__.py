@@ -3,9 +3,8 @@
 import sys
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.orig_argv[-len(sys.argv)] in ("anytime_edge", "-manytime_edge"):
-    del sys.path[
-        0
-    ]  # of `python -m anytime_edge`: files of the working directory must not shadow what is imported from here on
+    # `python -m anytime_edge`: files of the working directory must not shadow what is imported from here on
+    del sys.path[0]
 
 from anytime_edge.answer import Answer
 from anytime_edge.camera import Frame, frames

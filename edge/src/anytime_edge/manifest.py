@@ -98,12 +98,13 @@ def _checked(data: Mapping[str, Any]) -> Manifest:
     macs = [step.macs for step in steps]
     _require(macs == sorted(macs), f"MACs are cumulative and cannot fall, got {macs}")
     metadata = data.get("metadata", {})
-    rules = metadata.get("fitted", {}).values()
-    whole = all(isinstance(each[key], dict) for each in rules for key in ("stop", "combine"))
+    whole = all(isinstance(each[key], dict) for each in metadata.get("fitted", {}).values() for key in ("stop", "combine"))
     margin, chosen = metadata.get("margin", 1), (metadata.get("answer_levels") or {"steps": [0] * count})["steps"]
     _require(whole and 0 < margin <= 100 and math.prod(size) * max(margin, 1) ** 2 <= MOST_VALUES, f"its margin is {margin!r}")
     _require(len(chosen) == count and {*chosen} <= {*range(len(levels))}, f"it has {count} steps, and label levels {chosen}")
-    _require(len(metadata.get("class_names") or levels) in (len(levels), sum(levels)), "it does not name each class")
+    names, classes = metadata.get("class_names") or [], sum(levels)
+    every = isinstance(names, list) and (len(names) in (0, classes) or metadata.get("task") == "regression")
+    _require(every, f"class_names has {len(names)} names, but the model has {classes} classes")
     digest = hashlib.sha256(json.dumps(data["steps"]).encode()).hexdigest()
     return Manifest(str(data["model"]), data["precision"], levels, size, tuple(steps), digest, metadata, last)
 

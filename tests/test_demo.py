@@ -11,6 +11,7 @@ from anytime.stopping import Confidence, Fitted, save_rule
 @pytest.fixture(autouse=True)
 def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANYTIME_DATA", str(tmp_path / "data"))  # holds no engine of a live page
 
 
 def test_demo(capsys):
@@ -23,7 +24,8 @@ def test_demo(capsys):
     answers = re.findall(r"deadline +[\d.]+ ms: step ([1-7])/7 after +[\d.]+ ms: \d \(\d+%\)", out)
     assert len(answers) >= 9
     assert re.findall(r"^   image \d+, a \d:$", out, re.MULTILINE)
-    assert "next:\n  anytime evaluate runs/demo\n" in out
+    page = "  anytime export runs/demo --html runs/demo/live.html --download   # a page on which it answers live\n"
+    assert f"next:\n{page}  anytime evaluate runs/demo\n" in out
     run = Path("runs/demo")
     assert {path.name for path in (run / "figures").iterdir()} >= {"steps.png", "speed_accuracy.png"}
     report = (run / "report.html").read_text()

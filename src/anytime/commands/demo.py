@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from anytime.reporting.evaluation import write_results
 from anytime.reporting.report import Section
 from anytime.reporting.tables import format_table
 from anytime.runtime import Predictor, profile
+from anytime.support.folders import PAGE
 from anytime.support.locks import only_writer
+from anytime.support.owned import check_own
 from anytime.support.text import printable
 from anytime.trace import Trace, record
 from anytime.training.config import Config, parse
@@ -66,8 +69,10 @@ def run(arguments: Sequence[str]) -> int:
     print("   confidence = mean max softmax; p(correct class) = the measure of Kim et al. (2020), eq. 5")
     print("\n3. the same images under growing deadlines")
     _answer_under_deadlines(model, trace, images, shown)
+    print(f"\nwrote {result.report} (open it in a browser), {folder}/figures/", flush=True)
+    page = _live_page(model, folder)
     print(
-        f"\nwrote {result.report} (open it in a browser), {folder}/figures/\n\nnext:\n"
+        f"\nnext:\n{page}"
         f"  anytime evaluate {folder}\n"
         f"  anytime train --model anytimenet_baseline --data digits --epochs {epochs}\n"
         f"  anytime evaluate runs/anytimenet_baseline_Digits\n"
@@ -76,6 +81,24 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime predict fast_cifar10 YOUR_PHOTO.png --deadline 5ms"
     )
     return 0
+
+
+def _live_page(model: AnytimeModel, folder: Path) -> str:
+    """Writes the live page beside the report; the command that does it, where something is missing for it."""
+    from anytime.export.html.web_engine import kept_engine
+
+    engine = kept_engine()
+    if engine is None or any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+        return f"  anytime export {folder} --html {folder / PAGE} --download   # a page on which it answers live\n"
+    from anytime.export.html.examples import measured_accuracies, test_images
+    from anytime.export.html.page import write_page
+
+    with only_writer(folder, "a demo"):
+        check_own(folder / PAGE)
+        examples, accuracies = test_images(model, None, False, folder), measured_accuracies(model, str(folder))
+        write_page(model, folder / PAGE, engine, folder.resolve().name, examples, accuracies)
+    print(f"wrote {folder / PAGE} (the network answers there, live)")
+    return ""
 
 
 def _earlier(folder: Path, config: Config) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,14 @@ from anytime.commands.parser import Parser
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting.tables import Column, format_table
-from anytime.support.text import printable
+from anytime.support.text import one_line, printable, quoted
 from anytime.support.units import image_size, macs_text
 
 if TYPE_CHECKING:
     from anytime.export.quantize import Calibration
 
 ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino", "aoti"), ("float32", "bfloat16", "int8"), ("1", "dynamic")
-PRECISIONS_OF = {"onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16"), "aoti": ("float32",)}
+PRECISIONS_OF = {"onnx": ("float32", "int8"), "openvino": PRECISIONS, "aoti": ("float32",)}
 JUDGED = 1_000  # validation images, besides those that set the ranges
 LOSSES = (
     Column("step", "step"),
@@ -50,7 +51,8 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "export",
         __doc__,
-        "  anytime export fast_cifar10 --engine onnx\n  anytime export runs/demo --batch dynamic --out exports/demo",
+        "  anytime export fast_cifar10 --engine onnx\n  anytime export fast_cifar10 --html page.html --download\n"
+        "  anytime export runs/demo --batch dynamic --out exports/demo",
     )
     parser.add_model("run")
     engines = "onnx: ONNX Runtime (default); openvino; aoti: AOTInductor, compiled for this processor"
@@ -59,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="what it computes in (default: float32); openvino also has bfloat16, onnx also int8",
+        help="what it computes in (default: float32); openvino also has bfloat16 and int8, onnx int8",
     )
     batch = "1, or dynamic for graphs that take any number of images at a time (default: 1)"
     parser.add_argument("--batch", choices=BATCHES, default="1", help=batch)
@@ -69,8 +71,12 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--max-loss", metavar="SHARE", help=loss)
     whole = "also write all steps as one graph, whose finished answers can be read while it runs"
     parser.add_argument("--one-graph", action="store_true", help=whole)
-    parser.add_data_folder()
-    parser.add_overwrite("the export of --out")
+    page = "write this file instead of a folder: a page on which the model answers in a browser, offline"
+    parser.add_argument("--html", type=Path, metavar="PAGE", help=page)
+    engine = "of --html: onnxruntime-web as npm packs it, or its folder (default: what --download has fetched)"
+    parser.add_argument("--onnxruntime-web", type=Path, metavar="FILE", help=engine)
+    parser.add_data_folder("the data, and with --html the page's engine, if they are missing")
+    parser.add_overwrite("the export of --out, or the page of --html")
     options = parser.parse_args(arguments)
     parser.check_model(options.run)
     try:
@@ -84,8 +90,12 @@ def run(arguments: Sequence[str]) -> int:
         )
     if options.one_graph and (options.engine, options.precision) != ("onnx", "float32"):
         parser.error(f"--one-graph is for the engine onnx in float32, got {options.engine} in {options.precision}")
+    if options.html is not None:
+        return _write_page(parser, options, size)
+    if options.onnxruntime_web is not None:
+        parser.error("--onnxruntime-web is for --html")
     if options.precision != "int8" and (options.max_loss or options.root or options.download):
-        parser.error("--max-loss, --root and --download are for --precision int8")
+        parser.error("--max-loss, --root and --download are for --precision int8 or --html")
     from anytime.export.folder import check_replaceable, export_model
     from anytime.reporting.evaluation import output_folder
 
@@ -127,6 +137,48 @@ def run(arguments: Sequence[str]) -> int:
     images = " and ".join(f"{count} {IMAGES.get(kind, kind)}" for kind, count in made.manifest.checked.items())
     print(f"compared with the model on {images}; at most {made.manifest.tolerance:g} of the largest logit is accepted")
     print(printable(f"wrote {out}; use it as a run: anytime predict {out} IMAGE, or anytime.load({str(out)!r})"))
+    return 0
+
+
+def _write_page(parser: Parser, options: Any, size: tuple[int, int, int] | None) -> int:
+    """Writes the page of `--html`, with test images and accuracies where they can be found."""
+    defaults = (
+        ("engine", "onnx"),
+        ("precision", "float32"),
+        ("batch", "1"),
+        ("out", None),
+        ("max_loss", None),
+        ("one_graph", False),
+    )
+    for name, usual in defaults:
+        if getattr(options, name) != usual:
+            parser.error(f"--html writes a page in float32 for one image at a time: leave out --{name.replace('_', '-')}")
+    parser.check_free(options.html, "--html", options.overwrite)
+    from anytime.export.html.examples import measured_accuracies, test_images
+    from anytime.export.html.page import LARGE, write_page
+    from anytime.export.html.web_engine import web_engine
+    from anytime.reporting.evaluation import output_folder
+
+    engine = web_engine(options.onnxruntime_web, options.download)
+    model = load(options.run, options.trust)
+    if size is not None:
+        model.info.input_size = size
+    examples = None
+    try:
+        examples = test_images(model, options.root, options.download, output_folder(options.run))
+    except (OSError, ValueError, RuntimeError) as error:
+        warnings.warn(f"the page has no test images to choose from: {one_line(error)}", stacklevel=2)
+    accuracies, name = measured_accuracies(model, options.run), output_folder(options.run).resolve().name
+    made = write_page(model, options.html, engine, name, examples, accuracies, sys.stderr.isatty())
+    if made.size > LARGE:
+        warnings.warn(f"the page has {made.size / 1e6:.0f} MB, which phones may not open", stacklevel=2)
+    if made.left_out:
+        rules = ", ".join(map(quoted, made.left_out))
+        warnings.warn(f"the page leaves out rules that look at more than probabilities: {rules}", stacklevel=2)
+    rows = [{"part": part, "bytes": count} for part, count in made.parts.items()]
+    print(format_table(rows, (Column("part", "part"), Column("bytes", "MB", lambda size: f"{size / 1e6:.2f}"))))
+    print(f"probabilities differ from the model's by at most {made.difference:.1e}")
+    print(printable(f"wrote {options.html}, {made.size / 1e6:.2f} MB; open it in a browser, also without a network"))
     return 0
 
 

@@ -77,10 +77,10 @@ class Parser(argparse.ArgumentParser):
         if os.path.lexists(path) and not overwrite:
             self.error(f"{path} exists; give another {option}, or --overwrite to replace it")
 
-    def add_data_folder(self) -> None:
-        """Adds `--root` and `--download`."""
+    def add_data_folder(self, what: str = "the data if they are missing") -> None:
+        """Adds `--root` and `--download`, which fetches `what`."""
         self.add_argument("--root", type=Path, help="folder of the data (default: the recipe's)")
-        self.add_argument("--download", action="store_true", help="download the data if they are missing")
+        self.add_argument("--download", action="store_true", help=f"download {what}")
 
     def add_device(self, purpose: str = "where to run") -> None:
         """Adds `--device`, for `check_device`."""

@@ -16,6 +16,7 @@ STATE = "run.json"  # of a training
 MANIFEST = "manifest.json"  # of an export
 LOSSES = "training-losses.json"  # of a study
 REPORTS = ("report.html", "report-validation.html")
+PAGE = "live.html"  # of a demo
 FIGURES = ("steps.png", "speed_accuracy.png", "calibration.png", "per_class.png")
 OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.safetensors` is a study's
     *("run.json", "config.yaml", "config.json", "model.safetensors", "images.safetensors", "profile.json"),
@@ -23,7 +24,7 @@ OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.sa
     *("trace-test.safetensors", "metrics-test.json", "report.html", *(f"figures/{name}" for name in FIGURES)),
     *("trace-validation.safetensors", "metrics-validation.json", "report-validation.html", ".config.json.*.next"),
     *(f"figures/validation/{name}" for name in FIGURES),
-    LOSSES,
+    *(LOSSES, PAGE),
 )
 STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors", "trace-unknown-*.safetensors")
 EXPORTED = (MANIFEST, "step_*.onnx", "step_*.pt2")  # what it writes into an exported folder

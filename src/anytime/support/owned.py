@@ -13,7 +13,7 @@ from typing import Any
 
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import check_no_file_above
-from anytime.support.folders import CONFIG, LOSSES, MANIFEST, REPORTS, STATE, WEIGHTS, holds_only_own
+from anytime.support.folders import CONFIG, LOSSES, MANIFEST, PAGE, REPORTS, STATE, WEIGHTS, holds_only_own
 from anytime.support.limits import UNFIT
 from anytime.support.text import quoted
 
@@ -164,6 +164,10 @@ def _is_report(path: Path) -> bool:
     return text.startswith(b"<!DOCTYPE html>") and b"How it was measured</h2>" in text
 
 
+def _is_page(path: Path) -> bool:
+    return b'<meta name="generator" content="anytime live page">' in path.read_bytes()[: 2**12]
+
+
 def _is_recipe(path: Path) -> bool:
     keys = re.findall(rb"^(model|data|objective|optimizer):", read_limited(path, _BYTES), re.MULTILINE)
     return len({*keys}) == 4
@@ -197,6 +201,7 @@ _OWN: dict[str, Callable[[Path], bool]] = {
     "trace-*.safetensors": _IS_TRACE,
     "metrics-*.json": _keys("steps", "average_error"),
     "report*.html": _is_report,
+    PAGE: _is_page,
     LOSSES: _is_losses,
     "*.png": _is_drawn,
     "figure_*.json": _is_made_by_study,

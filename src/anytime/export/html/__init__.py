@@ -1,0 +1,1 @@
+"""The live page: a trained model that answers in a browser, offline, as one HTML file."""

@@ -22,6 +22,7 @@ from PIL import Image
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+pytest.importorskip("httptools")
 pytest.importorskip("prometheus_client")
 
 import anytime
@@ -124,6 +125,12 @@ def test_live_requests_are_answered_before_the_end(served: tuple[str, Runner], w
     assert (status, told["label"], told["step"]) == (200, 4, 3)
 
 
+def send_on(sock: socket.socket) -> None:
+    for _ in range(100):
+        sock.sendall(b"a" * 2**14)
+        time.sleep(0.001)
+
+
 def test_a_broken_request_does_not_hurt_the_next(served: tuple[str, Runner]) -> None:
     url, _ = served
     port = int(url.rpartition(":")[2])
@@ -132,10 +139,20 @@ def test_a_broken_request_does_not_hurt_the_next(served: tuple[str, Runner]) -> 
         b"GET / HTTP/9.9\r\n\r\n",
         b"POST /" + b"a" * 70_000,
         b"GET /v2 HTTP/1.1\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 10_000 + b"\r\n",
+        b"POST /v2/models/toy/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /v2/models/toy/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     ):
         with socket.create_connection(("127.0.0.1", port), 5) as sock:
             sock.sendall(garbage)
             assert sock.recv(100).startswith(b"HTTP/1.1 4")
+    chunked = b"POST /v2/models/toy/predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for start in (b"GET /v2 HTTP/1.1\r\nHost: a\r\nA: ", chunked + b"0\r\nA: ", chunked + b"1;a="):  # what follows never ends
+        with socket.create_connection(("127.0.0.1", port), 5) as sock:
+            sock.sendall(start)
+            with pytest.raises(ConnectionError):
+                send_on(sock)
     with socket.create_connection(("127.0.0.1", port), 5) as sock:  # a client that leaves in the middle of its body
         sock.sendall(b"POST /v2/models/toy/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 48\r\n\r\nabc")
     assert post(f"{url}/v2/models/toy/predict", bytes([115]) * 48, RAW)[0] == 200

@@ -72,14 +72,14 @@ class Server:
         self.workers, self._sizes, self.settings = dict(workers), sizes, settings or ServerSettings()
         self.draining, self.metrics = False, Metrics(self.workers)
         model = "/v2/models/{model}"
-        routes = [
+        routes = [  # the most frequent first, because they are tried in turn
+            Route(f"{model}/predict", self._counted(self._predict), methods=["POST"]),
+            Route(f"{model}/infer", self._counted(self._infer), methods=["POST"]),
             Route("/v2", self._about),
             Route("/v2/health/live", self._is_live),
             Route("/v2/health/ready", self._is_ready),
             Route(model, self._metadata),
             Route(f"{model}/ready", self._is_model_ready),
-            Route(f"{model}/infer", self._counted(self._infer), methods=["POST"]),
-            Route(f"{model}/predict", self._counted(self._predict), methods=["POST"]),
             Route("/metrics", self._metrics),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _error})
@@ -166,8 +166,9 @@ class Server:
             image = await _aside(len(body) > _SMALL, raw_frame, body, shape, worker.model, self._sizes[name])
         else:
             image = await _aside(True, decoded, body, worker.model, self._sizes[name])
-        ticket = self._enter(name, image, arrival, wished)
-        if _media_type(request, "accept") == NDJSON:
+        improves = _media_type(request, "accept") == NDJSON
+        ticket = self._enter(name, image.to(worker.reference), arrival, wished, improves)
+        if improves:
             await _wait(request, ticket, ticket.first)
             if ticket.answers[0] is None:
                 self._collect(name, ticket, wished)
@@ -185,28 +186,24 @@ class Server:
         wanted = await _aside(not length or len(body) > _SMALL, protocol.parse, *call)
         deadline = wished.deadline if wanted.deadline is None else wanted.deadline
         wished = Wishes(deadline, wished.prior if wanted.prior is None else wanted.prior)
-        ticket = self._enter(name, wanted.images, arrival, wished)
+        try:
+            images = admit(wanted.images.to(worker.reference), worker.model, None)
+        except (ValueError, TypeError) as error:
+            raise Refused(400, one_line(error)) from None
+        ticket = self._enter(name, images, arrival, wished)
         await _wait(request, ticket, ticket.done)
         answers = self._collect(name, ticket, wished)
         content, headers = protocol.respond(name, wanted, answers, facts(worker.model, answers, ticket), worker.model.levels)
         return Response(content, headers=headers)
 
-    def _enter(self, name: str, images: Tensor, arrival: float, wished: Wishes) -> Ticket:
-        """Hands images to the worker.
-
-        Raises:
-            Refused: 400 they are not in [0, 1]; 503 too many are live.
-        """
+    def _enter(self, name: str, images: Tensor, arrival: float, wished: Wishes, improves: bool = False) -> Ticket:
+        """Hands images to the worker; raises Refused (503) if too many are live."""
         worker = self.workers[name]
-        try:
-            images = admit(images.to(next(worker.model.parameters())), worker.model, None)
-        except (ValueError, TypeError) as error:
-            raise Refused(400, one_line(error)) from None
         if worker.live + len(images) > self.settings.max_live:
             raise Refused(503, f"{worker.live} images are live, and this server takes at most {self.settings.max_live}")
         if wished.deadline < worker.costs.run(0, 1, 1) + worker.limits.margin:
             self.metrics.hopeless.labels(name).inc()
-        return Ticket(worker, images, arrival, arrival + wished.deadline)
+        return Ticket(worker, images, arrival, arrival + wished.deadline, improves)
 
     def _collect(self, name: str, ticket: Ticket, wished: Wishes) -> list[Served]:
         """The answers of a ticket that is done, counted.
@@ -262,21 +259,25 @@ async def _wait(request: Request, ticket: Ticket, event: asyncio.Event) -> None:
     Raises:
         Refused: 499, the client has gone.
     """
-    gone, waiting = asyncio.ensure_future(_disconnected(request)), asyncio.ensure_future(event.wait())
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = not event.is_set()
+        event.set()
+
+    watching, answered = asyncio.ensure_future(watch()), False
     try:
-        await asyncio.wait((gone, waiting), return_when=asyncio.FIRST_COMPLETED)
+        await event.wait()
+        answered = not gone
     finally:
-        gone.cancel()
-        waiting.cancel()
-        if not event.is_set():
+        watching.cancel()
+        if not answered:
             ticket.drop()
-    if not event.is_set():
+    if gone:
         raise Refused(GONE, "the client has gone")
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _error(request: Request, error: Exception) -> Response:

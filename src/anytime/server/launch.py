@@ -16,6 +16,7 @@ from anytime.cost import step_macs
 from anytime.model import AnytimeModel, known_input_size, require_classifier
 from anytime.server.app import Server, ServerSettings
 from anytime.server.costs import measure
+from anytime.server.http import BoundedHttp
 from anytime.server.scheduler import Limits
 from anytime.server.worker import Worker, check_combiner
 from anytime.support.text import printable
@@ -73,9 +74,9 @@ class Runner(uvicorn.Server):
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=int(longest) + 1,
-            h11_max_incomplete_event_size=2**14,
             server_header=False,
-            http="h11",
+            proxy_headers=False,  # nothing depends on the address of a client
+            http=BoundedHttp,
         )
         super().__init__(config)
         self._server, self._drain = server, drain

@@ -87,8 +87,6 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
         Refused: 413 it has more than `most` bytes; 408 it did not come within `seconds`; 400 its stated length is no number;
             499 the client has gone.
     """
-    from starlette.requests import ClientDisconnect  # late: of the extra
-
     too_large = f"the body has more than {most:,} bytes, the most that this server takes"
     stated = request.headers.get("content-length")
     if stated is not None:
@@ -96,18 +94,20 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
             raise Refused(400, f"Content-Length must be a number, got {quoted(stated)}")
         if len(stated) > 15 or int(stated) > most:
             raise Refused(413, too_large)
-    body = bytearray()
+    parts, length, more = list[bytes](), 0, True
     try:
         async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                body += part
-                if len(body) > most:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(GONE, "the client has gone")
+                parts.append(message.get("body", b""))
+                length, more = length + len(parts[-1]), message.get("more_body", False)
+                if length > most:
                     raise Refused(413, too_large)
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {seconds:g} s") from None
-    except ClientDisconnect:
-        raise Refused(GONE, "the client has gone") from None
-    return bytes(body)
+    return b"".join(parts)
 
 
 def decoded(body: bytes, model: AnytimeModel, size: tuple[int, int, int]) -> Tensor:
@@ -168,7 +168,7 @@ def prepared(frame: np.ndarray, model: AnytimeModel, size: tuple[int, int, int])
     """
     channels, height, width = size
     if frame.shape == (height, width, channels):
-        return torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float().div_(255)
+        return torch.from_numpy(np.divide(frame.transpose(2, 0, 1)[None], 255, dtype=np.float32, order="C"))
     try:
         return model.prepare(frame).cpu()
     except (ValueError, TypeError) as error:

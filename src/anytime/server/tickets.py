@@ -21,19 +21,21 @@ class Ticket:
         images: `[B, C, H, W]`.
         arrival: When they arrived, by the worker's clock, which is also the loop's.
         deadline: When their answers must have left.
+        improves: Whether answers that are not the last ones matter; otherwise the event loop is not woken for them.
 
     Attributes:
         answers: The best answer of each image so far.
         reasons: Why there is no later one; "" while one may come.
-        better: Each answer of the first image, and at last None.
+        better: Each answer of the first image if it improves, and at last None.
         first: Set with the first answer, or when the ticket is done.
         done: Set when all answers are final.
         elapsed: Seconds from the arrival to the newest answer.
         missed: Whether an image has no answer, or it came after the deadline.
     """
 
-    def __init__(self, worker: Worker, images: Tensor, arrival: float, deadline: float) -> None:
+    def __init__(self, worker: Worker, images: Tensor, arrival: float, deadline: float, improves: bool = False) -> None:
         self._worker, self._loop, self._arrival, self._deadline = worker, asyncio.get_running_loop(), arrival, deadline
+        self._improves = improves
         self.answers: list[Served | None] = [None] * len(images)
         self.reasons = [""] * len(images)
         self.better: asyncio.Queue[Served | None] = asyncio.Queue()
@@ -53,6 +55,8 @@ class Ticket:
 
     def _tell(self, place: int, answer: Served | None, reason: str) -> None:
         """Called by the worker, from any thread."""
+        if not (reason or self._improves):
+            return
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._take, place, answer, reason)
 

@@ -83,6 +83,9 @@ class Worker:
         policy: That of the scheduler.
         rule: Ends an image when its answer is good enough.
         clock: Returns seconds; that of arrivals and deadlines.
+
+    Attributes:
+        reference: A parameter of the model; images are on its device and in its precision.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class Worker:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
         self._run, self._rule = engine_of(model), rule
         self._macs, self._contract_macs = macs
-        self._reference = next(model.parameters())
+        self.reference = next(model.parameters())
         self._traffic, self._tasks = Traffic(model.num_steps), dict[int, Task]()
         self._changed, self._closing = threading.Condition(), False
         self._keys, self.drift, self.restarts = itertools.count(), Drift(), 0

@@ -36,7 +36,7 @@ def made_runs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         made.add(str(run))
         raise Parsed
 
-    def studied(runs: list[TrainingRun], folder: Path) -> NoReturn:
+    def studied(runs: list[TrainingRun], folder: Path, executor: None) -> NoReturn:
         made.update(str(folder / run.name) for run in runs)
         raise Parsed
 

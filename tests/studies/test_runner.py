@@ -1,6 +1,5 @@
 """Which trainings start, resume or are skipped, with a trainer that only writes what the real one would leave."""
 
-import json
 import os
 import signal
 import threading
@@ -14,7 +13,8 @@ import yaml
 from anytime import create_model
 from anytime.data import create_data
 from anytime.saving import ModelInfo
-from anytime.studies import TrainingRun, TrainingStopped, find_recipe, run_all, run_status
+from anytime.studies import TrainingRun, TrainingStopped, find_recipe, run_all, run_status, runner
+from anytime.studies.executors.choice import find_executor
 from anytime.studies.executors.subprocess import log_end
 from anytime.studies.runner import on_validation, record_views, trace_path
 from anytime.studies.study import find_study
@@ -134,6 +134,83 @@ def test_a_training_that_is_killed_again_and_again_is_given_up(run, tmp_path):
     assert len(train.asked) == 3
 
 
+class Several:
+    """Two trainings at once; the first two wait for each other. The trainer decides what becomes of each."""
+
+    workers = 2
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.interruptions = trainer, 0
+        self.meeting, self.first = threading.Barrier(2), threading.Semaphore(2)
+
+    def train(self, arguments, log, config):
+        assert config["data"]["class_path"] == "Digits"
+        if self.workers > 1 and self.first.acquire(blocking=False):
+            self.meeting.wait(20)
+        return self.trainer(arguments, log)
+
+    def interrupt(self):
+        self.interruptions += 1
+
+
+def test_trainings_run_at_once_and_are_recorded_after_all(run, tmp_path):
+    class Recording(Recorder):
+        def __call__(self, path, views):
+            assert len(executor.trainer.asked) == 3
+            super().__call__(path, views)
+
+    executor, recorder, printed = Several(Trainer()), Recording(), []
+    runs = [run(name) for name in "abc"]
+    traces = run_all(runs, tmp_path, recorder=recorder, say=printed.append, executor=executor)
+    assert [name for name, _ in recorder.asked] == list(traces) == ["a", "b", "c"]
+    assert sorted(line.split(":")[0] for line in printed[:2]) == ["a", "b"]
+    assert printed[-1].startswith("[3/3] c: trained in ")
+    assert printed[-1].endswith("; 0 to train")
+    run_all(runs, tmp_path, recorder=recorder, say=printed.append, executor=executor)
+    assert len(executor.trainer.asked) == 3
+
+
+def test_a_loss_that_is_not_finite_stops_no_other_training_and_is_not_repeated(run, tmp_path):
+    class OneFails(Trainer):
+        def __call__(self, arguments, log):
+            self.state, self.code = ("failed", 1) if log.stem == "a" else ("finished", 0)
+            return super().__call__(arguments, log)
+
+    executor, recorder = Several(OneFails()), Recorder()
+    executor.workers = 1
+    with pytest.raises(TrainingStopped, match="training a ended with exit code 1"):
+        run_all([run("a"), run("b")], tmp_path, recorder=recorder, say=lambda _: None, executor=executor)
+    assert recorder.asked == [("b", ["b"])]
+    assert len(executor.trainer.asked) == 2
+
+
+def test_an_interruption_reaches_all_trainings_and_starts_no_other(run, tmp_path):
+    class Waiting(Several):
+        def train(self, arguments, log, config):
+            os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` and schedulers do
+            begin = time.monotonic()
+            while not self.interruptions and time.monotonic() - begin < 20:
+                time.sleep(0.01)
+            return self.trainer(arguments, log)
+
+    executor = Waiting(Trainer("interrupted", 130))
+    executor.workers = 1
+    with pytest.raises(KeyboardInterrupt):
+        run_all([run("a"), run("b")], tmp_path, say=lambda _: None, executor=executor)
+    assert len(executor.trainer.asked) == executor.interruptions == 1
+
+
+def test_each_download_is_made_once_before_any_training(run, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(runner, "build", lambda config: made.append(config["data"]["init_args"]["limit"]))
+    monkeypatch.setattr(runner, "train_one", lambda run, *_: (made.append(run.name), 0.0))
+    flags = [(), ("--data.limit=96", "--data.download=true"), ("--data.limit=64", "--data.download=true")]
+    runs = [run(name, *flags[place]) for name, place in zip("abcd", (0, 1, 1, 2), strict=True)]
+    runner.train_at_once(runs, tmp_path, dict.fromkeys("abcd", "start"), Several(Trainer()), lambda _: None)
+    assert made[:2] == [96, 64]
+    assert sorted(made[2:]) == [*"abcd"]
+
+
 @pytest.mark.parametrize("state", ["started", "interrupted", "failed"])
 def test_unfinished_trainings_are_resumed(run, tmp_path, state):
     with pytest.raises(TrainingStopped, match=r"training a ended with exit code 130, see .*a\.log") as stopped:
@@ -247,31 +324,14 @@ def test_a_view_may_be_recorded_on_validation_images(tmp_path):
         assert trace.meta["part"] == part
 
 
+def test_executors_by_name():
+    assert find_executor("local:3").workers == 3
+    for wrong in ("local", "local:0", "local:x", "cluster:2"):
+        with pytest.raises(UsageError, match=f"got '{wrong}'"):
+            find_executor(wrong)
+
+
 def test_find_recipe():
     assert find_recipe("anytimenet_cifar10.yaml").is_file()
     with pytest.raises(FileNotFoundError, match=r"no recipe nothing\.yaml"):
         find_recipe("nothing.yaml")
-
-
-@pytest.mark.slow
-def test_a_real_training_is_interrupted_and_resumed(recipe, tmp_path):
-    """Ctrl-C in mid-training: after resuming, the answers equal those of a training without it."""
-    flags = ("--model.blocks=[1,2,1]", "--model.scheme=[[1,1,1],[0,1,0]]", "--data.limit=96", "--data.batch_size=2")
-    flags += ("--epochs=6", "--deterministic=true")
-    whole, cut = (TrainingRun(name, recipe, flags, 0, {name: None}) for name in ("whole", "cut"))
-    run_all([whole], tmp_path, say=lambda _: None)
-
-    def interrupt() -> None:
-        while not (tmp_path / "cut" / "checkpoints" / "last.ckpt").is_file():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_all([whole, cut], tmp_path, say=lambda _: None)
-    thread.join()
-    assert json.loads((tmp_path / "cut" / "run.json").read_text())["state"] == "interrupted"
-    traces = run_all([whole, cut], tmp_path, say=lambda _: None)
-    assert torch.equal(traces["whole"][0].logits, traces["cut"][0].logits)
-    assert traces["cut"][0].meta["trained_on"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from anytime.commands.parser import Parser
 from anytime.studies.estimate import training_seconds
+from anytime.studies.executors.choice import find_executor
 from anytime.studies.executors.subprocess import TrainingStopped, log_end
 from anytime.studies.runner import TrainingRun, run_all, run_status, time_text
 from anytime.studies.study import Study, find_study, list_studies, study_command
@@ -44,6 +45,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds (default: the study's)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="where run directories go (default: runs/STUDY)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/STUDY)")
+    where = "local:N, N trainings at once on this machine, or ray[:ADDRESS] (default: one after the other)"
+    parser.add_argument("--executor", metavar="WHERE", help=where)
     parser.add_argument("--finished", action="store_true", help="train nothing: use the trainings that are finished")
     parser.add_argument("--dry-run", action="store_true", help="print the missing trainings: command, what it serves, time")
     parser.add_trust()
@@ -58,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
 def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     """Makes the tables and figures that the options ask for; returns the exit code."""
     study = _checked(parser, options, flags)
+    executor = None if options.executor is None else find_executor(options.executor)
     data = options.data or study.data[options.scale][0]
     seeds = options.seeds or study.seeds[options.scale]
     wanted = [f"{kind} {number}" for kind in KINDS for number in getattr(options, kind)] or list(study.items)
@@ -79,7 +83,7 @@ def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     stems = {name: out / f"{name.replace(' ', '_')}_{data}_{options.scale}" for name in wanted}
     check_own(*(stem.with_name(f"{stem.name}.{kind}") for stem in stems.values() for kind in ("json", "png")))
     try:
-        traces = run_all(runs, folder)
+        traces = run_all(runs, folder, executor=executor)
     except TrainingStopped as stopped:
         if stopped.log.is_file():
             print(*log_end(stopped.log), sep="\n", file=sys.stderr)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextvars
+import json
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +19,13 @@ import torch
 from anytime.model import AnytimeModel
 from anytime.pretrained import load
 from anytime.reporting.evaluation import images_of, trained_on
-from anytime.studies.executors.subprocess import TrainingStopped, train_in_subprocess
+from anytime.studies.executors.choice import Executor
+from anytime.studies.executors.subprocess import TrainingStopped, interruptions_to, train_in_subprocess
 from anytime.support.names import import_object
 from anytime.support.owned import state_of
 from anytime.support.trust import is_consented, typed_paths
 from anytime.trace import Trace, record
+from anytime.training.build import build
 from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
 from anytime.training.rundir import CONFIG, in_training, names_of_run, read_run
 
@@ -222,14 +229,76 @@ def train_one(
     return code, time.monotonic() - begin
 
 
+def train_at_once(
+    runs: Sequence[TrainingRun],
+    folder: Path,
+    statuses: Mapping[str, RunStatus],
+    executor: Executor,
+    say: Callable[[str], None],
+) -> dict[str, tuple[int, float]]:
+    """Exit code and seconds of trainings by name, of which `executor.workers` run at the same time.
+
+    Ctrl-C and requests to terminate interrupt all of them, and raise KeyboardInterrupt when they have ended. What they would
+    download is downloaded before.
+
+    Args:
+        runs: The trainings, none of which is finished.
+        folder: Where the run directories go.
+        statuses: Whether each is started or resumed, by name.
+        executor: Runs them.
+        say: Called with each line of progress.
+
+    Raises:
+        TrainingStopped: Another process is running one of them; the others have ended by then.
+        UsageError, ValueError, OSError: As `anytime.training.build.build`, where something has to be downloaded.
+    """
+    configs = {run.name: run.config() for run in runs}
+    _download(configs.values())
+    ended: dict[str, tuple[int, float]] = {}
+    interrupted = threading.Event()
+
+    def train(run: TrainingRun) -> None:
+        if interrupted.is_set():
+            return
+        say(f"{run.name}: {statuses[run.name]}, see {folder / 'logs' / f'{run.name}.log'}")
+        start = partial(executor.train, config=configs[run.name])
+        code, spent = ended[run.name] = train_one(run, folder, statuses[run.name], start)
+        what = f"ended with exit code {code}" if code else f"trained in {time_text(spent)}"
+        say(f"{run.name}: {what}; {len(runs) - len(ended)} to train")
+
+    def interrupt(*_: Any) -> None:
+        interrupted.set()
+        executor.interrupt()
+
+    with interruptions_to(interrupt), ThreadPoolExecutor(executor.workers) as pool:
+        futures = [pool.submit(contextvars.copy_context().run, train, run) for run in runs]
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+    for future in futures:
+        future.result()
+    return ended
+
+
+def _download(configs: Iterable[Config]) -> None:
+    """Downloads the data and the weights that trainings ask for, each once, so that no two of them do it at the same time."""
+    seen = set[str]()
+    for config in configs:
+        asked = {"data": config["data"]["init_args"].get("download"), "model": config["model"]["init_args"].get("pretrained")}
+        parts = {json.dumps(config[section], sort_keys=True, default=str) for section, wanted in asked.items() if wanted}
+        if not parts <= seen:
+            build(config)
+            seen |= parts
+
+
 def run_all(
     runs: Sequence[TrainingRun],
     folder: Path,
     train: Callable[[Sequence[str], Path], int] = train_in_subprocess,
     recorder: Callable[[Path, Mapping[str, View | None]], None] = record_views,
     say: Callable[[str], None] = print,
+    executor: Executor | None = None,
 ) -> Traces:
-    """Runs the missing trainings one after the other, and returns the traces of all.
+    """Runs the missing trainings, and returns the traces of all.
 
     Finished trainings of the same configuration are skipped and unfinished ones resumed, so after an interruption the same
     call continues. If a training fails midway (e.g. non-finite loss), the remaining ones still run; the first error is
@@ -242,6 +311,8 @@ def run_all(
             is killed is resumed, see `train_one`.
         recorder: Called with a finished run directory and the views whose traces are missing there.
         say: Called with each line of progress.
+        executor: Runs several trainings at once instead of `train`, one after the other. Traces are recorded when all have
+            ended, so nothing runs beside a recording.
 
     Raises:
         TrainingStopped: A training failed, or another process is running it.
@@ -249,7 +320,9 @@ def run_all(
     """
     runs = with_all_views(runs)
     statuses = {run.name: run_status(run, folder) for run in runs}
-    left = sum(status != "finished" for status in statuses.values())
+    unfinished = [run for run in runs if statuses[run.name] != "finished"]
+    ended = {} if executor is None else train_at_once(unfinished, folder, statuses, executor, say)
+    left = len(unfinished) - len(ended)
     seconds: list[float] = []
     paths: dict[str, dict[int, Path]] = {}
     failures: list[TrainingStopped] = []
@@ -259,9 +332,11 @@ def run_all(
         if (status := statuses[run.name]) == "finished":
             done = "finished before"
         else:
-            say(f"{head}: {status}, see {log}")
-            code, spent = train_one(run, folder, status, train)
-            left -= 1
+            if run.name not in ended:
+                say(f"{head}: {status}, see {log}")
+                ended[run.name] = train_one(run, folder, status, train)
+                left -= 1
+            code, spent = ended[run.name]
             if code:
                 failures.append(TrainingStopped(f"the training {run.name} ended with exit code {code}, see {log}", log))
                 if code != 1 or not path.is_dir() or read_run(path)[1]["state"] != "failed":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +44,12 @@ def log_end(log: Path, lines: int = 15) -> list[str]:
     return [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")[-lines:]]
 
 
-def train_in_subprocess(arguments: Sequence[str], log: Path, interruptions: Callable[[], int] | None = None) -> int:
+def train_in_subprocess(
+    arguments: Sequence[str],
+    log: Path,
+    interruptions: Callable[[], int] | None = None,
+    defaults: Mapping[str, str] | None = None,
+) -> int:
     """Runs `anytime train ARGUMENTS` in a subprocess that appends to `log`; returns its exit code.
 
     Ctrl-C and requests to terminate are forwarded: the training writes a checkpoint and ends, then this function raises
@@ -54,6 +60,7 @@ def train_in_subprocess(arguments: Sequence[str], log: Path, interruptions: Call
         log: The file for the output.
         interruptions: Asked while the training runs: how often it should have been interrupted by now, as by Ctrl-C. Such an
             interruption raises nothing here.
+        defaults: Environment variables of the training that this process does not have.
 
     Returns:
         The exit code; the negative number of the signal that killed the training.
@@ -63,10 +70,11 @@ def train_in_subprocess(arguments: Sequence[str], log: Path, interruptions: Call
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", str(CHILD), str(os.getpid()), "train", *arguments]
-    with log.open("ab") as file, termination_is_interruption():
+    with log.open("ab") as file, interruptions_to(signal.default_int_handler):
         _lock(file, log)
         # In its own process group the training does not see the terminal's Ctrl-C; this process forwards it once.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0)
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        process = subprocess.Popen(command, **streams, process_group=0, env={**(defaults or {}), **os.environ})
         interruption: KeyboardInterrupt | None = None
         sent = 0
         while process.returncode is None:
@@ -100,6 +108,16 @@ def _lock(file: IO[bytes], log: Path) -> None:
         return
 
 
+def wait_until_free(log: Path, seconds: float = 60.0) -> None:
+    """Waits until no training holds the lock of its log any more, at most so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with log.open("ab") as file, contextlib.suppress(TrainingStopped):
+            _lock(file, log)
+            return
+        time.sleep(LOOK)
+
+
 def _end_group(leader: int, file: IO[bytes]) -> None:
     """Ends what a killed training has left, such as processes that read data, and frees the lock that they still hold."""
     if sys.platform == "win32":
@@ -113,20 +131,21 @@ def _end_group(leader: int, file: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def termination_is_interruption() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt unless they are handled already; in the main thread only."""
+def interruptions_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP call the handler unless others handle them already; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    changed = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
+    changed = [number for number in numbers if before[number] in (signal.SIG_DFL, signal.default_int_handler)]
     for number in changed:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, handler)
     try:
         yield
     finally:
         for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])
 
 
 def retrain(model: AnytimeModel, arguments: Mapping[str, Any], **changes: Any) -> AnytimeModel:

@@ -146,7 +146,7 @@ def test_figure_4_by_hand():
 # -- from end to end -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", ["cpu", "full"])
+@pytest.mark.parametrize("scale", ["cpu", "fast", "full"])
 def test_both_networks_share_one_recipe_except_for_the_model(scale):
     for data in STUDY.data[scale]:
         runs = STUDY.items["figure 3"].runs(data, scale, [0])
@@ -157,7 +157,7 @@ def test_both_networks_share_one_recipe_except_for_the_model(scale):
         assert STUDY.items["table 1"].runs(data, scale, [0]) == []
         given = ours["data"]
         assert given["class_path"].lower() == data
-        assert scale == "cpu" or given["init_args"].get("size", 32) == networks.IMAGES[data].pixels
+        assert scale != "full" or given["init_args"].get("size", 32) == networks.IMAGES[data].pixels
 
 
 def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):

@@ -57,7 +57,7 @@ def claims(result: Any) -> dict[str, Any]:
 # -- the trainings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", ["cpu", "full"])
+@pytest.mark.parametrize("scale", ["cpu", "fast", "full"])
 def test_all_trainings_share_one_recipe_except_for_the_model(scale):
     runs = [run for item in STUDY.items.values() for run in item.runs("cifar10", scale, [0])]
     other = STUDY.items["figure 4"].runs("cifar100", scale, [0])[0].config()
@@ -65,7 +65,7 @@ def test_all_trainings_share_one_recipe_except_for_the_model(scale):
     configs = {name: run.config() for name, run in names.items()}
     first = next(iter(configs.values()))
     (sandwich,) = (name for name in configs if "sandwich" in name)
-    assert configs[sandwich].pop("regime")["init_args"]["samples"] == (1 if scale == "cpu" else 2)
+    assert configs[sandwich].pop("regime")["init_args"]["samples"] == (2 if scale == "full" else 1)
     for config in configs.values():
         same = first.keys() - {"model", *first.keys() - config.keys()}
         assert {key: config[key] for key in same} == {key: first[key] for key in same}
@@ -74,7 +74,7 @@ def test_all_trainings_share_one_recipe_except_for_the_model(scale):
     own = other["data"]["init_args"].keys() - first["data"]["init_args"].keys()
     assert own == {"labels"}
     assert other["data"]["init_args"] == first["data"]["init_args"] | {"labels": "fine"}
-    assert len(names) == (8 if scale == "cpu" else 2 + 7 + 7 + 1 + 1 + 3)
+    assert len(names) == (2 + 7 + 7 + 1 + 1 + 3 if scale == "full" else 8)
     assert all(names[run.name] == run and names[run.name].views == run.views for run in runs)
 
 
@@ -266,7 +266,7 @@ def test_figure_4_by_hand():
 
 
 def test_the_trainings_of_figure_5():
-    for scale, batch in {"cpu": 128, "full": 64}.items():
+    for scale, batch in {"cpu": 128, "fast": 128, "full": 64}.items():
         (run,) = STUDY.items["figure 5"].runs("cifar100", scale, [3])
         config = run.config()
         assert (config["model"]["class_path"], config["seed"]) == ("isresnext", 3)

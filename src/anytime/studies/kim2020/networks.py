@@ -13,8 +13,13 @@ FLAGS: Mapping[str, tuple[str, ...]] = {ANYTIMENET: (), BASELINE: ("--model=anyt
 MODELS = {ANYTIMENET: "anytimenet", BASELINE: "anytimenet_baseline"}
 
 _SIGNS = ("--data=GTSRB", "--data.size=32", "--data.validation=0", "--data.batch_size=128")
+_SHORT = "--epochs=2"
 SCALES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # recipe of AnytimeNet and flags over it, by data set
     "cpu": {"cifar10": ("kim2020_cifar10_cpu.yaml", ()), "gtsrb": ("kim2020_cifar10_cpu.yaml", _SIGNS)},
+    "fast": {
+        "cifar10": ("kim2020_cifar10_cpu.yaml", (_SHORT, "--data.flip=alternating")),
+        "gtsrb": ("kim2020_cifar10_cpu.yaml", (*_SIGNS, _SHORT)),
+    },
     "full": {
         "cifar10": ("kim2020_anytimenet_cifar10.yaml", ()),
         "gtsrb": ("kim2020_anytimenet_gtsrb.yaml", ()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anytime.model import AnytimeModel
 from anytime.models.slicing.sliced import SlicedModel, branch_l1_norms
@@ -46,23 +46,30 @@ class Scale:
 
 _FULL_CIFAR100 = ("--data=CIFAR100", "--data.validation=0.1", "--data.batch_size=64")
 
+_CPU = Scale(
+    data={
+        "cifar10": ("lee2018_cifar10_cpu.yaml", ()),
+        "cifar100": ("lee2018_cifar10_cpu.yaml", ("--data=CIFAR100", "--data.validation=0.1", "--data.batch_size=128")),
+    },
+    ablation=(),
+    blocks=(2, 2, 2),
+    width=32,
+    cardinality=4,
+    thin=(1,),
+    shallow=(2,),
+    sparse=("--model.blocks=[2,2,2]", "--model.width=48", "--model.steps=4", "--model.cardinality=8"),
+    samples=1,
+    deep=False,
+    levels=("hierarchical_cifar100.yaml", ()),
+)
+_FAST = ("--epochs=2", "--data.flip=alternating")
 
 SCALES = {
-    "cpu": Scale(
-        data={
-            "cifar10": ("lee2018_cifar10_cpu.yaml", ()),
-            "cifar100": ("lee2018_cifar10_cpu.yaml", ("--data=CIFAR100", "--data.validation=0.1", "--data.batch_size=128")),
-        },
-        ablation=(),
-        blocks=(2, 2, 2),
-        width=32,
-        cardinality=4,
-        thin=(1,),
-        shallow=(2,),
-        sparse=("--model.blocks=[2,2,2]", "--model.width=48", "--model.steps=4", "--model.cardinality=8"),
-        samples=1,
-        deep=False,
-        levels=("hierarchical_cifar100.yaml", ()),
+    "cpu": _CPU,
+    "fast": replace(
+        _CPU,
+        data={name: (recipe, (*flags, *_FAST)) for name, (recipe, flags) in _CPU.data.items()},
+        levels=(_CPU.levels[0], (*_CPU.levels[1], *_FAST)),
     ),
     "full": Scale(
         data={"cifar10": ("lee2018_cifar10.yaml", ()), "cifar100": ("lee2018_cifar10.yaml", _FULL_CIFAR100)},

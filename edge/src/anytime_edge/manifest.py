@@ -56,10 +56,12 @@ class Manifest(NamedTuple):
     metadata: Mapping[str, Any]
     last: Mapping[Origin, int]
 
-    @property
-    def task(self) -> str:
-        """classification, regression or dense."""
-        return self.metadata.get("task", "classification")
+
+def read_file(path: Path, most: int) -> bytes:
+    """What a file of at most so many bytes holds; ValueError if it is missing, a link, or larger."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > most:
+        raise ValueError(f"{path} is missing, a link, or larger than {most:,} bytes: {path.parent} is no exported folder")
+    return path.read_bytes()
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -69,10 +71,9 @@ def read_manifest(directory: Path) -> Manifest:
         ValueError: It is missing, damaged, of another version or engine, or asks for more than a network of this library does.
     """
     path = directory / MANIFEST
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{directory} is no exported folder: {path} is missing, a link, or larger than {MOST_BYTES:,} bytes")
+    text = read_file(path, MOST_BYTES)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(text)
         given = [data.get(key) for key in ("kind", "format", "engine")]
         _require(given == [KIND, FORMAT, ENGINE], f"it is {given}, and this version reads {[KIND, FORMAT, ENGINE]}")
         return _checked(data)

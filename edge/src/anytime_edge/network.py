@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from anytime_edge.manifest import Manifest, Origin, Shapes, check_graph, read_manifest
+from anytime_edge.manifest import Manifest, Origin, Shapes, check_graph, read_file, read_manifest
 from anytime_edge.view import channels_last, middle
 
 OVERSHOOT = 0.05  # how far interpolation may take a pixel beyond [0, 1]
@@ -28,8 +28,8 @@ class Cancelled(RuntimeError):
     """A step was cancelled."""
 
 
-class Graph:
-    """The graph of a step; any number of threads may run it.
+def read_graph(threads: int, path: Path, sha256: str, inputs: Shapes, outputs: Shapes) -> onnxruntime.InferenceSession:
+    """The graph of a step, which any number of threads may run.
 
     Args:
         threads: Threads to compute with.
@@ -41,35 +41,22 @@ class Graph:
     Raises:
         ValueError: The file is missing, a link, damaged, or not what the manifest says.
     """
-
-    def __init__(self, threads: int, path: Path, sha256: str, inputs: Shapes, outputs: Shapes) -> None:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path} is missing, a link, or larger than {MOST_BYTES:,} bytes")
-        data = path.read_bytes()
-        if (digest := hashlib.sha256(data).hexdigest()) != sha256:
-            raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., the manifest says {sha256[:12]}...")
-        check_graph(data, str(path))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-        for name, value in (("load_model_format", "ONNX"), ("set_denormal_as_zero", "1"), ("force_spinning_stop", "1")):
-            options.add_session_config_entry(f"session.{name}", value)
-        try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # of the engine's own kinds
-            raise ValueError(f"{path} cannot be loaded by ONNX Runtime: {' '.join(str(error).split())[:300]}") from error
-        for values, nodes in ((inputs, self._session.get_inputs()), (outputs, self._session.get_outputs())):
-            if dict(values) != (found := {node.name: tuple(node.shape) for node in nodes}):
-                raise ValueError(f"{path} has the inputs or outputs {found}, which are not those of the manifest")
-        self._inputs, self._outputs = ([name for name, _ in values] for values in (inputs, outputs))
-
-    def run(self, inputs: Sequence[np.ndarray], call: Any = None) -> list[np.ndarray]:
-        """The outputs, from the inputs in the order of the manifest; raises Cancelled if `call` was cancelled."""
-        try:
-            return self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)), call)
-        except Exception as error:  # of the engine's own kinds
-            if call is not None and call.terminate:
-                raise Cancelled("a step was cancelled") from error
-            raise
+    data = read_file(path, MOST_BYTES)
+    if (digest := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ValueError(f"{path} is damaged: SHA-256 is {digest[:12]}..., the manifest says {sha256[:12]}...")
+    check_graph(data, str(path))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+    for name, value in (("load_model_format", "ONNX"), ("set_denormal_as_zero", "1"), ("force_spinning_stop", "1")):
+        options.add_session_config_entry(f"session.{name}", value)
+    try:
+        graph = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of the engine's own kinds
+        raise ValueError(f"{path} cannot be loaded by ONNX Runtime: {' '.join(str(error).split())[:300]}") from error
+    for values, nodes in ((inputs, graph.get_inputs()), (outputs, graph.get_outputs())):
+        if dict(values) != (found := {node.name: tuple(node.shape) for node in nodes}):
+            raise ValueError(f"{path} has the inputs or outputs {found}, which are not those of the manifest")
+    return graph
 
 
 def in_pool(make: Callable[[], Any]) -> tuple[Any, ThreadPoolExecutor]:
@@ -104,10 +91,20 @@ class Network:
         self.manifest, self._graphs, self.threads, self.pool = manifest, graphs, threads, pool
 
     def step(self, step: int, values: Values, call: Any = None) -> tuple[np.ndarray, Values]:
-        """The logits `[1, K]` of step 1..T and the values after it, from those before; `{(0, "images"): x}` at first."""
+        """The logits `[1, K]` of step 1..T and the values after it, from those before; `{(0, "images"): x}` at first.
+
+        Raises Cancelled if `call` was cancelled.
+        """
         entry, last = self.manifest.steps[step - 1], self.manifest.last
-        outputs = self._graphs[step - 1].run([values[source] for source in entry.sources], call)
-        values = values | {(step, name): output for (name, _), output in zip(entry.outputs, outputs, strict=True)}
+        given = {name: values[source] for (name, _), source in zip(entry.inputs, entry.sources, strict=True)}
+        names = [name for name, _ in entry.outputs]
+        try:
+            outputs = self._graphs[step - 1].run(names, given, call)
+        except Exception as error:  # of the engine's own kinds
+            if call is not None and call.terminate:
+                raise Cancelled("a step was cancelled") from error
+            raise
+        values = values | {(step, name): output for name, output in zip(names, outputs, strict=True)}
         return outputs[0], {source: value for source, value in values.items() if last.get(source, 0) > step}
 
     def call(self) -> Any:
@@ -145,6 +142,8 @@ def load(directory: str | os.PathLike[str], threads: int = 1) -> Network:
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads!r}")
     manifest = read_manifest(Path(directory))
-    graph = cache(lambda file, *known: Graph(threads, Path(directory, file), *known))  # steps that compute the same share one
+    graph = cache(
+        lambda file, *known: read_graph(threads, Path(directory, file), *known)
+    )  # steps that compute the same share one
     graphs, pool = in_pool(lambda: [graph(step.file, step.sha256, step.inputs, step.outputs) for step in manifest.steps])
     return Network(manifest, graphs, threads, pool)

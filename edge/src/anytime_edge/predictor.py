@@ -89,7 +89,7 @@ class Predictor:
         self.cancels = interrupt == "operator"
         self.guard = max(kept, HANDING_OVER) if self.cancels else kept
         known, macs = self.network.manifest, [step.macs for step in self.network.manifest.steps]
-        self._levels = known.levels if known.task == "classification" else ()
+        self._levels = known.levels if known.metadata.get("task", "classification") == "classification" else ()
         self._bounds = [*pairwise(accumulate(self._levels, initial=0))]
         stop, combine = self._resolved(stop, combine, macs)
         self.rule = rule({"kind": "never"} if stop is None else stop, len(macs), known.levels[0])

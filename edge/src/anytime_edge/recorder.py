@@ -132,19 +132,14 @@ class FlightRecorder:
 _open: weakref.WeakSet[FlightRecorder] = weakref.WeakSet()
 
 
-@atexit.register
-def _close_all() -> None:
+def _each(method: str) -> None:
     for recorder in list(_open):
-        recorder.close()
+        getattr(recorder, method)()
 
 
-def _free_all() -> None:
-    for recorder in list(_open):
-        recorder.free()
-
-
+atexit.register(_each, "close")
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_free_all)
+    os.register_at_fork(after_in_child=lambda: _each("free"))
 
 
 def _is_flight(path: Path) -> bool:

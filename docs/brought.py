@@ -30,6 +30,12 @@ PLACES = {  # of what is linked, the first match counts
     r"examples/(\w+)\.py": r"/gallery/\1.rst",
     r"src/anytime/weights/(\w+)/README\.md": r"/reference/cards.md#\1",
 } | {re.escape(file): f"/{page}.md" for page, file in WHOLE.items()}
+LIVE = ROOT / "docs/_static/live.html"  # of `anytime export fast_cifar10 --html docs/_static/live.html`
+PLACE = "% The live page, if it was made.\n"
+FRAME = """```{raw} html
+<iframe class="live" src="_static/live.html" allow="camera" title="A network that answers live"></iframe>
+```
+"""
 DRAWN = ROOT / "docs/images/examples"
 CODE = ".. GENERATED FROM PYTHON SOURCE LINES"  # in a page of the gallery, where the text ends
 OUTPUT = """
@@ -67,6 +73,8 @@ def read(app: Any, docname: str, source: list[str]) -> None:
         return  # a page that Sphinx made itself
     if docname in WHOLE:
         source[0] += (ROOT / file).read_text(encoding="utf-8")
+    if LIVE.is_file():
+        source[0] = source[0].replace(PLACE, FRAME)
     if docname in MADE:
         source[0] += MADE[docname]()
     app.env.note_dependency(str(ROOT / file))

@@ -22,7 +22,8 @@ extensions = [
 ]
 templates_path = ["_templates"]
 default_role = "py:obj"  # a name in single backticks is a link where the site has a page of it
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache"]  # of functions
+smartquotes = False  # --option is no dash
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

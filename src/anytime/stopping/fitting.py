@@ -17,6 +17,8 @@ from anytime.stopping.value import value_of_computation
 from anytime.support.units import parse_budget
 from anytime.trace import Trace, labelled
 
+__all__ = ["Goal", "fit_rule"]
+
 METHODS = ("confidence", "budgeted", "value", "learned")
 
 

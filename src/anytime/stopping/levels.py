@@ -13,6 +13,8 @@ from anytime.analysis.taxonomy import level_accuracies
 from anytime.model import AnytimeModel
 from anytime.trace import Trace
 
+__all__ = ["LevelChoice", "answer_text", "choose_levels", "chosen_accuracy", "highest_target"]
+
 
 @dataclass(frozen=True)
 class LevelChoice:

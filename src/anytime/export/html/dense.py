@@ -16,6 +16,7 @@ def dense(data: bytes) -> str:
     The last symbols may hold more bits than there are data.
 
     Example:
+        >>> from anytime.export.html.dense import dense
         >>> dense(b"abc")
         '0X-\\x18'
     """

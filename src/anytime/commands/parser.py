@@ -62,7 +62,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_trust(self) -> None:
         """Adds `--trust`."""
-        self.add_argument("--trust", action="store_true", help="import custom classes named in files; this can run any code")
+        what = "import custom classes named in files, and load compiled exports; this can run any code"
+        self.add_argument("--trust", action="store_true", help=what)
 
     def add_overwrite(self, what: str) -> None:
         """Adds `--overwrite`, for `check_free`."""

@@ -160,7 +160,7 @@ def export_model(
             whole=whole,
         )
         write_manifest(part, manifest)
-        exported = load_export(part, own=True)
+        exported = load_export(part, own=manifest)
         compared = compare(model, exported, images)
         manifest = _with(manifest, compared)
         if whole is not None:
@@ -174,7 +174,7 @@ def export_model(
     if model.info.trusted:
         remember(directory / MANIFEST, consent_text(written))
     remember_code(directory, written)
-    return load_export(directory, own=True)
+    return load_export(directory, own=written)
 
 
 def _to_int8(

@@ -179,8 +179,9 @@ def is_remembered(path: Path, content: str) -> bool:
 
 
 def _record(path: Path) -> Path:
-    given = os.environ.get("XDG_STATE_HOME")
-    state = Path(given) if given else Path.home() / ("AppData/Local" if sys.platform == "win32" else ".local/state")
+    given = os.environ.get("XDG_STATE_HOME", "")  # only an absolute path counts: the working directory may be a stranger's
+    home = "AppData/Local" if sys.platform == "win32" else ".local/state"
+    state = Path(given) if os.path.isabs(given) else Path.home() / home
     return state / "anytime" / "trusted" / _digest(str(path.resolve()))
 
 

@@ -247,14 +247,14 @@ def _check_state(manifest: Manifest, directory: Path, most: int) -> None:
 
 
 @register_loader(MANIFEST)
-def load_export(directory: str | os.PathLike[str], trust: bool = False, own: bool = False) -> ExportedModel:
+def load_export(directory: str | os.PathLike[str], trust: bool = False, own: Manifest | None = None) -> ExportedModel:
     """An exported folder as a model, computed by its engine with as many threads as torch has now.
 
     Args:
         directory: What `anytime export` wrote.
         trust: Whether import paths that its recipe names, such as a data set's, may be imported, see `anytime.load`, and
             whether what its files hold may be executed, if its engine does that.
-        own: Whether this process wrote the files, so that they may be executed.
+        own: What this process wrote there, which may be executed; not what has taken its place since.
 
     Raises:
         ImportError: The engine is not installed.
@@ -269,7 +269,9 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False, own: boo
     if not info.trusted:
         _check_size(manifest, info.resize_ratio)
     load, version, precisions, executes = ENGINES[manifest.engine]
-    if executes and not (own or trust or is_remembered(directory / manifest.steps[0].file, _text_of(manifest))):
+    text = _text_of(manifest)
+    known = own is not None and _text_of(own) == text
+    if executes and not (trust or known or is_remembered(directory / manifest.steps[0].file, text)):
         raise UntrustedName(
             f"{directory} holds compiled libraries of the engine {manifest.engine!r}: loading them may run any code; if you "
             "trust this folder, use trust=True, or --trust on the command line"

@@ -1,12 +1,15 @@
 """Pages are true: their code runs and prints what they show, their commands have these options, the picture is drawn anew."""
 
+import functools
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import anytime
 from anytime.cli import COMMANDS, main
 from anytime.registry import list_models
 from decision_guide import QUESTIONS, drawing
@@ -22,7 +25,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def test_ten_lines_print_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ten_lines_print_what_the_page_shows(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = functools.partial(anytime.profile, warmup=1, contract=False)
+    monkeypatch.setattr(anytime, "profile", lambda model, size, repeats: quick(model, size, repeats=min(repeats, 2)))
     (code,), (shown,) = blocks("start/quickstart", "python"), blocks("start/quickstart", "text")
     exec(compile(code, "quickstart.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
@@ -68,3 +73,9 @@ def test_the_decision_guide_is_drawn_anew_and_names_models() -> None:
     names = [name for *_, answers in QUESTIONS for *_, named in answers for name in re.findall(r"\b[a-z_]+\b\*?", named)]
     known = [*list_models(), *COMMANDS, "anytime", "edge", "regime", "joint", "mixed", "or", "heads_only", "watch"]
     assert [name for name in names if not any(model.startswith(name.rstrip("*")) for model in known)] == []
+
+
+def test_the_install_matrix_has_every_extra() -> None:
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "start/install.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(project["optional-dependencies"])

@@ -55,6 +55,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.autosummary")
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", with_plain_bars)
+    app.connect("autodoc-skip-member", skipped)
     app.config.autosummary_context["elsewhere"] = lambda module: () if module == "anytime" else anytime.__all__
     return {"parallel_read_safe": True}
 
@@ -62,6 +63,11 @@ def setup(app: Any) -> dict[str, bool]:
 def with_plain_bars(app: Any, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     """In a formula of a docstring |x| is an absolute value or a size, never a substitution."""
     lines[:] = [line.replace("|", r"\|") for line in lines]
+
+
+def skipped(app: Any, what: str, name: str, thing: object, skip: bool, options: object) -> bool | None:
+    """Leaves out the fields of named tuples, which the docstring of the class describes."""
+    return True if type(thing).__name__ == "_tuplegetter" else None
 
 
 def read(app: Any, docname: str, source: list[str]) -> None:

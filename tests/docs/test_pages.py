@@ -12,6 +12,7 @@ import pytest
 import anytime
 from anytime.cli import COMMANDS, main
 from anytime.registry import list_models
+from anytime.support.folders import OWN
 from decision_guide import QUESTIONS, drawing
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -79,3 +80,10 @@ def test_the_install_matrix_has_every_extra() -> None:
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "start/install.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(rows) == sorted(project["optional-dependencies"])
+
+
+def test_the_page_on_files_has_every_file_of_a_run_directory() -> None:
+    page = (DOCS / "reference/files.md").read_text(encoding="utf-8")
+    named = [name for name in OWN if not re.search(r"[*]|^\.|validation|^figures/|^tensorboard/", name)]
+    assert len(named) >= 10
+    assert [name for name in named if f"`{name}`" not in page] == []

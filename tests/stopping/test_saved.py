@@ -13,6 +13,7 @@ from anytime.combine import Caching, Last, Mixture, Product, Temperature
 from anytime.stopping import (
     AllOf,
     Confidence,
+    Deadline,
     Entropy,
     Fitted,
     MacBudget,
@@ -156,12 +157,21 @@ def test_a_rule_and_its_number_are_given_as_text(text: str, rule: Rule) -> None:
     assert resolve(model, text)[0] == Never()
 
 
+def test_budgets_in_text_may_have_units() -> None:
+    assert resolve(tiny(), "deadline=5ms")[0] == Deadline(0.005) == resolve(tiny(), "deadline=0.005")[0]
+    assert resolve(tiny(), "mac_budget=20M")[0] == MacBudget(20e6)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("confidenc=0.9", "did you mean 'confidence'"),
         ("confidence=", "confidence=VALUE needs a number, got ''"),
         ("confidence=high", "confidence=VALUE needs a number, got 'high'"),
+        ("confidence=5ms", "confidence=VALUE needs a number, got '5ms'"),
+        ("deadline=50%", "deadline=VALUE needs a number or a time such as 5ms, got '50%'"),
+        ("mac_budget=50%", "mac_budget=VALUE needs a number or an amount such as 20M, got '50%'"),
+        ("mac_budget=5ms", "needs a number or an amount such as 20M, got '5ms'"),
         ("confidence=2", "never stop; got 2"),
         ("confidence=nan", "must be at least 0"),
         ("patience=0.5", "whole number of steps"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,7 @@ from anytime.combine import Caching, Combiner, Last, Mixture, Product, combiner
 from anytime.model import AnytimeModel
 from anytime.stopping.rules import Never, Rule, rule
 from anytime.support.names import nearest
+from anytime.support.units import parse_budget
 
 _SIMPLE = (Last.kind, Caching.kind, Product.kind)  # combiners that need no fitting
 
@@ -121,18 +124,31 @@ def _check_task(model: AnytimeModel, stop: Rule | None, combine: str | Combiner 
 
 
 def rule_from_text(text: str) -> Rule:
-    """A rule from its name and the number that it is made with first: `"confidence=0.9"`; ValueError if it is no such text."""
+    """A rule from its name and the number that it is made with first; ValueError if it is no such text.
+
+    Examples: `"confidence=0.9"`, `"deadline=5ms"`, `"mac_budget=20M"`.
+    """
     name, _, value = (part.strip() for part in text.partition("="))
     if name not in Rule.kinds:
         return rule(name)  # raises an error with the nearest name
-    try:
-        number: float = int(value) if value.isdecimal() else float(value)
-    except ValueError:
-        raise ValueError(f"{name}=VALUE needs a number, got {value!r}") from None
+    number = _number(name, value)
     try:
         return Rule.kinds[name](number)
     except TypeError:
         raise ValueError(f"a rule {name!r} is not made from one number, got {text!r}") from None
+
+
+def _number(name: str, value: str) -> float:
+    """A number, or an amount with a unit where the rule reads that cost."""
+    with suppress(ValueError):
+        return int(value) if value.isdecimal() else float(value)
+    example = {"seconds": " or a time such as 5ms", "macs": " or an amount such as 20M"}
+    cost = getattr(Rule.kinds[name], "cost", "")
+    with suppress(ValueError):
+        amount, unit = parse_budget(value, math.nan)
+        if unit == cost and not math.isnan(amount):
+            return amount
+    raise ValueError(f"{name}=VALUE needs a number{example.get(cost, '')}, got {value!r}")
 
 
 def _never_fitted(name: str, saved: Mapping[str, Any]) -> str:

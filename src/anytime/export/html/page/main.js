@@ -120,7 +120,8 @@ class Page {
     get("drift").textContent = this.network.drift.slowdown.toFixed(2);
     if (facts.accuracy) {
       const reached = this.deadlines.filter((d) => d <= deadline).length;
-      get("share").textContent = reached ? `${(100 * facts.accuracy[reached - 1]).toFixed(2)} %` : "none";
+      const share = reached ? `${(100 * facts.accuracy[reached - 1]).toFixed(2)} %` : "none";
+      get("share").textContent = this.rule.stop.kind === "never" ? share : `${share} without the rule`;
     }
   }
 
@@ -289,7 +290,10 @@ function connect(page) {
   });
   get("play").addEventListener("click", () => page.play());
   get("camera").addEventListener("click", () => page.watch());
-  get("file").addEventListener("change", ({ target }) => target.files[0] && page.open(target.files[0]));
+  get("file").addEventListener("change", ({ target }) => {
+    if (target.files[0]) page.open(target.files[0]);
+    target.value = ""; // so that the same file can be chosen again
+  });
   for (const kind of ["dragover", "dragleave", "drop"])
     addEventListener(kind, (event) => {
       event.preventDefault();

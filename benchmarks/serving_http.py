@@ -1,14 +1,15 @@
 """The server over HTTP: CPU time of a request besides the model, and a soak with hostile clients.
 
     python benchmarks/serving_http.py overhead [--requests 2000] [--out FILE]
-    python benchmarks/serving_http.py soak [--seconds 600] [--load 2] [--out FILE]
+    python benchmarks/serving_http.py soak [--seconds 600] [--load 2] [--kill] [--out FILE]
 
 Overhead: raw pixels over a connection that is kept alive. `loop_ms` is the CPU time of the thread that reads and answers
 requests; `other_ms` that of the others, which run the model and the scheduler.
 
 Soak: open-loop Poisson arrivals. Each image is of one colour, and any answer that the network gives to it by itself is right;
 the answer to another image would show. Some clients disconnect, some send broken bodies, and with --kill the thread that
-computes dies from time to time. Every request must be accounted for in the metrics, and the memory must not grow.
+computes dies every 5 seconds. The command fails unless every request has a reply, all are accounted for in the metrics, no
+answer is that to another image, and the memory stays flat.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ MODEL = "anytimenet_cifar10"
 PATH = f"/v2/models/{MODEL}/predict"
 COLOURS = [(r, g, b) for r in (0, 128, 255) for g in (0, 128, 255) for b in (0, 128, 255)]
 PATIENCE = 30  # seconds for a reply
+GROWTH = 0.05  # of the memory, from the second quarter of a soak to its last
 KILLING = """
 import asyncio, ctypes, random, sys, threading, anytime.commands.serve as serve
 from anytime.server import launch
 def kill():  # raises an error in the thread that computes, between two of its instructions
     for thread in threading.enumerate():
-        if thread.name == "anytime-worker":
+        if thread.name == "anytime-worker" and thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(MemoryError))
-    threading.Timer(20, kill).start()
+    threading.Timer(5, kill).start()
 timer = threading.Timer(5, kill); timer.daemon = True
 if "--kill" in sys.argv:
     timer.start()
@@ -73,9 +75,13 @@ class Served:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def end(self) -> int:
-        """The exit code after SIGTERM."""
+        """The exit code after SIGTERM; -9 if the server does not end within a minute."""
         self.process.terminate()
-        return self.process.wait(30)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
 
 async def request(
@@ -140,16 +146,14 @@ async def soak(served: Served, seconds: float, load: float) -> dict[str, Any]:
         deadline = {"Anytime-Deadline": f"{source.choice([1.5, 4, 12]) * served.full:.6f}s"}
         try:
             if kind == "broken":
-                status, _ = await request(
-                    served.port, frames[n][: source.randrange(3000)], {**raw, "Content-Length": "3072"}, 0.01
-                )
+                call = request(served.port, frames[n][: source.randrange(3000)], {**raw, "Content-Length": "3072"}, 0.01)
             elif kind == "wrong":
-                status, _ = await request(served.port, os.urandom(100), {"Content-Type": "image/jpeg"})
+                call = request(served.port, os.urandom(100), {"Content-Type": "image/jpeg"})
             else:
-                leave = served.full / 2 if kind == "leaves" else None
-                status, content = await request(served.port, frames[n], raw | deadline, leave)
-                if status == 200 and json.loads(content)["label"] not in expected[n]:
-                    status = -2  # the answer to another image
+                call = request(served.port, frames[n], raw | deadline, served.full / 2 if kind == "leaves" else None)
+            status, content = await asyncio.wait_for(call, PATIENCE)
+            if kind == "plain" and status == 200 and json.loads(content)["label"] not in expected[n]:
+                status = -2  # the answer to another image
         except (OSError, TimeoutError):
             status = -1
         key = f"{kind} {status}"
@@ -159,23 +163,35 @@ async def soak(served: Served, seconds: float, load: float) -> dict[str, Any]:
     while time.monotonic() < end:
         await asyncio.sleep(source.expovariate(load / served.full))
         kind = source.choices(["plain", "leaves", "broken", "wrong"], [90, 4, 3, 3])[0]
-        task = asyncio.create_task(asyncio.wait_for(one(kind), PATIENCE))
+        task = asyncio.create_task(one(kind))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         if source.random() < 0.01:
             memory.append(served.memory())
     await asyncio.gather(*tasks)
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # those who left are noticed
     values = await metric(served.port)
     counted = {
         key.split('outcome="')[1][:-2]: value for key, value in values.items() if key.startswith("anytime_requests_total")
     }
-    tenth = max(len(memory) // 10, 1)
+    quarter = max(len(memory) // 4, 1)
     return {
         "outcomes": dict(sorted(outcomes.items())), "counted": counted, "live": values[f'anytime_live{{model="{MODEL}"}}'],
         "restarts": values[f'anytime_worker_restarts_total{{model="{MODEL}"}}'], "sent": sum(outcomes.values()),
-        "memory_start": statistics.median(memory[:tenth]), "memory_end": statistics.median(memory[-tenth:]),
+        "memory_start": statistics.median(memory[quarter : 2 * quarter]), "memory_end": statistics.median(memory[-quarter:]),
     }  # fmt: skip
+
+
+def faults(results: dict[str, Any], code: int) -> list[str]:
+    """What a soak must not show, as sentences."""
+    found = [f"{count} requests ended as {kind!r}" for kind, count in results["outcomes"].items() if " -" in kind]
+    if (counted := sum(results["counted"].values())) != results["sent"]:
+        found.append(f"{results['sent']} requests were sent, the metrics count {counted:.0f}")
+    if results["live"]:
+        found.append(f"{results['live']:.0f} requests are still live")
+    if results["memory_end"] > (1 + GROWTH) * results["memory_start"]:
+        found.append(f"the memory has grown from {results['memory_start']:,} to {results['memory_end']:,} bytes")
+    return found + [f"the server ended with exit code {code}"] * (code != 0)
 
 
 def main() -> None:
@@ -196,8 +212,11 @@ def main() -> None:
             results = asyncio.run(soak(served, options.seconds, options.load))
     finally:
         code = served.end()
-    print(json.dumps(results, indent=1))
+    found = faults(results, code) if options.what == "soak" else []
+    print(json.dumps(results, indent=1), *found, sep="\n")
     harness.write(options.out, {**results, "exit_code": code, **harness.environment("cpu")})
+    if found:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,19 @@ def document(**changes: Any) -> bytes:
     return json.dumps(infer_body(HALF) | changes).encode()
 
 
-WRONG_TIMES = ("NaN", "", "5 min", "0x10ms", "x" * 999)
-WRONG_SHAPES = ("4,4", "4,4,x", "-4,-4,3", "9" * 50 + ",1,1", "0,0,0", "²,4,3")
+NO_TIMES = ("", "\t", "x" * 999, "NaN", "nanms", "ms", "[5]", "true")
+WRONG_TIMES = (*NO_TIMES, "5 min", "5 m", "0x10ms", "5msms", "--5ms", "1,5ms", "5ms; 6ms")
+WRONG_SHAPES = ("4,4", "4,4,x", "-4,-4,3", "9" * 50 + ",1,1", "0,0,0", "²,4,3", "4;4;3", "4,4,3,1", "4.0,4,3", "", "None")
+STARTS = b"GIF89a|BM|RIFF....WEBPVP8 |II*|<svg/>|PK\3\4|%PDF-1.7|\x89PNG\r\n\x1a\n|\xff\xd8\xff\xe0|\xff\xd8\xff\xd9"
+NO_IMAGES = (bytes(99), *(start + bytes(60) for start in STARTS.split(b"|")))
+WRONG_TYPES = (
+    "image/gif",
+    "image/webp",
+    "application/json",
+    "multipart/form-data; boundary=a",
+    "image/png, image/png",
+    "x" * 99,
+)
 HOSTILE: list[tuple[str, bytes, dict[str, str], int, str]] = [
     *((PREDICT, GREY, {**RAW, "anytime-deadline": text}, 400, "Anytime-Deadline must be") for text in WRONG_TIMES),
     (PREDICT, GREY, {**RAW, "anytime-deadline": "-5ms"}, 504, "no answer within -5 ms"),
@@ -73,7 +84,8 @@ HOSTILE: list[tuple[str, bytes, dict[str, str], int, str]] = [
     *((PREDICT, GREY, {**RAW, "anytime-shape": text}, 400, "") for text in WRONG_SHAPES),
     (PREDICT, b"", {**RAW, "anytime-shape": "0,4,3"}, 400, "a frame must be"),
     (PREDICT, bytes(16), {**RAW, "anytime-shape": "2,2,4"}, 400, "a frame must be"),
-    (PREDICT, b"GIF89a", IMAGE, 400, "no JPEG or PNG image"),
+    *((PREDICT, body, IMAGE, 400, "no JPEG or PNG image") for body in NO_IMAGES),
+    *((PREDICT, GREY, {"content-type": kind}, 415, "Content-Type must be") for kind in WRONG_TYPES),
     (PREDICT, b"", IMAGE, 400, "no JPEG or PNG image"),
     (PREDICT, png()[:45], IMAGE, 400, "damaged"),
     (PREDICT, bomb(), IMAGE, 413, "more than 33,554,432"),
@@ -126,6 +138,8 @@ HOSTILE: list[tuple[str, bytes, dict[str, str], int, str]] = [
 
 
 def test_hostile_requests_get_a_status_and_a_sentence(play: Play, worker: Any) -> None:
+    assert len(HOSTILE) >= 100
+
     async def scenario(client: Any, server: Any) -> None:
         for path, body, headers, status, says in HOSTILE:
             reply = await client.call("POST", path, body, headers)

@@ -14,6 +14,7 @@ from anytime.models.common.steps import require_step_left
 from anytime.models.surgery.attach.attributes import Watch
 from anytime.models.surgery.attach.cut_points import Cut
 from anytime.models.surgery.attach.segments import Stage
+from anytime.models.surgery.attach.stored import in_precision_of
 
 
 class AttachedState(NamedTuple):
@@ -30,8 +31,9 @@ class AttachedExits(AnytimeModel):
     """h_t = stage_t(h_{t-1}), logits_t = head_t(h_t); the last stage ends with the backbone's own logits.
 
     The stages are the backbone's forward, cut once; they hold no weights. Where the rest needs several tensors, h_t holds
-    all of them, and the head reads the one into which most of the cost has gone (`anytime.models.surgery.attach.state`). All
-    weights belong to `backbone`, under its own names in the state dict (`backbone.layer1.0...`), or to the `heads`.
+    all of them, and the head reads the one into which most of the cost has gone (`anytime.models.surgery.attach.state`).
+    Normalised images are converted to the precision of the network, and what a head reads to that of the head. All weights
+    belong to `backbone`, under its own names in the state dict (`backbone.layer1.0...`), or to the `heads`.
     `backbone` is the unchanged network: it can be loaded, trained, frozen, put into eval mode and taken out again by itself.
     Hooks that are put on a cut container later raise ValueError; those on the layers inside it run.
     Built by `attach_exits` or `create_model("attach")`.
@@ -80,6 +82,7 @@ class AttachedExits(AnytimeModel):
 
     def initial_state(self, x: Tensor) -> Any:
         self.check_input(x)
+        x = in_precision_of(self.backbone, self.normalize(x))
         if self._watch is not None:
             self._watch.check(x)
         if self.size is not None and tuple(x.shape[2:]) != self.size:
@@ -87,7 +90,7 @@ class AttachedExits(AnytimeModel):
                 f"this network was cut for images of {self.size[0]}x{self.size[1]} pixels, got {x.shape[2]}x{x.shape[3]}; "
                 "build it with input_size=(channels, height, width)"
             )
-        return AttachedState(0, self.normalize(x))
+        return AttachedState(0, x)
 
     def step(self, state: Any) -> tuple[Tensor, Any]:
         require_step_left(state.step, self.num_steps)
@@ -100,7 +103,9 @@ class AttachedExits(AnytimeModel):
         return h.permute(0, 3, 1, 2) if t < len(self.cuts) and self.cuts[t].channels_last else h
 
     def _answer(self, t: int, h: Tensor) -> Tensor:
-        return self.heads[t](h) if t < len(self.cuts) else h
+        if t == len(self.cuts):
+            return h
+        return self.heads[t](h if torch.is_autocast_enabled(h.device.type) else in_precision_of(self.heads[t], h))
 
     def jump(self, x: Tensor, step: int) -> tuple[Tensor, Any]:
         """Runs the stages up to `step` without the earlier heads."""

@@ -23,6 +23,11 @@ def stored_tensors(network: nn.Module) -> dict[int, tuple[Tensor, str]]:
     return found
 
 
+def in_precision_of(network: nn.Module, x: Tensor) -> Tensor:
+    """A tensor in the precision of a network's first weight; as it is for a network without weights."""
+    return x.to(next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), x.dtype))
+
+
 class Memory:
     """Where tensors lie: views share memory, so what is written through one of them is in all of them.
 

@@ -118,7 +118,9 @@ def test_another_engine_is_an_error_of_one_sentence(engine: Path, tmp_path: Path
     with pytest.raises(FileNotFoundError, match="does not hold onnxruntime-web"):
         web_engine.web_engine(tmp_path)
     monkeypatch.setattr(web_engine, "ADDRESS", (tmp_path / "missing.tgz").as_uri())
-    with pytest.raises(RuntimeError, match=r"missing\.tgz"):
+    with pytest.raises(
+        ValueError, match=r"the download of file:.*missing\.tgz failed: .*; try again, or give --onnxruntime-web"
+    ):
         web_engine.web_engine(download=True)
     assert web_engine.kept_engine() is None
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anytime.data.base import default_root
-from anytime.data.files import ARCHIVE_ERRORS, downloading
+from anytime.data.files import ARCHIVE_ERRORS, NETWORK_ERRORS
 from anytime.support.files import atomic_write
+from anytime.support.text import one_line
 
 VERSION = "1.22.0"
 ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
@@ -45,16 +46,14 @@ def web_engine(given: Path | None = None, download: bool = False) -> WebEngine:
 
     Raises:
         FileNotFoundError: It is not there, or the given place does not hold it.
-        ValueError: A file is damaged, or of another version.
-        RuntimeError: The download fails.
+        ValueError: A file is damaged, or of another version, or the download fails.
     """
     if given is None and (kept := kept_engine()) is not None:
         return kept
     if given is not None:
         files = _from_folder(given) if given.is_dir() else _from_archive(_read(given), str(given))
     elif download:
-        with downloading(ADDRESS), urllib.request.urlopen(ADDRESS, timeout=60) as response:
-            files = _from_archive(response.read(_MOST), ADDRESS)
+        files = _from_archive(_downloaded(), ADDRESS)
     else:
         raise FileNotFoundError(
             f"the page needs onnxruntime-web {VERSION}, which is not in {_folder()}: give --download to fetch it (20 MB), "
@@ -85,6 +84,16 @@ def _folder() -> Path:
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(_MOST)
+
+
+def _downloaded() -> bytes:
+    try:
+        with urllib.request.urlopen(ADDRESS, timeout=60) as response:
+            return response.read(_MOST)
+    except NETWORK_ERRORS as error:
+        raise ValueError(
+            f"onnxruntime-web: the download of {ADDRESS} failed: {one_line(error)}; try again, or give --onnxruntime-web"
+        ) from error
 
 
 def _from_folder(folder: Path) -> dict[str, bytes]:

@@ -340,7 +340,7 @@ def test_an_export_for_openvino(tmp_path: Path) -> None:
     [
         (["--max-loss", "1%"], "--max-loss, --root and --download are for --precision int8"),
         (["--precision", "int8", "--max-loss", "5"], "--max-loss must be a share such as 1% or 0.01, got '5'"),
-        (["--precision", "int8", "--engine", "openvino"], "precision of the engine 'openvino' must be one of"),
+        (["--precision", "int8", "--engine", "aoti"], "precision of the engine 'aoti' must be one of float32, got 'int8'"),
     ],
 )
 def test_wrong_words(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -28,16 +28,19 @@ class ExportCheck:
     images: dict[str, int]
 
 
-def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None = None) -> ExportCheck:
+def compare(
+    model: AnytimeModel, exported: ExportedModel, images: Tensor | None = None, tolerance: float | None = None
+) -> ExportCheck:
     """Compares all answers on random images, on photographs and on given ones; one by one and in a batch.
 
     Args:
         model: The model, in eval mode, on the CPU and in float32.
         exported: Its export.
         images: Further images `[N, C, H, W]` in [0, 1].
+        tolerance: The accepted difference; default: that of the precision.
 
     Raises:
-        ValueError: An answer differs by more than the tolerance of the precision; the message names the step.
+        ValueError: An answer differs by more than the tolerance; the message names the step.
     """
     kinds = {"random": torch.rand(RANDOM, *exported.manifest.input_size, generator=torch.Generator().manual_seed(1))}
     if exported.in_channels in (1, 3):
@@ -45,7 +48,7 @@ def compare(model: AnytimeModel, exported: ExportedModel, images: Tensor | None 
     if images is not None:
         kinds["given"] = images.detach().to("cpu", torch.float32)
     x = torch.cat([*kinds.values()])
-    tolerance = TOLERANCES[exported.manifest.precision]
+    tolerance = TOLERANCES[exported.manifest.precision] if tolerance is None else tolerance
     with torch.inference_mode():
         batches = [x, x[:1]] if exported.manifest.batch is None else [x]
         worst = torch.zeros(model.num_steps)

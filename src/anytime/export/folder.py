@@ -75,8 +75,8 @@ def export_model(
         model: A trained model; it is not changed.
         directory: The folder to make.
         engine: "onnx" (ONNX Runtime), "openvino", or "aoti" (AOTInductor, which compiles for this processor and this torch).
-        precision: What the engine computes in: "float32"; with OpenVINO also "bfloat16"; with ONNX Runtime also "int8", made
-            of the export in float32 and judged by `calibration`.
+        precision: What the engine computes in: "float32"; with OpenVINO also "bfloat16"; with OpenVINO and ONNX Runtime also
+            "int8", made of the export in float32 and judged by `calibration`.
         batch: 1, or "dynamic" for graphs that take any number of images at a time.
         input_size: (channels, height, width), or the side of square colour images; default: what the model knows.
         images: Further images `[N, C, H, W]` in [0, 1] to compare on.
@@ -115,6 +115,8 @@ def export_model(
     check_names(model.info, model.num_classes)
     require, make, suffix = CONVERTERS[engine]
     require()
+    if calibration:
+        require_engine()  # whose quantiser makes INT8 for OpenVINO as well
     size = image_size(input_size) if input_size is not None else known_input_size(model)
     if size is None:
         raise ValueError("the model does not know the size of its images; give input_size=(channels, height, width)")
@@ -192,8 +194,14 @@ def _to_int8(
         (part / file).write_bytes(data)
         steps.append(replace(exact.manifest.steps[t - 1], file=file, sha256=hashlib.sha256(data).hexdigest()))
     manifest = replace(exact.manifest, precision="int8", tolerance=TOLERANCES["int8"], steps=tuple(steps))
+    write_manifest(part, replace(manifest, engine="onnx"))
+    reference = load_export(part)
     write_manifest(part, manifest)
     made = load_export(part)
+    try:  # an engine that makes wrong numbers is found here, even if that costs no accuracy
+        compare(reference, made, tolerance=TOLERANCES["bfloat16"])
+    except ValueError as error:
+        raise ValueError(f"{manifest.engine} computes INT8 otherwise than ONNX Runtime: {error}") from error
     rows = loss_of(exact, made, calibration)
     if accepted is not None:
         accepted(rows)

@@ -51,7 +51,7 @@ class EngineKind(NamedTuple):
 
 ENGINES = {
     "onnx": EngineKind(OnnxGraph, onnx.engine_version, ("float32", "int8")),
-    "openvino": EngineKind(OpenvinoGraph, openvino.engine_version, ("float32", "bfloat16")),
+    "openvino": EngineKind(OpenvinoGraph, openvino.engine_version, ("float32", "bfloat16", "int8")),
     "aoti": EngineKind(AotiGraph, aoti.engine_version, ("float32",), executes=True),
 }
 

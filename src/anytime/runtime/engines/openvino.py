@@ -20,7 +20,7 @@ from anytime.runtime.forks import renew_after_fork
 from anytime.support.text import one_line
 
 _WARMUP = 3
-_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # int8: what the graph does not say to be of 8 bits
 _KINDS = {
     **{"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "i32": "int32"},
     **{"i8": "int8", "u8": "uint8", "boolean": "bool"},
@@ -62,7 +62,7 @@ class OpenvinoGraph:
         threads: Threads to compute with.
         allowance: What the graphs of the export may take together; this one takes its share.
         uses: Steps that compute this graph.
-        precision: What it computes in, "float32" or "bfloat16".
+        precision: What it computes in, "float32", "bfloat16" or "int8".
 
     Raises:
         ImportError: OpenVINO is not installed.

@@ -83,7 +83,8 @@ class Trainer:
         else:
             run = Path(flags.pop(flags.index("--run") + 1))
             flags.remove("--run")
-            rate = float(next(flag for flag in flags if "optimizer.lr=" in flag).partition("=")[2])
+            assert not any("optimizer" in word for word in flags), "a typed value may be imported"
+            rate = yaml.safe_load(Path(flags[3]).read_text())["optimizer"]["init_args"]["lr"]
             create_run(run, trained(flags[1], rate))
         end = self.ends.pop(int(run.name.removeprefix("trial_")), None)
         if isinstance(end, BaseException):
@@ -206,6 +207,10 @@ def test_the_best_set_becomes_a_recipe(recipe, monkeypatch):
     monkeypatch.setattr(searching, "draw", lambda *_: Figure())
     assert make(recipe).run(5, again, lines.append) == sentence
     assert not again.asked
+    table = Path("out", f"trial_{best:03}", "metrics", "metrics.csv")
+    table.write_text(table.read_text().replace(",0.", ",0.0"))
+    with pytest.raises(ValueError, match=rf"log says that val/loss of trial_{best:03} is .*, but .*metrics\.csv says"):
+        make(recipe).run(5, again, lines.append)
 
 
 def test_an_interrupted_search_continues_as_if_it_had_not_been(recipe, monkeypatch):
@@ -218,6 +223,8 @@ def test_an_interrupted_search_continues_as_if_it_had_not_been(recipe, monkeypat
     interrupted = rates()
     make(recipe, "whole").run(2, Trainer(), lambda _: None)
     assert rates("whole") == interrupted
+    with pytest.raises(UsageError, match=r"out holds a search with data.root .*elsewhere'\)"):
+        make(recipe, flags=["--data.root=elsewhere"]).run(2, Trainer(), lambda _: None)
     with pytest.raises(
         UsageError, match=r"out holds a search with metric 'val/loss' \(wanted 'val/accuracy'\); choose another"
     ):
@@ -264,6 +271,29 @@ def test_a_table_that_is_being_written_is_read(tmp_path):
     table = tmp_path / "metrics" / "metrics.csv"
     table.write_text(f"{HEAD}0,2,,0.5,0.4,0.5,1.25\n0,2,2.5,,,,\n1,5,,0.6,0.5,0.6,1.12345")
     assert {epoch: row["val/loss"] for epoch, row in validated(tmp_path).items()} == {0: 1.25}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("inf,2,,0.5,0.4,0.5,1.25", "cannot convert float infinity"),
+        (",2,,0.5,0.4,0.5,1.25", "'epoch'"),
+        ("0,2,,0.5,x,0.5,1.25", "could not convert"),
+        (f"0,2,,0.5,{'a' * 200_000},0.5,1.25", "field larger"),
+        ("0,2,,0.5,7,0.5,1.25", "val/accuracy_1 is 7.0, not in 0..1"),
+        ("0,2,,0.5,nan,0.5,1.25", "val/accuracy_1 is nan"),
+        ("0,2,,0.5,,0.5,1.25", "no val/accuracy_1"),
+    ],
+)
+def test_a_damaged_table_is_one_sentence(tmp_path, row, says):
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "metrics.csv").write_text(f"{HEAD}{row}\n")
+    metric = object.__new__(Metric)
+    metric.name = "val/accuracy_1"
+    with pytest.raises(ValueError, match="is damaged") as raised:
+        metric.last({}, tmp_path)
+    assert says in str(raised.value)
+    assert "metrics.csv" in str(raised.value)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     space = read_space(options.space)
     search = Search(options.config, options.space, space, tuple(flags), folder, options.metric, options.trust)
     try:
-        with names_from(options.config, options.trust, typed_paths(flags)):
+        with names_from(f"{options.config} or {options.space}", options.trust, typed_paths(flags)):
             found = search.run(options.trials, say=lambda line: print(printable(line), flush=True))
     except TrainingStopped as stopped:
         if stopped.log.is_file():

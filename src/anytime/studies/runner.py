@@ -56,6 +56,7 @@ class TrainingRun:
         seed: Seed over the recipe.
         views: The recorded networks by name: a view of the trained model, or None for the model itself.
         trust: Whether the training may import the custom classes that the recipe names.
+        over: Recipes over the recipe and below the flags.
     """
 
     name: str
@@ -64,10 +65,11 @@ class TrainingRun:
     seed: int
     views: Mapping[str, View | None] = field(compare=False)
     trust: bool = field(default=False, compare=False)
+    over: tuple[Path, ...] = ()
 
     def config(self) -> Config:
         """The resolved configuration."""
-        return parse([*self.flags, f"--seed={self.seed}"], [self.recipe])
+        return parse([*self.flags, f"--seed={self.seed}"], [self.recipe, *self.over])
 
     def arguments(self, folder: Path, status: RunStatus) -> list[str]:
         """The arguments of `anytime train` that start or resume it in `folder`."""
@@ -75,7 +77,8 @@ class TrainingRun:
         if status == "resume":
             return ["--resume", run, *(["--trust"] if is_consented() else [])]
         trust = ["--trust"] if self.trust else []
-        return ["--config", str(self.recipe), *self.flags, f"--seed={self.seed}", "--run", run, *trust]
+        recipes = [word for recipe in (self.recipe, *self.over) for word in ("--config", str(recipe))]
+        return [*recipes, *self.flags, f"--seed={self.seed}", "--run", run, *trust]
 
 
 def slug(name: str) -> str:

@@ -37,11 +37,17 @@ _MOST = 10_000  # entries that are looked at
 def check_folder(folder: Path) -> None:
     """Raises ValueError if `check_file` does for an entry of this library, or one of its folders is a link or holds any."""
     for entry, inside in _own_entries(folder):
-        if entry.is_symlink() and (inside or entry.name in (LOCK, *FOLDERS)):  # others than this library write there
-            raise ValueError(f"{entry.path} is a link, and nothing is written through links; put there what it leads to")
+        if inside or entry.name in (LOCK, *FOLDERS):  # others than this library write there
+            check_no_link(entry.path)
         check_file(entry.path)
         if not inside and entry.name not in FOLDERS and entry.is_dir():
             raise ValueError(f"{entry.path} is a folder, where this library has a file; move it away")
+
+
+def check_no_link(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if `path` is a link: nothing is written through links."""
+    if os.path.islink(path):
+        raise ValueError(f"{path} is a link, and nothing is written through links; put there what it leads to")
 
 
 def check_file(path: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,20 +18,21 @@ import yaml
 from anytime.studies.executors.subprocess import TrainingStopped, log_end, train_in_subprocess
 from anytime.studies.runner import TrainingRun, effective, run_status, time_text, train_one
 from anytime.studies.tuning.drawing import draw
+from anytime.studies.tuning.journal import open_study
 from anytime.studies.tuning.metric import Metric, validated
-from anytime.studies.tuning.space import Space, Value, as_flags, check_space, distributions
+from anytime.studies.tuning.space import Space, Value, as_flags, as_recipe, check_space, distributions
 from anytime.support.files import atomic_write
+from anytime.support.folders import check_no_link
 from anytime.support.locks import only_writer
 from anytime.support.owned import MARK, check_own, state_of
 from anytime.support.text import one_line
-from anytime.training.config import Config, UsageError
-from anytime.training.rundir import read_run
+from anytime.training.config import Config, UsageError, resolve_recipe
+from anytime.training.logs import METRICS
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
 JOURNAL, BEST, FIGURE = "journal.log", "best.yaml", "search.png"
-STUDY = "anytime"  # the name of the study in the journal
 FIRST = 5  # trainings before any is ended early
 
 Train = Callable[[Sequence[str], Path, Callable[[], int]], int]
@@ -48,7 +50,7 @@ class Search:
         flags: Options over the recipe, the same for all trainings.
         folder: Where the journal, the run directories, the figure and the best recipe go.
         metric: See `Metric`.
-        trust: Whether the trainings may import the custom classes that the recipe names.
+        trust: Whether the trainings may import the custom classes that the recipe or the space names.
     """
 
     recipe: Path
@@ -76,9 +78,10 @@ class Search:
 
         Raises:
             UsageError: The recipe or the space is wrong, or the folder holds another search or files of others.
+            UntrustedName: The space or a run names an import path, and the user has not consented to it.
             InUse: Another process searches in the folder.
             TrainingStopped: A training was ended from outside.
-            ValueError: No training has finished, or the data are missing.
+            ValueError: No training has finished, the data are missing, or a file in the folder is damaged, foreign or a link.
         """
         config = check_space(self.space, self.source, self.flags, self.recipe)
         self._check_folder()
@@ -86,15 +89,29 @@ class Search:
         with only_writer(self.folder, "a search", brief=False), _quiet():
             study = self._open(config, metric)
             for trial in self._trials(study, trials, config["seed"]):
-                line = self._try(study, trial, metric, train)
+                line = self._try(study, trial, metric, config, train)
                 say(f"[{trial.number + 1}/{max(trials, trial.number + 1)}] {_name(trial.number)}: {line}")
             if not any(trial.state.name == "COMPLETE" for trial in study.trials):
                 raise ValueError(f"none of the {len(study.trials)} trainings has finished; {self.folder / 'logs'} says why")
-            return self._write(study, metric)
+            return self._write(study, metric, config)
 
-    def training(self, number: int, values: Mapping[str, Value], seed: int = 0) -> TrainingRun:
-        """The training of a set."""
-        return TrainingRun(_name(number), self.recipe, (*self.flags, *as_flags(values)), seed, {}, self.trust)
+    def _training(self, number: int, values: Mapping[str, Value], config: Config) -> TrainingRun:
+        """The training of a set, which is written as a recipe beside its log; `config` is that of another set.
+
+        Raises:
+            UsageError: The values do not go together.
+            ValueError: The folder of the logs is a link.
+        """
+        name = _name(number)
+        chosen = resolve_recipe(as_recipe(values, config))
+        path = self._logs() / f"{name}.yaml"
+        with atomic_write(path) as part:
+            part.write_text(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return TrainingRun(name, self.recipe, self.flags, config["seed"], {}, self.trust, (path,))
+
+    def _logs(self) -> Path:
+        check_no_link(path := self.folder / "logs")
+        return path
 
     def _check_folder(self) -> None:
         check_own(self.folder / BEST, self.folder / FIGURE)
@@ -102,27 +119,15 @@ class Search:
             raise UsageError(f"{self.folder} holds files but no search; give another --runs")
 
     def _open(self, config: Config, metric: Metric) -> Study:
-        """The study in the journal; raises UsageError if it is another search."""
+        """The study in the journal; raises as `open_study`."""
         import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(self.folder / JOURNAL))),
-            study_name=STUDY,
-            direction="maximize" if metric.larger_is_better else "minimize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST, n_warmup_steps=config["epochs"] // 3),
-            load_if_exists=True,
-        )
-        given = {key: value for key, value in effective(config).items() if key not in self.space}
+        given = {**effective(config), "data.root": os.path.realpath(metric.root)}
+        given = {key: value for key, value in given.items() if key not in self.space}
         space = {f"space {key}": asdict(part) for key, part in self.space.items()}
         wanted = json.loads(json.dumps(given | space | {"metric": self.metric}, default=str))
-        found = study.user_attrs.get("search")
-        if found is None:
-            study.set_user_attr("search", wanted)
-        elif keys := [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]:
-            listed = f"{keys[0]} {found.get(keys[0])!r} (wanted {wanted.get(keys[0])!r})"
-            raise UsageError(f"{self.folder} holds a search with {listed}; choose another --runs")
-        return study
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=FIRST, n_warmup_steps=config["epochs"] // 3)
+        return open_study(self.folder / JOURNAL, metric, pruner, self.space, wanted)
 
     def _trials(self, study: Study, trials: int, seed: int) -> Iterator[Trial]:
         """The sets to try: first those that an earlier search has left, then new ones."""
@@ -135,20 +140,19 @@ class Search:
             study.sampler = optuna.samplers.TPESampler(seed=int(generator))
             yield study.ask(distributions(self.space))
 
-    def _try(self, study: Study, trial: Trial, metric: Metric, train: Train) -> str:
+    def _try(self, study: Study, trial: Trial, metric: Metric, first: Config, train: Train) -> str:
         """Trains with a set and tells the study what came of it; returns that as a sentence."""
         from optuna.trial import TrialState
 
-        seed, values = int(study.user_attrs["search"]["seed"]), trial.params
-        run = self.training(trial.number, values, seed)
-        folder, log = self.folder / run.name, self.folder / "logs" / f"{run.name}.log"
-        written = _written(values)
+        written = _written(trial.params)
         try:
+            run = self._training(trial.number, trial.params, first)
             config = run.config()
             metric.value(config, _Zeros())  # builds a network of other arguments, to count its MACs
         except UsageError as error:  # two values that do not go together
             study.tell(trial, state=TrialState.FAIL)
             return f"{written}: {one_line(error)}"
+        folder, log = self.folder / run.name, self._logs() / f"{run.name}.log"
         reported = set(study.trials[trial.number].intermediate_values)
         pruned = False
 
@@ -157,7 +161,7 @@ class Search:
             for epoch, row in validated(folder).items():
                 if epoch not in reported and epoch + 1 < config["epochs"]:
                     reported.add(epoch)
-                    trial.report(metric.value(config, row), epoch)
+                    trial.report(metric.value(config, row, folder / METRICS), epoch)
                     pruned = pruned or trial.should_prune()
             return int(pruned)
 
@@ -172,20 +176,30 @@ class Search:
             return f"{written}: failed, {log_end(log, 1)[-1]}"
         if code:
             raise TrainingStopped(f"the training {run.name} ended with exit code {code}, see {log}", log)
-        rows = validated(folder)
-        value = metric.value(config, rows[max(rows)]) if rows else math.nan
-        if not math.isfinite(value):
+        value = metric.last(config, folder)
+        if value is None or not math.isfinite(value):
             study.tell(trial, state=TrialState.FAIL)
-            return f"{written}: failed, {metric} is {'not finite' if rows else 'missing: it was never validated'}"
+            return f"{written}: failed, {metric} is {'missing' if value is None else 'not finite'}"
         study.tell(trial, value)
         best = f"best {metric.text(study.best_value)} ({_name(study.best_trial.number)})"
         return f"{written}: {metric} {metric.text(value)}, {best}"
 
-    def _write(self, study: Study, metric: Metric) -> str:
-        """Writes the best set as a recipe, and the figure; returns which set that is."""
+    def _write(self, study: Study, metric: Metric, first: Config) -> str:
+        """Writes the best set as a recipe, and the figure; returns which set that is.
+
+        Raises ValueError if the run of the best set does not have its number.
+        """
         best = study.best_trial
-        config, _ = read_run(self.folder / _name(best.number))
-        words = f"the best of {len(study.trials)} sets is {_name(best.number)}, {metric} {metric.text(study.best_value)}"
+        run = self._training(best.number, best.params, first)
+        config, folder = run.config(), self.folder / run.name
+        value = metric.last(config, folder) if run_status(run, self.folder) == "finished" else None
+        if value is None or not math.isclose(value, study.best_value, rel_tol=1e-6, abs_tol=1e-9):
+            says = "nothing" if value is None else metric.text(value)
+            raise ValueError(
+                f"{self.folder / JOURNAL} says that {metric} of {run.name} is {metric.text(study.best_value)}, but "
+                f"{folder / METRICS} says {says}; one of them was changed, so choose another --runs"
+            )
+        words = f"the best of {len(study.trials)} sets is {run.name}, {metric} {metric.text(study.best_value)}"
         with atomic_write(self.folder / BEST) as part:
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             part.write_text(f"# chosen on validation: {words}\n{text}", encoding="utf-8")

@@ -7,13 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from anytime.support.documents import CHARACTERS, parse_yaml, read_limited
 from anytime.support.folders import check_ordinary
 from anytime.support.names import nearest
-from anytime.support.text import quoted
-from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
+from anytime.support.text import one_line, quoted
+from anytime.support.trust import UntrustedName
+from anytime.training.config import SECTIONS, Config, UsageError, find, flatten, parse, resolve_recipe
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -95,8 +99,36 @@ def _number(given: Any) -> float:
 
 
 def as_flags(values: Mapping[str, Value]) -> tuple[str, ...]:
-    """A set of values as options of `anytime train`."""
+    """A set of values as it would be typed; a training gets it by `as_recipe`."""
     return tuple(f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+
+
+def as_recipe(values: Mapping[str, Value], config: Config) -> Config:
+    """A set of values as a recipe; `config` names the classes that it does not choose.
+
+    The values come from a file, the space, so what they name is imported only with consent, as from any recipe.
+    """
+    recipe: Config = {}
+    for key, value in values.items():
+        section, _, argument = key.partition(".")
+        if section not in SECTIONS:
+            recipe[key] = _plain(value)
+            continue
+        name = values.get(section, config.get(section, {}).get("class_path"))
+        part = recipe.setdefault(section, {"class_path": name, "init_args": {}})
+        if argument:
+            part["init_args"][argument] = _plain(value)
+    return recipe
+
+
+def _plain(value: Value) -> Any:
+    """A value of a recipe; a list or mapping is held as JSON."""
+    if not (isinstance(value, str) and value[:1] in ("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:  # a text such as the pattern [a-c]*
+        return value
 
 
 def ends_of(part: Range | Choices) -> tuple[Value, ...]:
@@ -107,30 +139,43 @@ def ends_of(part: Range | Choices) -> tuple[Value, ...]:
 
 
 def check_space(space: Space, source: Path, flags: Sequence[str], recipe: Path) -> Config:
-    """The configuration of the first set: the first value of each option. Every end and choice is parsed as an option.
+    """The configuration of the first set: the first value of each option. Every end and choice is parsed as in a recipe.
 
     Raises:
         UsageError: An option does not exist, is given by a flag as well, is the seed, or a value is no value of it.
+        UntrustedName: A value is an import path, the names come from a file, and the user has not consented to it.
     """
-    named = [key for key in space if key in SECTIONS]
     first = {key: ends_of(part)[0] for key, part in space.items()}
-    known = parse([*flags, *as_flags({key: first[key] for key in named})], [recipe])
-    valid = [*SECTIONS, *(key for key in flatten(known) if key != "seed")]
-    given = {flag.removeprefix("--").partition("=")[0].removesuffix("+") for flag in flags if flag.startswith("--")}
-    for key in space:
-        if key == "seed":
-            raise UsageError(f"space {source}: the seed is no option to choose; give --seed to train with another one")
-        if key not in valid:
-            raise UsageError(f"space {source}: there is no option {key!r}{nearest(key, valid)}")
-        if key in given:
-            raise UsageError(f"space {source}: {key} is also given as an option, leave out one of them")
-    try:
-        for key, part in space.items():
-            for value in ends_of(part)[1:]:
-                parse([*flags, *as_flags(first | {key: value})], [recipe])
-        return parse([*flags, *as_flags(first)], [recipe])
-    except UsageError as error:
-        raise UsageError(f"space {source}: {error}") from error
+    with TemporaryDirectory() as folder:
+        file = Path(folder, source.name)
+
+        def parsed(values: Mapping[str, Value], config: Config) -> Config:
+            chosen = resolve_recipe(as_recipe(values, config))
+            file.write_text(yaml.safe_dump(chosen, allow_unicode=True), encoding="utf-8")
+            found = parse(flags, [recipe, file])
+            if any(key.startswith("objective") for key in values):
+                find("objective", found["objective"]["class_path"])(**found["objective"]["init_args"])  # finds its loss
+            return found
+
+        known = parsed({key: value for key, value in first.items() if key in SECTIONS}, {})
+        valid = [*SECTIONS, *(key for key in flatten(known) if key != "seed")]
+        given = {flag.removeprefix("--").partition("=")[0].removesuffix("+") for flag in flags if flag.startswith("--")}
+        for key in space:
+            if key == "seed":
+                raise UsageError(f"space {source}: the seed is no option to choose; give --seed to train with another one")
+            if key not in valid:
+                raise UsageError(f"space {source}: there is no option {key!r}{nearest(key, valid)}")
+            if key in given:
+                raise UsageError(f"space {source}: {key} is also given as an option, leave out one of them")
+        try:
+            for key, part in space.items():
+                for value in ends_of(part)[1:]:
+                    parsed(first | {key: value}, known)
+            return parsed(first, known)
+        except UntrustedName:
+            raise
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"space {source}: {one_line(error)}") from error
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

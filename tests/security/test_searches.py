@@ -1,0 +1,192 @@
+"""The folder, the journal and the space of a search may come from a stranger; a kill may cut the journal anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from anytime.cli import main
+from anytime.support.owned import NotOurs
+from anytime.support.trust import UntrustedName, names_from
+from anytime.training.config import UsageError
+
+optuna = pytest.importorskip("optuna")
+
+from anytime.studies.tuning.journal import open_study  # noqa: E402
+from anytime.studies.tuning.space import Choices, Range, as_recipe, check_space, distributions  # noqa: E402
+
+RECIPE = {
+    "model": {"class_path": "anytimenet", "init_args": {"blocks": [1, 1], "scheme": [[1, 1]], "width": 2}},
+    "data": {"class_path": "digits", "init_args": {"limit": 60, "validation": 20}},
+}
+SPACE = {"optimizer.lr": Range("log", 0.01, 0.1), "objective.loss": Choices((None, "b"))}
+METRIC: Any = SimpleNamespace(larger_is_better=False, is_possible=lambda value: 0 <= value <= 1)
+WANTED = {"seed": 0}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stranger.py").write_text("from pathlib import Path\nPath('executed').touch()\ndef loss(logits, y): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+
+
+def opened(path: Path = Path("journal.log"), wanted: Any = WANTED) -> Any:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return open_study(path, METRIC, optuna.pruners.NopPruner(), SPACE, wanted)
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def entry(kind: int, **more: Any) -> str:
+    return json.dumps({"op_code": kind, "worker_id": "a", **more}, separators=(",", ":"))
+
+
+def value(name: str, internal: float, distribution: Any = None) -> str:
+    text = optuna.distributions.distribution_to_json(distribution or distributions(SPACE)[name])
+    return entry(5, trial_id=0, param_name=name, param_value_internal=internal, distribution=text)
+
+
+STUDY = entry(0, study_name="anytime", directions=[1])
+SEARCH = entry(2, study_id=0, user_attr={"search": WANTED})
+SET = entry(4, study_id=0, datetime_start="2026-11-30T09:00:42.557558+00:00")
+WAITING = entry(4, study_id=0, datetime_start=None, state=4, system_attrs={"fixed_params": {"objective.loss": "evil.x"}})
+VALUES = [value("optimizer.lr", 0.05), value("objective.loss", 1)]
+EVIL = optuna.distributions.CategoricalDistribution(["stranger.loss"])
+NONE = "is none of the space"
+OURS = "is not the journal of a search"
+
+
+def done(*values: float, state: int = 1) -> str:
+    return entry(6, trial_id=0, state=state, values=values, datetime_complete="2026-11-30T09:03:46.515682+00:00")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([STUDY, SEARCH, SET, *VALUES, value("objective.weights", 0, EVIL)], NONE),
+        ([STUDY, SEARCH, SET, VALUES[0], value("objective.loss", 0, EVIL), done(0.5)], NONE),
+        ([STUDY, SEARCH, SET, value("optimizer.lr", 0.5), VALUES[1], done(0.5)], NONE),
+        ([STUDY, SEARCH, SET, value("optimizer.lr", float("nan")), VALUES[1], done(0.5)], NONE),
+        ([STUDY, SEARCH, SET, VALUES[0], done(0.5)], NONE),
+        ([STUDY, SEARCH, WAITING, done(0.5, state=4)], NONE),
+        ([STUDY, SEARCH, SET, VALUES[0], value("objective.loss", 9), done(0.5)], "is damaged"),
+        ([STUDY, SET, *VALUES], "does not say what is searched"),
+        ([STUDY, entry(2, study_id=0, user_attr={"search": [1]})], "does not say what is searched"),
+        ([STUDY, entry(2, study_id=0, user_attr={"search": {"seed": 1}})], r"holds a search with seed 1 \(wanted 0\)"),
+        ([entry(0, study_name="anytime", directions=[1, 1]), SEARCH], "does not minimize one number"),
+        ([entry(0, study_name="anytime", directions=[2]), SEARCH], "does not minimize one number"),
+        ([STUDY, SEARCH, SET, *VALUES, done(float("nan"))], r"the metric of its set 0 is \[nan"),
+        ([STUDY, SEARCH, SET, *VALUES, done(7.0)], r"the metric of its set 0 is \[7\.0"),
+        ([STUDY, SEARCH, SET, *VALUES, done()], "is damaged"),
+        ([STUDY, SEARCH, SET, *VALUES, done(0.5, state=77)], "is damaged"),
+        ([STUDY, SEARCH[:-9], SET], r"line 2 of .*journal\.log is damaged"),
+        ([STUDY, "[1]"], r"line 2 of .*journal\.log is damaged: it is no entry"),
+        ([STUDY, "[" * 100_000], "nested too deeply|more than"),
+        ([STUDY, entry(99)], "is damaged"),
+        ([STUDY, '{"op_code":4,"study_id":' + "1" * 5000 + "}"], "is damaged"),
+        (["Monday: saw a heron"], OURS),
+        (["\0\1"], OURS),
+        (["[" * 100_000], OURS),
+    ],
+)
+def test_a_foreign_or_damaged_journal_is_one_sentence(lines: list[str], says: str) -> None:
+    path = Path("journal.log")
+    path.write_text(text := "\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=says) as raised:
+        opened()
+    assert "journal" in str(raised.value) or isinstance(raised.value, UsageError)
+    assert path.read_text() == text
+    assert not Path("executed").exists()
+
+
+def test_a_journal_that_is_cut_anywhere_continues() -> None:
+    path = Path("journal.log")
+    path.write_text("\n".join([STUDY, SEARCH, SET, *VALUES, done(0.5)]) + "\n")
+    whole = path.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == 10]
+    assert opened().best_value == 0.5
+    for kept in range(0, len(whole), 23):
+        path.write_bytes(whole[:kept])
+        study = opened()
+        assert [len(trial.params) for trial in study.trials] == ([2] if kept >= ends[4] else []), "a set is whole or away"
+        assert study.user_attrs["search"] == WANTED
+        assert path.read_bytes().endswith(b"\n")
+        opened()
+
+
+def test_a_journal_is_never_a_link_a_pipe_or_endless() -> None:
+    Path("precious.txt").write_text("")
+    Path("journal.log").symlink_to("precious.txt")
+    with pytest.raises(ValueError, match=r"journal\.log is a link, and nothing is written through links"):
+        opened()
+    Path("journal.log").unlink()
+    os.mkfifo("journal.log")
+    with pytest.raises(ValueError, match=r"journal\.log is a pipe"):
+        opened()
+    Path("journal.log").unlink()
+    with Path("journal.log").open("wb") as file:
+        file.truncate(6 << 30)
+    with pytest.raises(ValueError, match=r"journal\.log has 6,442,450,944 bytes, more than"):
+        opened()
+    Path("journal.log").unlink()
+    Path("journal.log.lock").mkdir()  # Optuna would wait for it
+    assert opened().trials == []
+    Path("journal.log").write_text("Monday: saw a heron")
+    with pytest.raises(NotOurs):
+        opened()
+
+
+@pytest.mark.parametrize(
+    ("key", "foreign", "error"),
+    [
+        ("objective.loss", "stranger.loss", UntrustedName),
+        ("objective", "stranger.Objective", UntrustedName),
+        ("model", "stranger.Net", UntrustedName),
+        ("optimizer.lr", '{"class_path": "stranger.loss"}', UsageError),
+        ("objective.loss", '{"class_path": "stranger.loss"}', UsageError),
+        ("optimizer.weight_decay", '{"class_path": "stranger.loss"}', UsageError),
+    ],
+)
+def test_the_values_of_a_space_come_from_a_file(key: str, foreign: str, error: type[Exception]) -> None:
+    own = {"objective.loss": None, "objective": "Weighted", "model": "anytimenet"}.get(key, 0.1)
+    space = {key: Choices((own, foreign))}
+    with names_from("recipe.yaml or space.yaml"), pytest.raises(error, match=r"space\.yaml"):
+        check_space(space, Path("space.yaml"), [], Path("recipe.yaml"))
+    assert not Path("executed").exists()
+
+
+def test_a_space_may_name_what_is_trusted() -> None:
+    space = {"objective.loss": Choices((None, "stranger.loss"))}
+    with names_from("recipe.yaml or space.yaml", trust=True):
+        config = check_space(space, Path("space.yaml"), [], Path("recipe.yaml"))
+    assert config["objective"]["init_args"]["loss"] is None
+    assert Path("executed").exists()
+
+
+def test_the_training_of_a_set_imports_nothing_without_consent(capsys: Any) -> None:
+    config = {"objective": {"class_path": "Weighted"}}
+    Path("set.yaml").write_text(yaml.safe_dump(as_recipe({"objective.loss": "stranger.loss"}, config)))
+    assert main(["train", "--config", "recipe.yaml", "--config", "set.yaml", "--run", "run"]) == 2
+    assert "set.yaml names the loss 'stranger.loss'" in capsys.readouterr().err
+    assert not Path("executed").exists()
+
+
+def test_a_set_is_the_same_as_a_recipe_as_it_would_be_typed() -> None:
+    values = {"optimizer": "Adam", "optimizer.lr": 1e-5, "model.blocks": "[1, 2]", "epochs": 3, "model.scheme": "[[1, 1]]"}
+    assert as_recipe(values, {"model": {"class_path": "anytimenet"}}) == {
+        "optimizer": {"class_path": "Adam", "init_args": {"lr": 1e-5}},
+        "model": {"class_path": "anytimenet", "init_args": {"blocks": [1, 2], "scheme": [[1, 1]]}},
+        "epochs": 3,
+    }

@@ -130,6 +130,8 @@ def test_a_thread_that_dies_in_a_batch_ends_its_requests(worker: Worker, monkeyp
         worker.start()
         _, box = submit(worker, 0.5, 5.0)
         assert box.done.wait(5)
+        assert worker._thread is not None
+        worker._thread.join(5)  # what it reports belongs to this test
     assert box.told[-1][1] == f"{FAILED}: the thread that computes has died"
     assert worker.live == 0
 

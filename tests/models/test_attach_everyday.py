@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,13 +19,14 @@ SIZE = (3, 8, 8)
 class Net(nn.Module):
     """Three layers and a classifier."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: Callable[[Any], float] = lambda net: 1.0, held: Any = None) -> None:
         super().__init__()
+        self.how, self.held, self.factor = how, held, 0.5
         self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.fc = nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.c(self.b(self.a(x)).relu()).relu().mean((2, 3)))
+        return self.fc(self.c(self.b(self.a(x)).relu() * self.how(self)).relu().mean((2, 3)))
 
 
 @pytest.mark.parametrize(("kind", "before"), [(torch.bfloat16, True), (torch.float16, False)])
@@ -39,3 +44,87 @@ def test_a_network_in_another_precision_answers(kind: torch.dtype, before: bool)
     images = x.to(kind)[:1]
     answer = Predictor(model, profile(model, images, repeats=2))(images)
     torch.testing.assert_close(answer.outputs, model(images)[-1].float())
+
+
+class Private:
+    """Keeps values where only its own code looks."""
+
+    def __init__(self, **values: Any) -> None:
+        object.__setattr__(self, "_values", values)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self, "_values")[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__getattribute__(self, "_values")[name] = value
+
+
+class Bag:
+    """Keeps values as its attributes."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values, around=self)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.__dict__[name]
+
+
+class Configuration(MutableMapping[str, Any]):
+    """Keeps values as OmegaConf does: in its `__dict__`, where each reading fills a cache."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(_content=values, _cache=0)
+
+    def __getattr__(self, name: str) -> Any:
+        if name[:2] == "__":
+            raise AttributeError(name)
+        return self[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __getitem__(self, name: str) -> Any:
+        self.__dict__["_cache"] += 1
+        return self.__dict__["_content"][name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.__dict__["_content"][name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.__dict__["_content"][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__["_content"])
+
+    def __len__(self) -> int:
+        return len(self.__dict__["_content"])
+
+
+KEPT: dict[str, tuple[Callable[[Any], float], Any, Callable[[Any], None]]] = {
+    "private": (lambda net: net.held.s, lambda: Private(s=0.5), lambda net: setattr(net.held, "s", 2.0)),
+    "item": (lambda net: net.held["s"], lambda: Bag(s=0.5), lambda net: setattr(net.held, "s", 2.0)),
+    "mapping": (lambda net: net.held.s, lambda: Configuration(s=0.5), lambda net: setattr(net.held, "s", 2.0)),
+    "mapping item": (lambda net: net.held["s"], lambda: Configuration(s=0.5), lambda net: setattr(net.held, "s", 2.0)),
+    "deep": (
+        lambda net: net.held.k.s,
+        lambda: Configuration(k=Configuration(s=0.5)),
+        lambda net: setattr(net.held.k, "s", 2.0),
+    ),
+    "vars": (lambda net: vars(net)["factor"], lambda: None, lambda net: setattr(net, "factor", 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_value_that_a_configuration_keeps_to_itself_is_watched(name: str) -> None:
+    how, held, change = KEPT[name]
+    model = attach_exits(Net(how, held()).eval(), exits=2, input_size=SIZE).eval()
+    x, twin = torch.rand(1, *SIZE), copy.deepcopy(model)
+    for one in (model, twin):
+        for _ in range(2):
+            assert torch.equal(one(x)[-1], one.backbone(x))
+        change(one.backbone)
+        with pytest.raises(ValueError, match=r"was cut with .*0\.5.*, and has .*2\.0.* now: attach the exits again"):
+            one(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, reduce
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anytime.models.surgery.attach.calls import Call, leaves_of
 from anytime.models.surgery.attach.frozen import ABSENT, SIMPLE, Same, Unknown, frozen, is_data, is_of_others, same, text
+from anytime.models.surgery.attach.stored import is_asked_by_a_network
 
 OWN = frozenset((*vars(nn.Module()), "training", "__dict__", "__class__", "_compiled_call_impl"))  # what every module has
 METHODS = frozenset(known for known in vars(nn.Module).values() if isinstance(known, FunctionType))
@@ -38,7 +39,7 @@ class Read(NamedTuple):
 
     def changed(self) -> str | None:
         """The text of its value now, if it is another one."""
-        value = getattr(self.thing, self.name, ABSENT)
+        value = value_of(self.thing, self.name)
         if value is self.value:
             return None
         if isinstance(self.value, Same) and type(value) is type(self.value.thing):
@@ -48,6 +49,13 @@ class Read(NamedTuple):
         except Unknown as error:
             return f"a {error}"
         return None if same(now, self.value) else text(now)
+
+
+def value_of(thing: Any, name: str) -> Any:
+    """The value of an attribute, `ABSENT` if there is none; for `__dict__`, what is not in every module's, or a mapping."""
+    if name == "__dict__" and isinstance(thing, nn.Module | Mapping):
+        return thing if isinstance(thing, Mapping) else {k: v for k, v in vars(thing).items() if k not in OWN}
+    return getattr(thing, name, ABSENT)
 
 
 class Attributes:
@@ -64,7 +72,7 @@ class Attributes:
         self.assigned: set[tuple[int, str]] = set()
         self.tensors: dict[int, tuple[str, bool]] = {}  # the names by which tensors were read last, and whether they are used
         self.objects: dict[int, tuple[Any, str]] = {}  # configurations that modules hold, with their paths
-        self.classes: dict[Any, Any] = {}  # theirs, with what reads an attribute of their own
+        self.classes: dict[tuple[Any, str], Any] = {}  # theirs, with their own ways to read an attribute
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -77,6 +85,8 @@ class Attributes:
             method = isinstance(value, MethodType) and value.__func__ in METHODS
             if name not in OWN and not method and (call := self.current()) is not None:
                 self._read(call, module, name, value)
+            elif name == "__dict__" and is_asked_by_a_network() and (call := self.current()) is not None:
+                self._read(call, module, name, value_of(module, name))
             return value
 
         def read_further(module: nn.Module, name: str) -> Any:  # weights, buffers and parts
@@ -84,8 +94,9 @@ class Attributes:
             try:
                 value = find(module, name)
             except AttributeError:
-                if call is not None and type(module).__getattr__ is read_further:  # else it may look elsewhere
-                    self._read(call, module, name, ABSENT)
+                if call is not None:
+                    elsewhere = name if type(module).__getattr__ is read_further else "__dict__"  # it may look anywhere
+                    self._read(call, module, elsewhere, value_of(module, elsewhere) if elsewhere == "__dict__" else ABSENT)
                 raise
             if call is not None and (value is None or isinstance(value, Tensor)):
                 self._read(call, module, name, value)
@@ -102,11 +113,11 @@ class Attributes:
         finally:
             del kind.__getattribute__
             kind.__getattr__, kind.__setattr__ = find, assign
-            for known, own in self.classes.items():
+            for (known, way), own in self.classes.items():
                 if own is None:
-                    del known.__getattribute__
+                    delattr(known, way)
                 else:
-                    known.__getattribute__ = own
+                    setattr(known, way, own)
             self.classes.clear()
 
     def _read(self, call: Call, module: nn.Module, name: str, value: Any) -> None:
@@ -134,9 +145,10 @@ class Attributes:
         return name
 
     def _note(self, call: Call, thing: Any, path: str, name: str, value: Any) -> None:
-        inside = f"{path}.{name}".removeprefix(".")
         try:
-            call.reads.append(Read(thing, path, name, Same(value) if self._hold(value, inside) else frozen(value)))
+            held = name != "__dict__" and self._hold(value, f"{path}.{name}".removeprefix("."))
+            with self._unheard():
+                call.reads.append(Read(thing, path, name, Same(value) if held else frozen(value)))
         except Unknown as error:
             call.problem = call.problem or UNKNOWN.format(name=name, kind=error)
 
@@ -158,14 +170,41 @@ class Attributes:
                 if call is not None and name[:2] != "__" and not hasattr(type(known), "__getattr__"):
                     self._note(call, known, self.objects[id(known)][1], name, ABSENT)
                 raise
-            if call is not None and is_data(known, name) and not isinstance(value, Tensor | nn.Module):
-                self._note(call, known, self.objects[id(known)][1], name, value)
+            whole = name == "__dict__" and is_asked_by_a_network()
+            if call is not None and (whole or (is_data(known, name) and not isinstance(value, Tensor | nn.Module))):
+                self._note(call, known, self.objects[id(known)][1], name, value_of(known, name) if whole else value)
             return value
 
-        if not any(known in self.classes for known in kind.__mro__):
-            self.classes[kind] = vars(kind).get("__getattribute__")
-            kind.__getattribute__ = read
+        def read_further(known: Any, name: str) -> Any:  # what it looks in for that does not count
+            call = self.current() if id(known) in self.objects and name[:2] != "__" else None
+            found: Any = ABSENT
+            try:
+                with self._unheard() if call is not None else nullcontext():
+                    found = further(known, name)
+            finally:
+                if call is not None and not isinstance(found, Tensor | nn.Module):
+                    self._note(call, known, self.objects[id(known)][1], name, found)
+            return found
+
+        self._replace(kind, "__getattribute__", read)
+        if (further := getattr(kind, "__getattr__", None)) is not None:
+            self._replace(kind, "__getattr__", read_further)
         return True
+
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        """Inside this block nothing is noted."""
+        current, self.current = self.current, lambda: None
+        try:
+            yield
+        finally:
+            self.current = current
+
+    def _replace(self, kind: Any, way: str, function: Callable[..., Any]) -> None:
+        """Sets how the objects of a class read an attribute, once."""
+        if not any((known, way) in self.classes for known in kind.__mro__):
+            self.classes[kind, way] = vars(kind).get(way)
+            setattr(kind, way, function)
 
     def check(self, calls: Iterable[Call]) -> None:
         """Notes which calls have read what is not as it was: it is kept from one call to the next."""
@@ -208,7 +247,7 @@ def read_as_well(call: Call, other: Call, network: nn.Module, size: bool) -> Non
             one.fixed |= size
             with suppress(AttributeError, Unknown):
                 thing = reduce(getattr, read.path.split("."), network) if read.path else network
-                value = getattr(thing, read.name, ABSENT)
+                value = value_of(thing, read.name)
                 value = Same(value) if isinstance(read.value, Same) else frozen(value)
                 one.reads.append(Read(thing, read.path, read.name, value))
 

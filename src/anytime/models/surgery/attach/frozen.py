@@ -22,7 +22,6 @@ SIMPLE = (
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
 MOST_BYTES = 1 << 16  # of an array that is compared by value
-DEEPEST = 8  # objects within objects
 IMMUTABLE = 1 << 8  # flag of classes that are written in C
 MOST_SHOWN = 200  # letters of a value in a message
 
@@ -53,30 +52,46 @@ class Frozen(NamedTuple):
     parts: tuple[Any, ...]
 
 
-def frozen(value: Any, depth: int = 0) -> Any:
+class Again(NamedTuple):
+    """A thing that a value holds once more, such as the one around it, by the order in which it holds things first."""
+
+    order: int
+
+
+def frozen(value: Any, seen: dict[int, int] | None = None) -> Any:
     """A value as it is now.
+
+    Args:
+        value: Anything.
+        seen: The order of the things that the value around it holds, by identity.
 
     Raises:
         Unknown: It is, or holds, a thing that can change without a trace, such as a generator of random numbers.
     """
+    seen = {} if seen is None else seen
     kind: Any = type(value)
+    if id(value) in seen:
+        return Again(seen[id(value)])
     if kind is MethodType:
         own = getattr(type(value.__self__), value.__name__, None) is value.__func__
         return Frozen(Same, (value.__qualname__ if own else value.__func__, Same(value.__self__)))
     if isinstance(value, type):
-        return Frozen(type, (value, *_of_class(value, depth + 1)))
+        seen[id(value)] = len(seen)
+        return Frozen(type, (value, *_of_class(value, seen)))
     if isinstance(value, SIMPLE) and not (isinstance(value, NUMBERS) and vars_of(value)):
         return value
-    if isinstance(value, nn.Module | Tensor) or depth > DEEPEST:
+    if isinstance(value, nn.Module | Tensor):
         return Same(value)
     if isinstance(value, np.ndarray | np.generic):
         if value.nbytes > MOST_BYTES or value.dtype.hasobject:
             raise Unknown(kind.__name__)
         return Frozen(kind, (value.dtype.str, value.shape, value.tobytes()))
+    if not isinstance(value, tuple):  # equal constants of a file are one tuple
+        seen[id(value)] = len(seen)
     if isinstance(value, functools.partial):
         inside: tuple[Any, ...] = (value.func, value.args, value.keywords)
     elif isinstance(value, Mapping):
-        inside = tuple(part for item in value.items() for part in item)
+        inside = _items(value)
     elif isinstance(value, tuple | list | deque):
         inside = tuple(value)
     elif isinstance(value, set | frozenset):
@@ -86,18 +101,28 @@ def frozen(value: Any, depth: int = 0) -> Any:
     else:
         inside = ()
     more = {} if kind in (tuple, list, dict, set, frozenset) else vars_of(value)
-    parts = tuple(frozen(part, depth + 1) for part in (*inside, *more, *more.values()))
-    return Frozen(kind, (*parts, *_of_class(kind, depth, more)))
+    if isinstance(value, Mapping) and not isinstance(value, dict):  # it keeps its items there, and caches
+        more = {name: part for name, part in more.items() if name[0] != "_"}
+    parts = tuple(frozen(part, seen) for part in (*inside, *more, *more.values()))
+    return Frozen(kind, (*parts, *_of_class(kind, seen, more)))
 
 
-def _of_class(kind: type, depth: int, hidden: Collection[str] = ()) -> tuple[Any, ...]:
+def _items(value: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """The keys and values, in order."""
+    try:
+        return tuple(part for item in value.items() for part in item)
+    except Exception as error:  # a value that a configuration lacks
+        raise Unknown(type(value).__name__) from error
+
+
+def _of_class(kind: type, seen: dict[int, int], hidden: Collection[str] = ()) -> tuple[Any, ...]:
     """The names and values that a class holds for its objects, apart from those `hidden` by an object's own."""
     found: dict[str, Any] = {}
-    for part in () if depth > DEEPEST or issubclass(kind, nn.Module | Enum | tuple) else kind.__mro__:
+    for part in () if issubclass(kind, nn.Module | Enum | tuple) else kind.__mro__:
         for name, value in () if is_of_others(part) else vars(part).items():
             if name[:2] != "__" and name not in found and name not in hidden and not hasattr(type(value), "__get__"):
                 with suppress(Unknown):
-                    found[name] = frozen(value, depth + 1)
+                    found[name] = frozen(value, seen)
     return (*found, *found.values())
 
 
@@ -150,6 +175,8 @@ def _text(value: Any) -> str:
         return f"a {type(value.thing).__name__}"
     if value is ABSENT:
         return "nothing"
+    if isinstance(value, Again):
+        return "..."
     if not isinstance(value, Frozen):
         return repr(value)
     if value.kind is Same:

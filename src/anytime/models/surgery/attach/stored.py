@@ -63,6 +63,11 @@ def who_asks() -> str | None:
     return Path(file).name if not file.startswith(OWN) or Path(file).name == "autocast_mode.py" else None
 
 
+def is_asked_by_a_network() -> bool:
+    """Whether what calls the caller is not torch's own code."""
+    return not sys._getframe(2).f_code.co_filename.startswith(OWN)
+
+
 def where() -> str:
     """The line of the network's code that runs now, as \"(net.py, line 7)\"."""
     frame = sys._getframe(1)

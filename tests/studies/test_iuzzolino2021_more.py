@@ -141,6 +141,10 @@ def test_figure_5_by_hand() -> None:
     result = compliance_result({"CascadedTD": {0: td}, "CascadedCE": {0: ce}}, [0, 0, 1, 1])
     values = [row["compliance"] for row in result.numbers["rows"]]
     assert values == [0, 0.75, 1, 0, 0, 1]
+    assert [(row["time"], row["macs"], row["ms"]) for row in result.numbers["rows"][:3]] == [
+        (t, t, 1000 * t) for t in (1, 2, 3)
+    ]
+    assert [axes.get_xlabel() for axes in result.figure.axes] == ["t", "MACs", "ms"]
     assert [row["chance"] for row in result.numbers["rows"]] == pytest.approx([1 / 3] * 6)
     first, second = result.claims
     assert first.shows is True

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from anytime.analysis.curves import answers
@@ -101,11 +102,13 @@ def compliance_result(networks: Mapping[str, Mapping[int, Trace]], superclass: S
     """Figure 5 of the traces of CascadedTD and CascadedCE."""
     courses = compliance_courses(networks, superclass)
     first = first_time(first_trace(networks["CascadedTD"]))
-    times = {name: range(first, first + len(course.mean)) for name, course in courses.items()}
+    costs = {name: _costs(first_trace(networks[name]), first) for name in courses}
     rows = [
-        {"network": name, "time": t, "compliance": value, "error": error, "chance": chance}
+        {"network": name, "time": t, "macs": macs, "ms": ms, "compliance": value, "error": error, "chance": chance}
         for name, course in courses.items()
-        for t, value, error, chance in zip(times[name], course.mean, course.error, course.chance, strict=True)
+        for t, macs, ms, value, error, chance in zip(
+            *costs[name].values(), course.mean, course.error, course.chance, strict=True
+        )
     ]
     reached = {name: _reached(course.mean, first) for name, course in courses.items()}
     at = 2 - first
@@ -129,16 +132,27 @@ def compliance_result(networks: Mapping[str, Mapping[int, Trace]], superclass: S
         "rows": rows,
         "by_seed": {name: course.by_seed for name, course in courses.items()},
     }
-    columns = [Column("network", "network"), Column("time", "t"), Column("compliance", "compliance", ".3f")]
-    columns += [Column("error", "SEM", ".3f"), Column("chance", "chance", ".3f")]
-    with figures.panels(4.4, 3.2) as (drawn, [axes]):
-        for name, course in courses.items():
-            bars = None if any(map(math.isnan, course.error)) else course.error
-            axes.errorbar(list(times[name]), course.mean, bars, color=NETWORKS[name], marker="o", capsize=2, label=name)
-        axes.plot(list(times["CascadedTD"]), courses["CascadedTD"].chance, color="#888888", linestyle=":", label="chance")
-        axes.set(xlabel="t", ylabel="taxonomic compliance", title=figure_title(numbers))
-        axes.legend(loc="best")
+    columns = [Column("network", "network"), Column("time", "t"), Column("macs", "MACs", ",d"), Column("ms", "ms", ".2f")]
+    columns += [Column("compliance", "compliance", ".3f"), Column("error", "SEM", ".3f"), Column("chance", "chance", ".3f")]
+    shown = [label for label in costs["CascadedTD"] if all(None not in cost[label] for cost in costs.values())]
+    with figures.panels(0.8 + 3.0 * len(shown), 3.2, len(shown), share_y=True) as (drawn, grid):
+        for axes, label in zip(grid, shown, strict=True):
+            for name, course in courses.items():
+                bars = None if any(map(math.isnan, course.error)) else course.error
+                axes.errorbar(costs[name][label], course.mean, bars, color=NETWORKS[name], marker="o", capsize=2, label=name)
+            chance = courses["CascadedTD"].chance
+            axes.plot(costs["CascadedTD"][label], chance, color="#888888", linestyle=":", label="chance")
+            axes.set(xlabel=label, xlim=(0, None))
+            axes.xaxis.set_major_formatter(EngFormatter())
+        grid[0].set(ylabel="taxonomic compliance", title=figure_title(numbers))
+        grid[0].legend(loc="best")
     return Result(numbers, format_table(rows, columns), drawn, claims)
+
+
+def _costs(trace: Trace, first: int) -> dict[str, list[Any]]:
+    """What each answer has cost: the time t of the cascade, MACs, and milliseconds if they were measured."""
+    milliseconds = [None] * trace.num_steps if trace.seconds is None else (1e3 * trace.seconds).tolist()
+    return {"t": [*range(first, first + trace.num_steps)], "MACs": trace.macs.tolist(), "ms": milliseconds}
 
 
 def _reached(values: Sequence[float], first: int) -> int | None:

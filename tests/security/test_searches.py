@@ -20,6 +20,7 @@ from anytime.training.config import UsageError
 optuna = pytest.importorskip("optuna")
 
 from anytime.studies.tuning.journal import open_study  # noqa: E402
+from anytime.studies.tuning.search import Search  # noqa: E402
 from anytime.studies.tuning.space import Choices, Range, as_recipe, check_space, distributions  # noqa: E402
 
 RECIPE = {
@@ -146,6 +147,16 @@ def test_a_journal_is_never_a_link_a_pipe_or_endless() -> None:
     Path("journal.log").write_text("Monday: saw a heron")
     with pytest.raises(NotOurs):
         opened()
+
+
+def test_the_recipe_of_a_set_is_written_through_no_link() -> None:
+    Path("elsewhere").mkdir()
+    Path("out").mkdir()
+    Path("out/logs").symlink_to("../elsewhere")
+    search = Search(Path("recipe.yaml"), Path("space.yaml"), SPACE, (), Path("out"), "val/loss")
+    with pytest.raises(ValueError, match=r"out/logs is a link, and nothing is written through links"):
+        search._training(0, {"optimizer.lr": 0.1}, {"optimizer": {"class_path": "SGD"}, "seed": 0})
+    assert not any(Path("elsewhere").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from anytime.studies import TrainingStopped
-from anytime.studies.executors.subprocess import CHILD, log_end, train_in_subprocess
+from anytime.studies.executors.subprocess import CHILD, log_end, train_in_subprocess, wait_until_free
 
 
 @pytest.fixture
@@ -37,6 +37,35 @@ def test_output_goes_to_the_log_and_the_exit_code_comes_back(program, tmp_path):
     first, second = (f"{start}{rest}]" for rest in ("'--epochs', '2'", "'--resume', 'a'"))
     assert log_end(log) == [first, "2/2", second, "2/2"]
     assert log_end(log, 1) == ["2/2"]
+
+
+def test_a_log_is_an_ordinary_file_in_an_ordinary_folder(program, tmp_path):
+    program("print('trained')")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "precious.txt").write_text("mine")
+    link, pipe, zeros, through = (tmp_path / name for name in ("logs/a.log", "logs/b.log", "logs/c.log", "links/d.log"))
+    link.symlink_to(tmp_path / "precious.txt")
+    os.mkfifo(pipe)
+    zeros.symlink_to("/dev/zero")
+    (tmp_path / "links").symlink_to(tmp_path / "elsewhere")
+    for log, says in ((link, r"a\.log is a link"), (pipe, "is a pipe"), (zeros, "is a link"), (through, r"links is a link")):
+        with pytest.raises(ValueError, match=says):
+            train_in_subprocess([], log)
+        with pytest.raises(ValueError, match=says):
+            wait_until_free(log)
+        assert log_end(log) == [""]
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_only_the_end_of_a_log_is_read_and_it_commands_no_terminal(tmp_path):
+    log = tmp_path / "a.log"
+    with log.open("wb") as file:
+        file.truncate(6 << 30)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nline\n\x1b[2Jcleared\n")
+    assert log_end(log, 2) == ["line", "\\x1b[2Jcleared"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -81,5 +81,5 @@ def _train(arguments: Sequence[str], log: Path, folder: str) -> int | str:
     os.chdir(folder)
     try:
         return train_in_subprocess(arguments, log)
-    except TrainingStopped as stopped:
+    except (TrainingStopped, ValueError) as stopped:
         return str(stopped)

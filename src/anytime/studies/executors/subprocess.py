@@ -22,9 +22,12 @@ import torch
 
 from anytime.model import AnytimeModel
 from anytime.support.allocator import keep_freed_memory
+from anytime.support.folders import check_no_link, check_ordinary
+from anytime.support.text import printable
 from anytime.support.trust import names_from
 
 CHILD = Path(__file__).with_name("child.py")
+END = 2**16  # bytes of a log that are looked at
 LOOK = 0.2  # seconds between questions whether a training is to be interrupted
 
 
@@ -39,9 +42,25 @@ class TrainingStopped(RuntimeError):
 
 
 def log_end(log: Path, lines: int = 15) -> list[str]:
-    """The last lines of a log; a progress bar, which overwrites its line, counts as one line with its last state."""
-    text = log.read_bytes().decode(errors="replace").rstrip()
-    return [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")[-lines:]]
+    """The last lines of a log, printable; a progress bar, which overwrites its line, counts as one with its last state.
+
+    Of a link or something that is no file there is one empty line.
+    """
+    if log.is_symlink() or not log.is_file():
+        return [""]
+    with log.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - END))
+        text = file.read(END).decode(errors="replace").rstrip()
+    return [printable(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")[-lines:]]
+
+
+def _open_log(log: Path) -> IO[bytes]:
+    """The log to append to; raises ValueError if it or its folder is a link, or it is a pipe or a device."""
+    check_no_link(log.parent)
+    check_no_link(log)
+    check_ordinary(log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return open(log, "ab", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))
 
 
 def train_in_subprocess(
@@ -67,10 +86,10 @@ def train_in_subprocess(
 
     Raises:
         TrainingStopped: Another process is running this training.
+        ValueError: The log or its folder is a link, or the log is a pipe or a device.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", str(CHILD), str(os.getpid()), "train", *arguments]
-    with log.open("ab") as file, interruptions_to(signal.default_int_handler):
+    with _open_log(log) as file, interruptions_to(signal.default_int_handler):
         _lock(file, log)
         # In its own process group the training does not see the terminal's Ctrl-C; this process forwards it once.
         streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
@@ -112,7 +131,7 @@ def wait_until_free(log: Path, seconds: float = 60.0) -> None:
     """Waits until no training holds the lock of its log any more, at most so many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with log.open("ab") as file, contextlib.suppress(TrainingStopped):
+        with _open_log(log) as file, contextlib.suppress(TrainingStopped):
             _lock(file, log)
             return
         time.sleep(LOOK)

@@ -128,3 +128,29 @@ def test_a_value_that_a_configuration_keeps_to_itself_is_watched(name: str) -> N
         change(one.backbone)
         with pytest.raises(ValueError, match=r"was cut with .*0\.5.*, and has .*2\.0.* now: attach the exits again"):
             one(x)
+
+
+@pytest.mark.parametrize("other", ["Linear", "Sequential"])
+def test_a_classifier_of_other_classes_is_noticed(other: str) -> None:
+    network = Net().eval()
+    model = attach_exits(network, exits=3, input_size=SIZE).eval()
+    x = torch.rand(1, *SIZE)
+    network.fc = nn.Linear(4, 7) if other == "Linear" else nn.Sequential(nn.Linear(4, 7))
+    for answer in (lambda: model(x), lambda: profile(model, x, repeats=2)):
+        with pytest.raises(ValueError, match="the network gives 7 outputs now, and was cut with 5: attach the exits again"):
+            answer()
+
+
+def test_a_weight_of_another_shape_is_noticed() -> None:
+    class Scaled(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * self.scale)
+
+    model = attach_exits(Scaled().eval(), exits=3, input_size=SIZE).eval()
+    model.backbone.scale = nn.Parameter(torch.ones(2, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"cut with 'scale' of shape \[1\], and has one of \[2, 1, 1, 1\] now: attach"):
+        model(torch.rand(2, *SIZE))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, reduce
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from anytime.models.surgery.attach.calls import Call, leaves_of
@@ -24,9 +23,7 @@ CARRIED = "it keeps {name!r} from one call to the next, which must be a buffer t
 BOTH = "it reads one tensor as {one!r} and as {other!r}, and nothing tells which of them it uses"
 UNKNOWN = "it reads {name!r}, and nothing tells whether a {kind} has changed"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 WHOLE = (*SIMPLE, tuple, list, dict, set, frozenset, deque, MethodType, partial)  # compared as a whole
-AGAIN = "attach the exits again"
 
 
 class Read(NamedTuple):
@@ -175,6 +172,8 @@ class Attributes:
                 self._note(call, known, self.objects[id(known)][1], name, value_of(known, name) if whole else value)
             return value
 
+        further: Any = getattr(kind, "__getattr__", None)
+
         def read_further(known: Any, name: str) -> Any:  # what it looks in for that does not count
             call = self.current() if id(known) in self.objects and name[:2] != "__" else None
             found: Any = ABSENT
@@ -187,7 +186,7 @@ class Attributes:
             return found
 
         self._replace(kind, "__getattribute__", read)
-        if (further := getattr(kind, "__getattr__", None)) is not None:
+        if further is not None:
             self._replace(kind, "__getattr__", read_further)
         return True
 
@@ -250,134 +249,3 @@ def read_as_well(call: Call, other: Call, network: nn.Module, size: bool) -> Non
                 value = value_of(thing, read.name)
                 value = Same(value) if isinstance(read.value, Same) else frozen(value)
                 one.reads.append(Read(thing, read.path, read.name, value))
-
-
-class Watch:
-    """Raises ValueError once something that was decided when exits were attached has been changed.
-
-    Args:
-        calls: Those that are written by what they do, so that the forward of their modules does not run any more.
-
-    Attributes:
-        autocast: Whether what was cut is the network also while autocast is on.
-    """
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self.reads = tuple({(id(read.thing), read.name): read for call in calls for read in call.reads}.values())
-        opened = {call.path: call.module for call in calls}
-        self.hooks = tuple((module, path, _hooks(module)) for path, module in opened.items())
-        root = next(call.module for call in calls if not call.path)
-        names: dict[nn.Module, list[str]] = {}
-        for name, part in root.named_modules(remove_duplicate=False):
-            names.setdefault(part, []).append(name)
-        holders = _holders(root, calls, names)
-        fixed = {*holders.values(), *(part for part in names if len(names[part]) > 1)}
-        self.holders = tuple(
-            (module, path, type(module), {name: part if part in fixed else None for name, part in module._modules.items()})
-            for path, module in holders.items()
-        )
-        tensors = {name for call in calls for name in call.attributes}
-        self.tensors = tuple(place for name in sorted(tensors) if (place := _find(root, name)) is not None)
-        self.autocast = True
-        self.dtypes = {dtype: call.path for call in calls for dtype in call.unproven}
-
-    def check(self, x: Tensor) -> None:
-        """Raises ValueError if an attribute has another value, a cut module is another one, or x is in another precision."""
-        dtype = x.dtype
-        if not self.autocast and torch.is_autocast_enabled(x.device.type):
-            raise ValueError("this network asks for the precision of its tensors, so as it was cut it cannot run in autocast")
-        if dtype in self.dtypes:
-            name = str(dtype).removeprefix("torch.")
-            raise ValueError(f"this network does something else in {name} than as it was cut: convert it before, and {AGAIN}")
-        if torch.compiler.is_compiling():
-            self._check_plain()
-            return
-        for read in self.reads:
-            if (now := read.changed()) is not None:
-                place = _place(read.thing, read.path)
-                raise ValueError(f"{place} was cut with {read.name} = {text(read.value)}, and has {now} now: {AGAIN}")
-        for module, path, kind, parts in self.holders:
-            if type(module) is not kind:
-                raise ValueError(f"{kind.__name__} {path!r} was cut, and is a {type(module).__name__} now: {AGAIN}")
-            if list(module._modules) != list(parts):
-                raise ValueError(f"{_place(module, path)} has {_other(parts, module._modules)} since it was cut: {AGAIN}")
-            for name, part in parts.items():
-                if part is not None and module._modules[name] is not part:
-                    raise ValueError(f"{_place(module, path)} was cut, and has another {name!r} now: {AGAIN}")
-        for module, path, hooks in self.hooks:
-            if _hooks(module) != hooks:
-                raise ValueError(f"{_place(module, path)} has other hooks than when it was cut: {AGAIN}")
-        for module, path, name, kept in self.tensors:
-            if vars(module)[kept].get(name) is None:
-                raise ValueError(f"{_place(module, path)} was cut with {name!r} among its {kept[1:]}, which it left: {AGAIN}")
-
-    def _check_plain(self) -> None:
-        """What a compiler can follow: which objects modules hold, and numbers and texts of both, and other parts."""
-        for thing, _, name, value in self.reads:
-            if isinstance(value, Same) and getattr(thing, name, None) is not value.thing:
-                raise ValueError(f"a module was cut with one {name}, and has another now: {AGAIN}")
-            if (value is None or value is ABSENT) and getattr(thing, name, None) is not None:
-                raise ValueError(f"a module was cut without {name}, and has one now: {AGAIN}")
-            if isinstance(value, int | float | str) and getattr(thing, name) != value:
-                raise ValueError(f"a module was cut with {name} = {value}, and has another now: {AGAIN}")
-        for module, _, _, parts in self.holders:
-            if len(module._modules) != len(parts):
-                raise ValueError(f"a module was cut with {len(parts)} parts, and has {len(module._modules)} now: {AGAIN}")
-            for name, part in parts.items():
-                if part is not None and module._modules.get(name) is not part:
-                    raise ValueError(f"a module was cut, and has another {name} now: {AGAIN}")
-
-
-def _find(root: nn.Module, name: str) -> tuple[nn.Module, str, str, str] | None:
-    """The module that keeps a tensor, its name, the tensor's own, and among what it keeps it."""
-    path, _, own = name.rpartition(".")
-    module: Any = root.get_submodule(path) if path in dict(root.named_modules()) else None
-    kept = [kind for kind in ("_parameters", "_buffers") if module is not None and own in vars(module)[kind]]
-    return (module, path, own, kept[0]) if kept else None
-
-
-def _hooks(module: nn.Module) -> tuple[int, ...]:
-    """The numbers of its hooks, which torch gives each hook once; those of this library only look on."""
-    own = f"{__name__.partition('.')[0]}."
-    return tuple(
-        number
-        for kind in HOOKS
-        for number, hook in vars(module)[kind].items()
-        if not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith(own)
-    )
-
-
-def _holders(root: nn.Module, calls: Sequence[Call], names: Mapping[nn.Module, Sequence[str]]) -> dict[str, nn.Module]:
-    """The modules whose parts the calls have run, one by one, by name; lists of parts among them that have none.
-
-    Args:
-        root: The network.
-        calls: Those that are written by what they do.
-        names: All names of each module.
-    """
-    modules = {name: module for module, own in names.items() for name in own}
-    found = {call.path: call.module for call in calls}
-    whole = {name for call in calls for part in call.calls for name in names[part.module]} - set(found)
-    for path in whole:
-        above = path.rpartition(".")[0]
-        while above not in found:
-            found[above] = modules[above]
-            above = above.rpartition(".")[0]
-    for path in list(found):
-        for name, part in found[path]._modules.items():
-            inside = f"{path}.{name}".removeprefix(".")
-            if isinstance(part, LISTS) and inside not in whole:
-                found[inside] = part
-    return found
-
-
-def _other(before: Collection[str], now: Collection[str]) -> str:
-    """What has become of a module's parts."""
-    lost, new = [name for name in before if name not in now], [name for name in now if name not in before]
-    if lost:
-        return f"lost its part {lost[0]!r}"
-    return f"got a part {new[0]!r}" if new else "its parts in another order"
-
-
-def _place(module: nn.Module, path: str) -> str:
-    return f"{type(module).__name__} {path!r}" if path else type(module).__name__

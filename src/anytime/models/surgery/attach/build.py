@@ -16,7 +16,6 @@ from anytime.model import create_model
 from anytime.models.common.additive import check_shrink
 from anytime.models.common.heads import Head, build_head
 from anytime.models.surgery.attach import choice, cut_points
-from anytime.models.surgery.attach.attributes import Watch
 from anytime.models.surgery.attach.checks import check_stages, safe_in_autocast
 from anytime.models.surgery.attach.choice import Spread
 from anytime.models.surgery.attach.conditions import preserved
@@ -27,6 +26,7 @@ from anytime.models.surgery.attach.segments import Stage, split_graph
 from anytime.models.surgery.attach.sizes import channels_last, fit, other_shapes
 from anytime.models.surgery.attach.state import Kept, Place
 from anytime.models.surgery.attach.trace import logits_of
+from anytime.models.surgery.attach.watch import Watch
 from anytime.models.surgery.backbones import build_backbone, find_classifiers, replace_classifier
 from anytime.models.surgery.hugging_face import settled
 from anytime.registry import register_model

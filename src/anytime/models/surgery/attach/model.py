@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from anytime.model import AnytimeModel
 from anytime.models.common.additive import BoostedState, add_to, added_up
 from anytime.models.common.steps import require_step_left
-from anytime.models.surgery.attach.attributes import Watch
 from anytime.models.surgery.attach.cut_points import Cut
 from anytime.models.surgery.attach.segments import Stage
 from anytime.models.surgery.attach.stored import in_precision_of
+from anytime.models.surgery.attach.watch import Watch, check_width
 
 
 class AttachedState(NamedTuple):
@@ -104,6 +104,7 @@ class AttachedExits(AnytimeModel):
 
     def _answer(self, t: int, h: Tensor) -> Tensor:
         if t == len(self.cuts):
+            check_width(h.shape[1], self.num_classes)
             return h
         return self.heads[t](h if torch.is_autocast_enabled(h.device.type) else in_precision_of(self.heads[t], h))
 

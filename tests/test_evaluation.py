@@ -127,6 +127,10 @@ def test_stored_traces_of_runs_with_the_same_name(run, tmp_path):
     assert stored_traces([str(run), str(tmp_path / "other/run")]).keys() == {"run", str(tmp_path / "other/run")}
     with pytest.raises(FileNotFoundError, match=r"run `anytime evaluate .*/run --part validation`"):
         stored_traces([str(run)], "validation")
+    trace = Trace.load(run / "trace-test.safetensors")
+    replace(trace, meta={**trace.meta, "weights": "f" * 64}).save(run / "trace-test.safetensors")
+    with pytest.raises(ValueError, match=r"run/trace-test\.safetensors was recorded with other weights; record it again"):
+        stored_traces([str(run)])
 
 
 @pytest.fixture

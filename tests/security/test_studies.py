@@ -139,7 +139,11 @@ def test_the_stored_losses_are_replaced_only_if_they_are_this_librarys() -> None
     remember_model(run)
     measured = training_losses(run)
     path = run / "training-losses.json"
-    assert json.loads(path.read_text()) == measured
+    assert json.loads(path.read_text())["losses"] == measured
+    assert training_losses(run) == measured
+    for foreign in ("[0.0001]", '{"weights": "f", "losses": [0.0001]}'):
+        path.write_text(foreign)
+        assert training_losses(run) == pytest.approx(measured), "losses of other weights"
     assert len(measured) == load(run).num_steps
     assert all(map(math.isfinite, measured))
     for empty in (b"", b"\0" * 20):

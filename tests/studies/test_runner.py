@@ -1,5 +1,6 @@
 """Which trainings start, resume or are skipped, with a trainer that only writes what the real one would leave."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from anytime import create_model
 from anytime.data import create_data
@@ -18,6 +20,7 @@ from anytime.studies.executors.choice import find_executor
 from anytime.studies.executors.subprocess import log_end
 from anytime.studies.runner import on_validation, record_views, trace_path
 from anytime.studies.study import find_study
+from anytime.support.model_files import weights_of
 from anytime.trace import Trace
 from anytime.training.config import UsageError, parse
 from anytime.training.rundir import create_run, set_state
@@ -236,6 +239,25 @@ def test_an_interrupted_recording_is_repeated(run, tmp_path):
     assert recorder.asked == [("a", ["a"])]
 
 
+def test_traces_of_other_weights_are_recorded_again(run, tmp_path):
+    views = {"a": None, "a validation": on_validation, "a view": lambda model: model}
+    runs = [dataclasses.replace(run(), views=views)]
+    run_all(runs, tmp_path, Trainer(), Recorder(), lambda _: None)
+    save_file({"w": torch.ones(2)}, tmp_path / "a" / "model.safetensors")
+    own = weights_of(tmp_path / "a")
+    for of_view, again in (({}, []), ({"run_weights": own}, []), ({"run_weights": "f"}, ["a view"])):
+        for name, view in views.items():
+            meta = {"weights": "f" * 64 if name == "a view" else own} | (of_view if name == "a view" else {})
+            dataclasses.replace(TRACE, meta=meta).save(trace_path(tmp_path / "a", name, view))
+        recorder = Recorder()
+        run_all(runs, tmp_path, Trainer(), recorder, lambda _: None)
+        assert recorder.asked == ([("a", again)] if again else [])
+    for name, view in views.items():
+        dataclasses.replace(TRACE, meta={"weights": "f" * 64}).save(trace_path(tmp_path / "a", name, view))
+    run_all(runs, tmp_path, Trainer(), recorder := Recorder(), lambda _: None)
+    assert recorder.asked == [("a", ["a", "a validation"])]
+
+
 def test_runs_of_the_same_name_are_trained_once(run, tmp_path):
     train = Trainer()
     run_all([run(), run()], tmp_path, train, Recorder(), lambda _: None)
@@ -322,6 +344,7 @@ def test_a_view_may_be_recorded_on_validation_images(tmp_path):
         trace = Trace.load(trace_path(path, name, view))
         assert torch.equal(trace.labels, torch.cat([labels for _, labels in loader]))
         assert trace.meta["part"] == part
+        assert trace.meta["run_weights"] == weights_of(path)
 
 
 def test_executors_by_name():

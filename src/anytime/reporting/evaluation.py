@@ -18,7 +18,7 @@ from anytime.data.batches import Loader
 from anytime.data.names import composed
 from anytime.data.record import RECORD
 from anytime.model import AnytimeModel, require_classifier
-from anytime.pretrained import load
+from anytime.pretrained import load, pretrained_folder
 from anytime.reporting import plots
 from anytime.reporting.columns import STEP_COLUMNS
 from anytime.reporting.report import Section, write_report
@@ -26,6 +26,7 @@ from anytime.support.digest import weights_digest
 from anytime.support.files import atomic_write
 from anytime.support.folders import FIGURES, check_file
 from anytime.support.locks import only_writer
+from anytime.support.model_files import weights_of
 from anytime.support.owned import MARK, check_own
 from anytime.trace import Trace, labelled, record
 from anytime.training.config import UsageError
@@ -78,13 +79,27 @@ def find_trace(
     trace = Trace.load(path)
     if trace.num_steps != model.num_steps or trace.num_classes != model.num_classes:
         raise ValueError(f"{path} is of another model; delete it to record it again")
-    if trace.meta.get("weights") not in (None, weights_digest(model.state_dict())):  # old traces do not say
+    if not _recorded_with(trace, _digest(model)):
         raise ValueError(f"{path} was recorded with other weights; delete it, or record it again with `anytime evaluate`")
     return trace
 
 
+def _recorded_with(trace: Trace, weights: str) -> bool:
+    """Whether a trace is that of weights with this digest; old traces do not say."""
+    return trace.meta.get("weights") in (None, weights)
+
+
+def _digest(model: AnytimeModel) -> str:
+    return weights_digest(model.state_dict())
+
+
 def stored_traces(runs: Sequence[str], part: str = "test") -> dict[str, Trace]:
-    """The traces stored by `evaluate_run`, by the runs' names; raises FileNotFoundError if a run has not been evaluated."""
+    """The traces stored by `evaluate_run`, by the runs' names.
+
+    Raises:
+        FileNotFoundError: A run has not been evaluated.
+        ValueError: A trace was recorded with other weights than those of its run.
+    """
     traces: dict[str, Trace] = {}
     for run in runs:
         folder = output_folder(run)
@@ -92,7 +107,10 @@ def stored_traces(runs: Sequence[str], part: str = "test") -> dict[str, Trace]:
         if not path.is_file():
             option = "" if part == "test" else f" --part {part}"
             raise FileNotFoundError(f"{run} has not been evaluated: {path} is missing; run `anytime evaluate {run}{option}`")
-        traces[folder.name if folder.name not in traces else os.fspath(run)] = _finest(Trace.load(path))
+        trace, own = Trace.load(path), weights_of(folder if Path(run).is_dir() else pretrained_folder(run))
+        if not (own is None or _recorded_with(trace, own) or _recorded_with(trace, _digest(load(run)))):  # of old files
+            raise ValueError(f"{path} was recorded with other weights; record it again with `anytime evaluate {run}`")
+        traces[folder.name if folder.name not in traces else os.fspath(run)] = _finest(trace)
     return traces
 
 

@@ -21,8 +21,11 @@ from anytime.pretrained import load
 from anytime.reporting.evaluation import images_of, trained_on
 from anytime.studies.executors.choice import Executor
 from anytime.studies.executors.subprocess import TrainingStopped, interruptions_to, train_in_subprocess
+from anytime.support.folders import check_file
+from anytime.support.model_files import weights_of
 from anytime.support.names import import_object
 from anytime.support.owned import state_of
+from anytime.support.trace_files import trace_meta
 from anytime.support.trust import is_consented, typed_paths
 from anytime.trace import Trace, record
 from anytime.training.build import build
@@ -41,6 +44,7 @@ def on_validation(model: AnytimeModel) -> AnytimeModel:
     return model
 
 
+RUN_WEIGHTS = "run_weights"  # in the facts of a trace: the digest of the trained weights, which a view may change
 RESUMES = 2  # of a training whose process is killed again and again
 _WITHOUT_EFFECT = ("progress", "logger", "data.root", "data.download", "data.workers")  # on the result of a training
 
@@ -187,14 +191,25 @@ def record_views(path: Path, views: Mapping[str, View | None]) -> None:
     model = load(path)
     data = trained_on(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = {"dataset": type(data).__name__, "recipe": model.info.recipe}
+    facts: dict[str, Any] = {"dataset": type(data).__name__, "recipe": model.info.recipe}
     facts["trained_on"] = read_run(path)[1]["hardware"]
+    facts[RUN_WEIGHTS] = weights_of(path)
     for name, view in views.items():
         network = (model if view is None else view(model)).eval()
         part = _part(view)
         meta = facts | {"part": part, "model_arguments": network.config["arguments"]}
         trace = record(network, images_of(data, part), device=device, input_size=data.input_size, meta=meta)
         trace.save(trace_path(path, name, view))
+
+
+def _is_of(path: Path, view: View | None, weights: str | None) -> bool:
+    """Whether a trace is there and was recorded with these weights of its run; earlier traces of a view do not say."""
+    check_file(path)
+    if not path.is_file():
+        return False
+    meta = trace_meta(path)
+    recorded = meta.get(RUN_WEIGHTS, meta.get("weights") if view in (None, on_validation) else None)
+    return weights is None or recorded in (None, weights)
 
 
 def with_all_views(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
@@ -349,7 +364,8 @@ def run_all(
             seconds.append(spent)
             done = f"trained in {time_text(seconds[-1])}"
         stored = {name: trace_path(path, name, view) for name, view in run.views.items()}
-        if missing := {name: view for name, view in run.views.items() if not stored[name].is_file()}:
+        weights = weights_of(path)
+        if missing := {name: view for name, view in run.views.items() if not _is_of(stored[name], view, weights)}:
             recorder(path, missing)
         for name, file in stored.items():
             paths.setdefault(name, {})[run.seed] = file

@@ -6,6 +6,10 @@ import hashlib
 import os
 from pathlib import Path
 
+import safetensors
+import safetensors.torch
+
+from anytime.support.digest import weights_digest
 from anytime.support.documents import read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import CONFIG, WEIGHTS, check_file
@@ -68,6 +72,20 @@ def digest_of(folder: Path) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_of(folder: Path) -> str | None:
+    """`weights_digest` of the weights in a folder, which a trace names that was recorded with them; None if there are none.
+
+    Raises:
+        ValueError: The file leads out of the folder, is a pipe, or is damaged.
+    """
+    if not (folder / WEIGHTS).is_file():
+        return None
+    try:
+        return weights_digest(safetensors.torch.load(read_weights(folder)))
+    except (safetensors.SafetensorError, *UNFIT) as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: {one_line(error)}") from error
 
 
 def config_file(folder: Path) -> Path:

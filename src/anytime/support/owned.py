@@ -179,7 +179,8 @@ def _is_made_by_study(path: Path) -> bool:
 
 def _is_losses(path: Path) -> bool:
     found = _json(path)
-    return isinstance(found, list) and bool(found) and all(isinstance(loss, float) for loss in found)
+    losses = found.get("losses") if isinstance(found, dict) and "weights" in found else found  # a list in earlier versions
+    return isinstance(losses, list) and bool(losses) and all(isinstance(loss, float) for loss in losses)
 
 
 def _is_empty(path: Path) -> bool:

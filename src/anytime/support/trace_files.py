@@ -70,12 +70,20 @@ def read_trace(path: str | os.PathLike[str], build: Callable[..., AnyTrace]) -> 
         raise ValueError(f"{path} is damaged: {one_line(error)}") from error
 
 
+def trace_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The facts about a trace in a file, whose tensors are not read; raises ValueError if the file is damaged."""
+    try:
+        facts = parse_json(read_metadata(path, "a trace").get("trace", ""), path, nodes=10_000_000)
+        return dict(facts["meta"])
+    except UNFIT as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}") from error
+
+
 def is_study_trace(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a trace that a study recorded, which says on what the network was trained."""
     try:
-        facts = parse_json(read_metadata(path, "a trace").get("trace", ""), path, nodes=10_000_000)
-        return "trained_on" in facts["meta"]
-    except (OSError, *UNFIT):
+        return "trained_on" in trace_meta(path)
+    except (OSError, ValueError):
         return False
 
 

@@ -34,12 +34,15 @@ from anytime.studies.study import Result
 from anytime.support.documents import parse_json
 from anytime.support.files import atomic_write
 from anytime.support.folders import LOSSES, check_file
+from anytime.support.model_files import weights_of
 from anytime.support.owned import check_own
 from anytime.training.logs import METRICS as METRICS_FILE
 
 
 def training_losses(run: Path) -> list[float]:
     """-mean log softmax(z_t)_label of each exit over the unaugmented training images, in nats; cached in the run directory.
+
+    Losses of other weights, and those of earlier versions, which did not say, are measured again.
 
     Raises:
         NotOurs: The file of the cache holds something else.
@@ -49,9 +52,11 @@ def training_losses(run: Path) -> list[float]:
     path = run / LOSSES
     check_file(path)
     check_own(path)
+    weights = weights_of(run)
     if path.is_file() and (content := path.read_bytes().strip(b"\0")):  # else its machine lost its power
-        stored: list[float] = parse_json(content, path)
-        return stored
+        stored = parse_json(content, path)
+        if isinstance(stored, dict) and stored["weights"] == weights:
+            return [float(loss) for loss in stored["losses"]]
     model = load(run)
     data = trained_on(model, run=run)
     data.augment = "none"
@@ -66,7 +71,7 @@ def training_losses(run: Path) -> list[float]:
             total += len(target) * losses.double().cpu()
             images += len(target)
     with atomic_write(path) as part:
-        part.write_text(json.dumps((total / images).tolist()) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({"weights": weights, "losses": (total / images).tolist()}) + "\n", encoding="utf-8")
     return (total / images).tolist()
 
 

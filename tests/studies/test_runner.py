@@ -277,6 +277,21 @@ def test_another_configuration_is_an_error_before_any_training(run, tmp_path):
     assert train.asked == []
 
 
+def test_other_images_are_another_training(tmp_path, recipe):
+    class Images(Trainer):
+        def __call__(self, arguments, log):
+            run = arguments[arguments.index("--run") + 1]
+            create_run(Path(run), parse(["--data=ImageFolder", "--data.root=A"], [recipe]))
+            set_state(Path(run), "finished")
+            return 0
+
+    runs = {root: TrainingRun("a", recipe, ("--data=ImageFolder", f"--data.root={root}"), 0, {"a": None}) for root in "AB"}
+    run_all([runs["A"]], tmp_path, Images(), Recorder(), lambda _: None)
+    assert run_status(runs["A"], tmp_path) == "finished"
+    with pytest.raises(UsageError, match=r"holds a training with data\.root '.*/A' \(wanted '.*/B'\)"):
+        run_status(runs["B"], tmp_path)
+
+
 def test_data_folder_and_progress_bar_do_not_change_the_training(run, tmp_path):
     run_all([run()], tmp_path, Trainer(), Recorder(), lambda _: None)
     assert run_status(run("a", "--data.root=elsewhere", "--progress=false"), tmp_path) == "finished"

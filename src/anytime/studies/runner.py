@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import json
+import os
 import re
 import threading
 import time
@@ -29,7 +30,7 @@ from anytime.support.trace_files import trace_meta
 from anytime.support.trust import is_consented, typed_paths
 from anytime.trace import Trace, record
 from anytime.training.build import build
-from anytime.training.config import SECTIONS, Config, UsageError, flatten, parse
+from anytime.training.config import SECTIONS, Config, UsageError, find, flatten, parse
 from anytime.training.rundir import CONFIG, in_training, names_of_run, read_run
 
 RunStatus = Literal["start", "resume", "finished"]
@@ -138,9 +139,16 @@ def run_status(run: TrainingRun, folder: Path) -> RunStatus:
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """All values of a configuration that affect the result of a training, by flag."""
+    """All values of a configuration that affect the result of a training, by flag.
+
+    The folder of the data is one of them, unless the set is official: then it has the same images in any folder.
+    """
     names = {section: config[section]["class_path"] for section in SECTIONS}
-    return {key: _current(value) for key, value in (names | flatten(config)).items() if key not in _WITHOUT_EFFECT}
+    found = {key: _current(value) for key, value in (names | flatten(config)).items() if key not in _WITHOUT_EFFECT}
+    root = config["data"]["init_args"].get("root")
+    if root is not None and not getattr(find("data", config["data"]["class_path"]), "official", None):
+        found["data.root"] = os.path.realpath(os.path.expanduser(root))
+    return found
 
 
 def _current(value: Any) -> Any:

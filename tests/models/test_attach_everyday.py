@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from anytime.models.surgery.attach.build import attach_exits
 from anytime.runtime import Predictor, profile
@@ -154,3 +154,43 @@ def test_a_weight_of_another_shape_is_noticed() -> None:
     model.backbone.scale = nn.Parameter(torch.ones(2, 1, 1, 1))
     with pytest.raises(ValueError, match=r"cut with 'scale' of shape \[1\], and has one of \[2, 1, 1, 1\] now: attach"):
         model(torch.rand(2, *SIZE))
+
+
+def test_a_network_of_torch_fx_is_copied() -> None:
+    model = attach_exits(fx.symbolic_trace(Net().eval()), exits=3, input_size=SIZE).eval()
+    twin, x = copy.deepcopy(model), torch.rand(1, *SIZE)
+    assert torch.equal(twin(x), model(x))
+    graph = twin.backbone.graph
+    next(node for node in graph.nodes if node.name == "relu").target = "abs"
+    twin.backbone.recompile()
+    with pytest.raises(ValueError, match="GraphModule '' was cut, and has other code now: attach the exits again"):
+        twin(x)
+
+
+class Tokens(nn.Module):
+    """A vision transformer of torch's own layers."""
+
+    def __init__(self, norm_first: bool, padded: bool = False) -> None:
+        super().__init__()
+        self.padded = padded
+        self.patches, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+        self.encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(8), enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.patches(x).flatten(2).mT
+        return self.fc(self.encoder(h, src_key_padding_mask=h.sum(2) > 9 if self.padded else None).mean(1))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_exits_lie_between_the_layers_of_an_encoder(norm_first: bool) -> None:
+    model = attach_exits(Tokens(norm_first).eval(), exits=3, input_size=SIZE).eval()
+    assert model.exits == ("encoder.layers.0", "encoder.layers.1")
+    x = torch.rand(2, *SIZE)
+    torch.testing.assert_close(model(x)[-1], model.backbone(x))
+
+
+def test_an_encoder_that_does_not_run_in_autocast_is_cut() -> None:
+    model = attach_exits(Tokens(False, padded=True).eval(), exits=3, input_size=SIZE).eval()
+    x = torch.rand(2, *SIZE)
+    torch.testing.assert_close(model(x)[-1], model.backbone(x))

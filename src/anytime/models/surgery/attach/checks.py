@@ -47,8 +47,11 @@ def check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> Non
 def safe_in_autocast(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> bool:
     """Whether the stages give what the network gives while autocast is on."""
     kind = torch.bfloat16 if x.device.type == "cpu" else torch.float16
-    with torch.autocast(x.device.type, kind):
-        whole, cut = (_run(backbone, functions, False, x[:1]).logits for functions in ((nn.Module.__call__,), stages))
+    try:
+        with torch.autocast(x.device.type, kind):
+            whole, cut = (_run(backbone, functions, False, x[:1]).logits for functions in ((nn.Module.__call__,), stages))
+    except RuntimeError:  # neither does the network run in autocast, as encoders of torch that are given a mask
+        return False
     return whole.dtype is cut.dtype and torch.equal(whole, cut)
 
 

@@ -25,7 +25,7 @@ ONE_AT_A_TIME = threading.RLock()  # a trace changes how every module is called
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is never opened: a layer of torch, one without parts, or one with hooks."""
-    own = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Sequential
+    own = type(module).__module__.startswith("torch.nn.") and type(module) not in (nn.Sequential, nn.TransformerEncoder)
     hooked = any(vars(module)[kind] for kind in HOOKS)
     return bool(own or hooked or next(module.children(), None) is None)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from anytime.models.surgery.attach.attributes import HOOKS
 from anytime.models.surgery.attach.calls import Call
@@ -37,7 +37,7 @@ class Watch:
         holders = _holders(root, calls, names)
         fixed = {*holders.values(), *(part for part in names if len(names[part]) > 1)}
         self.holders = tuple(
-            (module, path, type(module), {name: part if part in fixed else None for name, part in module._modules.items()})
+            (module, path, _kind(module), {name: part if part in fixed else None for name, part in module._modules.items()})
             for path, module in holders.items()
         )
         tensors = {name for call in calls for name in call.attributes}
@@ -65,8 +65,9 @@ class Watch:
                 place = _place(read.thing, read.path)
                 raise ValueError(f"{place} was cut with {read.name} = {text(read.value)}, and has {now} now: {AGAIN}")
         for module, path, kind, parts in self.holders:
-            if type(module) is not kind:
-                raise ValueError(f"{kind.__name__} {path!r} was cut, and is a {type(module).__name__} now: {AGAIN}")
+            if (now := _kind(module)) != kind:
+                other = f"is a {now[0]}" if now[0] != kind[0] else "has other code"
+                raise ValueError(f"{kind[0]} {path!r} was cut, and {other} now: {AGAIN}")
             if list(module._modules) != list(parts):
                 raise ValueError(f"{_place(module, path)} has {_other(parts, module._modules)} since it was cut: {AGAIN}")
             for name, part in parts.items():
@@ -100,6 +101,11 @@ class Watch:
             for name, part in parts.items():
                 if part is not None and module._modules.get(name) is not part:
                     raise ValueError(f"a module was cut, and has another {name} now: {AGAIN}")
+
+
+def _kind(module: nn.Module) -> tuple[str, Any]:
+    """The name of its class, and the class; for a GraphModule, whose copies have classes of their own, its code."""
+    return ("GraphModule", module.code) if isinstance(module, fx.GraphModule) else (type(module).__name__, type(module))
 
 
 def check_width(now: int, before: int) -> None:

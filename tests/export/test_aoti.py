@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,10 +49,13 @@ def model() -> anytime.AnytimeModel:
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Keeps each program instead of compiling it, which takes half a minute; `place` is what a library says it is made for."""
-    kept = SimpleNamespace(programs=[], place=made_for())
+    kept = SimpleNamespace(programs=[], place=made_for(), caches=set())
 
     def compiled(program: Any, package_path: str, inductor_configs: dict[str, Any]) -> None:
         assert inductor_configs["aot_inductor.metadata"] == made_for()
+        cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert cache.parent == Path(package_path).parent, "compiled in a folder that no other user can write to"
+        kept.caches.add(cache)
         kept.programs.append(program)
         Path(package_path).write_text(str(len(kept.programs) - 1))
 
@@ -70,6 +74,8 @@ def test_a_library_takes_contiguous_tensors_and_only_those_it_uses(
 ) -> None:
     export, x = anytime.export_model(model, tmp_path / "out", "aoti", batch="dynamic", input_size=SIZE), torch.rand(3, *SIZE)
     torch.testing.assert_close(export(x), model(x).detach())
+    assert compiler.caches
+    assert not any(cache.exists() for cache in compiler.caches)
     first, second = export.manifest.steps
     assert (first.file, [value.shape for value in second.inputs]) == ("step_1.pt2", [("batch", 3, 4, 4)])
     for program in compiler.programs:

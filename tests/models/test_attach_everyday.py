@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -194,3 +194,19 @@ def test_an_encoder_that_does_not_run_in_autocast_is_cut() -> None:
     model = attach_exits(Tokens(False, padded=True).eval(), exits=3, input_size=SIZE).eval()
     x = torch.rand(2, *SIZE)
     torch.testing.assert_close(model(x)[-1], model.backbone(x))
+
+
+class Outputs(NamedTuple):
+    logits: Tensor
+    aux_logits: Tensor
+
+
+@pytest.mark.parametrize("kind", [Outputs, lambda y, more: (y, more)])
+def test_further_outputs_in_train_mode_are_one_sentence(kind: Any) -> None:
+    class Auxiliary(Net):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return kind(y, y) if self.training else y
+
+    with pytest.raises(ValueError, match=r"in train mode, but a (Outputs|tuple) .build it without .* aux_logits=False"):
+        attach_exits(Auxiliary(), exits=3, input_size=SIZE)

@@ -17,7 +17,7 @@ from anytime.models.surgery.attach.attributes import read_as_well
 from anytime.models.surgery.attach.calls import Call, TraceError
 from anytime.models.surgery.attach.compare import Difference, differences
 from anytime.models.surgery.attach.stored import stored_tensors
-from anytime.models.surgery.attach.trace import CallTracer
+from anytime.models.surgery.attach.trace import MORE, CallTracer
 from anytime.models.surgery.attach.unseen import other_chance_kept
 from anytime.support.limits import imagined
 
@@ -90,11 +90,14 @@ def trace_network(network: nn.Module, x: Tensor) -> Call:
     try:
         with preserved(network):
             with flop_counter() as counter:
-                evaluation = CallTracer(network, False, counter.get_total_flops).run(x.clone())
+                evaluation = (in_eval := CallTracer(network, False, counter.get_total_flops)).run(x.clone())
             if evaluation.problem:
                 raise TraceError(evaluation.problem)
             network.train()
-            train = CallTracer(network, True, lambda: 0).run(x.clone())
+            train = (in_train := CallTracer(network, True, lambda: 0)).run(x.clone())
+            if in_train.returned is not in_eval.returned:
+                name = in_train.returned.__name__
+                raise TraceError(f"it does not return one new tensor in train mode, but a {name}{MORE}")
         for difference in differences(evaluation, train, OTHER_IN_TRAINING):
             difference.note()
         read_as_well(evaluation, train, network, False)

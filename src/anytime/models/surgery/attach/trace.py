@@ -20,6 +20,7 @@ from anytime.models.surgery.attach.questions import SURROUNDINGS
 from anytime.models.surgery.attach.stored import who_asks
 from anytime.models.surgery.attach.unseen import DRAWS, other_chance, own_gradients
 
+MORE = " (build it without further outputs, as with aux_logits=False in torchvision)"
 ONE_AT_A_TIME = threading.RLock()  # a trace changes how every module is called
 
 
@@ -60,10 +61,11 @@ class CallTracer(OperationTracer):
             finally:
                 nn.Module.__call__, Number.recorder = original, None  # type: ignore[method-assign]
         root.macs = (0, self.macs())
-        logits = logits_of(result)
+        logits, self.returned = logits_of(result), type(result)
         if not isinstance(logits, Tensor) or logits is x:
             mode, what = "train" if self.training else "eval", "its images" if logits is x else f"a {type(logits).__name__}"
-            raise TraceError(f"it does not return one new tensor in {mode} mode, but {what}")
+            more = MORE if self.training and logits is not x else ""
+            raise TraceError(f"it does not return one new tensor in {mode} mode, but {what}{more}")
         self.current = root
         root.result = self._value(logits)
         return root

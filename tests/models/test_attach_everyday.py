@@ -210,3 +210,45 @@ def test_further_outputs_in_train_mode_are_one_sentence(kind: Any) -> None:
 
     with pytest.raises(ValueError, match=r"in train mode, but a (Outputs|tuple) .build it without .* aux_logits=False"):
         attach_exits(Auxiliary(), exits=3, input_size=SIZE)
+
+
+class Needy(Net):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x) + t
+
+
+def halved(x: Tensor) -> Tensor:
+    return x / 2
+
+
+class Compiled(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.halved = [torch.jit.script(halved)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.halved[0](x))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "two arguments": (Needy, "Needy fails on images of .* missing 1 required positional argument: 't'"),
+    "compiled function": (Compiled, "or calls a torch.jit function, which must be plain Python"),
+    "without values": (lambda: Net().to("meta"), "the weights of Net are on the device meta"),
+    "traced": (lambda: torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)), "the network is a TopLevelTracedModule"),
+    "parallel": (lambda: nn.DataParallel(Net()), "the network is in DataParallel: attach exits to network.module"),
+    "attached": (lambda: attach_exits(Net(), exits=2, input_size=SIZE), "this AttachedExits has steps already"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_plain_network_is_one_sentence(name: str) -> None:
+    made, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        attach_exits(made(), exits=2, input_size=SIZE)
+
+
+@pytest.mark.parametrize("exits", [0, -1])
+def test_too_few_exits_are_one_sentence(exits: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {exits}"):
+        attach_exits(Net(), exits=exits, input_size=SIZE)

@@ -232,7 +232,7 @@ class Gives(Net):
         ),
         (lambda y: (y, y.sum()), True, "Gives must return logits .*, got tuple; put it into a module"),
         (lambda y: {"logits": y}, False, "it does not return one new tensor in train mode, but a dict"),
-        (lambda y: (y, y.sum()), False, "it does not return one new tensor in train mode, but a tuple .build it without further outputs"),
+        (lambda y: (y, y.sum()), False, "in train mode, but a tuple .build it without further outputs"),
     ],
 )
 def test_other_outputs_than_logits_are_one_sentence(kind: Any, always: bool, message: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from anytime.model import create_model
+from anytime.model import AnytimeModel, create_model
 from anytime.models.common.additive import check_shrink
 from anytime.models.common.heads import Head, build_head
 from anytime.models.surgery.attach import choice, cut_points
@@ -142,7 +142,7 @@ def attach_exits(
     if pretrained is not False or options:
         raise ValueError("pretrained and options need a backbone given by name; this one is already a network")
     network = _one_network(backbone)
-    _check_uncompiled(network)
+    _check_network(network)
     check_shrink(shrink)
     if shrink != 1 and not additive:
         raise ValueError(f"shrink={shrink} needs additive=True: without it, answers do not add up")
@@ -198,7 +198,17 @@ def _one_network(backbone: nn.Module | Sequence[nn.Module]) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _check_uncompiled(network: nn.Module) -> None:
+def _check_network(network: nn.Module) -> None:
+    """Raises ValueError for what is no plain network with weights."""
+    name = type(network).__name__
+    if isinstance(network, AnytimeModel):
+        raise ValueError(f"this {name} has steps already: attach exits to a plain network, such as the backbone of this model")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ValueError(f"the network is a {name}: attach exits to the Python module that it was made of")
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(f"the network is in {name}: attach exits to network.module, and wrap the model with exits")
+    if any(weight.is_meta for weight in network.parameters()):
+        raise ValueError(f"the weights of {name} are on the device meta, where they have no values: load them first")
     if hasattr(network, "_orig_mod") or network._compiled_call_impl is not None:
         raise ValueError("the network is compiled: attach exits to the network itself, and compile the model with exits")
 
@@ -234,7 +244,7 @@ def _num_logits(network: nn.Module, x: Tensor) -> int:
     try:
         with preserved(network):
             logits = logits_of(network(x[:1]))
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         text = one_line(error)
         raise ValueError(f"{type(network).__name__} fails on images of {tuple(x.shape[1:])}: {text}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:

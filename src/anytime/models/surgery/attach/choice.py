@@ -86,6 +86,8 @@ def shares(surveyed: Survey, spread: Spread) -> list[float]:
 
 def _targets(exits: int, first: float | None) -> tuple[list[float], float]:
     """The wanted shares, and how far a share may be from its own: half way to the next."""
+    if exits < 1:
+        raise ValueError(f"exits counts the network's own answer, so it must be at least 1, got {exits}")
     if first is not None and (not 0 < first < 1 or exits < 2):
         raise ValueError(f"first is the share of the first of 2 or more exits, between 0 and 1; got {first} for {exits}")
     f = 1 / exits if first is None else first

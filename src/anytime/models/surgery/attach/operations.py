@@ -25,7 +25,9 @@ READS = "it decides by the values of a tensor, or makes Python numbers of them {
 RAGGED_SIZE = "it asks the size of a tensor whose size depends on values {where}"
 ASKS = "it asks whether autocast or inference mode is on {where}"
 HOOK = "it puts a hook on a tensor in forward, which only a submodule may do {where}"
-CONSTANT = "it makes a constant tensor in forward, which must be a buffer"
+CONSTANT = (
+    "it makes a constant tensor in forward, which must be a buffer, or calls a torch.jit function, which must be plain Python"
+)
 
 
 class _Known(NamedTuple):

@@ -53,6 +53,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def compiled(program: Any, package_path: str, inductor_configs: dict[str, Any]) -> None:
         assert inductor_configs["aot_inductor.metadata"] == made_for()
+        assert inductor_configs.get("aot_inductor.precompile_headers") in (None, False), "headers lie in torch's own cache"
         cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
         assert cache.parent == Path(package_path).parent, "compiled in a folder that no other user can write to"
         kept.caches.add(cache)

@@ -60,9 +60,12 @@ def convert(step: CapturedStep, name: str) -> tuple[bytes, list[GraphValue], lis
     example = tuple(tensor.contiguous() for _, tensor, _, used in named if used)
     dynamic = bool(step.program.range_constraints)
     shapes = (tuple({0: torch.export.Dim(BATCH_DIM)} for _ in example),) if dynamic else None
+    from torch._inductor import config
     from torch._inductor.utils import fresh_inductor_cache  # torch's own cache is a folder whose name others can take first
 
     settings = {"cpp.dynamic_threads": True, "freezing": True, "aot_inductor.metadata": made_for()}
+    if hasattr(config.aot_inductor, "precompile_headers"):  # which lie there even so
+        settings["aot_inductor.precompile_headers"] = False
     try:
         with torch.no_grad(), quiet(), TemporaryDirectory() as place, fresh_inductor_cache(dir=place):
             program = torch.export.export(_Used(step, given), example, dynamic_shapes=shapes, strict=False)

@@ -38,7 +38,7 @@ class Confusion:
         >>> import torch
         >>> from anytime import Trace
         >>> from anytime.analysis.confusion import Confusion
-        >>> logits = torch.tensor([[[9.0, 0.0], [0.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])  # the answers to the second image differ
+        >>> logits = torch.tensor([[[9.0, 0.0], [0.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])  # the second differs
         >>> trace = Trace.from_logits(logits, [0, 1], macs=[1, 2])
         >>> Confusion.of(trace)(trace)
         tensor([-1.,  1.], dtype=torch.float64)

@@ -44,7 +44,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--drain", default="0s", metavar="TIME", help="listen so long after SIGTERM, not ready (default: 0s)")
     parser.add_device()
     options = parser.parse_args(arguments)
-    missing = [name for name in ("starlette", "uvicorn", "httptools", "prometheus_client") if importlib.util.find_spec(name) is None]
+    needed = ("starlette", "uvicorn", "httptools", "prometheus_client")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"a server needs {' and '.join(missing)}: {INSTALL}")
     seconds = _checked(parser, options)

@@ -165,9 +165,9 @@ def _acquire(folder: Path, doing: str, brief: bool) -> int | None:
             who = printable(who)
             if not brief or how_long == "long":
                 raise InUse(f"{folder} is in use: {who or 'another process'} writes there; wait until it ends, or stop it")
-            if not told:
-                print(f"waiting for {who or 'another process'} in {folder}", file=sys.stderr, flush=True)
-            told = True
+            if who and not told:  # its owner may have locked it and not yet written who it is
+                print(f"waiting for {who} in {folder}", file=sys.stderr, flush=True)
+                told = True
         time.sleep(0.05)
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from anytime.cli import main
-from anytime.support.owned import NotOurs
+from anytime.support.owned import NotOurs, check_own
 from anytime.support.trust import UntrustedName, names_from
 from anytime.training.config import UsageError
 
@@ -92,6 +92,8 @@ def done(*values: float, state: int = 1) -> str:
         ([STUDY, SEARCH, SET, *VALUES, done(7.0)], r"the metric of its set 0 is \[7\.0"),
         ([STUDY, SEARCH, SET, *VALUES, done()], "is damaged"),
         ([STUDY, SEARCH, SET, *VALUES, done(0.5, state=77)], "is damaged"),
+        ([entry(0, study_name="my own", directions=[1]), SET, VALUES[0]], "is the journal of another program"),
+        ([STUDY, entry(2, study_id=0, user_attr={"search": {"seed": 1}}), SET, VALUES[0]], "holds a search with seed 1"),
         ([STUDY, SEARCH[:-9], SET], r"line 2 of .*journal\.log is damaged"),
         ([STUDY, "[1]"], r"line 2 of .*journal\.log is damaged: it is no entry"),
         ([STUDY, "[" * 100_000], "nested too deeply|more than"),
@@ -157,6 +159,21 @@ def test_the_recipe_of_a_set_is_written_through_no_link() -> None:
     with pytest.raises(ValueError, match=r"out/logs is a link, and nothing is written through links"):
         search._training(0, {"optimizer.lr": 0.1}, {"optimizer": {"class_path": "SGD"}, "seed": 0})
     assert not any(Path("elsewhere").iterdir())
+    Path("out/logs").unlink()
+    Path("out/trial_000").symlink_to("../elsewhere")
+    with pytest.raises(ValueError, match=r"out/trial_000 is a link, and nothing is written through links"):
+        search._training(0, {"optimizer.lr": 0.1}, {"optimizer": {"class_path": "SGD"}, "seed": 0})
+    Path("out/trial_000").unlink()
+    Path("out/logs").mkdir()
+    Path("out/logs/trial_000.yaml").write_text("my notes\n")
+    with pytest.raises(NotOurs, match=r"trial_000\.yaml was not written by this library"):
+        search._training(0, {"optimizer.lr": 0.1}, {"optimizer": {"class_path": "SGD"}, "seed": 0})
+
+
+def test_a_recipe_of_ones_own_is_not_the_best_of_a_search() -> None:
+    Path("best.yaml").write_text("model: ann\ndata: digits\nobjective: AANN\noptimizer: SGD\n")
+    with pytest.raises(NotOurs, match=r"best\.yaml was not written by this library"):
+        check_own(Path("best.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,10 @@ def _is_recipe(path: Path) -> bool:
     return len({*keys}) == 4
 
 
+def _is_best(path: Path) -> bool:
+    return path.read_bytes().startswith(b"# chosen on validation: ") and _is_recipe(path)
+
+
 def _is_made_by_study(path: Path) -> bool:
     return str(_object(path, "command").get("command", "")).startswith("anytime study")
 
@@ -193,7 +197,7 @@ _IS_TRACE = _starts(b'"anytime-trace"')
 _OWN: dict[str, Callable[[Path], bool]] = {
     STATE: _keys("format", "anytime", "state"),
     "config.yaml": _is_recipe,
-    "best.yaml": _is_recipe,
+    "best.yaml": _is_best,
     CONFIG: _IS_CONFIG,
     ".config.json.*.next": _IS_CONFIG,
     MANIFEST: _keys("kind", "format", "engine", "precision", "steps"),

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 STUDY = "anytime"  # the name of the study in the journal
 BYTES = 2**26
-_BEGINS, _CREATE, _PARAMETER = b'{"op_code":0', 4, 5  # as Optuna writes them: the study, a set, a value of a set
+_BEGINS = b'{"op_code":0'  # as Optuna writes the study
+_ATTRIBUTE, _CREATE, _PARAMETER = 2, 4, 5  # and one of the user's attributes, a set, and a value of a set
 
 
 class _OneWriter:
@@ -57,7 +58,7 @@ def open_study(path: Path, metric: Metric, pruner: BasePruner, space: Space, wan
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     if os.path.lexists(path):
-        _mend(path, len(space))
+        _mend(path, len(space), wanted)
     direction: Literal["maximize", "minimize"] = "maximize" if metric.larger_is_better else "minimize"
     lock: Any = _OneWriter()
     try:
@@ -76,9 +77,7 @@ def open_study(path: Path, metric: Metric, pruner: BasePruner, space: Space, wan
         study.set_user_attr("search", found := dict(wanted))
     if not isinstance(found, dict):
         raise ValueError(f"{path} does not say what is searched; give another --runs")
-    if keys := [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]:
-        listed = f"{keys[0]} {quoted(found.get(keys[0]))} (wanted {quoted(wanted.get(keys[0]))})"
-        raise UsageError(f"{path.parent} holds a search with {listed}; choose another --runs")
+    _check_search(path, found, wanted)
     if directions != [direction]:
         raise ValueError(f"{path} is damaged: it does not {direction} one number")
     options = distributions(space)
@@ -101,8 +100,15 @@ def _is_of(trial: FrozenTrial, options: Mapping[str, BaseDistribution]) -> bool:
         return False
 
 
-def _mend(path: Path, options: int) -> None:
-    """Cuts off what a kill or a full disk has left at the end; raises NotOurs or ValueError as `open_study`."""
+def _check_search(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UsageError if what the journal searches is not what is wanted."""
+    if keys := [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]:
+        listed = f"{keys[0]} {quoted(found.get(keys[0]))} (wanted {quoted(wanted.get(keys[0]))})"
+        raise UsageError(f"{path.parent} holds a search with {listed}; choose another --runs")
+
+
+def _mend(path: Path, options: int, wanted: Mapping[str, Any]) -> None:
+    """Cuts off what a kill or a full disk has left at the end of this search's journal; raises as `open_study`."""
     check_no_link(path)
     check_ordinary(path)
     text = read_limited(path, BYTES)
@@ -117,6 +123,10 @@ def _mend(path: Path, options: int) -> None:
         kind = log.get("op_code") if isinstance(log, dict) else None
         if kind is None:
             raise ValueError(f"line {number} of {path} is damaged: it is no entry of a journal")
+        if number == 1 and log.get("study_name") != STUDY:
+            raise NotOurs(f"{path} is the journal of another program; move it away")
+        if kind == _ATTRIBUTE and isinstance(found := (log.get("user_attr") or {}).get("search"), dict):
+            _check_search(path, found, wanted)
         if kind == _CREATE:
             opened, values = place, 0
         elif kind == _PARAMETER:

@@ -24,16 +24,18 @@ from anytime.studies.tuning.space import Space, Value, as_flags, as_recipe, chec
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_no_link
 from anytime.support.locks import only_writer
-from anytime.support.owned import MARK, check_own, state_of
+from anytime.support.owned import MARK, NotOurs, check_own, state_of
 from anytime.support.text import one_line
 from anytime.training.config import Config, UsageError, resolve_recipe
 from anytime.training.logs import METRICS
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
 JOURNAL, BEST, FIGURE = "journal.log", "best.yaml", "search.png"
 FIRST = 5  # trainings before any is ended early
+SET = "# a set of values of a search\n"  # begins its recipe
 
 Train = Callable[[Sequence[str], Path, Callable[[], int]], int]
 """As `train_in_subprocess`."""
@@ -103,10 +105,13 @@ class Search:
             ValueError: The folder of the logs is a link.
         """
         name = _name(number)
+        check_no_link(self.folder / name)
         chosen = resolve_recipe(as_recipe(values, config))
         path = self._logs() / f"{name}.yaml"
+        if path.exists() and not path.read_bytes().startswith(SET.encode()):
+            raise NotOurs(f"{path} was not written by this library, so it is not replaced; move it away")
         with atomic_write(path) as part:
-            part.write_text(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            part.write_text(SET + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return TrainingRun(name, self.recipe, self.flags, config["seed"], {}, self.trust, (path,))
 
     def _logs(self) -> Path:
@@ -185,21 +190,12 @@ class Search:
         return f"{written}: {metric} {metric.text(value)}, {best}"
 
     def _write(self, study: Study, metric: Metric, first: Config) -> str:
-        """Writes the best set as a recipe, and the figure; returns which set that is.
-
-        Raises ValueError if the run of the best set does not have its number.
-        """
+        """Writes the best set as a recipe, and the figure; returns which set that is. Raises ValueError as `_checked`."""
         best = study.best_trial
-        run = self._training(best.number, best.params, first)
-        config, folder = run.config(), self.folder / run.name
-        value = metric.last(config, folder) if run_status(run, self.folder) == "finished" else None
-        if value is None or not math.isclose(value, study.best_value, rel_tol=1e-6, abs_tol=1e-9):
-            says = "nothing" if value is None else metric.text(value)
-            raise ValueError(
-                f"{self.folder / JOURNAL} says that {metric} of {run.name} is {metric.text(study.best_value)}, but "
-                f"{folder / METRICS} says {says}; one of them was changed, so choose another --runs"
-            )
-        words = f"the best of {len(study.trials)} sets is {run.name}, {metric} {metric.text(study.best_value)}"
+        done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+        config = {trial.number: self._checked(trial, metric, first) for trial in done}[best.number]
+        words = f"the best of {len(study.trials)} sets is {_name(best.number)}, {metric} {metric.text(study.best_value)}"
+        check_own(self.folder / BEST, self.folder / FIGURE)
         with atomic_write(self.folder / BEST) as part:
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             part.write_text(f"# chosen on validation: {words}\n{text}", encoding="utf-8")
@@ -207,6 +203,18 @@ class Search:
         with atomic_write(self.folder / FIGURE) as part:
             figure.savefig(part, format="png", dpi=150, metadata=MARK)
         return f"{words}: {_written(best.params)}"
+
+    def _checked(self, trial: FrozenTrial, metric: Metric, first: Config) -> Config:
+        """The configuration of a set that was trained; raises ValueError if its run does not have its number."""
+        run = self._training(trial.number, trial.params, first)
+        config, folder, said = run.config(), self.folder / run.name, float(trial.values[0])
+        value = metric.last(config, folder) if run_status(run, self.folder) == "finished" else None
+        if value is None or not math.isclose(value, said, rel_tol=1e-6, abs_tol=1e-9):
+            raise ValueError(
+                f"{self.folder / JOURNAL} says that {metric} of {run.name} is {metric.text(said)}, but {folder / METRICS} "
+                f"says {'nothing' if value is None else metric.text(value)}; one of them was changed, so choose another --runs"
+            )
+        return config
 
 
 class _Zeros(dict[str, float]):

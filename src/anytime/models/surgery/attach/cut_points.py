@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from anytime.cost import flop_counter
 from anytime.models.surgery.attach.calls import Call
 from anytime.models.surgery.attach.conditions import ASKED, preserved, trace_network
-from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten
+from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten, made_of_numbers
 from anytime.models.surgery.attach.state import Place, find_places
 from anytime.models.surgery.attach.stored import stored_tensors
 from anytime.support.text import one_line
@@ -205,7 +205,14 @@ def _changes(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, i
 
 
 def _follow(graph: fx.Graph, changed: Collection[fx.Node]) -> None:
-    """What is computed from tensors that the network keeps and changes is computed once, where the network does."""
+    """What is computed from tensors that the network keeps and changes is computed once, where the network does.
+
+    So are tables that it makes and then writes into: the operation that writes gives no result that another one reads.
+    """
+    tables = made_of_numbers(graph)
+    for node in changed:
+        if node.op in ("call_function", "call_method") and (node in tables or not node.meta["dependent"]):
+            node.meta |= {"dependent": True, "once": True}
     for node in graph.nodes:
         kept = any(i in changed if i.op == "get_attr" else i.meta.get("once") for i in node.all_input_nodes)
         if node.op != "output" and kept and not node.meta["number"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, NamedTuple
 
@@ -165,6 +166,41 @@ def test_a_network_of_torch_fx_is_copied() -> None:
     twin.backbone.recompile()
     with pytest.raises(ValueError, match="GraphModule '' was cut, and has other code now: attach the exits again"):
         twin(x)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+class Holder(nn.Module):
+    """A network with a part of torch.fx, as torchvision's create_feature_extractor makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.fc = fx.symbolic_trace(Blocks()), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.part(x).mean((2, 3)))
+
+
+def test_a_part_of_torch_fx_is_copied_and_pickled() -> None:
+    model = attach_exits(Holder().eval(), exits=3, input_size=SIZE).eval()
+    x, file = torch.rand(1, *SIZE), io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert torch.equal(twin(x), model(x))
+        next(node for node in twin.backbone.part.graph.nodes if node.name == "relu").target = "abs"
+        twin.backbone.part.recompile()
+        with pytest.raises(ValueError, match="GraphModule 'part' was cut, and has other code now: attach the exits again"):
+            twin(x)
 
 
 class Tokens(nn.Module):

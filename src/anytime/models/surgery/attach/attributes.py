@@ -16,6 +16,7 @@ from anytime.models.surgery.attach.frozen import ABSENT, SIMPLE, Same, Unknown, 
 from anytime.models.surgery.attach.stored import is_asked_by_a_network
 
 OWN = frozenset((*vars(nn.Module()), "training", "__dict__", "__class__", "_compiled_call_impl"))  # what every module has
+OWN |= {"_wrapped_call"}  # and every fx.GraphModule, which is compared by its code
 METHODS = frozenset(known for known in vars(nn.Module).values() if isinstance(known, FunctionType))
 ASSIGNED = "it assigns {name!r} in forward, which only a submodule may do"
 KEPT = "it keeps a tensor as {name!r} in forward, which only a submodule may do"

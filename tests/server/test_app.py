@@ -8,6 +8,7 @@ import json
 import math
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 
 from anytime.server.app import ServerSettings
+from anytime.server.reading import Refused, seconds_until
 
 Play = Callable[..., Any]
 PREDICT, INFER = "/v2/models/toy/predict", "/v2/models/toy/infer"
@@ -252,6 +254,31 @@ def test_deadlines_are_cut_at_the_longest(play: Play, naming: Any) -> None:
         naming.gate.set()
 
     play(scenario, ServerSettings(max_deadline=0.02))
+
+
+def test_a_due_time_counts_what_has_passed_on_the_way(play: Play, naming: Any) -> None:
+    async def scenario(client: Any, server: Any) -> None:
+        async def status(due: float) -> int:
+            reply = await client.call("POST", PREDICT, GREY, {**RAW, "anytime-due": f"{due:.6f}"})
+            return int(reply.status)
+
+        assert [await status(time.time() + ahead) for ahead in (5.0, -1.0)] == [200, 504]
+        naming.gate.clear()
+        start = time.monotonic()
+        assert await status(time.time() + 0.1) == 504  # the first step does not end
+        assert time.monotonic() - start >= 0.09
+        naming.gate.set()
+
+    play(scenario)
+
+
+def test_seconds_until_a_due_time_are_cut_and_clocks_that_differ_refused() -> None:
+    assert seconds_until("1000.25", 10.0, now=1000.0) == 0.25
+    assert seconds_until("1030", 10.0, now=1000.0) == 10.0
+    assert seconds_until("950", 10.0, now=1000.0) == 0.0
+    for due, side in (("1071", "71 s after"), ("929", "71 s before")):
+        with pytest.raises(Refused, match=f"Anytime-Due lies {side} this server's time: the clocks differ"):
+            seconds_until(due, 10.0, now=1000.0)
 
 
 def test_whatever_clients_do_every_request_is_accounted_for(play: Play, naming: Any, worker: Any) -> None:

@@ -61,6 +61,7 @@ def document(**changes: Any) -> bytes:
 
 NO_TIMES = ("", "\t", "x" * 999, "NaN", "nanms", "ms", "[5]", "true")
 WRONG_TIMES = (*NO_TIMES, "5 min", "5 m", "0x10ms", "5msms", "--5ms", "1,5ms", "5ms; 6ms")
+WRONG_DUES = ("", "x" * 999, "nan", "inf", "-5", "1e9", "20ms", "1,5", "9" * 13, "²")
 WRONG_SHAPES = ("4,4", "4,4,x", "-4,-4,3", "9" * 50 + ",1,1", "0,0,0", "²,4,3", "4;4;3", "4,4,3,1", "4.0,4,3", "", "None")
 STARTS = b"GIF89a|BM|RIFF....WEBPVP8 |II*|<svg/>|PK\3\4|%PDF-1.7|\x89PNG\r\n\x1a\n|\xff\xd8\xff\xe0|\xff\xd8\xff\xd9"
 NO_IMAGES = (bytes(99), *(start + bytes(60) for start in STARTS.split(b"|")))
@@ -77,6 +78,10 @@ HOSTILE: list[tuple[str, bytes, dict[str, str], int, str]] = [
     (PREDICT, GREY, {**RAW, "anytime-deadline": "-5ms"}, 504, "no answer within -5 ms"),
     (PREDICT, GREY, {**RAW, "anytime-deadline": "-inf"}, 504, "no answer within"),
     (PREDICT, GREY, {**RAW, "anytime-deadline": "1e300"}, 200, "complete"),
+    *((PREDICT, GREY, {**RAW, "anytime-due": text}, 400, "Anytime-Due must be Unix seconds") for text in WRONG_DUES),
+    (PREDICT, GREY, {**RAW, "anytime-due": "1"}, 400, "before this server's time: the clocks differ"),
+    (PREDICT, GREY, {**RAW, "anytime-due": "9" * 12}, 400, "after this server's time: the clocks differ"),
+    (PREDICT, GREY, {**RAW, "anytime-due": "1", "anytime-deadline": "1s"}, 400, "either Anytime-Deadline or Anytime-Due, got both"),
     (PREDICT, GREY, {**RAW, "anytime-prior": "maybe"}, 400, "Anytime-Prior must be yes or no, got 'maybe'"),
     (PREDICT, GREY, {"content-type": "text/html"}, 415, "Content-Type must be"),
     (PREDICT, GREY[:-1], RAW, 400, "raw pixels of shape 4,4,3 are 48 bytes, got 47"),

@@ -188,6 +188,9 @@ def test_the_command_ends_at_wrong_usage(capsys: pytest.CaptureFixture[str], tmp
         ("anytimenet_cifar10", "--max-batch", "0"): "--max-batch must be at least 1, got 0",
         ("anytimenet_cifar10", "--max-batch", "9999"): "--max-batch must be at most 1024, got 9999",
         ("anytimenet_cifar10", "--policy", "fair"): "--policy must be one of greedy, edf, slackfit, full, got 'fair'",
+        ("anytimenet_cifar10", "--ray", "--replicas", "4:2"): "--replicas must be a number of at least 1, or LEAST:MOST",
+        ("anytimenet_cifar10", "--ray", "--replicas", "many"): "such as 1:4, got 'many'",
+        ("anytimenet_cifar10", "--replicas", "2"): "--replicas needs --ray",
         ("a=anytimenet_cifar10", "a=anytimenet_cifar10"): "two models would be served as 'a'",
     }
     for words, says in cases.items():

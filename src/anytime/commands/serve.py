@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +16,10 @@ from anytime.commands.parser import Parser
 from anytime.pretrained import load
 from anytime.support.text import printable
 from anytime.support.units import typed_seconds
+
+if TYPE_CHECKING:
+    from anytime.server.app import ServerSettings
+    from anytime.server.scheduler import Limits
 
 INSTALL = "pip install 'anytime-nets[serve]'"
 
@@ -42,13 +47,17 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--stop", metavar="RULE", help="answer early by a rule, e.g. confidence=0.9, or one of `anytime fit`")
     parser.add_argument("--threads", type=int, help="threads to compute with (default: torch's)")
     parser.add_argument("--drain", default="0s", metavar="TIME", help="listen so long after SIGTERM, not ready (default: 0s)")
+    text = "run on the Ray cluster that runs here or that RAY_ADDRESS names, or on a new one here (extra ray)"
+    parser.add_argument("--ray", action="store_true", help=text)
+    text = "with --ray: how many, or LEAST:MOST, chosen by the live requests (default: 1)"
+    parser.add_argument("--replicas", default="1", metavar="N|LEAST:MOST", help=text)
     parser.add_device()
     options = parser.parse_args(arguments)
     needed = ("starlette", "uvicorn", "httptools", "prometheus_client")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"a server needs {' and '.join(missing)}: {INSTALL}")
-    seconds = _checked(parser, options)
+    seconds, replicas = _checked(parser, options), _replicas(parser, options)
     parser.check_device(options.device)
     from anytime.server.app import ServerSettings
     from anytime.server.launch import Runner, announce, application, listen, make_worker, names
@@ -62,6 +71,10 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(str(error))
     for path in found.values():
         parser.check_model(path)
+    limits = Limits(options.max_batch, seconds["margin"])
+    settings = ServerSettings(seconds["deadline"], seconds["max_deadline"], options.max_live)
+    if options.ray:
+        return _serve_on_ray(options, found, replicas, limits, settings)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     sock = listen(options.host, options.port)  # before the models are measured, which takes a while
@@ -69,12 +82,53 @@ def run(arguments: Sequence[str]) -> int:
     for name, path in found.items():
         print(printable(f"measuring {path} for batches of up to {options.max_batch} images"), file=sys.stderr, flush=True)
         model = load(path, options.trust).to(options.device)
-        workers[name] = make_worker(model, Limits(options.max_batch, seconds["margin"]), options.policy, options.stop)
-    settings = ServerSettings(seconds["deadline"], seconds["max_deadline"], options.max_live)
+        workers[name] = make_worker(model, limits, options.policy, options.stop)
     server = application(workers, settings)
     announce(server, sock)
     Runner(server, seconds["drain"]).run(sockets=[sock])
     return 0
+
+
+def _serve_on_ray(
+    options: Any, found: dict[str, str], replicas: tuple[int, int], limits: Limits, settings: ServerSettings
+) -> int:
+    from anytime.server.launch import listen, served_size
+    from anytime.server.ray import ray_app, serve_on_ray
+
+    for path in found.values():
+        served_size(load(path, options.trust))  # what is wrong with a model is said here, before Ray starts
+    with listen(options.host, options.port) as sock:
+        host, port = sock.getsockname()[:2]
+    app = ray_app(
+        found,
+        replicas=replicas,
+        threads=options.threads or 1,
+        device=options.device,
+        limits=limits,
+        settings=settings,
+        policy=options.policy,
+        stop=options.stop,
+        trust=options.trust,
+    )
+    print(printable(f"starting {options.replicas} replicas on Ray"), file=sys.stderr, flush=True)
+
+    def say() -> None:
+        for name in found:
+            print(printable(f"http://{host}:{port}/v2/models/{name}: ready on Ray"), flush=True)
+
+    serve_on_ray(app, host, port, options.threads or 1, threading.Event(), say)
+    return 0
+
+
+def _replicas(parser: Parser, options: Any) -> tuple[int, int]:
+    """The least and the most replicas that were typed."""
+    least, colon, most = options.replicas.partition(":")
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in ((least, most) if colon else (least, least))]
+    if not 1 <= numbers[0] <= numbers[1] <= 10_000:
+        parser.error(f"--replicas must be a number of at least 1, or LEAST:MOST such as 1:4, got {options.replicas!r}")
+    if not options.ray and options.replicas != "1":
+        parser.error("--replicas needs --ray")
+    return numbers[0], numbers[1]
 
 
 def _checked(parser: Parser, options: Any) -> dict[str, float]:

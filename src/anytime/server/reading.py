@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -28,6 +30,8 @@ MOST_PIXELS = 2**25  # of a compressed image: 100 MB of RGB
 
 
 GONE = 499  # the client has disconnected; nobody reads this status
+SKEW = 60.0  # seconds that a due time may lie beyond what a deadline can be; more means that the clocks differ
+_UNIX = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
 
 
 class Refused(Exception):
@@ -68,16 +72,42 @@ def wished_deadline(given: str | None, default: float, longest: float, name: str
     return longest if seconds is None else min(seconds, longest)
 
 
+def seconds_until(due: str, longest: float, now: float | None = None) -> float:
+    """Seconds from now to a due time, which counts what has passed on the way here; 0 if it is over, at most `longest`.
+
+    The error is the difference of the clocks of client and server.
+
+    Args:
+        due: Unix seconds, such as `1764500000.25`.
+        longest: The most seconds that a request may have.
+        now: Unix seconds; None: the clock of this machine.
+
+    Raises:
+        Refused: 400, no number, or so far from now that the clocks must differ.
+    """
+    if not _UNIX.fullmatch(due):
+        raise Refused(400, f"Anytime-Due must be Unix seconds such as 1764500000.25, got {quoted(due)}")
+    left = float(due) - (time.time() if now is None else now)
+    if abs(left) > longest + SKEW:
+        side = "after" if left > 0 else "before"
+        raise Refused(400, f"Anytime-Due lies {abs(left):,.0f} s {side} this server's time: the clocks differ")
+    return min(max(left, 0.0), longest)
+
+
 def wishes(headers: Mapping[str, str], default: float, longest: float) -> Wishes:
     """What the headers ask for.
 
     Raises:
-        Refused: 400, a header has another form.
+        Refused: 400, a header has another form, or there are both a deadline and a due time.
     """
     prior = headers.get("anytime-prior", "no").strip().lower()
     if prior not in ("yes", "no"):
         raise Refused(400, f"Anytime-Prior must be yes or no, got {quoted(prior)}")
-    return Wishes(wished_deadline(headers.get("anytime-deadline"), default, longest), prior == "yes")
+    deadline, due = headers.get("anytime-deadline"), headers.get("anytime-due")
+    if deadline is not None and due is not None:
+        raise Refused(400, "a request names either Anytime-Deadline or Anytime-Due, got both")
+    seconds = wished_deadline(deadline, default, longest) if due is None else seconds_until(due, longest)
+    return Wishes(seconds, prior == "yes")
 
 
 async def read_body(request: Request, most: int, seconds: float) -> bytes:

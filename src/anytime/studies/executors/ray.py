@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from anytime.studies.executors.subprocess import TrainingStopped, train_in_subprocess, wait_until_free
-from anytime.support.text import one_line
+from anytime.support.cluster import connect
 from anytime.training.config import Config
 
 LOOK = 0.2  # seconds between questions whether a training is to be interrupted
@@ -34,16 +32,7 @@ class OnRay:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ImportError("trainings on a cluster need Ray: pip install 'anytime-nets[ray]'") from error
-        self._ray: Any = ray
-        try:
-            if not ray.is_initialized():
-                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ValueError(f"the Ray cluster {address or 'here'} cannot be reached: {one_line(error)}") from error
+        self._ray = ray = connect(address)
         resources = ray.cluster_resources()
         self._gpus = int(resources.get("GPU", 0))
         self.workers, self._interruptions = max(1, self._gpus or int(resources.get("CPU", 1))), 0

@@ -1,0 +1,33 @@
+"""The Ray cluster on which trainings or a server run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from anytime.support.text import one_line
+
+
+def connect(address: str | None = None, **options: Any) -> Any:
+    """The module `ray`, connected to a cluster; one that this starts sends no usage statistics.
+
+    Args:
+        address: That of the cluster, as for `ray.init`; None: the running one, or else a new one on this machine.
+        options: Of `ray.init`.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: The cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("a cluster needs Ray: pip install 'anytime-nets[ray]'") from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        if not ray.is_initialized():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"the Ray cluster {address or 'here'} cannot be reached: {one_line(error)}") from error
+    return ray

@@ -81,7 +81,7 @@ HOSTILE: list[tuple[str, bytes, dict[str, str], int, str]] = [
     *((PREDICT, GREY, {**RAW, "anytime-due": text}, 400, "Anytime-Due must be Unix seconds") for text in WRONG_DUES),
     (PREDICT, GREY, {**RAW, "anytime-due": "1"}, 400, "before this server's time: the clocks differ"),
     (PREDICT, GREY, {**RAW, "anytime-due": "9" * 12}, 400, "after this server's time: the clocks differ"),
-    (PREDICT, GREY, {**RAW, "anytime-due": "1", "anytime-deadline": "1s"}, 400, "either Anytime-Deadline or Anytime-Due, got both"),
+    (PREDICT, GREY, {**RAW, "anytime-due": "1", "anytime-deadline": "1s"}, 400, "either Anytime-Deadline or Anytime-Due"),
     (PREDICT, GREY, {**RAW, "anytime-prior": "maybe"}, 400, "Anytime-Prior must be yes or no, got 'maybe'"),
     (PREDICT, GREY, {"content-type": "text/html"}, 415, "Content-Type must be"),
     (PREDICT, GREY[:-1], RAW, 400, "raw pixels of shape 4,4,3 are 48 bytes, got 47"),

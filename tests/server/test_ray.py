@@ -45,7 +45,9 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")  # of Ray
-def test_replicas_answer_by_relative_and_absolute_deadlines_and_one_that_is_killed_returns(tmp_path: Path, request: Any) -> None:
+def test_replicas_answer_by_relative_and_absolute_deadlines_and_one_that_is_killed_returns(
+    tmp_path: Path, request: Any
+) -> None:
     import ray
 
     torch.manual_seed(0)

@@ -251,6 +251,8 @@ def test_other_networks_by_hand() -> None:
     td, ce = trace(torch.stack([right, right, right]), [0] * 40), trace(torch.stack([wrong, wrong, right]), [0] * 40)
     result = network_result({"ViT, TD": {0: td}, "ViT, CE": {0: ce}}, NUMBERS)
     assert [row["accuracy"] for row in result.numbers["rows"]] == [1, 1, 1, 0, 0, 1]
+    assert [(row["t"], row["macs"]) for row in result.numbers["rows"][:3]] == [*enumerate(td.macs.tolist())]
+    assert [row["ms"] for row in result.numbers["rows"]] == [None] * 6, "no seconds were measured"
     assert [claim.shows for claim in result.claims] == [True, True]
     assert result.claims[0].measured["gain"] == 1
     json_of(result)

@@ -22,7 +22,7 @@ from anytime.studies import figures
 from anytime.studies.claims import Claim
 from anytime.studies.facts import facts, figure_title
 from anytime.studies.iuzzolino2021 import published
-from anytime.studies.iuzzolino2021.figures import first_time
+from anytime.studies.iuzzolino2021.figures import first_time, step_costs
 from anytime.studies.iuzzolino2021.measured import folder_of, network_of, smoothed
 from anytime.studies.iuzzolino2021.networks import pair
 from anytime.studies.runner import Traces, TrainingRun
@@ -102,7 +102,7 @@ def compliance_result(networks: Mapping[str, Mapping[int, Trace]], superclass: S
     """Figure 5 of the traces of CascadedTD and CascadedCE."""
     courses = compliance_courses(networks, superclass)
     first = first_time(first_trace(networks["CascadedTD"]))
-    costs = {name: _costs(first_trace(networks[name]), first) for name in courses}
+    costs = {name: step_costs(first_trace(networks[name]), first) for name in courses}
     rows = [
         {"network": name, "time": t, "macs": macs, "ms": ms, "compliance": value, "error": error, "chance": chance}
         for name, course in courses.items()
@@ -147,12 +147,6 @@ def compliance_result(networks: Mapping[str, Mapping[int, Trace]], superclass: S
         grid[0].set(ylabel="taxonomic compliance", title=figure_title(numbers))
         grid[0].legend(loc="best")
     return Result(numbers, format_table(rows, columns), drawn, claims)
-
-
-def _costs(trace: Trace, first: int) -> dict[str, list[Any]]:
-    """What each answer has cost: the time t of the cascade, MACs, and milliseconds if they were measured."""
-    milliseconds = [None] * trace.num_steps if trace.seconds is None else (1e3 * trace.seconds).tolist()
-    return {"t": [*range(first, first + trace.num_steps)], "MACs": trace.macs.tolist(), "ms": milliseconds}
 
 
 def _reached(values: Sequence[float], first: int) -> int | None:

@@ -51,6 +51,12 @@ def first_time(trace: Trace) -> int:
     return 0 if trace.meta["model_arguments"]["clock"] == "published" else 1
 
 
+def step_costs(trace: Trace, first: int) -> dict[str, list[Any]]:
+    """What each answer has cost: the time t of the cascade, MACs, and milliseconds if they were measured."""
+    milliseconds = [None] * trace.num_steps if trace.seconds is None else (1e3 * trace.seconds).tolist()
+    return {"t": [*range(first, first + trace.num_steps)], "MACs": trace.macs.tolist(), "ms": milliseconds}
+
+
 def figure_3(traces: Traces, data: str) -> Result:
     """Accuracy of CascadedTD's last answer over lambda."""
     stored = {lam: traces[cascaded_td(lam)] for lam in LAMBDAS}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.ticker import EngFormatter
+
 from anytime.analysis.curves import accuracy
 from anytime.analysis.statistics import first_trace, interval, mean, means, per_seed
 from anytime.model import AnytimeModel, create_model
@@ -15,6 +17,7 @@ from anytime.studies import figures
 from anytime.studies.claims import Claim
 from anytime.studies.facts import facts, figure_title
 from anytime.studies.iuzzolino2021 import published
+from anytime.studies.iuzzolino2021.figures import step_costs
 from anytime.studies.iuzzolino2021.networks import CE
 from anytime.studies.runner import Traces, TrainingRun, View, find_recipe, one_per_seed, slug
 from anytime.studies.study import Result
@@ -75,12 +78,13 @@ def network_table(traces: Traces, data: str) -> Result:
 def network_result(stored: Mapping[str, Mapping[int, Trace]], numbers: Mapping[str, Any]) -> Result:
     """The table from the traces by network and seed."""
     by_step = {name: per_seed(accuracy, by_seed) for name, by_seed in stored.items()}
+    costs = {name: step_costs(first_trace(by_seed), first=0) for name, by_seed in stored.items()}
     rows = []
     for name, values in by_step.items():
-        course, macs = means(values), first_trace(stored[name]).macs.tolist()
-        for t, value in enumerate(course):
+        course = means(values)
+        for t, macs, ms, value in zip(*costs[name].values(), course, strict=True):
             share = value / course[-1] if course[-1] else math.nan
-            rows.append({"network": name, "t": t, "accuracy": value, "of_own_serial": share, "macs": macs[t]})
+            rows.append({"network": name, "t": t, "macs": macs, "ms": ms, "accuracy": value, "of_own_serial": share})
     claims = []
     for name in dict.fromkeys(key.partition(",")[0] for key in stored):
         td, ce = by_step[f"{name}, TD"], by_step[f"{name}, CE"]
@@ -95,13 +99,18 @@ def network_result(stored: Mapping[str, Mapping[int, Trace]], numbers: Mapping[s
         text = f"the last answer of the {name} is no worse with TD than with CE"
         bounds = {"gain": last, "low": last - last_half, "high": last + last_half}
         claims.append(Claim(text, last >= 0 if math.isnan(last_half) else last + last_half >= 0, bounds, note=note))
-    columns = [Column("network", "network"), Column("t", "t"), Column("macs", "MACs", macs_text)]
+    columns = [Column("network", "network"), Column("t", "t"), Column("macs", "MACs", macs_text), Column("ms", "ms", ".2f")]
     columns += [Column("accuracy", "accuracy", ".2%"), Column("of_own_serial", "of its own serial self's", ".1%")]
-    with figures.panels(7.4, 3.2, len(stored) // 2, share_y=True) as (figure, grid):
-        for axes, name in zip(grid, dict.fromkeys(key.partition(",")[0] for key in stored), strict=True):
-            for loss, colour in (("TD", BLUE), ("CE", "#000000")):
-                axes.plot(means(by_step[f"{name}, {loss}"]), color=colour, marker="o", label=loss)
-            axes.set(xlabel="t", title=f"{name}, {figure_title(numbers)}")
-        grid[0].set_ylabel("accuracy")
+    shown = [label for label in ("t", "MACs", "ms") if all(None not in cost[label] for cost in costs.values())]
+    kinds = [*dict.fromkeys(key.partition(",")[0] for key in stored)]
+    with figures.panels(0.8 + 3.0 * len(shown), 3.2, len(shown), share_y=True) as (figure, grid):
+        for axes, label in zip(grid, shown, strict=True):
+            for name, values in by_step.items():
+                kind, _, loss = name.partition(", ")
+                colour, line = BLUE if loss == "TD" else "#000000", ("-", "--")[kinds.index(kind)]
+                axes.plot(costs[name][label], means(values), line, color=colour, marker="o", markersize=4, label=name)
+            axes.set(xlabel=label, xlim=(0, None))
+            axes.xaxis.set_major_formatter(EngFormatter())
+        grid[0].set(ylabel="accuracy", title=figure_title(numbers))
         grid[0].legend(loc="best")
     return Result({**numbers, "rows": rows, "by_seed": by_step}, format_table(rows, columns), figure, claims)

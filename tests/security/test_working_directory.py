@@ -52,6 +52,22 @@ def test_trainings_of_a_study_import_only_what_is_typed() -> None:
     assert not Path("executed").exists()
 
 
+@pytest.mark.slow
+def test_workers_of_a_cluster_import_nothing_of_the_working_directory() -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    Path("torch.py").write_text(Path("difflib.py").read_text())
+    code = """if 1:
+        import importlib, sys
+        from anytime.support.cluster import connect
+        ray = connect(num_cpus=1, include_dashboard=False, object_store_memory=2**27)
+        found = ray.remote(lambda: (importlib.import_module("torch").__version__, sys.path))
+        print(*ray.get(found.remote()), sep="\\n")
+    """
+    found = run_python("-P", "-W", "ignore", "-c", code)
+    assert not Path("executed").exists()
+    assert str(Path.cwd()) not in found
+
+
 def test_as_a_module_only_the_library_itself_is_found_there() -> None:
     Path("anytime.py").unlink()
     assert run_python("-m", "anytime", "--version").startswith("anytime ")

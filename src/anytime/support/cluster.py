@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from anytime.support.text import one_line
@@ -27,7 +29,9 @@ def connect(address: str | None = None, **options: Any) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if not ray.is_initialized():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            # Workers put the directory in which this is called on their path. Here it is where this library was imported from.
+            with contextlib.chdir(Path(__file__).parents[2]):
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"the Ray cluster {address or 'here'} cannot be reached: {one_line(error)}") from error
     return ray

@@ -3,10 +3,10 @@
     python benchmarks/serving_litserve.py [--loads 0.5 1 2 4] [--requests 2000] [--repeats 3] [--out FILE]
 
 Needs litserve. Both run the packaged model with one thread. LitServe answers with the whole network at contract cost, in
-batches of up to 16 that wait at most 2 ms, in a process beside the one that speaks HTTP; `anytime serve` is one process. Arrivals
-are Poisson; a load of 1 is one request in the time of a full answer at batch 1, which the server measures at its start. A deadline
-is four times that, from the scheduled arrival, and a reply that is not back by then counts as wrong. Images are
-test images of CIFAR-10.
+batches of up to 16 that wait at most 2 ms, in a process beside the one that speaks HTTP; `anytime serve` is one process.
+Arrivals are Poisson; a load of 1 is one request in the time of a full answer at batch 1, which the server measures at its
+start. A deadline is four times that, from the scheduled arrival, and a reply that is not back by then counts as wrong.
+Images are test images of CIFAR-10.
 """
 
 from __future__ import annotations

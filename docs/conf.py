@@ -50,8 +50,8 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_title = "anytime"
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_static_path = ["_static", "../src/anytime/reporting/style/colours.css"]  # the colours of reports and of the live page
+html_css_files = ["colours.css", "site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

@@ -1,9 +1,11 @@
 """The site: the check of its links finds what is wrong, and links that leave docs/ lead to pages of the site."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from anytime.reporting.style import read
 from brought import WHOLE, led
 from check_site import faults
 
@@ -44,6 +46,14 @@ def test_a_fault_of_a_page_is_found(tmp_path: Path, more: str, said: str) -> Non
 def test_a_font_from_elsewhere_is_found(tmp_path: Path) -> None:
     (tmp_path / "s.css").write_text("@font-face { src: url('https://example.org/f.woff2') }")
     assert site(tmp_path, GOOD) == ["s.css loads https://example.org/f.woff2 from elsewhere"]
+
+
+def test_the_site_and_the_live_page_have_the_colours_of_reports() -> None:
+    colours = read("colours.css")
+    for sheet in ("docs/_static/site.css", "src/anytime/export/html/page/page.css"):
+        used = {*re.findall(r"var\((--(?!pst-)[\w-]+)\)", (ROOT / sheet).read_text())}
+        assert len(used) > 5
+        assert [name for name in used if f"  {name}: light-dark(" not in colours] == []
 
 
 def test_an_empty_folder_is_no_site(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
-import hashlib
 import html
 import json
 import re
@@ -24,6 +22,7 @@ from anytime.export.html.examples import Accuracies, Examples
 from anytime.export.html.web_engine import VERSION, WebEngine
 from anytime.export.html.weights import Packed, largest_difference, pack
 from anytime.model import AnytimeModel, require_classifier
+from anytime.reporting.style import allowed, read
 from anytime.runtime.engines.exported import ExportedModel
 from anytime.stopping.saved import Fitted, saved_rules
 from anytime.support.files import atomic_write
@@ -222,14 +221,11 @@ def _filled(values: Mapping[str, str]) -> str:
     def text(name: str) -> str:
         return (folder / name).read_text(encoding="utf-8")
 
-    style, script = text("page.css"), '"use strict";\n' + "\n".join(map(text, SCRIPTS))
+    style = f"{read('colours.css', 'base.css')}\n{text('page.css')}"
+    script = '"use strict";\n' + "\n".join(map(text, SCRIPTS))
     policy = (
-        f"default-src 'none'; script-src 'sha256-{_digest(script)}' 'wasm-unsafe-eval' blob:; "
-        f"style-src 'sha256-{_digest(style)}'; img-src data: blob:; media-src blob:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {allowed(script)} 'wasm-unsafe-eval' blob:; "
+        f"style-src {allowed(style)}; img-src data: blob:; media-src blob:; base-uri 'none'; form-action 'none'"
     )
     known = {**values, "policy": policy, "style": style, "script": script}
     return re.sub(r"\{\{(\w+)\}\}", lambda match: known[match[1]], text("page.html"))
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

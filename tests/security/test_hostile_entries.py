@@ -271,7 +271,7 @@ def test_names_in_the_report_and_on_the_terminal(run: Path, capsys: pytest.Captu
     assert "\x1b[2J" not in printed
     assert "\\x1b[2J<script>" in printed
     report = Path("run/report.html").read_text()
-    assert "<script" not in report
+    assert "<script>alert" not in report
     assert "&lt;script&gt;" in report
 
 

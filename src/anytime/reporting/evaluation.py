@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from anytime.analysis.summary import summary
 from anytime.data import ImageData
@@ -186,16 +187,18 @@ def write_results(trace: Trace, folder: Path, part: str, sections: Sequence[Sect
     result = Evaluation(numbers, path, metrics, report)
     with atomic_write(result.metrics) as whole:
         whole.write_text(json.dumps(result.numbers, indent=2) + "\n", encoding="utf-8")
-    captions = {
+    captions: dict[Callable[..., Figure], str] = {
         plots.steps: "Accuracy and confidence after each step, over the MACs spent so far",
         plots.speed_accuracy: "Accuracy over mean MACs when each sample stops at a confidence threshold",
         plots.calibration: "Calibration of each step: accuracy of the answers given with a confidence",
         plots.per_class: "Confidence against accuracy, one dot per class (Kim et al. 2020, Fig. 4)",
     }
-    figures = {caption: draw(level) for draw, caption in captions.items()}
+    figures: dict[str, Figure | Sequence[Figure]] = {}
     for draw, caption in captions.items():
+        figures[caption] = figure = draw(level)
         with atomic_write(_figures(folder, part) / f"{draw.__name__}.png") as whole:
-            figures[caption].savefig(whole, format="png", dpi=150, metadata=MARK)
+            figure.savefig(whole, format="png", dpi=150, metadata=MARK)
+    figures[captions[plots.steps]] = [plots.steps(level, cost) for cost in plots.panel_costs([level])]
     title = f"{trace.meta.get('model', 'model')} on {trace.meta.get('dataset', 'data')} ({part} images)"
     levels = [
         Section(f"Every step, at the label level of {row['classes']} classes", rows=row["steps"], columns=STEP_COLUMNS)

@@ -6,12 +6,13 @@ Costs are MACs per sample unless the axis is in ms; a stream's answer holds unti
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -20,16 +21,17 @@ from torch import Tensor
 
 from anytime.analysis import calibration as calibrate
 from anytime.analysis import curves
+from anytime.reporting.columns import STEP_COLUMNS
+from anytime.reporting.drawing import BLACK, BLUE, GREEN, GREY, GRID, INK, ORANGE, PALE, PURPLE, RED, SKY, WHITE, say
+from anytime.support.text import printable
 from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
 __all__ = ["calibration", "compare", "growing_answer", "per_class", "speed_accuracy", "steps"]
 
-# Okabe and Ito's palette, which colour-blind readers can distinguish.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, "#000000")
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = "osD^vPX*"
-GREY, PALE = "#6b6b6b", "#ececec"
+PanelCost = Literal["macs", "seconds"]
 DASHES = (0, (4, 3))
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -42,12 +44,12 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.8,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "grid.color": "#dddddd",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "xtick.color": GREY,
     "ytick.color": GREY,
-    "xtick.labelcolor": "#222222",
-    "ytick.labelcolor": "#222222",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "lines.linewidth": 1.6,
@@ -58,26 +60,32 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names of classes and runs may hold dollar signs
 }
 _PANELS = 8
+_COLUMNS = {column.key: column for column in STEP_COLUMNS}  # a page says of a point what its table says
 _styled = matplotlib.rc_context(STYLE)  # a decorator: figures are drawn in this style
 
 
 @_styled
-def steps(trace: Trace) -> Figure:
+def steps(trace: Trace, cost: PanelCost | None = None) -> Figure:
     """Accuracy, max softmax and probability of the correct class over the cost of the stream (Kim et al. 2020, Fig. 3).
 
     One panel over interruptible MACs and, if the trace holds seconds, one over measured milliseconds. In the shaded area on
     the left there is no answer yet.
+
+    Args:
+        trace: The answers.
+        cost: The only panel to draw. Default: both.
     """
     lines = (
-        ("accuracy", curves.accuracy(trace), BLUE, "-", "o"),
-        ("confidence (max softmax)", curves.confidence(trace), RED, "--", "s"),
-        ("p(correct class)", curves.true_class_probability(trace), GREEN, ":", "D"),
+        ("accuracy", "accuracy", curves.accuracy(trace), BLUE, "-", "o"),
+        ("confidence", "confidence (max softmax)", curves.confidence(trace), RED, "--", "s"),
+        ("true_class_probability", "p(correct class)", curves.true_class_probability(trace), GREEN, ":", "D"),
     )
-    figure, panels = _cost_panels([trace], "mean over samples")
+    figure, panels = _cost_panels([trace], "mean over samples", cost)
     for axes, cost in panels:
         x = _cost(trace, cost)
-        for label, values, colour, style, marker in lines:
-            _hold(axes, x, values, label=label, color=colour, linestyle=style, marker=marker)
+        for key, label, values, colour, style, marker in lines:
+            line = _hold(axes, x, values, label=label, color=colour, linestyle=style, marker=marker)
+            say(line, [f"{at}: {label} {_text(key, y)}" for at, y in zip(_steps(trace, cost), values.tolist(), strict=True)])
         axes.axvspan(0, float(x[0]), color=PALE, zorder=0, label="no answer yet")
         axes.set_xlim(0, float(x[-1]) * 1.06)
     return _legend_above(figure)
@@ -95,12 +103,18 @@ def speed_accuracy(trace: Trace, rules: Mapping[str, Sequence[tuple[float, float
     figure = Figure(figsize=(4.2, 3.1), layout="constrained")
     axes = figure.add_subplot()
     line, points = (curve.macs.tolist(), curve.accuracy.tolist()), (trace.macs.tolist(), fixed.tolist())
-    axes.plot(*line, color=BLUE, label="each sample stops at a confidence threshold", zorder=3)
+    unseen: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "markeredgecolor": "none"}
+    (drawn,) = axes.plot(*line, color=BLUE, label="each sample stops at a confidence threshold", zorder=3, **unseen)
+    stops = zip(curve.thresholds.tolist(), *line, strict=True)
+    say(drawn, [f"confidence threshold {h:.3f}, {macs_text(x)} MACs on average: {_accuracy(y)}" for h, x, y in stops])
     for index, (name, reached) in enumerate((rules or {}).items()):
         ordered = sorted(reached)
         colour, marker = COLOURS[2 + index % (len(COLOURS) - 2)], MARKERS[index % len(MARKERS)]
-        axes.plot(*zip(*ordered, strict=True), color=colour, marker=marker, markersize=3, label=name, zorder=3.5)
-    axes.plot(*points, color=RED, linestyle="", marker="s", label="all samples stop at one step", zorder=4)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3, "label": _label(name), "zorder": 3.5}
+        (drawn,) = axes.plot(*zip(*ordered, strict=True), **look)
+        say(drawn, [f"{name}, {macs_text(x)} MACs on average: {_accuracy(y)}" for x, y in ordered])
+    (drawn,) = axes.plot(*points, color=RED, linestyle="", marker="s", label="all samples stop at one step", zorder=4)
+    say(drawn, [f"all samples stop at {at}: {_accuracy(y)}" for at, y in zip(_steps(trace, "macs"), points[1], strict=True)])
     for step, (x, y) in enumerate(zip(*points, strict=True), 1):
         axes.annotate(str(step), (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=RED)
     axes.axhline(float(fixed[-1]), color=GREY, linewidth=0.9, linestyle=DASHES, label="all steps for all samples")
@@ -125,7 +139,10 @@ def calibration(trace: Trace, bins: int = 15) -> Figure:
         weight = (reliable.counts[t] / reliable.counts[t].max()).sqrt()
         colours = [(*to_rgb(BLUE), 0.2 + 0.8 * float(w)) for w in weight]
         height = reliable.accuracy[t].nan_to_num().tolist()
-        axes.bar(left, height, 1 / bins, align="edge", color=colours, edgecolor="white", linewidth=0.5)
+        bars = axes.bar(left, height, 1 / bins, align="edge", color=colours, edgecolor=WHITE, linewidth=0.5)
+        for bar, low, y, count in zip(bars, left, height, reliable.counts[t].tolist(), strict=True):
+            if count:
+                say(bar, [f"step {t + 1}, confidence {low:.2f} to {low + 1 / bins:.2f}: {_accuracy(y)} of {count:,} samples"])
         axes.set_title(f"step {t + 1}: ECE {float(reliable.ece[t]):.3f}")
         _square(axes, 0)
     return figure
@@ -147,7 +164,11 @@ def per_class(trace: Trace, confidence: str = "true") -> Figure:
     for axes, t in zip(grid, shown, strict=True):
         size = 22 if trace.num_classes <= 20 else 10
         x, y = classes.confidence[t].tolist(), classes.accuracy[t].tolist()
-        axes.scatter(x, y, s=size, color=BLUE, alpha=0.75, linewidths=0.4, edgecolors="white", clip_on=False, zorder=3)
+        dots = axes.scatter(x, y, s=size, color=BLUE, alpha=0.75, linewidths=0.4, edgecolors=WHITE, clip_on=False, zorder=3)
+        there = (
+            each for each in zip(trace.class_names, x, y, strict=True) if not math.isnan(each[2])
+        )  # the others have no dot
+        say(dots, [f"step {t + 1}, {known}: {name} {p:.3f}, {_accuracy(a)}" for known, p, a in there])
         r = float(classes.pearson[t])
         axes.set_title(f"step {t + 1}" if math.isnan(r) else f"step {t + 1}: r = {r:.2f}")
         _square(axes, min(0.9, math.floor(10 * float(smallest)) / 10))
@@ -155,22 +176,31 @@ def per_class(trace: Trace, confidence: str = "true") -> Figure:
 
 
 @_styled
-def compare(traces: Mapping[str, Trace]) -> Figure:
+def compare(traces: Mapping[str, Trace], cost: PanelCost | None = None) -> Figure:
     """Accuracy over interruptible MACs and over measured milliseconds side by side, one step line per trace.
 
-    Traces without seconds are missing from the second panel, which is omitted if no trace has any. Raises
-    ValueError if `traces` is empty.
+    Traces without seconds are missing from the second panel, which is omitted if no trace has any.
+
+    Args:
+        traces: Traces by name.
+        cost: The only panel to draw. Default: both.
+
+    Raises:
+        ValueError: `traces` is empty.
     """
     if not traces:
         raise ValueError("there is no trace to compare")
-    figure, panels = _cost_panels(list(traces.values()), "accuracy")
+    figure, panels = _cost_panels(list(traces.values()), "accuracy", cost)
     for axes, cost in panels:
         spent = {name: _cost(trace, cost) for name, trace in traces.items() if cost == "macs" or trace.seconds is not None}
         end = max(float(x[-1]) for x in spent.values()) * 1.06
         for index, (name, trace) in enumerate(traces.items()):
             if name in spent:
                 look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-                _hold(axes, spent[name], curves.accuracy(trace), until=end, label=name, **look)
+                accuracy = curves.accuracy(trace)
+                line = _hold(axes, spent[name], accuracy, until=end, label=_label(name), **look)
+                found = zip(_steps(trace, cost), accuracy.tolist(), strict=True)
+                say(line, [f"{name}, {at}: {_accuracy(y)}" for at, y in found])
         axes.set_xlim(0, end)
     return _legend_above(figure)
 
@@ -218,9 +248,13 @@ def growing_answer(
     for axes, t in zip(grid[1:], shown, strict=True):
         best = int(probabilities[t].argmax())
         colours = [GREEN if k == label else RED if k == best and label is not None else SKY for k in likely]
-        axes.barh(range(len(likely)), probabilities[t, likely].tolist(), color=colours, height=0.72)
+        bars = axes.barh(range(len(likely)), probabilities[t, likely].tolist(), color=colours, height=0.72)
+        for bar, k in zip(bars, likely, strict=True):
+            say(bar, [f"step {t + 1}, {class_names[k]}: {float(probabilities[t, k]):.2%}"])
         axes.set(xlim=(0, 1), xticks=[0, 1], xticklabels=["0", "1"], ylim=(len(likely) - 0.5, -0.5))
-        axes.set_yticks(range(len(likely)), [class_names[k] for k in likely] if t == shown[0] else [""] * len(likely))
+        axes.set_yticks(
+            range(len(likely)), [printable(class_names[k]) for k in likely] if t == shown[0] else [""] * len(likely)
+        )
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         costs = [f"{macs_text(float(macs[t]))} MACs"] if macs is not None else []
@@ -242,22 +276,48 @@ def file_kinds() -> list[str]:
     return sorted(Figure().canvas.get_supported_filetypes())
 
 
-def _cost(trace: Trace, cost: curves.Cost) -> Tensor:
+def _cost(trace: Trace, cost: PanelCost) -> Tensor:
     """`[T]` in the unit of the axis: MACs, or milliseconds."""
     return curves.costs(trace, cost).double() * (1e3 if cost == "seconds" else 1)
 
 
-def _cost_panels(traces: Sequence[Trace], label: str) -> tuple[Figure, list[tuple[Axes, curves.Cost]]]:
-    timed = [trace for trace in traces if trace.seconds is not None]
-    figure = Figure(figsize=(7.2 if timed else 4.2, 3.0), layout="constrained")
-    grid = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
-    _macs_axis(grid[0], "cumulative")
+def panel_costs(traces: Iterable[Trace]) -> tuple[PanelCost, ...]:
+    """The costs over which traces are drawn, a panel each."""
+    return ("macs", "seconds") if any(trace.seconds is not None for trace in traces) else ("macs",)
+
+
+def _cost_panels(traces: Sequence[Trace], label: str, only: PanelCost | None) -> tuple[Figure, list[tuple[Axes, PanelCost]]]:
+    costs = (only,) if only else panel_costs(traces)
+    figure = Figure(figsize=(7.2 if len(costs) > 1 else 4.2, 3.0), layout="constrained")
+    grid = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     _percent_axis(grid[0], label)
-    if timed:
-        batches = sorted({int(trace.meta.get("seconds_batch", 1)) for trace in timed})
-        grid[1].set_xlabel(f"cumulative median ms, batch of {' or '.join(map(str, batches))}")
-        grid[1].xaxis.set_major_locator(MaxNLocator(6))
-    return figure, list(zip(grid, ("macs", "seconds"), strict=False))
+    for axes, cost in zip(grid, costs, strict=True):
+        if cost == "macs":
+            _macs_axis(axes, "cumulative")
+        else:
+            batches = sorted({int(trace.meta.get("seconds_batch", 1)) for trace in traces if trace.seconds is not None})
+            axes.set_xlabel(f"cumulative median ms, batch of {' or '.join(map(str, batches))}")
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+    return figure, list(zip(grid, costs, strict=True))
+
+
+def _steps(trace: Trace, cost: PanelCost) -> list[str]:
+    """What a page calls each step, such as `step 2, 1.200 M MACs`."""
+    unit = {"macs": "MACs", "seconds": "ms"}[cost]
+    return [f"step {t}, {_text(cost, value)} {unit}" for t, value in enumerate(curves.costs(trace, cost).tolist(), 1)]
+
+
+def _text(key: str, value: float) -> str:
+    return _COLUMNS[key].text({key: value})
+
+
+def _accuracy(value: float) -> str:
+    return f"accuracy {_text('accuracy', value)}"
+
+
+def _label(name: str) -> str:
+    """A name as the label of a line; matplotlib leaves out of its legend what begins with an underscore."""
+    return printable(f" {name}" if name.startswith("_") else name)
 
 
 def _macs_axis(axes: Axes, statistic: str) -> None:
@@ -271,10 +331,12 @@ def _percent_axis(axes: Axes, label: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
 
 
-def _hold(axes: Axes, x: Tensor, y: Tensor, *, until: float | None = None, **look: Any) -> None:
+def _hold(axes: Axes, x: Tensor, y: Tensor, *, until: float | None = None, **look: Any) -> Artist:
     """A step line: each value holds until the next, and the last until the end."""
     end = float(x[-1]) * 1.06 if until is None else until
-    axes.plot([*x.tolist(), end], [*y.tolist(), float(y[-1])], drawstyle="steps-post", markevery=range(len(x)), **look)
+    values = [*y.tolist(), float(y[-1])]
+    (line,) = axes.plot([*x.tolist(), end], values, drawstyle="steps-post", markevery=range(len(x)), **look)
+    return line
 
 
 def _legend_above(figure: Figure) -> Figure:

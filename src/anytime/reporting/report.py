@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import count
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from anytime.analysis.summary import summary
 from anytime.reporting.columns import STEP_COLUMNS
+from anytime.reporting.drawing import inline_svg
+from anytime.reporting.style import allowed, read
 from anytime.reporting.tables import Column, is_text, used
 from anytime.support.files import atomic_write
+from anytime.support.text import printable
 from anytime.support.units import macs_text
 from anytime.trace import Trace
 
@@ -29,14 +30,14 @@ class Section:
     text: str = ""  # a blank line separates paragraphs
     rows: Sequence[Mapping[str, Any]] = ()
     columns: Sequence[Column] = ()  # those without any value are omitted
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Figure | Sequence[Figure]] = field(default_factory=dict)  # several panels stand side by side
 
 
 def write_report(
     path: str | os.PathLike[str],
     title: str,
     trace: Trace,
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, Figure | Sequence[Figure]],
     sections: Sequence[Section] = (),
 ) -> None:
     """Writes the report of a trace with one label level as an HTML file.
@@ -56,11 +57,16 @@ def write_report(
     write_page(path, title, [*standard, *sections, about])
 
 
-def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
-    """Writes sections to one HTML file, atomically; creates missing folders."""
-    body = "\n".join(_section(section) for section in sections)
-    page = _PAGE.format(title=escape(title), style=_STYLE, body=body)
-    with atomic_write(path) as part:
+def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section], replace: bool = True) -> None:
+    """Writes sections to one HTML file, atomically; creates missing folders. `replace` as of `support.files.atomic_write`."""
+    style, script, numbers = read("colours.css", "base.css", "report.css"), read("report.js"), count()
+    body = "\n".join(_section(section, numbers) for section in sections)
+    policy = (
+        f"default-src 'none'; script-src {allowed(script)}; style-src {allowed(style)}; img-src data:; "
+        f"base-uri 'none'; form-action 'none'"
+    )
+    page = _PAGE.format(title=_escaped(title), policy=policy, style=style, body=body, script=script)
+    with atomic_write(path, replace) as part:
         part.write_text(page, encoding="utf-8")
 
 
@@ -82,36 +88,40 @@ def _in_short(numbers: Mapping[str, Any]) -> str:
     )
 
 
-def _section(section: Section) -> str:
-    parts = [f"<h2>{escape(section.title)}</h2>"]
-    parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.text.split("\n\n") if paragraph]
+def _section(section: Section, numbers: Iterator[int]) -> str:
+    title = _escaped(section.title)
+    parts = [f"<h2>{title}</h2>"]
+    parts += [f"<p>{_escaped(paragraph)}</p>" for paragraph in section.text.split("\n\n") if paragraph]
     if section.rows:
-        parts.append(_table(section.rows, section.columns))
-    parts += [_figure(caption, figure) for caption, figure in section.figures.items()]
-    return "<section>\n" + "\n".join(parts) + "\n</section>"
+        parts.append(f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{_table(section)}</div>')
+    parts += [_figure(caption, figures, numbers) for caption, figures in section.figures.items()]
+    return '<section class="box">\n' + "\n".join(parts) + "\n</section>"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
-    columns = used(rows, columns)
+def _table(section: Section) -> str:
+    rows, columns = section.rows, used(section.rows, section.columns)
     kinds = [' class="text"' if is_text(rows, column) else "" for column in columns]
-    head = "".join(f"<th{kind}>{escape(column.title)}</th>" for column, kind in zip(columns, kinds, strict=True))
+    titles = "".join(f'<th scope="col"{kind}>{_escaped(c.title)}</th>' for c, kind in zip(columns, kinds, strict=True))
     lines = (
-        "".join(f"<td{kind}>{escape(column.text(row))}</td>" for column, kind in zip(columns, kinds, strict=True))
+        "".join(f"<td{kind}>{_escaped(column.text(row))}</td>" for column, kind in zip(columns, kinds, strict=True))
         for row in rows
     )
-    thead = f"<thead><tr>{head}</tr></thead>" if any(column.title for column in columns) else ""
+    head = f"<thead><tr>{titles}</tr></thead>" if any(column.title for column in columns) else ""
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table>{thead}<tbody>\n{body}\n</tbody></table></div>'
+    return f"<table>{head}<tbody>\n{body}\n</tbody></table>"
 
 
-def _figure(caption: str, figure: Figure) -> str:
-    buffer = io.BytesIO()
-    # An <img>, not inline <svg>: identifiers of several figures would clash on one page.
-    with matplotlib.rc_context({"svg.hashsalt": "anytime"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    data, text = base64.b64encode(buffer.getvalue()).decode(), escape(caption)
-    image = f'<img alt="{text}" width="{96 * figure.get_figwidth():.0f}" src="data:image/svg+xml;base64,{data}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+def _figure(caption: str, figures: Figure | Sequence[Figure], numbers: Iterator[int]) -> str:
+    if isinstance(figures, Figure):
+        drawn = inline_svg(figures, caption, next(numbers))
+    else:
+        labels = [f"{caption}: {panel.axes[0].get_xlabel()}" for panel in figures]
+        drawn = "\n".join(inline_svg(panel, label, next(numbers)) for panel, label in zip(figures, labels, strict=True))
+    return f'<figure><div class="panels">{drawn}</div><figcaption>{_escaped(caption)}</figcaption></figure>'
+
+
+def _escaped(text: str) -> str:
+    return escape(printable(text))
 
 
 def _flat(meta: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -133,40 +143,23 @@ _HOW_TO_READ = (
     "cumulative, with their 10th and 90th percentile."
 )
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2024; --soft: #5d666f; --line: #dfe3e8; --page: #ffffff; --card: #f6f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --soft: #9aa4ae; --line: #343b43; --page: #14181c; --card: #1c2127; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 76rem; color: var(--ink); background: var(--page);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1.5rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
-p { max-width: 46rem; margin: .6rem 0; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; border-bottom-width: 2px; }
-th.text, td.text { text-align: left; white-space: normal; }
-tbody tr:hover { background: var(--card); }
-figure { margin: 1.25rem 0; padding: 1rem; background: #ffffff; border: 1px solid var(--line); border-radius: .5rem; }
-figure img { display: block; max-width: 100%; height: auto; }
-figcaption { margin-top: .6rem; font-size: .88rem; color: #4a535c; max-width: 46rem; }
-@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
-"""
-
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
 <title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
-<h1>{title}</h1>
+<header><h1>{title}</h1></header>
+<main>
 {body}
+</main>
+<script>{script}</script>
 </body>
 </html>
 """

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 import anytime
 from anytime.cli import COMMANDS, main
+from anytime.support.units import macs_text
 
 TRAIN = ("--model", "anytimenet", "--data", "digits", "--epochs", "1")
 
@@ -72,7 +73,7 @@ def test_evaluate(run, capsys):
     assert figures == {"steps", "speed_accuracy", "calibration", "per_class"}
     report = Path("tiny/report.html").read_text()
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", report)
-    assert not re.search(r"url\((?!data:)|@import", report)
+    assert not re.search(r"url\((?!#)|@import|https?:", report)
 
 
 def test_evaluate_elsewhere_and_the_validation_images(run):
@@ -88,6 +89,16 @@ def test_compare(run, capsys, refused):
     assert re.search(r"^tiny ", out, re.MULTILINE)
     assert re.search(r"^other ", out, re.MULTILINE)
     assert Path("figures/both.pdf").stat().st_size > 1000
+    assert main(["compare", run, "other", "--out", "both.html"]) == 0
+    page, printed = Path("both.html").read_text(), capsys.readouterr().out
+    cells = {cell for line in printed.splitlines() for cell in re.split(r"  +", line.strip()) if re.match(r"[+\d]", cell)}
+    assert len(cells) > 10
+    assert [cell for cell in cells if not re.search(rf">{re.escape(cell)}</t[dh]>", page)] == []  # what is printed is there
+    for row in json.loads(Path("tiny/metrics-test.json").read_text())["steps"]:
+        for name in ("tiny", "other"):
+            said = f"{name}, step {row['step']}, {macs_text(row['macs'])} MACs: accuracy {row['accuracy']:.2%}"
+            assert f"<title>{said}</title>" in page
+    assert "both.html exists; give another --out" in refused(["compare", run, "other", "--out", "both.html"], 2)
     assert "at equal MACs, first tiny, second other:" in out
     assert re.search(r" \+0.00% +\+0.00% to \+0.00% +1$", out, re.MULTILINE)
     trace = anytime.Trace.load("other/trace-test.safetensors")

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -162,6 +163,12 @@ def test_points_of_every_figure_say_what_they_are(drawn):
     assert len(stops) == len(curve.thresholds)
     whole = f"3.000 M MACs on average: accuracy {TEXT['accuracy'](summary(trace)['steps'][-1])}"
     assert stops[-1] == f"confidence threshold {float(curve.thresholds[-1]):.3f}, {whole}"
+
+
+def test_a_class_without_images_says_nothing():
+    trace = make(1)
+    trace = dataclasses.replace(trace, labels=trace.labels.clamp(max=1))
+    assert [text[:9] for text in said(inline_svg(plots.per_class(trace), "", 0))] == ["step 1, a", "step 1, b"]
 
 
 def test_a_point_never_says_the_words_of_another():

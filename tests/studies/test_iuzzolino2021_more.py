@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from anytime import create_model
+from anytime import calibrate, create_model
 from anytime.cli import main
 from anytime.commands import study as command
 from anytime.data import CIFAR10, Digits, Split
@@ -279,7 +280,11 @@ def test_what_is_kept_in_a_run_is_measured_again_for_other_weights(tmp_path: Pat
     for value, wanted in ((1.0, 1.0), (2.0, 1.0)):
         assert measured.kept(tmp_path / "noise.safetensors", lambda value=value: {"x": torch.tensor([value])})["x"] == wanted
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert measured.kept(tmp_path / "noise.safetensors", lambda: {"x": torch.tensor([3.0])})["x"] == 3
+    for made, value, wanted in (("", 3.0, 3), ("augmented", 4.0, 4), ("augmented", 5.0, 4)):
+        assert (
+            measured.kept(tmp_path / "noise.safetensors", lambda value=value: {"x": torch.tensor([value])}, made)["x"]
+            == wanted
+        )
     steps = torch.zeros(1, 4, dtype=torch.int64)
     path = tmp_path / "trace-unknown-noise-test.safetensors"
     for label, weights, wanted in ((0, "one", 0), (1, "one", 0), (2, "two", 2)):
@@ -289,6 +294,20 @@ def test_what_is_kept_in_a_run_is_measured_again_for_other_weights(tmp_path: Pat
 
 
 # -- from end to end -------------------------------------------------------------------------------------------------------
+
+
+def test_smoothing_keeps_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statistics are of images as training sees them, so once settled the network under smoothing is the trained one."""
+    monkeypatch.setattr(measured, "CALIBRATION", 64)
+    data = Digits(batch_size=32, augment="crop+flip")
+    monkeypatch.setattr(measured, "trained_on", lambda _: data)
+    torch.manual_seed(0)
+    model = create_model("cascaded_resnet18", 10, in_channels=1, width=4, kernel="instant")
+    seen = [images for images, _ in itertools.islice(data.loader(data.split("train"), train=True), 2)]
+    calibrate(model.eval(), seen)
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert (measured.smoothed(model)(x)[-1] - model(x)[-1]).abs().max() < 0.02 * model(x)[-1].abs().max()
 
 
 class DigitsFolds(Folded, Digits):

@@ -258,6 +258,20 @@ def test_traces_of_other_weights_are_recorded_again(run, tmp_path):
     assert recorder.asked == [("a", ["a", "a validation"])]
 
 
+def test_traces_of_a_view_that_was_made_in_another_way_are_recorded_again(run, tmp_path):
+    def view(model):
+        return model
+
+    view.made = "calibrated on augmented images"
+    runs = [dataclasses.replace(run(), views={"a": view})]
+    run_all(runs, tmp_path, Trainer(), Recorder(), lambda _: None)
+    own = weights_of(tmp_path / "a")
+    for made, again in ((None, True), ("calibrated on plain images", True), (view.made, False)):
+        dataclasses.replace(TRACE, meta={"run_weights": own, "made": made}).save(trace_path(tmp_path / "a", "a", view))
+        run_all(runs, tmp_path, Trainer(), recorder := Recorder(), lambda _: None)
+        assert recorder.asked == ([("a", ["a"])] if again else [])
+
+
 def test_runs_of_the_same_name_are_trained_once(run, tmp_path):
     train = Trainer()
     run_all([run(), run()], tmp_path, train, Recorder(), lambda _: None)
@@ -351,7 +365,13 @@ def test_a_view_may_be_recorded_on_validation_images(tmp_path):
     model.info = ModelInfo(class_names=("1", "7"), recipe=config)
     set_state(path, "finished")
     model.save(path)
-    record_views(path, {"A": None, "A, on validation": on_validation})
+
+    def view(model):
+        return model
+
+    view.made = "in a way"
+    record_views(path, {"A": None, "A, on validation": on_validation, "A, made": view})
+    assert Trace.load(trace_path(path, "A, made", view)).meta["made"] == "in a way"
     data = create_data("digits", classes=["1", "7"], validation=config["data"]["init_args"]["validation"])
     data.setup()
     loaders = {"test": data.test_dataloader(), "validation": data.val_dataloader()}

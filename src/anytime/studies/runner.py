@@ -46,6 +46,7 @@ def on_validation(model: AnytimeModel) -> AnytimeModel:
 
 
 RUN_WEIGHTS = "run_weights"  # in the facts of a trace: the digest of the trained weights, which a view may change
+MADE = "made"  # likewise: the `made` of a view that has one, the way in which it made its network
 RESUMES = 2  # of a training whose process is killed again and again
 _WITHOUT_EFFECT = ("progress", "logger", "data.root", "data.download", "data.workers")  # on the result of a training
 
@@ -205,17 +206,19 @@ def record_views(path: Path, views: Mapping[str, View | None]) -> None:
     for name, view in views.items():
         network = (model if view is None else view(model)).eval()
         part = _part(view)
-        meta = facts | {"part": part, "model_arguments": network.config["arguments"]}
+        meta = facts | {"part": part, "model_arguments": network.config["arguments"], MADE: getattr(view, MADE, None)}
         trace = record(network, images_of(data, part), device=device, input_size=data.input_size, meta=meta)
         trace.save(trace_path(path, name, view))
 
 
 def _is_of(path: Path, view: View | None, weights: str | None) -> bool:
-    """Whether a trace is there and was recorded with these weights of its run; earlier traces of a view do not say."""
+    """Whether a trace is there, of these weights of its run and of a view made like this; earlier traces do not say."""
     check_file(path)
     if not path.is_file():
         return False
     meta = trace_meta(path)
+    if meta.get(MADE) != getattr(view, MADE, None):
+        return False
     recorded = meta.get(RUN_WEIGHTS, meta.get("weights") if view in (None, on_validation) else None)
     return weights is None or recorded in (None, weights)
 

@@ -55,7 +55,7 @@ def convert(model: ResidualNet, name: str | None = None, **changes: Any) -> Resi
 
 
 @torch.no_grad()
-def calibrate(model: AnytimeModel, batches: Iterable[Tensor]) -> None:
+def calibrate(model: AnytimeModel, batches: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]]) -> None:
     """Re-estimates the running statistics under the model's own dynamics: their mean over batches of images.
 
     A row that several time steps share gets the mean over these as well. With `statistics="shared"`, the default under
@@ -66,7 +66,8 @@ def calibrate(model: AnytimeModel, batches: Iterable[Tensor]) -> None:
     Args:
         model: The network whose running statistics are replaced.
         batches: Training images `[B, C, H, W]` in [0, 1], or pairs that start with them, as data loaders yield them; a few
-            thousand images are enough.
+            thousand are enough. Give them as training saw them, augmented alike, by
+            `data.loader(data.split("train"), train=True)`: crops padded with black have other statistics than whole images.
 
     Raises:
         ValueError: There are no batches, or the model has no such batch norms.

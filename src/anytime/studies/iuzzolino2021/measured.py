@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,29 @@ from anytime.support.tensor_files import read_tensors, write_tensors
 from anytime.trace import Trace
 
 CALIBRATION = 1024  # training images from which a smoothing network gets the statistics of each of its steps
+CALIBRATED = f"on {CALIBRATION} training images, augmented as in training"
 STEPS = 70  # of a smoothing network
 
 
-def smoothed(model: AnytimeModel) -> AnytimeModel:
-    """The weights under smoothing (alpha 0.9, 70 steps), the statistics of each step calibrated on training images."""
-    network: Any = convert(model, "cascaded_resnet18", kernel="ews", num_steps=STEPS, statistics="per_step")  # type: ignore[arg-type]
-    images = trained_on(model).sample(CALIBRATION)
-    calibrate(network, [part.float() / 255 for part in images.split(128)])
-    return network
+@dataclass(frozen=True)
+class Smoothing:
+    """A view: the weights under smoothing (alpha 0.9, 70 steps), with statistics of each step under these dynamics.
+
+    They are of training images as training sees them, like the statistics of the trained network: of images without the
+    padding of the crops the last answer would be worse than the trained network's.
+    """
+
+    made: str = CALIBRATED
+
+    def __call__(self, model: AnytimeModel) -> AnytimeModel:
+        network: Any = convert(model, "cascaded_resnet18", kernel="ews", num_steps=STEPS, statistics="per_step")  # type: ignore[arg-type]
+        data = trained_on(model)
+        loader = data.loader(data.split("train"), train=True)
+        calibrate(network, itertools.islice(loader, -(-CALIBRATION // loader.batch_size)))
+        return network
+
+
+smoothed = Smoothing()
 
 
 def folder_of(traces: Traces, name: str, seed: int) -> Path:
@@ -44,14 +60,18 @@ def folder_of(traces: Traces, name: str, seed: int) -> Path:
     return folders(name)[seed]
 
 
-def kept(path: Path, measure: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a file in a run directory, which is written first if it is missing, or was of other weights."""
+def kept(path: Path, measure: Callable[[], Mapping[str, Tensor]], made: str = "") -> dict[str, Tensor]:
+    """The tensors of a file in a run directory, which is written first if it is missing.
+
+    So it is if it was of other weights, or was `made` in another way.
+    """
     weights = digest_of(path.parent)
     if path.is_file():
         found, facts = read_tensors(path, "a file of measurements")
-        if facts.get("weights", weights) == weights:  # earlier files do not say
+        if facts.get("weights", weights) == weights and facts.get("made", "") == made:  # earlier files do not say
             return found
-    write_tensors(path, {name: value.contiguous() for name, value in measure().items()}, {"weights": weights})
+    facts = {"weights": weights, "made": made}
+    write_tensors(path, {name: value.contiguous() for name, value in measure().items()}, facts)
     return read_tensors(path, "a file of measurements")[0]
 
 

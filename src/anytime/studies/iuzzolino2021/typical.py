@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from anytime.analysis.curves import answers
 from anytime.analysis.latency import Selection, latency
 from anytime.analysis.typicality import centrality, difference, typicality
 from anytime.data import default_root
@@ -21,7 +22,7 @@ from anytime.studies.claims import Claim
 from anytime.studies.facts import facts
 from anytime.studies.iuzzolino2021 import published
 from anytime.studies.iuzzolino2021.folds import Folded
-from anytime.studies.iuzzolino2021.measured import STEPS, folder_of, kept, network_of, smoothed
+from anytime.studies.iuzzolino2021.measured import CALIBRATED, STEPS, folder_of, kept, network_of, smoothed
 from anytime.studies.iuzzolino2021.networks import pair
 from anytime.studies.runner import Traces, TrainingRun
 from anytime.studies.study import Result
@@ -61,9 +62,10 @@ def table_1(traces: Traces, data: str) -> Result:
     for kind, found in parts.items():
         for fold in range(FOLDS):
             folder = folder_of(traces, f"Cascaded{kind}{_label(fold)}", seed)
-            found.append(kept(folder / "typicality-validation.safetensors", partial(measured, folder, "validation")))
+            how = partial(measured, folder, "validation")
+            found.append(kept(folder / "typicality-validation.safetensors", how, CALIBRATED))
         folder = folder_of(traces, f"Cascaded{kind}{_label(0)}", seed)
-        tests[kind] = kept(folder / "typicality-test.safetensors", partial(measured, folder, "test"))
+        tests[kind] = kept(folder / "typicality-test.safetensors", partial(measured, folder, "test"), CALIBRATED)
     pooled = {kind: {key: torch.cat([part[key] for part in found]) for key in found[0]} for kind, found in parts.items()}
     scores, missing = side_scores(default_root(), pooled["TD"]["labels"], tests["TD"]["labels"])
     numbers = facts(traces[first], paper=published.PAPER, table="1: typicality and speed") | {"folds": FOLDS}
@@ -86,9 +88,12 @@ def measured(folder: Path, part: Literal["validation", "test"]) -> dict[str, Ten
     quiet: dict[str, Any] = {"progress": False, "seconds": False, "device": device}
     smooth = record(smoothed(model).eval(), loader, **quiet)
     settled = convert(model, "cascaded_resnet18", kernel="instant").eval()  # type: ignore[arg-type]
-    found = {"rows": rows, "labels": labels.clone(), "centrality": centrality(record(settled, loader, features=True, **quiet))}
+    whole = record(settled, loader, features=True, **quiet)
+    found = {"rows": rows, "labels": labels.clone(), "centrality": centrality(whole)}
+    found |= {name: answers(each)[-1] == each.labels for name, each in (("right", smooth), ("settled_right", whole))}
     for name, chosen in (("", latency(smooth)), ("paper_", latency(smooth, THETA))):
         found |= {f"{name}steps": chosen.steps, f"{name}reached": chosen.reached}
+        found[f"{name}threshold"] = torch.tensor([chosen.threshold], dtype=torch.float64)
     return found
 
 

@@ -63,42 +63,72 @@ STUDY = entry(0, study_name="anytime", directions=[1])
 SEARCH = entry(2, study_id=0, user_attr={"search": WANTED})
 SET = entry(4, study_id=0, datetime_start="2026-11-30T09:00:42.557558+00:00")
 WAITING = entry(4, study_id=0, datetime_start=None, state=4, system_attrs={"fixed_params": {"objective.loss": "evil.x"}})
+CONSTRAINED = entry(4, study_id=0, datetime_start="2026-11-30T09:00:42+00:00", system_attrs={"constraints": [1.0]})
 VALUES = [value("optimizer.lr", 0.05), value("objective.loss", 1)]
 EVIL = optuna.distributions.CategoricalDistribution(["stranger.loss"])
-NONE = "is none of the space"
+NONE = "is none of this search"
+THERE = "is damaged: a search writes no such entry there"
+ASKED = "does not say what is searched"
+NOTE = entry(3, study_id=0, system_attr={"dashboard:note_ver": 1})
 OURS = "is not the journal of a search"
 
 
-def done(*values: float, state: int = 1) -> str:
+def done(*values: Any, state: int = 1) -> str:
     return entry(6, trial_id=0, state=state, values=values, datetime_complete="2026-11-30T09:03:46.515682+00:00")
+
+
+def reported(step: Any, metric: Any) -> str:
+    return entry(7, trial_id=0, step=step, intermediate_value=metric)
 
 
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ([STUDY, SEARCH, SET, *VALUES, value("objective.weights", 0, EVIL)], NONE),
+        ([STUDY, SEARCH, SET, *VALUES, value("objective.weights", 0, EVIL)], rf"line 6 of .* {THERE}"),
         ([STUDY, SEARCH, SET, VALUES[0], value("objective.loss", 0, EVIL), done(0.5)], NONE),
         ([STUDY, SEARCH, SET, value("optimizer.lr", 0.5), VALUES[1], done(0.5)], NONE),
         ([STUDY, SEARCH, SET, value("optimizer.lr", float("nan")), VALUES[1], done(0.5)], NONE),
-        ([STUDY, SEARCH, SET, VALUES[0], done(0.5)], NONE),
-        ([STUDY, SEARCH, WAITING, done(0.5, state=4)], NONE),
-        ([STUDY, SEARCH, SET, VALUES[0], value("objective.loss", 9), done(0.5)], "is damaged"),
-        ([STUDY, SET, *VALUES], "does not say what is searched"),
-        ([STUDY, entry(2, study_id=0, user_attr={"search": [1]})], "does not say what is searched"),
+        ([STUDY, SEARCH, SET, VALUES[0], done(0.5)], rf"line 5 of .* {THERE}"),
+        ([STUDY, SEARCH, SET, VALUES[0], SET], rf"line 5 of .* {THERE}"),
+        ([STUDY, SEARCH, SET, *VALUES, SET, VALUES[0]], rf"line 7 of .* {THERE}"),
+        ([STUDY, SEARCH, WAITING, *VALUES, done(0.5, state=4)], NONE),
+        ([STUDY, SEARCH, CONSTRAINED, *VALUES, done(0.5)], NONE),
+        ([STUDY, SEARCH, SET, *VALUES, entry(9, trial_id=0, system_attr={"constraints": ["a"]}), done(0.5)], THERE),
+        ([STUDY, SEARCH, SET, *VALUES, done("a")], NONE),
+        ([STUDY, SEARCH, SET, *VALUES, done(10**400)], NONE),
+        ([STUDY, SEARCH, SET, *VALUES, reported("a", 0.5)], NONE),
+        ([STUDY, SEARCH, SET, *VALUES, reported(0, "a")], NONE),
+        ([STUDY, SEARCH, SET, *VALUES, reported(0, None)], NONE),
+        ([STUDY, SEARCH, SET, *VALUES, reported(0, 10**400)], NONE),
+        ([STUDY, SEARCH, SET, *VALUES, reported([0], 0.5)], r"is damaged: Optuna cannot read it \(TypeError: unhashable"),
+        (
+            [STUDY, SEARCH, SET, VALUES[0], value("objective.loss", 9), done(0.5)],
+            r"damaged: Optuna cannot read it \(IndexError",
+        ),
+        ([STUDY, SEARCH, SET, *VALUES, entry(6)], r"is damaged: Optuna cannot read it \(KeyError: 'trial_id'\)"),
+        ([STUDY], ASKED),
+        ([STUDY, SET], ASKED),
+        ([STUDY, entry(2, study_id=0, user_attr={"mine": "a week of work"}), SET], ASKED),
+        ([STUDY, SET, done(0.9), SET], ASKED),
+        ([STUDY, entry(2, study_id=0, user_attr=[1])], ASKED),
+        ([STUDY, entry(2, study_id=0, user_attr="a")], ASKED),
+        ([STUDY, entry(2, study_id=0, user_attr=5)], ASKED),
+        ([STUDY, entry(2, study_id=0, user_attr={"search": [1]})], ASKED),
         ([STUDY, entry(2, study_id=0, user_attr={"search": {"seed": 1}})], r"holds a search with seed 1 \(wanted 0\)"),
         ([entry(0, study_name="anytime", directions=[1, 1]), SEARCH], "does not minimize one number"),
         ([entry(0, study_name="anytime", directions=[2]), SEARCH], "does not minimize one number"),
         ([STUDY, SEARCH, SET, *VALUES, done(float("nan"))], r"the metric of its set 0 is \[nan"),
         ([STUDY, SEARCH, SET, *VALUES, done(7.0)], r"the metric of its set 0 is \[7\.0"),
-        ([STUDY, SEARCH, SET, *VALUES, done()], "is damaged"),
-        ([STUDY, SEARCH, SET, *VALUES, done(0.5, state=77)], "is damaged"),
+        ([STUDY, SEARCH, SET, *VALUES, done()], r"the metric of its set 0 is \[\]"),
+        ([STUDY, SEARCH, SET, *VALUES, done(0.5, state=77)], "77 is not a valid TrialState"),
         ([entry(0, study_name="my own", directions=[1]), SET, VALUES[0]], "is the journal of another program"),
         ([STUDY, entry(2, study_id=0, user_attr={"search": {"seed": 1}}), SET, VALUES[0]], "holds a search with seed 1"),
         ([STUDY, SEARCH[:-9], SET], r"line 2 of .*journal\.log is damaged"),
-        ([STUDY, "[1]"], r"line 2 of .*journal\.log is damaged: it is no entry"),
+        ([STUDY, SEARCH, "[1]"], rf"line 3 of .*journal\.log {THERE}"),
+        ([STUDY, SEARCH, STUDY], THERE),
         ([STUDY, "[" * 100_000], "nested too deeply|more than"),
-        ([STUDY, entry(99)], "is damaged"),
-        ([STUDY, '{"op_code":4,"study_id":' + "1" * 5000 + "}"], "is damaged"),
+        ([STUDY, SEARCH, entry(99)], THERE),
+        ([STUDY, SEARCH, '{"op_code":4,"study_id":' + "1" * 5000 + "}"], "line 3 of .* is damaged"),
         (["Monday: saw a heron"], OURS),
         (["\0\1"], OURS),
         (["[" * 100_000], OURS),
@@ -106,25 +136,25 @@ def done(*values: float, state: int = 1) -> str:
 )
 def test_a_foreign_or_damaged_journal_is_one_sentence(lines: list[str], says: str) -> None:
     path = Path("journal.log")
-    path.write_text(text := "\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match=says) as raised:
-        opened()
-    assert "journal" in str(raised.value) or isinstance(raised.value, UsageError)
-    assert path.read_text() == text
+    for text in ("\n".join(lines) + "\n", "\n".join(lines) + '\n{"op_code":4'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=says) as raised:
+            opened()
+        assert "journal.log" in str(raised.value) or isinstance(raised.value, UsageError)
+        assert path.read_text() == text or (lines[1:2] == [SEARCH] and text.startswith(path.read_text()))
     assert not Path("executed").exists()
 
 
 def test_a_journal_that_is_cut_anywhere_continues() -> None:
     path = Path("journal.log")
-    path.write_text("\n".join([STUDY, SEARCH, SET, *VALUES, done(0.5)]) + "\n")
+    path.write_text("\n".join([STUDY, SEARCH, NOTE, SET, *VALUES, reported(0, 0.6), done(0.5)]) + "\n")
     whole = path.read_bytes()
     ends = [place + 1 for place, byte in enumerate(whole) if byte == 10]
     assert opened().best_value == 0.5
-    for kept in range(0, len(whole), 23):
+    for kept in range(ends[1], len(whole), 23):  # the first two lines get their name as one
         path.write_bytes(whole[:kept])
         study = opened()
-        assert [len(trial.params) for trial in study.trials] == ([2] if kept >= ends[4] else []), "a set is whole or away"
-        assert study.user_attrs["search"] == WANTED
+        assert [len(trial.params) for trial in study.trials] == ([2] if kept >= ends[5] else []), "a set is whole or away"
         assert path.read_bytes().endswith(b"\n")
         opened()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from anytime.models.surgery.attach.conditions import ASKED, preserved
 from anytime.models.surgery.attach.segments import Stage
-from anytime.models.surgery.attach.stored import memory_of
+from anytime.models.surgery.attach.stored import memory_of, stored_tensors
 from anytime.models.surgery.attach.trace import logits_of
 from anytime.support.text import one_line
 from anytime.support.trust import weights_follow
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # else 1e-2: how far the stages may differ from the network
 CHANGE = 0.05  # by how much weights are made smaller at least, and at most twice as much
+LEAST = 1e-2  # of an ordinary weight: smaller ones hide what is done with them
 
 
 class _Run(NamedTuple):
@@ -34,14 +35,30 @@ class _Run(NamedTuple):
 def check_stages(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> None:
     """Raises ValueError unless stages and backbone agree in eval mode, for one image, and in train mode with one seed.
 
-    All weights and buffers are others than when the stages were cut. Afterwards buffers must be what they are after the
-    network's own forward. A saved model was checked before: when it is loaded, one image shows whether the backbone's code is
-    still the same.
+    All weights and buffers are others than when the stages were cut, and none is zero or the same everywhere, which would
+    hide what is done with it. Afterwards buffers must be what they are after the network's own forward. A saved model was
+    checked before: when it is loaded, one image shows whether the backbone's code is still the same.
     """
-    trials = ((False, x[:1]),) if weights_follow() else ((False, x), (False, x[:1]), (True, x))
-    with nullcontext() if weights_follow() else _changed(backbone):
-        for training, batch in trials:
-            _check(backbone, stages, training, batch)
+    whole: Sequence[Any] = (nn.Module.__call__,)
+    if weights_follow():
+        _check(backbone, stages, False, x[:1], _run(backbone, whole, False, x[:1]))
+        return
+    left = []
+    with _changed(backbone, ordinary=True):
+        for training, batch in ((False, x), (False, x[:1]), (True, x)):
+            try:
+                expected = _run(backbone, whole, training, batch)
+                finite = bool(torch.isfinite(expected.logits).all())
+            except Exception:  # a network that takes only weights like its own
+                finite = False
+            if finite:
+                _check(backbone, stages, training, batch, expected)
+            else:
+                left.append((training, batch))
+    if left:
+        with _changed(backbone, ordinary=False):
+            for training, batch in left:
+                _check(backbone, stages, training, batch, _run(backbone, whole, training, batch))
 
 
 def safe_in_autocast(backbone: nn.Module, stages: Sequence[Stage], x: Tensor) -> bool:
@@ -77,10 +94,8 @@ def _gradients(backbone: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
         return {}
 
 
-def _check(backbone: nn.Module, stages: Sequence[Stage], training: bool, x: Tensor) -> None:
-    whole: Any = nn.Module.__call__
+def _check(backbone: nn.Module, stages: Sequence[Stage], training: bool, x: Tensor, expected: _Run) -> None:
     name = type(backbone).__name__
-    expected = _run(backbone, (whole,), training, x)
     try:
         actual = _run(backbone, stages, training, x)
     except RuntimeError as error:
@@ -124,20 +139,43 @@ def _distance(expected: Tensor, actual: Tensor) -> float:
 
 
 @contextmanager
-def _changed(backbone: nn.Module) -> Iterator[None]:
-    """Inside this block every weight and buffer of floating point has other values."""
-    kept = [*backbone.parameters(), *backbone.buffers()]
-    tensors = {memory_of(t): t for t in kept if t.is_floating_point() and not t.is_sparse}.values()
+def _changed(backbone: nn.Module, ordinary: bool) -> Iterator[None]:
+    """Inside this block every tensor of floating point that the network keeps has other values, `ordinary` ones if asked."""
+    kept = [t for t, _ in stored_tensors(backbone).values() if t.is_floating_point() and not t.is_sparse and t.numel()]
+    tensors = {memory_of(t): t for t in reversed(kept) if 0 not in t.stride()}.values()  # the first of several views
     saved = [t.detach().clone() for t in tensors]
     chance = torch.Generator().manual_seed(0)
     try:
         with torch.no_grad():
             for t in tensors:
                 t.mul_(1 - CHANGE * (1 + torch.rand((), generator=chance).item()))
-                if isinstance(t, nn.Parameter):
+                if ordinary:
+                    _make_ordinary(t, chance)
+                elif isinstance(t, nn.Parameter):
                     t.add_(1e-3)  # some begin at zero
         yield
     finally:
         with torch.no_grad():
             for t, before in zip(tensors, saved, strict=True):
                 t.copy_(before)
+
+
+def _make_ordinary(t: Tensor, chance: torch.Generator) -> None:
+    """Fills a tensor that is the same everywhere, or nearly zero, with s u / sqrt(n), u in [0.5, 1], or larger if it was.
+
+    n are the values of a row, of which the values of a matrix make one. The sign s is the tensor's own; that of a matrix of
+    zeros is random, so that sums stay small. Single zeros in a tensor become a tenth of its largest value.
+    """
+    values = t if bool(torch.isfinite(t.sum())) else t[torch.isfinite(t)]
+    if not values.numel():
+        return
+    least, most = (float(value) for value in values.aminmax())
+    largest, size = max(-least, most), (t.numel() / len(t)) ** -0.5 if t.ndim else 1.0
+    if most - least > LEAST * largest > LEAST**2 * size:
+        t.masked_fill_(t == 0, 0.1 * largest)
+        return
+    drawn = 0.5 * (1 + torch.rand(t.shape, generator=chance))
+    if largest == 0 and t.ndim > 1:
+        drawn *= torch.randint(0, 2, t.shape, generator=chance) * 2 - 1
+    drawn = drawn.to(t) * max(size, largest) * (-1 if least < 0 else 1)
+    t.copy_(torch.where(torch.isfinite(t), drawn, t))

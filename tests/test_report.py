@@ -165,6 +165,18 @@ def test_points_of_every_figure_say_what_they_are(drawn):
     assert stops[-1] == f"confidence threshold {float(curve.thresholds[-1]):.3f}, {whole}"
 
 
+def test_letters_have_a_size_and_the_family_of_the_page(drawn):
+    answer = plots.growing_answer(torch.rand(1, 8, 8), torch.tensor([[0.25, 0.75]]), ("ant", "bee"), label=1)
+    bold = inline_svg(answer, "", 0)
+    assert re.search(r'<text [^>]*font-weight="700"[^>]*>bee</text>', bold)
+    for svg in (*drawn[1].values(), bold):
+        texts = re.findall("<text .*?>", svg)
+        assert texts
+        assert [text for text in texts if not re.search(r' font-size="[789](\.\d)?px"', text)] == []
+        assert "font-family" not in svg
+        assert " font=" not in svg
+
+
 def test_a_class_without_images_says_nothing():
     trace = make(1)
     trace = dataclasses.replace(trace, labels=trace.labels.clamp(max=1))

@@ -85,7 +85,11 @@ def _plain(attributes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         if name == "style":
             for declaration in value.split(";"):
                 key, _, given = (part.strip() for part in declaration.partition(":"))
-                if key and key not in _LEFT_TO_THE_PAGE:
+                if key == "font":  # of matplotlib before 3.10: a style or weight, the size and the families
+                    before, size = re.findall(r"^(.*?)([\d.]+px)", given)[0]
+                    yield "font-size", size
+                    yield from (("font-weight", weight) for weight in re.findall(r"\d+", before))
+                elif key and key not in _LEFT_TO_THE_PAGE:
                     yield key, _VARIABLES.get(given, given)
         else:
             short = value if value.startswith("data:") else _LONG.sub(lambda match: f"{float(match[0]):.2f}", value)

@@ -10,7 +10,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from anytime.registry import add_source
+from anytime.support.elsewhere import import_elsewhere
 from anytime.version import __version__ as __version__
+
+if sys.flags.safe_path:  # nothing of the working directory is to run here, as in the processes that the command starts
+    import_elsewhere()
 
 if TYPE_CHECKING:
     from anytime.public import *  # noqa: F403

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from anytime.support.elsewhere import import_elsewhere
 from anytime.support.names import nearest
 from anytime.support.text import one_line
 from anytime.support.trust import only_typed
@@ -49,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without `argv` it is this process's own command: then the processes that it starts, such as those of other devices and
     workers that read data, do not find modules in the working directory either, unless the user has set PYTHONSAFEPATH.
+    Nor does what libraries look for there run or count, see `anytime.support.elsewhere`.
     """
     if argv is None:
+        import_elsewhere()
         _make_children_safe()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -11,6 +11,7 @@ import pytest
 
 from anytime.cli import main
 from anytime.studies.executors.subprocess import train_in_subprocess
+from anytime.support.elsewhere import ImportsElsewhere
 
 SHADOWS = ("anytime", "__future__", "difflib", "fnmatch", "inspect", "multiprocessing")
 NET = """
@@ -35,6 +36,7 @@ def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONSAFEPATH", "PYTHONPATH"):
         monkeypatch.setenv(name, "restored afterwards")
         monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
 
 
 def run_python(*arguments: str) -> str:
@@ -117,3 +119,33 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch, given: str
 def test_a_call_from_python_changes_no_environment() -> None:
     assert main(["--version"]) == 0
     assert "PYTHONSAFEPATH" not in os.environ
+    assert ImportsElsewhere not in sys.meta_path
+
+
+def test_settings_of_figures_there_do_not_count(tmp_path: Path) -> None:
+    Path("matplotlibrc").write_text("text.usetex: True\naxes.linewidth: 7\n")
+    Path("scripts").mkdir()
+    command = "import sys\nsys.argv = ['anytime', '--version']\nfrom anytime.cli import main\nmain()\n"
+    Path("scripts/command.py").write_text(
+        f"{command}assert 'matplotlib' not in sys.modules\nimport os, matplotlib\n"
+        "print([matplotlib.rcParams[key] for key in ('text.usetex', 'axes.linewidth')], os.getcwd())\n"
+    )
+    assert run_python("scripts/command.py").splitlines()[-1] == f"[False, 0.8] {tmp_path}"
+
+
+def test_libraries_that_look_there_are_imported_from_elsewhere_in_every_process(tmp_path: Path) -> None:
+    Path("matplotlibrc").touch()
+    Path("libraries").mkdir()
+    for name in ("torch", "matplotlib", "numpy"):
+        Path(f"libraries/{name}.py").write_text("import os\nprint(os.getcwd())\n")
+    imports = "import sys\nsys.path.insert(0, 'libraries')\nimport anytime, torch, matplotlib, numpy\n"
+    assert run_python("-P", "-c", imports).splitlines() == [sys.prefix, sys.prefix, str(tmp_path)]
+    Path("matplotlibrc").unlink()
+    assert run_python("-P", "-c", imports).splitlines() == [sys.prefix, str(tmp_path), str(tmp_path)]
+
+
+def test_the_working_directory_is_back_when_such_an_import_fails(tmp_path: Path) -> None:
+    Path("libraries").mkdir()
+    Path("libraries/torch.py").write_text("raise ValueError('no torch')\n")
+    script = "import sys, os\nsys.path.insert(0, 'libraries')\nimport anytime\ntry:\n    import torch\n"
+    assert run_python("-P", "-c", f"{script}except ValueError:\n    print(os.getcwd())\n") == f"{tmp_path}\n"

@@ -17,9 +17,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from anytime.cost import flop_counter
 from anytime.models.surgery.attach.calls import Call
 from anytime.models.surgery.attach.conditions import ASKED, preserved, trace_network
-from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten, made_of_numbers
+from anytime.models.surgery.attach.graph import FlatGraph, Opener, flatten, made_of_numbers, needed_later
 from anytime.models.surgery.attach.state import Place, find_places
-from anytime.models.surgery.attach.stored import stored_tensors
+from anytime.models.surgery.attach.stored import memory_of, stored_tensors
 from anytime.support.text import one_line
 from anytime.support.trust import weights_follow
 
@@ -183,36 +183,62 @@ def _values(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, An
 
 
 def _changes(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, int]:
-    """For each tensor that later operations write into, the position of the last that does."""
+    """For each tensor that later operations write into, the position of the last that does; notes which nodes draw."""
     versions: dict[fx.Node, tuple[Tensor, int]] = {}
     sharing: dict[int, list[fx.Node]] = {}
     changed: dict[fx.Node, int] = {}
     own = {_storage(tensor) for tensor, _ in stored_tensors(backbone).values()}
+    buffers: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # those that the forward has read, with their values
 
     def writes(node: fx.Node, read: Tensor, version: int) -> bool:
         return read._version != version or (bool(node.meta.get("changes")) and _storage(read) in own)
 
+    chance = _chance(x)
     for i, (node, value) in enumerate(walk(backbone, flat, x)):
-        for read in node.all_input_nodes:
-            if read in versions and writes(node, *versions[read]):
-                for other in sharing[_storage(versions[read][0])]:
-                    changed[other] = i
-                    versions[other] = (versions[other][0], versions[other][0]._version)
+        if (now := _chance(x)) != chance:
+            node.meta["draws"], chance = True, now
+        written = [read for read in node.all_input_nodes if read in versions and writes(node, *versions[read])]
+        if node.op == "call_module":  # some of whose functions change buffers without a new version
+            inside = {id(buffer) for buffer in backbone.get_submodule(str(node.target)).buffers()}
+            for read, (buffer, before) in buffers.items():
+                if id(buffer) in inside and not torch.equal(buffer, before):
+                    before.copy_(buffer)
+                    written.append(read)
+        for read in written:
+            for other in sharing[_storage(versions[read][0])]:
+                changed[other] = i
+                versions[other] = (versions[other][0], versions[other][0]._version)
         if isinstance(value, Tensor):
             versions[node] = (value, value._version)
             sharing.setdefault(_storage(value), []).append(node)
+            if node.op == "get_attr" and not isinstance(value, nn.Parameter):
+                buffers[node] = (value, value.clone())
     return changed
 
 
-def _follow(graph: fx.Graph, changed: Collection[fx.Node]) -> None:
+def _chance(x: Tensor) -> bytes:
+    """The state of torch's random numbers where the images are: whoever draws one changes it."""
+    state = torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+    return state.numpy().tobytes()
+
+
+def _follow(graph: fx.Graph, changed: dict[fx.Node, int]) -> None:
     """What is computed from tensors that the network keeps and changes is computed once, where the network does.
 
-    So are tables that it makes and then writes into: the operation that writes gives no result that another one reads.
+    So is what it draws, and so are tables that it makes and then writes into: the operation that writes gives no result that
+    another one reads. What such a table is made of may be the same memory, in another precision or for one image, and counts
+    as written with it.
     """
     tables = made_of_numbers(graph)
-    for node in changed:
-        if node.op in ("call_function", "call_method") and (node in tables or not node.meta["dependent"]):
+    for node in reversed(graph.nodes):
+        if node.op not in ("call_function", "call_method") or node.meta["number"]:
+            continue
+        table = node in tables or not node.meta["dependent"]
+        if node.meta.get("draws") or (table and node in changed):
             node.meta |= {"dependent": True, "once": True}
+        for read in node.all_input_nodes if table and node in changed else ():
+            if read.op != "get_attr" and not read.meta["number"] and (read in tables or not read.meta["dependent"]):
+                changed[read] = max(changed[node], changed.get(read, -1))
     for node in graph.nodes:
         kept = any(i in changed if i.op == "get_attr" else i.meta.get("once") for i in node.all_input_nodes)
         if node.op != "output" and kept and not node.meta["number"]:
@@ -220,7 +246,8 @@ def _follow(graph: fx.Graph, changed: Collection[fx.Node]) -> None:
 
 
 def _storage(tensor: Tensor) -> int:
-    return id(tensor) if tensor.is_sparse else tensor.untyped_storage().data_ptr()
+    place = memory_of(tensor)
+    return id(tensor) if place is None else place
 
 
 def _seconds(
@@ -294,6 +321,7 @@ def _survey(backbone: nn.Module, flat: FlatGraph, two: Tensor, timing: tuple[Cal
         for node, last in _changes(backbone, flat, two.clone()).items():
             changed[node] = max(last, changed.get(node, -1))
     _follow(flat.graph, changed)
+    flat = flat._replace(chain=tuple(needed_later(flat.graph)))
     with preserved(backbone), flop_counter() as counter, LayoutWatch() as layouts:
         for node, value in _walk_others(backbone, flat, one):
             macs[node], values[node] = counter.get_total_flops() // 2, value

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from anytime.models.surgery.attach.attributes import Attributes
 from anytime.models.surgery.attach.calls import Call, Operation, Value, leaves_of, map_leaves
 from anytime.models.surgery.attach.numbers import Number, TrainingFlag, plain_arguments
-from anytime.models.surgery.attach.questions import HOOKED, LAYOUT, PLAIN, RAGGED, RANDOM, SIZES, VALUES
+from anytime.models.surgery.attach.questions import HOOKED, LAYOUT, PLAIN, RAGGED, RANDOM, SHARING, SIZES, VALUES
 from anytime.models.surgery.attach.stored import Memory, memory_of, stored_tensors, where
 
 CONTEXTS = "it switches gradients or autocast on or off in forward, which only a submodule may do"
@@ -126,7 +126,7 @@ class OperationTracer(TorchFunctionMode):
         """What Python makes of a tensor's values or sizes: a graph would hold it as a constant."""
         name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
         read = [leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name not in SIZES and any(self._has_content(tensor) for tensor in read):
+        if name in SHARING or (name not in SIZES and any(self._has_content(tensor) for tensor in read)):
             self._problem(READS)
         result = func(*plain_arguments(args), **plain_arguments(kwargs))
         if any(self._value(tensor).dependent for tensor in read):
@@ -242,7 +242,7 @@ class OperationTracer(TorchFunctionMode):
             return self.known[id(leaf)].value if id(leaf) in self.known else int.__add__(leaf, 0)
         if isinstance(leaf, TrainingFlag):
             return self._attribute(leaf.path)
-        if leaf == self.images_device and isinstance(leaf, torch.device):
+        if isinstance(leaf, torch.device) and leaf == self.images_device:
             return self._of_images("device")
         if isinstance(leaf, torch.dtype) and leaf in self.current.asked:
             return self._of_images("dtype")

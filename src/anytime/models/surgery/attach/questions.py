@@ -12,10 +12,10 @@ PLAIN = {  # what a tensor is asked for besides its values and sizes
     *("is_tensor", "result_type", "promote_types", "finfo", "iinfo", "is_grad_enabled", "is_sparse_csr", "is_signed"),
     *("is_conj", "is_pinned", "is_shared", "has_names", *HOOKED, "can_cast"),
 }
+SHARING = {"numpy", "__array__", "__dlpack__", "untyped_storage", "storage"}  # values that can be written past torch
 VALUES = {  # functions that make Python's values of a tensor's
-    *("__bool__", "item", "tolist", "__int__", "__float__", "__index__", "numpy", "__contains__", "__array__", "is_nonzero"),
-    *("equal", "allclose", "__complex__", "__repr__", "__format__", "__dlpack__", "untyped_storage", "storage"),
-    *("__reduce_ex__", "__deepcopy__"),
+    *("__bool__", "item", "tolist", "__int__", "__float__", "__index__", "__contains__", "is_nonzero", "equal", "allclose"),
+    *("__complex__", "__repr__", "__format__", "__reduce_ex__", "__deepcopy__", *SHARING),
 }
 SIZES = {"nbytes", "__len__", "is_same_size"}  # that no graph can follow
 RAGGED = {  # whose sizes depend on values

@@ -137,8 +137,11 @@ class CallTracer(OperationTracer):
         self._look_for_draws()
         start = self.macs()
         if is_layer(module):
+            given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            versions = [tensor._version for tensor in given]
             with self._pause():
                 result = original(module, *plain_arguments(args), **plain_arguments(kwargs))
+            self.memory.fill(tensor for tensor, version in zip(given, versions, strict=True) if tensor._version != version)
             self.chance = other_chance()
             result = self._adopt(call, result)
         else:

@@ -23,6 +23,7 @@ from anytime.reporting.evaluation import write_results
 from anytime.reporting.report import Section
 from anytime.reporting.tables import format_table
 from anytime.runtime import Predictor, profile
+from anytime.support.files import atomic_write
 from anytime.support.folders import PAGE
 from anytime.support.locks import only_writer
 from anytime.support.owned import check_own
@@ -96,7 +97,9 @@ def _live_page(model: AnytimeModel, folder: Path) -> str:
     with only_writer(folder, "a demo"):
         check_own(folder / PAGE)
         examples, accuracies = test_images(model, None, False, folder), measured_accuracies(model, str(folder))
-        write_page(model, folder / PAGE, engine, folder.resolve().name, examples, accuracies)
+        with atomic_write(folder / PAGE) as part:
+            write_page(model, part, engine, folder.resolve().name, examples, accuracies)
+            check_own(folder / PAGE)  # the export takes long
     print(f"wrote {folder / PAGE} (the network answers there, live)")
     return ""
 

@@ -169,7 +169,9 @@ def _write_page(parser: Parser, options: Any, size: tuple[int, int, int] | None)
     except (OSError, ValueError, RuntimeError) as error:
         warnings.warn(f"the page has no test images to choose from: {one_line(error)}", stacklevel=2)
     accuracies, name = measured_accuracies(model, options.run), output_folder(options.run).resolve().name
-    made = write_page(model, options.html, engine, name, examples, accuracies, sys.stderr.isatty())
+    made = write_page(
+        model, options.html, engine, name, examples, accuracies, progress=sys.stderr.isatty(), replace=options.overwrite
+    )
     if made.size > LARGE:
         warnings.warn(f"the page has {made.size / 1e6:.0f} MB, which phones may not open", stacklevel=2)
     if made.left_out:

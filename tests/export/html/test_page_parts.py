@@ -6,6 +6,7 @@ import hashlib
 import io
 import lzma
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,16 @@ def test_another_engine_is_an_error_of_one_sentence(engine: Path, tmp_path: Path
     assert web_engine.kept_engine() is None
 
 
-def test_the_command_writes_one_file(run: Path, engine: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "site" / "page.html"
+def test_the_command_writes_one_file(run: Path, engine: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    out, made = tmp_path / "site" / "page.html", list[Any]()
+    export_model = page.export_model
+
+    def export_once(model: Any, folder: Path, **options: Any) -> Any:
+        made[:] = made or [export_model(model, tmp_path / "export", **options)]
+        shutil.copytree(tmp_path / "export", folder)
+        return made[0]
+
+    monkeypatch.setattr(page, "export_model", export_once)
     arguments = ["export", str(run), "--html", str(out), "--onnxruntime-web", str(engine)]
     with pytest.warns(UserWarning, match="the page leaves out rules that look at more than probabilities: 'cheap'"):
         assert main(arguments) == 0
@@ -140,6 +149,16 @@ def test_the_command_writes_one_file(run: Path, engine: Path, tmp_path: Path, ca
     assert re.search(r'"labels": \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\]', text)
     assert main(arguments) == 2
     assert f"{out} exists; give another --html, or --overwrite to replace it" in capsys.readouterr().err
+    out.unlink()
+    packed = page.pack
+    monkeypatch.setattr(page, "pack", lambda *arguments: out.write_text("mine") and packed(*arguments))
+    with pytest.warns(UserWarning, match="the page leaves out rules"):
+        assert main([*arguments, "--overwrite"]) == 0
+    assert out.read_bytes().decode() == text
+    out.unlink()
+    assert main(arguments) == 1
+    assert "page.html has appeared meanwhile, so it is not replaced; give another name" in capsys.readouterr().err
+    assert out.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -180,11 +199,18 @@ def test_the_demo_writes_a_page_where_the_engine_is(run: Path, engine: Path, mon
     model, written = anytime.load(run), []
     assert demo._live_page(model, run).startswith(f"  anytime export {run} --html {run / 'live.html'} --download")
     web_engine.web_engine(engine)
-    monkeypatch.setattr(page, "write_page", lambda *arguments: written.append(arguments))
-    assert demo._live_page(model, run) == ""
-    assert [(arguments[1], arguments[3], len(arguments[4].labels)) for arguments in written] == [
-        (run / "live.html", "run", 10)
-    ]
-    (run / "live.html").write_text("mine")
-    with pytest.raises(ValueError, match=r"live\.html was not written by this library"):
-        demo._live_page(model, run)
+    text = '<meta name="generator" content="anytime live page">'
+
+    def write_page(*arguments: Any) -> None:
+        written.append(arguments)
+        arguments[1].write_text(text)
+
+    monkeypatch.setattr(page, "write_page", write_page)
+    assert demo._live_page(model, run) == demo._live_page(model, run) == ""
+    assert [(arguments[3], len(arguments[4].labels)) for arguments in written] == 2 * [("run", 10)]
+    assert (run / "live.html").read_text() == text
+    monkeypatch.setattr(page, "write_page", lambda *_: (run / "live.html").write_text("mine"))
+    for _ in ("meanwhile", "before"):
+        with pytest.raises(ValueError, match=r"live\.html was not written by this library"):
+            demo._live_page(model, run)
+        assert (run / "live.html").read_text() == "mine"

@@ -69,8 +69,9 @@ def write_page(
     examples: Examples | None = None,
     accuracies: Accuracies | None = None,
     progress: bool = False,
+    replace: bool = True,
 ) -> LivePage:
-    """Writes a page on which the model answers; an earlier file is replaced.
+    """Writes a page on which the model answers.
 
     Args:
         model: A classifier that can be exported; of several label levels the page shows the first.
@@ -80,11 +81,12 @@ def write_page(
         examples: Test images to choose from.
         accuracies: Of each step.
         progress: Whether to show a progress bar on stderr.
+        replace: Whether a file that is there at the end is replaced.
 
     Raises:
         ImportError: ONNX is not installed; the message names the extra.
         ValueError: The model is no classifier of grey or colour images, it cannot be exported, or it has too many steps or
-            weights for a browser.
+            weights for a browser; without `replace`, a file is there at the end.
     """
     require_classifier(model, "a live page")
     if model.num_steps > MOST_STEPS:
@@ -143,7 +145,7 @@ def write_page(
         "parts": "\n".join(part for part in parts.values() if part),
     }
     data = _filled(values).encode()
-    with atomic_write(path) as part:
+    with atomic_write(path, replace) as part:
         part.write_bytes(data)
     lengths = {part: len(text.encode()) for part, text in parts.items()}
     sizes = {kind: sum(lengths[part] for part in kinds) for kind, kinds in _KINDS.items()}

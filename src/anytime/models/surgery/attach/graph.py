@@ -21,7 +21,8 @@ class FlatGraph(NamedTuple):
 
     Attributes:
         graph: Calls of layers and functions, in order; targets are relative to the network. A node's meta says whether it is
-            `dependent` on the images, whether it is a `number`, and whether it `changes` a tensor that the network keeps.
+            `dependent` on the images, whether it is a `number`, whether it `changes` a tensor that the network keeps, and of a
+            module whether it has its `own_code`.
         chain: The input, every place where only one tensor is needed later, the result.
         names: The names of each place, from the layer itself to the outermost container that ends there.
         fixed_size: Whether the example's size decided something, so that other sizes may need another graph.
@@ -134,6 +135,7 @@ class _GraphWriter:
         args, kwargs = map_leaves(self._node, call.args), map_leaves(self._node, call.kwargs)
         node = self.graph.call_module(call.path, args, kwargs)
         node.meta |= {"dependent": True, "number": False, "pure": False, "macs": call.macs}
+        node.meta["own_code"] = any(not type(part).__module__.startswith("torch.nn.") for part in call.module.modules())
         nodes = [node]
         if not call.problem and call.items:
             self.whole[node] = call

@@ -9,7 +9,8 @@ from itertools import pairwise
 from keyword import iskeyword
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from anytime.models.surgery.attach.state import Kept, Place, asks_kind, is_carried
 from anytime.support.text import quoted
@@ -65,6 +66,25 @@ def split_graph(graph: fx.Graph, places: Sequence[Place], changed: Collection[fx
     return [_SegmentWriter(graph, changed).segment(before, after) for before, after in pairwise(whole)]
 
 
+def _content(table: Any) -> Any:
+    """What tells later whether something has been written into a tensor; nothing inside of a compiled graph."""
+    if torch.compiler.is_compiling() or not isinstance(table, Tensor):
+        return None
+    return table.clone() if table.is_inference() else table._version
+
+
+def _check_unwritten(table: Any, content: Any, part: str) -> None:
+    """Raises ValueError if a part has written into a table that other segments make again."""
+    if torch.compiler.is_compiling() or content is None:
+        return
+    same = torch.equal(table, content) if isinstance(content, Tensor) else table._version == content
+    if not same:
+        raise ValueError(
+            f"{part!r} writes into a tensor that the network makes, as it did not when the exits were attached: put the lines "
+            "that make this tensor and use it into one submodule"
+        )
+
+
 class _SegmentWriter:
     """Writes one segment."""
 
@@ -104,7 +124,15 @@ class _SegmentWriter:
         assert node in self.inside or node not in self.carried, f"{node} is neither kept nor computed here"
         for needed in node.all_input_nodes:
             self._copy(needed)
+        tables = [read for read in node.all_input_nodes if self._is_made_again(read)] if node.meta.get("own_code") else []
+        noted = [self._call(_content, self.copies[table]) for table in tables]
         self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
+        for table, content in zip(tables, noted, strict=True):
+            self._call(_check_unwritten, self.copies[table], content, str(node.target))
+
+    def _is_made_again(self, node: fx.Node) -> bool:
+        """Whether each segment that needs a tensor makes it, so that nothing may be written into it."""
+        return node.op in ("call_function", "call_method") and node not in self.carried and not node.meta["number"]
 
     def _call(self, function: Any, *args: Any) -> fx.Node:
         return self.graph.call_function(function, args)

@@ -203,6 +203,43 @@ def test_a_part_of_torch_fx_is_copied_and_pickled() -> None:
             twin(x)
 
 
+def act(factor: float) -> Callable[[Tensor], Tensor]:
+    def scaled(x: Tensor) -> Tensor:
+        return x.relu() * factor
+
+    return scaled
+
+
+def test_another_function_of_the_same_name_in_a_part_of_torch_fx_is_an_error() -> None:
+    network = Holder().eval()
+    one, other = act(1.0), act(9.0)
+    nodes = [node for node in network.part.graph.nodes if node.name.startswith("relu")]
+    for function in (one, other):
+        for node in nodes:
+            node.op, node.target = "call_function", function
+        network.part.recompile()
+        if function is one:
+            model = attach_exits(network, exits=3, input_size=SIZE).eval()
+            model(torch.rand(1, *SIZE))
+    with pytest.raises(ValueError, match="GraphModule 'part' was cut, and has other code now: attach the exits again"):
+        model(torch.rand(1, *SIZE))
+
+
+def test_an_attribute_of_the_name_that_torch_fx_uses_is_watched() -> None:
+    class Named(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self._wrapped_call = 2.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * self._wrapped_call)
+
+    model = attach_exits(Named().eval(), exits=3, input_size=SIZE).eval()
+    model.backbone._wrapped_call = 5.0
+    with pytest.raises(ValueError, match=r"was cut with _wrapped_call = 2.0, and has 5.0 now"):
+        model(torch.rand(2, *SIZE))
+
+
 class Tokens(nn.Module):
     """A vision transformer of torch's own layers."""
 

@@ -9,14 +9,13 @@ from functools import partial, reduce
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from anytime.models.surgery.attach.calls import Call, leaves_of
 from anytime.models.surgery.attach.frozen import ABSENT, SIMPLE, Same, Unknown, frozen, is_data, is_of_others, same, text
 from anytime.models.surgery.attach.stored import is_asked_by_a_network
 
 OWN = frozenset((*vars(nn.Module()), "training", "__dict__", "__class__", "_compiled_call_impl"))  # what every module has
-OWN |= {"_wrapped_call"}  # and every fx.GraphModule, which is compared by its code
 METHODS = frozenset(known for known in vars(nn.Module).values() if isinstance(known, FunctionType))
 ASSIGNED = "it assigns {name!r} in forward, which only a submodule may do"
 KEPT = "it keeps a tensor as {name!r} in forward, which only a submodule may do"
@@ -52,8 +51,13 @@ class Read(NamedTuple):
 def value_of(thing: Any, name: str) -> Any:
     """The value of an attribute, `ABSENT` if there is none; for `__dict__`, what is not in every module's, or a mapping."""
     if name == "__dict__" and isinstance(thing, nn.Module | Mapping):
-        return thing if isinstance(thing, Mapping) else {k: v for k, v in vars(thing).items() if k not in OWN}
+        return thing if isinstance(thing, Mapping) else {k: v for k, v in vars(thing).items() if not is_own(thing, k)}
     return getattr(thing, name, ABSENT)
+
+
+def is_own(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is what every module has, or every `fx.GraphModule`, which is compared by its code."""
+    return name in OWN or (name == "_wrapped_call" and isinstance(module, fx.GraphModule))
 
 
 class Attributes:
@@ -81,7 +85,7 @@ class Attributes:
         def read(module: nn.Module, name: str) -> Any:
             value = object.__getattribute__(module, name)
             method = isinstance(value, MethodType) and value.__func__ in METHODS
-            if name not in OWN and not method and (call := self.current()) is not None:
+            if not is_own(module, name) and not method and (call := self.current()) is not None:
                 self._read(call, module, name, value)
             elif name == "__dict__" and is_asked_by_a_network() and (call := self.current()) is not None:
                 self._read(call, module, name, value_of(module, name))

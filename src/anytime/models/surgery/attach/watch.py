@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -105,7 +106,10 @@ class Watch:
 
 def _kind(module: nn.Module) -> tuple[str, Any]:
     """The name of its class, and the class; for a GraphModule, whose copies have classes of their own, its code."""
-    return ("GraphModule", module.code) if isinstance(module, fx.GraphModule) else (type(module).__name__, type(module))
+    if not isinstance(module, fx.GraphModule):
+        return type(module).__name__, type(module)
+    functions = [node.target for node in module.graph.nodes if isinstance(node.target, FunctionType)]  # known by name there
+    return "GraphModule", (module.code, functions)
 
 
 def check_width(now: int, before: int) -> None:

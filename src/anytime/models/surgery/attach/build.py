@@ -167,11 +167,11 @@ def attach_exits(
         cuts, places = [surveyed.cuts[i] for i in chosen], [surveyed.places[i] for i in chosen]
         stages, tail = split_graph(surveyed.flat.graph, places, surveyed.changed), _tail(surveyed, places, new)
         shapes = None if surveyed.flat.fixed_size else other_shapes(network, surveyed.flat, x)
-        size = (x.shape[2], x.shape[3]) if shapes is None or not fit(shapes, places) else None
         cuts = [
             replace(cut, channels_last=channels_last(network, shapes, cut, place.kept[0]))
             for cut, place in zip(cuts, places, strict=True)
         ]
+        size = (x.shape[2], x.shape[3]) if shapes is None or not fit(shapes, places, cuts) else None
         watch = Watch(surveyed.flat.opened)
     check_stages(network, stages, x)
     if watch is not None and any(call.asked for call in surveyed.flat.opened):

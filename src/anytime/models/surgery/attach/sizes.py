@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -41,6 +41,13 @@ class Shapes(NamedTuple):
             return False
         return each % 1 == 0 and (each == 1) == (kept.times == 1)
 
+    def same_width(self, kept: Kept, cut: Cut) -> bool:
+        """Whether what a head reads has as many channels, of images the first dimension, else the last."""
+        shape, dim = self.two[kept.node], kept.dim or 0
+        each = (*([shape[dim] // 2] if kept.times != 1 else []), *shape[:dim], *shape[dim + 1 :])
+        channels = 0 if len(each) == 3 and not cut.channels_last else -1
+        return bool(each[channels] == cut.shape[channels])
+
 
 def channels_last(backbone: nn.Module, shapes: Shapes | None, cut: Cut, kept: Kept) -> bool:
     """Where the channels are in what a head reads: they are as many for images of all sizes.
@@ -75,6 +82,7 @@ def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else value
 
 
-def fit(shapes: Shapes, places: list[Place]) -> bool:
-    """Whether all places also keep what they must for another size."""
-    return all(shapes.keep(kept) for place in places for kept in place.kept)
+def fit(shapes: Shapes, places: Sequence[Place], cuts: Sequence[Cut]) -> bool:
+    """Whether all places also keep what they must for another size, and heads read as many channels there."""
+    kept = all(shapes.keep(kept) for place in places for kept in place.kept)
+    return kept and all(shapes.same_width(place.kept[0], cut) for place, cut in zip(places, cuts, strict=True))

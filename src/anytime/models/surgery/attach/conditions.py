@@ -27,8 +27,14 @@ ASKED = "it must ask the batch size as x.shape[0], not make a plain number of it
 
 @contextmanager
 def preserved(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards modes, buffers and random states are as they were."""
+    """Eval mode without gradients; afterwards modes, buffers, tensors in attributes and random states are as they were."""
     buffers = [(m, name, b, b.clone()) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+    others = [
+        (vars(m), name, tensor, tensor.clone(), None if tensor.is_inference() else tensor._version)
+        for m in module.modules()
+        for name, tensor in vars(m).items()
+        if isinstance(tensor, Tensor)
+    ]
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
     with eval_mode(module), other_chance_kept(), torch.random.fork_rng(devices), torch.no_grad():
         try:
@@ -36,6 +42,8 @@ def preserved(module: nn.Module) -> Iterator[None]:
         finally:
             for owner, name, buffer, saved in buffers:
                 owner._buffers[name] = (buffer.detach_() if buffer.grad_fn is not None else buffer).copy_(saved)
+            for attributes, name, tensor, saved, version in others:
+                attributes[name] = tensor if version is None or tensor._version == version else tensor.copy_(saved)
 
 
 LARGER = ((7 * 32, 7 * 32), (32, 64))  # pixels that the sides of other images have more: windows and strides still fit

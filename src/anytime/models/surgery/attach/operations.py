@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._jit_internal import boolean_dispatched
@@ -242,6 +243,8 @@ class OperationTracer(TorchFunctionMode):
             return self.known[id(leaf)].value if id(leaf) in self.known else int.__add__(leaf, 0)
         if isinstance(leaf, TrainingFlag):
             return self._attribute(leaf.path)
+        if isinstance(leaf, np.ndarray):
+            self._problem(CONSTANT)
         if isinstance(leaf, torch.device) and leaf == self.images_device:
             return self._of_images("device")
         if isinstance(leaf, torch.dtype) and leaf in self.current.asked:

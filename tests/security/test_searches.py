@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from anytime.cli import main
+from anytime.support.documents import read_limited
 from anytime.support.owned import NotOurs, check_own
 from anytime.support.trust import UntrustedName, names_from
 from anytime.training.config import UsageError
@@ -21,7 +22,7 @@ optuna = pytest.importorskip("optuna")
 
 from anytime.studies.tuning.journal import open_study  # noqa: E402
 from anytime.studies.tuning.search import Search  # noqa: E402
-from anytime.studies.tuning.space import Choices, Range, as_recipe, check_space, distributions  # noqa: E402
+from anytime.studies.tuning.space import Choices, Range, as_recipe, check_space, distributions, read_space  # noqa: E402
 
 RECIPE = {
     "model": {"class_path": "anytimenet", "init_args": {"blocks": [1, 1], "scheme": [[1, 1]], "width": 2}},
@@ -200,6 +201,52 @@ def test_the_recipe_of_a_set_is_written_through_no_link() -> None:
         search._training(0, {"optimizer.lr": 0.1}, {"optimizer": {"class_path": "SGD"}, "seed": 0})
 
 
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero", "notes.txt"])
+def test_nobody_waits_for_the_recipe_of_a_set(target: str) -> None:
+    Path("out/logs").mkdir(parents=True)
+    Path("out/notes.txt").write_text("my notes\n")
+    if target == "pipe":
+        os.mkfifo("out/logs/trial_000.yaml")
+    else:
+        Path("out/logs/trial_000.yaml").symlink_to(Path("..", target))
+    search = Search(Path("recipe.yaml"), Path("space.yaml"), SPACE, (), Path("out"), "val/loss")
+    with pytest.raises(NotOurs, match=r"logs/trial_000\.yaml was not written by this library, so it is not replaced"):
+        search._training(0, {"optimizer.lr": 0.1}, {"optimizer": {"class_path": "SGD"}, "seed": 0})
+    assert Path("out/notes.txt").read_text() == "my notes\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("best.yaml", "# chosen on validation: "),
+        ("trial_000.yaml", "my notes"),
+        ("live.html", ""),
+        ("report.html", "<!DOCTYPE html>"),
+    ],
+)
+def test_a_file_of_gigabytes_is_not_read_to_see_whose_it_is(name: str, begins: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path(name).open("wb") as file:
+        file.write(begins.encode() + b"\1")
+        file.truncate(6 << 30)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"all of {path} is read"))
+    with pytest.raises(NotOurs):
+        check_own(Path(name))
+
+
+def test_files_of_zeros_are_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("best.yaml").write_bytes(bytes((1 << 21) + 1))
+    check_own(Path("best.yaml"))
+    Path("best.yaml").write_bytes(bytes(1 << 21) + b"a")
+    with pytest.raises(NotOurs):
+        check_own(Path("best.yaml"))
+
+
+def test_what_is_read_with_a_limit_is_no_pipe() -> None:
+    os.mkfifo("pipe")
+    with pytest.raises(ValueError, match=r"pipe is a pipe, a socket or a device"):
+        read_limited(Path("pipe"), 100)
+
+
 def test_a_recipe_of_ones_own_is_not_the_best_of_a_search() -> None:
     Path("best.yaml").write_text("model: ann\ndata: digits\nobjective: AANN\noptimizer: SGD\n")
     with pytest.raises(NotOurs, match=r"best\.yaml was not written by this library"):
@@ -223,6 +270,12 @@ def test_the_values_of_a_space_come_from_a_file(key: str, foreign: str, error: t
     with names_from("recipe.yaml or space.yaml"), pytest.raises(error, match=r"space\.yaml"):
         check_space(space, Path("space.yaml"), [], Path("recipe.yaml"))
     assert not Path("executed").exists()
+
+
+def test_a_choice_may_not_be_nested_without_end() -> None:
+    Path("space.yaml").write_text('model.blocks: ["' + r"\x5b" * 20_000 + '"]')
+    with pytest.raises(UsageError, match=r"space\.yaml is not valid YAML: it is nested too deeply"):
+        check_space(read_space(Path("space.yaml")), Path("space.yaml"), [], Path("recipe.yaml"))
 
 
 def test_a_space_may_name_what_is_trusted() -> None:

@@ -218,6 +218,9 @@ def test_the_best_set_becomes_a_recipe(recipe, monkeypatch):
 
 def test_an_interrupted_search_continues_as_if_it_had_not_been(recipe, monkeypatch):
     monkeypatch.setattr(searching, "draw", lambda *_: Figure())
+    Path("out").mkdir()  # as it is if a search is killed before it has a journal
+    Path("out/.lock").write_text("a search (process 1)\nlong")
+    Path("out/.journal.log.anytime-00000000-1-1.part").touch()
     with pytest.raises(KeyboardInterrupt):
         make(recipe).run(2, Trainer(t1=KeyboardInterrupt()), lambda _: None)
     trainer = Trainer()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from anytime.support.folders import check_ordinary
 from anytime.support.text import one_line
 from anytime.support.trust import is_consented
 
@@ -71,7 +72,11 @@ class _TextLoader(_Loader):
 
 
 def read_limited(path: Path, most: int) -> bytes:
-    """The bytes of a file; raises TooLarge if it has more than `most` and the user has not declared it trustworthy."""
+    """The bytes of a file; raises TooLarge if it has more than `most` and the user has not declared it trustworthy.
+
+    Raises ValueError if it is a pipe, a socket or a device.
+    """
+    check_ordinary(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most and not is_consented():

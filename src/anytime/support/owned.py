@@ -19,6 +19,7 @@ from anytime.support.text import quoted
 
 _BYTES, _VALUES = 2**27, 10_000_000
 _SOFTWARE = b"tEXtSoftware\0"
+SET = "# a set of values of a search\n"  # begins its recipe
 MARK = {"Software": "anytime"}
 """What `savefig` writes into the PNG files of this library as `metadata`."""
 
@@ -132,6 +133,11 @@ def _json(path: Path) -> Any:
         return None
 
 
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2**12)
+
+
 def _keys(*keys: str) -> Callable[[Path], bool]:
     return lambda path: bool(_object(path, *keys))
 
@@ -150,9 +156,7 @@ def _starts(*texts: bytes) -> Callable[[Path], bool]:
 
 def _is_drawn(path: Path) -> bool:
     """Whether a figure is of this library; of an earlier version if what was written with it is, because it had no mark."""
-    with path.open("rb") as file:
-        start = file.read(2**12)
-    software = start.partition(_SOFTWARE)[2]
+    software = _start(path).partition(_SOFTWARE)[2]
     if software.startswith(MARK["Software"].encode()):
         return True
     beside = [path.with_suffix(".json"), path.parents[1] / REPORTS[0], path.parents[2] / REPORTS[1]]
@@ -160,12 +164,12 @@ def _is_drawn(path: Path) -> bool:
 
 
 def _is_report(path: Path) -> bool:
-    text = path.read_bytes()
+    text = read_limited(path, _BYTES)
     return text.startswith(b"<!DOCTYPE html>") and b"How it was measured</h2>" in text
 
 
 def _is_page(path: Path) -> bool:
-    return b'<meta name="generator" content="anytime live page">' in path.read_bytes()[: 2**12]
+    return b'<meta name="generator" content="anytime live page">' in _start(path)
 
 
 def _is_recipe(path: Path) -> bool:
@@ -174,7 +178,11 @@ def _is_recipe(path: Path) -> bool:
 
 
 def _is_best(path: Path) -> bool:
-    return path.read_bytes().startswith(b"# chosen on validation: ") and _is_recipe(path)
+    return _start(path).startswith(b"# chosen on validation: ") and _is_recipe(path)
+
+
+def _is_set(path: Path) -> bool:
+    return _start(path).startswith(SET.encode())
 
 
 def _is_made_by_study(path: Path) -> bool:
@@ -189,7 +197,7 @@ def _is_losses(path: Path) -> bool:
 
 def _is_empty(path: Path) -> bool:
     with path.open("rb") as file:
-        return not any(file.read(2**12)) and (os.path.getsize(path) <= 2**12 or not any(file.read()))
+        return not any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b""))
 
 
 _IS_CONFIG = _keys("format", "model", "arguments", "sha256")
@@ -198,6 +206,7 @@ _OWN: dict[str, Callable[[Path], bool]] = {
     STATE: _keys("format", "anytime", "state"),
     "config.yaml": _is_recipe,
     "best.yaml": _is_best,
+    "trial_*.yaml": _is_set,
     CONFIG: _IS_CONFIG,
     ".config.json.*.next": _IS_CONFIG,
     MANIFEST: _keys("kind", "format", "engine", "precision", "steps"),

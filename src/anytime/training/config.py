@@ -23,7 +23,6 @@ from anytime import objectives, registry
 from anytime.data import ImageData
 from anytime.objectives import Objective
 from anytime.support.documents import CHARACTERS, TooLarge, check_text, parse_yaml, read_limited
-from anytime.support.folders import check_ordinary
 from anytime.support.names import import_subclass, nearest
 from anytime.support.text import one_line, quoted
 from anytime.support.trust import UntrustedName, is_untrusted
@@ -165,8 +164,7 @@ def read_recipe(path: str | Path) -> Config:
         UsageError: No such file, not a YAML mapping, an unknown key or name (the message names the nearest valid one).
     """
     try:
-        check_ordinary(file := recipe_file(path))
-        content = read_limited(file, CHARACTERS)
+        content = read_limited(recipe_file(path), CHARACTERS)
         recipe = parse_yaml(content, f"recipe {path}")
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error

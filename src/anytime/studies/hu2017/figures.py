@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -29,13 +28,15 @@ from anytime.studies.hu2017.networks import PERIOD_WIDTH, Base, Setting, Trained
 from anytime.studies.hu2017.published import PAPER
 from anytime.studies.hu2017.strategies import eann_exits, opt_plus_exits, rivals
 from anytime.studies.hu2017.tables import heading, measure, measure_optimal
+from anytime.studies.logged import logged
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
-from anytime.support.documents import parse_json
+from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import LOSSES, check_file
 from anytime.support.model_files import weights_of
 from anytime.support.owned import check_own
+from anytime.support.text import one_line
 from anytime.training.logs import METRICS as METRICS_FILE
 
 
@@ -53,7 +54,7 @@ def training_losses(run: Path) -> list[float]:
     check_file(path)
     check_own(path)
     weights = weights_of(run)
-    if path.is_file() and (content := path.read_bytes().strip(b"\0")):  # else its machine lost its power
+    if path.is_file() and (content := read_limited(path, 2**24).strip(b"\0")):  # else its machine lost its power
         stored = parse_json(content, path)
         if isinstance(stored, dict) and stored["weights"] == weights:
             return [float(loss) for loss in stored["losses"]]
@@ -196,14 +197,17 @@ def read_probabilities(run: Path) -> tuple[list[int], list[list[float]]]:
     """Training steps and the probability of every answer at each, from the metrics of a run.
 
     Raises:
-        ValueError: The run logged none.
+        ValueError: The run logged none, or its table is damaged.
     """
-    with (run / METRICS_FILE).open(newline="", encoding="utf-8") as file:
-        table = [row for row in csv.DictReader(file) if row.get("train/probability_1")]
+    table = logged(run, "train/probability_1", "step")
     if not table:
         raise ValueError(f"{run / METRICS_FILE} holds no train/probability_1: the objective does not sample answers")
-    names = sorted((key for key in table[0] if key.startswith("train/probability_")), key=lambda key: int(key.split("_")[1]))
-    return [int(row["step"]) for row in table], [[float(row[name]) for name in names] for row in table]
+    names = [key for key in table[0][1] if key.startswith("train/probability_")]
+    try:
+        names.sort(key=lambda key: int(key.split("_")[1]))
+        return [step for step, _ in table], [[row[name] for name in names] for _, row in table]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{run / METRICS_FILE} is damaged: {one_line(error)}") from error
 
 
 def figure_4(traces: Traces, data: str, scale: Setting, networks: Sequence[TrainedNet]) -> Result:

@@ -12,7 +12,7 @@ from anytime.studies.tuning.metric import Metric
 from anytime.studies.tuning.space import Space, distributions
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
-from anytime.support.folders import check_no_link, check_ordinary
+from anytime.support.folders import check_no_link
 from anytime.support.owned import NotOurs
 from anytime.support.text import one_line, quoted
 from anytime.training.config import UsageError
@@ -120,7 +120,6 @@ def _check_search(path: Path, attributes: Any, wanted: Mapping[str, Any]) -> Non
 def _mend(path: Path, space: Space, wanted: Mapping[str, Any]) -> None:
     """Cuts off what a kill or a full disk has left at the end of this search's journal; raises as `open_study`."""
     check_no_link(path)
-    check_ordinary(path)
     text = read_limited(path, BYTES)
     if not text.startswith(_BEGINS):
         raise NotOurs(f"{path} is not the journal of a search, which has that name; move it away")

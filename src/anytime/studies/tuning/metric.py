@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -13,15 +11,12 @@ from typing import Any
 
 from anytime.analysis.area import log_area
 from anytime.cost import step_macs
-from anytime.support.documents import read_limited
-from anytime.support.folders import check_ordinary
+from anytime.studies.logged import logged
 from anytime.support.names import nearest
-from anytime.support.text import one_line
 from anytime.training.build import build
 from anytime.training.config import Config, UsageError
 from anytime.training.logs import METRICS
 
-BYTES = 2**26  # of a table
 ERROR = "error"
 """The average validation error over answers by cost, see `Metric`."""
 
@@ -129,18 +124,7 @@ def validated(run: Path) -> dict[int, dict[str, float]]:
     Raises:
         ValueError: The table is damaged, or longer than any of a training.
     """
-    path = run / METRICS
     try:
-        check_ordinary(path)
-        text = read_limited(path, BYTES).decode()
-    except (OSError, UnicodeDecodeError):  # not there yet; replaced meanwhile
+        return dict(logged(run, "val/loss", "epoch"))
+    except OSError:  # not there yet; replaced meanwhile
         return {}
-    rows: dict[int, dict[str, float]] = {}
-    try:
-        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):  # the last line may be half written
-            if row.get("val/loss"):
-                numbers = {key: float(value) for key, value in row.items() if key and value}
-                rows[int(numbers["epoch"])] = numbers
-    except (csv.Error, ValueError, LookupError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(error)}") from error
-    return rows

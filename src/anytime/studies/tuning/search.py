@@ -22,9 +22,9 @@ from anytime.studies.tuning.journal import open_study
 from anytime.studies.tuning.metric import Metric, validated
 from anytime.studies.tuning.space import Space, Value, as_flags, as_recipe, check_space, distributions
 from anytime.support.files import atomic_write
-from anytime.support.folders import check_no_link
+from anytime.support.folders import LOCK, PART, check_no_link
 from anytime.support.locks import only_writer
-from anytime.support.owned import MARK, NotOurs, check_own, state_of
+from anytime.support.owned import MARK, SET, check_own, state_of
 from anytime.support.text import one_line
 from anytime.training.config import Config, UsageError, resolve_recipe
 from anytime.training.logs import METRICS
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 JOURNAL, BEST, FIGURE = "journal.log", "best.yaml", "search.png"
 FIRST = 5  # trainings before any is ended early
-SET = "# a set of values of a search\n"  # begins its recipe
 
 Train = Callable[[Sequence[str], Path, Callable[[], int]], int]
 """As `train_in_subprocess`."""
@@ -108,8 +107,7 @@ class Search:
         check_no_link(self.folder / name)
         chosen = resolve_recipe(as_recipe(values, config))
         path = self._logs() / f"{name}.yaml"
-        if path.exists() and not path.read_bytes().startswith(SET.encode()):
-            raise NotOurs(f"{path} was not written by this library, so it is not replaced; move it away")
+        check_own(path)
         with atomic_write(path) as part:
             part.write_text(SET + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return TrainingRun(name, self.recipe, self.flags, config["seed"], {}, self.trust, (path,))
@@ -120,7 +118,8 @@ class Search:
 
     def _check_folder(self) -> None:
         check_own(self.folder / BEST, self.folder / FIGURE)
-        if self.folder.is_dir() and not (self.folder / JOURNAL).is_file() and any(self.folder.iterdir()):
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        if JOURNAL not in names and not all(name == LOCK or PART.fullmatch(name) for name in names):  # a kill may leave these
             raise UsageError(f"{self.folder} holds files but no search; give another --runs")
 
     def _open(self, config: Config, metric: Metric) -> Study:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from anytime.support.documents import CHARACTERS, parse_yaml, read_limited
-from anytime.support.folders import check_ordinary
+from anytime.support.documents import CHARACTERS, parse_json, parse_yaml, read_limited
 from anytime.support.names import nearest
 from anytime.support.text import one_line, quoted
 from anytime.support.trust import UntrustedName
@@ -55,7 +54,6 @@ def read_space(path: Path) -> Space:
         UsageError: It cannot be read, is no mapping, or a value has another form.
     """
     try:
-        check_ordinary(path)
         content = parse_yaml(read_limited(path, CHARACTERS), f"space {path}")
     except OSError as error:
         raise UsageError(f"space {path} cannot be read: {error.strerror}") from error
@@ -126,7 +124,7 @@ def _plain(value: Value) -> Any:
     if not (isinstance(value, str) and value[:1] in ("[", "{")):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value, "a choice")
     except ValueError:  # a text such as the pattern [a-c]*
         return value
 

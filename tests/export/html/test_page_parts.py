@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import lzma
+import os
 import re
 import shutil
 import tarfile
@@ -22,10 +24,11 @@ from anytime.cli import main
 from anytime.commands import demo
 from anytime.export.html import page, web_engine
 from anytime.export.html.dense import FIRST, FORBIDDEN, dense
-from anytime.export.html.examples import measured_accuracies
+from anytime.export.html.examples import Accuracies, measured_accuracies
 from anytime.export.html.weights import EXACT, HALF, SCALED, Packed, Weight, _weight
 from anytime.stopping import Confidence, Fitted, save_rule
 from anytime.stopping.rules import MacBudget
+from anytime.support.digest import weights_digest
 
 FAKE = {name: name.encode() for name in web_engine.DIGESTS}
 
@@ -193,6 +196,35 @@ def test_accuracies_of_a_packaged_model_are_those_of_its_card() -> None:
     assert found is not None
     assert found.steps == [0.8153, 0.9227, 0.9323, 0.9408, 0.9406, 0.9419]
     assert found.source == "Measured on the 10,000 test images of CIFAR10."
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"meta": None}, "'NoneType' object"),
+        ({"meta": [1]}, "'list' object"),
+        ({"steps": [{}]}, "'accuracy' is missing"),
+        ({"steps": 4 * [{"accuracy": float("nan")}]}, r"a share of 1 for each of 4 steps, got \[nan, nan"),
+        ({"steps": 2 * [{"accuracy": 0.5}]}, r"a share of 1 for each of 4 steps, got \[0.5, 0.5\]"),
+        ({"samples": "many"}, "Cannot specify ','"),
+    ],
+)
+def test_damaged_measurements_are_one_sentence(changes: dict[str, Any], said: str, run: Path) -> None:
+    model, metrics = anytime.load(run), run / "metrics-test.json"
+    meta = {"weights": weights_digest(model.state_dict()), "dataset": "Digits"}
+    right = {"meta": meta, "steps": 4 * [{"accuracy": 0.5}], "samples": 9}
+    metrics.write_text(json.dumps(right))
+    assert measured_accuracies(model, str(run)) == Accuracies([0.5] * 4, "Measured on 9 test images of Digits.")
+    metrics.write_text(json.dumps(right | changes))
+    with pytest.raises(ValueError, match=f"metrics-test.json is damaged: .*{said}.*; write it again with `anytime evaluate`"):
+        measured_accuracies(model, str(run))
+    metrics.write_text("{}")
+    with pytest.raises(ValueError, match=r"metrics-test.json is damaged: 'meta' is missing"):
+        measured_accuracies(model, str(run))
+    metrics.unlink()
+    os.mkfifo(metrics)
+    with pytest.raises(ValueError, match=r"metrics-test.json is a pipe"):
+        measured_accuracies(model, str(run))
 
 
 def test_the_demo_writes_a_page_where_the_engine_is(run: Path, engine: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -16,6 +16,8 @@ from anytime.reporting.evaluation import images_of, output_folder, trained_on
 from anytime.saving import CARD
 from anytime.support.digest import weights_digest
 from anytime.support.documents import parse_json, read_limited
+from anytime.support.folders import check_file
+from anytime.support.limits import UNFIT
 
 COUNT = 10
 
@@ -64,14 +66,25 @@ def test_images(model: AnytimeModel, root: Path | None, download: bool, folder: 
 
 
 def measured_accuracies(model: AnytimeModel, run: str) -> Accuracies | None:
-    """What `anytime evaluate` has measured of this model, or what its card in the package says; None if neither is there."""
+    """What `anytime evaluate` has measured of this model, or what its card in the package says; None if neither is there.
+
+    Raises:
+        ValueError: What `anytime evaluate` has written is damaged, or a link that leads out of its folder, or a pipe.
+    """
     metrics = output_folder(run) / "metrics-test.json"
+    check_file(metrics)
     if metrics.is_file():
         numbers = parse_json(read_limited(metrics, 2**24), metrics)
-        meta: dict[str, Any] = numbers["meta"]
-        if meta.get("weights") == weights_digest(model.state_dict()):
-            steps = [float(row["accuracy"]) for row in numbers["steps"]]
-            return Accuracies(steps, f"Measured on {numbers['samples']:,} test images of {meta.get('dataset')}.")
+        try:
+            meta: dict[str, Any] = numbers["meta"]
+            if meta.get("weights") == weights_digest(model.state_dict()):
+                steps = [float(row["accuracy"]) for row in numbers["steps"]]
+                if len(steps) != model.num_steps or not all(0 <= accuracy <= 1 for accuracy in steps):
+                    raise ValueError(f"it must hold a share of 1 for each of {model.num_steps} steps, got {steps}")
+                return Accuracies(steps, f"Measured on {numbers['samples']:,} test images of {meta.get('dataset')}.")
+        except UNFIT as error:
+            reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{metrics} is damaged: {reason}; write it again with `anytime evaluate`") from error
     if run not in list_pretrained() or Path(run).is_dir():
         return None
     card = (pretrained_folder(run) / CARD).read_text(encoding="utf-8")

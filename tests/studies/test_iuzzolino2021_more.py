@@ -19,7 +19,7 @@ from anytime.commands import study as command
 from anytime.data import CIFAR10, Digits, Split
 from anytime.studies import run_all
 from anytime.studies.iuzzolino2021 import STUDY, measured, noisy, typical, unknown
-from anytime.studies.iuzzolino2021.dynamics import SMOOTHING, compliance_result, figure_2
+from anytime.studies.iuzzolino2021.dynamics import SMOOTHING, compliance_result, figure_2, sooner_is_right
 from anytime.studies.iuzzolino2021.folds import CIFAR10Folds, Folded
 from anytime.studies.iuzzolino2021.networks import RECIPES
 from anytime.studies.iuzzolino2021.noisy import LOSSY, NETWORKS, NOISES, noise_result
@@ -128,9 +128,25 @@ def test_figure_2_by_hand() -> None:
     row = result.numbers["rows"][0]
     assert (row["latency"], row["threshold"]) == (pytest.approx(1.75), pytest.approx(0.45))
     assert result.numbers["images_of_class"]["CascadedTD"]["fastest"][0] == [0, 1]
-    assert result.claims[0].shows is False, "with all images shown, fastest and slowest are the same"
+    claim = result.claims[0]
+    assert claim.shows is False, "with all images shown, fastest and slowest are the same"
+    assert (claim.measured["gain"], claim.measured["images"], row["accuracy"]) == (0, 4, 0.5)
     assert result.figure is None
     json_of(result)
+
+
+def test_figure_2_has_an_interval() -> None:
+    """46 of 60 against 10 of 60 by Newcombe's method, computed by hand; two seeds count twice."""
+    rows = [{"shown": 60, "fastest_right": 46 / 60, "slowest_right": 10 / 60}]
+    claim = sooner_is_right("CascadedTD", rows)
+    found = [claim.measured[key] for key in ("gain", "low", "high")]
+    assert found == pytest.approx([0.6, 0.4340, 0.7154], abs=1e-4)
+    assert claim.shows is True
+    both = sooner_is_right("CascadedTD", rows * 2)
+    assert both.measured["images"] == 120
+    assert both.measured["low"] > claim.measured["low"]
+    few = sooner_is_right("CascadedTD", [{"shown": 4, "fastest_right": 0.75, "slowest_right": 0.5}])
+    assert (few.shows, few.measured["gain"]) == (False, 0.25)
 
 
 def test_figure_5_by_hand() -> None:
@@ -242,6 +258,10 @@ def test_norms_by_hand() -> None:
     assert [claim.shows for claim in claims] == [True, True]
     assert [claim.measured["change"] for claim in claims] == pytest.approx([-0.2, -0.4])
     assert [claim.note for claim in claims] == ["", "the sign changes"]
+    for spread, shows in ((0, False), (20, None)):  # between the seeds: alike in both, or once for and once against
+        other = {f"CascadedTD{AS_RUN}": {seed: of(80 + spread * (2 * seed - 1), seed) for seed in (0, 1)}}
+        same = norm_result(stored | other | {f"CascadedCE{AS_RUN}": stored["CascadedCE"]}, NUMBERS)
+        assert [claim.shows for claim in same.claims] == [shows] * 4
     one = norm_result({name: {0: by_seed[0]} for name, by_seed in stored.items()}, NUMBERS)
     assert [claim.shows for claim in one.claims] == [None] * 4
     json_of(result)

@@ -1,6 +1,7 @@
 """Studies by name, and what their results hold: plain JSON, claims, the command and the facts of a number."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -54,10 +55,21 @@ def test_a_result_names_the_command_that_makes_it():
 
 def test_claims_as_text_and_json():
     claims = [Claim("a", True, {"gain": 0.5}, {"shows": True}), Claim("b", False, {"gain": -0.25}, note="-25 %")]
-    assert format_claims([*claims, Claim("c", None)]) == "yes      a\nNO       b (-25 %)\nunknown  c"
+    assert format_claims([*claims, Claim("c", None)]) == "yes      a (gain 0.5)\nNO       b (gain -0.25; -25 %)\nunknown  c"
     assert plain(claims) == [
         {"claim": "a", "shows": True, "gain": 0.5, "paper": {"shows": True}},
         {"claim": "b", "shows": False, "gain": -0.25, "paper": None},
+    ]
+
+
+def test_a_claim_is_printed_with_its_interval_and_the_papers_number():
+    bounded = {"mean_gain": 0.16890, "low": 0.1581, "high": 0.1793, "p_value": 1e-9, "gains": [1.0]}
+    paper = {"shows": True, "source": "figure 5", "gain": 0.35, "p_value": 0.29}
+    unbounded = {"of": "of a", "time_ratio": math.nan, "macs": 1234567, "same_sign": True, "low": math.nan, "high": math.nan}
+    claims = [Claim("a", True, bounded, paper, "one seed"), Claim("b", None, unbounded, "figure 2")]
+    assert format_claims(claims).splitlines() == [
+        "yes      a (mean gain 0.169 [0.158, 0.179]; paper: gain 0.35; one seed)",
+        "unknown  b (macs 1,234,567)",
     ]
 
 

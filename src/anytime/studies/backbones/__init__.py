@@ -113,7 +113,7 @@ def _claim(accuracies: Mapping[str, Sequence[Sequence[float]]], better: str, wor
     measured = gain(*([row[place] for row in accuracies[name]] for name in (better, worse)))
     where = "last" if answer == EXITS else "first"
     statement = f"{better} above {worse} at the {where} answer"
-    return Claim(statement, measured["gain"] > 0, measured, note=f"{measured['gain']:+.2%}")
+    return Claim(statement, measured["gain"] > 0, measured)
 
 
 STUDY = Study(

@@ -21,6 +21,7 @@ from anytime.trace import Trace
 
 AS_RUN = " (eps 0.1, momentum 1)"
 NORMS = {"": "eps 1e-5, momentum 0.1", AS_RUN: "eps 0.1, momentum 1"}
+MATTERS = 0.01  # a change of the gain in accuracy by less, one point, would not matter
 COMPARISONS = {  # norm of TD, norm of CE
     "both with the constants that the code means": ("", ""),
     "both with those it runs with": (AS_RUN, AS_RUN),
@@ -41,7 +42,11 @@ def norm_table(traces: Traces, data: str) -> Result:
 
 
 def norm_result(stored: Mapping[str, Mapping[int, Trace]], numbers: Mapping[str, Any]) -> Result:
-    """The table from the traces by network and seed; a gain is TD - CE of the same seed."""
+    """The table from the traces by network and seed; a gain is TD - CE of the same seed.
+
+    It depends on the norm if the interval of its change excludes 0. It does not if the whole interval lies within ±`MATTERS`.
+    Otherwise the seeds are too few to tell.
+    """
     seeds = [seed for seed in stored["CascadedTD"] if all(seed in by_seed for by_seed in stored.values())]
     found = {name: [_measures(by_seed[seed]) for seed in seeds] for name, by_seed in stored.items()}
     rows: list[dict[str, Any]] = []
@@ -70,7 +75,7 @@ def norm_result(stored: Mapping[str, Mapping[int, Trace]], numbers: Mapping[str,
             middle, half = interval(change)
             signs = {math.copysign(1, mean(gains[what][key])) for what in (fair, other)}
             statement = f"what TD gains over CE {where} depends on the norm: {other}, against {fair}"
-            shows = None if math.isnan(half) else abs(middle) > half
+            shows = True if abs(middle) > half else False if abs(middle) + half <= MATTERS else None
             measured = {"change": middle, "low": middle - half, "high": middle + half, "same_sign": len(signs) == 1}
             claims.append(Claim(statement, shows, measured, note="" if len(signs) == 1 else "the sign changes"))
     columns = [Column("network", "network"), Column("norm", "batch norm")]
@@ -82,8 +87,10 @@ def norm_result(stored: Mapping[str, Mapping[int, Trace]], numbers: Mapping[str,
         Column("asymptote_half", "+-", ".2%"),
     ]
     text = f"{format_table(rows, columns)}\n\n{format_table(table, gain_columns)}"
-    extra = {"seeds": seeds, "interval": "95 %, over seeds", "rows": rows, "gains": table, "gains_by_seed": gains}
-    return Result({**numbers, **extra}, text, claims=claims)
+    rule = f"yes: the interval excludes 0; no: it lies within ±{MATTERS:.0%}; else unknown"
+    extra = {"seeds": seeds, "interval": "95 %, over seeds", "verdict": rule}
+    tables = {"rows": rows, "gains": table, "gains_by_seed": gains}
+    return Result({**numbers, **extra, **tables}, text, claims=claims)
 
 
 def _measures(trace: Trace) -> dict[str, float]:

@@ -238,6 +238,9 @@ def test_superclasses_are_whole_numbers(superclass: Any) -> None:
     trace = made([[[1], [2], [0]]], [[0], [1], [2]], [3])
     with pytest.raises(ValueError, match="superclasses must be whole numbers, got "):
         compliance(trace, superclass)
+    for unordered in ({0: 0, 1: 0, 2: 1}, {0, 1, 2}):
+        with pytest.raises(ValueError, match=r"superclass needs a list in the order of the classes, got \{0"):
+            compliance(trace, unordered)  # the keys were taken for the superclasses
     for whole in ((0, 0, 1), torch.tensor([0, 0, 1]), np.array([0, 0, 1])):
         assert compliance(trace, whole).value.tolist() == [1 / 3]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anytime.analysis.curves import accuracy, answers
 from anytime.analysis.statistics import BySeed, means, standard_error
+from anytime.support.units import is_list
 from anytime.trace import Trace, labelled
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def _table(superclass: Sequence[int] | LabelLevels, level: int, class_names: Seq
 
     classes = len(class_names)
     if not isinstance(superclass, LabelLevels):
+        if not is_list(superclass):
+            raise ValueError(f"superclass needs a list in the order of the classes, got {superclass!r}")
         if len(superclass) != classes:
             raise ValueError(f"superclass needs one entry for each of {classes} classes, got {len(superclass)}")
         return torch.tensor([_whole(number) for number in superclass])

@@ -32,6 +32,10 @@ def test_one_answer_has_no_confusion() -> None:
         Confusion.of(trace([[0.9, 0.1], [0.5, 0.5]]))
 
 
+def test_separation_takes_lists() -> None:
+    assert separation([1.0, 2.0, 3.0], [False, False, True]) == 1
+
+
 def test_separation_counts_pairs() -> None:
     scores, wrong = torch.tensor([0.0, 1.0, 1.0, 2.0]), torch.tensor([False, False, True, True])
     assert separation(scores, wrong) == (1 + 0.5 + 1 + 1) / 4

@@ -108,7 +108,7 @@ def test_bad_input(levels):
         latency(levels)
     with pytest.raises(ValueError, match="latencies of 200 samples, but the trace has 10"):
         extremes(random_trace(10), latency(random_trace()))
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="count must be a whole number of at least 1, got 0"):
         extremes(random_trace(), latency(random_trace()), 0)
 
 

@@ -55,6 +55,7 @@ def test_detection_by_definition(seed):
     labels = [1] * 40 + [0] * 30
     assert found.auroc == pytest.approx(roc_auc_score(labels, [*known, *unknown]), abs=1e-6)
     assert (found.known, found.unknown) == (40, 30)
+    assert ood.detection(known, unknown.tolist()) == found
 
 
 def test_scores_near_one_another_are_told_apart():

@@ -98,9 +98,11 @@ def test_drop_and_area() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window": 0}, "window must be at least 1 step, got 0"),
-        ({"settling": 0}, "settling must be at least 1 step, got 0"),
-        ({"labels": torch.zeros(5)}, r"labels must be one for each of 6 images, got \[5\]"),
+        ({"window": 0}, "window must be a whole number of at least 1, got 0"),
+        ({"settling": 0}, "settling must be a whole number of at least 1, got 0"),
+        ({"window": 1.5}, "window must be a whole number of at least 1, got 1.5"),
+        ({"images": [[0.5]]}, r"images must be a tensor \[B, C, H, W\], got list"),
+        ({"labels": torch.zeros(5).long()}, r"labels must be one for each of 6 images, got \[5\]"),
         ({"keys": torch.zeros(7)}, r"keys must be one for each of 6 images, got \[7\]"),
         (
             {"model": create_model("serial_resnet18", width=2)},
@@ -115,7 +117,22 @@ def test_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
         persistent(**given)
 
 
-@pytest.mark.parametrize("durations", [(), (0, 1)])
-def test_wrong_durations(durations: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="durations must be one or more numbers of at least 1 step"):
+@pytest.mark.parametrize(
+    ("durations", "message"),
+    [
+        ((), r"durations must be a list of one or more numbers of steps, got \(\)"),
+        (3, "durations must be a list of one or more numbers of steps, got 3"),
+        ((0, 1), "a duration must be a whole number of at least 1, got 0"),
+        ([1.5], "a duration must be a whole number of at least 1, got 1.5"),
+    ],
+)
+def test_wrong_durations(durations: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         transient(make(), *data(), create_noise("focus", FILL), durations)
+
+
+def test_labels_and_keys_may_be_lists() -> None:
+    (images, labels), model, noise = data(), make(), create_noise("focus", FILL)
+    keys = torch.arange(len(images))
+    found = persistent(model, images, labels, noise, keys, window=1)
+    assert persistent(model, images, labels.tolist(), noise, keys.tolist(), window=1) == found

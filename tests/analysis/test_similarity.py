@@ -72,6 +72,9 @@ def test_what_is_the_same_for_all_images_up_to_rounding_has_no_similarity(value)
 def test_bad_activations():
     with pytest.raises(ValueError, match="of the same images, got 4 and 5"):
         linear_cka(random(4, 2), random(5, 2))
+    with pytest.raises(ValueError, match="activations must be an array of numbers, got list"):
+        linear_cka(["a", "b"], random(2, 2))
+    assert rsa(random(4, 2).tolist(), random(4, 3).numpy()) == rsa(random(4, 2), random(4, 3))
     with pytest.raises(ValueError, match="RSA needs at least 3 images, got 2"):
         rsa(random(2, 3), random(2, 3))
     with pytest.raises(ValueError, match="needs finite activations, but 3 are NaN"):

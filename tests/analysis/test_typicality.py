@@ -116,8 +116,24 @@ def test_bad_correlations():
         typical.spearman(torch.ones(5), torch.arange(5))
     with pytest.raises(ValueError, match="got 5 and 4"):
         typical.spearman(torch.arange(5), torch.arange(4))
-    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="resamples must be a whole number of at least 1, got 0"):
         typical.spearman(torch.arange(5), torch.arange(5), resamples=0)
+
+
+def test_lists_and_arrays_are_measures_like_tensors():
+    one, two = [1.0, 2, 3, 4, 5], [1.0, 2, 3, 5, 4]
+    found = typical.spearman(torch.tensor(one), torch.tensor(two), resamples=9)
+    assert found.rho == pytest.approx(0.9)
+    assert typical.spearman(one, np.array(two), resamples=9) == found
+    with pytest.raises(ValueError, match="the values of a correlation must be an array of numbers, got list"):
+        typical.spearman(one, list("abcde"))
+    measured = Selection(0.5, torch.tensor([1, 2, 3, 4, 5]), torch.ones(5, dtype=torch.bool), torch.zeros(5))
+    of_tensor = typical.typicality(torch.tensor(one), measured, resamples=9)
+    assert typical.typicality(np.array(one), measured, resamples=9) == of_tensor
+    pair = (torch.tensor(one), torch.tensor(two))
+    assert typical.difference((one, two), (two, one), resamples=9) == typical.difference(pair, pair[::-1], resamples=9)
+    assert typical.cross_validated(lambda _, rows: {"x": rows.tolist()}, [0, 1] * 4, k=2)["x"].tolist() == [*range(8)]
+    assert typical.estimated_cscores(lambda _, rows: [True] * len(rows), [0, 1] * 8).tolist() == [1.0] * 16
 
 
 def test_covariance_of_overlapping_correlations():

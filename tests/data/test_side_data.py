@@ -1,5 +1,6 @@
 """Published numbers about the images of a data set, in files of the published layout, and folds of a data set."""
 
+import itertools
 import zipfile
 
 import numpy as np
@@ -21,7 +22,8 @@ def cscores(tmp_path):
 def test_cscores(cscores):
     side = read_cscores(cscores)
     assert side.split == "train"
-    assert side.of(torch.from_numpy(LABELS)).tolist() == [0.1, 0.9, 0.5, 0.0, 1.0]
+    for labels in (torch.from_numpy(LABELS), LABELS, LABELS.tolist()):
+        assert side.of(labels).tolist() == [0.1, 0.9, 0.5, 0.0, 1.0]
     with pytest.raises(ValueError, match="C-scores are known for 5 images, all of the train split, but there are 4 labels"):
         side.of(torch.arange(4))
     other = torch.tensor([3, 0, 1, 2, 0])
@@ -44,6 +46,15 @@ def test_human_consistency(tmp_path):
         side.of(torch.tensor([1, 2, 0, 1]))
     with pytest.raises(ValueError, match="known for 4 images, all of the test split, but there are 3 labels"):
         side.of(torch.arange(3))
+
+
+def test_equal_human_answers_are_equally_consistent(tmp_path):
+    """1, 2 and 48 answers for any three classes: their sum in the order of the classes differs by rounding."""
+    counts = torch.zeros(720, 10)
+    for row, classes in enumerate(itertools.permutations(range(10), 3)):
+        counts[row, list(classes)] = torch.tensor([1.0, 2.0, 48.0])
+    np.save(tmp_path / "counts.npy", counts.numpy())
+    assert len(read_human_consistency(tmp_path / "counts.npy").values.unique()) == 1
 
 
 def test_human_answers_of_a_partly_mixed_order_are_of_other_images(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anytime.support.arrays import as_tensor
 from anytime.trace import Trace, require_one_level
 
 __all__ = ["Confusion", "disagreement", "separation"]
@@ -77,6 +78,7 @@ def separation(scores: Tensor, wrong: Tensor) -> float:
     Raises:
         ValueError: All answers are right, or all wrong; a score is NaN; or there is not one bool for each score.
     """
+    scores, wrong = as_tensor(scores, "scores"), as_tensor(wrong, "wrong")
     if wrong.dtype != torch.bool or scores.ndim != 1 or scores.shape != wrong.shape:
         given = f"{wrong.dtype} {list(wrong.shape)}"
         raise ValueError(f"wrong must be a bool for each score [N], got {given} for scores {list(scores.shape)}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.curves import max_probability
-from anytime.analysis.needs import require_steps
+from anytime.analysis.needs import require_count, require_steps
 from anytime.trace import Trace, labelled, require_one_level
 
 __all__ = ["Extremes", "Selection", "extremes", "latency", "selected", "threshold_for"]
@@ -142,8 +142,7 @@ def extremes(trace: Trace, measured: Selection, count: int = 8, never: bool = Tr
     Raises:
         ValueError: The latencies are of another number of samples, or no sample has a label.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count!r}")
+    require_count(count, "count")
     if len(measured.steps) != trace.num_samples:
         raise ValueError(f"there are latencies of {len(measured.steps)} samples, but the trace has {trace.num_samples}")
     require_one_level(trace)

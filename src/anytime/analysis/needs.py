@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,12 @@ def require_steps(trace: Trace, steps: int, what: str) -> None:
     """Raises ValueError, a sentence that begins with `what`, if a trace has fewer steps."""
     if trace.num_steps < steps:
         raise ValueError(f"{what} needs at least {steps} steps, and this trace has {trace.num_steps}")
+
+
+def require_count(value: Any, what: str) -> None:
+    """Raises ValueError, a sentence that begins with `what`, unless the value is a whole number of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
 
 
 def require_features(trace: Trace) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

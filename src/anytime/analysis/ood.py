@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from anytime.analysis.needs import require_steps
 from anytime.data.splits import hold_out
+from anytime.support.arrays import as_tensor
 from anytime.support.names import nearest
 from anytime.trace import Trace, require_one_level
 
@@ -121,6 +122,7 @@ def detection(known: Tensor, unknown: Tensor, tpr: float = 0.95) -> Detection:
 
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must lie in (0, 1], got {tpr!r}")
+    known, unknown = as_tensor(known, "scores"), as_tensor(unknown, "scores")
     if known.ndim != 1 or unknown.ndim != 1 or not len(known) or not len(unknown):
         raise ValueError(f"detection needs scores on both sides, got {list(known.shape)} and {list(unknown.shape)}")
     scores = torch.cat([known, unknown]).double()

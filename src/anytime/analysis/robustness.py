@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anytime.analysis.needs import require_count
 from anytime.data.augment import Augmentation
 from anytime.data.noise import frames
 from anytime.model import AnytimeModel, eval_mode
+from anytime.support.arrays import as_labels, as_tensor
+from anytime.support.units import is_list
 
 __all__ = ["Transient", "mean_drop", "persistent", "transient"]
 
@@ -74,11 +77,11 @@ def persistent(
         settling: S, the steps until the answer to a still image has settled; default: T. With the published clock it is T + 1.
 
     Raises:
-        ValueError: `window` is below 1, the labels or keys are not one for each image, or the model cannot follow frames.
+        ValueError: `window` or `settling` is no whole number of at least 1, the labels or keys are not one for each image, or
+            the model cannot follow frames.
     """
-    keys, before = _checked(model, images, labels, keys, anew, settling)
-    if window < 1:
-        raise ValueError(f"window must be at least 1 step, got {window!r}")
+    labels, keys, before = _checked(model, images, labels, keys, anew, settling)
+    require_count(window, "window")
     noisy = frames(noise, images, keys, before + window)
     noisy = noisy[before:] if anew else noisy  # the baseline sees what the window of the cascade sees
     return float(_accuracy(_answers(model, noisy, anew), labels)[-window:].mean())
@@ -99,11 +102,13 @@ def transient(
     The paper leaves the durations open. `persistent` documents the other arguments.
 
     Raises:
-        ValueError: A duration is below 1, there is none, or as for `persistent`.
+        ValueError: A duration is no whole number of at least 1, there is none, or as for `persistent`.
     """
-    keys, before = _checked(model, images, labels, keys, anew, settling)
-    if not durations or min(durations) < 1:
-        raise ValueError(f"durations must be one or more numbers of at least 1 step, got {durations!r}")
+    labels, keys, before = _checked(model, images, labels, keys, anew, settling)
+    if not is_list(durations) or not len(durations):
+        raise ValueError(f"durations must be a list of one or more numbers of steps, got {durations!r}")
+    for duration in durations:
+        require_count(duration, "a duration")
     noisy = frames(noise, images, keys, max(durations))
     still = images.expand(before, *images.shape)
     if anew:  # the answer to a frame does not depend on the others
@@ -124,18 +129,20 @@ def mean_drop(found: Sequence[Transient]) -> tuple[float, float]:
 
 def _checked(
     model: AnytimeModel, images: Tensor, labels: Tensor, keys: Tensor | None, anew: bool, settling: int | None
-) -> tuple[Tensor, int]:
-    """The keys and S; raises ValueError if something does not fit."""
+) -> tuple[Tensor, Tensor, int]:
+    """Labels and keys beside the images, and S; raises ValueError if something does not fit."""
     before = model.num_steps if settling is None else settling
-    if before < 1:
-        raise ValueError(f"settling must be at least 1 step, got {settling!r}")
+    require_count(before, "settling")
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a tensor [B, C, H, W], got {type(images).__name__}")
     if not anew and not getattr(model, "follows_frames", False):
         raise ValueError(f"the state of this {type(model).__name__} cannot take new frames for ever: call with anew=True")
-    keys = torch.arange(len(images), device=images.device) if keys is None else keys
+    labels = as_labels(labels).to(images.device)
+    keys = (torch.arange(len(images)) if keys is None else as_tensor(keys, "keys")).to(images.device)
     for name, given in (("labels", labels), ("keys", keys)):
         if list(given.shape) != [len(images)]:
             raise ValueError(f"{name} must be one for each of {len(images)} images, got {list(given.shape)}")
-    return keys, before
+    return labels, keys, before
 
 
 @torch.inference_mode()

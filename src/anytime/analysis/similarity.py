@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.needs import require_layers
+from anytime.support.arrays import as_tensor
 from anytime.trace import Trace
 
 __all__ = ["dissimilarities", "linear_cka", "rsa", "similarity"]
@@ -135,6 +136,7 @@ def _comparable(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor, y: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:
+    x, y = (as_tensor(values, "activations") for values in (x, y))
     if len(x) != len(y):
         raise ValueError(f"{what} compares activations of the same images, got {len(x)} and {len(y)}")
     if len(x) < least:

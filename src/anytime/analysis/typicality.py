@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from anytime.analysis.latency import Selection
-from anytime.analysis.needs import require_features
+from anytime.analysis.needs import require_count, require_features
 from anytime.data.splits import folds, hold_out_by_lot
+from anytime.support.arrays import as_labels, as_tensor
 from anytime.trace import Trace, require_one_level
 
 __all__ = [
@@ -122,6 +123,7 @@ def typicality(measure: Tensor, measured: Selection, resamples: int = 1000, leve
     Raises:
         ValueError: As `spearman` of all samples.
     """
+    measure = as_tensor(measure, "measure")
     _same_length(measure, measured.steps)
     speed, there = -measured.steps.double(), measured.reached
     every = spearman(measure, speed, resamples, level, seed)
@@ -215,7 +217,7 @@ def cross_validated(
     Raises:
         ValueError: k is out of range, a fold lacks a measure that another has, or a measure is not of the held-out samples.
     """
-    pooled: dict[str, Tensor] = {}
+    labels, pooled = as_labels(labels), dict[str, Tensor]()
     for fold, (train, held_out) in enumerate(folds(labels, k, seed, groups), 1):
         measured = measure(train, held_out)
         if fold > 1 and (other := pooled.keys() ^ measured.keys()):
@@ -224,9 +226,8 @@ def cross_validated(
                 f"every fold needs the same measures, but fold {fold} {'lacks' if name in pooled else 'adds'} {name!r}"
             )
         for name, values in measured.items():
-            _check_held_out(values, held_out, name)
             whole = pooled.setdefault(name, torch.zeros(len(labels), dtype=torch.float64))
-            whole[held_out] = values.to("cpu", torch.float64)
+            whole[held_out] = _of_held_out(values, held_out, name)
     return pooled
 
 
@@ -262,7 +263,7 @@ def estimated_cscores(
     """
     if not shares or not all(0 < share < 1 for share in shares) or repeats < 1:
         raise ValueError(f"shares must lie in (0, 1) and repeats be at least 1, got {shares!r} and {repeats!r}")
-    generator, rates = torch.Generator().manual_seed(seed), []
+    labels, generator, rates = as_labels(labels), torch.Generator().manual_seed(seed), list[Tensor]()
     group = torch.arange(len(labels)) if groups is None else torch.unique(groups, return_inverse=True)[1]
     for share in shares:
         right, judged = torch.zeros(len(labels), dtype=torch.float64), torch.zeros(len(labels), dtype=torch.float64)
@@ -270,9 +271,7 @@ def estimated_cscores(
             lots = torch.rand(len(labels), dtype=torch.float64, generator=generator)[group]
             ties = int(torch.randint(2**31, (), generator=generator))
             train, held_out = hold_out_by_lot(labels, 1 - share, ties, (judged + lots) / repeats, groups, exact=True)
-            answers = is_right(train, held_out)
-            _check_held_out(answers, held_out, "right answers")
-            right[held_out] += answers.double().cpu()
+            right[held_out] += _of_held_out(is_right(train, held_out), held_out, "right answers")
             judged[held_out] += 1
         rates.append(right / judged)  # nan: 0 / 0
     scores = torch.stack(rates).mean(0)
@@ -285,9 +284,12 @@ def estimated_cscores(
     return scores
 
 
-def _check_held_out(values: Tensor, held_out: Tensor, name: str) -> None:
-    if values.shape != held_out.shape:
-        raise ValueError(f"{name} must be of the {len(held_out)} held-out samples, got {list(values.shape)}")
+def _of_held_out(values: Tensor, held_out: Tensor, name: str) -> Tensor:
+    """The values in float64 on the CPU; raises ValueError unless there is one for each held-out sample."""
+    found = as_tensor(values, name).double()
+    if found.shape != held_out.shape:
+        raise ValueError(f"{name} must be of the {len(held_out)} held-out samples, got {list(found.shape)}")
+    return found
 
 
 def _same_length(*values: Tensor) -> None:
@@ -298,8 +300,9 @@ def _same_length(*values: Tensor) -> None:
 
 def _known(*values: Tensor) -> tuple[list[Tensor], int]:
     """The values in float64 without the samples that have a nan, and their number."""
-    _same_length(*values)
-    kept, count = _without_nan(*values)
+    tensors = [as_tensor(value, "the values of a correlation") for value in values]
+    _same_length(*tensors)
+    kept, count = _without_nan(*tensors)
     if reason := _lacks(kept):
         raise ValueError(f"a correlation needs {reason}")
     return kept, count
@@ -340,8 +343,7 @@ def _rho(x: Tensor, y: Tensor) -> float:
 
 def _resampled(statistic: Callable[[Tensor], float], samples: int, resamples: int, seed: int) -> list[float]:
     """The statistic of bootstrap samples, drawn with replacement, in which it exists."""
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples!r}")
+    require_count(resamples, "resamples")
     generator = torch.Generator().manual_seed(seed)
     draws = [statistic(torch.randint(samples, (samples,), generator=generator)) for _ in range(resamples)]
     return [draw for draw in draws if not math.isnan(draw)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from anytime.data.files import errors_naming, read_array, read_arrays
+from anytime.support.arrays import as_labels
 
 _LEAST_AGREEMENT = 0.95  # of the most frequent human answer with the label; in the official order it is 99.2 %
 
@@ -49,6 +50,7 @@ class SideData:
         Raises:
             ValueError: There are more or fewer labels, or they belong to other images or to another order.
         """
+        labels = as_labels(labels)
         if labels.shape != self.labels.shape:
             raise ValueError(
                 f"{self.name} are known for {len(self.labels)} images, all of the {self.split} split, but there are "
@@ -110,5 +112,6 @@ def read_human_consistency(path: str | os.PathLike[str]) -> SideData:
         total = counts.sum(1, keepdim=True)
         if not bool((counts >= 0).all() and (total > 0).all() and total.isfinite().all()):
             raise ValueError("answers must be at least 0, and an image must have at least one")
-    consistency = -torch.special.entr(counts / total).sum(1)
+    ordered = counts.sort(dim=1).values  # equal counts of other classes would have entropies that differ by rounding
+    consistency = -torch.special.entr(ordered / ordered.sum(1, keepdim=True)).sum(1)
     return SideData("the answers of people", "test", consistency, counts.argmax(1), exact=False)

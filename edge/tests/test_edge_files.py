@@ -19,6 +19,7 @@ pytest.importorskip("onnxruntime")
 import anytime_edge  # noqa: E402
 from anytime_edge import Predictor, Profile  # noqa: E402
 from anytime_edge.profile import check_replaceable  # noqa: E402
+from anytime_edge.recorder import FlightRecorder  # noqa: E402
 from written_by_hand import graph, written  # noqa: E402
 
 FULL_DISK = """
@@ -125,6 +126,17 @@ def test_a_hostile_profile_is_one_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "profile.json").write_text(text)
     with pytest.raises(ValueError, match=r"profile\.json is not a profile of one image: "):
         Profile.load(tmp_path / "profile.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe is a folder, a pipe or a device, not a profile"):
+        Profile.load(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe exists and is no flight of this library"):
+        FlightRecorder(tmp_path / "pipe", {})
+    with pytest.raises(FileNotFoundError):
+        Profile.load(tmp_path / "missing")
 
 
 def test_as_a_module_nothing_of_the_working_directory_runs(folder: Path, tmp_path: Path) -> None:

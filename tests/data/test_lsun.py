@@ -1,5 +1,6 @@
 """LSUN, read from databases that a stand-in for lmdb imitates: whole, truncated and damaged ones."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +81,11 @@ def test_lsun(tmp_path, monkeypatch):
             patch.setattr(FakeDatabase, what, value)
             with pytest.raises(ValueError, match=f"bridge_train_lmdb is damaged .*{message}"):
                 LSUN(root=tmp_path, classes=["bridge"]).setup()
+    (file := tmp_path / "lsun/bridge_train_lmdb/data.mdb").unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match=r"data\.mdb is a pipe, a socket or a device"):
+        LSUN(root=tmp_path, classes=["bridge"]).setup()
+    file.unlink()
     monkeypatch.setattr(FakeDatabase, "get", lambda *_: None)
     with pytest.raises(ValueError, match=r"train_lmdb is damaged .* it holds no image 0\.webp, although it lists one"):
         read(LSUN(root=tmp_path, size=16, validation=0, classes=["bridge"]))

@@ -39,7 +39,9 @@ class Profile(NamedTuple):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
-        """Reads a profile; ValueError if it is damaged, or has none of one image."""
+        """Reads a profile; ValueError if it is damaged, has none of one image, or is no ordinary file."""
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"{path} is a folder, a pipe or a device, not a profile")
         try:
             return cls.of(json.loads(Path(path).read_bytes()))
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:

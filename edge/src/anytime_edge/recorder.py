@@ -55,7 +55,7 @@ class FlightRecorder:
         self._head = json.dumps({"kind": KIND, "format": FORMAT, "flight": self._flight, **facts})
         _open.add(self)
         for file in (self._path, self._old):
-            if file.exists() and not _is_flight(file):
+            if file.exists() and not (file.is_file() and _is_flight(file)):
                 raise ValueError(f"{file} exists and is no flight of this library, so nothing is written to it")
         self._take()
 

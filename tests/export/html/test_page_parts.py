@@ -129,6 +129,16 @@ def test_another_engine_is_an_error_of_one_sentence(engine: Path, tmp_path: Path
     assert web_engine.kept_engine() is None
 
 
+def test_nobody_waits_for_a_pipe(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ANYTIME_DATA", str(tmp_path / "data"))
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / web_engine.WASM).touch()
+    os.mkfifo(pipe := tmp_path / "dist" / web_engine.SCRIPT)
+    for given in (tmp_path, pipe):
+        with pytest.raises(ValueError, match=rf"{web_engine.SCRIPT} is a pipe, a socket or a device"):
+            web_engine.web_engine(given)
+
+
 def test_the_command_writes_one_file(run: Path, engine: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     out, made = tmp_path / "site" / "page.html", list[Any]()
     export_model = page.export_model

@@ -17,6 +17,7 @@ from anytime.data.files import errors_naming
 from anytime.data.names import Names
 from anytime.data.sets.folders import StreamedData
 from anytime.data.stream import LazyImages
+from anytime.support.folders import check_ordinary
 
 _SLACK = 2**16  # bytes at the end that may be free pages, which are never written
 LSUN_NAMES = """bedroom bridge church_outdoor classroom conference_room dining_room kitchen living_room restaurant
@@ -28,6 +29,7 @@ def _open(path: Path) -> Any:
         lmdb = importlib.import_module("lmdb")
     except ImportError as error:
         raise ImportError("LSUN is stored in LMDB files; install lmdb to read them: pip install lmdb") from error
+    check_ordinary(path / "data.mdb")
     with _reading(path):
         database = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
         length = (database.info()["last_pgno"] + 1) * database.stat()["psize"]

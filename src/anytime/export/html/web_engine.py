@@ -13,6 +13,7 @@ from pathlib import Path
 from anytime.data.base import default_root
 from anytime.data.files import ARCHIVE_ERRORS, NETWORK_ERRORS
 from anytime.support.files import atomic_write
+from anytime.support.folders import check_ordinary
 from anytime.support.text import one_line
 
 VERSION = "1.22.0"
@@ -46,7 +47,7 @@ def web_engine(given: Path | None = None, download: bool = False) -> WebEngine:
 
     Raises:
         FileNotFoundError: It is not there, or the given place does not hold it.
-        ValueError: A file is damaged, or of another version, or the download fails.
+        ValueError: A file is damaged, of another version, or a pipe or a device, or the download fails.
     """
     if given is None and (kept := kept_engine()) is not None:
         return kept
@@ -82,6 +83,7 @@ def _folder() -> Path:
 
 
 def _read(path: Path) -> bytes:
+    check_ordinary(path)
     with path.open("rb") as file:
         return file.read(_MOST)
 

@@ -132,6 +132,18 @@ def test_what_a_graph_would_hold_as_a_constant_is_an_error(function: Callable[[B
         anytime.attach_exits(Blocks(function, note_if_bright), exits=3, input_size=8)
 
 
+def scale_by_numpy(net: Blocks, x: Tensor) -> Tensor:
+    return net.rest(x * np.sqrt(2.0), torch.full((8, 1, 1), np.float32(0.1)) + np.int64(3))
+
+
+@pytest.mark.filterwarnings("ignore:exit 1 is at")
+def test_numbers_of_numpy_are_numbers() -> None:
+    network = Blocks(scale_by_numpy).eval()
+    model = anytime.attach_exits(network, exits=3, input_size=8).eval()
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(model(x)[-1], network(x))
+
+
 def add_if_very_bright(x: Tensor, table: Tensor) -> Tensor:
     if x.mean() > 2:
         table.add_(1)

@@ -243,6 +243,8 @@ class OperationTracer(TorchFunctionMode):
             return self.known[id(leaf)].value if id(leaf) in self.known else int.__add__(leaf, 0)
         if isinstance(leaf, TrainingFlag):
             return self._attribute(leaf.path)
+        if isinstance(leaf, np.generic):  # a number, which torch takes like one of Python
+            return leaf.item()
         if isinstance(leaf, np.ndarray):
             self._problem(CONSTANT)
         if isinstance(leaf, torch.device) and leaf == self.images_device:

@@ -1,7 +1,9 @@
 """`model.prepare`: frames as cameras deliver them take the way of `predict` and of evaluation, bit by bit."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +185,18 @@ def test_the_conversion_that_an_error_names_is_right(frame) -> None:
         model.prepare(frame)
     converted = eval(str(caught.value).rpartition(": ")[2], {"frame": frame, "np": np, "torch": torch})
     assert torch.equal(model.prepare(converted), model.prepare(FRAME))
+
+
+@pytest.mark.parametrize("white", [1.04, 1.2])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_frame_that_interpolation_made_brighter_than_white_is_clipped(white: float, kind: Callable[[Any], Any]) -> None:
+    model, frame = model_of(), kind((FRAME / 255 * white).astype(np.float32))
+    with pytest.raises(TypeError, match=r"a frame must be uint8, got .*; convert it if its white is 1: ") as caught:
+        model.prepare(frame)
+    converted = eval(str(caught.value).rpartition(": ")[2], {"frame": frame, "np": np, "torch": torch})
+    assert torch.equal(
+        model.prepare(converted), model.prepare((np.clip(FRAME / 255 * white, 0, 1) * 255).round().astype(np.uint8))
+    )
 
 
 def test_a_mask_is_converted_to_black_and_white() -> None:

@@ -197,6 +197,8 @@ def _conversion(frame: np.ndarray | Tensor) -> str:
     if "float" in kind and high <= 1:
         direct = "; images in [0, 1] go to the predictor as they are" if in_torch else ""
         return f"{direct}; convert it: (frame * 255).round(){cast}"
+    if "float" in kind and high <= 2:  # what interpolation makes of white 1; of white 255 it would be black
+        return f"; convert it if its white is 1: (frame.clip(0, 1) * 255).round(){cast}"
     if high <= 255:
         return f"; convert it: frame{'.round()' if 'float' in kind else ''}{cast}"
     if "uint16" in kind:

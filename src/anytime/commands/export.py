@@ -25,8 +25,8 @@ from anytime.support.units import image_size, macs_text
 if TYPE_CHECKING:
     from anytime.export.quantize import Calibration
 
-ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino", "aoti"), ("float32", "bfloat16", "int8"), ("1", "dynamic")
-PRECISIONS_OF = {"onnx": ("float32", "int8"), "openvino": PRECISIONS, "aoti": ("float32",)}
+ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino", "aoti", "executorch"), ("float32", "bfloat16", "int8"), ("1", "dynamic")
+PRECISIONS_OF = {"onnx": ("float32", "int8"), "openvino": PRECISIONS, "aoti": ("float32",), "executorch": ("float32",)}
 JUDGED = 1_000  # validation images, besides those that set the ranges
 LOSSES = (
     Column("step", "step"),
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime export runs/demo --batch dynamic --out exports/demo",
     )
     parser.add_model("run")
-    engines = "onnx: ONNX Runtime (default); openvino; aoti: AOTInductor, compiled for this processor"
+    engines = "onnx: ONNX Runtime (default); openvino; aoti: AOTInductor, compiled for this processor; executorch"
     parser.add_argument("--engine", choices=ENGINES, default="onnx", help=engines)
     parser.add_argument(
         "--precision",

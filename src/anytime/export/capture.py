@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from anytime.model import AnytimeModel, State
-from anytime.runtime.engines.manifest import ANSWER, IMAGES, Origin
+from anytime.runtime.engines.manifest import ANSWER, BATCH, IMAGES, GraphValue, Origin
 from anytime.support.text import one_line
 
 if TYPE_CHECKING:
@@ -209,7 +209,70 @@ def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, T
     return x, torch.zeros_like(x, dtype=torch.int64)
 
 
-_TALKATIVE = ("torch.onnx", "torch.export", "torch._inductor", "torch.utils.cpp_extension", "onnxscript", "onnx_ir")
+_TALKATIVE = (
+    "torch.onnx",
+    "torch.export",
+    "torch._inductor",
+    "torchao",
+    "executorch",
+    "torch.utils.cpp_extension",
+    "onnxscript",
+    "onnx_ir",
+)
+
+
+class _Used(nn.Module):
+    """A step as a function of those tensors that it uses."""
+
+    def __init__(self, step: CapturedStep, given: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.step, self._used = step.program.module(), step.used
+        self._sizes = [tensor.shape[1:] for tensor in given]
+
+    def forward(self, *tensors: Tensor) -> Any:
+        some, left = tensors[0], iter(tensors)
+        pairs = zip(self._used, self._sizes, strict=True)
+        return self.step(*[next(left) if there else some.new_zeros((some.shape[0], *size)) for there, size in pairs])
+
+
+class OwnGraph(NamedTuple):
+    """A step for an engine that takes programs of torch.
+
+    Attributes:
+        program: Takes the tensors that the step uses, contiguous, and makes its outputs.
+        example: Such tensors.
+        inputs: Their names, shapes and types.
+        sources: Where they come from.
+        outputs: Names, shapes and types of what it makes.
+    """
+
+    program: ExportedProgram
+    example: tuple[Tensor, ...]
+    inputs: list[GraphValue]
+    sources: list[Origin]
+    outputs: list[GraphValue]
+
+
+def own_graph(step: CapturedStep) -> OwnGraph:
+    """A captured step without the inputs that it does not use."""
+    assert step.program.example_inputs is not None
+    given: Sequence[Tensor] = step.program.example_inputs[0]
+    named = [*zip(names_of(step.sources), given, step.sources, step.used, strict=True)]
+    example = tuple(tensor.contiguous() for _, tensor, _, used in named if used)
+    dynamic = bool(step.program.range_constraints)
+    shapes = (tuple({0: torch.export.Dim(BATCH_DIM)} for _ in example),) if dynamic else None
+    with torch.no_grad(), quiet():
+        program = torch.export.export(_Used(step, given), example, dynamic_shapes=shapes, strict=False)
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    made = [values[output] for output in program.graph_signature.user_outputs if isinstance(output, str)]
+    inputs = [_graph_value(name, tensor, dynamic) for name, tensor, _, used in named if used]
+    outputs = [_graph_value(output, tensor, dynamic) for output, tensor in zip(step.outputs, made, strict=True)]
+    return OwnGraph(program, example, inputs, [source for _, _, source, used in named if used], outputs)
+
+
+def _graph_value(name: str, tensor: Tensor, dynamic: bool) -> GraphValue:
+    first: int | str = BATCH if dynamic else int(tensor.shape[0])
+    return GraphValue(name, (first, *map(int, tensor.shape[1:])), str(tensor.dtype).removeprefix("torch."))
 
 
 @contextmanager

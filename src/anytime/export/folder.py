@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from anytime.cost import step_macs
 from anytime.data.record import RECORD, replace_record
-from anytime.export import aoti
+from anytime.export import aoti, executorch
 from anytime.export.capture import CapturedStep, capture, capture_all
 from anytime.export.check import TOLERANCES, ExportCheck, check_whole, compare
 from anytime.export.onnx import SUFFIX, convert, require_engine, require_openvino
@@ -48,6 +48,7 @@ CONVERTERS: dict[str, tuple[Callable[[], None], Callable[[CapturedStep, str], Co
     "onnx": (require_engine, convert, SUFFIX),
     "openvino": (require_openvino, convert, SUFFIX),  # reads the same files
     "aoti": (aoti.require_engine, aoti.convert, aoti.SUFFIX),
+    "executorch": (executorch.require_engine, executorch.convert, executorch.SUFFIX),
 }  # by engine: raises ImportError if it is not installed; makes a file of a step; how its name ends
 
 
@@ -74,7 +75,8 @@ def export_model(
     Args:
         model: A trained model; it is not changed.
         directory: The folder to make.
-        engine: "onnx" (ONNX Runtime), "openvino", or "aoti" (AOTInductor, which compiles for this processor and this torch).
+        engine: "onnx" (ONNX Runtime), "openvino", "aoti" (AOTInductor, which compiles for this processor and this torch), or
+            "executorch" (for small devices; batch 1).
         precision: What the engine computes in: "float32"; with OpenVINO also "bfloat16"; with OpenVINO and ONNX Runtime also
             "int8", made of the export in float32 and judged by `calibration`.
         batch: 1, or "dynamic" for graphs that take any number of images at a time.

@@ -27,7 +27,7 @@ OWN = (  # what this library writes into a run directory; `trace-PART-NETWORK.sa
     *(LOSSES, PAGE),
 )
 STUDY_TRACES = ("trace-test-*.safetensors", "trace-validation-*.safetensors", "trace-unknown-*.safetensors")
-EXPORTED = (MANIFEST, "step_*.onnx", "step_*.pt2")  # what it writes into an exported folder
+EXPORTED = (MANIFEST, "step_*.onnx", "step_*.pt2", "step_*.pte")  # what it writes into an exported folder
 FOLDERS = (REPLACEMENT, *{Path(pattern).parts[0] for pattern in OWN if len(Path(pattern).parts) > 1})
 _FILES = (LOCK, *(pattern for pattern in OWN if len(Path(pattern).parts) == 1), *STUDY_TRACES)
 PART = re.compile(r"\..+\.anytime-([0-9a-f]{8})-(\d+)-\d+\.part")  # host and process, see support.files.part_of

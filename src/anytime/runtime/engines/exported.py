@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from anytime.model import AnytimeModel, State
 from anytime.registry import register_loader
-from anytime.runtime.engines import aoti, onnx, openvino
+from anytime.runtime.engines import aoti, executorch, onnx, openvino
 from anytime.runtime.engines.aoti import AotiGraph
 from anytime.runtime.engines.base import Graph, StepMeasurement
+from anytime.runtime.engines.executorch import ExecutorchGraph
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import MANIFEST, NEXT, Manifest, Origin, StepFile, needed_after, read_manifest
 from anytime.runtime.engines.onnx import OnnxGraph
@@ -40,19 +41,20 @@ class EngineKind(NamedTuple):
         load: Loads the graph of a step.
         version: Says name and version; raises ImportError if it is not installed.
         precisions: What it computes in.
-        executes: Whether loading a graph executes what its file holds.
+        executes: What its files hold, if loading them may execute it; "" if they are checked before.
     """
 
     load: Callable[..., Graph]
     version: Callable[[], str]
     precisions: tuple[str, ...]
-    executes: bool = False
+    executes: str = ""
 
 
 ENGINES = {
     "onnx": EngineKind(OnnxGraph, onnx.engine_version, ("float32", "int8")),
     "openvino": EngineKind(OpenvinoGraph, openvino.engine_version, ("float32", "bfloat16", "int8")),
-    "aoti": EngineKind(AotiGraph, aoti.engine_version, ("float32",), executes=True),
+    "aoti": EngineKind(AotiGraph, aoti.engine_version, ("float32",), "compiled libraries"),
+    "executorch": EngineKind(ExecutorchGraph, executorch.engine_version, ("float32",), "programs that cannot be checked"),
 }
 
 
@@ -273,7 +275,7 @@ def load_export(directory: str | os.PathLike[str], trust: bool = False, own: Man
     known = own is not None and _text_of(own) == text
     if executes and not (trust or known or is_remembered(directory / manifest.steps[0].file, text)):
         raise UntrustedName(
-            f"{directory} holds compiled libraries of the engine {manifest.engine!r}: loading them may run any code; if you "
+            f"{directory} holds {executes} of the engine {manifest.engine!r}: loading them may run any code; if you "
             "trust this folder, use trust=True, or --trust on the command line"
         )
     if manifest.precision not in precisions:

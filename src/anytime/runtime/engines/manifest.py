@@ -18,7 +18,9 @@ from anytime.support.text import quoted
 KIND = "anytime export"
 FORMAT = 1
 IMAGES, ANSWER, BATCH = "images", "answer", "batch"
-_FILE = r"step_[1-9]\d{0,3}\.(onnx|pt2)"  # of a step: only what `anytime export` writes: saving replaces files of this name
+_FILE = (
+    r"step_[1-9]\d{0,3}\.(onnx|pt2|pte)"  # of a step: only what `anytime export` writes: saving replaces files of this name
+)
 WHOLE = "step_0.onnx"  # all steps as one graph
 NEXT = ".export.next"  # of an exported folder: the new export, while it replaces the earlier one
 PRECISIONS = ("float32", "bfloat16", "int8")

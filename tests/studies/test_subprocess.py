@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from anytime.studies import TrainingStopped
-from anytime.studies.executors.subprocess import CHILD, log_end, train_in_subprocess, wait_until_free
+from anytime.studies.executors.subprocess import CHILD, explaining_stops, log_end, train_in_subprocess, wait_until_free
 
 
 @pytest.fixture
@@ -37,6 +37,20 @@ def test_output_goes_to_the_log_and_the_exit_code_comes_back(program, tmp_path):
     first, second = (f"{start}{rest}]" for rest in ("'--epochs', '2'", "'--resume', 'a'"))
     assert log_end(log) == [first, "2/2", second, "2/2"]
     assert log_end(log, 1) == ["2/2"]
+
+
+def test_a_command_says_why_a_training_stopped(tmp_path, capsys):
+    log = tmp_path / "a.log"
+    log.write_text("first\nthe loss is nan\n")
+    with pytest.raises(TrainingStopped, match="broke"), explaining_stops():
+        raise TrainingStopped("broke", log)
+    assert capsys.readouterr().err == "first\nthe loss is nan\n"
+    with pytest.raises(TrainingStopped, match="broke"), explaining_stops():
+        raise TrainingStopped("broke", tmp_path / "none.log")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(KeyboardInterrupt), explaining_stops():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "stopped; the same command continues from here\n"
 
 
 def test_a_log_is_an_ordinary_file_in_an_ordinary_folder(program, tmp_path):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from anytime.commands.parser import Parser
 from anytime.studies.estimate import training_seconds
 from anytime.studies.executors.choice import find_executor
-from anytime.studies.executors.subprocess import TrainingStopped, log_end
+from anytime.studies.executors.subprocess import explaining_stops
 from anytime.studies.runner import TrainingRun, run_all, run_status, time_text
 from anytime.studies.study import Study, find_study, list_studies, study_command
 from anytime.support.names import nearest
@@ -82,15 +81,8 @@ def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     out = options.out or Path("results") / options.study
     stems = {name: out / f"{name.replace(' ', '_')}_{data}_{options.scale}" for name in wanted}
     check_own(*(stem.with_name(f"{stem.name}.{kind}") for stem in stems.values() for kind in ("json", "png")))
-    try:
+    with explaining_stops():
         traces = run_all(runs, folder, executor=executor)
-    except TrainingStopped as stopped:
-        if stopped.log.is_file():
-            print(*log_end(stopped.log), sep="\n", file=sys.stderr)
-        raise
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from here", file=sys.stderr)
-        raise
     for name, stem in stems.items():
         result = study.items[name].make(traces, data)
         made_by = study_command(options.study, name, data, options.scale, seeds, flags)

@@ -6,7 +6,6 @@ to `anytime train` for every training.
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,23 +42,15 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--trials must be at least 1, got {options.trials}")
     if importlib.util.find_spec("optuna") is None:
         raise ImportError("a search needs optuna: pip install 'anytime-nets[tune]'")
-    from anytime.studies.executors.subprocess import TrainingStopped, log_end
+    from anytime.studies.executors.subprocess import explaining_stops
     from anytime.studies.tuning.search import BEST, FIGURE, Search
     from anytime.studies.tuning.space import read_space
 
     folder = options.runs or Path("runs") / f"tune_{options.config.stem}"
     space = read_space(options.space)
     search = Search(options.config, options.space, space, tuple(flags), folder, options.metric, options.trust)
-    try:
-        with names_from(f"{options.config} or {options.space}", options.trust, typed_paths(flags)):
-            found = search.run(options.trials, say=lambda line: print(printable(line), flush=True))
-    except TrainingStopped as stopped:
-        if stopped.log.is_file():
-            print(*log_end(stopped.log), sep="\n", file=sys.stderr)
-        raise
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from here", file=sys.stderr)
-        raise
+    with explaining_stops(), names_from(f"{options.config} or {options.space}", options.trust, typed_paths(flags)):
+        found = search.run(options.trials, say=lambda line: print(printable(line), flush=True))
     for line in (
         f"chosen on validation: {found}",
         f"wrote {folder / BEST} and {folder / FIGURE}",

@@ -54,6 +54,20 @@ def log_end(log: Path, lines: int = 15) -> list[str]:
     return [printable(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")[-lines:]]
 
 
+@contextlib.contextmanager
+def explaining_stops() -> Iterator[None]:
+    """Inside, a training that stops prints the end of its log to standard error, and Ctrl-C how to continue."""
+    try:
+        yield
+    except TrainingStopped as stopped:
+        if stopped.log.is_file():
+            print(*log_end(stopped.log), sep="\n", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from here", file=sys.stderr)
+        raise
+
+
 def _open_log(log: Path) -> IO[bytes]:
     """The log to append to; raises ValueError if it or its folder is a link, or it is a pipe or a device."""
     check_no_link(log.parent)

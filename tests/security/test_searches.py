@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from anytime.cli import main
-from anytime.support.documents import read_limited
+from anytime.support.documents import TooLarge, read_limited
 from anytime.support.owned import NotOurs, check_own
 from anytime.support.trust import UntrustedName, names_from
 from anytime.training.config import UsageError
 
 optuna = pytest.importorskip("optuna")
 
+from anytime.studies.tuning import journal  # noqa: E402
 from anytime.studies.tuning.journal import open_study  # noqa: E402
 from anytime.studies.tuning.search import Search  # noqa: E402
 from anytime.studies.tuning.space import Choices, Range, as_recipe, check_space, distributions, read_space  # noqa: E402
@@ -144,6 +145,24 @@ def test_a_foreign_or_damaged_journal_is_one_sentence(lines: list[str], says: st
         assert "journal.log" in str(raised.value) or isinstance(raised.value, UsageError)
         assert path.read_text() == text or (lines[1:2] == [SEARCH] and text.startswith(path.read_text()))
     assert not Path("executed").exists()
+
+
+def test_a_set_with_entries_without_end_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "WORK", 1000)  # of some hours
+    sets = [
+        each
+        for number in range(100)
+        for each in (SET, *(each.replace('"trial_id":0', f'"trial_id":{number}') for each in VALUES))
+    ]
+    Path("journal.log").write_text("\n".join([STUDY, SEARCH, *sets]) + "\n")
+    assert len(opened().trials) == 100
+    Path("journal.log").write_text(
+        "\n".join([STUDY, SEARCH, SET, *VALUES, *(reported(epoch, 0.5) for epoch in range(60))]) + "\n"
+    )
+    with pytest.raises(TooLarge, match=r"journal\.log has more entries in its sets than any search; use --trust"):
+        opened()
+    with names_from("recipe.yaml or space.yaml", trust=True):
+        assert len(opened().trials[0].intermediate_values) == 60
 
 
 def test_a_journal_that_is_cut_anywhere_continues() -> None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anytime.studies.tuning.metric import Metric
 from anytime.studies.tuning.space import Space, distributions
-from anytime.support.documents import parse_json, read_limited
+from anytime.support.documents import TooLarge, parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_no_link
 from anytime.support.owned import NotOurs
 from anytime.support.text import one_line, quoted
+from anytime.support.trust import is_consented
 from anytime.training.config import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 STUDY = "anytime"  # the name of the study in the journal
 BYTES = 2**26
+WORK = 2 * 10**9  # values that Optuna copies while it reads a journal, all of a set for each of its entries
 _BEGINS = b'{"op_code":0'  # as Optuna writes the study
 _ATTRIBUTE, _CREATE, _PARAMETER = 2, 4, 5  # and one of the user's attributes, a set, and a value of a set
 _OTHERS = 3, 6, 7  # and notes of its dashboard, the end of a set, and the metric after an epoch
@@ -126,7 +128,7 @@ def _mend(path: Path, space: Space, wanted: Mapping[str, Any]) -> None:
     *lines, _ = text.split(b"\n")
     if len(lines) < 2:  # both are written before the file gets its name
         raise NotOurs(f"{path} does not say what is searched; give another --runs")
-    place = opened = sets = 0
+    place = opened = sets = first = work = 0
     missing: list[str] = []  # what the last set, which begins at `opened`, does not have yet
     for number, line in enumerate(lines, 1):
         log = parse_json(line, f"line {number} of {path}")
@@ -137,11 +139,14 @@ def _mend(path: Path, space: Space, wanted: Mapping[str, Any]) -> None:
         elif number == 2:
             _check_search(path, log.get("user_attr") if kind == _ATTRIBUTE else None, wanted)
         elif kind == _CREATE and not missing:
-            opened, missing, sets = place, [*space], sets + 1
+            opened, missing, sets, first = place, [*space], sets + 1, number
         elif kind == _PARAMETER and log.get("trial_id") == sets - 1 and log.get("param_name") in missing:
             missing.remove(log["param_name"])
         elif missing or kind not in _OTHERS:
             raise ValueError(f"line {number} of {path} is damaged: a search writes no such entry there")
+        work += number - first
+        if work > WORK and not is_consented():
+            raise TooLarge(f"{path} has more entries in its sets than any search; use --trust if it is yours")
         place += len(line) + 1
     end = opened if missing else place
     if end < len(text):

@@ -181,7 +181,8 @@ def test_table_1_by_hand() -> None:
 
     def one(steps: torch.Tensor) -> dict[str, torch.Tensor]:
         speed = {"steps": steps, "reached": reached, "paper_steps": torch.full_like(steps, 70), "paper_reached": ~reached}
-        return {"rows": order, "labels": order, "centrality": -order.double(), **speed}
+        right = {"right": order < 30, "settled_right": order < 45, "threshold": torch.tensor([0.4, 0.5])}
+        return {"rows": order, "labels": order, "centrality": -order.double(), **speed, **right}
 
     held_out = {"TD": one(order + 1), "CE": one(shuffled + 1)}
     scores = {"C-score": -(order.double() ** 3), "human consistency": shuffled.double()}
@@ -192,7 +193,12 @@ def test_table_1_by_hand() -> None:
     assert abs(rows["centrality", "CE"]["rho"]) < 0.3
     assert (rows["centrality", "TD"]["paper"], rows["C-score", "CE"]["paper"]) == (0.352, 0.326)
     assert math.isnan(rows["centrality", "TD"]["rho_at_083"]), "no image reaches the paper's threshold"
+    assert rows["centrality", "TD"]["never_at_083"] == 1
     assert [claim.shows for claim in result.claims] == [True, True, True]
+    assert result.numbers["images"] == {"held-out training images": 60, "test images": 60}
+    network = result.numbers["networks"][1]
+    assert (network["network"], network["accuracy"], network["settled_accuracy"]) == ("TD", 0.5, 0.75)
+    assert network["thresholds"].tolist() == pytest.approx([0.4, 0.5])
     alone = typicality_result(held_out, tests, {}, NUMBERS, ["cscores.npz"])
     assert len(alone.claims) == 1
     assert "missing: cscores.npz" in alone.text
@@ -220,6 +226,9 @@ def test_table_2_by_hand() -> None:
     assert rows["occlusion", "SerialCE x 9"]["paper_drop"] == 7.70
     assert "paper_drop" not in rows["rotation", "CascadedTD"]
     assert len(result.claims) == 24
+    assert result.claims[4].to_dict()["paper"]["gain"] == pytest.approx(0.8976 - 0.8626)
+    assert result.claims[7].to_dict()["paper"]["gain"] == pytest.approx(8.25 - 0.93)
+    assert "gain 0.0505 [0.0501, 0.0509]; paper: gain 0.0304" in result.text
     assert all(claim.shows for claim in result.claims)
     assert "yes      CascadedTD is not more accurate under persistent rotation than CascadedCE" in result.text
     assert set(PUBLISHED) == set(LOSSY)
@@ -240,6 +249,7 @@ def test_figure_7_by_hand() -> None:
     assert result.claims[0].measured["gain"] == 0.5
     single = unknown_result({"noise": {0: found}}, NUMBERS)
     assert [claim.shows for claim in single.claims] == [None] * 4, "one set and one seed have no interval"
+    assert single.figure.axes[1].get_title(loc="left") == "bars: ± 1 SEM over sets and seeds"
     json_of(result)
 
 
@@ -364,6 +374,7 @@ def test_tables_and_figures_on_digits(tmp_path, monkeypatch, capsys) -> None:
     for item in ("figure_2", "figure_7", "table_1", "table_2", "table_norm"):
         numbers = json.loads((tmp_path / f"results/iuzzolino2021/{item}_cifar10_cpu.json").read_text())
         assert numbers["rows"]
+        assert len(numbers.get("recipes", [])) == {"figure_2": 2, "table_1": 4, "table_2": 2, "table_norm": 4}.get(item, 0)
         assert numbers["claims"]
         assert f"{item}_cifar10_cpu.json" in out
     for module in (noisy, typical):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anytime.studies.claims import Claim, format_claims
-from anytime.studies.facts import facts
+from anytime.studies.facts import facts, recipes
 from anytime.studies.study import Item, Result, Study, find_study, list_studies, plain, study_command
 from anytime.trace import Trace
 
@@ -71,6 +71,17 @@ def test_a_claim_is_printed_with_its_interval_and_the_papers_number():
         "yes      a (mean gain 0.169 [0.158, 0.179]; paper: gain 0.35; one seed)",
         "unknown  b (macs 1,234,567)",
     ]
+
+
+def test_recipes_of_several_networks_are_told_by_what_differs():
+    def of(width: int, **more: object) -> dict[int, Trace]:
+        data = {"class_path": "D", "init_args": {"root": "/x", **more}}
+        model = {"class_path": f"m{width}", "init_args": {"width": width}}
+        recipe = {"model": model, "data": data, "epochs": 7, "seed": width}
+        return {0: Trace(TRACE.logits, TRACE.labels, TRACE.macs, None, None, ("a", "b"), meta={"recipe": recipe})}
+
+    found = recipes({"a": of(1), "b": of(2), "c": of(1, noise="focus")})
+    assert found == {"a": {}, "b": {"model": "m2", "model.width": 2}, "c": {"data.noise": "focus"}}
 
 
 def test_facts_of_a_published_number():

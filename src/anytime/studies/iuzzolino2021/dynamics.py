@@ -20,10 +20,10 @@ from anytime.reporting.plots import BLUE
 from anytime.reporting.tables import Column, format_table
 from anytime.studies import figures
 from anytime.studies.claims import Claim
-from anytime.studies.facts import facts, figure_title
+from anytime.studies.facts import facts, figure_title, recipes
 from anytime.studies.iuzzolino2021 import published
 from anytime.studies.iuzzolino2021.figures import first_time, step_costs
-from anytime.studies.iuzzolino2021.measured import folder_of, network_of, smoothed
+from anytime.studies.iuzzolino2021.measured import CALIBRATED, folder_of, network_of, smoothed
 from anytime.studies.iuzzolino2021.networks import pair
 from anytime.studies.runner import Traces, TrainingRun
 from anytime.studies.study import Result
@@ -64,6 +64,8 @@ def figure_2(traces: Traces, data: str) -> Result:
     claims = [sooner_is_right(name, [row for row in rows if row["network"] == name]) for name in NETWORKS]
     stored = traces[f"CascadedTD{SMOOTHING}"]
     numbers = facts(stored, paper=published.PAPER, figure="2: images that are decided first and last") | {
+        "recipes": recipes({name: traces[f"{name}{SMOOTHING}"] for name in NETWORKS}),
+        "calibrated": CALIBRATED,
         "class_names": first_trace(stored).class_names,
         "rows": rows,
         "images_of_class": {name: {"fastest": found.fastest, "slowest": found.slowest} for name, (_, found) in chosen.items()},
@@ -148,6 +150,7 @@ def compliance_result(networks: Mapping[str, Mapping[int, Trace]], superclass: S
         ),
     ]
     numbers = facts(networks["CascadedTD"], paper=published.PAPER, figure="5: taxonomic compliance") | {
+        "recipes": recipes(networks),
         "chance": "mean (n - 1) / (K - 1) over the mistakes, n classes in the superclass; the paper says 1/20",
         "rows": rows,
         "by_seed": {name: course.by_seed for name, course in courses.items()},

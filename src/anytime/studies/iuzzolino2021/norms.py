@@ -11,7 +11,7 @@ from anytime.analysis.speed_accuracy import speed_accuracy
 from anytime.analysis.statistics import interval, mean
 from anytime.reporting.tables import Column, format_table
 from anytime.studies.claims import Claim
-from anytime.studies.facts import facts
+from anytime.studies.facts import facts, recipes
 from anytime.studies.iuzzolino2021 import published
 from anytime.studies.iuzzolino2021.figures import TIMES, first_time
 from anytime.studies.iuzzolino2021.networks import pair
@@ -38,7 +38,8 @@ def norm_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingRun]:
 def norm_table(traces: Traces, data: str) -> Result:
     """Accuracy of both networks under both norms, and what TD gains over CE for each choice of norms."""
     stored = {f"{name}{norm}": traces[f"{name}{norm}"] for norm in NORMS for name in ("CascadedTD", "CascadedCE")}
-    return norm_result(stored, facts(stored["CascadedTD"], paper=published.PAPER, table="batch norm as meant and as run"))
+    numbers = facts(stored["CascadedTD"], paper=published.PAPER, table="batch norm as meant and as run")
+    return norm_result(stored, numbers | {"recipes": recipes(stored)})
 
 
 def norm_result(stored: Mapping[str, Mapping[int, Trace]], numbers: Mapping[str, Any]) -> Result:

@@ -19,7 +19,7 @@ from anytime.data.side_data import SideData, read_cscores, read_human_consistenc
 from anytime.models.cascaded.conversion import convert
 from anytime.reporting.tables import Column, format_table
 from anytime.studies.claims import Claim
-from anytime.studies.facts import facts
+from anytime.studies.facts import facts, recipes
 from anytime.studies.iuzzolino2021 import published
 from anytime.studies.iuzzolino2021.folds import Folded
 from anytime.studies.iuzzolino2021.measured import CALIBRATED, STEPS, folder_of, kept, network_of, smoothed
@@ -36,7 +36,8 @@ SIDE_FILES = {"C-score": "cifar10-cscores-orig-order.npz", "human consistency": 
 MEASURES = ("centrality", *SIDE_FILES)
 Measured = Mapping[str, Mapping[str, Tensor]]
 """By network, "TD" or "CE", of the same images: `rows` (positions in the official order), `centrality`, `labels` (of all
-images of the split), and `steps` and `reached` for our threshold, `paper_steps` and `paper_reached` for the paper's."""
+images of the split), `steps` and `reached` for our threshold, `paper_steps` and `paper_reached` for the paper's; whether the
+last answer is right under smoothing, `right`, and in the settled network, `settled_right`; our `threshold` for each fold."""
 
 
 def _label(fold: int) -> str:
@@ -68,7 +69,9 @@ def table_1(traces: Traces, data: str) -> Result:
         tests[kind] = kept(folder / "typicality-test.safetensors", partial(measured, folder, "test"), CALIBRATED)
     pooled = {kind: {key: torch.cat([part[key] for part in found]) for key in found[0]} for kind, found in parts.items()}
     scores, missing = side_scores(default_root(), pooled["TD"]["labels"], tests["TD"]["labels"])
-    numbers = facts(traces[first], paper=published.PAPER, table="1: typicality and speed") | {"folds": FOLDS}
+    networks = {name: traces[name] for fold in range(FOLDS) for name in (f"Cascaded{kind}{_label(fold)}" for kind in parts)}
+    numbers = facts(traces[first], paper=published.PAPER, table="1: typicality and speed")
+    numbers |= {"recipes": recipes(networks), "folds": FOLDS}
     return typicality_result(pooled, tests, scores, numbers, missing)
 
 
@@ -91,10 +94,10 @@ def measured(folder: Path, part: Literal["validation", "test"]) -> dict[str, Ten
     whole = record(settled, loader, features=True, **quiet)
     found = {"rows": rows, "labels": labels.clone(), "centrality": centrality(whole)}
     found |= {name: answers(each)[-1] == each.labels for name, each in (("right", smooth), ("settled_right", whole))}
-    for name, chosen in (("", latency(smooth)), ("paper_", latency(smooth, THETA))):
+    ours, theirs = latency(smooth), latency(smooth, THETA)
+    for name, chosen in (("", ours), ("paper_", theirs)):
         found |= {f"{name}steps": chosen.steps, f"{name}reached": chosen.reached}
-        found[f"{name}threshold"] = torch.tensor([chosen.threshold], dtype=torch.float64)
-    return found
+    return found | {"threshold": torch.tensor([ours.threshold], dtype=torch.float64)}
 
 
 def side_scores(root: Path, train: Tensor, test: Tensor) -> tuple[dict[str, Tensor], list[str]]:
@@ -127,6 +130,9 @@ def typicality_result(
     held_out: Measured, tests: Measured, scores: Mapping[str, Tensor], numbers: Mapping[str, Any], missing: Sequence[str]
 ) -> Result:
     """Table 1 from what was measured: on held-out training images, and human consistency on test images."""
+    both = {"held-out training images": held_out, "test images": tests}
+    images = {part: len(of["TD"]["rows"]) for part, of in both.items()}
+    numbers = {**numbers, "part": "held-out training images; human consistency: test images", "images": images}
     rows: list[dict[str, Any]] = []
     claims = []
     for name in MEASURES:
@@ -148,8 +154,8 @@ def typicality_result(
             rows.append(
                 {"measure": name, "network": kind, "rho": found.tied.rho, "low": found.tied.low, "high": found.tied.high}
                 | {"p_value": found.tied.p_value, "without_never": found.reached.rho, "never": found.never}
-                | {"rho_at_083": _rho(value, speeds["paper_"]), "images": found.tied.samples}
-                | {"paper": theirs[kind]}
+                | {"rho_at_083": _rho(value, speeds["paper_"]), "never_at_083": speeds["paper_"].never}
+                | {"images": found.tied.samples, "paper": theirs[kind]}
             )
         gap = difference(pairs["TD"], pairs["CE"], resamples=300)
         gained = {"difference": gap.difference, "low": gap.low, "high": gap.high, "p_value": gap.p_value}
@@ -163,7 +169,21 @@ def typicality_result(
     columns = [Column("measure", "measure"), Column("network", "network"), Column("rho", "rho", ".3f")]
     columns += [Column("low", "95 % from", ".3f"), Column("high", "to", ".3f"), Column("paper", "paper", ".3f")]
     columns += [Column("without_never", "without never", ".3f"), Column("never", "never", ".1%")]
-    columns += [Column("rho_at_083", "at theta 0.83", ".3f"), Column("images", "images")]
+    columns += [Column("rho_at_083", "at theta 0.83", ".3f"), Column("never_at_083", "never", ".1%")]
+    columns.append(Column("images", "images"))
+    networks = [_network(kind, part, of[kind]) for part, of in both.items() for kind in ("CE", "TD")]
+    shown = [Column("network", "network"), Column("part", "images"), Column("accuracy", "last answer", ".2%")]
+    shown += [Column("settled_accuracy", "of the trained network", ".2%")]
     lacking = f"\n\nmissing: {', '.join(missing)}" if missing else ""
-    facts_ = {**numbers, "steps": STEPS, "measured_images_of_a_fold": HELD_OUT, "rows": rows, "missing": list(missing)}
-    return Result(facts_, format_table(rows, columns) + lacking, claims=claims)
+    text = f"{format_table(rows, columns)}{lacking}\n\nunder smoothing\n\n{format_table(networks, shown)}"
+    theta = "for each network, what leaves 10 % of the measured images themselves without a class"
+    extra = {"steps": STEPS, "calibrated": CALIBRATED, "threshold": theta, "networks": networks}
+    extra |= {"measured_images_of_a_fold": HELD_OUT, "rows": rows, "missing": list(missing)}
+    return Result({**numbers, **extra}, text, claims=claims)
+
+
+def _network(kind: str, part: str, found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How good the networks of a kind are under smoothing and as trained, and their thresholds, of each fold."""
+    right = {"accuracy": found["right"], "settled_accuracy": found["settled_right"]}
+    shares = {name: float(each.double().mean()) for name, each in right.items()}
+    return {"network": kind, "part": part, "images": len(found["right"]), **shares, "thresholds": found["threshold"]}

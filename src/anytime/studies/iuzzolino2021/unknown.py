@@ -34,6 +34,7 @@ VALIDATION = "CascadedTD (validation)"
 SIDE = {"size": 32}
 SETS: dict[str, dict[str, Any]] = {"CIFAR100": {}, "SVHN": {}, "TinyImageNet": SIDE, "GTSRB": SIDE, "Digits": {}}
 IMAGES = 2000  # of each set to fit a detector, and as many to test it
+SEM = "over sets and seeds"
 Part = Literal["fit", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 Both = Mapping[str, Trace]
@@ -52,12 +53,24 @@ def figure_7_runs(data: str, scale: str, seeds: Sequence[int]) -> list[TrainingR
 def figure_7(traces: Traces, data: str) -> Result:
     """AUROC and false positives of detectors that read the last answer or all of them."""
     found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    images: dict[str, dict[str, int]] = {}
     for seed, test in traces["CascadedTD"].items():
         known = {"fit": traces[VALIDATION][seed], "test": test}
+        images["known"] = {part: trace.num_samples for part, trace in known.items()}
         for name, unknown in unknown_traces(folder_of(traces, "CascadedTD", seed), test.meta["dataset"]).items():
             found.setdefault(name, {})[seed] = detections(known, unknown, 2 - first_time(test))
+            images[name] = {part: trace.num_samples for part, trace in unknown.items()}
     numbers = facts(traces["CascadedTD"], paper=published.PAPER, figure="7: images of unknown classes")
-    return unknown_result(found, numbers)
+    there = {name: _there(name) for name in found if name in SETS}
+    return unknown_result(found, numbers | {"images_by_set": images, "splits_that_are_there": there})
+
+
+def _there(name: str) -> dict[str, Any]:
+    """The sizes of the splits from which images are taken, as they are on this machine, and the official ones."""
+    data: ImageData = create_data(name, **SETS[name])
+    data.setup()
+    official = None if data.official is None else dict(zip(("train", "test"), data.official, strict=False))
+    return {"train": len(data.split("train")), "test": len(data.split("test")), "official": official}
 
 
 def unknown_traces(folder: Path, trained_on: str) -> dict[str, dict[str, Trace]]:
@@ -127,7 +140,7 @@ def unknown_result(found: Mapping[str, Mapping[int, Mapping[str, Mapping[str, fl
         claims.append(Claim(statement, shows, counted, "figure 7, without numbers in the text"))
     columns = [Column("reads", "reads"), Column("auroc", "AUROC", ".3f"), Column("auroc_error", "SEM", ".3f")]
     columns += [Column("fpr95", "FPR at 95 % TPR", ".3f"), Column("fpr95_error", "SEM", ".3f")]
-    extra = {"sets": list(found), "images_of_each_set": IMAGES, "rows": rows, "by_set": found}
+    extra = {"sets": list(found), "errors": f"SEM {SEM}", "rows": rows, "by_set": found}
     return Result({**numbers, **extra}, format_table(rows, columns), _drawn(rows, figure_title(numbers)), claims)
 
 
@@ -145,5 +158,6 @@ def _drawn(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             axes.set_xticks(range(len(INPUTS)), [inputs.replace("_", "\n") for inputs in INPUTS])
             axes.set_ylabel({"auroc": "AUROC", "fpr95": "FPR at 95 % TPR"}[key])
         grid[0].set_title(title)
+        grid[1].set_title(f"bars: ± 1 SEM {SEM}")
         figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

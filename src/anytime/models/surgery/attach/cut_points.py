@@ -217,9 +217,9 @@ def _changes(backbone: nn.Module, flat: FlatGraph, x: Tensor) -> dict[fx.Node, i
 
 
 def _chance(x: Tensor) -> bytes:
-    """The state of torch's random numbers where the images are: whoever draws one changes it."""
-    state = torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
-    return state.numpy().tobytes()
+    """The state of torch's random numbers, also of those where the images are: whoever draws one changes it."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
+    return b"".join(state.numpy().tobytes() for state in states)
 
 
 def _follow(graph: fx.Graph, changed: dict[fx.Node, int]) -> None:

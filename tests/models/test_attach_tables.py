@@ -37,6 +37,12 @@ def filled(net: Tables, x: Tensor) -> Tensor:
     return table
 
 
+def several_at_once(net: Tables, x: Tensor) -> Tensor:
+    tables = [torch.zeros(8, 1, 1), torch.ones(8, 1, 1)]
+    torch._foreach_add_(tables, 1.0)
+    return tables[0] * tables[1]
+
+
 def part_of_a_weight(net: Tables, x: Tensor) -> Tensor:
     weight = net.bias.clone()
     weight[2:5] = 0
@@ -120,7 +126,7 @@ class Tables(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:exit 1 is at")
 @pytest.mark.parametrize("exits", [2, 4])
-@pytest.mark.parametrize("table", [ones_after_zeros, one_for_each_image, sines, filled, part_of_a_weight])
+@pytest.mark.parametrize("table", [ones_after_zeros, one_for_each_image, sines, filled, part_of_a_weight, several_at_once])
 def test_a_table_is_written_where_the_network_writes_it(table: Callable[[Tables, Tensor], Tensor], exits: int) -> None:
     network = Tables(table).eval()
     model = anytime.attach_exits(network, exits=exits, input_size=8).eval()

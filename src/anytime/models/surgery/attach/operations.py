@@ -187,8 +187,10 @@ class OperationTracer(TorchFunctionMode):
         result = func(*plain_arguments(args), **plain_arguments(kwargs))
         dependent = any(isinstance(leaf, Value) and leaf.dependent for leaf in leaves_of(given))
         changed = {id(t) for t, version in zip(tensors, versions, strict=True) if t._version != version}
-        values = [leaf for leaf in leaves_of(given) if isinstance(leaf, Value)]
         name = getattr(func, "__name__", "")
+        if name.endswith("_"):  # _foreach_add_ and others change lists of tensors without a new version
+            changed |= {id(leaf) for leaf in leaves_of(result)} & {id(tensor) for tensor in tensors}
+        values = [leaf for leaf in leaves_of(given) if isinstance(leaf, Value)]
         content = name.startswith(RANDOM) or any(map(self._has_content, tensors))
         ragged = content and (name in RAGGED or any(v.ragged for v in values) or _by_mask(name, tensors))
         written = [tensor for tensor in tensors if id(tensor) in changed]

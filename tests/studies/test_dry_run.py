@@ -1,5 +1,7 @@
 """`anytime study --dry-run` says which trainings serve which table or figure, and how long each takes."""
 
+import pytest
+
 from anytime.commands import study as command
 from anytime.studies.estimate import training_seconds
 from anytime.training.config import parse
@@ -20,6 +22,29 @@ def test_dry_run_says_what_each_training_serves_and_how_long_it_takes(tmp_path, 
     monkeypatch.setattr(command, "training_seconds", lambda config: None)
     assert command.run(["iuzzolino2021", "--figure", "3", "--seeds", "0", "--runs", str(tmp_path), "--dry-run"]) == 0
     assert "time unknown until the data can be read" in capsys.readouterr().out
+
+
+def test_an_item_of_one_data_set_is_made_of_it(tmp_path, monkeypatch, capsys):
+    """`--figure 5` took CIFAR-10, which has no superclasses, and wrote a result without numbers."""
+    monkeypatch.chdir(tmp_path)
+
+    def plan(*words: str) -> str:
+        assert command.run([*words, "--seeds", "0", "--scale", "cpu", "--dry-run"]) == 0
+        return capsys.readouterr().out
+
+    assert plan("kim2020", "--table", "1") == "# nothing to train\n"
+    monkeypatch.setattr(command, "_show_plan", lambda runs, serves, folder: print(*serves))
+    for study in ("iuzzolino2021", "lee2018"):
+        assert all(name.startswith("cifar100_") for name in plan(study, "--figure", "5").split())
+        with pytest.raises(SystemExit) as ended:
+            plan(study, "--figure", "5", "--data", "cifar10")
+        assert ended.value.code == 2
+        assert f"figure 5 of {study} is of --data cifar100, got cifar10" in capsys.readouterr().err
+        assert "figure 5 is left out: it is of --data cifar100\n" in plan(study, "--data", "cifar10")
+    with pytest.raises(SystemExit):
+        plan("iuzzolino2021", "--table", "1", "--data", "cifar100")
+    assert "table 1 of iuzzolino2021 is of --data cifar10, got cifar100" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_training_takes_its_epochs_times_its_images_times_a_step():

@@ -61,44 +61,62 @@ def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     """Makes the tables and figures that the options ask for; returns the exit code."""
     study = _checked(parser, options, flags)
     executor = None if options.executor is None else find_executor(options.executor)
-    data = options.data or study.data[options.scale][0]
+    sets = _data_of_each(parser, study, options)
     seeds = options.seeds or study.seeds[options.scale]
-    wanted = [f"{kind} {number}" for kind in KINDS for number in getattr(options, kind)] or list(study.items)
     folder = options.runs or Path("runs") / options.study
-    needed = [run for name in wanted for run in study.items[name].runs(data, options.scale, seeds)]
-    runs = [replace(run, flags=(*run.flags, *flags)) for run in needed]
+    needed = {name: study.items[name].runs(data, options.scale, seeds) for name, data in sets.items()}
+    runs = [replace(run, flags=(*run.flags, *flags)) for each in needed.values() for run in each]
     runs.sort(key=lambda run: run.seed)  # the first seed of everything comes first
     if options.dry_run:
         serves = {run.name: list[str]() for run in runs}
-        for name in wanted:
-            for run in study.items[name].runs(data, options.scale, seeds):
+        for name, each in needed.items():
+            for run in each:
                 serves[run.name] += [name] * (name not in serves[run.name])
         _show_plan(list({run.name: run for run in runs}.values()), serves, folder)
         return 0
     if options.finished:
         runs = [run for run in runs if run_status(run, folder) == "finished"]
-        wanted = _possible(wanted, study, data, options.scale, seeds, {run.name for run in runs})
+        possible = _possible(study, needed, {run.name for run in runs})
+        sets = {name: data for name, data in sets.items() if name in possible}
     out = options.out or Path("results") / options.study
-    stems = {name: out / f"{name.replace(' ', '_')}_{data}_{options.scale}" for name in wanted}
+    stems = {name: out / f"{name.replace(' ', '_')}_{data}_{options.scale}" for name, data in sets.items()}
     check_own(*(stem.with_name(f"{stem.name}.{kind}") for stem in stems.values() for kind in ("json", "png")))
     with explaining_stops():
         traces = run_all(runs, folder, executor=executor)
     for name, stem in stems.items():
-        result = study.items[name].make(traces, data)
-        made_by = study_command(options.study, name, data, options.scale, seeds, flags)
+        result = study.items[name].make(traces, sets[name])
+        made_by = study_command(options.study, name, sets[name], options.scale, seeds, flags)
         files = result.write(stem, made_by)
         written = printable(", ".join(map(str, files)))
         print(f"\n{name.capitalize()}: {study.items[name].title}\n\n{result.text}\n\nwrote {written}")
     return 0
 
 
-def _possible(
-    wanted: Sequence[str], study: Study, data: str, scale: str, seeds: Sequence[int], finished: Set[str]
-) -> list[str]:
+def _data_of_each(parser: Parser, study: Study, options: Any) -> dict[str, str]:
+    """The data set of each table and figure: the one typed, else the study's first that the item is of.
+
+    Ends the command if an item was asked for and is not of the data set that was typed.
+    """
+    valid, found = study.data[options.scale], dict[str, str]()
+    asked = [f"{kind} {number}" for kind in KINDS for number in getattr(options, kind)]
+    for name in asked or study.items:
+        of = study.items[name].data or valid
+        fitting = [data for data in valid if data in of]
+        wanted = options.data or (fitting or valid)[0]
+        if wanted in fitting:
+            found[name] = wanted
+        elif asked:
+            parser.error(f"{name} of {options.study} is of --data {' or '.join(of)}, got {wanted}")
+        else:
+            print(f"{name} is left out: it is of --data {' or '.join(of)}")
+    return found
+
+
+def _possible(study: Study, needed: Mapping[str, Sequence[TrainingRun]], finished: Set[str]) -> list[str]:
     """The tables and figures that the finished trainings suffice for; prints the others and what they lack."""
     possible = []
-    for name in wanted:
-        item, runs = study.items[name], {run.name for run in study.items[name].runs(data, scale, seeds)}
+    for name, trainings in needed.items():
+        item, runs = study.items[name], {run.name for run in trainings}
         if runs <= finished or (item.partial and runs & finished):
             possible.append(name)
         else:
@@ -108,6 +126,8 @@ def _possible(
 
 def _show_plan(runs: Sequence[TrainingRun], serves: Mapping[str, Sequence[str]], folder: Path) -> None:
     """Prints each training as a command, with what it serves and how long it takes; other seeds take the same time."""
+    if not runs:
+        print("# nothing to train")
     known: dict[tuple[Any, ...], float | None] = {}
     left: list[float | None] = []
     for run in runs:
@@ -161,6 +181,9 @@ def _checked(parser: Parser, options: Any, flags: Sequence[str]) -> Study:
 
 
 def _description(study: Study) -> str:
-    lines = [study.paper, *(f"  --{name:<12} {item.title}" for name, item in study.items.items())]
+    lines = [study.paper]
+    for name, item in study.items.items():
+        of = f" (--data {' or '.join(item.data)})" if item.data else ""
+        lines.append(f"  --{name:<12} {item.title}{of}")
     lines += [f"  --scale {scale:<6} --data {' or '.join(names)}" for scale, names in study.data.items()]
     return "\n".join(lines)

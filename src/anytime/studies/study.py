@@ -67,12 +67,14 @@ class Item:
         runs: `(data, scale, seeds)` to the trainings that it needs.
         make: `(traces, data)` to the result.
         partial: Whether `make` takes the traces of some of its trainings, and says which are missing.
+        data: The data sets that it is of; empty for all of the study.
     """
 
     title: str
     runs: Callable[[str, str, Sequence[int]], list[TrainingRun]]
     make: Callable[[Traces, str], Result]
     partial: bool = False
+    data: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

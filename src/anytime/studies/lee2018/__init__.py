@@ -18,7 +18,7 @@ FIGURES = {
 STUDY = Study(
     paper=PAPER,
     items={name: Item(title, functools.partial(runs_of, name), make) for name, (title, make) in FIGURES.items()}
-    | {"figure 5": Item("errors of IS-ResNeXt on fine and coarse labels (of CIFAR-100)", figure_5_runs, figure_5)},
+    | {"figure 5": Item("errors of IS-ResNeXt on fine and coarse labels", figure_5_runs, figure_5, data=("cifar100",))},
     data={scale: list(here.data) for scale, here in SCALES.items()},
     seeds={"cpu": (0, 1, 2), "fast": (0, 1, 2, 3, 4), "full": (0, 1, 2, 3, 4)},
 )

@@ -55,7 +55,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--stop", metavar="RULE", help=stop)
     parser.add_argument("--camera-like", action="store_true", help="treat the images of a folder as frames at a fixed rate")
     parser.add_argument("--fps", type=float, help="frames per second (default: 30)")
-    parser.add_argument("--stream", action="store_true", help="follow the images of a folder as the frames of a film")
+    parser.add_argument(
+        "--stream", action="store_true", help="follow the images of a folder, in alphabetical order (f1, f10, f2), as a film"
+    )
     parser.add_argument("--updates", type=int, metavar="N", help="with --stream, steps of the network a frame (default: 1)")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the class probabilities of one image over steps, MACs and milliseconds"

@@ -118,7 +118,8 @@ def test_networks_that_people_deploy(name: str, tmp_path: Path) -> None:
     if ":" in name:
         model = anytime.attach_exits(name, 3, num_classes=10, input_size=(3, 64, 64)).eval()
     else:
-        model = anytime.load(name) if name.endswith("cifar10") else anytime.create_model(name, 10, input_size=32).eval()
+        small = {"blocks": (1, 1, 1), "width": 24, "steps": 3, "cardinality": 6}
+        model = anytime.load(name) if name.endswith("cifar10") else anytime.create_model(name, 10, **small).eval()
     export = anytime.export_model(model, tmp_path / "out", "executorch", input_size=model.info.input_size or 32)
     x = torch.rand(2, *export.manifest.input_size)
     torch.testing.assert_close(export(x).softmax(-1), model(x).detach().softmax(-1), atol=1e-4, rtol=0)

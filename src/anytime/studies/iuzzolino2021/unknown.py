@@ -140,7 +140,12 @@ def unknown_result(found: Mapping[str, Mapping[int, Mapping[str, Mapping[str, fl
         claims.append(Claim(statement, shows, counted, "figure 7, without numbers in the text"))
     columns = [Column("reads", "reads"), Column("auroc", "AUROC", ".3f"), Column("auroc_error", "SEM", ".3f")]
     columns += [Column("fpr95", "FPR at 95 % TPR", ".3f"), Column("fpr95_error", "SEM", ".3f")]
-    extra = {"sets": list(found), "errors": f"SEM {SEM}", "rows": rows, "by_set": found}
+    extra = {
+        "sets": list(found),
+        "errors": f"SEM {SEM}, without the level of each (Cousineau, Morey)",
+        "rows": rows,
+        "by_set": found,
+    }
     return Result({**numbers, **extra}, format_table(rows, columns), _drawn(rows, figure_title(numbers)), claims)
 
 

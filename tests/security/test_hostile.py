@@ -382,6 +382,12 @@ TRACES |= {
     "levels of other classes": with_meta(levels=[10**9]),
     "levels are text": with_meta(levels=["x"]),
     "seconds are a number": with_meta(seconds_low=3),
+    "seconds are an object": with_meta(seconds_low=dict.fromkeys("ab", 1)),
+    "seconds are texts": with_meta(seconds_high=["a", "b"]),
+    "a batch without end": with_meta(seconds_batch=float("inf")),
+    "a batch is a text": with_meta(seconds_batch="abc"),
+    "hardware is a list": with_meta(hardware=[{}]),
+    "a load of 10^400": with_meta(load=10**400),
     "many tensors": set_trace(lambda content: struct.pack("<Q", len(MANY)) + MANY),
     "a type that is unknown": set_trace(
         lambda content: struct.pack("<Q", 59) + b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}      ' + b"\0"

@@ -107,7 +107,7 @@ def reported(step: Any, metric: Any) -> str:
             [STUDY, SEARCH, SET, VALUES[0], value("objective.loss", 9), done(0.5)],
             r"damaged: Optuna cannot read it \(IndexError",
         ),
-        ([STUDY, SEARCH, SET, *VALUES, entry(6)], r"is damaged: Optuna cannot read it \(KeyError: 'trial_id'\)"),
+        ([STUDY, SEARCH, SET, *VALUES, entry(6)], "is damaged: a search writes no such entry there"),
         ([STUDY], ASKED),
         ([STUDY, SET], ASKED),
         ([STUDY, entry(2, study_id=0, user_attr={"mine": "a week of work"}), SET], ASKED),
@@ -163,6 +163,18 @@ def test_a_set_with_entries_without_end_is_one_sentence(monkeypatch: pytest.Monk
         opened()
     with names_from("recipe.yaml or space.yaml", trust=True):
         assert len(opened().trials[0].intermediate_values) == 60
+    note = '{"op_code":3,"worker_id":"w","system_attr":{"note":"x"}}'
+    Path("journal.log").write_text("\n".join([STUDY, SEARCH, *[note] * 60, SET, *VALUES]) + "\n")
+    with pytest.raises(TooLarge):
+        opened()
+
+
+def test_entries_of_an_earlier_set_are_none_of_a_search() -> None:
+    """Each would make Optuna copy all that the earlier set holds."""
+    second = [SET, *(each.replace('"trial_id":0', '"trial_id":1') for each in VALUES)]
+    Path("journal.log").write_text("\n".join([STUDY, SEARCH, SET, *VALUES, *second, reported(1, 0.5)]) + "\n")
+    with pytest.raises(ValueError, match=f"line {len(VALUES) + len(second) + 4} of .*journal.log is damaged"):
+        opened()
 
 
 def test_a_journal_that_is_cut_anywhere_continues() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
+from anytime.support.text import quoted
 from anytime.support.units import is_list
 
+_LARGE = 10**12  # more than any number of seconds, busy cores or images
 Array = Any  # a numpy array, a torch tensor, or nested sequences of numbers
 
 
@@ -195,3 +197,23 @@ def check_labels(labels: Tensor, levels: tuple[int, ...], samples: int) -> None:
         if low < -1 or high >= size:
             given = f"got values from {low} to {high}"
             raise ValueError(f"labels must lie in 0..{size - 1} for {size} classes, or be -1 if absent, {given}")
+
+
+def check_conditions(meta: Mapping[str, Any], steps: int) -> None:
+    """Raises ValueError unless what `meta` says of a measurement has the right form, where it says it."""
+    for name in ("seconds_low", "seconds_high"):
+        if (values := meta.get(name)) is None:
+            continue
+        numbers = [value for value in values if _is_number(value)] if isinstance(values, list | tuple) else []
+        if len(numbers) != steps or len(values) != steps:
+            raise ValueError(f"meta[{name!r}] must hold {steps} values, got {quoted(values)}")
+    batch = meta.get("seconds_batch", 1)
+    if type(batch) is not int or not 1 <= batch < _LARGE:
+        raise ValueError(f"meta['seconds_batch'] must be a number of images, got {quoted(batch)}")
+    for name in ("hardware", "load", "torch", "date"):
+        if not (meta.get(name) is None or isinstance(meta[name], str) or _is_number(meta[name])):
+            raise ValueError(f"meta[{name!r}] must be a text or a number, got {quoted(meta[name])}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGE < value < _LARGE

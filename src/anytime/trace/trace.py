@@ -89,9 +89,7 @@ class Trace:
             raise ValueError(
                 f"label levels of {self.levels} classes do not fit {classes} classes and {arrays.described(self.labels)}"
             )
-        for name in ("seconds_low", "seconds_high"):
-            if len(self.meta.get(name, [0] * steps)) != steps:
-                raise ValueError(f"meta[{name!r}] must hold {steps} values, got {self.meta[name]!r}")
+        arrays.check_conditions(self.meta, steps)
         if self.meta.get("groups") is not None:
             groups = arrays.as_groups(self.meta["groups"], samples)
             object.__setattr__(self, "meta", {**self.meta, "groups": groups})

@@ -29,7 +29,7 @@ BYTES = 2**26
 WORK = 2 * 10**9  # values that Optuna copies while it reads a journal, all of a set for each of its entries
 _BEGINS = b'{"op_code":0'  # as Optuna writes the study
 _ATTRIBUTE, _CREATE, _PARAMETER = 2, 4, 5  # and one of the user's attributes, a set, and a value of a set
-_OTHERS = 3, 6, 7  # and notes of its dashboard, the end of a set, and the metric after an epoch
+_NOTE, _ENDS = 3, (6, 7)  # and a note of its dashboard, and the end of a set or the metric after an epoch
 
 
 class _OneWriter:
@@ -128,7 +128,7 @@ def _mend(path: Path, space: Space, wanted: Mapping[str, Any]) -> None:
     *lines, _ = text.split(b"\n")
     if len(lines) < 2:  # both are written before the file gets its name
         raise NotOurs(f"{path} does not say what is searched; give another --runs")
-    place = opened = sets = first = work = 0
+    place = opened = sets = first = notes = work = 0
     missing: list[str] = []  # what the last set, which begins at `opened`, does not have yet
     for number, line in enumerate(lines, 1):
         log = parse_json(line, f"line {number} of {path}")
@@ -142,9 +142,11 @@ def _mend(path: Path, space: Space, wanted: Mapping[str, Any]) -> None:
             opened, missing, sets, first = place, [*space], sets + 1, number
         elif kind == _PARAMETER and log.get("trial_id") == sets - 1 and log.get("param_name") in missing:
             missing.remove(log["param_name"])
-        elif missing or kind not in _OTHERS:
+        elif kind == _NOTE and not missing:
+            notes += 1
+        elif missing or kind not in _ENDS or log.get("trial_id") != sets - 1:
             raise ValueError(f"line {number} of {path} is damaged: a search writes no such entry there")
-        work += number - first
+        work += number - first + notes
         if work > WORK and not is_consented():
             raise TooLarge(f"{path} has more entries in its sets than any search; use --trust if it is yours")
         place += len(line) + 1

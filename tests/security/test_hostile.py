@@ -383,7 +383,6 @@ TRACES |= {
     "levels are text": with_meta(levels=["x"]),
     "seconds are a number": with_meta(seconds_low=3),
     "seconds are an object": with_meta(seconds_low=dict.fromkeys("ab", 1)),
-    "seconds are texts": with_meta(seconds_high=["a", "b"]),
     "a batch without end": with_meta(seconds_batch=float("inf")),
     "a batch is a text": with_meta(seconds_batch="abc"),
     "hardware is a list": with_meta(hardware=[{}]),

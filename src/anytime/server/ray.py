@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anytime.pretrained import load
-from anytime.server.app import ServerSettings
-from anytime.server.launch import application, make_worker
 from anytime.server.scheduler import POLICIES, Limits
 from anytime.support.cluster import connect
 from anytime.support.text import printable
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+    from anytime.server.app import ServerSettings
 
 APPLICATION = "anytime"  # its name on the cluster
 
@@ -64,6 +64,9 @@ def ray_app(
         from ray import serve
     except ImportError as error:
         raise ImportError("replicas on a cluster need Ray Serve: pip install 'anytime-nets[ray]'") from error
+    from anytime.server.app import ServerSettings  # late, because the reference is made without the extra `serve`
+    from anytime.server.launch import application, make_worker
+
     limits, settings = limits or Limits(), settings or ServerSettings()
     if policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")

@@ -1,5 +1,7 @@
 """Pages are true: their code runs and prints what they show, their commands have these options, the picture is drawn anew."""
 
+import ast
+import builtins
 import functools
 import re
 import shlex
@@ -46,6 +48,26 @@ def test_code_of_how_to_pages_runs(page: str) -> None:
     for code in blocks(page, "python"):
         exec(compile(code, f"{page}.md", "exec"), names)
     assert names["model"].num_steps >= 2
+
+
+@pytest.mark.parametrize("page", ["camera", "cascade", "comparison"])
+def test_code_of_tutorials_has_all_that_it_names(page: str) -> None:
+    text = (DOCS / f"tutorials/{page}.md").read_text(encoding="utf-8")
+    programs: dict[str, str] = {}
+    for name, first, end in re.findall(r"examples/(\w+)\.py\n:start-at: (.*)\n:end-before: (.*)\n", text):
+        code = (DOCS.parent / f"examples/{name}.py").read_text(encoding="utf-8")
+        at = code.rindex("\n", 0, code.index(first)) + 1
+        programs[name] = programs.get(name, "") + code[at : code.rindex("\n", 0, code.index(end, at)) + 1]
+    assert programs
+    for name, code in programs.items():
+        assert f"](../gallery/{name}.rst)" in text
+        nodes = [*ast.walk(ast.parse(code))]
+        read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        made |= {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
+        assert read - made - {*dir(builtins)} == set()
 
 
 def commands() -> list[tuple[str, list[str]]]:

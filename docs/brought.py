@@ -34,6 +34,14 @@ LIVE = ROOT / "docs/_static/live.html"  # of `anytime export fast_cifar10 --html
 PLACE = "% The live page, if it was made.\n"
 FRAME = """```{raw} html
 <iframe class="live" src="_static/live.html" allow="camera" title="A network that answers live"></iframe>
+<script>
+{ // the page has the colours of the site's switch
+  const frame = document.querySelector("iframe.live"), site = document.documentElement;
+  const follow = () => frame.contentWindow.location.replace(`_static/live.html#${site.dataset.theme}`);
+  new MutationObserver(follow).observe(site, { attributeFilter: ["data-theme"] });
+  follow();
+}
+</script>
 ```
 """
 DRAWN = ROOT / "docs/images/examples"

@@ -102,6 +102,36 @@ def test_probabilities_of_every_step_are_the_models(page: Any, model: Any, examp
     assert expected.amax() > 0.3  # no answers that are equal whatever is computed
 
 
+def test_words_and_dots_follow_the_bars_of_a_new_picture(page: Any) -> None:
+    page.emulate_media(reduced_motion="no-preference")
+    script = """live.then(async p => {
+        const seen = [], present = p.present;
+        p.answer = () => ({ step: 3, late: 0, probabilities: p.shown.probabilities[2] });
+        p.present = function (...given) {
+            present.apply(this, given);
+            const done = document.querySelectorAll("#steps .done").length, sure = document.getElementById("sure").textContent;
+            seen.push([given[0], done, sure === percent(Math.max(...p.shown.probabilities[done - 1]))]);
+        };
+        await p.choose(p.examples[1].picture, 1, "second");
+        await new Promise(done => setTimeout(done, 1200));
+        delete p.answer;
+        delete p.present;
+        return seen;
+    })"""
+    assert page.evaluate(script) == [[1, 1, True], [2, 2, True], [3, 3, True]]
+    page.emulate_media(reduced_motion="reduce")
+
+
+def test_the_page_has_the_colours_that_its_address_asks_for(page: Any) -> None:
+    colours = set()
+    for asked in ("dark", "light"):
+        page.evaluate("asked => location.replace(`#${asked}`)", asked)
+        page.wait_for_function("asked => document.documentElement.style.colorScheme === asked", arg=asked)
+        colours.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(colours) == 2
+    page.evaluate("location.replace('#')")
+
+
 def test_names_are_text_and_nothing_leaves_the_page(page: Any) -> None:
     assert page.locator("h1").inner_text() == HOSTILE
     assert page.locator("#bars .name").first.inner_text() == HOSTILE
@@ -138,8 +168,11 @@ def test_the_slider_shows_the_answer_that_was_ready(page: Any) -> None:
         page.evaluate(script, deadline)
         assert page.locator("#when").inner_text() == said
         assert page.locator("#share").inner_text() == accuracy
+        answer = {"none": "before the first answer", "50.00 %": "answer 1", "60.00 %": "answer 2"}
+        assert page.locator("#of").inner_text() == f"({answer.get(accuracy, 'answer 3')})"
     page.select_option("#rule", label="first")
     assert page.locator("#when").inner_text() == "step 1 of 3, ready after 2.0 ms; the rule stopped there"
+    assert page.locator("#of").inner_text() == "(answer 3, without the rule)"
     page.select_option("#rule", label="off")
 
 

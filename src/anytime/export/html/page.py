@@ -132,7 +132,7 @@ def write_page(
         "examples-data": _part("examples-data", examples.images.numpy().tobytes()) if examples else "",
     }
     answers = f"{model.num_steps} answers: the first comes early, later ones are right more often"
-    lead = f"A network with {answers}. Whenever the deadline comes, it has one. Move the deadline, and see which."
+    lead = f"A network with {answers}. From the first on, it has one whenever time is up. Move the deadline, and see which."
     values = {
         "name": html.escape(name),
         "lead": lead if model.num_steps > 1 else "A network with one answer: a deadline either reaches it or does not.",

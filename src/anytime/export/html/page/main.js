@@ -96,6 +96,11 @@ class Page {
   show() {
     const { step, late, probabilities } = this.answer();
     this.present(step, probabilities, late);
+    this.mark();
+  }
+
+  /** Marks the deadline in the charts. */
+  mark() {
     this.course.at(this.deadline, 0, 1);
     if (facts.accuracy) this.accuracy.at(this.deadline, this.low, 1);
   }
@@ -121,7 +126,9 @@ class Page {
     if (facts.accuracy) {
       const reached = this.deadlines.filter((d) => d <= deadline).length;
       const share = reached ? `${(100 * facts.accuracy[reached - 1]).toFixed(2)} %` : "none";
-      get("share").textContent = this.rule.stop.kind === "never" ? share : `${share} without the rule`;
+      const without = this.rule.stop.kind === "never" ? "" : ", without the rule";
+      get("share").textContent = share;
+      get("of").textContent = `(${reached ? `answer ${reached}` : "before the first answer"}${without})`;
     }
   }
 
@@ -135,18 +142,18 @@ class Page {
 
   /** Shows the answers one after the other, up to that of the deadline. */
   reveal() {
-    const { step } = this.answer(), { probabilities } = this.shown;
-    this.show();
-    this.announce();
-    if (calm.matches) return;
-    const mine = ++this.playing;
+    const { step } = this.answer(), mine = ++this.playing;
     const next = (t) => {
       if (mine !== this.playing) return;
-      if (t >= step) return this.show();
-      this.bars.show(t ? probabilities[t - 1] : PRIOR);
-      setTimeout(() => next(t + 1), 1000 / (step + 1));
+      if (t >= step || calm.matches) {
+        this.show();
+        return this.announce();
+      }
+      this.present(t, this.shown.probabilities[t - 1], 0);
+      setTimeout(() => next(t + 1), 1000 / step);
     };
-    next(0);
+    this.mark();
+    next(1);
   }
 
   /** Lets the deadline grow from 0 to its end, in four seconds; a second call stops it. */
@@ -302,9 +309,17 @@ function connect(page) {
     });
   new ResizeObserver(() => {
     page.draw();
-    page.show();
+    page.mark();
   }).observe(get("course"));
 }
+
+/** Follows the page around this one, which asks for its colours as `#dark` or `#light`. */
+function follow() {
+  const asked = location.hash.slice(1);
+  document.documentElement.style.colorScheme = ["dark", "light"].includes(asked) ? asked : "";
+}
+addEventListener("hashchange", follow);
+follow();
 
 async function begin() {
   const missing = lacking();

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import anytime
 from anytime.cli import COMMANDS, main
 from anytime.pretrained import list_pretrained
@@ -141,9 +143,29 @@ def _cards() -> str:
     return "\n\n".join(re.sub(r"^#", "##", card, flags=re.MULTILINE) for card in cards)
 
 
+def bibtex() -> str:
+    """CITATION.cff for BibTeX: the library and the papers, each by the name of its first author and the year."""
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    text = ""
+    for work in (cff, *cff["references"]):
+        first = work["authors"][0].get("family-names", "anytime")
+        people = [f"{{{a['name']}}}" if "name" in a else f"{a['family-names']}, {a['given-names']}" for a in work["authors"]]
+        known = {"author": " and ".join(people), "title": f"{{{work['title']}}}", "booktitle": work.get("collection-title")}
+        known |= {"year": work.get("year"), "note": f"version {work['version']}" if "version" in work else None}
+        fields = "".join(f"  {key} = {{{value}}},\n" for key, value in known.items() if value)
+        kind = "inproceedings" if "collection-title" in work else "misc"
+        text += f"@{kind}{{{first.lower()}{work.get('year', '')},\n{fields}}}\n\n"
+    return text.strip()
+
+
+def _citing() -> str:
+    return f"## BibTeX\n\n```text\n{bibtex()}\n```\n"
+
+
 MADE: dict[str, Callable[[], str]] = {
     "reference/commands": _commands,
     "reference/models": _models,
     "reference/recipes": _recipes,
     "reference/cards": _cards,
+    "about/citing": _citing,
 }

@@ -46,6 +46,18 @@ def test_public_modules_say_what_they_offer(name: str) -> None:
             assert thing.__doc__, f"{name}.{offered} has no docstring"
 
 
+@pytest.mark.parametrize("name", PUBLIC)
+def test_arguments_in_docstrings_are_no_links_to_functions_of_their_name(name: str) -> None:
+    module = importlib.import_module(name)
+    linked = {*module.__all__, *(page.removeprefix(f"{name}.") for page in PUBLIC)}
+    for offered in module.__all__:
+        thing = getattr(module, offered)
+        if inspect.isfunction(thing) or (inspect.isclass(thing) and not issubclass(thing, Exception)):
+            named = linked & {*inspect.signature(thing).parameters} - {offered}
+            found = [argument for argument in named if re.search(f"(?<!`)`{argument}`(?!`)", thing.__doc__ or "")]
+            assert found == [], f"{name}.{offered}"
+
+
 def test_the_reference_has_every_module_that_the_pages_import_from() -> None:
     pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.py"), ROOT / "README.md"]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from anytime.reporting.style import read
-from brought import WHOLE, led
+from brought import WHOLE, bibtex, led
 from check_site import faults
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,14 @@ def test_an_empty_folder_is_no_site(tmp_path: Path) -> None:
 )
 def test_links_lead_to_pages(before: str, link: str, now: str, there: str) -> None:
     assert led(f"[text]({link})", before, now) == f"[text]({there})"
+
+
+def test_bibtex_has_the_library_and_every_paper() -> None:
+    cited = bibtex()
+    assert re.findall(r"^@(\w+)\{(\w+),$", cited, re.MULTILINE)[:2] == [("misc", "anytime"), ("inproceedings", "kim2020")]
+    assert cited.count("@") == len(re.findall("^ +title: ", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)) + 1
+    assert "  author = {Lee, Hankook and Shin, Jinwoo},\n" in cited
+    assert cited.count("{") == cited.count("}")
 
 
 def test_what_is_brought_exists() -> None:

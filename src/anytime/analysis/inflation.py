@@ -10,8 +10,8 @@ In the proposition d_j = b^(j-1), every anytime member is as good as the best ne
 depth, and the stop is uniform over the cost. `sup_inflation` and `expected_inflation` are its limits for ever longer
 sequences, which no finite one exceeds; `sequence_inflation` is exact for given depths, `simulate` draws stops.
 
-In all functions `base` is b > 1, the ratio of a network's depth to that of the previous one, and `anytime` is True for
-anytime members, False for plain ones.
+In all functions `base` is b > 1, the ratio of a network's depth to that of the previous one, and `anytime=True` stands
+for anytime members, `anytime=False` for plain ones.
 """
 
 from __future__ import annotations

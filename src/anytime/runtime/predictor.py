@@ -98,7 +98,7 @@ class Predictor:
 
     Raises:
         ValueError: If the profile is of another model or machine, a name is unknown, a rule was never fitted, the prior has
-            the wrong length, the engine cannot cancel a step, or `record` is a file of another kind or in use.
+            the wrong length, the engine cannot cancel a step, or the file to record to is of another kind or in use.
         TypeError: If the model is no anytime model, or another argument has the wrong type.
 
     Example:

@@ -39,7 +39,7 @@ def record(
     seconds_batch: int = 1,
     meta: Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Runs `model` over `data` in eval mode and in its own precision; records all answers, their costs and the hardware.
+    """Runs a model over data in eval mode and in its own precision; records all answers, their costs and the hardware.
 
     Features and activations are kept in memory; their size is printed on stderr after the first batch (with `progress`). They
     come from the stream, step by step; without them `forward` gives the answers.

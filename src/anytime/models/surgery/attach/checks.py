@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anytime.models.surgery.attach.conditions import ASKED, preserved
 from anytime.models.surgery.attach.segments import Stage
-from anytime.models.surgery.attach.stored import memory_of, stored_tensors
+from anytime.models.surgery.attach.stored import memory_of
 from anytime.models.surgery.attach.trace import logits_of
 from anytime.support.text import one_line
 from anytime.support.trust import weights_follow
@@ -132,6 +132,8 @@ def _alike(one: Tensor | None, other: Tensor | None, gradients: Mapping[str, Ten
 
 def _distance(expected: Tensor, actual: Tensor) -> float:
     """The largest difference, relative to the largest value, at least 1; 0 for what is equal, even if it is not finite."""
+    if expected.layout is not torch.strided:
+        expected, actual = expected.to_dense(), actual.to_dense()
     if bool(((expected == actual) | ((expected != expected) & (actual != actual))).all()):
         return 0.0
     expected, actual = expected.double(), actual.double()
@@ -140,8 +142,9 @@ def _distance(expected: Tensor, actual: Tensor) -> float:
 
 @contextmanager
 def _changed(backbone: nn.Module, ordinary: bool) -> Iterator[None]:
-    """Inside this block every tensor of floating point that the network keeps has other values, `ordinary` ones if asked."""
-    kept = [t for t, _ in stored_tensors(backbone).values() if t.is_floating_point() and not t.is_sparse and t.numel()]
+    """Inside this block every parameter and buffer of floating point has other values, `ordinary` ones if asked."""
+    stored = (*backbone.parameters(), *backbone.buffers())
+    kept = [t for t in stored if t.is_floating_point() and t.layout is torch.strided and t.numel() and not t.is_inference()]
     tensors = {memory_of(t): t for t in reversed(kept) if 0 not in t.stride()}.values()  # the first of several views
     saved = [t.detach().clone() for t in tensors]
     chance = torch.Generator().manual_seed(0)

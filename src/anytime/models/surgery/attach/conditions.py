@@ -25,25 +25,48 @@ OTHER_IN_TRAINING = "it does something else in train mode than in eval mode, whi
 ASKED = "it must ask the batch size as x.shape[0], not make a plain number of it, as len(x), int(...) and loops over images do"
 
 
+_REGISTRIES = frozenset(vars(nn.Module()))  # of parameters, buffers, submodules and hooks, and the mode
+
+
 @contextmanager
 def preserved(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards modes, buffers, tensors in attributes and random states are as they were."""
-    buffers = [(m, name, b, b.clone()) for m in module.modules() for name, b in m._buffers.items() if b is not None]
-    others = [
-        (vars(m), name, tensor, tensor.clone(), None if tensor.is_inference() else tensor._version)
-        for m in module.modules()
-        for name, tensor in vars(m).items()
-        if isinstance(tensor, Tensor)
-    ]
+    """Eval mode without gradients; afterwards modes, buffers, attributes and random states are as they were.
+
+    Lists, dictionaries and sets in attributes hold what they held. Modules with a `train` of their own, which may change their
+    weights, have these back as well.
+    """
+    slots = [(m._buffers, dict(m._buffers)) for m in module.modules()]
+    buffers = [(buffer, buffer.clone()) for _, held in slots for buffer in held.values() if buffer is not None]
+    attributes = [(vars(m), {k: v for k, v in vars(m).items() if k not in _REGISTRIES}) for m in module.modules()]
+    values = [value for _, kept in attributes for value in kept.values()]
+    tables = [(t, t.clone(), None if t.is_inference() else t._version) for t in values if isinstance(t, Tensor)]
+    containers = [(each, each.copy()) for each in values if type(each) in (list, dict, set)]
+    own = [m for m in module.modules() if type(m).train is not nn.Module.train]
+    weights = [(weight, weight.detach().clone()) for m in own for weight in m.parameters()]
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
     with eval_mode(module), other_chance_kept(), torch.random.fork_rng(devices), torch.no_grad():
         try:
             yield
         finally:
-            for owner, name, buffer, saved in buffers:
-                owner._buffers[name] = (buffer.detach_() if buffer.grad_fn is not None else buffer).copy_(saved)
-            for attributes, name, tensor, saved, version in others:
-                attributes[name] = tensor if version is None or tensor._version == version else tensor.copy_(saved)
+            for slot, held in slots:
+                slot.clear()
+                slot.update(held)
+            for buffer, saved in buffers:
+                if not buffer.is_inference():  # which nothing changes out of inference mode
+                    (buffer.detach_() if buffer.grad_fn is not None else buffer).copy_(saved)
+            for now, kept in attributes:
+                for name in now.keys() - kept.keys() - _REGISTRIES:
+                    del now[name]
+                now.update(kept)
+            for table, saved, version in tables:
+                if version is not None and table._version != version:
+                    table.copy_(saved)
+            for container, items in containers:
+                container.clear()
+                container.extend(items) if isinstance(container, list) else container.update(items)
+            for weight, saved in weights:
+                if not torch.equal(weight, saved):  # changed through `.data`, it would have the same version
+                    weight.copy_(saved)
 
 
 LARGER = ((7 * 32, 7 * 32), (32, 64))  # pixels that the sides of other images have more: windows and strides still fit

@@ -82,6 +82,7 @@ def _table(superclass: Sequence[int] | LabelLevels, level: int, class_names: Seq
     if not isinstance(superclass, LabelLevels):
         if not is_list(superclass):
             raise ValueError(f"superclass needs a list in the order of the classes, got {superclass!r}")
+        superclass = list(superclass)
         if len(superclass) != classes:
             raise ValueError(f"superclass needs one entry for each of {classes} classes, got {len(superclass)}")
         return torch.tensor([_whole(number) for number in superclass])

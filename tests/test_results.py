@@ -20,7 +20,7 @@ from anytime.commands.parser import Parser
 from anytime.studies import TrainingRun
 
 ROOT = Path(__file__).parents[1]
-PRETRAINED = re.compile(r"(anytimenet(_baseline)?|fast)_cifar10")
+PRETRAINED = re.compile(r"(anytimenet(_baseline)?|fast|cascaded_(td|ce))_cifar10")
 
 
 class Parsed(Exception):

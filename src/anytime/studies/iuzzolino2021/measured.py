@@ -28,7 +28,7 @@ STEPS = 70  # of a smoothing network
 
 
 @dataclass(frozen=True)
-class Smoothing:
+class Smoothed:
     """A view: the weights under smoothing (alpha 0.9, 70 steps), with statistics of each step under these dynamics.
 
     They are of training images as training sees them, like the statistics of the trained network: of images without the
@@ -45,7 +45,7 @@ class Smoothing:
         return network
 
 
-smoothed = Smoothing()
+smoothed = Smoothed()
 
 
 def folder_of(traces: Traces, name: str, seed: int) -> Path:

@@ -304,7 +304,7 @@ def test_max_pools_to_a_grid_are_made_of_other_operators(case: tuple[int, int, i
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"engine": "tensorrt"}, "engine must be one of onnx, openvino, aoti, got 'tensorrt'"),
+        ({"engine": "tensorrt"}, "engine must be one of onnx, openvino, aoti, executorch, got 'tensorrt'"),
         ({"precision": "int4"}, "precision of the engine 'onnx' must be one of float32, int8, got 'int4'"),
         ({"precision": "int8"}, "calibration goes with precision='int8', and int8 needs it, got 'int8'"),
         ({"engine": "openvino", "one_graph": True}, "one_graph is for the engine 'onnx' in float32"),

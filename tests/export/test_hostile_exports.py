@@ -107,7 +107,10 @@ def large(manifest: Any) -> None:
 WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "another library": (put("kind", value="web app"), "holds neither a trained model nor an export"),
     "version": (put("format", value=2), "has format 2, this version of anytime reads format 1"),
-    "engine": (put("engine", value="os.system"), "is for the engine 'os.system', this version knows aoti, executorch, onnx, openvino"),
+    "engine": (
+        put("engine", value="os.system"),
+        "is for the engine 'os.system', this version knows aoti, executorch, onnx, openvino",
+    ),
     "engine as list": (put("engine", value=["onnx"]), "is for the engine"),
     "precision": (put("precision", value="int1"), "precision is 'int1'"),
     "batch": (put("batch", value=0), "batch is 0, neither a number nor 'dynamic'"),

@@ -158,7 +158,7 @@ def test_the_command_writes_one_file(run: Path, engine: Path, tmp_path: Path, mo
     assert "{{" not in re.sub(r'<script type="application/octet-stream".*?</script>', "", text, flags=re.DOTALL)
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text.partition("<script")[0])
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
-    assert '"name": "sure"' in text
+    assert re.findall(r'\{"name": "([^"]*)", "stop"', text) == ["", "patience=2", "sure"]  # "cheap" is left out
     assert re.search(r'"labels": \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\]', text)
     assert main(arguments) == 2
     assert f"{out} exists; give another --html, or --overwrite to replace it" in capsys.readouterr().err

@@ -24,12 +24,13 @@ from anytime.export.html.weights import Packed, largest_difference, pack
 from anytime.model import AnytimeModel, require_classifier
 from anytime.reporting.style import allowed, read
 from anytime.runtime.engines.exported import ExportedModel
-from anytime.stopping.saved import Fitted, saved_rules
+from anytime.stopping.saved import Fitted, rule_from_text, saved_rules
 from anytime.support.files import atomic_write
 from anytime.version import __version__
 
 SCRIPTS = ("unpack.js", "picture.js", "deadline.js", "rules.js", "network.js", "charts.js", "main.js")
 RULES = ("never", "confidence", "margin", "entropy", "patience", "selection_latency", "confidence_bands", "any", "all")
+BY_HAND = "patience=2"  # each page has a rule to switch on: two equal labels in a row need neither fitting nor calibration
 MOST_STEPS = 32
 MOST_BYTES = 10**9  # of all graphs with their weights, which a browser holds in memory
 LARGE = 25_000_000  # bytes of a page that is worth a warning
@@ -196,10 +197,10 @@ def _steps(export: ExportedModel, graphs: Sequence[str]) -> list[dict[str, Any]]
 
 
 def _rules(model: AnytimeModel) -> tuple[list[dict[str, Any]], list[str]]:
-    """No rule, then those saved with the model; and the names of those that look at more than probabilities."""
+    """No rule, one by hand, those saved with the model; and the names of those that look at more than probabilities."""
     saved = saved_rules(model)
     known = {name: fitted for name, fitted in saved.items() if _is_known(fitted.stop.to_dict())}
-    rules = {"": Fitted(), **known}
+    rules = {"": Fitted(), BY_HAND: Fitted(rule_from_text(BY_HAND)), **known}
     values = [{"name": name, "stop": each.stop.to_dict(), "combine": each.combine.to_dict()} for name, each in rules.items()]
     return values, [name for name in saved if name not in known]
 

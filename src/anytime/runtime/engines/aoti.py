@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime.runtime.engines.base import StepMeasurement
+from anytime.runtime.engines.base import WholeGraph
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import StepFile
 from anytime.runtime.engines.step_file import read_file
@@ -36,7 +36,7 @@ def made_for() -> dict[str, str]:
     return {"anytime_torch": torch.__version__, "anytime_system": system, "anytime_instructions": " ".join(names)}
 
 
-class AotiGraph:
+class AotiGraph(WholeGraph):
     """The library of one step, on the CPU; any number of threads may run it, one at a time. It cannot be cancelled.
 
     It computes with as many threads as torch has in the calling thread. Whoever makes this object executes the file.
@@ -54,8 +54,6 @@ class AotiGraph:
         ValueError: The file is damaged, or compiled for another version of torch, system or processor.
     """
 
-    cancels = False
-
     def __init__(
         self, directory: Path, step: StepFile, threads: int, allowance: Allowance, uses: int = 1, precision: str = "float32"
     ) -> None:
@@ -70,23 +68,10 @@ class AotiGraph:
                 raise ValueError(f"{self._path} cannot be loaded by AOTInductor: {one_line(error)}") from error
         _check_place(self._path, self._runner.get_metadata())
 
-    def call(self) -> None:
-        """Nothing: a run cannot be cancelled."""
-
     def run(self, inputs: Sequence[Tensor], call: Any = None) -> list[Tensor]:
         """The outputs, from the inputs in their order in the manifest."""
         outputs: list[Tensor] = self._runner.run([tensor.detach().contiguous() for tensor in inputs])
         return outputs
-
-    def cancel(self, call: Any) -> None:
-        """Does nothing."""
-
-    def measure(self, inputs: Sequence[Tensor], repeats: int) -> StepMeasurement:
-        """Nothing: the library does not say how long its operators take."""
-        return StepMeasurement([0.0] * repeats, 0)
-
-    def __deepcopy__(self, memo: Any) -> AotiGraph:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AotiGraph, (self._path.parent, self._step, 1, Allowance(0, 0))

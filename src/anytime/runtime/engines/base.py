@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from torch import Tensor
 
@@ -92,3 +92,22 @@ class Graph(Protocol):
 
     def measure(self, inputs: Sequence[Tensor], repeats: int) -> StepMeasurement:
         """How long the operators take in `repeats` runs, and how much memory they need."""
+
+
+class WholeGraph:
+    """What engines share whose runs end only by themselves, and do not say how long their operators take."""
+
+    cancels = False
+
+    def call(self) -> None:
+        """Nothing: a run cannot be cancelled."""
+
+    def cancel(self, call: Any) -> None:
+        """Does nothing."""
+
+    def measure(self, inputs: Sequence[Tensor], repeats: int) -> StepMeasurement:
+        """Nothing is known about the operators."""
+        return StepMeasurement([0.0] * repeats, 0)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self

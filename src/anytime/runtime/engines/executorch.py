@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anytime.runtime.engines.base import StepMeasurement
+from anytime.runtime.engines.base import WholeGraph
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import GraphValue, StepFile
 from anytime.runtime.engines.step_file import check_values, read_file
@@ -32,7 +32,7 @@ def require_engine() -> None:
     engine_version()
 
 
-class ExecutorchGraph:
+class ExecutorchGraph(WholeGraph):
     """The program of one step, on the CPU; any number of threads may run it, one at a time. It cannot be cancelled.
 
     The threads of ExecuTorch are the process's: whoever loads a graph sets them for all.
@@ -50,8 +50,6 @@ class ExecutorchGraph:
         ImportError: ExecuTorch is not installed.
         ValueError: The file is damaged, needs an operator that is not there, or has other inputs or outputs.
     """
-
-    cancels = False
 
     def __init__(
         self, directory: Path, step: StepFile, threads: int, allowance: Allowance, uses: int = 1, precision: str = "float32"
@@ -77,23 +75,10 @@ class ExecutorchGraph:
         outputs = [found.output_tensor_meta(k) for k in range(found.num_outputs())]
         check_values(self._path, step, _values(step.inputs, inputs), _values(step.outputs, outputs))
 
-    def call(self) -> None:
-        """Nothing: a run cannot be cancelled."""
-
     def run(self, inputs: Sequence[Tensor], call: Any = None) -> list[Tensor]:
         """The outputs, from the inputs in their order in the manifest."""
         with self._lock:  # the next run writes where this one's outputs lie
             return [output.clone() for output in self._method.execute([tensor.detach().contiguous() for tensor in inputs])]
-
-    def cancel(self, call: Any) -> None:
-        """Does nothing."""
-
-    def measure(self, inputs: Sequence[Tensor], repeats: int) -> StepMeasurement:
-        """Nothing: the program does not say how long its operators take."""
-        return StepMeasurement([0.0] * repeats, 0)
-
-    def __deepcopy__(self, memo: Any) -> ExecutorchGraph:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ExecutorchGraph, (self._path.parent, self._step, self._threads, Allowance(0, 0))

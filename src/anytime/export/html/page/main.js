@@ -284,7 +284,6 @@ function connect(page) {
   }));
   get("steps").append(...facts.steps.map((_, t) => element("span", {}, String(t + 1))));
   get("rule").append(...facts.rules.map(({ name }, i) => element("option", { value: i }, name || "off")));
-  get("ruled").hidden = facts.rules.length < 2;
   get("rule").addEventListener("change", () => {
     page.combine();
     page.show();

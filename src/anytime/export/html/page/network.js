@@ -1,6 +1,7 @@
 // The network: one session of onnxruntime-web for each graph.
 
-const REPEATS = 30; // runs that the profile is measured on
+const REPEATS = 30, LEAST = 5; // runs that the profile is measured on, at most and at least
+const PATIENCE = 1500; // milliseconds after which no further run begins
 
 /** Whether this browser can run the page: null, or a sentence that says what it lacks. */
 function lacking() {
@@ -83,9 +84,9 @@ class Network {
 
   /** Measures each step: median and 90 % quantile of its milliseconds, and the median until its answer. */
   async measure(image, tell) {
-    const runs = [];
-    for (let i = -3; i < REPEATS; i++) {
-      if (i % 10 === 0) await tell(`Measuring how fast the steps are here: run ${i + 1} of ${REPEATS} …`);
+    const runs = [], begin = performance.now();
+    await tell("Measuring how fast the steps are here …");
+    for (let i = -3; i < LEAST || (i < REPEATS && performance.now() - begin < PATIENCE); i++) {
       const { milliseconds } = await this.run(image);
       if (i >= 0) runs.push(milliseconds);
     }

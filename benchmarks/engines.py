@@ -167,7 +167,7 @@ def under_deadlines(export: Any, requests: int, points: int, load: bool) -> dict
 def main() -> None:
     """Prints a line per row of the table and writes all as JSON."""
     parser = harness.parser(__doc__ or "")
-    parser.add_argument("--engine", default="onnx", choices=("onnx", "openvino"))
+    parser.add_argument("--engine", default="onnx", choices=("onnx", "openvino", "aoti", "executorch"))
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--networks", nargs="+", help="only these of the table (default: all)")

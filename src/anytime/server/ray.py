@@ -65,7 +65,7 @@ def ray_app(
     except ImportError as error:
         raise ImportError("replicas on a cluster need Ray Serve: pip install 'anytime-nets[ray]'") from error
     from anytime.server.app import ServerSettings  # late, because the reference is made without the extra `serve`
-    from anytime.server.launch import application, make_worker
+    from anytime.server.launch import application, make_worker, shorten_collections
 
     limits, settings = limits or Limits(), settings or ServerSettings()
     if policy not in POLICIES:
@@ -79,7 +79,9 @@ def ray_app(
     def build() -> Any:
         torch.set_num_threads(threads)
         loaded = {name: load(path, trust).to(device) for name, path in paths.items()}
-        return application({name: make_worker(model, limits, policy, stop) for name, model in loaded.items()}, settings).app
+        workers = {name: make_worker(model, limits, policy, stop) for name, model in loaded.items()}
+        shorten_collections()
+        return application(workers, settings).app
 
     options: dict[str, Any] = {"num_replicas": least}
     if most > least:

@@ -65,7 +65,7 @@ def application(workers: Mapping[str, Worker], settings: ServerSettings | None =
 
 
 def shorten_collections() -> None:
-    """Leaves what is loaded out of later garbage collections, one of which stops all threads for 0.3 s where torch is loaded."""
+    """Leaves what is loaded out of later garbage collections: one of them stops all threads for 0.3 s with torch."""
     gc.collect()
     gc.freeze()
     atexit.register(gc.unfreeze)  # some libraries count what is left at the end

@@ -147,6 +147,11 @@ def test_no_answer_in_time(play: Play, naming: Any) -> None:
         answer = json.loads(reply.body)
         assert (reply.status, answer["step"], answer["missed"], answer["reason"]) == (200, -1, True, "deadline")
         assert answer["probabilities"] == [0.1] * 10
+        listed = {"accept": "application/json;q=0.5, application/x-ndjson", "anytime-prior": "yes"}
+        reply = await client.call("POST", PREDICT, GREY, headers | listed)
+        assert reply.headers["content-type"] == "application/x-ndjson"
+        assert reply.body.endswith(b"}\n")
+        assert json.loads(reply.body) | {"seconds": 0} == answer | {"seconds": 0}
         x = np.full((1, 3, 4, 4), 0.5, np.float32)
         body = json.dumps(infer_body(x, parameters={"timeout": 0, "prior": True})).encode()
         assert json.loads((await client.call("POST", INFER, body)).body)["parameters"]["step"] == -1
@@ -158,8 +163,9 @@ def test_no_answer_in_time(play: Play, naming: Any) -> None:
     server = play(scenario)
     text = server.metrics.text().decode()
     assert 'anytime_requests_total{model="toy",outcome="no_answer"} 2.0' in text
-    assert 'anytime_requests_total{model="toy",outcome="prior"} 2.0' in text
-    assert 'anytime_hopeless_total{model="toy"} 3.0' in text
+    assert 'anytime_requests_total{model="toy",outcome="prior"} 3.0' in text
+    assert 'anytime_answers_total{model="toy",step="0"} 5.0' in text
+    assert 'anytime_hopeless_total{model="toy"} 4.0' in text
 
 
 def test_too_many_live_images_and_clients_that_leave(play: Play, naming: Any, worker: Any) -> None:
@@ -172,6 +178,10 @@ def test_too_many_live_images_and_clients_that_leave(play: Play, naming: Any, wo
         reply = await client.call("POST", PREDICT, GREY, RAW)
         assert (reply.status, reply.headers["retry-after"]) == (503, "1")
         assert b"1 images are live" in reply.body
+        x = np.full((2, 3, 4, 4), 0.5, np.float32)
+        for path in (INFER, INFER.replace("/infer", "/versions/1/infer")):
+            reply = await client.call("POST", path, json.dumps(infer_body(x)).encode())
+            assert (reply.status, b"the request has 2 images, and this server takes at most 1" in reply.body) == (413, True)
         gone.set()
         await first
         assert worker.live == 0

@@ -27,7 +27,7 @@ pytest.importorskip("prometheus_client")
 
 import anytime
 from anytime.cli import main
-from anytime.server.client import _answer
+from anytime.server import client
 from anytime.server.launch import Runner, application, listen, make_worker, names
 from anytime.server.scheduler import Limits
 
@@ -63,22 +63,24 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str,
 def test_clients_of_the_protocol(served: tuple[str, Runner]) -> None:
     triton = pytest.importorskip("tritonclient.http")
     x = np.array([0.15, 0.85], np.float32).repeat(48).reshape(2, 3, 4, 4)
-    with triton.InferenceServerClient(served[0].removeprefix("http://")) as client:
-        assert client.is_server_live()
-        assert client.is_server_ready()
-        assert client.is_model_ready("toy")
-        assert client.get_model_metadata("toy")["inputs"][0]["shape"] == [-1, 3, 4, 4]
-        for binary in (True, False):
+    with triton.InferenceServerClient(served[0].removeprefix("http://")) as asking:
+        assert asking.is_server_live()
+        assert asking.is_server_ready()
+        assert asking.is_model_ready("toy", "1")
+        assert asking.get_model_metadata("toy")["inputs"][0]["shape"] == [-1, 3, 4, 4]
+        for binary, version in ((True, ""), (False, "1")):
             image = triton.InferInput("image", x.shape, "FP32")
             image.set_data_from_numpy(x, binary_data=binary)
             wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("label", "probabilities")]
-            answer = client.infer("toy", [image], outputs=wanted, timeout=5_000_000, request_id="mine")
+            answer = asking.infer("toy", [image], model_version=version, outputs=wanted, timeout=5_000_000, request_id="mine")
             assert answer.as_numpy("label").tolist() == [1, 8]
             assert answer.as_numpy("probabilities").shape == (2, 10)
             assert answer.get_response()["parameters"]["reason"] == "complete"
 
 
-def test_the_command_asks_a_server(served: tuple[str, Runner], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_asks_a_server(
+    served: tuple[str, Runner], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, _ = served
     for name in ("a.png", "b.jpg", "c.bmp"):
         Image.new("RGB", (9, 7), (115,) * 3).save(tmp_path / name)
@@ -98,6 +100,10 @@ def test_the_command_asks_a_server(served: tuple[str, Runner], capsys: pytest.Ca
     for (model, *more), (code, says) in failing.items():
         assert main(["predict", model, str(tmp_path / "a.png"), "--server", url, *more]) == code
         assert says in capsys.readouterr().err
+    monkeypatch.setattr(client, "_IMAGE", 50)
+    assert main(["predict", "toy", str(tmp_path / "a.png"), "--server", url]) == 1
+    assert "a.png has more than 50 bytes, more than a server takes" in capsys.readouterr().err
+    monkeypatch.undo()
     (tmp_path / "a.txt").write_text("no image")
     assert main(["predict", "toy", str(tmp_path / "a.txt"), "--server", url]) == 1
     assert "a.txt is damaged" in capsys.readouterr().err
@@ -106,7 +112,7 @@ def test_the_command_asks_a_server(served: tuple[str, Runner], capsys: pytest.Ca
 def test_answers_of_other_servers_are_checked() -> None:
     for line in (b"[]", b"{", b'{"step": 1}', b"[" * 10_000):
         with pytest.raises(ValueError, match=r"the answer of http://a|is no server of this version"):
-            _answer(line, "http://a")
+            client._answer(line, "http://a")
 
 
 def test_live_requests_are_answered_before_the_end(served: tuple[str, Runner], worker: Any, naming: Any) -> None:
@@ -185,6 +191,9 @@ def test_the_command_ends_at_wrong_usage(capsys: pytest.CaptureFixture[str], tmp
         ("anytimenet_cifar10", "--deadline", "0"): "--deadline must be a time above 0, got '0'",
         ("anytimenet_cifar10", "--max-deadline", "inf"): "--max-deadline must be a time above 0, got 'inf'",
         ("anytimenet_cifar10", "--margin", "-1ms"): "--margin must be a time of at least 0, got '-1ms'",
+        ("anytimenet_cifar10", "--margin", "1s"): "--margin must be shorter than --deadline and --max-deadline",
+        ("anytimenet_cifar10", "--stop", "confidenc=0.9"): "confidence",
+        ("a=",): "a served model is NAME=RUN, and 'a=' names no run",
         ("anytimenet_cifar10", "--max-batch", "0"): "--max-batch must be at least 1, got 0",
         ("anytimenet_cifar10", "--max-batch", "9999"): "--max-batch must be at most 1024, got 9999",
         ("anytimenet_cifar10", "--policy", "fair"): "--policy must be one of greedy, edf, slackfit, full, got 'fair'",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +23,7 @@ import anytime
 from anytime.server.launch import listen
 from anytime.server.ray import ray_app, serve_on_ray
 from anytime.server.scheduler import Limits
+from anytime.support.cluster import connect
 
 RAW = {"Content-Type": "application/octet-stream"}
 
@@ -32,6 +34,17 @@ def test_what_makes_no_sense_is_said_at_once() -> None:
     for replicas in (0, (2, 1), (0, 4)):
         with pytest.raises(ValueError, match="replicas must be a number of at least 1"):
             ray_app("fast_cifar10", replicas=replicas)
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+    for given in (address, f"ray://{address}"):
+        with pytest.raises(ValueError, match=f"the Ray cluster {given} cannot be reached: .*refused"):
+            connect(given)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=f"the Ray cluster {address} cannot be reached"):
+        connect()
 
 
 def post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:

@@ -81,6 +81,17 @@ def test_a_deadline_hands_out_the_best_answer_so_far(worker: Worker, naming: Any
     worker.close(5)
 
 
+def test_a_slow_spell_is_forgotten_although_it_rules_out_each_first_step(worker: Worker) -> None:
+    worker.drift.ratio = 20_000.0  # 1.1 times that, times 0.1 ms, is more than a second
+    worker.start()
+    boxes = [submit(worker, 0.5, 1.0)[1]]
+    while boxes[-1].done.wait(5) and boxes[-1].told[-1][1] == "deadline":
+        boxes.append(submit(worker, 0.5, 1.0)[1])
+    assert boxes[-1].told[-1][1] == "complete"
+    assert 30 < len(boxes) < 60  # the ratio falls by 2 % each time, to less than half
+    worker.close(5)
+
+
 def test_a_failing_network_ends_its_requests_and_no_others(worker: Worker, naming: Any) -> None:
     worker.start()
     naming.errors.append("out of beans")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anytime import stopping
 from anytime.commands.parser import Parser
 from anytime.pretrained import load
 from anytime.support.text import printable
@@ -60,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     seconds, replicas = _checked(parser, options), _replicas(parser, options)
     parser.check_device(options.device)
     from anytime.server.app import ServerSettings
-    from anytime.server.launch import Runner, announce, application, listen, make_worker, names
+    from anytime.server.launch import Runner, announce, application, listen, make_worker, names, shorten_collections
     from anytime.server.scheduler import POLICIES, Limits
 
     if options.policy not in POLICIES:
@@ -77,15 +78,20 @@ def run(arguments: Sequence[str]) -> int:
         return _serve_on_ray(options, found, replicas, limits, settings)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    sock = listen(options.host, options.port)  # before the models are measured, which takes a while
-    workers = {}
-    for name, path in found.items():
-        print(printable(f"measuring {path} for batches of up to {options.max_batch} images"), file=sys.stderr, flush=True)
-        model = load(path, options.trust).to(options.device)
-        workers[name] = make_worker(model, limits, options.policy, options.stop)
-    server = application(workers, settings)
-    announce(server, sock)
-    Runner(server, seconds["drain"]).run(sockets=[sock])
+    with listen(options.host, options.port) as sock:  # before the models are measured, which takes a while
+        workers = {}
+        for name, path in found.items():
+            model = load(path, options.trust).to(options.device)
+            try:
+                stopping.resolve(model, options.stop)
+            except ValueError as error:
+                parser.error(str(error))
+            print(printable(f"measuring {path} for batches of up to {options.max_batch} images"), file=sys.stderr, flush=True)
+            workers[name] = make_worker(model, limits, options.policy, options.stop)
+        server = application(workers, settings)
+        shorten_collections()
+        announce(server, sock)
+        Runner(server, seconds["drain"]).run(sockets=[sock])
     return 0
 
 
@@ -143,6 +149,10 @@ def _checked(parser: Parser, options: Any) -> dict[str, float]:
         if given is None or given < least or (given == 0 and "deadline" in name):
             parser.error(f"{option} must be a time {'above' if 'deadline' in name else 'of at least'} 0, got {text!r}")
         seconds[name] = given
+    if seconds["margin"] >= min(seconds["deadline"], seconds["max_deadline"]):
+        parser.error(
+            f"--margin must be shorter than --deadline and --max-deadline, or no answer is in time, got {options.margin}"
+        )
     if not 0 <= options.port < 2**16:
         parser.error(f"--port must lie in 0..65535, got {options.port}")
     for name in ("max_batch", "max_live", "threads"):

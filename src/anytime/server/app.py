@@ -71,15 +71,15 @@ class Server:
     ) -> None:
         self.workers, self._sizes, self.settings = dict(workers), sizes, settings or ServerSettings()
         self.draining, self.metrics = False, Metrics(self.workers)
-        model = "/v2/models/{model}"
+        model, only = "/v2/models/{model}", "/v2/models/{model}/versions/1"
         routes = [  # the most frequent first, because they are tried in turn
             Route(f"{model}/predict", self._counted(self._predict), methods=["POST"]),
-            Route(f"{model}/infer", self._counted(self._infer), methods=["POST"]),
+            *(Route(f"{at}/infer", self._counted(self._infer), methods=["POST"]) for at in (model, only)),
             Route("/v2", self._about),
             Route("/v2/health/live", self._is_live),
             Route("/v2/health/ready", self._is_ready),
-            Route(model, self._metadata),
-            Route(f"{model}/ready", self._is_model_ready),
+            *(Route(at, self._metadata) for at in (model, only)),
+            *(Route(f"{at}/ready", self._is_model_ready) for at in (model, only)),
             Route("/metrics", self._metrics),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _error})
@@ -166,12 +166,13 @@ class Server:
             image = await _aside(len(body) > _SMALL, raw_frame, body, shape, worker.model, self._sizes[name])
         else:
             image = await _aside(True, decoded, body, worker.model, self._sizes[name])
-        improves = _media_type(request, "accept") == NDJSON
+        improves = NDJSON in (part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(","))
         ticket = self._enter(name, image.to(worker.reference), arrival, wished, improves)
         if improves:
             await _wait(request, ticket, ticket.first)
             if ticket.answers[0] is None:
-                self._collect(name, ticket, wished)
+                (answer,) = self._collect(name, ticket, wished)
+                return Response(_line(described(name, worker.model, answer, ticket)), media_type=NDJSON)
             return StreamingResponse(self._lines(name, ticket, wished), media_type=NDJSON)
         await _wait(request, ticket, ticket.done)
         (answer,) = self._collect(name, ticket, wished)
@@ -197,8 +198,10 @@ class Server:
         return Response(content, headers=headers)
 
     def _enter(self, name: str, images: Tensor, arrival: float, wished: Wishes, improves: bool = False) -> Ticket:
-        """Hands images to the worker; raises Refused (503) if too many are live."""
+        """Hands images to the worker; raises Refused if they are too many (413), or too many are live (503)."""
         worker = self.workers[name]
+        if len(images) > self.settings.max_live:
+            raise Refused(413, f"the request has {len(images)} images, and this server takes at most {self.settings.max_live}")
         if worker.live + len(images) > self.settings.max_live:
             raise Refused(503, f"{worker.live} images are live, and this server takes at most {self.settings.max_live}")
         if wished.deadline < worker.costs.run(0, 1, 1) + worker.limits.margin:
@@ -225,7 +228,8 @@ class Server:
                 raise Refused(
                     500, "the model gave no finite answer: its weights hold NaN or infinity, or are too large for this image"
                 )
-            first = f"the first takes about {1e3 * worker.costs.run(0, 1, 1):.3g} ms here"
+            seconds = worker.drift.ratio * worker.costs.run(0, 1, 1) + worker.limits.margin
+            first = f"with no other request the first takes about {1e3 * seconds:.3g} ms here now"
             raise Refused(504, f"there was no answer within {1e3 * wished.deadline:.4g} ms; {first}")
         self.metrics.requests.labels(name, "prior" if lacking else "late" if ticket.missed else "answered").inc()
         return answered(worker.model, ticket)
@@ -235,7 +239,7 @@ class Server:
         model = self.workers[name].model
         try:
             while (answer := await ticket.better.get()) is not None:
-                yield json.dumps(described(name, model, answer, ticket)).encode() + b"\n"
+                yield _line(described(name, model, answer, ticket))
             with suppress(Refused):  # the last line has said what failed
                 self._collect(name, ticket, wished)
         finally:
@@ -247,6 +251,10 @@ class Server:
 async def _aside(long: bool, function: Callable[..., _Made], *arguments: Any) -> _Made:
     """The value of a function; one that takes long runs in a thread, so that it holds up no other request."""
     return await asyncio.to_thread(function, *arguments) if long else function(*arguments)
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
 
 
 def _media_type(request: Request, header: str) -> str:

@@ -22,7 +22,8 @@ from anytime.support.text import one_line
 from anytime.support.units import deadline_seconds
 
 _LINE = 2**22  # bytes of one answer
-_BODY = 2**26  # bytes of an image, and of all answers about it
+_IMAGE = 2**24  # bytes of an image, as the server takes them
+_BODY = 2**26  # bytes of all answers about it
 _PATIENCE = 30.0  # seconds beyond twice the deadline
 _USUAL = 15.0  # seconds: a deadline where the server decides
 _MOST = {"step": 10**6, "steps": 10**6, "confidence": 1.0, "macs": 10**24, "seconds": 1e9}  # of an answer
@@ -122,9 +123,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _image(path: Path) -> tuple[bytes, str]:
     check_ordinary(path)
     with path.open("rb") as file:
-        content = file.read(_BODY + 1)
-    if len(content) > _BODY:
-        raise ValueError(f"{path} has more than {_BODY:,} bytes, more than a server takes")
+        content = file.read(_IMAGE + 1)
+    if len(content) > _IMAGE:
+        raise ValueError(f"{path} has more than {_IMAGE:,} bytes, more than a server takes")
     for start, kind in _KINDS.items():
         if content.startswith(start):
             return content, kind

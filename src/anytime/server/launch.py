@@ -93,7 +93,6 @@ class Runner(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        shorten_collections()
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -135,13 +134,16 @@ def names(models: Sequence[str]) -> dict[str, str]:
     """The models by the names under which they are served: `NAME=RUN`, or the last part of the path.
 
     Raises:
-        ValueError: Two have the same name, or a name has no letter or digit, or one that does not fit in an address.
+        ValueError: Two have the same name, a name has no letter or digit, or one that does not fit in an address, or a path
+            is missing.
     """
     found: dict[str, str] = {}
     for given in models:
         name, equals, path = given.partition("=")
         if not equals:
             name, path = given.rstrip("/").rpartition("/")[2], given
+        if not path:
+            raise ValueError(f"a served model is NAME=RUN, and {given!r} names no run")
         if not name or not all(letter.isalnum() or letter in "._-" for letter in name):
             raise ValueError(f"a served model needs a name of letters, digits, '.', '_' or '-': NAME={path}, got {name!r}")
         if name in found:

@@ -129,12 +129,18 @@ def _tensor(entry: dict[str, Any], data: bytes) -> np.ndarray:
         return np.frombuffer(data, dtype).reshape(sizes)
     values = entry.get("data")
     try:
-        array = np.asarray(values, np.float64)
+        array = np.asarray(values)
+        if array.dtype.kind not in "iuf":
+            raise TypeError
+        array = array.astype(np.float64)
     except (ValueError, TypeError, OverflowError):
         raise Refused(400, f"data of {INPUT!r} must be numbers") from None
-    if not isinstance(values, list) or array.size != count or (kind == "UINT8" and not _whole(array)):
-        raise Refused(400, f"data of {INPUT!r} must be {count:,} numbers of {kind}, as shape {sizes} says, got {array.size:,}")
-    return array.reshape(sizes).astype(dtype)
+    if not isinstance(values, list) or array.size != count:
+        raise Refused(400, f"data of {INPUT!r} must be {count:,} numbers, as shape {sizes} says, got {array.size:,}")
+    if kind == "UINT8" and not _whole(array):
+        raise Refused(400, f"data of {INPUT!r} must be whole numbers in 0..255, as UINT8 says")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with the image
+        return array.reshape(sizes).astype(dtype)
 
 
 def _whole(array: np.ndarray) -> bool:

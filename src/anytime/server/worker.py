@@ -203,6 +203,8 @@ class Worker:
                     tasks = [self._tasks[key] for key in decision.batch.keys] if decision.batch else []
                     if decision.batch is not None and decision.batch.first == 0:
                         self._waits += [now - self._traffic.live[key].arrival for key in decision.batch.keys]
+                    if decision.batch is None and any(decision.answered.get(r.key) == DEADLINE and not r.step for r in live):
+                        self.drift.forget()
                 for key, reason in decision.answered.items():
                     self.release(key, reason)
                 if decision.batch is not None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from anytime.support.text import one_line
+
+_PATIENCE = 5.0  # seconds for a cluster to answer
 
 
 def connect(address: str | None = None, **options: Any) -> Any:
@@ -27,6 +30,7 @@ def connect(address: str | None = None, **options: Any) -> Any:
     except ImportError as error:
         raise ImportError("a cluster needs Ray: pip install 'anytime-nets[ray]'") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _check_there(address or os.environ.get("RAY_ADDRESS", ""))
     try:
         if not ray.is_initialized():
             # Workers put the directory in which this is called on their path. Here it is where this library was imported from.
@@ -35,3 +39,14 @@ def connect(address: str | None = None, **options: Any) -> Any:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"the Ray cluster {address or 'here'} cannot be reached: {one_line(error)}") from error
     return ray
+
+
+def _check_there(address: str) -> None:
+    """Raises ValueError if nothing answers at `host:port`: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isascii() and port.isdigit()):
+        return  # "auto", "local", or what Ray knows better
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"the Ray cluster {address} cannot be reached: {one_line(error)}") from error

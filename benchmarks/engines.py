@@ -150,7 +150,10 @@ def under_deadlines(export: Any, requests: int, points: int, load: bool) -> dict
     data.setup("test")
     images, labels = (torch.cat(parts)[:requests] for parts in zip(*data.test_dataloader(), strict=True))
     measured = profile(export, 32, repeats=1000)
-    kinds = {"hard": Predictor(export, measured, guard=GUARD), "cautious": Predictor(export, measured, interrupt="step")}
+    kinds = {
+        "hard": Predictor(export, measured, guard=GUARD, interrupt="operator"),
+        "cautious": Predictor(export, measured, interrupt="step"),
+    }
     stop = multiprocessing.Event()
     burner = multiprocessing.Process(target=deadlines.burn, args=(stop,), daemon=True)
     if load:

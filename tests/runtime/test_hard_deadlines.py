@@ -57,7 +57,7 @@ def hard(timed_case: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setattr(Cancellable, "cancelled", [], raising=False)
         monkeypatch.setattr(Predictor, "_make_run", lambda self: Cancellable(self.model, self._lazy_exits))
         clocks = {} if endless else {"clock": clock}
-        return clock, model, Predictor(model, profile, **clocks, **arguments)
+        return clock, model, Predictor(model, profile, **clocks, **{"interrupt": "operator", **arguments})
 
     return make
 
@@ -79,10 +79,18 @@ def test_a_step_starts_whenever_time_is_left_and_counts_if_it_ended_in_time(hard
     assert answer.reason in ({"complete"} if step == 4 else {"deadline"} if way == "call" or step == -1 else {"", "deadline"})
 
 
-def test_interrupt_step_starts_only_what_fits(hard) -> None:
-    _, model, predictor = hard([10.0, 10.0, 10.0, 15.0], interrupt="step")
+@pytest.mark.parametrize("interrupt", ["step", None])
+def test_with_a_profile_only_what_fits_starts_by_default(hard, interrupt) -> None:
+    _, model, predictor = hard([10.0, 10.0, 10.0, 15.0], interrupt=interrupt)
     assert predictor(X, 25.0).step == 2
     assert len(model.started) == 2
+
+
+def test_without_a_profile_a_step_starts_whenever_time_is_left(hard) -> None:
+    clock, model, _ = hard([10.0, 10.0, 10.0, 15.0])
+    predictor = Predictor(model, clock=clock)
+    assert predictor(X, 25.0).step == 2
+    assert len(model.started) == 3
 
 
 def test_a_late_answer_says_when_it_went_out(hard) -> None:

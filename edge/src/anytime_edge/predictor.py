@@ -38,8 +38,8 @@ def seconds_of(given: Any, name: str = "deadline") -> float:
 class Predictor:
     """The best answer by a deadline, for one image at a time; any number of threads may call it.
 
-    With `interrupt="operator"` a step starts whenever time is left, and the deadline cancels it. With "step" it starts only if
-    now + slowdown * q_t + guard <= deadline, where q_t is the profile's quantile of that step's seconds.
+    With `interrupt="operator"` (the default without a profile) a step starts whenever time is left, and the deadline cancels
+    it. With "step" it starts only if now + slowdown * q_t + guard <= deadline; q_t is that quantile of the profile.
 
     Args:
         network: A folder that `anytime export --engine onnx` wrote, or a loaded one.
@@ -49,7 +49,7 @@ class Predictor:
         quantile: Of the profile: "p50", "p90", "p99", "p999" or "max".
         guard: Time to keep free before the deadline; at least 0.2 ms with "operator".
         prior: Probabilities `[K]` (of all label levels), or values, if no step fits; by default uniform, or NaN.
-        interrupt: "operator" or "step".
+        interrupt: "operator" or "step"; None: "step" if there is a profile. Sessions end within one operator, unless "step".
         threads: Threads that a step computes with.
         foreign: Accepts a profile measured elsewhere.
         record: A file to which each decision is written (see `FlightRecorder`).
@@ -69,7 +69,7 @@ class Predictor:
         quantile: str = "p99",
         guard: Any = 0.0,
         prior: Any = None,
-        interrupt: str = "operator",
+        interrupt: str | None = None,
         threads: int = 1,
         foreign: bool = False,
         record: Any = None,
@@ -79,15 +79,16 @@ class Predictor:
         self.profile = Profile.load(profile) if isinstance(profile, str | os.PathLike) else profile
         if self.profile is not None:
             self.profile.check(self.network, foreign)
-        if interrupt not in ("operator", "step") or quantile not in QUANTILES:
+        if interrupt not in (None, "operator", "step") or quantile not in QUANTILES:
             raise ValueError(
                 f"interrupt is 'operator' or 'step', quantile one of {[*QUANTILES]}; got {interrupt!r}, {quantile!r}"
             )
         kept = seconds_of(guard, "guard")
         if not 0 <= kept < math.inf:
             raise ValueError(f"guard must be at least 0 seconds, got {guard!r}")
-        self.cancels = interrupt == "operator"
-        self.guard = max(kept, HANDING_OVER) if self.cancels else kept
+        self.cancels = interrupt != "step"  # of sessions
+        self.hard = interrupt == "operator" or (interrupt is None and self.profile is None)
+        self.guard = max(kept, HANDING_OVER) if self.hard else kept
         known, macs = self.network.manifest, [step.macs for step in self.network.manifest.steps]
         self._levels = known.levels if known.metadata.get("task", "classification") == "classification" else ()
         self._bounds = [*pairwise(accumulate(self._levels, initial=0))]
@@ -99,7 +100,13 @@ class Predictor:
         plan = [(row[quantile], row["p50"]) for row in self.profile.steps] if self.profile else None
         self._plan, self._ratio, self._slowdown = plan or [(0.0, 0.0)] * len(macs), 1.0, 1.0
         self.prior, self.clock, self.process = self._first(prior), clock, os.getpid()
-        facts = {"run_time": "anytime_edge", "model": known.model, "interrupt": interrupt, "guard": self.guard, "stop": stop}
+        facts = {
+            "run_time": "anytime_edge",
+            "model": known.model,
+            "interrupt": ("step", "operator")[self.hard],
+            "guard": self.guard,
+            "stop": stop,
+        }
         facts |= {"combine": combine, "macs": macs, "plan": plan}
         self.recorder = None if record is None else FlightRecorder(record, facts)
 
@@ -151,7 +158,7 @@ class Predictor:
             raise ValueError(f"give deadline or until, not both: got {deadline!r} and {until!r}")
         budget = seconds_of(deadline) if until is None else seconds_of(until - start, "until")
         session = Session(self, self.network.prepare(frame, bgr), start, budget, prior)
-        answer = session.wait(start + budget - self.guard - self.clock() if self.cancels and budget > 0 else None)
+        answer = session.wait(start + budget - self.guard - self.clock() if self.hard and budget > 0 else None)
         if not answer.reason:
             session.interrupt()
             answer = replace(answer, elapsed=self.clock() - start).because("deadline")
@@ -180,7 +187,7 @@ class Predictor:
     def fits(self, step: int, end: float) -> bool:
         """Whether step `step` + 1 may start now, to be done or cancelled at `end`."""
         seconds, left = self.planned(step), end - self.clock()
-        if self.cancels:
+        if self.hard:
             return left > 0
         if seconds > left >= self._plan[step][0]:
             self._follow(1.0)  # or else no step would ever show that the drift is over
@@ -234,7 +241,7 @@ class Session:
             now = predictor.clock()
             elapsed, p = now - start, levels[0] if finite and levels else None
             predictor.took(step, now - at)
-            if predictor.cancels and elapsed > budget:
+            if predictor.hard and elapsed > budget:
                 self._best = replace(answer, elapsed=elapsed).because("deadline") if step == 1 else answer
                 return
             if finite:

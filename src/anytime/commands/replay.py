@@ -13,6 +13,7 @@ from typing import Any
 from anytime.commands.parser import Parser
 from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Profile
+from anytime.runtime.interrupts import STEP
 from anytime.runtime.profile import QUANTILES, Latency
 from anytime.runtime.replay import Decision, Flight, ReplaySettings, check_work, read_flights, replay
 from anytime.stopping.saved import rule_from_text
@@ -91,8 +92,8 @@ def _changed(options: Any, flight: Flight) -> ReplaySettings:
             raise ValueError("the flight was recorded without a profile, so the times of another engine cannot be scaled")
         scale = [new / old if old else 1.0 for (_, new), (_, old) in zip(plan, known, strict=True)] if options.engine else None
         settings = replace(settings, plan=plan, macs=profile.macs, scale=scale)
-        if options.engine:
-            settings = replace(settings, interrupt=profile.interrupt)
+        if options.engine and profile.interrupt == STEP:  # it cancels nothing
+            settings = replace(settings, interrupt=STEP)
     if options.interrupt:
         settings = replace(settings, interrupt=options.interrupt)
     if options.guard is not None:

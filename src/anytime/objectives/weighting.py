@@ -182,7 +182,7 @@ def from_deadlines(
         deadlines: A sample of deadlines, e.g. from a log, each as for `Predictor`: seconds, text such as "5ms", or None.
         quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max"; with hard deadlines nothing
             has to fit.
-        interrupt: "operator" for hard deadlines or "step", as `Predictor` takes it; None: as the profile says.
+        interrupt: "operator" for hard deadlines or "step", as `Predictor` takes it (default: "step").
 
     Raises:
         ValueError: Deadlines are no list or array, there are none, all are before the first answer, one is NaN or not

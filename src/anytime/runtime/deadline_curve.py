@@ -121,7 +121,7 @@ def deadline_curve(
         guard: Time to keep free before the deadline, as `Predictor` takes it.
         prior: The answer if no step fits, probabilities `[K]`. None: a miss counts as wrong.
         combiner: How answers are made from several steps; default: only the last step counts.
-        interrupt: "operator" for hard deadlines or "step", as `Predictor` takes it; None: as the profile says.
+        interrupt: "operator" for hard deadlines or "step", as `Predictor` takes it (default: "step").
 
     Raises:
         ValueError: If trace and profile are of different models, there are several label levels, the prior is not K

@@ -15,8 +15,9 @@ OPERATOR, STEP = "operator", "step"
 HANDING_OVER = 200e-6  # seconds: waking the thread that waits for the answer takes longer only rarely
 
 
-def cancels_steps(interrupt: Any, can_cancel: bool) -> bool:
-    """Whether a step in progress is cancelled: as `interrupt` says, by default (None) if the engine can.
+def cancels_steps(interrupt: Any, can_cancel: bool, planned: bool) -> bool:
+    """Whether a deadline cancels the step in progress: as `interrupt` says; by default (None) if the engine can, unless a
+    profile says which steps fit (`planned`).
 
     Raises:
         ValueError: It is neither "operator" nor "step", or the engine cannot cancel a step.
@@ -28,7 +29,7 @@ def cancels_steps(interrupt: Any, can_cancel: bool) -> bool:
             "interrupt='operator' needs an engine that can cancel a step, which torch cannot: use an export for ONNX Runtime "
             "or OpenVINO (anytime.export_model), or interrupt='step'"
         )
-    return can_cancel and interrupt != STEP
+    return can_cancel and (interrupt == OPERATOR or (interrupt is None and not planned))
 
 
 def cancelled_at(

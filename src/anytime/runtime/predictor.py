@@ -23,7 +23,7 @@ from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
 from anytime.runtime.gathered import Gathered, by_sample, finite_samples
-from anytime.runtime.interrupts import HANDING_OVER, cancelled_at, cancels_steps
+from anytime.runtime.interrupts import HANDING_OVER, STEP, cancelled_at, cancels_steps
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
 from anytime.runtime.plan import Plan
 from anytime.runtime.prior import Priors
@@ -61,10 +61,10 @@ class Predictor:
     than profiled the machine is now (`Drift`). If not even the first step fits, the answer is the prior (`steps` = -1).
     Contract use (`contract=True`): the budget is known beforehand, so only the deepest answer whose quantile fits is computed.
 
-    Hard deadlines (`interrupt="operator"`, the default where the engine can cancel a step, as that of an export can): a step
-    starts whenever time is left. It computes in another thread. When the deadline minus the guard comes, the newest answer
-    that is there goes out at once, and the step in progress is cancelled; it ends within one operator. A step that ends after
-    the deadline does not count. `elapsed` is then the time when the answer went out. Contract answers are never cancelled.
+    Hard deadlines (`interrupt="operator"`, the default without a profile where the engine can cancel a step, as that of an
+    export can): a step starts whenever time is left. It computes in another thread. When the deadline minus the guard comes,
+    the newest answer goes out at once (`elapsed` says when), and the step in progress is cancelled; it ends within one
+    operator. A step that ends after the deadline does not count. Contract answers are never cancelled.
 
     With `lazy_exits`, for models with the two halves of a step (`advance` and `read`: all of `ann`), the steps of a call skip
     their heads, and only the head of the returned answer runs: MACs are those of the contract answer.
@@ -92,7 +92,8 @@ class Predictor:
         depth: Steps in flight at a time on CUDA; 1 with lazy exits.
         lazy_exits: Runs heads only for answers that are read; needs `combine="last"` and no rule.
         foreign: Accepts a profile measured on other hardware.
-        interrupt: "operator" for hard deadlines, "step" to let every step end; None: "operator" if the engine can.
+        interrupt: "operator" for hard deadlines, "step" to let every step end; None: "operator" if the engine can and there is
+            no profile. Sessions end within one operator where the engine can, unless this is "step".
         record: A file to which each call's decision is written, for `anytime replay`; `recorder.flush()` writes what waits.
         clock: Returns seconds; replaced in tests.
 
@@ -157,11 +158,12 @@ class Predictor:
         self._send = send
         self._compile, self._lazy_exits = compile, lazy_exits
         self._run = self._make_run()
-        self._cancels = cancels_steps(interrupt, self._run.cancels)
-        self._guard = max(kept, HANDING_OVER) if self._cancels else kept
-        self._plan = Plan(profile, quantile, self._cancels, clock)
+        self._hard = cancels_steps(interrupt, self._run.cancels, profile is not None)
+        self._cancels = self._run.cancels and interrupt != STEP  # of sessions
+        self._guard = max(kept, HANDING_OVER) if self._hard else kept
+        self._plan = Plan(profile, quantile, self._hard, clock)
         self._threads = Threads()
-        known = model, profile, self._plan, rule, self._combiner, self._guard, self._cancels
+        known = model, profile, self._plan, rule, self._combiner, self._guard, self._hard
         self.recorder = None if record is None else FlightRecorder(record, flight_facts(*known))
         if profile is not None:
             reference = next(model.parameters())
@@ -209,7 +211,7 @@ class Predictor:
         log: Log | None = None if self.recorder is None else []
         if contract:
             answer = self._contract(x, start, budget, prior)
-        elif self._cancels and budget is not None and budget > 0:
+        elif self._hard and budget is not None and budget > 0:
             answer = self._by(budget, x, start, prior, log)
         else:
             for each in self._at_once(x, start, budget, prior, log=log):
@@ -228,7 +230,7 @@ class Predictor:
         start = self.clock()
         budget = budget_seconds(start, deadline, until)
         x, prior = self._admit(x, prior)
-        if self._cancels and budget is not None:
+        if self._hard and budget is not None:
             call, nothing = self._run.call(), partial(self._prior_answer, x, start, budget, prior)
             answers = self._answers(x, start, budget, prior, self._run.conditions, call)
             end, cancel = start + budget - self._guard, partial(self._run.cancel, call)

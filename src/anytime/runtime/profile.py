@@ -147,7 +147,7 @@ class Profile:
             batch_size: Images per request.
             quantile: The quantile of the profile that must fit; with "operator" nothing has to fit.
             guard: Time to keep free before the deadline, as `Predictor` takes it.
-            interrupt: "operator" or "step", as `Predictor` takes it; None: as the profile says.
+            interrupt: "operator" or "step", as `Predictor` takes it; None: "step", as of a predictor with this profile.
 
         Returns:
             T numbers of seconds, non-decreasing.
@@ -158,7 +158,7 @@ class Profile:
         check_quantile(quantile)
         latencies, kept = self.at(batch_size), guard_seconds(guard)
         medians = [answer.p50 for answer in latencies.reached]
-        if cancels_steps(interrupt, self.interrupt == OPERATOR):
+        if cancels_steps(interrupt, self.interrupt == OPERATOR, planned=True):
             needed = [median + max(kept, HANDING_OVER) for median in medians]
         else:
             pairs = zip([0.0, *medians[:-1]], latencies.steps, strict=True)

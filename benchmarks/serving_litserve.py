@@ -172,8 +172,9 @@ def main() -> None:
         finally:
             rival.end()
             ours.end()
-    facts = {"model": MODEL, "full_ms": 1e3 * ours.full, "deadline_ms": 1e3 * options.deadline * ours.full, "margin": options.margin}
-    harness.write(options.out, {"rows": rows, **facts, "requests": options.requests, **harness.environment("cpu")})
+    facts = {"model": MODEL, "full_ms": 1e3 * ours.full, "deadline_ms": 1e3 * options.deadline * ours.full}
+    how = {"margin": options.margin, "requests": options.requests}
+    harness.write(options.out, {"rows": rows, **facts, **how, **harness.environment("cpu")})
 
 
 if __name__ == "__main__":

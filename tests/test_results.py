@@ -83,7 +83,11 @@ def check(command: str, benchmark: Callable[[list[str]], None]) -> None:
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("results/*/*.json")), ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_results_name_a_command_that_runs(file: Path, benchmark_main: Callable[[list[str]], None]) -> None:
-    check(json.loads(file.read_text(encoding="utf-8"))["command"], benchmark_main)
+    command = json.loads(file.read_text(encoding="utf-8"))["command"]
+    if "examples/real_backbone.py" in command:  # the only one that needs optional packages to parse its arguments
+        pytest.importorskip("timm")
+        pytest.importorskip("onnxruntime")
+    check(command, benchmark_main)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,9 @@ def right_by(name: str, deadline: float) -> float:
     """Share of the test images whose answer is right and there by the deadline; the plain network always runs to its end."""
     found = [predictors[name](image, None if name == "plain" else deadline) for image in images]
     in_time = [each.step > 0 and each.elapsed <= deadline for each in found]
-    return statistics.mean(there and each.label[0] == label for there, each, label in zip(in_time, found, labels, strict=True))
+    return statistics.mean(
+        there and int(each.label[0]) == label for there, each, label in zip(in_time, found, labels, strict=True)
+    )
 
 
 # %% Training

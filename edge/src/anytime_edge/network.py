@@ -142,8 +142,7 @@ def load(directory: str | os.PathLike[str], threads: int = 1) -> Network:
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads!r}")
     manifest = read_manifest(Path(directory))
-    graph = cache(
-        lambda file, *known: read_graph(threads, Path(directory, file), *known)
-    )  # steps that compute the same share one
+    # steps that compute the same share one
+    graph = cache(lambda file, *known: read_graph(threads, Path(directory, file), *known))
     graphs, pool = in_pool(lambda: [graph(step.file, step.sha256, step.inputs, step.outputs) for step in manifest.steps])
     return Network(manifest, graphs, threads, pool)

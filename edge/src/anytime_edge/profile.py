@@ -7,8 +7,6 @@ import json
 import math
 import os
 import platform
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,22 +90,22 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path} is no profile of this library, so it is not replaced; move it away")
 
 
-def profile(network: Network, repeats: int = 200, warmup: int = 10, clock: Callable[[], float] = time.perf_counter) -> Profile:
-    """Measures every step of a network, the way a predictor runs them."""
+def profile(network: Network, repeats: int = 200, warmup: int = 10) -> Profile:
+    """Measures every step of a network as a predictor runs it, with what it does to make an answer of the logits."""
+    from anytime_edge.predictor import Predictor  # which reads profiles itself
+
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    known = network.manifest
+    known, predictor = network.manifest, Predictor(network, interrupt="step")
     x = np.random.default_rng(0).random((1, *known.input_size), np.float32)
 
     def once() -> list[float]:
-        values, times = {(0, "images"): x}, [clock()]
-        for step in range(1, len(known.steps) + 1):
-            _, values = network.step(step, values)
-            times.append(clock())
-        return times
+        with predictor.session(x) as session:
+            session.wait()
+        return session.seconds
 
-    times = np.array([network.pool.submit(once).result() for _ in range(warmup + repeats)][warmup:])
-    own, reached = _quantiles(np.diff(times)), _quantiles(times[:, 1:] - times[:, :1])
+    seconds = np.array([once() for _ in range(warmup + repeats)][warmup:])
+    own, reached = _quantiles(seconds), _quantiles(seconds.cumsum(1))
     macs, (architecture, fingerprint) = [step.macs for step in known.steps], _facts(network)
     where = {"hardware": platform.processor() or platform.machine(), "compiled": False, **fingerprint}
     batch = {"steps": own, "reached": reached, "contract": reached, "operators": [], "memory": []}

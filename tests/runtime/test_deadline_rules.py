@@ -150,9 +150,10 @@ def test_hard_deadlines_are_met_by_deeper_answers(either_rule) -> None:
     """Steps of 1 second that sometimes take 3: the first needs 3 by the cautious rule, and 1 and the guard by the other."""
     _, profile = either_rule([(1.0, 3.0), (1.0, 3.0)], "step", 0.0)
     trace = trace_of(profile.macs)
-    assert deadline_curve(trace, profile, interrupt="step").deadlines.tolist() == [3, 4]
-    assert deadline_curve(trace, profile).deadlines.tolist() == [1.0002, 2.0002]
-    assert deadline_curve(trace, profile, guard="500ms").deadlines.tolist() == [1.5, 2.5]
+    for interrupt in ("step", None):
+        assert deadline_curve(trace, profile, interrupt=interrupt).deadlines.tolist() == [3, 4]
+    assert deadline_curve(trace, profile, interrupt="operator").deadlines.tolist() == [1.0002, 2.0002]
+    assert deadline_curve(trace, profile, guard="500ms", interrupt="operator").deadlines.tolist() == [1.5, 2.5]
     assert deadline_curve(trace, replace(profile, interrupt="step")).deadlines.tolist() == [3, 4]
 
 

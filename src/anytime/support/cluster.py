@@ -30,23 +30,21 @@ def connect(address: str | None = None, **options: Any) -> Any:
     except ImportError as error:
         raise ImportError("a cluster needs Ray: pip install 'anytime-nets[ray]'") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _check_there(address or os.environ.get("RAY_ADDRESS", ""))
     try:
         if not ray.is_initialized():
+            _check_there(address or os.environ.get("RAY_ADDRESS", ""))
             # Workers put the directory in which this is called on their path. Here it is where this library was imported from.
             with contextlib.chdir(Path(__file__).parents[2]):
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"the Ray cluster {address or 'here'} cannot be reached: {one_line(error)}") from error
+        where = address or os.environ.get("RAY_ADDRESS") or "here"
+        raise ValueError(f"the Ray cluster {where} cannot be reached: {one_line(error)}") from error
     return ray
 
 
 def _check_there(address: str) -> None:
-    """Raises ValueError if nothing answers at `host:port`: Ray itself would try for minutes."""
+    """Raises OSError if nothing answers at `host:port`: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and port.isascii() and port.isdigit()):
         return  # "auto", "local", or what Ray knows better
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"the Ray cluster {address} cannot be reached: {one_line(error)}") from error
+    socket.create_connection((host.strip("[]"), min(int(port), 2**16 - 1)), timeout=_PATIENCE).close()

@@ -175,3 +175,5 @@ axes.set(xlabel="deadline (ms)", ylabel="right answers (%)", ylim=(0, 100))
 axes.legend(frameon=False)
 figure.savefig(out / "deadlines.png", dpi=150)
 print("in words:", predictors["exits"].words(predictors["exits"](images[0])))
+
+# sphinx_gallery_thumbnail_path = 'images/examples/real_backbone.png'

@@ -26,9 +26,14 @@ def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         assert overlaps[-1] > 0.6
 
 
+def test_each_has_its_figure_for_a_thumbnail() -> None:
+    for path in (Path(__file__).parents[1] / "examples").glob("*.py"):
+        *_, last = path.read_text(encoding="utf-8").splitlines()
+        assert last == f"# sphinx_gallery_thumbnail_path = 'images/examples/{path.stem}.png'"
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_gallery_has_what_it_printed_and_drew(path: Path) -> None:
     kept = Path(__file__).parents[1] / "docs/images/examples"
     assert (kept / f"{path.stem}.txt").read_text(encoding="utf-8").endswith(f"wrote runs/{path.stem}.png\n")
     assert (kept / f"{path.stem}.png").is_file()
-    assert f"# sphinx_gallery_thumbnail_path = 'images/examples/{path.stem}.png'" in path.read_text(encoding="utf-8")

@@ -255,6 +255,9 @@ def test_many_denormal_weights_are_named() -> None:
         torch.set_num_threads(2)
         Predictor(Spy())
         Predictor(Spy().half())
+        empty = Spy()
+        empty.weight = torch.nn.Parameter(torch.empty(0))  # all that an export has
+        Predictor(empty)
 
 
 def test_a_compiled_predictor_is_warmed_under_the_conditions_of_its_requests(monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import math
@@ -19,10 +20,11 @@ import pytest
 import torch
 
 from anytime.cli import main
+from anytime.commands import replay as command
 from anytime.runtime import Predictor
 from anytime.runtime import recorder as module
 from anytime.runtime.recorder import FlightRecorder
-from anytime.runtime.replay import ReplaySettings, read_flights, replay
+from anytime.runtime.replay import Flight, Recorded, ReplaySettings, read_flights, replay
 from anytime.stopping import Confidence, Entropy, MacBudget, Margin, Patience, SelectionLatency
 
 X = torch.full((1, 3, 2, 2), 0.5)
@@ -92,11 +94,38 @@ def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
     assert lost == 0
     known = ReplaySettings.of(flight)
     hard = replay(flight, ReplaySettings("operator", 0.2, None, [(20.0, 10.0)] * 4, known.macs))
-    assert [each and each.step for each in hard] == [4, -1, -1, 1, 1, 2, 3, 3, 4]
+    # under the deadline of 10 the answer goes out at 9.8, before the first step ends
+    assert [each and each.step for each in hard] == [4, -1, -1, -1, 1, 2, 3, 3, 4]
     slow = replay(flight, ReplaySettings("step", 0.0, None, [(20.0, 20.0)] * 4, known.macs, [2.0] * 4))
     assert [each and each.step for each in slow] == [4, -1, -1, -1, -1, 1, 1, 1, 3]
     bold = replay(flight, ReplaySettings("step", 0.0, Patience(2), known.plan, known.macs))
     assert [each is None for each in bold] == [True, False, False, False, False, True, True, True, True]
+
+
+def test_what_the_way_to_the_caller_took_is_replayed() -> None:
+    """The guard is 0.5: an answer went out 0.2 after the deadline minus that, others 0.7 after it, too late."""
+    facts = {"interrupt": "operator", "guard": 0.5, "stop": None, "plan": None, "macs": [1, 2]}
+    on_time = Recorded(1, 2.7, False, "deadline", 3.0, (1.0,), (None,))
+    late = Recorded(1, 3.2, True, "deadline", 3.0, (1.0,), (None,))
+    flight = Flight(facts, [on_time, late, late])
+    for each, old in zip(replay(flight, ReplaySettings.of(flight)), flight.answers, strict=True):
+        assert each is not None
+        assert (each.step, each.elapsed, each.missed, each.reason) == (1, pytest.approx(old.elapsed), old.missed, "deadline")
+
+
+def test_a_flight_without_a_profile_is_planned_by_one_that_is_given(recorded: Callable, tmp_path: Path) -> None:
+    predictor, _, file = recorded()
+    predictor.profile.save(tmp_path / "profile.json")
+    head, *lines = file.read_text().splitlines()
+    changed = json.loads(head) | {"interrupt": "operator", "guard": 0.0002, "plan": None}
+    file.write_text("\n".join([json.dumps(changed), *lines]) + "\n")
+    (flight,), _ = read_flights(file)
+    options = argparse.Namespace(stop=None, profile=tmp_path / "profile.json", engine=None, quantile="p99", interrupt=None)
+    options.guard = None
+    settings = command._changed(options, flight)
+    assert (settings.interrupt, settings.guard) == ("step", 0.0)
+    options.interrupt = "operator"
+    assert (command._changed(options, flight).interrupt, command._changed(options, flight).guard) == ("operator", 0.0002)
 
 
 def test_the_command(recorded: Callable, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ class Predictor:
         answer = session.wait(start + budget - self.guard - self.clock() if self.hard and budget > 0 else None)
         if not answer.reason:
             session.interrupt()
-            answer = replace(answer, elapsed=self.clock() - start).because("deadline")
+        answer = replace(answer if answer.reason else answer.because("deadline"), elapsed=self.clock() - start)
         if self.recorder:
             self.recorder.note(answer, session.seconds, session.seen)
         return answer

@@ -58,7 +58,7 @@ class Conditions:
 def _warn_of_denormals(model: nn.Module) -> None:
     """Warns if torch has several threads and more than one weight in 1,000 is denormal."""
     kinds = (torch.float32, torch.float64, torch.bfloat16)
-    weights = [p.detach() for p in model.parameters() if p.device.type == "cpu" and p.dtype in kinds]
+    weights = [p.detach() for p in model.parameters() if p.device.type == "cpu" and p.dtype in kinds and p.numel()]
     if torch.get_num_threads() == 1 or not weights:
         return
     count = sum(int(((weight != 0) & (weight.abs() < torch.finfo(weight.dtype).tiny)).sum()) for weight in weights)

@@ -61,9 +61,9 @@ class Predictor:
     than profiled the machine is now (`Drift`). If not even the first step fits, the answer is the prior (`steps` = -1).
     Contract use (`contract=True`): the budget is known beforehand, so only the deepest answer whose quantile fits is computed.
 
-    Hard deadlines (`interrupt="operator"`, the default without a profile where the engine can cancel a step, as that of an
-    export can): a step starts whenever time is left. It computes in another thread. When the deadline minus the guard comes,
-    the newest answer goes out at once (`elapsed` says when), and the step in progress is cancelled; it ends within one
+    Hard deadlines (`interrupt="operator"`, the default without a profile where the engine can cancel a step, as ONNX Runtime
+    and OpenVINO can): a step starts whenever time is left. It computes in another thread. When the deadline minus the guard
+    comes, the newest answer goes out at once (`elapsed` says when), and the step in progress is cancelled; it ends within one
     operator. A step that ends after the deadline does not count. Contract answers are never cancelled.
 
     With `lazy_exits`, for models with the two halves of a step (`advance` and `read`: all of `ann`), the steps of a call skip

@@ -21,6 +21,7 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
 from anytime.runtime.answer import Answer
+from anytime.runtime.engines.exported import ExportedModel
 from anytime.runtime.execution import Execution
 from anytime.runtime.forks import renew_after_fork
 from anytime.runtime.interrupts import OPERATOR, STEP
@@ -50,7 +51,8 @@ def flight_facts(
     steps = None if profile is None else [plan.step(t, 1) for t in range(len(profile.macs))]
     known = {"run_time": "anytime", "model": model.config.get("model", type(model).__name__), "guard": guard}
     known |= {"interrupt": OPERATOR if cancels else STEP, "stop": rule and rule.to_dict(), "combine": combiner.to_dict()}
-    return known | {"macs": profile and profile.macs, "plan": steps}
+    macs = [step.macs for step in model.manifest.steps] if isinstance(model, ExportedModel) else profile and profile.macs
+    return known | {"macs": macs, "plan": steps}
 
 
 def seen(run: Execution) -> Tensor | None:

@@ -209,8 +209,12 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
     drift, hard = Drift(), flight.facts["interrupt"] == OPERATOR
     leads = [_lead(answer, hard) for answer in flight.answers]
     usual = median([lead for lead in leads if lead is not None] or [0.0])
-    pairs = zip(flight.answers, leads, strict=True)
-    return [_decided(answer, settings, medians, drift, usual if lead is None else lead) for answer, lead in pairs]
+    delays = [_delay(answer, flight.facts["guard"]) if hard else None for answer in flight.answers]
+    late = median([delay for delay in delays if delay is not None] or [0.0])
+    return [
+        _decided(answer, settings, medians, drift, usual if lead is None else lead, late if delay is None else delay, delay)
+        for answer, lead, delay in zip(flight.answers, leads, delays, strict=True)
+    ]
 
 
 def check_work(replays: Iterable[tuple[Flight, ReplaySettings]]) -> None:
@@ -230,13 +234,30 @@ def _lead(answer: Recorded, hard: bool) -> float | None:
     return max(0.0, answer.elapsed - sum(answer.seconds))
 
 
+def _delay(answer: Recorded, guard: float) -> float | None:
+    """How long after the deadline minus the guard an answer went out; unknown if it did not wait for that."""
+    if answer.reason != "deadline" or answer.deadline is None or answer.deadline <= 0:
+        return None
+    return max(0.0, answer.elapsed - (answer.deadline - guard))
+
+
 def _steps(flight: Flight) -> int:
     return max(_known(flight), *(len(answer.seconds) for answer in flight.answers), 0)
 
 
 def _decided(
-    answer: Recorded, settings: ReplaySettings, medians: Sequence[float | None], drift: Drift, lead: float
+    answer: Recorded,
+    settings: ReplaySettings,
+    medians: Sequence[float | None],
+    drift: Drift,
+    lead: float,
+    delay: float,
+    own: float | None,
 ) -> Decision | None:
+    """What happens; with hard deadlines the answer goes out `delay` seconds after the deadline minus the guard.
+
+    If it is known of the answer itself (`own`), the step after its last one had not ended then.
+    """
     hard = settings.interrupt == OPERATOR
     end = math.inf if answer.deadline is None else answer.deadline - settings.guard
     limit = math.inf if answer.deadline is None else answer.deadline
@@ -250,12 +271,14 @@ def _decided(
             return _out(step, now, limit, "deadline")
         ratio = settings.scale[step] if settings.scale else 1.0
         seconds = answer.seconds[step] * ratio if step < len(answer.seconds) else medians[step]
+        if own is not None and step == len(answer.seconds):
+            seconds = max(seconds or 0.0, ratio * (answer.elapsed - now) + 1e-9)
         if seconds is None:
             return None
         drift.notice(planned[1], seconds)
         now += seconds
-        if hard and now > limit:
-            return Decision(step or -1, end, False, "deadline")
+        if hard and now > min(end + delay, limit):
+            return _out(step, end + delay, limit, "deadline")
         step += 1
         if settings.rule is not None and step < len(medians):
             later = drift.slowdown * settings.plan[step][0] if settings.plan else 0.0

@@ -316,9 +316,12 @@ def test_the_camera_answers_by_the_deadline_or_says_why_not(page: Any) -> None:
     assert page.locator("#camera").inner_text() == "Stop the camera"
     page.click("#camera")
     assert page.locator("#camera").inner_text() == "Use the camera"
+    page.wait_for_function("() => document.getElementById('caption').textContent === \"The camera's last picture\"")
+    page.wait_for_function("() => document.querySelectorAll('#rows tr').length === 3")  # all steps, whatever the deadline was
     for error, said in (
         ("NotAllowedError", "The camera was refused: allow it for this page in the browser's address bar, or choose a photo."),
         ("NotFoundError", "There is no camera here: choose a photo."),
+        ("NotReadableError", "The camera is in use by another program: close that one, or choose a photo."),
     ):
         page.evaluate("name => navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', name))", error)
         page.click("#camera")

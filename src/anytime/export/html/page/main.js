@@ -135,9 +135,10 @@ class Page {
   /** Says the answer to a screen reader, once it stays for a moment. */
   announce() {
     clearTimeout(this.waiting);
-    this.waiting = setTimeout(() => {
-      get("spoken").textContent = `By ${get("by").textContent}: ${get("says").textContent}, ${get("sure").textContent}. ${get("verdict").textContent} ${get("when").textContent}.`;
-    }, 400);
+    this.waiting = setTimeout(() => this.speak(), 400);
+  }
+  speak() {
+    get("spoken").textContent = `By ${get("by").textContent}: ${get("says").textContent}, ${get("sure").textContent}. ${get("verdict").textContent} ${get("when").textContent}.`;
   }
 
   /** Shows the answers one after the other, up to that of the deadline. */
@@ -210,15 +211,22 @@ class Page {
 
   /** Answers the camera's frames, each by the deadline, until it is stopped. */
   async watch() {
-    if (this.camera) return this.stopCamera();
+    if (this.camera) {
+      this.stopCamera();
+      return this.frame && this.choose(this.frame, -1, "The camera's last picture");
+    }
     if (!navigator.mediaDevices?.getUserMedia)
       return problem("This browser gives no camera to a page from a file: open it in another browser, or choose a photo.");
+    get("camera").disabled = true; // until the user has answered
     try {
       this.camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
     } catch (error) {
       const none = error.name === "NotFoundError" || error.name === "OverconstrainedError";
+      if (error.name === "NotReadableError") return problem("The camera is in use by another program: close that one, or choose a photo.");
       return problem(none ? "There is no camera here: choose a photo."
         : "The camera was refused: allow it for this page in the browser's address bar, or choose a photo.");
+    } finally {
+      get("camera").disabled = false;
     }
     problem("");
     this.stopPlaying();
@@ -227,14 +235,16 @@ class Page {
     const video = get("video"), stream = this.camera;
     video.srcObject = stream;
     await video.play();
-    let frames = 0, missed = 0;
+    let frames = 0, missed = 0, said = "", at = 0; // what a screen reader heard last, and when
+    this.frame = null;
     while (this.camera === stream) {
       await new Promise((done) => requestAnimationFrame(done));
       if (!video.videoWidth || this.camera !== stream) continue;
       const frame = captured(video, video.videoWidth, video.videoHeight, facts.input[0]);
-      const picture = middleView(frame, facts.input, facts.ratio, facts.stretched);
+      const picture = (this.frame = middleView(frame, facts.input, facts.ratio, facts.stretched));
       drawn(get("picture"), picture);
       const run = await this.network.runBy(toNetwork(picture), this.deadline, this.rule);
+      if (this.camera !== stream) return;
       frames++;
       missed += run.late > 0 ? 1 : 0;
       get("caption").textContent = `Camera: ${frames} frames, ${missed} answers late`;
@@ -245,6 +255,11 @@ class Page {
       Object.assign(this.shown, run, { label: -1 });
       this.combine();
       this.present(run.logits.length, this.shown.probabilities.at(-1), run.late, run);
+      const now = `${get("says").textContent} ${run.logits.length}`;
+      if (now !== said && performance.now() - at > 1000) {
+        [said, at] = [now, performance.now()];
+        this.speak();
+      }
     }
   }
   stopCamera() {

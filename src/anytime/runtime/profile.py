@@ -7,7 +7,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,11 +18,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from anytime.combine import Last
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel, Deployed
+from anytime.runtime.answer import Answer
 from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
+from anytime.runtime.execution import EagerExecution, LazyExecution
+from anytime.runtime.gathered import Gathered
 from anytime.runtime.interrupts import HANDING_OVER, OPERATOR, STEP, cancels_steps
+from anytime.runtime.transfer import send
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import check_ordinary
@@ -319,9 +325,7 @@ def _measure(
     streams, title = range(warmup + repeats), f"profiling batches of {len(x)}"
     for repeat in tqdm(streams, desc=title, unit="stream", disable=not progress, leave=False):
         start = before = now()
-        state = model.initial_state(x)
-        for t in range(model.num_steps):
-            _, state = run.step(t + 1, state, len(x))
+        for t, _ in enumerate(_stream(run, x)):
             after = now()
             if repeat >= warmup:
                 steps[t].append(after - before)
@@ -337,3 +341,17 @@ def _measure(
     longest = tuple(Latency.of(operator.seconds) for operator in operators)
     own, reach, alone = (tuple(map(Latency.of, filter(None, rows))) for rows in measured)
     return BatchProfile(own, reach, alone, longest, memory if all(memory) else ())
+
+
+def _stream(run: EagerSteps, x: Tensor) -> Iterator[None]:
+    """Runs the steps as a predictor does, each until its answer is on the host; with lazy exits without their heads."""
+
+    def no_prior() -> Answer:
+        raise RuntimeError("no answer is gathered here")
+
+    levels = run.model.levels if run.model.info.task == "classification" else ()
+    gathered = Gathered(no_prior, levels, ())
+    execution = LazyExecution(run, x) if run.lazy else EagerExecution(run, x, Last(), None, gathered, nullcontext)
+    while not execution.done:
+        send(execution.advance())
+        yield

@@ -161,10 +161,10 @@ class Predictor:
         answer = session.wait(start + budget - self.guard - self.clock() if self.hard and budget > 0 else None)
         if not answer.reason:
             session.interrupt()
-        answer = replace(answer if answer.reason else answer.because("deadline"), elapsed=self.clock() - start)
+            answer = replace(answer.because("deadline"), elapsed=self.clock() - start)
         if self.recorder:
             self.recorder.note(answer, session.seconds, session.seen)
-        return answer
+        return replace(answer, elapsed=self.clock() - start)
 
     def session(self, frame: Any, prior: Answer | None = None, bgr: bool = False) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""

@@ -86,8 +86,8 @@ def _changed(options: Any, flight: Flight) -> ReplaySettings:
         steps: tuple[Latency, ...] = profile.at(1).steps
         plan = [(step.at(options.quantile), step.p50) for step in steps]
         known = facts["plan"]
-        if known is not None and len(known) != len(plan):
-            raise ValueError(f"{file} is a profile of {len(plan)} steps, the flight has {len(known)}")
+        if (count := len(known or facts["macs"] or plan)) != len(plan):
+            raise ValueError(f"{file} is a profile of {len(plan)} steps, the flight has {count}")
         if options.engine and known is None:
             raise ValueError("the flight was recorded without a profile, so the times of another engine cannot be scaled")
         scale = [new / old if old else 1.0 for (_, new), (_, old) in zip(plan, known, strict=True)] if options.engine else None

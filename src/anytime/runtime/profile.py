@@ -24,7 +24,7 @@ from anytime.model import AnytimeModel, Deployed
 from anytime.runtime.answer import Answer
 from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
-from anytime.runtime.execution import EagerExecution, LazyExecution
+from anytime.runtime.execution import EagerExecution
 from anytime.runtime.gathered import Gathered
 from anytime.runtime.interrupts import HANDING_OVER, OPERATOR, STEP, cancels_steps
 from anytime.runtime.transfer import send
@@ -276,7 +276,7 @@ def profile(
     progress: bool = False,
     contract: bool = True,
 ) -> Profile:
-    """Measures every step of the stream and every contract answer, the way the runtime will run them.
+    """Measures every step of the stream, the way the runtime will run them, and every contract answer, `model(x, step=t)`.
 
     Args:
         model: On its device and in its precision.
@@ -344,14 +344,14 @@ def _measure(
 
 
 def _stream(run: EagerSteps, x: Tensor) -> Iterator[None]:
-    """Runs the steps as a predictor does, each until its answer is on the host; with lazy exits without their heads."""
+    """Runs the steps as a predictor does, each until its answer is on the host."""
 
     def no_prior() -> Answer:
         raise RuntimeError("no answer is gathered here")
 
     levels = run.model.levels if run.model.info.task == "classification" else ()
     gathered = Gathered(no_prior, levels, ())
-    execution = LazyExecution(run, x) if run.lazy else EagerExecution(run, x, Last(), None, gathered, nullcontext)
+    execution = EagerExecution(run, x, Last(), None, gathered, nullcontext)
     while not execution.done:
         send(execution.advance())
         yield

@@ -34,6 +34,7 @@ from anytime.support.limits import MOST_STEPS, UNFIT
 from anytime.support.text import one_line
 
 _LINE = 2**20  # bytes
+_ROUNDING = 1e-9  # seconds
 _LONGEST = 1e9  # seconds; beyond it a deadline is none
 _MOST_WORK = 20_000_000  # steps times parts of the rule, of all answers of a file; what 64 MB really hold is less
 Seen = tuple[float, float, float, int]  # the two largest probabilities, the entropy in nats, the label
@@ -212,7 +213,15 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
     delays = [_delay(answer, flight.facts["guard"]) if hard else None for answer in flight.answers]
     late = median([delay for delay in delays if delay is not None] or [0.0])
     return [
-        _decided(answer, settings, medians, drift, usual if lead is None else lead, late if delay is None else delay, delay)
+        _decided(
+            answer,
+            settings,
+            medians,
+            drift,
+            _most(answer, usual) if lead is None else lead,
+            late if delay is None else delay,
+            delay,
+        )
         for answer, lead, delay in zip(flight.answers, leads, delays, strict=True)
     ]
 
@@ -232,6 +241,12 @@ def _lead(answer: Recorded, hard: bool) -> float | None:
     if answer.step != len(answer.seconds) or (hard and answer.reason == "deadline"):
         return None
     return max(0.0, answer.elapsed - sum(answer.seconds))
+
+
+def _most(answer: Recorded, usual: float) -> float:
+    """What a call usually takes besides its steps, but not more than leaves time for those that counted."""
+    end = answer.elapsed if answer.deadline is None else min(answer.elapsed, answer.deadline)
+    return max(0.0, min(usual, end - sum(answer.seconds[: max(answer.step, 0)])))
 
 
 def _delay(answer: Recorded, guard: float) -> float | None:
@@ -268,16 +283,16 @@ def _decided(
         if limit <= 0 or now >= end or now + needed > end:
             if needed > end - now >= planned[0]:
                 drift.forget()
-            return _out(step, now, limit, "deadline")
+            return _out(step, now if own is None or not hard else max(now, end + delay), limit, "deadline")
         ratio = settings.scale[step] if settings.scale else 1.0
         seconds = answer.seconds[step] * ratio if step < len(answer.seconds) else medians[step]
         if own is not None and step == len(answer.seconds):
-            seconds = max(seconds or 0.0, ratio * (answer.elapsed - now) + 1e-9)
+            seconds = max(seconds or 0.0, ratio * (answer.elapsed - lead - sum(answer.seconds)) + 2 * _ROUNDING)
         if seconds is None:
             return None
         drift.notice(planned[1], seconds)
         now += seconds
-        if hard and now > min(end + delay, limit):
+        if hard and now > min(end + delay, limit) + _ROUNDING:
             return _out(step, end + delay, limit, "deadline")
         step += 1
         if settings.rule is not None and step < len(medians):

@@ -23,7 +23,7 @@ from anytime.server.metrics import Metrics
 from anytime.server.reading import GONE, Refused, Wishes, decoded, raw_frame, read_body, wishes
 from anytime.server.scheduler import DEADLINE
 from anytime.server.tickets import Ticket
-from anytime.server.worker import FAILED, Served, Worker
+from anytime.server.worker import FAILED, RESERVE, Served, Worker
 from anytime.support.text import one_line
 from anytime.version import __version__
 
@@ -228,7 +228,7 @@ class Server:
                 raise Refused(
                     500, "the model gave no finite answer: its weights hold NaN or infinity, or are too large for this image"
                 )
-            seconds = worker.drift.ratio * worker.costs.run(0, 1, 1) + worker.limits.margin
+            seconds = RESERVE * worker.drift.ratio * worker.costs.run(0, 1, 1) + worker.limits.margin
             first = f"with no other request the first takes about {1e3 * seconds:.3g} ms here now"
             raise Refused(504, f"there was no answer within {1e3 * wished.deadline:.4g} ms; {first}")
         self.metrics.requests.labels(name, "prior" if lacking else "late" if ticket.missed else "answered").inc()

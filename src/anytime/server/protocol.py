@@ -129,10 +129,10 @@ def _tensor(entry: dict[str, Any], data: bytes) -> np.ndarray:
         return np.frombuffer(data, dtype).reshape(sizes)
     values = entry.get("data")
     try:
-        array = np.asarray(values)
-        if array.dtype.kind not in "iuf":
+        objects = np.asarray(values, object)  # without a type, a long text among them would take that length for each
+        if not {*map(type, objects.flat)} <= {int, float}:
             raise TypeError
-        array = array.astype(np.float64)
+        array = objects.astype(np.float64)
     except (ValueError, TypeError, OverflowError):
         raise Refused(400, f"data of {INPUT!r} must be numbers") from None
     if not isinstance(values, list) or array.size != count:

@@ -203,7 +203,7 @@ class Worker:
                     tasks = [self._tasks[key] for key in decision.batch.keys] if decision.batch else []
                     if decision.batch is not None and decision.batch.first == 0:
                         self._waits += [now - self._traffic.live[key].arrival for key in decision.batch.keys]
-                    if decision.batch is None and any(decision.answered.get(r.key) == DEADLINE and not r.step for r in live):
+                    if decision.batch is None and any(self._ruled_out(r, now) for r in live if r.key in decision.answered):
                         self.drift.forget()
                 for key, reason in decision.answered.items():
                     self.release(key, reason)
@@ -211,6 +211,11 @@ class Worker:
                     self._running = decision.batch.keys
                     self._compute(decision.batch, tasks)
                     self._running = ()
+
+    def _ruled_out(self, request: Request, now: float) -> bool:
+        """Whether a request has no answer although it would have one on a machine as fast as at the start."""
+        left = request.deadline - self.limits.margin - now
+        return not request.step and self.costs.run(0, 1, 1) <= left
 
     def _compute(self, batch: Batch, tasks: list[Task]) -> None:
         """Runs a batch and tells its requests; they may have left meanwhile."""

@@ -233,10 +233,14 @@ class Page {
     document.querySelectorAll("#examples input").forEach((input) => (input.checked = false));
     get("camera").textContent = "Stop the camera";
     const video = get("video"), stream = this.camera;
-    video.srcObject = stream;
-    await video.play();
-    let frames = 0, missed = 0, said = "", at = 0; // what a screen reader heard last, and when
     this.frame = null;
+    video.srcObject = stream;
+    try {
+      await video.play();
+    } catch {
+      return; // stopped meanwhile
+    }
+    let frames = 0, missed = 0, said = "", at = 0; // what a screen reader heard last, and when
     while (this.camera === stream) {
       await new Promise((done) => requestAnimationFrame(done));
       if (!video.videoWidth || this.camera !== stream) continue;

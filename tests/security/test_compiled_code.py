@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_no_command_executes_it(
 ) -> None:
     if command == "serve":
         pytest.importorskip("uvicorn")
-        monkeypatch.setattr("anytime.server.launch.listen", lambda *_: None)
+        monkeypatch.setattr("anytime.server.launch.listen", lambda *_: nullcontext())
     exported("out")
     small().save("run")
     Image.new("L", SIZE[1:]).save("image.png")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import anytime
@@ -118,3 +121,22 @@ def test_learns_in_a_few_hundred_steps(tmp_path: Path) -> None:
     reached = accuracy(anytime.record(model, data.test_dataloader(), progress=False))
     assert reached.min() > 0.8, reached
     assert reached[-1] > 0.95
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++")
+def test_compiled_in_bfloat16_its_gradients_are_as_near_to_float32_as_in_eager_mode() -> None:
+    torch.manual_seed(0)
+    model = FastNet(widths=(8,), head_widths=(), scale=1.0)
+    images = torch.rand(16, 3, 14, 14)
+
+    def last_answer(x: Tensor, mixed: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            return model(x)[-1].float().square().sum()
+
+    def gradient(function: Callable[..., Tensor], mixed: bool) -> Tensor:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return torch.cat([g.flatten() for g in torch.autograd.grad(function(images, mixed), parameters)])
+
+    exact, eager = gradient(last_answer, False), gradient(last_answer, True)
+    compiled = gradient(torch.compile(last_answer), True)
+    assert 0 < (compiled - exact).norm() < 1.5 * (eager - exact).norm()

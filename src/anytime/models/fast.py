@@ -82,7 +82,11 @@ class EarlyHead(nn.Module):
 
 
 class LastHead(nn.Module):
-    """logits = scale * W max(h), the maximum over all positions."""
+    """logits = scale * W max(h), the maximum over all positions.
+
+    `amax` would share a gradient among equal maxima. Compiled in bfloat16 it finds none, because it compares a rounded
+    maximum with values that are not rounded: the gradients would be NaN.
+    """
 
     def __init__(self, channels: int, num_classes: int, scale: float) -> None:
         super().__init__()
@@ -90,7 +94,7 @@ class LastHead(nn.Module):
         self.scale = scale
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.scale * self.linear(h.amax((2, 3)))
+        return self.scale * self.linear(F.max_pool2d(h, h.shape[2:]).flatten(1))
 
 
 class FastState(NamedTuple):

@@ -21,12 +21,11 @@ from anytime.saving import ModelInfo, remember_model
 from anytime.studies import TrainingRun, run_status
 from anytime.studies.executors.subprocess import retrain
 from anytime.studies.hu2017.figures import training_losses
-from anytime.studies.leaderboard.timing import one_thread_seconds
+from anytime.studies.leaderboard.timing import build as build_row
 from anytime.studies.study import find_study
 from anytime.support.names import import_object
 from anytime.support.owned import NotOurs
 from anytime.support.trust import UntrustedName, names_from, only_typed
-from anytime.trace import Trace
 from anytime.training.rundir import _own_files, create_run, read_run
 
 DATA: dict[str, Any] = {"class_path": "Digits", "init_args": {"limit": 40, "batch_size": 20}}
@@ -94,11 +93,9 @@ def test_retraining_uses_no_network_and_needs_a_whole_recipe() -> None:
         retrain(model, {})
 
 
-def test_timing_imports_nothing_that_a_trace_names() -> None:
-    meta = {"model": "stranger.Net", "model_arguments": {"num_classes": 2}, "input_size": [1, 8, 8]}
-    trace = Trace(torch.zeros(1, 3, 2), torch.tensor([0, 1, 0]), torch.tensor([1]), None, None, ("a", "b"), meta=meta)
-    with pytest.raises(UntrustedName, match=r"the trace of a net names the model 'stranger\.Net'"):
-        one_thread_seconds({"a net": trace})
+def test_a_table_imports_nothing_that_a_row_names() -> None:
+    with pytest.raises(UntrustedName, match=r"the row of a net names the model 'stranger\.Net'"):
+        build_row("stranger.Net", {"num_classes": 2}, "the row of a net")
     assert not Path("executed").exists()
 
 
@@ -114,11 +111,9 @@ def test_timing_imports_nothing_that_a_trace_names() -> None:
         ("fast", {"widths": [20_000] * 3}, "more than the .* values"),
     ],
 )
-def test_timing_downloads_nothing_and_builds_nothing_huge(model: str, arguments: dict[str, Any], message: str) -> None:
-    meta = {"model": model, "model_arguments": {"num_classes": 2, **arguments}, "input_size": [3, 32, 32]}
-    trace = Trace(torch.zeros(1, 3, 2), torch.tensor([0, 1, 0]), torch.tensor([1]), None, None, ("a", "b"), meta=meta)
+def test_a_table_downloads_nothing_and_builds_nothing_huge(model: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        one_thread_seconds({"a net": trace})
+        build_row(model, {"num_classes": 2, **arguments}, "the row of a net")
 
 
 def test_in_a_command_only_what_is_typed_is_imported_where_no_source_is_declared() -> None:

@@ -3,7 +3,10 @@
 import functools
 import json
 import math
+import re
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from anytime.commands import study as command
 from anytime.studies import run_all
 from anytime.studies.leaderboard import STUDY, board, networks
 from anytime.studies.leaderboard.networks import MOST_PARAMETERS, NETWORKS, Network
+from anytime.studies.leaderboard.rows import recipe_of
+from anytime.studies.study import plain
 from anytime.trace import Trace
 
 # -- the networks ----------------------------------------------------------------------------------------------------------
@@ -95,15 +100,16 @@ def trace(right: list[int], macs: list[int]) -> Trace:
     correct = torch.arange(100) < torch.tensor(right)[:, None]
     meta = {
         **{"parameters": 5, "dataset": "CIFAR10", "part": "test", "trained_on": "CPU", "hardware": "CPU"},
-        "recipe": {"epochs": 6, "data": {"class_path": "CIFAR10", "init_args": {}}},
-        "date": "2026-01-01T00:00:00",
+        **{"input_size": [3, 32, 32], "model_arguments": {}, "date": "2026-01-01T00:00:00"},
+        "recipe": networks.runs("cifar10", "fast", [0])[0].config(),
     }
     logits = torch.stack([correct, ~correct], 2).float()
     return Trace(logits, torch.zeros(100, dtype=torch.int64), torch.tensor(macs), None, None, ("a", "b"), meta=meta)
 
 
 def test_rows_by_hand(monkeypatch):
-    monkeypatch.setattr(board, "one_thread_seconds", lambda found: {n: [0.001] * t.num_steps for n, t in found.items()})
+    monkeypatch.setattr(board, "build", lambda *_: None)
+    monkeypatch.setattr(board, "one_thread_seconds", lambda found, _: {n: [0.001] * traces[n][0].num_steps for n in found})
     million = 1_000_000
     traces = {
         "AnytimeNet": {0: trace([60, 70, 90], [2 * million, 10 * million, 100 * million])},
@@ -113,6 +119,8 @@ def test_rows_by_hand(monkeypatch):
     result = board.leaderboard(traces, "cifar10")
     rows = {row["network"]: row for row in result.numbers["rows"]}
     assert rows["MSDNet"]["accuracy"] == pytest.approx([0.66, 0.81])
+    assert [training["seed"] for training in rows["MSDNet"]["trainings"]] == [0, 1]
+    assert (result.numbers["seeds"], result.numbers["epochs"], result.numbers["classes"]) == ([0, 1], [6], 2)
     assert rows["AnytimeNet"]["below_static"] == 1  # 70 % for 10 M MACs is below 75 % for 8 M; 60 % for 2 M is not
     assert rows["MSDNet"]["below_static"] == 0
     assert "below_static" not in rows["ResNet-20 (8)"]
@@ -134,25 +142,42 @@ TINY = (
 )
 
 
-def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
+WORDS = ["leaderboard", "--epochs=1", "--precision=32-true", "--compile=false", "--progress=false"]
+TABLE = Path("results/leaderboard/table_1_cifar10_fast.json")
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Trains within this process, on few digits; names of the run directories in which trainings began."""
+    began = []
+
+    def train(words, log):
+        began.append(Path(words[words.index("--run") + 1]).name)
+        return main(["train", *words])
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "run_all", functools.partial(run_all, train=lambda words, log: main(["train", *words])))
+    monkeypatch.setattr(command, "run_all", functools.partial(run_all, train=train))
     monkeypatch.setattr(board, "one_thread_seconds", functools.partial(board.one_thread_seconds, rounds=1))
     monkeypatch.setitem(networks.DATA, "cifar10", ("--data=Digits", "--data.limit=64"))
     for module in (networks, board):
+        monkeypatch.setattr(module, "NETWORKS", TINY)
+    return began
+
+
+def test_from_end_to_end_on_digits(trained, monkeypatch, capsys):
+    for module in (networks, board):
         monkeypatch.setattr(module, "NETWORKS", TINY[:1])
-    words = ["leaderboard", "--epochs=1", "--precision=32-true", "--compile=false", "--progress=false"]
-    assert command.run([*words, "--finished"]) == 0
+    assert command.run([*WORDS, "--finished"]) == 0
     assert "table 1 is left out: 1 of its 1 trainings are not finished" in capsys.readouterr().out
-    assert command.run(words) == 0
+    assert command.run(WORDS) == 0
     for module in (networks, board):
         monkeypatch.setattr(module, "NETWORKS", TINY)
-    assert command.run([*words, "--finished"]) == 0
+    assert command.run([*WORDS, "--finished"]) == 0
     assert "missing, because not trained yet: still" in capsys.readouterr().out
-    assert command.run(words) == 0
-    stem = tmp_path / "results/leaderboard/table_1_cifar10_fast"
-    numbers = json.loads(stem.with_suffix(".json").read_text())
-    assert stem.with_suffix(".png").is_file()
+    assert command.run(WORDS) == 0
+    assert trained == ["cifar10_fast_tiny_seed0", "cifar10_fast_still_seed0"]
+    numbers = json.loads(TABLE.read_text())
+    assert TABLE.with_suffix(".png").is_file()
     assert (numbers["not_trained_yet"], numbers["dataset"], numbers["images"]) == ([], "Digits", 360)
     assert numbers["timed_on"].endswith("1 thread")
     rows = {row["network"]: row for row in numbers["rows"]}
@@ -162,3 +187,82 @@ def test_from_end_to_end_on_digits(tmp_path, monkeypatch, capsys):
         assert row["training_seconds"] > 0
         assert row["images_per_second"] > 0
         assert sorted(row["seconds"]) == row["seconds"]
+
+
+def measured(table):
+    """What a table says of its networks, without their times, which are measured for each table."""
+    return {row["network"]: {key: value for key, value in row.items() if key != "seconds"} for row in table["rows"]}
+
+
+def test_rows_of_the_table_are_not_trained_again(trained, capsys):
+    assert command.run(WORDS) == 0
+    first = json.loads(TABLE.read_text())
+    shutil.rmtree("runs")
+    del trained[:]
+    assert command.run([*WORDS, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "so not trained again: cifar10_fast_still_seed0, cifar10_fast_tiny_seed0" in said
+    assert "# nothing to train" in said
+    for how in ([], ["--finished"]):
+        assert command.run([*WORDS, *how]) == 0
+        again = json.loads(TABLE.read_text())
+        assert measured(again) == measured(first)
+        assert {**again, "rows": []} == {**first, "rows": []}
+    assert trained == []
+    assert command.run([*WORDS, "--seeds", "0", "1"]) == 0
+    assert trained == ["cifar10_fast_tiny_seed1", "cifar10_fast_still_seed1"]
+    both = measured(json.loads(TABLE.read_text()))
+    for name, row in measured(first).items():
+        assert [training["seed"] for training in both[name]["trainings"]] == [0, 1]
+        assert both[name]["trainings"][0] == row["trainings"][0]
+
+
+@pytest.mark.parametrize(
+    ("where", "value"), [("parameters", 1), ("macs", [1]), ("recipe", {"epochs": 2}), ("trainings", [{"seed": 7}])]
+)
+def test_a_row_of_something_else_is_trained_again(trained, where, value):
+    assert command.run(WORDS) == 0
+    shutil.rmtree("runs")
+    del trained[:]
+    table = json.loads(TABLE.read_text())
+    row = next(row for row in table["rows"] if row["network"] == "still")
+    match where:
+        case "recipe":
+            row[where] |= value
+        case "trainings":
+            row[where][0] |= value[0]
+        case _:
+            row[where] = value
+    TABLE.write_text(json.dumps(table))
+    assert command.run(WORDS) == 0
+    assert trained == ["cifar10_fast_still_seed0"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda table: table.pop("rows"), "no 'rows'"),
+        (lambda table: table["rows"][0].pop("macs"), "no 'macs'"),
+        (lambda table: table["rows"][0]["trainings"][0]["accuracy"].append(0.5), "lacks answers or trainings"),
+        (lambda table: table["rows"][0]["trainings"][0].update(accuracy=[1.5] * 3), "an accuracy is outside 0..1"),
+        (lambda table: table["rows"][0].update(model="stranger.Net"), "names the model 'stranger.Net'"),
+        (lambda table: table.update(images="many"), "invalid literal"),
+    ],
+)
+def test_a_damaged_table_is_refused(trained, damage, message):
+    row = {
+        **{"network": "tiny", "model": "anytimenet", "arguments": {"num_classes": 10}, "parameters": 5, "macs": [1, 2, 3]},
+        "recipe": plain(recipe_of(networks.runs("cifar10", "fast", [0])[0].config())),
+        "trainings": [
+            {"seed": 0, "accuracy": [0.5] * 3, "trained_on": "CPU", "measured_on": "CPU", "date": "2026-01-01"}
+            | {"training_seconds": None, "images_per_second": None}
+        ],
+    }
+    table = {"command": "anytime study", "rows": [row], "dataset": "Digits", "part": "test", "images": 360, "classes": 10}
+    table |= {"input_size": [1, 8, 8]}
+    damage(table)
+    TABLE.parent.mkdir(parents=True)
+    TABLE.write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        command.run(["leaderboard"])
+    assert trained == []

@@ -64,32 +64,46 @@ def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     sets = _data_of_each(parser, study, options)
     seeds = options.seeds or study.seeds[options.scale]
     folder = options.runs or Path("runs") / options.study
-    needed = {name: study.items[name].runs(data, options.scale, seeds) for name, data in sets.items()}
-    runs = [replace(run, flags=(*run.flags, *flags)) for each in needed.values() for run in each]
+    needed = {
+        name: [replace(run, flags=(*run.flags, *flags)) for run in study.items[name].runs(data, options.scale, seeds)]
+        for name, data in sets.items()
+    }
+    out = options.out or Path("results") / options.study
+    stems = {name: out / f"{name.replace(' ', '_')}_{data}_{options.scale}" for name, data in sets.items()}
+    kept = {name: keep(_file(stems[name], "json"), needed[name]) for name in sets if (keep := study.items[name].kept)}
+    before = {name for earlier in kept.values() for name in earlier.names}
+    runs = [run for each in needed.values() for run in each if run.name not in before or run_status(run, folder) == "finished"]
     runs.sort(key=lambda run: run.seed)  # the first seed of everything comes first
+    for name, earlier in kept.items():
+        if earlier.names:
+            there = ", ".join(sorted(earlier.names))
+            print(printable(f"# in {_file(stems[name], 'json')}, so not trained again: {there}"))
     if options.dry_run:
-        serves = {run.name: list[str]() for run in runs}
+        serves: dict[str, list[str]] = {}
         for name, each in needed.items():
             for run in each:
-                serves[run.name] += [name] * (name not in serves[run.name])
+                serves.setdefault(run.name, []).extend([name] * (name not in serves.get(run.name, [])))
         _show_plan(list({run.name: run for run in runs}.values()), serves, folder)
         return 0
     if options.finished:
         runs = [run for run in runs if run_status(run, folder) == "finished"]
-        possible = _possible(study, needed, {run.name for run in runs})
+        possible = _possible(study, needed, before | {run.name for run in runs})
         sets = {name: data for name, data in sets.items() if name in possible}
-    out = options.out or Path("results") / options.study
-    stems = {name: out / f"{name.replace(' ', '_')}_{data}_{options.scale}" for name, data in sets.items()}
-    check_own(*(stem.with_name(f"{stem.name}.{kind}") for stem in stems.values() for kind in ("json", "png")))
+    check_own(*(_file(stems[name], kind) for name in sets for kind in ("json", "png")))
     with explaining_stops():
         traces = run_all(runs, folder, executor=executor)
-    for name, stem in stems.items():
-        result = study.items[name].make(traces, sets[name])
-        made_by = study_command(options.study, name, sets[name], options.scale, seeds, flags)
-        files = result.write(stem, made_by)
+    for name, data in sets.items():
+        result = study.items[name].make(traces, data, *([kept[name]] if name in kept else []))
+        made_by = study_command(options.study, name, data, options.scale, seeds, flags)
+        files = result.write(stems[name], made_by)
         written = printable(", ".join(map(str, files)))
         print(f"\n{name.capitalize()}: {study.items[name].title}\n\n{result.text}\n\nwrote {written}")
     return 0
+
+
+def _file(stem: Path, kind: str) -> Path:
+    """The file of a result: `stem.json`, `stem.png`."""
+    return stem.with_name(f"{stem.name}.{kind}")
 
 
 def _data_of_each(parser: Parser, study: Study, options: Any) -> dict[str, str]:

@@ -8,16 +8,16 @@ import json
 import math
 import pkgutil
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from anytime.studies.claims import Claim, format_claims
-from anytime.studies.runner import Traces, TrainingRun
+from anytime.studies.runner import TrainingRun
 from anytime.support.files import atomic_write
 from anytime.support.names import nearest
 from anytime.support.owned import MARK, check_own
@@ -58,6 +58,14 @@ class Result:
         return written
 
 
+class Earlier(Protocol):
+    """What an earlier result holds of trainings."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of these trainings."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One table or figure of a paper.
@@ -68,13 +76,16 @@ class Item:
         make: `(traces, data)` to the result.
         partial: Whether `make` takes the traces of some of its trainings, and says which are missing.
         data: The data sets that it is of; empty for all of the study.
+        kept: `(file, trainings)` to what the earlier result in the file holds of these trainings, so that they need not be
+            run; `make` takes it as a third argument. None if a result holds too little for that.
     """
 
     title: str
     runs: Callable[[str, str, Sequence[int]], list[TrainingRun]]
-    make: Callable[[Traces, str], Result]
+    make: Callable[..., Result]
     partial: bool = False
     data: Sequence[str] = ()
+    kept: Callable[[Path, Sequence[TrainingRun]], Earlier] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""The table and figure of the leaderboard, from traces; networks that are not trained yet are named."""
+"""The table and figure of the leaderboard; networks that are not trained yet are named."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import matplotlib
@@ -13,42 +13,56 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, PercentFormatter
 
 from anytime.analysis.area import log_area
-from anytime.analysis.curves import accuracy
-from anytime.analysis.statistics import BySeed, costs_of, first_trace, mean, means, per_seed
+from anytime.analysis.statistics import mean, means
 from anytime.cost import hardware
 from anytime.reporting.tables import Column, format_table
-from anytime.studies.facts import facts, figure_title
+from anytime.studies.facts import figure_title
 from anytime.studies.figures import panels
 from anytime.studies.leaderboard.networks import MOST_PARAMETERS, MOST_SECONDS, NETWORKS, Network
-from anytime.studies.leaderboard.timing import ROUNDS, one_thread_seconds
+from anytime.studies.leaderboard.rows import EarlierRows, Row, images_of_trace, row_of
+from anytime.studies.leaderboard.timing import ROUNDS, build, one_thread_seconds
 from anytime.studies.runner import StoredTraces, Traces
 from anytime.studies.study import Result
 from anytime.support.units import macs_text, ms_text
-from anytime.training.rundir import read_run
 
 LOW, HIGH = 1e6, 2e8  # MACs between which the area is taken
 
 
-def leaderboard(traces: Traces, data: str) -> Result:
+def leaderboard(traces: Traces, data: str, kept: EarlierRows | None = None) -> Result:
     """Every trained network: accuracy over MACs and milliseconds, area, training time, and where static networks are better.
 
+    Args:
+        traces: Those of the trainings that are here.
+        data: The data set.
+        kept: Rows of an earlier table, for the other trainings.
+
     Raises:
-        ValueError: No network is trained yet.
+        ValueError: No network is trained yet, or the earlier rows are of other images.
     """
-    trained = {net.name: traces[net.name] for net in NETWORKS if net.name in traces}
-    missing = [net.name for net in NETWORKS if net.name not in traces]
-    if not trained:
+    kept = kept or EarlierRows()
+    found = [row for net in NETWORKS if (row := _row(net, traces, kept.rows.get(net.name)))]
+    missing = [net.name for net in NETWORKS if net.name not in {row.network for row in found}]
+    if not found:
         raise ValueError("the leaderboard has no row: none of its networks is trained yet")
-    seconds = one_thread_seconds({name: first_trace(by_seed) for name, by_seed in trained.items()})
-    rows = [_row(net, trained[net.name], seconds[net.name]) for net in NETWORKS if net.name in trained]
-    for row, times in zip(rows, (_training(traces, row["network"]) for row in rows), strict=True):
-        row |= times
-    best = [(row["macs"][-1], row["accuracy"][-1]) for row in rows if row["static"]]
-    for row in rows:
-        if not row["static"] and best:
-            row["below_static"] = _beaten(row["macs"], row["accuracy"], best)
-    rows.sort(key=lambda row: -row["area"])
-    numbers = _heading(next(iter(trained.values()))) | {
+    seen = [images_of_trace(traces[name]) for name in list(traces)[:1]] + [kept.images] * (kept.images is not None)
+    images = next(one for one in seen if one)
+    if any(one != images for one in seen):
+        raise ValueError(f"the earlier table is of {kept.images}, these trainings of {images}; give another --out")
+    networks = {row.network: build(row.model, row.arguments, f"the row of {row.network}") for row in found}
+    seconds = one_thread_seconds(networks, images.input_size)
+    lines = [_line(row, seconds[row.network], images.classes) for row in found]
+    best = [(line["macs"][-1], line["accuracy"][-1]) for line in lines if line["static"]]
+    for line in lines:
+        if not line["static"] and best:
+            line["below_static"] = _beaten(line["macs"], line["accuracy"], best)
+    lines.sort(key=lambda line: -line["area"])
+    trainings = [training for row in found for training in row.trainings]
+    numbers = asdict(images) | {
+        "seeds": sorted({training.seed for training in trainings}),
+        "epochs": sorted({row.recipe["epochs"] for row in found}),
+        "trained_on": sorted({training.trained_on for training in trainings}),
+        "measured_on": sorted({training.measured_on for training in trainings}),
+        "date": max(training.date for training in trainings),
         "source": "recipes/leaderboard_cifar10.yaml for all networks; `flags` are what each has over it",
         "most_parameters": MOST_PARAMETERS,
         "most_training_seconds_at_fast_scale": MOST_SECONDS,
@@ -56,47 +70,30 @@ def leaderboard(traces: Traces, data: str) -> Result:
         "milliseconds": f"batch 1, 1 thread, median of {ROUNDS} rounds over all networks",
         "timed_on": hardware(torch.device("cpu")).rpartition(",")[0] + ", 1 thread",
         "not_trained_yet": missing,
-        "rows": rows,
+        "rows": lines,
     }
-    return Result(numbers, _text(rows, missing, numbers["timed_on"]), _drawn(rows, figure_title(numbers)))
+    return Result(numbers, _text(lines, missing, numbers["timed_on"]), _drawn(lines, figure_title(numbers)))
 
 
-def _heading(by_seed: BySeed) -> dict[str, Any]:
-    """Facts that hold for all rows: model and loss differ."""
-    found = facts(by_seed)
-    return found | {"recipe": {key: found["recipe"][key] for key in ("data",) if key in found["recipe"]}}
+def _row(net: Network, traces: Traces, kept: Row | None) -> Row | None:
+    """The row of a network: its trainings that are here, and of the others those that were kept; None if there are none."""
+    if net.name not in traces:
+        return kept
+    folders = traces.folders(net.name) if isinstance(traces, StoredTraces) else {}
+    row = row_of(net, traces[net.name], folders)
+    return row.with_trainings_of(kept) if kept else row
 
 
-def _row(net: Network, by_seed: BySeed, seconds: Sequence[float]) -> dict[str, Any]:
-    trace = first_trace(by_seed)
-    macs, found = costs_of(by_seed, "macs"), per_seed(accuracy, by_seed)
-    return {
-        "network": net.name,
-        "model": net.model,
-        "arguments": net.arguments,
-        "flags": net.flags,
-        "static": net.static,
-        "parameters": trace.meta["parameters"],
-        "seeds": list(by_seed),
-        "epochs": trace.meta["recipe"]["epochs"],
-        "macs": macs,
-        "seconds": seconds,
-        "accuracy": means(found),
-        "area": mean([log_area(macs, values, LOW, HIGH, 1 / trace.num_classes) for values in found]),
-        "by_seed": found,
-    }
-
-
-def _training(traces: Traces, name: str) -> dict[str, Any]:
-    """Mean training time and speed over seeds, of trainings that were never interrupted; empty if there are none."""
-    folders: Mapping[int, Path] = traces.folders(name) if isinstance(traces, StoredTraces) else {}
-    states = [read_run(folder)[1] for folder in folders.values()]
-    known = [state["training"] for state in states if state.get("training")]
-    if not known:
-        return {}
-    keys = {"seconds": "training_seconds", "images_per_second": "images_per_second"}
-    found = {new: mean([training[key] for training in known]) for key, new in keys.items()}
-    return {**found, "trained_on": sorted({state["hardware"] for state in states})}
+def _line(row: Row, seconds: Sequence[float], classes: int) -> dict[str, Any]:
+    """A row as JSON holds it: what was measured, and means over seeds."""
+    net = next(net for net in NETWORKS if net.name == row.network)
+    found = [training.accuracy for training in row.trainings]
+    areas = [log_area(row.macs, values, LOW, HIGH, 1 / classes) for values in found]
+    more = {"seconds": seconds, "accuracy": means(found), "area": mean(areas)}
+    for key in ("training_seconds", "images_per_second"):
+        known = [value for training in row.trainings if (value := getattr(training, key)) is not None]
+        more |= {key: mean(known)} if known else {}
+    return asdict(row) | {"flags": net.flags, "static": net.static} | more
 
 
 def _beaten(macs: Sequence[float], values: Sequence[float], static: Sequence[tuple[float, float]]) -> int:

@@ -58,10 +58,11 @@ def test_answers_profiles_and_frames_are_those_of_anytime(folder: Path, network:
         image = model.prepare(given)
         own = network.prepare(given)
         assert np.abs(own - image.numpy()).max() <= 1 / 255 + 1e-6  # equal, from PIL 13 on
-        for combine, stop in ((None, None), ("product", None), (None, "first"), (None, "confidence=0.9")):
+        rules = ((None, None), ("product", None), (None, "first"), (None, "confidence=0.9"), ("mixture", "mac_budget=1e9"))
+        for combine, stop in rules:
             answer = Predictor(network, combine=combine, stop=stop)(image.numpy())
             expected = anytime.Predictor(model, combine=combine, stop=stop)(image)
-            assert (answer.step, answer.reason) == (expected.step, expected.reason)
+            assert (answer.step, answer.reason, [answer.macs]) == (expected.step, expected.reason, expected.macs.tolist())
             np.testing.assert_allclose(answer.probabilities, expected.probabilities.numpy(), rtol=0, atol=1e-5)
             np.testing.assert_allclose(answer.outputs, expected.outputs.numpy(), rtol=0, atol=1e-5)
     with torch.inference_mode():
@@ -185,6 +186,9 @@ def test_wrong_calls(network: anytime_edge.Network, given: dict, error: type[Exc
         ({"interrupt": "layer"}, "interrupt is 'operator' or 'step'"),
         ({"guard": -1}, "guard must be at least 0"),
         ({"prior": [1, 1, 1, 1]}, "prior must be probabilities that sum to 1"),
+        ({"prior": [0.5, 0.5]}, r"in each of the levels \(4,\), got \[0.5, 0.5\]"),
+        ({"stop": 3}, "unknown rule 3; this version knows never, confidence"),
+        ({"combine": ["last"]}, r"unknown combiner \['last'\]; this version knows last"),
     ],
 )
 def test_wrong_arguments(network: anytime_edge.Network, given: dict, message: str) -> None:
@@ -341,7 +345,7 @@ def test_it_stays_small() -> None:
         words = {line for node in texts for line in range(node.lineno, (node.end_lineno or 0) + 1)}
         code = enumerate(map(str.strip, text.splitlines()), 1)
         lines += sum(bool(line) and not line.startswith("#") and number not in words for number, line in code)
-    assert lines <= 960
+    assert lines <= 959
 
 
 def test_a_flight_is_one_that_anytime_replays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -119,6 +120,13 @@ def test_measuring_replaces_only_profiles_and_writes_them_whole(folder: Path, tm
         done = measured_in(folder, FULL_DISK)
         assert (done.returncode, done.stderr) == (1, f"[Errno 27] File too large: '{file}'\n")
         assert (file.read_bytes(), min(path.name for path in folder.iterdir())) == (before, "manifest.json")
+
+
+def test_a_number_of_runs_that_is_none_is_answered_with_the_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in ([], [str(folder), "x"], [str(folder), "-1"], [str(folder), "1", "2"]):
+        monkeypatch.setattr(sys, "argv", ["anytime_edge", *words])
+        with pytest.raises(SystemExit, match=r"`python -m anytime_edge DIR \[REPEATS\]` measures"):
+            runpy.run_module("anytime_edge", run_name="__main__")
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"batches": {"1": {"steps": [[1, 1' + "0" * 400 + ", 0, 0, 0, 0]]}}}"])

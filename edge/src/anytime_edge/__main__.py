@@ -7,7 +7,7 @@ from anytime_edge import load, profile
 from anytime_edge.profile import check_replaceable
 
 if __name__ == "__main__":
-    if not 2 <= len(sys.argv) <= 3:
+    if not 2 <= len(sys.argv) <= 3 or not "".join(sys.argv[2:] or "1").isdecimal():
         sys.exit(__doc__)
     file = Path(sys.argv[1], "profile.json")
     try:

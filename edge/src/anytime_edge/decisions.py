@@ -71,8 +71,8 @@ def combiner(values: Mapping[str, Any], steps: int, classes: int) -> Combine:
 
 def _made(what: str, kinds: Mapping, values: Mapping, steps: int, classes: int, trial: Iterable[tuple]) -> Callable:
     """A combiner or a rule, from its values; damage shows in a trial."""
-    kind = values.get("kind")
-    if kind not in kinds:
+    kind = values.get("kind") if isinstance(values, Mapping) else values
+    if not isinstance(kind, str) or kind not in kinds or kind is values:
         raise ValueError(f"unknown {what} {kind!r}; this version knows {', '.join(kinds)}")
     try:
         made, state = kinds[kind](values, steps, classes), None

@@ -75,8 +75,8 @@ class Predictor:
         record: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.network = load(network, threads) if isinstance(network, str | os.PathLike) else network
-        self.profile = Profile.load(profile) if isinstance(profile, str | os.PathLike) else profile
+        self.network = network if isinstance(network, Network) else load(network, threads)
+        self.profile = profile if isinstance(profile, Profile | None) else Profile.load(profile)
         if self.profile is not None:
             self.profile.check(self.network, foreign)
         if interrupt not in (None, "operator", "step") or quantile not in QUANTILES:
@@ -100,14 +100,8 @@ class Predictor:
         plan = [(row[quantile], row["p50"]) for row in self.profile.steps] if self.profile else None
         self._plan, self._ratio, self._slowdown = plan or [(0.0, 0.0)] * len(macs), 1.0, 1.0
         self.prior, self.clock, self.process = self._first(prior), clock, os.getpid()
-        facts = {
-            "run_time": "anytime_edge",
-            "model": known.model,
-            "interrupt": ("step", "operator")[self.hard],
-            "guard": self.guard,
-            "stop": stop,
-        }
-        facts |= {"combine": combine, "macs": macs, "plan": plan}
+        facts: dict[str, Any] = {"run_time": "anytime_edge", "model": known.model, "guard": self.guard}
+        facts |= {"interrupt": ("step", "operator")[self.hard], "stop": stop, "combine": combine, "macs": macs, "plan": plan}
         self.recorder = None if record is None else FlightRecorder(record, facts)
 
     def _resolved(self, stop: Any, combine: Any, macs: list[int]) -> tuple[Any, Any]:
@@ -130,10 +124,15 @@ class Predictor:
         """The answer before any step."""
         shape = (1, *self.network.manifest.steps[0].outputs[0][1][1:])
         uniform = [1 / size for size in self._levels for _ in range(size)] or np.full(shape, np.nan)
-        outputs = np.asarray(uniform if given is None else given, np.float32).reshape(shape)
-        levels = self.split(outputs)
-        if not all(abs(level.sum() - 1) < 1e-3 and level.min() >= 0 for level in levels):
-            raise ValueError(f"prior must be probabilities that sum to 1 in each of the levels {self._levels}, got {given!r}")
+        outputs = np.asarray(uniform if given is None else given, np.float32)
+        levels = self.split(outputs.reshape(shape)) if outputs.size == math.prod(shape) else ()
+        sound = all(abs(level.sum() - 1) < 1e-3 and level.min() >= 0 for level in levels)
+        if not (sound and outputs.size == math.prod(shape)):
+            kind = (
+                f"probabilities that sum to 1 in each of the levels {self._levels}" if self._levels else f"values {shape[1:]}"
+            )
+            raise ValueError(f"prior must be {kind}, got {given!r}")
+        outputs = outputs.reshape(shape)
         with np.errstate(divide="ignore"):
             return Answer(levels, np.log(outputs) if levels else outputs, PRIOR, 0.0, None)
 

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from anytime.model import AnytimeModel
 from anytime.runtime.drift import Drift
+from anytime.runtime.engines.exported import ExportedModel
 from anytime.runtime.profile import Profile
+from anytime.stopping import Rule
+
+
+def known_macs(model: AnytimeModel, profile: Profile | None) -> Sequence[int] | None:
+    """Cumulative MACs of the steps, as an export or a profile says; None if nobody has counted them."""
+    if isinstance(model, ExportedModel):
+        return [step.macs for step in model.manifest.steps]
+    return None if profile is None else profile.macs
+
+
+def check_costs(rule: Rule | None, macs: Sequence[int] | None, profile: Profile | None) -> None:
+    """Raises ValueError if a stopping rule needs costs that are not known."""
+    known = {"macs"} if macs is not None else set()
+    if profile is None and rule is not None and (missing := rule.needs - known):
+        raise ValueError(f"the rule {rule!r} needs {' and '.join(sorted(missing))}: give Predictor a profile")
 
 
 class Plan:

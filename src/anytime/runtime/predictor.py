@@ -25,7 +25,7 @@ from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, 
 from anytime.runtime.gathered import Gathered, by_sample, finite_samples
 from anytime.runtime.interrupts import HANDING_OVER, STEP, cancelled_at, cancels_steps
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
-from anytime.runtime.plan import Plan
+from anytime.runtime.plan import Plan, check_costs, known_macs
 from anytime.runtime.prior import Priors
 from anytime.runtime.profile import Profile, check_quantile
 from anytime.runtime.recorder import FlightRecorder, Log, flight_facts, seen
@@ -140,9 +140,9 @@ class Predictor:
             )
         check_quantile(quantile)
         kept, most = guard_seconds(guard), whole_depth(depth)
-        rule, self._combiner = resolve(model, stop, combine, None if profile is None else profile.macs)
-        if profile is None and rule is not None and rule.needs:
-            raise ValueError(f"the rule {rule!r} needs {' and '.join(sorted(rule.needs))}: give Predictor a profile")
+        macs = known_macs(model, profile)
+        rule, self._combiner = resolve(model, stop, combine, macs)
+        check_costs(rule, macs, profile)
         self._combiner.start(model.num_steps)  # raises an error now if fitted to another number of steps, or never
         if rule is not None:
             rule.start(model.num_steps)
@@ -303,7 +303,7 @@ class Predictor:
     ) -> Iterator[LazyAnswer]:
         """All answers that fit; each is made when it is read, and with lazy exits computed then. `call` can be cancelled."""
         no_step = partial(self._prior_answer, x, start, budget, prior)
-        macs = self.profile.macs if self.profile is not None else (0,) * self.model.num_steps
+        macs = known_macs(self.model, self.profile) or (0,) * self.model.num_steps
         run: LazyExecution | EagerExecution
         if self._run.lazy:
             run = LazyExecution(self._run, x)

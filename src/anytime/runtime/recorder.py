@@ -21,11 +21,10 @@ from torch import Tensor
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
 from anytime.runtime.answer import Answer
-from anytime.runtime.engines.exported import ExportedModel
 from anytime.runtime.execution import Execution
 from anytime.runtime.forks import renew_after_fork
 from anytime.runtime.interrupts import OPERATOR, STEP
-from anytime.runtime.plan import Plan
+from anytime.runtime.plan import Plan, known_macs
 from anytime.runtime.profile import Profile
 from anytime.stopping import Rule
 from anytime.support.folders import check_ordinary
@@ -51,8 +50,7 @@ def flight_facts(
     steps = None if profile is None else [plan.step(t, 1) for t in range(len(profile.macs))]
     known = {"run_time": "anytime", "model": model.config.get("model", type(model).__name__), "guard": guard}
     known |= {"interrupt": OPERATOR if cancels else STEP, "stop": rule and rule.to_dict(), "combine": combiner.to_dict()}
-    macs = [step.macs for step in model.manifest.steps] if isinstance(model, ExportedModel) else profile and profile.macs
-    return known | {"macs": macs, "plan": steps}
+    return known | {"macs": known_macs(model, profile), "plan": steps}
 
 
 def seen(run: Execution) -> Tensor | None:

@@ -163,3 +163,13 @@ def test_engines_compares_in_turn(load_benchmark) -> None:
     x = torch.rand(1, 3, 8, 8)
     torch.testing.assert_close(benchmark.stream(plain, x)(), model(x))
     torch.testing.assert_close(benchmark.stream(model, x, 1)(), model(x)[0])
+
+
+@pytest.mark.parametrize(("arguments", "more"), [({"exits": 3}, 0), ({"exits": 2, "base": 1, "step": 1}, 2)])
+def test_msdnet_with_every_map_answers_alike(load_benchmark, arguments, more) -> None:
+    benchmark = load_benchmark("msdnet")
+    model = create_model("msdnet", **arguments).double().eval()
+    every = benchmark.EveryMap(model).double().eval()
+    assert len(every.more) == more  # maps on which no answer depends
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(every(x), model(x), rtol=0, atol=1e-12)

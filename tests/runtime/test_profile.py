@@ -3,13 +3,18 @@
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from anytime import Predictor
 from anytime.runtime.profile import BatchProfile, Latency, Profile, profile
+from anytime.runtime.transfer import Arrival, send
+
+profile_module = sys.modules[Profile.__module__]  # `anytime.runtime` has a function of the same name
 
 
 def test_quantiles_are_measured_values_not_below_the_quantile() -> None:
@@ -46,6 +51,20 @@ def test_every_step_and_every_contract_answer_is_measured(timed_case) -> None:
     assert measured.at(2) is measured.batches[4]
     with pytest.raises(ValueError, match="knows batches up to 4, got 5"):
         measured.at(5)
+
+
+def test_what_it_takes_to_bring_an_answer_to_the_host_is_measured(timed_case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a contract answer, probabilities and outputs are sent one by one; of a step, both at once."""
+    clock, model, _ = timed_case([0.01, 0.02])
+
+    def slow_send(value: Any) -> Arrival:
+        clock.now += 0.001
+        return send(value)
+
+    monkeypatch.setattr(profile_module, "send", slow_send)
+    batch = profile(model, (3, 2, 2), repeats=2, warmup=0, clock=clock).batches[1]
+    assert [row.p50 for row in batch.steps] == pytest.approx([0.011, 0.021])
+    assert [row.p50 for row in batch.contract] == pytest.approx([0.012, 0.032])
 
 
 def test_progress_is_shown_on_request(timed_case, capsys: pytest.CaptureFixture[str]) -> None:

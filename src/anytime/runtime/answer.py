@@ -20,7 +20,7 @@ class Answer:
         steps: Step of each sample's answer, int64 `[B]`: 1..T, or -1 for a prior that no step has improved on.
         elapsed: Seconds from the call to this answer.
         deadline: The deadline of the call in seconds; None if there was none, 0 or below if it had passed.
-        macs: Multiply-adds spent on each sample, int64 `[B]`; 0 if the predictor has no profile.
+        macs: Multiply-adds spent on each sample, int64 `[B]`; 0 if neither a profile nor an export says them.
         reason: Why there is no later answer: `"complete"`, `"deadline"`, `"stopped"` (by the rule) or `"interrupted"`;
             `""` while a later one may come. If the logits of a step were NaN or infinite, it adds that the last finite answer
             was kept.

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from anytime.combine import Combiner
 from anytime.model import AnytimeModel
+from anytime.runtime.alone import read_newest
 from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.door import admit, budget_seconds, whole_depth
 from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
-from anytime.runtime.gathered import Gathered, by_sample, finite_samples
+from anytime.runtime.gathered import Gathered
 from anytime.runtime.interrupts import HANDING_OVER, STEP, cancelled_at, cancels_steps
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
 from anytime.runtime.plan import Plan, check_costs, known_macs
@@ -355,30 +356,11 @@ class Predictor:
 
     def _read(self, readers: Sequence[Reader], prior: Prior, start: float, budget: float | None, reason: str) -> Answer:
         """The newest finite answer, combined with no other; of each sample by itself if some are NaN or infinite."""
-        nothing, not_finite = prior(), list[int]()
-        values, steps = [*nothing.levels, nothing.outputs], nothing.steps
-        missing = torch.ones_like(steps, dtype=torch.bool)
-        for step, logits in readers:
-            with self._run.conditions():
-                outputs, state = logits().float(), self._combiner.start(self.model.num_steps)
-                parts = outputs.split(self._levels, 1) if self._levels else ()
-                news = [self._combiner.update(state, part, step)[0] for part in parts]
-                arrivals = [self._send(new) for new in (*news, outputs)]
-            for arrival in arrivals:
-                arrival.wait(self.clock, None)
-            finite = finite_samples(arrivals[-1].value, self._levels)
-            found = missing & finite
-            pairs = ((arrival.value, old) for arrival, old in zip(arrivals, values, strict=True))
-            values = [torch.where(by_sample(found, new), new, old.to(new.dtype)) for new, old in pairs]
-            steps, missing = steps.where(~found, torch.tensor(step)), missing & ~finite
-            if not missing.any():
-                break
-            not_finite.insert(0, step)
+        known = self._combiner, self._levels, self.model.num_steps, self._run.conditions, self._send, self.clock
+        made = read_newest(readers, prior(), *known)
         cost = self.profile.contract_macs[readers[0].step - 1] if self.profile is not None else 0
-        macs, elapsed = torch.full_like(steps, cost), self.clock() - start
-        *levels, outputs = values
-        made = Answer(tuple(levels), steps, elapsed, budget, macs, not_finite=tuple(not_finite), outputs=outputs)
-        return made.because(reason)
+        elapsed, macs = self.clock() - start, torch.full_like(made.steps, cost)
+        return replace(made, elapsed=elapsed, deadline=budget, macs=macs).because(reason)
 
     def _fits(self, run: Execution, end: float | None, in_flight: Sequence[_Launched] = ()) -> bool:
         """Whether the next step can start now and be done by `end`, after those in flight."""

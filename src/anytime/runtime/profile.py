@@ -21,10 +21,11 @@ from tqdm.auto import tqdm
 from anytime.combine import Last
 from anytime.cost import hardware, step_macs
 from anytime.model import AnytimeModel, Deployed
-from anytime.runtime.answer import Answer
+from anytime.runtime.alone import read_newest
+from anytime.runtime.answer import PRIOR, Answer
 from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
-from anytime.runtime.execution import EagerExecution
+from anytime.runtime.execution import EagerExecution, Reader
 from anytime.runtime.gathered import Gathered
 from anytime.runtime.interrupts import HANDING_OVER, OPERATOR, STEP, cancels_steps
 from anytime.runtime.transfer import send
@@ -73,7 +74,7 @@ class BatchProfile:
     Attributes:
         steps: Each step of the stream by itself, length T.
         reached: From the start of the stream to answer t, length T (not the sum of quantiles).
-        contract: Only answer t, `model(x, step=t)`, length T; empty if not measured.
+        contract: Computing only answer t, length T; empty if not measured.
         operators: The longest operator of each step, after which a cancelled step ends, length T; measured in a run of its
             own, with the engine's profiling. Empty where the engine cannot cancel a step.
         memory: The most bytes that each step has in use, weights included, length T; empty if unknown.
@@ -276,7 +277,7 @@ def profile(
     progress: bool = False,
     contract: bool = True,
 ) -> Profile:
-    """Measures every step of the stream, the way the runtime will run them, and every contract answer, `model(x, step=t)`.
+    """Measures every step of the stream and every contract answer, as a predictor runs them.
 
     Args:
         model: On its device and in its precision.
@@ -322,6 +323,7 @@ def _measure(
 
     measured: list[list[list[float]]] = [[[] for _ in range(model.num_steps)] for _ in range(3)]
     steps, reached, answers = measured
+    compute = _contract(run, x) if contract else lambda step: None
     streams, title = range(warmup + repeats), f"profiling batches of {len(x)}"
     for repeat in tqdm(streams, desc=title, unit="stream", disable=not progress, leave=False):
         start = before = now()
@@ -333,7 +335,7 @@ def _measure(
             before = after
         for t, seconds in enumerate(answers if contract else ()):
             before = now()
-            model(x, step=t + 1)
+            compute(t + 1)
             if repeat >= warmup:
                 seconds.append(now() - before)
     operators = run.measure(x, min(repeats, _OPERATOR_RUNS))
@@ -349,9 +351,22 @@ def _stream(run: EagerSteps, x: Tensor) -> Iterator[None]:
     def no_prior() -> Answer:
         raise RuntimeError("no answer is gathered here")
 
-    levels = run.model.levels if run.model.info.task == "classification" else ()
-    gathered = Gathered(no_prior, levels, ())
+    gathered = Gathered(no_prior, _levels(run), ())
     execution = EagerExecution(run, x, Last(), None, gathered, nullcontext)
     while not execution.done:
         send(execution.advance())
         yield
+
+
+def _contract(run: EagerSteps, x: Tensor) -> Callable[[int], object]:
+    """Computes contract answer 1..T as a predictor does, until it is on the host."""
+    model, levels = run.model, _levels(run)
+    first = model(x, step=1).float().cpu()
+    unknown, steps = torch.full_like(first, torch.nan), torch.full((len(x),), PRIOR)
+    nothing = Answer(unknown.split(list(levels), 1) if levels else (), steps, 0.0, None, steps, outputs=unknown)
+    how = Last(), levels, model.num_steps, run.conditions, send, time.monotonic
+    return lambda step: read_newest([Reader(step, lambda: model(x, step=step))], nothing, *how)
+
+
+def _levels(run: EagerSteps) -> tuple[int, ...]:
+    return run.model.levels if run.model.info.task == "classification" else ()

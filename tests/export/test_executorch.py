@@ -25,7 +25,7 @@ quiet = pytest.mark.filterwarnings(
 
 
 class Two(anytime.AnytimeModel):
-    """Batch norm by rows of a table, as fixed for each step; the second step takes a transposed tensor."""
+    """Batch norm and heads by rows of a table, as fixed for each step; the second step takes a transposed tensor."""
 
     num_steps = 2
 
@@ -34,7 +34,7 @@ class Two(anytime.AnytimeModel):
         self.convs = nn.ModuleList([nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)])
         self.rows: Tensor
         self.register_buffer("rows", torch.rand(2, 6) + 0.5)
-        self.heads = nn.ModuleList([nn.Linear(6, 4), nn.Linear(6, 4)])
+        self.heads = nn.Parameter(torch.randn(2, 4, 6))
 
     def initial_state(self, x: Tensor) -> dict[str, Any]:
         self.check_input(x)
@@ -44,7 +44,7 @@ class Two(anytime.AnytimeModel):
         t: int = state["t"]
         y = self.convs[t](state["map"])
         y = nn.functional.batch_norm(y, self.rows[t] - 0.5, self.rows[t], self.rows[1 - t], self.rows[t]).relu()
-        return self.heads[t](y.mean((2, 3))), {**state, "t": t + 1, "map": y.transpose(2, 3)}
+        return nn.functional.linear(y.mean((2, 3)), self.heads[t]), {**state, "t": t + 1, "map": y.transpose(2, 3)}
 
 
 @pytest.fixture
@@ -111,15 +111,19 @@ def test_its_memory_is_planned_for_one_batch_size(model: anytime.AnytimeModel, t
 @quiet
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["anytimenet_cifar10", "fast_cifar10", "isresnext", "torchvision:resnet18", "torchvision:mobilenet_v3_small"]
+    "name",
+    ["anytimenet_cifar10", "fast_cifar10", "isresnext", "ann", "torchvision:resnet18", "torchvision:mobilenet_v3_small"],
 )
 def test_networks_that_people_deploy(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     if ":" in name:
         model = anytime.attach_exits(name, 3, num_classes=10, input_size=(3, 64, 64)).eval()
     else:
-        small = {"blocks": (1, 1, 1), "width": 24, "steps": 3, "cardinality": 6}
-        model = anytime.load(name) if name.endswith("cifar10") else anytime.create_model(name, 10, **small).eval()
+        small = {
+            "ann": {"units": 3, "width": 8},
+            "isresnext": {"blocks": (1, 1, 1), "width": 24, "steps": 3, "cardinality": 6},
+        }
+        model = anytime.create_model(name, 10, **small[name]).eval() if name in small else anytime.load(name)
     export = anytime.export_model(model, tmp_path / "out", "executorch", input_size=model.info.input_size or 32)
     x = torch.rand(2, *export.manifest.input_size)
     torch.testing.assert_close(export(x).softmax(-1), model(x).detach().softmax(-1), atol=1e-4, rtol=0)

@@ -34,8 +34,15 @@ def convert(step: CapturedStep, name: str) -> tuple[bytes, list[GraphValue], lis
             graph = own_graph(step)
             with torch.no_grad():
                 program = constant_prop_pass(graph.program.run_decompositions({}))
+                for constants in (program.state_dict, program.constants):
+                    constants.update({name: value.clone() for name, value in constants.items() if _is_part(value)})
                 lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
                 data = bytes(lowered.to_executorch().buffer)
         except Exception as error:  # of several layers of the exporter
             raise ValueError(f"{name} cannot be exported to ExecuTorch: {one_line(error)[:300]}") from error
     return data, graph.inputs, graph.sources, graph.outputs
+
+
+def _is_part(value: object) -> bool:
+    """Whether a tensor is a part of another's memory: ExecuTorch 1.5 would write what that memory begins with."""
+    return isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() != value.numel() * value.element_size()

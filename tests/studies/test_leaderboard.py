@@ -17,9 +17,9 @@ from anytime.cli import main
 from anytime.commands import study as command
 from anytime.studies import run_all
 from anytime.studies.leaderboard import STUDY, board, networks
+from anytime.studies.leaderboard import rows as rows_module
 from anytime.studies.leaderboard.networks import MOST_PARAMETERS, NETWORKS, Network
 from anytime.studies.leaderboard.rows import recipe_of
-from anytime.studies.study import plain
 from anytime.trace import Trace
 
 # -- the networks ----------------------------------------------------------------------------------------------------------
@@ -109,6 +109,7 @@ def trace(right: list[int], macs: list[int]) -> Trace:
 
 def test_rows_by_hand(monkeypatch):
     monkeypatch.setattr(board, "build", lambda *_: None)
+    monkeypatch.setattr(rows_module, "is_current", lambda *_: True)
     monkeypatch.setattr(board, "one_thread_seconds", lambda found, _: {n: [0.001] * traces[n][0].num_steps for n in found})
     million = 1_000_000
     traces = {
@@ -190,8 +191,16 @@ def test_from_end_to_end_on_digits(trained, monkeypatch, capsys):
 
 
 def measured(table):
-    """What a table says of its networks, without their times, which are measured for each table."""
-    return {row["network"]: {key: value for key, value in row.items() if key != "seconds"} for row in table["rows"]}
+    """What a table says of its networks to 4 digits, without their times, which are measured for each table."""
+
+    def rounded(value):
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items() if key != "seconds"}
+        if isinstance(value, list):
+            return [rounded(item) for item in value]
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    return {row["network"]: rounded(row) for row in table["rows"]}
 
 
 def test_rows_of_the_table_are_not_trained_again(trained, capsys):
@@ -211,31 +220,73 @@ def test_rows_of_the_table_are_not_trained_again(trained, capsys):
     assert trained == []
     assert command.run([*WORDS, "--seeds", "0", "1"]) == 0
     assert trained == ["cifar10_fast_tiny_seed1", "cifar10_fast_still_seed1"]
-    both = measured(json.loads(TABLE.read_text()))
+    both = json.loads(TABLE.read_text())
     for name, row in measured(first).items():
-        assert [training["seed"] for training in both[name]["trainings"]] == [0, 1]
-        assert both[name]["trainings"][0] == row["trainings"][0]
+        assert [training["seed"] for training in measured(both)[name]["trainings"]] == [0, 1]
+        assert measured(both)[name]["trainings"][0] == row["trainings"][0]
+    shutil.rmtree("runs")
+    for seeds in ([], ["--seeds", "1"]):  # seeds that are not asked for stay as well
+        assert command.run([*WORDS, *seeds]) == 0
+        assert measured(json.loads(TABLE.read_text())) == measured(both)
+    assert "# in results/leaderboard/table_1_cifar10_fast.json, so not trained again" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("where", "value"), [("parameters", 1), ("macs", [1]), ("recipe", {"epochs": 2}), ("trainings", [{"seed": 7}])]
-)
-def test_a_row_of_something_else_is_trained_again(trained, where, value):
+def test_rows_that_were_trained_otherwise_are_not_replaced(trained):
+    assert command.run(WORDS) == 0
+    before = TABLE.read_text()
+    for words in (["--epochs=2"], ["--epochs=2", "--finished"], ["--optimizer.lr=0.1000001"], ["--data.classes=[0,1,2]"]):
+        with pytest.raises(ValueError, match=r"has a row of tiny that was trained otherwise: .*; give another --out"):
+            command.run([word for word in WORDS if not word.startswith(words[0].partition("=")[0])] + words)
+    assert TABLE.read_text() == before
+
+
+def test_what_another_process_adds_meanwhile_stays(trained, monkeypatch):
+    assert command.run([*WORDS, "--seeds", "0", "1"]) == 0
+    whole = TABLE.read_text()
+    shutil.rmtree("runs")
+    TABLE.unlink()
+
+    def train(runs, folder, executor=None):
+        TABLE.write_text(whole)
+        return {}
+
+    monkeypatch.setattr(command, "run_all", train)
+    assert command.run(WORDS) == 0
+    assert measured(json.loads(TABLE.read_text())) == measured(json.loads(whole))
+
+
+def test_a_network_that_has_changed_since_its_training_is_named(trained, monkeypatch):
+    assert command.run(WORDS) == 0
+    TABLE.unlink()
+    monkeypatch.setattr(rows_module, "_counts", lambda *_: (5, [1]))
+    with pytest.raises(ValueError, match=r"tiny has changed since it was trained in runs/leaderboard/cifar10_fast_tiny_seed0"):
+        command.run([*WORDS, "--finished"])
+
+
+def test_times_are_those_of_one_machine(trained):
+    assert command.run([*WORDS, "--seeds", "0", "1"]) == 0
+    shutil.rmtree("runs")
+    table = json.loads(TABLE.read_text())
+    for row in table["rows"]:
+        row["trainings"][1] |= {"trained_on": "NVIDIA H200", "training_seconds": 3000.0}
+    TABLE.write_text(json.dumps(table))
+    assert command.run(WORDS) == 0
+    for row in json.loads(TABLE.read_text())["rows"]:
+        assert row["training_seconds"] == row["trainings"][0]["training_seconds"] < 3000
+
+
+@pytest.mark.parametrize(("where", "value"), [("parameters", 1), ("macs", [1]), ("network", "another")])
+def test_a_row_of_something_else_is_trained_again(trained, capsys, where, value):
     assert command.run(WORDS) == 0
     shutil.rmtree("runs")
     del trained[:]
     table = json.loads(TABLE.read_text())
     row = next(row for row in table["rows"] if row["network"] == "still")
-    match where:
-        case "recipe":
-            row[where] |= value
-        case "trainings":
-            row[where][0] |= value[0]
-        case _:
-            row[where] = value
+    row[where] = value
     TABLE.write_text(json.dumps(table))
     assert command.run(WORDS) == 0
     assert trained == ["cifar10_fast_still_seed0"]
+    assert f"but other networks by now, so these rows go: {row['network']}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -245,14 +296,23 @@ def test_a_row_of_something_else_is_trained_again(trained, where, value):
         (lambda table: table["rows"][0].pop("macs"), "no 'macs'"),
         (lambda table: table["rows"][0]["trainings"][0]["accuracy"].append(0.5), "lacks answers or trainings"),
         (lambda table: table["rows"][0]["trainings"][0].update(accuracy=[1.5] * 3), "an accuracy is outside 0..1"),
-        (lambda table: table["rows"][0].update(model="stranger.Net"), "names the model 'stranger.Net'"),
-        (lambda table: table.update(images="many"), "invalid literal"),
+        (lambda table: table["rows"][0].update(model="stranger.Net"), "was trained as anytimenet, not as stranger.Net"),
+        (lambda table: table.update(images="many"), "cannot be interpreted as an integer"),
+        (lambda table: table.update(images=5.5), "cannot be interpreted as an integer"),
+        (lambda table: table.update(classes=0), "it is of no images"),
+        (lambda table: table.update(dataset=None), "None is no text"),
+        (lambda table: table["rows"].append(table["rows"][0]), "has two rows of a network"),
+        (lambda table: table["rows"][0].update(trainings=2 * table["rows"][0]["trainings"]), "two trainings of a seed"),
+        (lambda table: table["rows"][0]["trainings"][0].update(training_seconds=-5), "a time is not above 0"),
+        (lambda table: table["rows"][0]["arguments"].pop("num_classes"), "the network tiny in results/leaderboard/"),
+        (lambda table: table["rows"][0]["arguments"].update(width=10**30), "cannot be built: "),
+        (lambda table: table["rows"][0]["arguments"].update(num_classes="ten"), "cannot be built: "),
     ],
 )
 def test_a_damaged_table_is_refused(trained, damage, message):
     row = {
         **{"network": "tiny", "model": "anytimenet", "arguments": {"num_classes": 10}, "parameters": 5, "macs": [1, 2, 3]},
-        "recipe": plain(recipe_of(networks.runs("cifar10", "fast", [0])[0].config())),
+        "recipe": recipe_of(networks.runs("cifar10", "fast", [0])[0].config()),
         "trainings": [
             {"seed": 0, "accuracy": [0.5] * 3, "trained_on": "CPU", "measured_on": "CPU", "date": "2026-01-01"}
             | {"training_seconds": None, "images_per_second": None}
@@ -263,6 +323,14 @@ def test_a_damaged_table_is_refused(trained, damage, message):
     damage(table)
     TABLE.parent.mkdir(parents=True)
     TABLE.write_text(json.dumps(table))
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         command.run(["leaderboard"])
+    assert str(TABLE) in str(caught.value)
     assert trained == []
+
+
+def test_an_empty_table_is_none(trained):
+    TABLE.parent.mkdir(parents=True)
+    TABLE.write_bytes(bytes(100))
+    assert command.run(WORDS) == 0
+    assert len(trained) == 2

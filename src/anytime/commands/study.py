@@ -75,9 +75,11 @@ def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     runs = [run for each in needed.values() for run in each if run.name not in before or run_status(run, folder) == "finished"]
     runs.sort(key=lambda run: run.seed)  # the first seed of everything comes first
     for name, earlier in kept.items():
+        file = _file(stems[name], "json")
         if earlier.names:
-            there = ", ".join(sorted(earlier.names))
-            print(printable(f"# in {_file(stems[name], 'json')}, so not trained again: {there}"))
+            print(printable(f"# in {file}, so not trained again: {', '.join(sorted(earlier.names))}"))
+        if earlier.dropped:
+            print(printable(f"# in {file}, but other networks by now, so these rows go: {', '.join(earlier.dropped)}"))
     if options.dry_run:
         serves: dict[str, list[str]] = {}
         for name, each in needed.items():
@@ -93,7 +95,9 @@ def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     with explaining_stops():
         traces = run_all(runs, folder, executor=executor)
     for name, data in sets.items():
-        result = study.items[name].make(traces, data, *([kept[name]] if name in kept else []))
+        keep = study.items[name].kept
+        more = [keep(_file(stems[name], "json"), needed[name])] if keep else []  # read again: others may have written it
+        result = study.items[name].make(traces, data, *more)
         made_by = study_command(options.study, name, data, options.scale, seeds, flags)
         files = result.write(stems[name], made_by)
         written = printable(", ".join(map(str, files)))

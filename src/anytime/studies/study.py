@@ -59,11 +59,15 @@ class Result:
 
 
 class Earlier(Protocol):
-    """What an earlier result holds of trainings."""
+    """What an earlier result holds that stays."""
 
     @property
     def names(self) -> Collection[str]:
-        """Names of these trainings."""
+        """Names of the trainings that need not be run."""
+
+    @property
+    def dropped(self) -> Sequence[str]:
+        """Parts of it that do not stay."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from anytime.analysis.area import log_area
 from anytime.analysis.statistics import mean, means
 from anytime.cost import hardware
 from anytime.reporting.tables import Column, format_table
-from anytime.studies.facts import figure_title
 from anytime.studies.figures import panels
 from anytime.studies.leaderboard.networks import MOST_PARAMETERS, MOST_SECONDS, NETWORKS, Network
 from anytime.studies.leaderboard.rows import EarlierRows, Row, images_of_trace, row_of
@@ -44,10 +43,16 @@ def leaderboard(traces: Traces, data: str, kept: EarlierRows | None = None) -> R
     missing = [net.name for net in NETWORKS if net.name not in {row.network for row in found}]
     if not found:
         raise ValueError("the leaderboard has no row: none of its networks is trained yet")
-    seen = [images_of_trace(traces[name]) for name in list(traces)[:1]] + [kept.images] * (kept.images is not None)
-    images = next(one for one in seen if one)
-    if any(one != images for one in seen):
-        raise ValueError(f"the earlier table is of {kept.images}, these trainings of {images}; give another --out")
+    judged = [images_of_trace(traces[name]) for name in list(traces)[:1]]
+    judged += [kept.images] if kept.images and kept.rows else []
+    images = judged[0]
+    if judged[-1] != images:
+        other = judged[-1]
+        what = f"{images.dataset} ({images.images} images of {images.classes} classes)"
+        raise ValueError(
+            f"these trainings are of {what}, the earlier table of {other.dataset} ({other.images} images of {other.classes} "
+            "classes); give another --out"
+        )
     networks = {row.network: build(row.model, row.arguments, f"the row of {row.network}") for row in found}
     seconds = one_thread_seconds(networks, images.input_size)
     lines = [_line(row, seconds[row.network], images.classes) for row in found]
@@ -59,7 +64,7 @@ def leaderboard(traces: Traces, data: str, kept: EarlierRows | None = None) -> R
     trainings = [training for row in found for training in row.trainings]
     numbers = asdict(images) | {
         "seeds": sorted({training.seed for training in trainings}),
-        "epochs": sorted({row.recipe["epochs"] for row in found}),
+        "epochs": sorted({int(row.recipe["epochs"]) for row in found}),
         "trained_on": sorted({training.trained_on for training in trainings}),
         "measured_on": sorted({training.measured_on for training in trainings}),
         "date": max(training.date for training in trainings),
@@ -72,7 +77,9 @@ def leaderboard(traces: Traces, data: str, kept: EarlierRows | None = None) -> R
         "not_trained_yet": missing,
         "rows": lines,
     }
-    return Result(numbers, _text(lines, missing, numbers["timed_on"]), _drawn(lines, figure_title(numbers)))
+    several = sorted({len(row.trainings) for row in found})
+    title = f"{images.dataset}, n = {' to '.join(map(str, several[:: max(1, len(several) - 1)]))}"
+    return Result(numbers, _text(lines, missing, numbers["timed_on"]), _drawn(lines, title))
 
 
 def _row(net: Network, traces: Traces, kept: Row | None) -> Row | None:
@@ -91,7 +98,8 @@ def _line(row: Row, seconds: Sequence[float], classes: int) -> dict[str, Any]:
     areas = [log_area(row.macs, values, LOW, HIGH, 1 / classes) for values in found]
     more = {"seconds": seconds, "accuracy": means(found), "area": mean(areas)}
     for key in ("training_seconds", "images_per_second"):
-        known = [value for training in row.trainings if (value := getattr(training, key)) is not None]
+        here = [training for training in row.trainings if training.trained_on == row.trainings[0].trained_on]
+        known = [value for training in here if (value := getattr(training, key)) is not None]
         more |= {key: mean(known)} if known else {}
     return asdict(row) | {"flags": net.flags, "static": net.static} | more
 
@@ -110,18 +118,16 @@ def _text(rows: Sequence[Mapping[str, Any]], missing: Sequence[str], machine: st
         line: dict[str, Any] = {key: row.get(key) for key in ("area", "parameters", "below_static")}
         over = row.get("training_seconds", 0) > MOST_SECONDS
         line |= {"network": row["network"] + (" (static)" if row["static"] else ""), "answers": last + 1}
+        line["seeds"] = len(row["trainings"])
         line["minutes"] = row["training_seconds"] / 60 if "training_seconds" in row else None
         line["over"] = "over 15 min" if over else None
         for place, t in ends.items():
             line[place] = f"{row['accuracy'][t]:.1%} at {macs_text(row['macs'][t])}, {ms_text(row['seconds'][t])} ms"
         lines.append(line)
     columns = [Column("network", "network"), Column("area", "area", ".4f"), Column("parameters", "parameters", _millions)]
-    columns += [Column("answers", "answers"), Column("first", "first answer"), Column("middle", "middle answer")]
-    columns += [
-        Column("last", "last answer"),
-        Column("below_static", "below static"),
-        Column("minutes", "training min", ".1f"),
-    ]
+    columns += [Column("seeds", "seeds"), Column("answers", "answers")]
+    columns += [Column(place, f"{place} answer") for place in ("first", "middle", "last")]
+    columns += [Column("below_static", "below static"), Column("minutes", "training min", ".1f")]
     columns.append(Column("over", ""))
     notes = [
         f"area: mean accuracy for a budget of MACs whose logarithm is uniform between {macs_text(int(LOW))} and "

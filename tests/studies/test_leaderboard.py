@@ -235,9 +235,23 @@ def test_rows_that_were_trained_otherwise_are_not_replaced(trained):
     assert command.run(WORDS) == 0
     before = TABLE.read_text()
     for words in (["--epochs=2"], ["--epochs=2", "--finished"], ["--optimizer.lr=0.1000001"], ["--data.classes=[0,1,2]"]):
-        with pytest.raises(ValueError, match=r"has a row of tiny that was trained otherwise: .*; give another --out"):
+        with pytest.raises(ValueError, match=r"a row of tiny that was trained otherwise: .*; give another --out and --runs"):
             command.run([word for word in WORDS if not word.startswith(words[0].partition("=")[0])] + words)
     assert TABLE.read_text() == before
+
+
+def test_own_runs_do_not_replace_rows_and_other_flags_do_not_stand_in_their_way(trained):
+    assert command.run(WORDS) == 0
+    table = json.loads(TABLE.read_text())
+    for row in table["rows"]:
+        row["trainings"][0]["accuracy"] = [0.125] * len(row["macs"])
+    TABLE.write_text(json.dumps(table))
+    assert command.run(WORDS) == 0
+    assert all(set(row["accuracy"]) == {0.125} for row in json.loads(TABLE.read_text())["rows"])
+    other = [word for word in WORDS if word != "--epochs=1"]
+    assert command.run([*other, "--epochs=2", "--out", "other", "--runs", "other"]) == 0
+    assert command.run([*WORDS, "--runs", "other"]) == 0
+    assert len(trained) == 4
 
 
 def test_what_another_process_adds_meanwhile_stays(trained, monkeypatch):
@@ -286,7 +300,7 @@ def test_a_row_of_something_else_is_trained_again(trained, capsys, where, value)
     TABLE.write_text(json.dumps(table))
     assert command.run(WORDS) == 0
     assert trained == ["cifar10_fast_still_seed0"]
-    assert f"but other networks by now, so these rows go: {row['network']}" in capsys.readouterr().out
+    assert f"but changed or no longer in this study, so left out: {row['network']}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -347,7 +361,7 @@ def test_the_page_shows_the_published_table():
         name = row["network"] + " (static)" * row["static"]
         first = "" if row["static"] else answers[0]
         below = "" if row["static"] else f"{row['below_static']} of {len(row['macs'])}"
-        minutes = f"{row['training_seconds'] / 60:.1f}"
+        minutes = f"{row['training_seconds'] / 60:.1f}" + " (over 15)" * (row["training_seconds"] > 900)
         ms = f"{1e3 * row['seconds'][-1]:.2f}"
         lines.append(f"| {name} | {row['area']:.4f} | {first} | {answers[1]} | {ms} | {below} | {minutes} |")
     assert shown == lines

@@ -72,14 +72,13 @@ def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     stems = {name: out / f"{name.replace(' ', '_')}_{data}_{options.scale}" for name, data in sets.items()}
     kept = {name: keep(_file(stems[name], "json"), needed[name]) for name in sets if (keep := study.items[name].kept)}
     before = {name for earlier in kept.values() for name in earlier.names}
-    runs = [run for each in needed.values() for run in each if run.name not in before or run_status(run, folder) == "finished"]
+    runs = [run for each in needed.values() for run in each if run.name not in before]
     runs.sort(key=lambda run: run.seed)  # the first seed of everything comes first
     for name, earlier in kept.items():
-        file = _file(stems[name], "json")
         if earlier.names:
-            print(printable(f"# in {file}, so not trained again: {', '.join(sorted(earlier.names))}"))
-        if earlier.dropped:
-            print(printable(f"# in {file}, but other networks by now, so these rows go: {', '.join(earlier.dropped)}"))
+            there = ", ".join(sorted(earlier.names))
+            print(printable(f"# in {_file(stems[name], 'json')}, so not trained again: {there}"))
+        _name_dropped(_file(stems[name], "json"), earlier.dropped)
     if options.dry_run:
         serves: dict[str, list[str]] = {}
         for name, each in needed.items():
@@ -95,14 +94,22 @@ def _make(parser: Parser, options: Any, flags: Sequence[str]) -> int:
     with explaining_stops():
         traces = run_all(runs, folder, executor=executor)
     for name, data in sets.items():
-        keep = study.items[name].kept
-        more = [keep(_file(stems[name], "json"), needed[name])] if keep else []  # read again: others may have written it
+        more = []
+        if keep := study.items[name].kept:  # read again: another process may have added to it during the trainings
+            more = [keep(_file(stems[name], "json"), needed[name])]
+            _name_dropped(_file(stems[name], "json"), [part for part in more[0].dropped if part not in kept[name].dropped])
         result = study.items[name].make(traces, data, *more)
         made_by = study_command(options.study, name, data, options.scale, seeds, flags)
         files = result.write(stems[name], made_by)
         written = printable(", ".join(map(str, files)))
         print(f"\n{name.capitalize()}: {study.items[name].title}\n\n{result.text}\n\nwrote {written}")
     return 0
+
+
+def _name_dropped(file: Path, parts: Sequence[str]) -> None:
+    """Says which parts of an earlier result will not be in the new one."""
+    if parts:
+        print(printable(f"# in {file}, but changed or no longer in this study, so left out: {', '.join(parts)}"))
 
 
 def _file(stem: Path, kind: str) -> Path:

@@ -35,7 +35,7 @@ def convert(step: CapturedStep, name: str) -> tuple[bytes, list[GraphValue], lis
             with torch.no_grad():
                 program = constant_prop_pass(graph.program.run_decompositions({}))
                 for constants in (program.state_dict, program.constants):
-                    constants.update({name: value.clone() for name, value in constants.items() if _is_part(value)})
+                    constants.update({name: _whole(value) for name, value in constants.items() if _is_part(value)})
                 lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
                 data = bytes(lowered.to_executorch().buffer)
         except Exception as error:  # of several layers of the exporter
@@ -45,4 +45,12 @@ def convert(step: CapturedStep, name: str) -> tuple[bytes, list[GraphValue], lis
 
 def _is_part(value: object) -> bool:
     """Whether a tensor is a part of another's memory: ExecuTorch 1.5 would write what that memory begins with."""
-    return isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() != value.numel() * value.element_size()
+    if not isinstance(value, torch.Tensor):
+        return False
+    return bool(value.storage_offset()) or value.untyped_storage().nbytes() != value.numel() * value.element_size()
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """The same values in memory of their own."""
+    copy = value.detach().clone()
+    return torch.nn.Parameter(copy, value.requires_grad) if isinstance(value, torch.nn.Parameter) else copy

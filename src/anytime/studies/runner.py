@@ -145,14 +145,14 @@ def effective(config: Config) -> dict[str, Any]:
     The folder of the data is one of them, unless the set is official: then it has the same images in any folder.
     """
     names = {section: config[section]["class_path"] for section in SECTIONS}
-    found = {key: _current(value) for key, value in (names | flatten(config)).items() if key not in _WITHOUT_EFFECT}
+    found = {key: current_path(value) for key, value in (names | flatten(config)).items() if key not in _WITHOUT_EFFECT}
     root = config["data"]["init_args"].get("root")
     if root is not None and not getattr(find("data", config["data"]["class_path"]), "official", None):
         found["data.root"] = os.path.realpath(os.path.expanduser(root))
     return found
 
 
-def _current(value: Any) -> Any:
+def current_path(value: Any) -> Any:
     """A value of a configuration; an import path into this library as it is today, though the module has moved."""
     if not (isinstance(value, str) and value.startswith("anytime.")):
         return value

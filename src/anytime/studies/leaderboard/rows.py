@@ -18,7 +18,7 @@ from anytime.analysis.statistics import BySeed, costs_of, first_trace
 from anytime.cost import step_macs
 from anytime.studies.leaderboard.networks import Network
 from anytime.studies.leaderboard.timing import build
-from anytime.studies.runner import TrainingRun, effective
+from anytime.studies.runner import TrainingRun, current_path, effective
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.limits import UNFIT
 from anytime.support.text import one_line
@@ -127,7 +127,7 @@ def row_of(net: Network, by_seed: BySeed, folders: Mapping[int, Path]) -> Row:
     with names_from(source):
         recipe = recipe_of(trace.meta["recipe"])
     arguments, parameters = trace.meta["model_arguments"], trace.meta["parameters"]
-    row = Row(net.name, net.model, arguments, recipe, parameters, costs_of(by_seed, "macs"), trainings)
+    row = Row(net.name, recipe["model"], arguments, recipe, parameters, costs_of(by_seed, "macs"), trainings)
     if not is_current(row, images_of_trace(by_seed), source):
         places = ", ".join(map(str, folders.values())) or source
         raise ValueError(f"{net.name} has changed since it was trained in {places}: remove that, and it is trained again")
@@ -148,14 +148,16 @@ def kept_rows(path: Path, runs: Sequence[TrainingRun]) -> EarlierRows:
     Raises:
         ValueError: The file is damaged, or a row had another recipe than its network's trainings here.
     """
-    if not path.is_file() or not path.read_bytes().strip(b"\0"):
+    if not path.is_file() or not read_limited(path, _BYTES).strip(b"\0"):
         return EarlierRows()
     images, rows = read_table(path)
     kept, dropped, names = dict[str, Row](), [], set[str]()
     for name, row in tqdm(rows.items(), desc="checking the earlier rows", unit="row", disable=None, leave=False):
         own = [run for run in runs if name in run.views]
         if own and (difference := _difference(row.recipe, own[0])):
-            raise ValueError(f"{path} has a row of {name} that was trained otherwise: {difference}; give another --out")
+            raise ValueError(
+                f"{path} has a row of {name} that was trained otherwise: {difference}; give another --out and --runs"
+            )
         if not own or not is_current(row, images, str(path)):
             dropped.append(name)
             continue
@@ -167,13 +169,15 @@ def kept_rows(path: Path, runs: Sequence[TrainingRun]) -> EarlierRows:
 def _difference(recipe: Mapping[str, Any], run: TrainingRun) -> str:
     """How a row was trained otherwise than this run would be; empty if it was not.
 
-    Settings that the library did not have when the row was made do not count, unless this run sets them.
+    Settings that the library has no more do not count, nor those that it did not have then, unless this run sets them.
     """
     wanted = recipe_of(run.config())
     asked = {flag.removeprefix("--").partition("=")[0] for flag in run.flags}
     asked |= {key for file in (run.recipe, *run.over) for key in flatten(read_recipe(file))}
-    keys = [*recipe, *sorted((wanted.keys() - recipe.keys()) & asked)]
-    return ", ".join(f"{key} {recipe.get(key)} (here {wanted.get(key)})" for key in keys if recipe.get(key) != wanted.get(key))
+    keys = [key for key in wanted if key in recipe or key in asked]
+    with names_from("an earlier table"):
+        found = {key: current_path(recipe.get(key)) for key in keys}
+    return ", ".join(f"{key} {found[key]} (here {wanted[key]})" for key in keys if found[key] != wanted[key])
 
 
 def is_current(row: Row, images: JudgedOn, source: str) -> bool:

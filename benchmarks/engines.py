@@ -151,7 +151,7 @@ def under_deadlines(export: Any, requests: int, points: int, load: bool) -> dict
     images, labels = (torch.cat(parts)[:requests] for parts in zip(*data.test_dataloader(), strict=True))
     measured = profile(export, 32, repeats=1000)
     kinds = {
-        "hard": Predictor(export, measured, guard=GUARD, interrupt="operator"),
+        "hard": Predictor(export, measured, interrupt="operator"),
         "cautious": Predictor(export, measured, interrupt="step"),
     }
     stop = multiprocessing.Event()

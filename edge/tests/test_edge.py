@@ -355,7 +355,7 @@ def test_a_flight_is_one_that_anytime_replays(folder: Path, tmp_path: Path, monk
     predictor = Predictor(folder, stop="confidence=0.999", record=tmp_path / "flight.jsonl")
     answers = [predictor(frame(8, 8, 3), deadline) for deadline in (None, 0, "10s")] * 10
     for answer in answers:
-        predictor.recorder.note(answer, [1e-3, 2e-3][: max(answer.step, 0)], [answer.levels[0]] * max(answer.step, 0))
+        predictor.recorder.note(answer, [(1e-3 * t, answer.levels[0]) for t in range(1, answer.step + 1)])
     predictor.recorder.flush()
     assert max(file.stat().st_size for file in tmp_path.iterdir()) < 12_000
     lines = [json.loads(line) for line in (tmp_path / "flight.jsonl").read_text().splitlines()]

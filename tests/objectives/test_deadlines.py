@@ -88,8 +88,8 @@ def test_the_quantile_decides_when_an_answer_is_there() -> None:
 
 def test_hard_deadlines_serve_what_is_there_in_time() -> None:
     profile = profile_of([0.001, 0.002], slow=2, interrupt="operator")
-    deadlines = ["1100us", "1.3ms", "2100us", "2.3ms"]
-    with pytest.warns(UserWarning, match="1 of 4 deadlines are before the first answer, which needs 1.2 ms"):
+    deadlines = ["900us", "1.3ms", "2100us", "2.3ms"]
+    with pytest.warns(UserWarning, match="1 of 4 deadlines are before the first answer, which needs 1 ms"):
         assert from_deadlines(profile, deadlines, interrupt="operator") == [2 / 3, 1 / 3]
     with pytest.warns(UserWarning, match="2 of 4 deadlines are before the first answer, which needs 2 ms"):
         assert from_deadlines(profile, deadlines) == [1, 0]

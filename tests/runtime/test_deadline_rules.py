@@ -1,14 +1,11 @@
-"""What curve and weights say of both rules, against a predictor, on a clock that only waiting advances."""
+"""What curve and weights say of both rules, against a predictor, on a clock that only steps advance."""
 
 from __future__ import annotations
 
-import math
 import random
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,78 +23,44 @@ X = torch.full((1, 3, 2, 2), 0.5)
 
 
 class Time:
-    """Seconds that pass only while the caller and the thread of a call both wait."""
+    """Seconds that pass only in steps, and alarms in them."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.changed = threading.Condition()
-        self.waiting: dict[int, tuple[Event | None, float]] = {}
+        self.alarms: dict[Any, tuple[float, Callable[[], None]]] = {}
 
     def __call__(self) -> float:
         return self.now
 
-    def wait(self, event: Event | None, seconds: float) -> bool:
-        """Whether the event came within these seconds."""
-        me = threading.get_ident()
-        with self.changed:
-            end = self.now + seconds
-            self.waiting[me] = event, end
-            while self.now < end and not (event is not None and event.there):
-                if len(self.waiting) == 2:
-                    self.now = min(until for _, until in self.waiting.values())
-                    self.end_waits(lambda _, until: until <= self.now)
-                else:
-                    assert self.changed.wait(10), "nobody else waits"
-            self.waiting.pop(me, None)
-            return event is not None and event.there
+    def set(self, owner: Any, seconds: float, function: Callable[[], None]) -> None:
+        self.alarms[owner] = self.now + seconds, function
 
-    def end_waits(self, over: Callable[[Event | None, float], bool]) -> None:
-        """Wakes those whose wait is over; from now on they count as not waiting."""
-        self.waiting = {who: wait for who, wait in self.waiting.items() if not over(*wait)}
-        self.changed.notify_all()
+    def take_back(self, owner: Any) -> None:
+        self.alarms.pop(owner, None)
 
-
-class Event:
-    """Of `threading`, in this time."""
-
-    def __init__(self, time: Time) -> None:
-        self.time, self.there = time, False
-
-    def set(self) -> None:
-        with self.time.changed:
-            self.there = True
-            self.time.end_waits(lambda event, _: event is self)
-
-    def is_set(self) -> bool:
-        return self.there
-
-    def wait(self, seconds: float | None = None) -> bool:
-        return self.time.wait(self, math.inf if seconds is None else seconds)
+    def compute(self, seconds: float) -> None:
+        """Raises Cancelled when an alarm comes before the end."""
+        end = self.now + seconds
+        for at, function in self.alarms.values():
+            if at < end:
+                self.now = at
+                function()
+                raise Cancelled
+        self.now = end
 
 
 @pytest.fixture
 def either_rule(timed_case: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Predictor, Profile]]:
     """Makes a predictor whose steps take their medians, and its profile, for seconds (p50, p99) of each step."""
     time = Time()
-    for module in ("session", "interrupts"):
-        monkeypatch.setattr(f"anytime.runtime.{module}.threading", SimpleNamespace(Event=lambda: Event(time)))
+    monkeypatch.setattr("anytime.runtime.interrupts.ALARMS", time)
 
     class Cancellable(EagerSteps):
         cancels = True
         medians: list[float]
 
-        def call(self) -> Event:
-            return Event(time)
-
-        def cancel(self, call: Any) -> None:
-            if call is not None:
-                call.set()
-
         def step(self, step: int, state: Any, size: int, call: Any = None) -> tuple[Any, Any]:
-            if call is None:
-                time.now += self.medians[step - 1]
-            elif call.is_set() or time.wait(call, self.medians[step - 1]):
-                raise Cancelled
+            time.compute(self.medians[step - 1])
             return super().step(step, state, size)
 
     monkeypatch.setattr(Predictor, "_make_run", lambda self: Cancellable(self.model))
@@ -147,12 +110,12 @@ def test_curve_and_weights_are_those_of_the_predictor(either_rule, rule: str, wa
 
 
 def test_hard_deadlines_are_met_by_deeper_answers(either_rule) -> None:
-    """Steps of 1 second that sometimes take 3: the first needs 3 by the cautious rule, and 1 and the guard by the other."""
+    """Steps of 1 second that sometimes take 3: the first needs 3 by the cautious rule, and 1 by the other, as it is risked."""
     _, profile = either_rule([(1.0, 3.0), (1.0, 3.0)], "step", 0.0)
     trace = trace_of(profile.macs)
     for interrupt in ("step", None):
         assert deadline_curve(trace, profile, interrupt=interrupt).deadlines.tolist() == [3, 4]
-    assert deadline_curve(trace, profile, interrupt="operator").deadlines.tolist() == [1.0002, 2.0002]
+    assert deadline_curve(trace, profile, interrupt="operator").deadlines.tolist() == [1, 2.0002]
     assert deadline_curve(trace, profile, guard="500ms", interrupt="operator").deadlines.tolist() == [1.5, 2.5]
     assert deadline_curve(trace, replace(profile, interrupt="step")).deadlines.tolist() == [3, 4]
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given as each_of
+from hypothesis import strategies as st
 
 from anytime.runtime import Predictor, Profile
 from anytime.runtime.engines.base import Cancelled, StepMeasurement
 from anytime.runtime.engines.pytorch import EagerSteps
+from anytime.runtime.interrupts import LEAST_RESERVE, Reserve
 from anytime.stopping import Confidence
 
 X = torch.full((1, 3, 2, 2), 0.5)
@@ -57,6 +62,9 @@ def hard(timed_case: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setattr(Cancellable, "cancelled", [], raising=False)
         monkeypatch.setattr(Predictor, "_make_run", lambda self: Cancellable(self.model, self._lazy_exits))
         clocks = {} if endless else {"clock": clock}
+        if not endless:  # the clock stands still while an alarm would wait
+            silent = SimpleNamespace(set=lambda *_: None, take_back=lambda _: None)
+            monkeypatch.setattr("anytime.runtime.interrupts.ALARMS", silent)
         return clock, model, Predictor(model, profile, **clocks, **{"interrupt": "operator", **arguments})
 
     return make
@@ -79,11 +87,11 @@ def test_a_step_starts_whenever_time_is_left_and_counts_if_it_ended_in_time(hard
     assert answer.reason in ({"complete"} if step == 4 else {"deadline"} if way == "call" or step == -1 else {"", "deadline"})
 
 
-@pytest.mark.parametrize("interrupt", ["step", None])
-def test_with_a_profile_only_what_fits_starts_by_default(hard, interrupt) -> None:
+@pytest.mark.parametrize(("interrupt", "started"), [("step", 2), (None, 3)])
+def test_by_default_a_step_that_does_not_fit_is_risked(hard, interrupt, started) -> None:
     _, model, predictor = hard([10.0, 10.0, 10.0, 15.0], interrupt=interrupt)
     assert predictor(X, 25.0).step == 2
-    assert len(model.started) == 2
+    assert len(model.started) == started
 
 
 def test_without_a_profile_a_step_starts_whenever_time_is_left(hard) -> None:
@@ -91,6 +99,44 @@ def test_without_a_profile_a_step_starts_whenever_time_is_left(hard) -> None:
     predictor = Predictor(model, clock=clock)
     assert predictor(X, 25.0).step == 2
     assert len(model.started) == 3
+
+
+@each_of(st.lists(st.booleans(), max_size=400))
+def test_few_answers_are_late_because_a_step_was_risked(wanted: list[bool]) -> None:
+    """Whatever happens, as long as no step is risked under a deadline (here of 50 ms) that is shorter than the reserve."""
+    reserve, late = Reserve(), 0
+    for each in wanted:
+        missed = each and reserve.seconds < 0.05
+        late += missed
+        reserve.notice(missed)
+        assert LEAST_RESERVE <= reserve.seconds <= 0.1
+    assert late <= len(wanted) / 1000 + math.log2(reserve.seconds / LEAST_RESERVE) + 1e-9
+
+
+def test_after_a_late_answer_steps_are_cancelled_earlier(hard) -> None:
+    _, model, predictor = hard([10.0] * 4)
+    for deadline, started in ((20.0003, 3), (20.0003, 2), (20.0005, 3), (20.0005, 2), (25.0, 3)):
+        model.started.clear()
+        assert predictor(X, deadline).step == 2
+        assert len(model.started) == started, deadline
+    assert predictor._reserve.seconds == pytest.approx(8 * 2e-4 * 2 ** (-5 / 1000))
+    assert predictor(X, 30.0).step == 3  # a step that fits needs no reserve
+
+
+def test_what_cannot_spoil_an_answer_changes_no_reserve(hard) -> None:
+    _, model, predictor = hard([10.0] * 2)
+    for deadline in (5.0, 10.0, 20.0, 100.0, None, 0):  # a first step, steps that fit, and no time at all
+        predictor(X, deadline)
+    assert len(model.started) == 1 + 1 + 2 + 2 + 2
+    assert predictor._reserve.seconds == LEAST_RESERVE
+
+
+def test_a_guard_is_kept_free_and_a_first_step_may_take_the_rest(hard) -> None:
+    _, model, predictor = hard([10.0] * 2, guard=1.0)
+    for deadline, step, started in ((11.5, 1, 2), (11.0, 1, 1), (10.5, 1, 1), (1.0, -1, 0), (21.0, 2, 2), (20.9, 2, 2)):
+        model.started.clear()
+        answer = predictor(X, deadline)
+        assert (answer.step, len(model.started)) == (step, started), deadline
 
 
 def test_a_late_answer_says_when_it_went_out(hard) -> None:

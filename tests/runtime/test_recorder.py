@@ -105,8 +105,8 @@ def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
 def test_what_the_way_to_the_caller_took_is_replayed() -> None:
     """The guard is 0.5: an answer went out 0.2 after the deadline minus that, others 0.7 after it, too late."""
     facts = {"interrupt": "operator", "guard": 0.5, "stop": None, "plan": None, "macs": [1, 2]}
-    on_time = Recorded(1, 2.7, False, "deadline", 3.0, (1.0,), (None,))
-    late = Recorded(1, 3.2, True, "deadline", 3.0, (1.0,), (None,))
+    on_time = Recorded(1, 2.7, False, "deadline", 3.0, (1.0,), (None,), 0.5)
+    late = Recorded(1, 3.2, True, "deadline", 3.0, (1.0,), (None,), 0.5)
     flight = Flight(facts, [on_time, late, late])
     for each, old in zip(replay(flight, ReplaySettings.of(flight)), flight.answers, strict=True):
         assert each is not None
@@ -117,15 +117,15 @@ def test_a_flight_without_a_profile_is_planned_by_one_that_is_given(recorded: Ca
     predictor, _, file = recorded()
     predictor.profile.save(tmp_path / "profile.json")
     head, *lines = file.read_text().splitlines()
-    changed = json.loads(head) | {"interrupt": "operator", "guard": 0.0002, "plan": None}
+    changed = json.loads(head) | {"interrupt": "operator", "plan": None}
     file.write_text("\n".join([json.dumps(changed), *lines]) + "\n")
     (flight,), _ = read_flights(file)
     options = argparse.Namespace(stop=None, profile=tmp_path / "profile.json", engine=None, quantile="p99", interrupt=None)
     options.guard = None
     settings = command._changed(options, flight)
-    assert (settings.interrupt, settings.guard) == ("step", 0.0)
-    options.interrupt = "operator"
-    assert (command._changed(options, flight).interrupt, command._changed(options, flight).guard) == ("operator", 0.0002)
+    assert (settings.interrupt, settings.plan) == ("operator", [(10.0, 10.0)] * 4)
+    options.interrupt = "step"
+    assert command._changed(options, flight).interrupt == "step"
 
 
 def test_the_command(recorded: Callable, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_answers_that_arrive_while_a_page_is_written_are_kept(recorded: Callable
     late, write = [predictor.recorder._waiting], predictor.recorder._write
 
     def slow(lines: list[str]) -> None:
-        late[0].append((0.0, answers[-1], []))  # by a thread that had got hold of the list
+        late[0].append((0.0, answers[-1], [], None))  # by a thread that had got hold of the list
         write(lines)
 
     monkeypatch.setattr(predictor.recorder, "_write", slow)

@@ -18,8 +18,7 @@ from anytime_edge.manifest import Manifest, Origin, Shapes, check_graph, read_fi
 from anytime_edge.view import channels_last, middle
 
 OVERSHOOT = 0.05  # how far interpolation may take a pixel beyond [0, 1]
-MOST_BYTES = 2**31 - 1  # of a file
-WORKERS = 16  # computations at a time
+MOST_BYTES, WORKERS = 2**31 - 1, 16  # of a file; computations at a time
 Values = dict[Origin, np.ndarray]
 _pool: list[ThreadPoolExecutor] = []
 

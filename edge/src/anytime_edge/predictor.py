@@ -19,7 +19,7 @@ from anytime_edge.network import Cancelled, Network, load
 from anytime_edge.profile import QUANTILES, Profile
 from anytime_edge.recorder import FlightRecorder
 
-HANDING_OVER = 200e-6  # seconds: waking the thread that waits for an answer takes longer only rarely
+LEAST_RESERVE, LATE = 200e-6, 1e-3  # seconds that a quiet machine takes to wake a thread; the share of late answers to allow
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _SECONDS = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*(s|ms|us)\s*")
 
@@ -38,8 +38,10 @@ def seconds_of(given: Any, name: str = "deadline") -> float:
 class Predictor:
     """The best answer by a deadline, for one image at a time; any number of threads may call it.
 
-    With `interrupt="operator"` (the default without a profile) a step starts whenever time is left, and the deadline cancels
-    it. With "step" it starts only if now + slowdown * q_t + guard <= deadline; q_t is that quantile of the profile.
+    A step fits if now + slowdown * q_t + guard <= deadline; q_t is that quantile of the profile. With `interrupt="operator"`
+    (the default) one that does not fit, or whose q_t is unknown, is risked: it starts as long as more time is left than
+    L <- max(0.2 ms, L 2^(m - 1/1000)), which follows whether answers that went out meanwhile were late (m = 1) or not (0). The
+    deadline cancels it. With "step", only what fits starts.
 
     Args:
         network: A folder that `anytime export --engine onnx` wrote, or a loaded one.
@@ -47,9 +49,9 @@ class Predictor:
         combine: "last", "caching", "product", the name of a rule saved with the model, or values as in the manifest.
         stop: The name of a rule saved with the model, text like "confidence=0.9", or values as in the manifest.
         quantile: Of the profile: "p50", "p90", "p99", "p999" or "max".
-        guard: Time to keep free before the deadline; at least 0.2 ms with "operator".
+        guard: Time to keep free before the deadline.
         prior: Probabilities `[K]` (of all label levels), or values, if no step fits; by default uniform, or NaN.
-        interrupt: "operator" or "step"; None: "step" if there is a profile. Sessions end within one operator, unless "step".
+        interrupt: "operator" or "step"; None: "operator". Sessions end within one operator, unless "step".
         threads: Threads that a step computes with.
         foreign: Accepts a profile measured elsewhere.
         record: A file to which each decision is written (see `FlightRecorder`).
@@ -81,14 +83,12 @@ class Predictor:
             self.profile.check(self.network, foreign)
         if interrupt not in (None, "operator", "step") or quantile not in QUANTILES:
             raise ValueError(
-                f"interrupt is 'operator' or 'step', quantile one of {[*QUANTILES]}; got {interrupt!r}, {quantile!r}"
+                f"interrupt is 'operator' or 'step', quantile one of {[*QUANTILES]}; {interrupt!r}, {quantile!r}?"
             )
         kept = seconds_of(guard, "guard")
         if not 0 <= kept < math.inf:
             raise ValueError(f"guard must be at least 0 seconds, got {guard!r}")
-        self.cancels = interrupt != "step"  # of sessions
-        self.hard = interrupt == "operator" or (interrupt is None and self.profile is None)
-        self.guard = max(kept, HANDING_OVER) if self.hard else kept
+        self.hard, self.guard, self.reserve = interrupt != "step", kept, LEAST_RESERVE
         known, macs = self.network.manifest, [step.macs for step in self.network.manifest.steps]
         self._levels = known.levels if known.metadata.get("task", "classification") == "classification" else ()
         self._bounds = [*pairwise(accumulate(self._levels, initial=0))]
@@ -128,10 +128,8 @@ class Predictor:
         levels = self.split(outputs.reshape(shape)) if outputs.size == math.prod(shape) else ()
         sound = all(abs(level.sum() - 1) < 1e-3 and level.min() >= 0 for level in levels)
         if not (sound and outputs.size == math.prod(shape)):
-            kind = (
-                f"probabilities that sum to 1 in each of the levels {self._levels}" if self._levels else f"values {shape[1:]}"
-            )
-            raise ValueError(f"prior must be {kind}, got {given!r}")
+            kind = "probabilities that sum to 1 in each of the levels" if self._levels else "values"
+            raise ValueError(f"prior must be {kind} {self._levels or shape[1:]}, got {given!r}")
         outputs = outputs.reshape(shape)
         with np.errstate(divide="ignore"):
             return Answer(levels, np.log(outputs) if levels else outputs, PRIOR, 0.0, None)
@@ -157,18 +155,22 @@ class Predictor:
             raise ValueError(f"give deadline or until, not both: got {deadline!r} and {until!r}")
         budget = seconds_of(deadline) if until is None else seconds_of(until - start, "until")
         session = Session(self, self.network.prepare(frame, bgr), start, budget, prior)
-        answer = session.wait(start + budget - self.guard - self.clock() if self.hard and budget > 0 else None)
+        hard = self.hard and 0 < budget < math.inf
+        answer = session.wait(start + budget - max(self.guard, self.reserve) - self.clock() if hard else None)
+        if hard and (session.kept == 0 or answer.step == PRIOR):  # nothing is lost if a first step comes late
+            answer = session.wait(start + budget - self.clock())
         if not answer.reason:
             session.interrupt()
-            answer = replace(answer.because("deadline"), elapsed=self.clock() - start)
+            answer = answer.because("deadline")
+        answer = replace(answer, elapsed=self.clock() - start)
+        self.reserve = max(LEAST_RESERVE, self.reserve * 2 ** ((answer.missed - LATE) * (hard and session.risked)))
         if self.recorder:
-            self.recorder.note(answer, session.seconds, session.seen)
-        return replace(answer, elapsed=self.clock() - start)
+            self.recorder.note(answer, session.steps, session.kept if hard else None)
+        return answer
 
     def session(self, frame: Any, prior: Answer | None = None, bgr: bool = False) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
-        start = self.clock()
-        return Session(self, self.network.prepare(frame, bgr), start, math.inf, prior)
+        return Session(self, start=self.clock(), x=self.network.prepare(frame, bgr), budget=math.inf, prior=prior)
 
     def words(self, answer: Answer) -> str:
         """An answer in words, at the label level that was chosen for its step: "bird (96 %)"."""
@@ -183,14 +185,14 @@ class Predictor:
         """Seconds that step `step` + 1 takes by the profile, as slow as the machine is now; 0 without a profile."""
         return self._slowdown * self._plan[step][0]
 
-    def fits(self, step: int, end: float) -> bool:
-        """Whether step `step` + 1 may start now, to be done or cancelled at `end`."""
-        seconds, left = self.planned(step), end - self.clock()
-        if self.hard:
-            return left > 0
+    def keeps(self, step: int, deadline: float) -> float | None:
+        """The seconds before the deadline at which step `step` + 1 is cancelled: 0 if it fits; None if it may not start."""
+        seconds, left = self.planned(step), deadline - self.guard - self.clock()
         if seconds > left >= self._plan[step][0]:
             self._follow(1.0)  # or else no step would ever show that the drift is over
-        return seconds <= left
+        sure = seconds <= left and (self.profile is not None or not self.hard)
+        kept = 0.0 if sure else max(self.guard, self.reserve if step else 0.0)
+        return kept if sure or (self.hard and left + self.guard > kept) else None
 
     def took(self, step: int, seconds: float) -> None:
         """Follows how slow the machine is, from the seconds of a step."""
@@ -212,18 +214,21 @@ class Session:
         base = prior or predictor.prior
         if base.outputs.shape != predictor.prior.outputs.shape:
             raise ValueError(f"prior must be an answer of this network, such as the last one, got {base.outputs.shape}")
-        deadline = None if budget == math.inf else budget
-        self._best = Answer(base.levels, base.outputs, PRIOR, predictor.clock() - start, deadline)
-        self._predictor, self._call, self._stop = predictor, predictor.network.call() if predictor.cancels else None, False
-        self.seconds, self.seen = list[float](), list[Any]()  # of each step, for a recorder
+        self._best = Answer(
+            base.levels, base.outputs, PRIOR, predictor.clock() - start, None if budget == math.inf else budget
+        )
+        self._predictor, self._call, self._stop = predictor, predictor.network.call() if predictor.hard else None, False
+        self.steps = list[tuple[float, Any]]()  # seconds and probabilities of each step, for a recorder
+        # what `keeps` said of the newest step, and whether that may spoil an answer
+        self.kept, self.risked = math.nan if predictor.hard else None, False
         self._run = predictor.network.pool.submit(self._compute, x, start, budget)
 
     def _compute(self, x: np.ndarray, start: float, budget: float) -> None:
         """Sets the best answer step by step, with its reason if no step follows."""
-        predictor, answer, end = self._predictor, self._best, start + budget - self._predictor.guard
+        predictor, answer = self._predictor, self._best
         steps, values, judged = predictor.network.manifest.steps, {(0, "images"): x}, None
         states: list[Any] = [None] * len(predictor.combiners)
-        if budget <= 0 or not predictor.fits(0, end):
+        if budget <= 0 or not self._allowed(0, start + budget):
             self._best = replace(answer, elapsed=predictor.clock() - start).because("deadline")
             return
         for step, entry in enumerate(steps, 1):
@@ -243,22 +248,22 @@ class Session:
             if predictor.hard and elapsed > budget:
                 self._best = replace(answer, elapsed=elapsed).because("deadline") if step == 1 else answer
                 return
-            if finite:
-                answer = replace(answer, elapsed=elapsed, macs=entry.macs, levels=levels, outputs=logits, step=step)
-            else:
-                answer = replace(answer, elapsed=elapsed, macs=entry.macs, not_finite=(*answer.not_finite, step))
-            self.seconds.append(now - at)
-            self.seen.append(p)
-            stopped = False
+            new = (levels, logits, step) if finite else (answer.levels, answer.outputs, answer.step)
+            answer = Answer(*new, elapsed, answer.deadline, entry.macs, "", answer.not_finite + (step,) * (not finite))
+            self.steps.append((now - at, p))
             if not last:
                 seen = Seen(step, None if p is None else p[0], steps[step].macs, elapsed + predictor.planned(step))
                 stopped, judged = predictor.rule(judged, seen)
-            ended = "stopped" if stopped else "complete" if last else "" if predictor.fits(step, end) else "deadline"
+            ended = "complete" if last else "stopped" if stopped else "deadline" * (not self._allowed(step, start + budget))
             if reason := ended or "interrupted" * self._stop:
-                answer = answer.because(reason)
-            self._best = answer
-            if reason:
+                self._best = answer.because(reason)
                 return
+            self._best = answer
+
+    def _allowed(self, step: int, deadline: float) -> bool:
+        self.kept = self._predictor.keeps(step, deadline)
+        self.risked = step > 0 and self.kept != 0
+        return self.kept is not None
 
     def best(self) -> Answer:
         """The best answer so far; the prior before the first step."""

@@ -25,7 +25,7 @@ if sys.platform != "win32":
     import fcntl
 
 KIND, FORMAT, MOST_BYTES, PAGE = "anytime flight", 1, 2**25, 32
-Noted = tuple[float, Answer, Sequence[float], Sequence[Any]]
+Noted = tuple[float, Answer, Sequence[tuple[float, Any]], float | None]
 
 
 class InUse(BlockingIOError, ValueError):
@@ -59,9 +59,12 @@ class FlightRecorder:
                 raise ValueError(f"{file} exists and is no flight of this library, so nothing is written to it")
         self._take()
 
-    def note(self, answer: Answer, seconds: Sequence[float], seen: Sequence[Any]) -> None:
-        """Takes an answer, the seconds of each of its steps, and their probabilities `[1, K]` (None if not finite)."""
-        self._waiting.append((time.time(), answer, tuple(seconds), tuple(seen)))
+    def note(self, answer: Answer, steps: Sequence[tuple[float, Any]], kept: float | None = None) -> None:
+        """Takes an answer, and of each of its steps the seconds and the probabilities `[1, K]` (None if not finite).
+
+        The step after them was cancelled `kept` seconds before the deadline; None: there was none.
+        """
+        self._waiting.append((time.time(), answer, tuple(steps), kept))
         if len(self._waiting) >= PAGE:
             self.flush()
 
@@ -150,14 +153,14 @@ def _is_flight(path: Path) -> bool:
 
 def _lines(flight: str, page: Sequence[Noted]) -> list[str]:
     """A line for each answer; of each step's probabilities the two largest, the entropy and the label."""
-    rows = [p for *_, seen in page for p in seen if p is not None]
+    rows = [p for _, _, steps, _ in page for _, p in steps if p is not None]
     facts = iter(_facts(np.concatenate(rows)) if rows else ())
     lines = []
-    for at, answer, seconds, seen in page:
+    for at, answer, steps, kept in page:
         deadline = answer.deadline if answer.deadline is None else max(answer.deadline, -1e9)
         known = {"flight": flight, "at": round(at, 4), "deadline": deadline, "step": answer.step, "reason": answer.reason}
-        known |= {"elapsed": answer.elapsed, "missed": answer.missed, "seconds": [round(each, 8) for each in seconds]}
-        lines.append(json.dumps({**known, "seen": [None if p is None else next(facts) for p in seen]}))
+        known |= {"elapsed": answer.elapsed, "missed": answer.missed, "seconds": [round(seconds, 8) for seconds, _ in steps]}
+        lines.append(json.dumps({**known, "kept": kept, "seen": [None if p is None else next(facts) for _, p in steps]}))
     return lines
 
 

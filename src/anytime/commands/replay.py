@@ -13,7 +13,7 @@ from typing import Any
 from anytime.commands.parser import Parser
 from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Profile
-from anytime.runtime.interrupts import HANDING_OVER, OPERATOR, STEP
+from anytime.runtime.interrupts import STEP
 from anytime.runtime.profile import QUANTILES, Latency
 from anytime.runtime.replay import Decision, Flight, ReplaySettings, check_work, read_flights, replay
 from anytime.stopping.saved import rule_from_text
@@ -92,21 +92,13 @@ def _changed(options: Any, flight: Flight) -> ReplaySettings:
             raise ValueError("the flight was recorded without a profile, so the times of another engine cannot be scaled")
         scale = [new / old if old else 1.0 for (_, new), (_, old) in zip(plan, known, strict=True)] if options.engine else None
         settings = replace(settings, plan=plan, macs=profile.macs, scale=scale)
-        if known is None or (options.engine and profile.interrupt == STEP):  # as a predictor decides with this profile
-            settings = _interrupted(settings, STEP)
+        if options.engine and profile.interrupt == STEP:  # which cannot cancel a step
+            settings = replace(settings, interrupt=STEP)
     if options.interrupt:
-        settings = _interrupted(settings, options.interrupt)
+        settings = replace(settings, interrupt=options.interrupt)
     if options.guard is not None:
         settings = replace(settings, guard=guard_seconds(typed_seconds(options.guard, "--guard")))
     return settings
-
-
-def _interrupted(settings: ReplaySettings, interrupt: str) -> ReplaySettings:
-    """The settings with another way to interrupt, and the guard that a predictor then has."""
-    if interrupt == settings.interrupt:
-        return settings
-    guard = max(settings.guard, HANDING_OVER) if interrupt == OPERATOR else settings.guard * (settings.guard > HANDING_OVER)
-    return replace(settings, interrupt=interrupt, guard=guard)
 
 
 def _row(what: str, decisions: Sequence[Decision | None]) -> dict[str, Any]:

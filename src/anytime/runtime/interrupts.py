@@ -1,23 +1,75 @@
-"""Hard deadlines: the step in progress is cancelled when the deadline comes, so a step may start whenever time is left."""
+"""Hard deadlines: the step in progress is cancelled when the deadline comes, so a step that may not fit can be risked."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from anytime.runtime.answer import Answer
+from anytime.runtime.alarm import ALARMS
 from anytime.runtime.engines.base import Cancelled
 from anytime.runtime.lazy import LazyAnswer
-from anytime.runtime.threads import Threads
 
 OPERATOR, STEP = "operator", "step"
-HANDING_OVER = 200e-6  # seconds: waking the thread that waits for the answer takes longer only rarely
+LEAST_RESERVE = 200e-6  # seconds: on a quiet machine, waking the thread that cancels and ending an operator take no longer
+_LATE = 1e-3  # the share of answers that may go out late because a step was risked
 
 
-def cancels_steps(interrupt: Any, can_cancel: bool, planned: bool) -> bool:
-    """Whether a deadline cancels the step in progress: as `interrupt` says; by default (None) if the engine can, unless a
-    profile says which steps fit (`planned`).
+class Reserve:
+    """How many seconds before the deadline a step is cancelled that was risked although it may not fit.
+
+        L <- max(L_0, L 2^(m - 1/1000)),    L_0 = 0.2 ms,
+
+    after each call whose last step was risked; m is 1 if its answer was late, else 0. It is 0, too, if a call ends because
+    only L is left. So of n such answers at most n / 1000 + log2(L / L_0) are late, whatever the machine does and however long
+    its operators are. No step is risked under a deadline shorter than L, so L is at most twice the longest deadline. (Control
+    of a quantile, one observation at a time: Gibbs and Candes 2021, "Adaptive conformal inference under distribution shift".)
+
+    Attributes:
+        seconds: L.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = LEAST_RESERVE
+
+    def notice(self, late: bool) -> None:
+        """A call ended, in time or late."""
+        self.seconds = max(LEAST_RESERVE, self.seconds * 2 ** (late - _LATE))
+
+
+class Cancellation:
+    """What cancels the steps of one call, at a time that moves from step to step.
+
+    Attributes:
+        kept: The seconds before the deadline at which the newest step is cancelled: 0 if it fits; None if it did not start.
+        risked: Whether the newest step may spoil an answer, as it may not fit and comes after another one; or did not start
+            because less than the reserve is left.
+    """
+
+    def __init__(self, call: Any, cancel: Callable[[Any], None]) -> None:
+        self.call, self._cancel = call, partial(cancel, call)
+        self.kept: float | None = None
+        self.risked = False
+
+    def before(self, left: float, kept: float, step: int) -> bool:
+        """Whether step `step` + 1 may start: it is cancelled `kept` seconds before the deadline, which comes in `left`."""
+        starts, self.risked = left > kept or kept == 0, step > 0 and kept > 0
+        self.kept = kept if starts else None
+        if starts:
+            ALARMS.set(self, left - kept, self._cancel)
+        return starts
+
+    def now(self) -> None:
+        """Cancels the steps."""
+        self._cancel()
+
+    def end(self) -> None:
+        """Cancels nothing any more."""
+        ALARMS.take_back(self)
+
+
+def cancels_steps(interrupt: Any, can_cancel: bool) -> bool:
+    """Whether a deadline cancels the step in progress: as `interrupt` says; by default (None) if the engine can.
 
     Raises:
         ValueError: It is neither "operator" nor "step", or the engine cannot cancel a step.
@@ -29,37 +81,17 @@ def cancels_steps(interrupt: Any, can_cancel: bool, planned: bool) -> bool:
             "interrupt='operator' needs an engine that can cancel a step, which torch cannot: use an export for ONNX Runtime "
             "or OpenVINO (anytime.export_model), or interrupt='step'"
         )
-    return can_cancel and (interrupt == OPERATOR or (interrupt is None and not planned))
+    return can_cancel and interrupt != STEP
 
 
-def cancelled_at(
-    left: Callable[[], float],
-    threads: Threads,
-    cancel: Callable[[], None],
-    answers: Iterator[LazyAnswer],
-    nothing: Callable[[], Answer],
-) -> Iterator[Answer]:
-    """The answers one by one, until another thread calls `cancel()`.
-
-    Args:
-        left: The seconds until then, asked when the first answer is wanted.
-        threads: Where to wait for it.
-        cancel: Makes `answers` raise `Cancelled`.
-        answers: Computed on demand, in this thread.
-        nothing: The answer if none was there before.
-    """
-    over, last = threading.Event(), None
-    threads.submit(_watch, over, max(left(), 0.0), cancel)
+def until_cancelled(cancels: Cancellation, answers: Iterator[LazyAnswer], unanswered: LazyAnswer) -> Iterator[LazyAnswer]:
+    """The answers one by one, until a step is cancelled; `unanswered` if there is none before."""
+    last = None
     try:
         for last in answers:
-            yield last.answer
+            yield last
     except Cancelled:
         if last is None:
-            yield nothing().because("deadline")
+            yield unanswered
     finally:
-        over.set()
-
-
-def _watch(over: threading.Event, seconds: float, cancel: Callable[[], None]) -> None:
-    if not over.wait(seconds):
-        cancel()
+        cancels.end()

@@ -26,20 +26,19 @@ def check_costs(rule: Rule | None, macs: Sequence[int] | None, profile: Profile 
 
 
 class Plan:
-    """A step may start at `now` if now + seconds <= end; if steps are cancelled at the end, whenever now < end.
+    """A step fits at `now` if now + seconds <= end.
 
     Args:
         profile: How long steps take; None if unknown, which counts as no time.
         quantile: The quantile of the profile that must fit, a name in `QUANTILES`.
-        cancels: Whether a step in progress is cancelled at the end.
         clock: Returns seconds.
 
     Attributes:
         drift: How much slower than profiled the machine is now.
     """
 
-    def __init__(self, profile: Profile | None, quantile: str, cancels: bool, clock: Callable[[], float]) -> None:
-        self._profile, self._quantile, self._cancels, self._clock = profile, quantile, cancels, clock
+    def __init__(self, profile: Profile | None, quantile: str, clock: Callable[[], float]) -> None:
+        self._profile, self._quantile, self._clock = profile, quantile, clock
         self._known: dict[int, tuple[list[float], list[float]]] = {}  # by batch size: the quantile and the median of each step
         self.drift = Drift()
 
@@ -57,8 +56,6 @@ class Plan:
         """Whether step `index` + 1 may start now, to be done by `end`, after `before` seconds of steps in flight."""
         if end is None:
             return True
-        if self._cancels:
-            return self._clock() < end
         seconds = self.step(index, batch)[0] + before
         left = end - self._clock()
         if seconds > left >= seconds / self.drift.slowdown:

@@ -24,7 +24,7 @@ from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.execution import EagerExecution, Execution, LazyExecution, Reader
 from anytime.runtime.gathered import Gathered
-from anytime.runtime.interrupts import HANDING_OVER, STEP, cancelled_at, cancels_steps
+from anytime.runtime.interrupts import Cancellation, Reserve, cancels_steps, until_cancelled
 from anytime.runtime.lazy import LazyAnswer, check_lazy_exits
 from anytime.runtime.plan import Plan, check_costs, known_macs
 from anytime.runtime.prior import Priors
@@ -62,10 +62,10 @@ class Predictor:
     than profiled the machine is now (`Drift`). If not even the first step fits, the answer is the prior (`steps` = -1).
     Contract use (`contract=True`): the budget is known beforehand, so only the deepest answer whose quantile fits is computed.
 
-    Hard deadlines (`interrupt="operator"`, the default without a profile where the engine can cancel a step, as ONNX Runtime
-    and OpenVINO can): a step starts whenever time is left. It computes in another thread. When the deadline minus the guard
-    comes, the newest answer goes out at once (`elapsed` says when), and the step in progress is cancelled; it ends within one
-    operator. A step that ends after the deadline does not count. Contract answers are never cancelled.
+    Hard deadlines (`interrupt="operator"`, the default where the engine can cancel a step, as ONNX Runtime and OpenVINO can):
+    a step starts whenever time is left, and the deadline cancels it. A step that does not fit, or of which no profile knows
+    the seconds, is cancelled a little before, so that the answer before it goes out in time (see `Reserve`). A cancelled step
+    ends within one operator. A step that ends after the deadline does not count. Contract answers are never cancelled.
 
     With `lazy_exits`, for models with the two halves of a step (`advance` and `read`: all of `ann`), the steps of a call skip
     their heads, and only the head of the returned answer runs: MACs are those of the contract answer.
@@ -85,16 +85,15 @@ class Predictor:
             `"mixture"`, or one saved with the model). None: the one that a saved rule was fitted to, or the last answer.
         stop: A stopping rule besides the deadline, or the name of one saved with the model (`anytime fit`); None for none.
         quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max".
-        guard: Time to keep free before the deadline, in the forms of a deadline: seconds, or text like `"1ms"`. With hard
-            deadlines it is at least 0.2 ms, the time to hand over the answer.
+        guard: Time to keep free before the deadline, in the forms of a deadline: seconds, or text like `"1ms"`.
         prior: The answer if no step fits, a tensor, array or list: probabilities `[K]`, all label levels side by side, default
             uniform; in other tasks the output of one image, default NaN.
         compile: Compiles and warms the steps now, for the profile's batch sizes; needs a profile of compiled steps.
         depth: Steps in flight at a time on CUDA; 1 with lazy exits.
         lazy_exits: Runs heads only for answers that are read; needs `combine="last"` and no rule.
         foreign: Accepts a profile measured on other hardware.
-        interrupt: "operator" for hard deadlines, "step" to let every step end; None: "operator" if the engine can and there is
-            no profile. Sessions end within one operator where the engine can, unless this is "step".
+        interrupt: "operator" for hard deadlines, "step" to let every step end; None: "operator" if the engine can. Sessions
+            end within one operator where the engine can, unless this is "step".
         record: A file to which each call's decision is written, for `anytime replay`; `recorder.flush()` writes what waits.
         clock: Returns seconds; replaced in tests.
 
@@ -159,10 +158,8 @@ class Predictor:
         self._send = send
         self._compile, self._lazy_exits = compile, lazy_exits
         self._run = self._make_run()
-        self._hard = cancels_steps(interrupt, self._run.cancels, profile is not None)
-        self._cancels = self._run.cancels and interrupt != STEP  # of sessions
-        self._guard = max(kept, HANDING_OVER) if self._hard else kept
-        self._plan = Plan(profile, quantile, self._hard, clock)
+        self._hard, self._reserve = cancels_steps(interrupt, self._run.cancels), Reserve()
+        self._guard, self._plan = kept, Plan(profile, quantile, clock)
         self._threads = Threads()
         known = model, profile, self._plan, rule, self._combiner, self._guard, self._hard
         self.recorder = None if record is None else FlightRecorder(record, flight_facts(*known))
@@ -210,15 +207,21 @@ class Predictor:
         budget = budget_seconds(start, deadline, until)
         x, prior = self._admit(x, prior)
         log: Log | None = None if self.recorder is None else []
+        cancels = None if contract else self._cancellation(budget)
         if contract:
             answer = self._contract(x, start, budget, prior)
-        elif self._hard and budget is not None and budget > 0:
-            answer = self._by(budget, x, start, prior, log)
         else:
-            for each in self._at_once(x, start, budget, prior, log=log):
+            for each in self._at_once(x, start, budget, prior, cancels, log):
                 last = each
             answer = (last if last.reason else last.because("deadline")).answer
-        return answer if self.recorder is None else self.recorder.note(answer, log or [])
+            if cancels is not None:
+                if not last.reason:  # it waited for a step that did not count
+                    answer = replace(answer, elapsed=self.clock() - start)
+                if cancels.risked:
+                    self._reserve.notice(answer.missed)
+        if self.recorder is not None:
+            self.recorder.note(answer, log or [], cancels.kept if cancels else None)
+        return answer
 
     def stream(
         self, x: Tensor, deadline: Deadline = None, *, until: float | None = None, prior: Answer | None = None
@@ -231,34 +234,21 @@ class Predictor:
         start = self.clock()
         budget = budget_seconds(start, deadline, until)
         x, prior = self._admit(x, prior)
-        if self._hard and budget is not None:
-            call, nothing = self._run.call(), partial(self._prior_answer, x, start, budget, prior)
-            answers = self._answers(x, start, budget, prior, self._run.conditions, call)
-            end, cancel = start + budget - self._guard, partial(self._run.cancel, call)
-            return cancelled_at(lambda: end - self.clock(), self._threads, cancel, answers, nothing)
-        return (lazy.answer for lazy in self._answers(x, start, budget, prior, self._run.conditions))
+        answers = self._answers(x, start, budget, prior, self._run.conditions, self._cancellation(budget))
+        return (lazy.answer for lazy in answers)
 
     def session(self, x: Tensor, prior: Answer | None = None) -> Session:
         """Computes in the background; `best()`, `wait(seconds)` and `interrupt()` from any thread. Use it with `with`."""
         start = self.clock()
         x, prior = self._admit(x, prior)
-        return self._background(x, start, None, prior)
+        cancels = self._cancellation(None)
+        first, cancel = self._prior_answer(x, start, None, prior), cancels.now if cancels else lambda: None
+        return Session(self._threads, partial(self._at_once, x, start, None, prior, cancels), first, cancel)
 
-    def _background(
-        self, x: Tensor, start: float, budget: float | None, prior: Answer | None, log: Log | None = None
-    ) -> Session:
-        call, first = self._run.call() if self._cancels else None, self._prior_answer(x, start, budget, prior)
-        answers, cancel = partial(self._at_once, x, start, budget, prior, call, log), partial(self._run.cancel, call)
-        return Session(self._threads, answers, first, cancel)
-
-    def _by(self, budget: float, x: Tensor, start: float, prior: Answer | None, log: Log | None) -> Answer:
-        """The newest answer that is there when the deadline comes; the step in progress is cancelled, and not waited for."""
-        session = self._background(x, start, budget, prior, log)
-        try:
-            answer = session.wait(start + budget - self._guard - self.clock())
-        finally:
-            session.interrupt()
-        return answer if answer.reason else replace(answer, elapsed=self.clock() - start).because("deadline")
+    def _cancellation(self, budget: float | None) -> Cancellation | None:
+        """What cancels the steps of a call with hard deadlines."""
+        hard = self._hard and (budget is None or budget > 0)
+        return Cancellation(self._run.call(), self._run.cancel) if hard else None
 
     def watch(self, images: Iterable[Tensor], updates: int = 1) -> Iterator[Answer]:
         """Answers each frame after `updates` more steps on the state that the earlier ones left, which never starts anew.
@@ -286,11 +276,17 @@ class Predictor:
         return self._prior.answer(x, self.clock() - start, budget, prior)
 
     def _at_once(
-        self, x: Tensor, start: float, budget: float | None, prior: Answer | None, call: Any = None, log: Log | None = None
+        self,
+        x: Tensor,
+        start: float,
+        budget: float | None,
+        prior: Answer | None,
+        cancels: Cancellation | None = None,
+        log: Log | None = None,
     ) -> Iterator[LazyAnswer]:
         """All answers that fit, for a caller that does nothing else in between: the conditions hold until the last one."""
         with self._run.conditions():
-            yield from self._answers(x, start, budget, prior, nullcontext, call, log)
+            yield from self._answers(x, start, budget, prior, nullcontext, cancels, log)
 
     def _answers(
         self,
@@ -299,34 +295,48 @@ class Predictor:
         budget: float | None,
         prior: Answer | None,
         conditions: Callable[[], AbstractContextManager[None]],
-        call: Any = None,
+        cancels: Cancellation | None = None,
         log: Log | None = None,
     ) -> Iterator[LazyAnswer]:
-        """All answers that fit; each is made when it is read, and with lazy exits computed then. `call` can be cancelled."""
+        """All answers in time; each is made when it is read, and with lazy exits computed then."""
         no_step = partial(self._prior_answer, x, start, budget, prior)
+        unanswered = LazyAnswer(lambda reason: no_step().because(reason), PRIOR, "deadline")
+        answers = self._steps(x, start, budget, no_step, unanswered, conditions, cancels, log)
+        return answers if cancels is None or budget is None else until_cancelled(cancels, answers, unanswered)
+
+    def _steps(
+        self,
+        x: Tensor,
+        start: float,
+        budget: float | None,
+        no_step: Callable[[], Answer],
+        unanswered: LazyAnswer,
+        conditions: Callable[[], AbstractContextManager[None]],
+        cancels: Cancellation | None,
+        log: Log | None,
+    ) -> Iterator[LazyAnswer]:
         macs = known_macs(self.model, self.profile) or (0,) * self.model.num_steps
         run: LazyExecution | EagerExecution
         if self._run.lazy:
             run = LazyExecution(self._run, x)
         else:
-            gathered = Gathered(no_step, self._levels, macs)
+            gathered, call = Gathered(no_step, self._levels, macs), cancels and cancels.call
             run = EagerExecution(self._run, x, self._combiner, self._rule, gathered, conditions, call)
         end = None if budget is None else start + budget - self._guard
         in_flight: deque[_Launched] = deque()
-        unanswered = LazyAnswer(lambda reason: no_step().because(reason), PRIOR, "deadline")
-        last, answered, fits = start, False, self._fits(run, end) and not _has_passed(budget)
+        last, answered, fits = start, False, self._fits(run, end, cancels) and not _has_passed(budget)
         if not fits:
             yield unanswered
         while fits or in_flight:
             while fits and len(in_flight) < self._depth:
                 with conditions():
                     in_flight.append(self._launch(run, start, budget, no_step))
-                fits = len(in_flight) < self._depth and not run.done and self._fits(run, end, in_flight)
+                fits = len(in_flight) < self._depth and not run.done and self._fits(run, end, cancels, in_flight)
             step = in_flight.popleft()
             arrived, now = step.arrival.wait(self.clock, end), self.clock()
             seconds = now - max(step.at, last)
             self._plan.drift.notice(step.median, seconds)
-            if not arrived or (call is not None and budget is not None and now - start > budget):
+            if not arrived or (cancels is not None and budget is not None and now - start > budget):
                 if not answered:
                     yield unanswered
                 return
@@ -335,11 +345,11 @@ class Predictor:
                 log.append((seconds, seen(run)))
             if self._rule is not None and not in_flight and not run.done:
                 run.judge(macs[run.step], now - start + self._plan.step(run.step, run.alive)[0])
-            fits = not run.done and self._fits(run, end, in_flight)
+            fits = not run.done and self._fits(run, end, cancels, in_flight)
             is_last = not fits and not in_flight
             reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if is_last else ""
             yield answer.because(reason) if reason else answer
-            fits = fits and self._fits(run, end, in_flight)  # the caller may have taken a while
+            fits = fits and self._fits(run, end, cancels, in_flight)  # the caller may have taken a while
 
     def _launch(self, run: EagerExecution | LazyExecution, start: float, budget: float | None, prior: Prior) -> _Launched:
         at, planned = self.clock(), self._plan.step(run.step, run.alive)
@@ -362,9 +372,15 @@ class Predictor:
         elapsed, macs = self.clock() - start, torch.full_like(made.steps, cost)
         return replace(made, elapsed=elapsed, deadline=budget, macs=macs).because(reason)
 
-    def _fits(self, run: Execution, end: float | None, in_flight: Sequence[_Launched] = ()) -> bool:
-        """Whether the next step can start now and be done by `end`, after those in flight."""
-        return self._plan.fits(run.step, run.alive, end, sum(step.seconds for step in in_flight))
+    def _fits(
+        self, run: Execution, end: float | None, cancels: Cancellation | None, in_flight: Sequence[_Launched] = ()
+    ) -> bool:
+        """Whether the next step can start now and be done by `end`, after those in flight; or be risked and cancelled."""
+        fits = self._plan.fits(run.step, run.alive, end, sum(step.seconds for step in in_flight))
+        if cancels is None or end is None:
+            return fits
+        kept = 0.0 if fits and self.profile is not None else max(self._guard, self._reserve.seconds if run.step else 0.0)
+        return cancels.before(end + self._guard - self.clock(), kept, run.step)
 
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         nothing = self._prior_answer(x, start, budget, prior)

@@ -27,7 +27,7 @@ from anytime.runtime.engines.exported import engine_of
 from anytime.runtime.engines.pytorch import CompiledSteps, EagerSteps, require_steps
 from anytime.runtime.execution import EagerExecution, Reader
 from anytime.runtime.gathered import Gathered
-from anytime.runtime.interrupts import HANDING_OVER, OPERATOR, STEP, cancels_steps
+from anytime.runtime.interrupts import LEAST_RESERVE, OPERATOR, STEP, cancels_steps
 from anytime.runtime.transfer import send
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.files import atomic_write
@@ -142,19 +142,17 @@ class Profile:
     ) -> list[float]:
         """d_t, the shortest deadline under which `Predictor` gives answer t, if steps take their median time.
 
-        With `interrupt="step"`, step t starts only if it fits:
+        Step s must have started and ended, for each s up to t: d_t = max over s <= t of e_s. With `interrupt="step"` it starts
+        only if it fits, and otherwise ("operator") it may also be risked:
 
-            d_t = max over s <= t of (median seconds until answer s - 1) + (quantile of step s) + guard.
-
-        With "operator", it starts whenever time is left, and counts if it ends in time:
-
-            d_t = (median seconds until answer t) + max(guard, 0.2 ms).
+            e_s = (median seconds until answer s - 1) + (quantile of step s) + guard,
+            e_s = min(that, (median seconds until answer s) + r_s),    r_1 = guard,    r_s = max(guard, 0.2 ms).
 
         Args:
             batch_size: Images per request.
-            quantile: The quantile of the profile that must fit; with "operator" nothing has to fit.
+            quantile: The quantile of the profile that must fit.
             guard: Time to keep free before the deadline, as `Predictor` takes it.
-            interrupt: "operator" or "step", as `Predictor` takes it; None: "step", as of a predictor with this profile.
+            interrupt: "operator" or "step", as `Predictor` takes it; None: "step", as a risked step is no promise.
 
         Returns:
             T numbers of seconds, non-decreasing.
@@ -165,11 +163,11 @@ class Profile:
         check_quantile(quantile)
         latencies, kept = self.at(batch_size), guard_seconds(guard)
         medians = [answer.p50 for answer in latencies.reached]
-        if cancels_steps(interrupt, self.interrupt == OPERATOR, planned=True):
-            needed = [median + max(kept, HANDING_OVER) for median in medians]
-        else:
-            pairs = zip([0.0, *medians[:-1]], latencies.steps, strict=True)
-            needed = [before + step.at(quantile) + kept for before, step in pairs]
+        pairs = zip([0.0, *medians[:-1]], latencies.steps, strict=True)
+        needed = [before + step.at(quantile) + kept for before, step in pairs]
+        if cancels_steps(STEP if interrupt is None else interrupt, self.interrupt == OPERATOR):
+            risked = [median + max(kept, LEAST_RESERVE if t else 0.0) for t, median in enumerate(medians)]
+            needed = [*map(min, needed, risked)]
         return [*accumulate(needed, max)]
 
     def check(self, model: AnytimeModel, compiled: bool = False, foreign: bool = False) -> None:

@@ -35,6 +35,7 @@ MOST_BYTES = 2**25  # of a file, of which there are two
 PAGE = 32  # answers that are written at a time
 Log = list[tuple[float, Tensor | None]]
 """The seconds of each step, and its probabilities `[1, K]`: None if they are not finite, or of several images."""
+_Noted = tuple[float, Answer, Log, float | None]
 
 
 def flight_facts(
@@ -99,15 +100,17 @@ class FlightRecorder:
     def renew(self) -> None:
         """Begins a flight of its own, as in a forked process: what waits belongs to the other one, as does the file's lock."""
         self._lock, self._flight, self._described = threading.Lock(), os.urandom(4).hex(), False
-        self._waiting: deque[tuple[float, Answer, Log]] = deque()
+        self._waiting: deque[_Noted] = deque()
         self._only.free(remove=False)
 
-    def note(self, answer: Answer, log: Log) -> Answer:
-        """Takes an answer and what is known about its steps; returns the answer."""
-        self._waiting.append((time.time(), answer, log[:]))
+    def note(self, answer: Answer, log: Log, kept: float | None = None) -> None:
+        """Takes an answer and what is known about its steps.
+
+        The step after them was cancelled `kept` seconds before the deadline; None: there was none.
+        """
+        self._waiting.append((time.time(), answer, log[:], kept))
         if len(self._waiting) >= PAGE:
             self.flush()
-        return answer
 
     def flush(self) -> None:
         """Writes the answers that wait."""
@@ -178,18 +181,18 @@ def is_flight(path: Path) -> bool:
     return not line or line.startswith(f'{{"kind": "{KIND}"'.encode())
 
 
-def _lines(flight: str, page: Sequence[tuple[float, Answer, Log]]) -> list[str]:
+def _lines(flight: str, page: Sequence[_Noted]) -> list[str]:
     """A line for each answer; of each step's probabilities the two largest, the entropy and the label."""
-    rows = [p for _, _, log in page for _, p in log if p is not None]
+    rows = [p for _, _, log, _ in page for _, p in log if p is not None]
     texts = iter(_texts(torch.cat(rows))) if rows else iter(())
     lines = []
-    for at, answer, log in page:
+    for at, answer, log, kept in page:
         deadline = "null" if answer.deadline is None else f"{max(answer.deadline, -1e9):.9g}"
         times, known = ",".join([f"{s:.4g}" for s, _ in log]), ",".join(["null" if p is None else next(texts) for _, p in log])
-        missed = "true" if answer.missed else "false"
+        missed, stop = "true" if answer.missed else "false", "null" if kept is None else f"{kept:.6g}"
         lines.append(
             f'{{"flight":"{flight}","at":{at:.4f},"deadline":{deadline},"step":{answer.step},"reason":"{answer.reason}",'
-            f'"elapsed":{answer.elapsed:.6g},"missed":{missed},"seconds":[{times}],"seen":[{known}]}}'
+            f'"elapsed":{answer.elapsed:.6g},"missed":{missed},"kept":{stop},"seconds":[{times}],"seen":[{known}]}}'
         )
     return lines
 

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from anytime.runtime.drift import Drift
-from anytime.runtime.interrupts import OPERATOR, STEP
+from anytime.runtime.interrupts import OPERATOR, STEP, Reserve
 from anytime.runtime.recorder import FORMAT, KIND, is_flight
 from anytime.stopping.rules import (
     AllOf,
@@ -53,11 +53,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Recorded(Decision):
-    """An answer as it was recorded, with the seconds of each step that ran and what a rule saw after it (None if unknown)."""
+    """An answer as it was recorded, with the seconds of each step that ran and what a rule saw after it (None if unknown).
+
+    With hard deadlines, the step after them was cancelled `kept` seconds before the deadline; None: there was none.
+    """
 
     deadline: float | None
     seconds: tuple[float, ...]
     seen: tuple[Seen | None, ...]
+    kept: float | None = None
 
 
 @dataclass
@@ -141,7 +145,10 @@ def _recorded(data: Mapping[str, Any], most: int) -> Recorded:
     if len(seconds) > most or not -1 <= step <= most or not 0 <= elapsed <= _LONGEST or math.isnan(deadline or 0.0):
         raise ValueError(f"step {step} after {elapsed} s, of a deadline of {deadline} s")
     reason = str(data["reason"]).partition(";")[0]
-    return Recorded(step, elapsed, bool(data["missed"]), reason, deadline, seconds, seen)  # type: ignore[arg-type]
+    kept = None if data.get("kept") is None else float(data["kept"])
+    if kept is not None and not 0 <= kept <= _LONGEST:
+        raise ValueError(f"a step was cancelled {kept} s before the deadline")
+    return Recorded(step, elapsed, bool(data["missed"]), reason, deadline, seconds, seen, kept)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -207,10 +214,10 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
             column.append(seconds)
     planned = [settings.plan[t][1] if settings.plan else None for t in range(len(columns))]
     medians = [median(column) * scale[t] if column else planned[t] for t, column in enumerate(columns)]
-    drift, hard = Drift(), flight.facts["interrupt"] == OPERATOR
+    drift, reserve, hard = Drift(), Reserve(), flight.facts["interrupt"] == OPERATOR
     leads = [_lead(answer, hard) for answer in flight.answers]
     usual = median([lead for lead in leads if lead is not None] or [0.0])
-    delays = [_delay(answer, flight.facts["guard"]) if hard else None for answer in flight.answers]
+    delays = [_delay(answer) if hard else None for answer in flight.answers]
     late = median([delay for delay in delays if delay is not None] or [0.0])
     return [
         _decided(
@@ -218,6 +225,7 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
             settings,
             medians,
             drift,
+            reserve,
             _most(answer, usual) if lead is None else lead,
             late if delay is None else delay,
             delay,
@@ -249,11 +257,11 @@ def _most(answer: Recorded, usual: float) -> float:
     return max(0.0, min(usual, end - sum(answer.seconds[: max(answer.step, 0)])))
 
 
-def _delay(answer: Recorded, guard: float) -> float | None:
-    """How long after the deadline minus the guard an answer went out; unknown if it did not wait for that."""
-    if answer.reason != "deadline" or answer.deadline is None or answer.deadline <= 0:
+def _delay(answer: Recorded) -> float | None:
+    """How long after its last step was cancelled an answer went out; unknown if none was."""
+    if answer.reason != "deadline" or answer.deadline is None or answer.deadline <= 0 or answer.kept is None:
         return None
-    return max(0.0, answer.elapsed - (answer.deadline - guard))
+    return max(0.0, answer.elapsed - (answer.deadline - answer.kept))
 
 
 def _steps(flight: Flight) -> int:
@@ -265,25 +273,35 @@ def _decided(
     settings: ReplaySettings,
     medians: Sequence[float | None],
     drift: Drift,
+    reserve: Reserve,
     lead: float,
     delay: float,
     own: float | None,
 ) -> Decision | None:
-    """What happens; with hard deadlines the answer goes out `delay` seconds after the deadline minus the guard.
+    """What happens; with hard deadlines an answer goes out `delay` seconds after the step that follows was cancelled.
 
-    If it is known of the answer itself (`own`), the step after its last one had not ended then.
+    If that is known of the answer itself (`own`), the step after its last one had not ended then.
     """
-    hard = settings.interrupt == OPERATOR
-    end = math.inf if answer.deadline is None else answer.deadline - settings.guard
+    hard = settings.interrupt == OPERATOR and answer.deadline is not None and answer.deadline > 0
     limit = math.inf if answer.deadline is None else answer.deadline
-    now, step, judge = lead, 0, _judge(settings.rule)
+    now, step, judge, risked = lead, 0, _judge(settings.rule), False
+
+    def out(elapsed: float, reason: str) -> Decision:
+        late = elapsed > limit or limit <= 0
+        if risked:
+            reserve.notice(late)
+        return Decision(step or -1, elapsed, late, reason)
+
     while step < len(medians):
         planned = settings.plan[step] if settings.plan else (0.0, 0.0)
-        needed = 0.0 if hard else drift.slowdown * planned[0]
-        if limit <= 0 or now >= end or now + needed > end:
-            if needed > end - now >= planned[0]:
-                drift.forget()
-            return _out(step, now if own is None or not hard else max(now, end + delay), limit, "deadline")
+        needed, left = drift.slowdown * planned[0], limit - settings.guard - now
+        if needed > left >= planned[0]:
+            drift.forget()
+        sure = needed <= left and limit > 0 and (settings.plan is not None or not hard)
+        kept = 0.0 if sure else max(settings.guard, reserve.seconds if step else 0.0)
+        risked = hard and step > 0 and not sure
+        if not sure and not (hard and limit - now > kept):
+            return out(now, "deadline")
         ratio = settings.scale[step] if settings.scale else 1.0
         seconds = answer.seconds[step] * ratio if step < len(answer.seconds) else medians[step]
         if own is not None and step == len(answer.seconds):
@@ -292,8 +310,8 @@ def _decided(
             return None
         drift.notice(planned[1], seconds)
         now += seconds
-        if hard and now > min(end + delay, limit) + _ROUNDING:
-            return _out(step, end + delay, limit, "deadline")
+        if hard and now > min(limit - kept + delay, limit) + _ROUNDING:
+            return out(limit - kept + delay, "deadline")
         step += 1
         if settings.rule is not None and step < len(medians):
             later = drift.slowdown * settings.plan[step][0] if settings.plan else 0.0
@@ -301,12 +319,8 @@ def _decided(
             if step > len(answer.seen) and _reads(settings.rule):
                 return None
             if judge(step, answer.seen[step - 1] if step <= len(answer.seen) else None, macs, now + later):
-                return _out(step, now, limit, "stopped")
-    return _out(step, now, limit, "complete")
-
-
-def _out(step: int, now: float, limit: float, reason: str) -> Decision:
-    return Decision(step or -1, now, now > limit or limit <= 0, reason)
+                return out(now, "stopped")
+    return out(now, "complete")
 
 
 Judge = Callable[[int, "Seen | None", float, float], bool]

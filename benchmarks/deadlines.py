@@ -21,7 +21,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,17 +70,29 @@ def single(text: str) -> Single:
 
 def serve(predictor: Predictor, images: Tensor, labels: Tensor, deadline: float, contract: bool) -> dict[str, Any]:
     """Answers every image under the deadline, one after the other."""
-    steps, overshoot, right, misses = [], [], 0, 0
+    return serve_in_turn({"": predictor}, images, labels, deadline, contract)[""]
+
+
+def serve_in_turn(
+    predictors: Mapping[str, Predictor], images: Tensor, labels: Tensor, deadline: float, contract: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Each predictor answers an image under the deadline before any gets the next image."""
+    answers: dict[str, list[tuple[int, float, bool, bool]]] = {name: [] for name in predictors}
     for image, label in zip(images.split(1), labels.tolist(), strict=True):
-        answer = predictor(image, deadline, contract=contract)
-        missed = answer.missed or answer.step < 1
-        misses += missed
-        right += not missed and int(answer.label) == label
-        steps.append(answer.step)
-        overshoot.append(max(answer.elapsed - deadline, 0.0))
+        for name, predictor in predictors.items():
+            answer = predictor(image, deadline, contract=contract)
+            missed = answer.missed or answer.step < 1
+            right = not missed and int(answer.label) == label
+            answers[name].append((answer.step, max(answer.elapsed - deadline, 0.0), missed, right))
+    return {name: _summary(*zip(*rows, strict=True)) for name, rows in answers.items()}
+
+
+def _summary(
+    steps: Sequence[int], overshoot: Sequence[float], missed: Sequence[bool], right: Sequence[bool]
+) -> dict[str, Any]:
     ranked = sorted(overshoot)
     return {
-        "miss_rate": misses / len(images), "accuracy": right / len(images), "mean_step": statistics.mean(steps),
+        "miss_rate": statistics.mean(missed), "accuracy": statistics.mean(right), "mean_step": statistics.mean(steps),
         "overshoot_p50": ranked[len(ranked) // 2], "overshoot_p99": ranked[int(0.99 * len(ranked))],
         "overshoot_max": ranked[-1],
     }  # fmt: skip

@@ -9,8 +9,8 @@ The precision is that of the export, in every engine: OpenVINO by itself would t
   AnytimeNet the plain network is BASELINE, its last step as a network of its own. `earlyon`, which is eager, gets the same
   network, cuts and heads, if it is installed.
 * own: seconds of a whole call without deadline beyond those of the bare graphs, per step, of `anytime` and `anytime-edge`.
-* deadlines: `anytimenet_cifar10` on CIFAR-10 test images, hard (steps are cancelled) and cautious (steps must fit) in turn:
-  misses, accuracy and overshoot; `--load` keeps one core busy. A miss counts as wrong.
+* deadlines: a packaged model on CIFAR-10 test images, hard (steps are cancelled), without a profile (every step is risked) and
+  cautious (steps must fit) in turn: misses, accuracy and overshoot; `--load` keeps one core busy. A miss counts as wrong.
 
 The accuracy of a trained backbone with exits against the plain network in the same engine is measured by
 `deadlines.py --network EXPORT --plain EXPORT`.
@@ -39,12 +39,12 @@ from anytime.model import AnytimeModel
 from anytime.runtime import Predictor, profile
 from anytime.support.allocator import keep_freed_memory
 
+KINDS = ("hard", "no profile", "cautious")
 PARTS = ("speed", "plain", "own", "deadlines")
 ATTACHED = {"torchvision:resnet18": "ResNet-18", "torchvision:mobilenet_v3_large": "MobileNetV3"}
 FASTER = {"AnytimeNet": 2.5, "MobileNetV3": 2.3, "ResNet-18": 1.7, "IS-ResNeXt": 3.0}  # eager / ONNX Runtime at least
 FULL, FIRST, BASELINE = 1.05, 2.5, 1.28  # all answers / plain at most, plain / first at least, 7 answers / BASELINE at most
 OWN = 30e-6  # seconds of the run-time itself per step, at most
-GUARD = 200e-6  # seconds
 MISSES = {"idle": 0.001, "loaded": 0.005}
 
 
@@ -145,13 +145,14 @@ def own_time(export: Any, side: int, folder: Path, repeats: int) -> dict[str, fl
 
 
 def under_deadlines(export: Any, requests: int, points: int, load: bool) -> dict[str, Any]:
-    """Hard and cautious predictors in turn, at each deadline of a sweep above the first step's p99."""
+    """Three kinds of predictors in turn, at each deadline of a sweep above the first step's p99."""
     data = create_data("cifar10")
     data.setup("test")
     images, labels = (torch.cat(parts)[:requests] for parts in zip(*data.test_dataloader(), strict=True))
     measured = profile(export, 32, repeats=1000)
     kinds = {
-        "hard": Predictor(export, measured, interrupt="operator"),
+        "hard": Predictor(export, measured),
+        "no profile": Predictor(export),
         "cautious": Predictor(export, measured, interrupt="step"),
     }
     stop = multiprocessing.Event()
@@ -160,8 +161,7 @@ def under_deadlines(export: Any, requests: int, points: int, load: bool) -> dict
         burner.start()
     rows = []
     for deadline in deadlines.sweep(measured, points):
-        each = {name: deadlines.serve(predictor, images, labels, deadline, False) for name, predictor in kinds.items()}
-        rows.append({"deadline": deadline, **each})
+        rows.append({"deadline": deadline, **deadlines.serve_in_turn(kinds, images, labels, deadline)})
     stop.set()
     longest = max(row.p99 for row in measured.batches[1].operators)
     return {"load": load, "requests": requests, "longest_operator_p99": longest, "rows": rows}
@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", help="only these of the table (default: all)")
     parser.add_argument("--exits", type=int, default=4, help="answers of the attached networks")
     parser.add_argument("--size", type=int, default=224, help="side of their images")
+    parser.add_argument("--trained", default="anytimenet_cifar10", help="the packaged model under deadlines")
     parser.add_argument("--requests", type=int, default=2000, help="requests per deadline and kind")
     parser.add_argument("--points", type=int, default=10, help="deadlines")
     parser.add_argument("--load", action="store_true", help="keep one core busy under deadlines")
@@ -192,7 +193,8 @@ def main() -> None:
         if set(options.parts) & {"speed", "plain", "own"}:
             _compare(options, chosen, export, place, results)
         if "deadlines" in options.parts:
-            model = anytime.load("anytimenet_cifar10")
+            model = anytime.load(options.trained)
+            results["network"] = options.trained
             found = under_deadlines(export(model, "trained", 32), options.requests, options.points, options.load)
             results["deadlines"] = found
             bar = MISSES["loaded" if options.load else "idle"]
@@ -201,7 +203,7 @@ def main() -> None:
                 parts = [
                     f"{kind}: misses {row[kind]['miss_rate']:.2%}, accuracy {row[kind]['accuracy']:.2%}, overshoot p99 "
                     f"{1e3 * row[kind]['overshoot_p99']:.2f} ms"
-                    for kind in ("hard", "cautious")
+                    for kind in KINDS
                 ]
                 print(f"deadline {1e3 * row['deadline']:6.2f} ms  " + "   ".join(parts))
         harness.write(options.out, results)

@@ -53,16 +53,16 @@ def test_one_can_be_moved_to_an_earlier_time(clock: AlarmClock) -> None:
     assert again.wait(60)
 
 
-def test_a_later_time_wakes_nobody(clock: AlarmClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_time_wakes_nobody(clock: AlarmClock) -> None:
     clock.set("first", NEVER / 2, lambda: None)
-    woken = list[int]()
-    monkeypatch.setattr(clock._earlier, "set", lambda: woken.append(1))
+    clock._sleep = threading.Lock()  # of nobody: the thread waits for the one before
+    clock._sleep.acquire()
     for _ in range(10):
         clock.set("mine", NEVER, lambda: None)
         clock.take_back("mine")
-    assert woken == []
+    assert clock._sleep.locked()
     clock.set("mine", NEVER / 4, lambda: None)
-    assert woken == [1]
+    assert not clock._sleep.locked()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,8 @@ from hypothesis import strategies as st
 from anytime.runtime import Predictor, Profile
 from anytime.runtime.engines.base import Cancelled, StepMeasurement
 from anytime.runtime.engines.pytorch import EagerSteps
-from anytime.runtime.interrupts import LEAST_RESERVE, Reserve
+from anytime.runtime.interrupts import LEAST_RESERVE, Cancellation, Reserve
+from anytime.runtime.profile import BatchProfile, Latency
 from anytime.stopping import Confidence
 
 X = torch.full((1, 3, 2, 2), 0.5)
@@ -58,6 +60,9 @@ def hard(timed_case: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def make(seconds: Any, endless: set[int] = frozenset(), **arguments: Any) -> Any:  # type: ignore[assignment]
         clock, model, profile = timed_case(seconds)
+        if endless:  # steps that usually take no time, but a minute at most
+            rows = (Latency(100, 0.0, 0.0, 0.0, 0.0, 60.0),) * len(seconds)
+            profile = replace(profile, batches=dict.fromkeys(profile.batches, BatchProfile(rows, rows, rows)))
         monkeypatch.setattr(Cancellable, "endless", frozenset(endless))
         monkeypatch.setattr(Cancellable, "cancelled", [], raising=False)
         monkeypatch.setattr(Predictor, "_make_run", lambda self: Cancellable(self.model, self._lazy_exits))
@@ -77,9 +82,10 @@ def before(endless: int) -> set[int]:
 
 @pytest.mark.parametrize("way", ["call", "stream"])
 @pytest.mark.parametrize(
-    ("deadline", "step", "started"), [(25.0, 2, 3), (30.0, 3, 3), (40.0, 3, 4), (100.0, 4, 4), (9.0, -1, 1)]
+    ("deadline", "step", "started"),
+    [(25.0, 2, 2), (29.5, 2, 3), (30.0, 3, 3), (40.0, 3, 3), (44.9, 3, 4), (100.0, 4, 4), (9.0, -1, 0), (9.5, -1, 1)],
 )
-def test_a_step_starts_whenever_time_is_left_and_counts_if_it_ended_in_time(hard, way, deadline, step, started) -> None:
+def test_a_step_starts_if_it_can_end_in_time_and_counts_if_it_did(hard, way, deadline, step, started) -> None:
     _, model, predictor = hard([10.0, 10.0, 10.0, 15.0])
     answer = predictor(X, deadline) if way == "call" else [*predictor.stream(X, deadline)][-1]
     assert answer.step == step
@@ -90,7 +96,7 @@ def test_a_step_starts_whenever_time_is_left_and_counts_if_it_ended_in_time(hard
 @pytest.mark.parametrize(("interrupt", "started"), [("step", 2), (None, 3)])
 def test_by_default_a_step_that_does_not_fit_is_risked(hard, interrupt, started) -> None:
     _, model, predictor = hard([10.0, 10.0, 10.0, 15.0], interrupt=interrupt)
-    assert predictor(X, 25.0).step == 2
+    assert predictor(X, 29.5).step == 2
     assert len(model.started) == started
 
 
@@ -115,7 +121,7 @@ def test_few_answers_are_late_because_a_step_was_risked(wanted: list[bool]) -> N
 
 def test_after_a_late_answer_steps_are_cancelled_earlier(hard) -> None:
     _, model, predictor = hard([10.0] * 4)
-    for deadline, started in ((20.0003, 3), (20.0003, 2), (20.0005, 3), (20.0005, 2), (25.0, 3)):
+    for deadline, started in ((29.0003, 3), (29.0003, 2), (29.0005, 3), (29.0005, 2), (29.5, 3)):
         model.started.clear()
         assert predictor(X, deadline).step == 2
         assert len(model.started) == started, deadline
@@ -125,15 +131,33 @@ def test_after_a_late_answer_steps_are_cancelled_earlier(hard) -> None:
 
 def test_what_cannot_spoil_an_answer_changes_no_reserve(hard) -> None:
     _, model, predictor = hard([10.0] * 2)
-    for deadline in (5.0, 10.0, 20.0, 100.0, None, 0):  # a first step, steps that fit, and no time at all
+    for deadline in (9.5, 10.0, 20.0, 100.0, None, 0):  # a first step, steps that fit, and no time at all
         predictor(X, deadline)
     assert len(model.started) == 1 + 1 + 2 + 2 + 2
     assert predictor._reserve.seconds == LEAST_RESERVE
 
 
+def test_alarms_are_set_only_where_a_step_may_have_to_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to = list[float]()
+    alarms = SimpleNamespace(set=lambda _, seconds, __: set_to.append(seconds))
+    monkeypatch.setattr("anytime.runtime.interrupts.ALARMS", alarms)
+    cancels = Cancellation(None, lambda call: None)
+    reserve, least, longest = 0.5, 1.0, 3.0
+    assert cancels.before(True, 6.0, reserve, least, longest, 0)  # would have to take twice its longest time
+    assert cancels.before(True, 5.0, reserve, least, longest, 1)  # at the deadline
+    assert cancels.before(True, 4.0, reserve, least, longest, 2)  # as before
+    assert cancels.before(False, 2.5, reserve, least, longest, 3)  # earlier, as it is risked
+    assert cancels.before(True, 2.0, reserve, least, 0.5, 4)  # no longer that early
+    assert set_to == [5.0, 2.0, 2.0]
+    assert not cancels.before(False, 1.5, reserve, least, longest, 5)
+    assert (cancels.kept, cancels.risked) == (None, True)  # only the reserve kept it from being started
+    assert not cancels.before(False, 1.0, reserve, least, longest, 5)
+    assert (cancels.kept, cancels.risked) == (None, False)
+
+
 def test_a_guard_is_kept_free_and_a_first_step_may_take_the_rest(hard) -> None:
     _, model, predictor = hard([10.0] * 2, guard=1.0)
-    for deadline, step, started in ((11.5, 1, 2), (11.0, 1, 1), (10.5, 1, 1), (1.0, -1, 0), (21.0, 2, 2), (20.9, 2, 2)):
+    for deadline, step, started in ((11.5, 1, 1), (10.5, 1, 1), (10.0, -1, 0), (21.0, 2, 2), (20.9, 2, 2)):
         model.started.clear()
         answer = predictor(X, deadline)
         assert (answer.step, len(model.started)) == (step, started), deadline
@@ -141,7 +165,7 @@ def test_a_guard_is_kept_free_and_a_first_step_may_take_the_rest(hard) -> None:
 
 def test_a_late_answer_says_when_it_went_out(hard) -> None:
     _, _, predictor = hard([10.0, 10.0])
-    late = predictor(X, 15.0)  # step 2 ended after 20 seconds
+    late = predictor(X, 19.5)  # step 2 ended after 20 seconds
     assert (late.step, late.elapsed, late.missed, late.reason) == (1, 20.0, True, "deadline")
     in_time = predictor(X, 25.0)
     assert (in_time.step, in_time.elapsed, in_time.missed) == (2, 20.0, False)

@@ -98,10 +98,7 @@ def test_every_rule_combiner_and_reason_is_among_the_cases() -> None:
 
 
 def record() -> None:
-    """Writes the cases: every rule and combiner, both ways to interrupt, deadlines of all kinds, a machine that slows down.
-
-    Some deadlines come so soon after a step that only the reserve is left, which grows as steps here are never cancelled.
-    """
+    """Writes the cases: every rule and combiner, both ways to interrupt, deadlines of all kinds, a machine that slows down."""
     import random
 
     rng = random.Random(0)
@@ -153,11 +150,16 @@ def record() -> None:
         profile = [[m, m * 1.125, m * 1.5, m * 2, m * 4] for m in medians]
         settings: dict[str, Any] = {"interrupt": rng.choice(["operator", "step"]), "guard": rng.choice([0.0, 0.001])}
         settings["quantile"] = rng.choice(["p50", "p90", "p99", "max"])
-        calls, slow = [], rng.choice([1.0, 1.0, 2.0])
-        for _ in range(8):
+        calls, slow, close = [], rng.choice([1.0, 1.0, 2.0]), len(cases) >= len(pairs) - 6
+        if close:  # the reserve decides whether a step is risked; it grows, as steps here are never cancelled
+            settings |= {"interrupt": "operator", "guard": 0.0}
+        for _ in range(12 if close else 6):
             seconds = [round(m * rng.uniform(0.95, 1.05) * slow, 6) for m in medians]
-            close = round(sum(seconds[: rng.randint(1, steps)]) + rng.choice([0.0001, 0.0003, 0.0005, 0.0009]), 6)
-            deadline = rng.choice([None, 0, -1.0, close, close, *(round(rng.uniform(0.002, 0.1), 4) for _ in range(6))])
+            deadline = rng.choice([None, 0, -1.0, *(round(rng.uniform(0.002, 0.1), 4) for _ in range(6))])
+            if close:
+                done = rng.randrange(1, steps)
+                least = 0.9 * medians[done] + rng.choice([0.0003, 0.0006, 0.0012, 0.0024])
+                deadline = round(sum(seconds[:done]) + least, 6)
             calls.append({"seconds": seconds, "deadline": deadline})
         known = {"logits": logits, "profile": profile, "macs": [10 * t for t in range(1, steps + 1)]}
         case = {**known, "predictor": {**settings, "stop": stop, "combine": combine}, "calls": calls}

@@ -185,14 +185,18 @@ class Predictor:
         """Seconds that step `step` + 1 takes by the profile, as slow as the machine is now; 0 without a profile."""
         return self._slowdown * self._plan[step][0]
 
-    def keeps(self, step: int, deadline: float) -> float | None:
-        """The seconds before the deadline at which step `step` + 1 is cancelled: 0 if it fits; None if it may not start."""
-        seconds, left = self.planned(step), deadline - self.guard - self.clock()
-        if seconds > left >= self._plan[step][0]:
+    def keeps(self, step: int, deadline: float) -> tuple[float | None, bool]:
+        """The seconds before the deadline at which step `step` + 1 is cancelled, and whether it may make an answer late.
+
+        They are 0 if it fits, and None if it may not start. See `anytime.runtime.interrupts.Reserve`.
+        """
+        seconds, left = self.planned(step), deadline - self.clock()
+        if seconds > left - self.guard >= self._plan[step][0]:
             self._follow(1.0)  # or else no step would ever show that the drift is over
-        sure = seconds <= left and (self.profile is not None or not self.hard)
-        kept = 0.0 if sure else max(self.guard, self.reserve if step else 0.0)
-        return kept if sure or (self.hard and left + self.guard > kept) else None
+        sure = seconds <= left - self.guard and (self.profile is not None or not self.hard)
+        kept, least = max(self.guard, self.reserve if step else 0.0), (self._ratio - 0.1) * self._plan[step][1]
+        starts = 0.0 if sure else kept if self.hard and left > kept + least else None
+        return starts, self.hard and step > 0 and not sure and left > LEAST_RESERVE + least
 
     def took(self, step: int, seconds: float) -> None:
         """Follows how slow the machine is, from the seconds of a step."""
@@ -261,8 +265,7 @@ class Session:
             self._best = answer
 
     def _allowed(self, step: int, deadline: float) -> bool:
-        self.kept = self._predictor.keeps(step, deadline)
-        self.risked = step > 0 and self.kept != 0
+        self.kept, self.risked = self._predictor.keeps(step, deadline)
         return self.kept is not None
 
     def best(self) -> Answer:

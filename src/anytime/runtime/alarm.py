@@ -24,7 +24,8 @@ class AlarmClock:
 
     def renew(self) -> None:
         """Gives up the thread, which a forked process does not have."""
-        self._lock, self._earlier = threading.Lock(), threading.Event()
+        self._lock, self._sleep = threading.Lock(), threading.Lock()  # `_sleep` is held, and released to wake the thread
+        self._sleep.acquire()
         self._set: dict[object, tuple[float, Callable[[], None]]] = {}
         self._wakes: float | None = None  # no thread yet
 
@@ -37,7 +38,8 @@ class AlarmClock:
                 threading.Thread(target=self._watch, daemon=True, name="anytime-alarm").start()
             if self._wakes is None or at < self._wakes:
                 self._wakes = at
-                self._earlier.set()
+                if self._sleep.locked():
+                    self._sleep.release()
 
     def take_back(self, owner: object) -> None:
         """Calls nothing for this owner."""
@@ -47,7 +49,6 @@ class AlarmClock:
     def _watch(self) -> None:
         while True:
             with self._lock:
-                self._earlier.clear()
                 now = time.monotonic()
                 due = [(at, owner) for owner, (at, _) in self._set.items() if at <= now]
                 functions = [self._set.pop(owner)[1] for _, owner in sorted(due, key=itemgetter(0))]
@@ -56,7 +57,7 @@ class AlarmClock:
             for function in functions:
                 function()
             if not functions:
-                self._earlier.wait(wait)
+                self._sleep.acquire(timeout=wait)
 
 
 ALARMS = AlarmClock()

@@ -14,10 +14,12 @@ class Drift:
     Attributes:
         ratio: r, close to the median of x, however long the rare slow steps take.
         slowdown: max(1, r - 0.1), the factor by which profiled seconds are multiplied.
+        least: r - 0.1, the factor of a profiled median below which a step hardly ever ends.
     """
 
     def __init__(self) -> None:
         self.ratio = self.slowdown = 1.0
+        self.least = self.ratio - _TOLERANCE
 
     def notice(self, median: float, seconds: float) -> None:
         """A step took `seconds`; `median` is what it took in the profile, or 0 if unknown."""
@@ -31,4 +33,5 @@ class Drift:
     def _follow(self, ratio: float) -> None:
         change = max(-_CLIP, min(_CLIP, ratio / self.ratio - 1))
         self.ratio = max(_LEAST, self.ratio * (1 + _SMOOTHING * change))
-        self.slowdown = max(1.0, self.ratio - _TOLERANCE)
+        self.least = self.ratio - _TOLERANCE
+        self.slowdown = max(1.0, self.least)

@@ -20,10 +20,11 @@ class Reserve:
 
         L <- max(L_0, L 2^(m - 1/1000)),    L_0 = 0.2 ms,
 
-    after each call whose last step was risked; m is 1 if its answer was late, else 0. It is 0, too, if a call ends because
-    only L is left. So of n such answers at most n / 1000 + log2(L / L_0) are late, whatever the machine does and however long
-    its operators are. No step is risked under a deadline shorter than L, so L is at most twice the longest deadline. (Control
-    of a quantile, one observation at a time: Gibbs and Candes 2021, "Adaptive conformal inference under distribution shift".)
+    after each call whose last step was risked; m is 1 if its answer was late, else 0. It is 0, too, if a step is not risked
+    because only L is left. So of n such answers at most n / 1000 + log2(L / L_0) are late, whatever the machine does and
+    however long its operators are. No step is risked under a deadline shorter than L, so L is at most twice the longest
+    deadline. (Control of a quantile, one observation at a time: Gibbs and Candes 2021, "Adaptive conformal inference under
+    distribution shift".)
 
     Attributes:
         seconds: L.
@@ -42,22 +43,35 @@ class Cancellation:
 
     Attributes:
         kept: The seconds before the deadline at which the newest step is cancelled: 0 if it fits; None if it did not start.
-        risked: Whether the newest step may spoil an answer, as it may not fit and comes after another one; or did not start
-            because less than the reserve is left.
+        risked: Whether the newest step may make the answer before it late, as it may not fit; or only the reserve, having
+            grown, kept it from being started.
     """
 
     def __init__(self, call: Any, cancel: Callable[[Any], None]) -> None:
         self.call, self._cancel = call, partial(cancel, call)
         self.kept: float | None = None
+        self._set: float | None = None  # the seconds before the deadline at which the alarm rings
         self.risked = False
 
-    def before(self, left: float, kept: float, step: int) -> bool:
-        """Whether step `step` + 1 may start: it is cancelled `kept` seconds before the deadline, which comes in `left`."""
-        starts, self.risked = left > kept or kept == 0, step > 0 and kept > 0
-        self.kept = kept if starts else None
-        if starts:
+    def before(self, fits: bool, left: float, reserve: float, least: float, longest: float, step: int) -> bool:
+        """Whether step `step` + 1 starts.
+
+        Setting an alarm may wake a thread, so none is set for a step that would have to take twice its longest time.
+
+        Args:
+            fits: Whether it fits: then it is cancelled at the deadline, and otherwise earlier.
+            left: The seconds until the deadline.
+            reserve: The seconds before it at which a step is cancelled that is risked.
+            least: The seconds that the step takes at least.
+            longest: The seconds that it takes at most.
+            step: The steps before it.
+        """
+        kept = 0.0 if fits else reserve if left > reserve + least else None
+        self.kept, self.risked = kept, step > 0 and not fits and left > LEAST_RESERVE + least
+        if kept is not None and kept != self._set and (self._set is not None or not fits or left < 2 * longest):
             ALARMS.set(self, left - kept, self._cancel)
-        return starts
+            self._set = kept
+        return kept is not None
 
     def now(self) -> None:
         """Cancels the steps."""

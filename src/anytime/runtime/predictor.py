@@ -63,9 +63,9 @@ class Predictor:
     Contract use (`contract=True`): the budget is known beforehand, so only the deepest answer whose quantile fits is computed.
 
     Hard deadlines (`interrupt="operator"`, the default where the engine can cancel a step, as ONNX Runtime and OpenVINO can):
-    a step starts whenever time is left, and the deadline cancels it. A step that does not fit, or of which no profile knows
-    the seconds, is cancelled a little before, so that the answer before it goes out in time (see `Reserve`). A cancelled step
-    ends within one operator. A step that ends after the deadline does not count. Contract answers are never cancelled.
+    a step starts whenever it can end in time, and the deadline cancels it. A step that may not fit, or of which no profile
+    knows the seconds, is cancelled a little before, so that the answer before it goes out in time (see `Reserve`). A cancelled
+    step ends within one operator. One that ends after the deadline does not count. Contract answers are never cancelled.
 
     With `lazy_exits`, for models with the two halves of a step (`advance` and `read`: all of `ann`), the steps of a call skip
     their heads, and only the head of the returned answer runs: MACs are those of the contract answer.
@@ -379,8 +379,9 @@ class Predictor:
         fits = self._plan.fits(run.step, run.alive, end, sum(step.seconds for step in in_flight))
         if cancels is None or end is None:
             return fits
-        kept = 0.0 if fits and self.profile is not None else max(self._guard, self._reserve.seconds if run.step else 0.0)
-        return cancels.before(end + self._guard - self.clock(), kept, run.step)
+        fits, left = fits and self.profile is not None, end + self._guard - self.clock()
+        reserve = max(self._guard, self._reserve.seconds if run.step else 0.0)
+        return cancels.before(fits, left, reserve, *self._plan.range(run.step, run.alive), run.step)
 
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         nothing = self._prior_answer(x, start, budget, prior)

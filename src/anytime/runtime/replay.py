@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from anytime.runtime.drift import Drift
-from anytime.runtime.interrupts import OPERATOR, STEP, Reserve
+from anytime.runtime.interrupts import LEAST_RESERVE, OPERATOR, STEP, Reserve
 from anytime.runtime.recorder import FORMAT, KIND, is_flight
 from anytime.stopping.rules import (
     AllOf,
@@ -299,8 +299,9 @@ def _decided(
             drift.forget()
         sure = needed <= left and limit > 0 and (settings.plan is not None or not hard)
         kept = 0.0 if sure else max(settings.guard, reserve.seconds if step else 0.0)
-        risked = hard and step > 0 and not sure
-        if not sure and not (hard and limit - now > kept):
+        least = drift.least * planned[1] if settings.plan else 0.0
+        risked = hard and step > 0 and not sure and limit - now > LEAST_RESERVE + least
+        if not sure and not (hard and limit - now > kept + least):
             return out(now, "deadline")
         ratio = settings.scale[step] if settings.scale else 1.0
         seconds = answer.seconds[step] * ratio if step < len(answer.seconds) else medians[step]

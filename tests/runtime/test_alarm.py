@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -55,6 +57,7 @@ def test_one_can_be_moved_to_an_earlier_time(clock: AlarmClock) -> None:
 
 def test_a_later_time_wakes_nobody(clock: AlarmClock) -> None:
     clock.set("first", NEVER / 2, lambda: None)
+    time.sleep(SOON)  # until the thread waits
     clock._sleep = threading.Lock()  # of nobody: the thread waits for the one before
     clock._sleep.acquire()
     for _ in range(10):
@@ -63,6 +66,29 @@ def test_a_later_time_wakes_nobody(clock: AlarmClock) -> None:
     assert clock._sleep.locked()
     clock.set("mine", NEVER / 4, lambda: None)
     assert not clock._sleep.locked()
+
+
+def test_it_may_be_called_where_it_was_interrupted(clock: AlarmClock) -> None:
+    """By the garbage collector, or a signal handler, in the middle of each of its methods."""
+    done, depth = threading.Event(), [0]
+
+    def again(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename.endswith("alarm.py") and not depth[0]:
+            depth[0] = 1
+            clock.set("inner", SOON, lambda: None)
+            clock.take_back("inner")
+            depth[0] = 0
+        return again
+
+    before = sys.gettrace()
+    sys.settrace(again)
+    try:
+        clock.set("mine", NEVER, lambda: None)
+        clock.take_back("mine")
+        clock.set("mine", 2 * SOON, done.set)
+    finally:
+        sys.settrace(before)
+    assert done.wait(60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

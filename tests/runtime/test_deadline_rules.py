@@ -38,6 +38,9 @@ class Time:
     def take_back(self, owner: Any) -> None:
         self.alarms.pop(owner, None)
 
+    def holds(self, owner: Any) -> bool:
+        return owner in self.alarms
+
     def compute(self, seconds: float) -> None:
         """Raises Cancelled when an alarm comes before the end."""
         end = self.now + seconds

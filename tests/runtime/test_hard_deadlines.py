@@ -68,7 +68,7 @@ def hard(timed_case: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setattr(Predictor, "_make_run", lambda self: Cancellable(self.model, self._lazy_exits))
         clocks = {} if endless else {"clock": clock}
         if not endless:  # the clock stands still while an alarm would wait
-            silent = SimpleNamespace(set=lambda *_: None, take_back=lambda _: None)
+            silent = SimpleNamespace(set=lambda *_: None, take_back=lambda _: None, holds=lambda _: True)
             monkeypatch.setattr("anytime.runtime.interrupts.ALARMS", silent)
         return clock, model, Predictor(model, profile, **clocks, **{"interrupt": "operator", **arguments})
 
@@ -114,7 +114,7 @@ def test_few_answers_are_late_because_a_step_was_risked(wanted: list[bool]) -> N
     for each in wanted:
         missed = each and reserve.seconds < 0.05
         late += missed
-        reserve.notice(missed)
+        reserve.notice(missed, reserve.seconds)
         assert LEAST_RESERVE <= reserve.seconds <= 0.1
     assert late <= len(wanted) / 1000 + math.log2(reserve.seconds / LEAST_RESERVE) + 1e-9
 
@@ -125,7 +125,7 @@ def test_after_a_late_answer_steps_are_cancelled_earlier(hard) -> None:
         model.started.clear()
         assert predictor(X, deadline).step == 2
         assert len(model.started) == started, deadline
-    assert predictor._reserve.seconds == pytest.approx(8 * 2e-4 * 2 ** (-5 / 1000))
+    assert predictor._reserve.seconds == pytest.approx(8 * 2e-4 * 2 ** (-2 / 1000))
     assert predictor(X, 30.0).step == 3  # a step that fits needs no reserve
 
 
@@ -137,22 +137,44 @@ def test_what_cannot_spoil_an_answer_changes_no_reserve(hard) -> None:
     assert predictor._reserve.seconds == LEAST_RESERVE
 
 
-def test_alarms_are_set_only_where_a_step_may_have_to_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_to = list[float]()
-    alarms = SimpleNamespace(set=lambda _, seconds, __: set_to.append(seconds))
+def test_an_alarm_is_set_when_its_time_changes_or_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to, held = list[float](), [True]
+    alarms = SimpleNamespace(set=lambda _, seconds, __: set_to.append(seconds), holds=lambda _: held[0])
     monkeypatch.setattr("anytime.runtime.interrupts.ALARMS", alarms)
     cancels = Cancellation(None, lambda call: None)
-    reserve, least, longest = 0.5, 1.0, 3.0
-    assert cancels.before(True, 6.0, reserve, least, longest, 0)  # would have to take twice its longest time
-    assert cancels.before(True, 5.0, reserve, least, longest, 1)  # at the deadline
-    assert cancels.before(True, 4.0, reserve, least, longest, 2)  # as before
-    assert cancels.before(False, 2.5, reserve, least, longest, 3)  # earlier, as it is risked
-    assert cancels.before(True, 2.0, reserve, least, 0.5, 4)  # no longer that early
+    reserve, least = 0.5, 1.0
+    assert cancels.before(True, 5.0, reserve, least, 0)  # at the deadline
+    assert cancels.before(True, 4.0, reserve, least, 1)  # as before
+    assert cancels.before(False, 2.5, reserve, least, 2)  # earlier, as it is risked
+    assert cancels.before(True, 2.0, reserve, least, 3)  # no longer that early
     assert set_to == [5.0, 2.0, 2.0]
-    assert not cancels.before(False, 1.5, reserve, least, longest, 5)
+    held[0] = False  # in a forked process
+    assert cancels.before(True, 1.9, reserve, least, 3)
+    assert set_to[3:] == [1.9]
+    assert not cancels.before(False, 1.5, reserve, least, 4)
     assert (cancels.kept, cancels.risked) == (None, True)  # only the reserve kept it from being started
-    assert not cancels.before(False, 1.0, reserve, least, longest, 5)
+    assert not cancels.before(False, 1.0, reserve, least, 4)
     assert (cancels.kept, cancels.risked) == (None, False)
+
+
+def test_calls_that_are_late_together_double_the_reserve_once() -> None:
+    reserve = Reserve()
+    for _ in range(16):
+        reserve.notice(True, LEAST_RESERVE)
+    assert reserve.seconds == 2 * LEAST_RESERVE
+    reserve.notice(True, 0.01)  # a guard was kept, and was not enough
+    assert reserve.seconds == 0.02
+    reserve.notice(True, None)  # no step was started
+    assert reserve.seconds == 0.02 * 2 ** (-1 / 1000)
+
+
+def test_a_step_that_fits_is_cancelled_at_the_deadline(hard) -> None:
+    _, _, predictor = hard([0.0] * 3, {2})  # the profile says that it takes no time
+    start = time.monotonic()
+    answer = predictor(X, SOON)
+    assert answer.step in before(2)
+    assert (answer.missed, answer.reason) == (True, "deadline")
+    assert time.monotonic() - start < 8  # the step would have taken 10
 
 
 def test_a_guard_is_kept_free_and_a_first_step_may_take_the_rest(hard) -> None:

@@ -16,7 +16,7 @@ from anytime.runtime.replay import read_flights
 
 def flight_file(path: Path, answer: str, lines: int = 1, **facts: Any) -> Path:
     """A flight of three steps with an answer, as the recorder writes it where nothing else is said."""
-    known = {"kind": "anytime flight", "format": 1, "flight": "a", "guard": 0.0, "interrupt": "step", "stop": None}
+    known = {"kind": "anytime flight", "format": 2, "flight": "a", "guard": 0.0, "interrupt": "step", "stop": None}
     known |= {"macs": [1, 2, 3], "plan": [[0.1, 0.1]] * 3, **facts}
     path.write_text("\n".join([json.dumps(known), *[answer] * lines]) + "\n")
     return path

@@ -48,7 +48,7 @@ def recorded(timed_case: Callable, tmp_path: Path) -> Callable[..., Any]:
 def test_a_line_for_each_answer(recorded: Callable) -> None:
     _, answers, file = recorded(stop=Confidence(0.99))
     head, *lines = map(json.loads, file.read_text().splitlines())
-    assert (head["kind"], head["format"], head["stop"]) == ("anytime flight", 1, Confidence(0.99).to_dict())
+    assert (head["kind"], head["format"], head["stop"]) == ("anytime flight", 2, Confidence(0.99).to_dict())
     assert (head["macs"], head["interrupt"], head["plan"]) == ([10, 20, 30, 40], "step", [[10.0, 10.0]] * 4)
     for line, answer in zip(lines, answers, strict=True):
         assert [line[key] for key in ("deadline", "step", "missed")] == [answer.deadline, answer.step, answer.missed]
@@ -103,11 +103,12 @@ def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
 
 
 def test_what_the_way_to_the_caller_took_is_replayed() -> None:
-    """The guard is 0.5: an answer went out 0.2 after the deadline minus that, others 0.7 after it, too late."""
+    """The guard is 0.5: an answer goes out 0.2 after the deadline minus that, one 0.7 after it: late, so 1 is kept then."""
     facts = {"interrupt": "operator", "guard": 0.5, "stop": None, "plan": None, "macs": [1, 2]}
     on_time = Recorded(1, 2.7, False, "deadline", 3.0, (1.0,), (None,), 0.5)
     late = Recorded(1, 3.2, True, "deadline", 3.0, (1.0,), (None,), 0.5)
-    flight = Flight(facts, [on_time, late, late])
+    earlier = Recorded(1, 2.7, False, "deadline", 3.0, (1.0,), (None,), 1.0)
+    flight = Flight(facts, [on_time, late, earlier])
     for each, old in zip(replay(flight, ReplaySettings.of(flight)), flight.answers, strict=True):
         assert each is not None
         assert (each.step, each.elapsed, each.missed, each.reason) == (1, pytest.approx(old.elapsed), old.missed, "deadline")

@@ -17,8 +17,8 @@ import onnxruntime
 from anytime_edge.manifest import Manifest, Origin, Shapes, check_graph, read_file, read_manifest
 from anytime_edge.view import channels_last, middle
 
-OVERSHOOT = 0.05  # how far interpolation may take a pixel beyond [0, 1]
-MOST_BYTES, WORKERS = 2**31 - 1, 16  # of a file; computations at a time
+# how far interpolation may take a pixel beyond [0, 1]; bytes of a file; computations at a time
+OVERSHOOT, MOST_BYTES, WORKERS = 0.05, 2**31 - 1, 16
 Values = dict[Origin, np.ndarray]
 _pool: list[ThreadPoolExecutor] = []
 

@@ -40,8 +40,8 @@ class Predictor:
 
     A step fits if now + slowdown * q_t + guard <= deadline; q_t is that quantile of the profile. With `interrupt="operator"`
     (the default) one that does not fit, or whose q_t is unknown, is risked: it starts as long as more time is left than
-    L <- max(0.2 ms, L 2^(m - 1/1000)), which follows whether answers that went out meanwhile were late (m = 1) or not (0). The
-    deadline cancels it. With "step", only what fits starts.
+    L, and is cancelled L before the deadline; L doubles when an answer is late for that, and shrinks by 2^(-1/1000) when it is
+    not, down to 0.2 ms. With "step", only what fits starts.
 
     Args:
         network: A folder that `anytime export --engine onnx` wrote, or a loaded one.
@@ -157,13 +157,14 @@ class Predictor:
         session = Session(self, self.network.prepare(frame, bgr), start, budget, prior)
         hard = self.hard and 0 < budget < math.inf
         answer = session.wait(start + budget - max(self.guard, self.reserve) - self.clock() if hard else None)
-        if hard and (session.kept == 0 or answer.step == PRIOR):  # nothing is lost if a first step comes late
-            answer = session.wait(start + budget - self.clock())
+        if hard:  # a step that fits, or the first one, may take longer
+            answer = session.wait(start + budget - (session.kept or 0.0) - self.clock())
         if not answer.reason:
             session.interrupt()
             answer = answer.because("deadline")
         answer = replace(answer, elapsed=self.clock() - start)
-        self.reserve = max(LEAST_RESERVE, self.reserve * 2 ** ((answer.missed - LATE) * (hard and session.risked)))
+        grown = 2 * (session.kept or 0.0) * (answer.missed and hard and session.risked)
+        self.reserve = max(LEAST_RESERVE, grown, self.reserve * 2 ** (-LATE * (hard and session.risked and not grown)))
         if self.recorder:
             self.recorder.note(answer, session.steps, session.kept if hard else None)
         return answer
@@ -224,7 +225,8 @@ class Session:
         self._predictor, self._call, self._stop = predictor, predictor.network.call() if predictor.hard else None, False
         self.steps = list[tuple[float, Any]]()  # seconds and probabilities of each step, for a recorder
         # what `keeps` said of the newest step, and whether that may spoil an answer
-        self.kept, self.risked = math.nan if predictor.hard else None, False
+        self.kept: float | None = None
+        self.risked = False
         self._run = predictor.network.pool.submit(self._compute, x, start, budget)
 
     def _compute(self, x: np.ndarray, start: float, budget: float) -> None:

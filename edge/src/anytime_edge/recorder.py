@@ -24,7 +24,7 @@ from anytime_edge.answer import Answer
 if sys.platform != "win32":
     import fcntl
 
-KIND, FORMAT, MOST_BYTES, PAGE = "anytime flight", 1, 2**25, 32
+KIND, FORMAT, MOST_BYTES, PAGE = "anytime flight", 2, 2**25, 32
 Noted = tuple[float, Answer, Sequence[tuple[float, Any]], float | None]
 
 
@@ -62,7 +62,7 @@ class FlightRecorder:
     def note(self, answer: Answer, steps: Sequence[tuple[float, Any]], kept: float | None = None) -> None:
         """Takes an answer, and of each of its steps the seconds and the probabilities `[1, K]` (None if not finite).
 
-        The step after them was cancelled `kept` seconds before the deadline; None: there was none.
+        Its newest step was to be cancelled `kept` seconds before the deadline; None: it was not started.
         """
         self._waiting.append((time.time(), answer, tuple(steps), kept))
         if len(self._waiting) >= PAGE:

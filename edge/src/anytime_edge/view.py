@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-_BITS = 22  # of PIL's fixed-point weights
-_LONGEST = 8  # longer images are cropped to this ratio before they are resized by a margin
+# the bits of PIL's fixed-point weights; the ratio to which longer images are cropped before they are resized by a margin
+_BITS, _LONGEST = 22, 8
 
 
 def channels_last(frame: np.ndarray, channels: int, bgr: bool) -> np.ndarray:

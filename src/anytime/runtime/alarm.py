@@ -6,7 +6,9 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from operator import itemgetter
+from typing import Any
 
 from anytime.runtime.forks import renew_after_fork
 
@@ -16,6 +18,9 @@ class AlarmClock:
 
     One thread waits for the earliest time. To set a later one costs no switch to that thread, and neither does to take one
     back: the thread finds out when it wakes. A function must not raise. It may be called once more while it is taken back.
+
+    No method waits for a lock, so each may be called at any place: by the garbage collector, or in a signal handler. Reading
+    and writing an entry of the dictionary is atomic, and so is copying it.
     """
 
     def __init__(self) -> None:
@@ -23,41 +28,43 @@ class AlarmClock:
         renew_after_fork(self)
 
     def renew(self) -> None:
-        """Gives up the thread, which a forked process does not have."""
-        self._lock, self._sleep = threading.Lock(), threading.Lock()  # `_sleep` is held, and released to wake the thread
+        """Forgets all alarms and gives up the thread, which a forked process does not have."""
+        self._entries: dict[object, list[Any]] = {}  # the time, and what to call
+        self._first = iter([True])  # true once: then the thread is started
+        self._wakes = math.inf
+        self._sleep = threading.Lock()  # held, and released to wake the thread
         self._sleep.acquire()
-        self._set: dict[object, tuple[float, Callable[[], None]]] = {}
-        self._wakes: float | None = None  # no thread yet
 
     def set(self, owner: object, seconds: float, function: Callable[[], None]) -> None:
         """Calls a function in so many seconds, instead of what the same owner had set before."""
         at = time.monotonic() + seconds
-        with self._lock:
-            self._set[owner] = at, function
-            if self._wakes is None:
-                threading.Thread(target=self._watch, daemon=True, name="anytime-alarm").start()
-            if self._wakes is None or at < self._wakes:
-                self._wakes = at
-                if self._sleep.locked():
-                    self._sleep.release()
+        self._entries[owner] = [at, function]
+        if at < self._wakes:
+            self._wakes = at
+            with suppress(RuntimeError):  # another thread has just released it
+                self._sleep.release()
+        if next(self._first, False):
+            threading.Thread(target=self._watch, daemon=True, name="anytime-alarm").start()
 
     def take_back(self, owner: object) -> None:
         """Calls nothing for this owner."""
-        with self._lock:
-            self._set.pop(owner, None)
+        self._entries.pop(owner, None)
+
+    def holds(self, owner: object) -> bool:
+        """Whether an owner has set an alarm since it took back the last one."""
+        return owner in self._entries
 
     def _watch(self) -> None:
         while True:
-            with self._lock:
-                now = time.monotonic()
-                due = [(at, owner) for owner, (at, _) in self._set.items() if at <= now]
-                functions = [self._set.pop(owner)[1] for _, owner in sorted(due, key=itemgetter(0))]
-                self._wakes = min((at for at, _ in self._set.values()), default=math.inf)
-                wait = min(self._wakes - now, threading.TIMEOUT_MAX)
-            for function in functions:
-                function()
-            if not functions:
-                self._sleep.acquire(timeout=wait)
+            self._wakes = math.inf  # whoever sets an alarm from here on wakes this thread
+            now, entries = time.monotonic(), self._entries.copy().values()
+            due = sorted((entry for entry in entries if entry[0] <= now), key=itemgetter(0))
+            for entry in due:
+                entry[0] = math.inf
+                entry[1]()
+            if not due:
+                self._wakes = min((entry[0] for entry in entries), default=math.inf)
+                self._sleep.acquire(timeout=min(self._wakes - now, threading.TIMEOUT_MAX))
 
 
 ALARMS = AlarmClock()

@@ -18,13 +18,13 @@ _LATE = 1e-3  # the share of answers that may go out late because a step was ris
 class Reserve:
     """How many seconds before the deadline a step is cancelled that was risked although it may not fit.
 
-        L <- max(L_0, L 2^(m - 1/1000)),    L_0 = 0.2 ms,
+        L <- 2 L if the answer was late,    L <- max(L_0, L 2^(-1/1000)) if not,    L_0 = 0.2 ms,
 
-    after each call whose last step was risked; m is 1 if its answer was late, else 0. It is 0, too, if a step is not risked
-    because only L is left. So of n such answers at most n / 1000 + log2(L / L_0) are late, whatever the machine does and
-    however long its operators are. No step is risked under a deadline shorter than L, so L is at most twice the longest
-    deadline. (Control of a quantile, one observation at a time: Gibbs and Candes 2021, "Adaptive conformal inference under
-    distribution shift".)
+    after each call whose last step was risked, and after each whose next step was not, only because no more than L was left.
+    So of n such answers, one after the other, at most n / 1000 + log2(L / L_0) are late, whatever the machine does and however
+    long its operators are. No step is risked under a deadline shorter than L, so L is at most twice the longest deadline.
+    (Control of a quantile, one observation at a time: Gibbs and Candes 2021, "Adaptive conformal inference under distribution
+    shift".) Several calls at a time that kept the same L and are late double it once.
 
     Attributes:
         seconds: L.
@@ -33,9 +33,12 @@ class Reserve:
     def __init__(self) -> None:
         self.seconds = LEAST_RESERVE
 
-    def notice(self, late: bool) -> None:
-        """A call ended, in time or late."""
-        self.seconds = max(LEAST_RESERVE, self.seconds * 2 ** (late - _LATE))
+    def notice(self, late: bool, kept: float | None) -> None:
+        """A call ended, in time or late; its last step was to be cancelled `kept` seconds before the deadline (None: none)."""
+        if late and kept is not None:
+            self.seconds = max(self.seconds, 2 * kept)
+        else:
+            self.seconds = max(LEAST_RESERVE, self.seconds * 2**-_LATE)
 
 
 class Cancellation:
@@ -53,22 +56,19 @@ class Cancellation:
         self._set: float | None = None  # the seconds before the deadline at which the alarm rings
         self.risked = False
 
-    def before(self, fits: bool, left: float, reserve: float, least: float, longest: float, step: int) -> bool:
+    def before(self, fits: bool, left: float, reserve: float, least: float, step: int) -> bool:
         """Whether step `step` + 1 starts.
-
-        Setting an alarm may wake a thread, so none is set for a step that would have to take twice its longest time.
 
         Args:
             fits: Whether it fits: then it is cancelled at the deadline, and otherwise earlier.
             left: The seconds until the deadline.
             reserve: The seconds before it at which a step is cancelled that is risked.
             least: The seconds that the step takes at least.
-            longest: The seconds that it takes at most.
             step: The steps before it.
         """
         kept = 0.0 if fits else reserve if left > reserve + least else None
         self.kept, self.risked = kept, step > 0 and not fits and left > LEAST_RESERVE + least
-        if kept is not None and kept != self._set and (self._set is not None or not fits or left < 2 * longest):
+        if kept is not None and (kept != self._set or not ALARMS.holds(self)):  # a forked process holds none
             ALARMS.set(self, left - kept, self._cancel)
             self._set = kept
         return kept is not None

@@ -39,28 +39,21 @@ class Plan:
 
     def __init__(self, profile: Profile | None, quantile: str, clock: Callable[[], float]) -> None:
         self._profile, self._quantile, self._clock = profile, quantile, clock
-        self._known: dict[int, list[tuple[float, float, float]]] = {}  # by batch size: quantile, median, maximum of each step
+        self._known: dict[int, list[tuple[float, float]]] = {}  # by batch size: the quantile and the median of each step
         self.drift = Drift()
 
     def step(self, index: int, batch: int) -> tuple[float, float]:
         """Seconds that step `index` + 1 may take now, and its median in the profile; zeros without a profile."""
         if self._profile is None:
             return 0.0, 0.0
-        quantile, median, _ = self._of(index, batch)
+        if batch not in self._known:
+            self._known[batch] = [(step.at(self._quantile), step.p50) for step in self._profile.at(batch).steps]
+        quantile, median = self._known[batch][index]
         return self.drift.slowdown * quantile, median
 
-    def range(self, index: int, batch: int) -> tuple[float, float]:
-        """Seconds that step `index` + 1 takes at least and at most, or it would be unusual; zeros without a profile."""
-        if self._profile is None:
-            return 0.0, 0.0
-        _, median, longest = self._of(index, batch)
-        return self.drift.least * median, self.drift.slowdown * longest
-
-    def _of(self, index: int, batch: int) -> tuple[float, float, float]:
-        if batch not in self._known and self._profile is not None:
-            steps = self._profile.at(batch).steps
-            self._known[batch] = [(step.at(self._quantile), step.p50, step.max) for step in steps]
-        return self._known[batch][index]
+    def least(self, index: int, batch: int) -> float:
+        """Seconds that step `index` + 1 takes at least, or it would be unusually fast; 0 without a profile."""
+        return self.drift.least * self.step(index, batch)[1]
 
     def fits(self, index: int, batch: int, end: float | None, before: float = 0.0) -> bool:
         """Whether step `index` + 1 may start now, to be done by `end`, after `before` seconds of steps in flight."""

@@ -218,7 +218,7 @@ class Predictor:
                 if not last.reason:  # it waited for a step that did not count
                     answer = replace(answer, elapsed=self.clock() - start)
                 if cancels.risked:
-                    self._reserve.notice(answer.missed)
+                    self._reserve.notice(answer.missed, cancels.kept)
         if self.recorder is not None:
             self.recorder.note(answer, log or [], cancels.kept if cancels else None)
         return answer
@@ -349,7 +349,8 @@ class Predictor:
             is_last = not fits and not in_flight
             reason = ("stopped" if run.stopped else "complete" if run.done else "deadline") if is_last else ""
             yield answer.because(reason) if reason else answer
-            fits = fits and self._fits(run, end, cancels, in_flight)  # the caller may have taken a while
+            if fits and conditions is not nullcontext:  # in a stream, whose caller may have taken a while
+                fits = self._fits(run, end, cancels, in_flight)
 
     def _launch(self, run: EagerExecution | LazyExecution, start: float, budget: float | None, prior: Prior) -> _Launched:
         at, planned = self.clock(), self._plan.step(run.step, run.alive)
@@ -381,7 +382,7 @@ class Predictor:
             return fits
         fits, left = fits and self.profile is not None, end + self._guard - self.clock()
         reserve = max(self._guard, self._reserve.seconds if run.step else 0.0)
-        return cancels.before(fits, left, reserve, *self._plan.range(run.step, run.alive), run.step)
+        return cancels.before(fits, left, reserve, self._plan.least(run.step, run.alive), run.step)
 
     def _contract(self, x: Tensor, start: float, budget: float | None, prior: Answer | None) -> Answer:
         nothing = self._prior_answer(x, start, budget, prior)

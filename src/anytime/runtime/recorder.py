@@ -30,7 +30,7 @@ from anytime.stopping import Rule
 from anytime.support.folders import check_ordinary
 from anytime.support.locks import FileLock
 
-KIND, FORMAT = "anytime flight", 1
+KIND, FORMAT = "anytime flight", 2
 MOST_BYTES = 2**25  # of a file, of which there are two
 PAGE = 32  # answers that are written at a time
 Log = list[tuple[float, Tensor | None]]
@@ -106,7 +106,7 @@ class FlightRecorder:
     def note(self, answer: Answer, log: Log, kept: float | None = None) -> None:
         """Takes an answer and what is known about its steps.
 
-        The step after them was cancelled `kept` seconds before the deadline; None: there was none.
+        With hard deadlines, its newest step was to be cancelled `kept` seconds before the deadline; None: it was not started.
         """
         self._waiting.append((time.time(), answer, log[:], kept))
         if len(self._waiting) >= PAGE:
@@ -187,12 +187,12 @@ def _lines(flight: str, page: Sequence[_Noted]) -> list[str]:
     texts = iter(_texts(torch.cat(rows))) if rows else iter(())
     lines = []
     for at, answer, log, kept in page:
-        deadline = "null" if answer.deadline is None else f"{max(answer.deadline, -1e9):.9g}"
+        deadline = "null" if answer.deadline is None else f"{max(answer.deadline, -1e9):.12g}"
         times, known = ",".join([f"{s:.4g}" for s, _ in log]), ",".join(["null" if p is None else next(texts) for _, p in log])
-        missed, stop = "true" if answer.missed else "false", "null" if kept is None else f"{kept:.6g}"
+        missed, stop = "true" if answer.missed else "false", "null" if kept is None else f"{kept:.12g}"
         lines.append(
             f'{{"flight":"{flight}","at":{at:.4f},"deadline":{deadline},"step":{answer.step},"reason":"{answer.reason}",'
-            f'"elapsed":{answer.elapsed:.6g},"missed":{missed},"kept":{stop},"seconds":[{times}],"seen":[{known}]}}'
+            f'"elapsed":{answer.elapsed:.12g},"missed":{missed},"kept":{stop},"seconds":[{times}],"seen":[{known}]}}'
         )
     return lines
 

@@ -55,7 +55,7 @@ class Decision:
 class Recorded(Decision):
     """An answer as it was recorded, with the seconds of each step that ran and what a rule saw after it (None if unknown).
 
-    With hard deadlines, the step after them was cancelled `kept` seconds before the deadline; None: there was none.
+    With hard deadlines, its newest step was to be cancelled `kept` seconds before the deadline; None: it was not started.
     """
 
     deadline: float | None
@@ -229,6 +229,7 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
             _most(answer, usual) if lead is None else lead,
             late if delay is None else delay,
             delay,
+            flight.facts["guard"],
         )
         for answer, lead, delay in zip(flight.answers, leads, delays, strict=True)
     ]
@@ -246,7 +247,7 @@ def check_work(replays: Iterable[tuple[Flight, ReplaySettings]]) -> None:
 
 def _lead(answer: Recorded, hard: bool) -> float | None:
     """What a call took besides its steps; unknown if it ended at the deadline and not with a step."""
-    if answer.step != len(answer.seconds) or (hard and answer.reason == "deadline"):
+    if answer.step != len(answer.seconds) or (hard and answer.reason == "deadline" and answer.kept is not None):
         return None
     return max(0.0, answer.elapsed - sum(answer.seconds))
 
@@ -264,6 +265,13 @@ def _delay(answer: Recorded) -> float | None:
     return max(0.0, answer.elapsed - (answer.deadline - answer.kept))
 
 
+def _excess(answer: Recorded) -> float:
+    """How long after it was cancelled the last step ended, which counted nevertheless."""
+    if answer.kept is None or answer.deadline is None or answer.reason == "deadline":
+        return 0.0
+    return max(0.0, answer.elapsed - (answer.deadline - answer.kept))
+
+
 def _steps(flight: Flight) -> int:
     return max(_known(flight), *(len(answer.seconds) for answer in flight.answers), 0)
 
@@ -277,19 +285,23 @@ def _decided(
     lead: float,
     delay: float,
     own: float | None,
+    guard: float,
 ) -> Decision | None:
     """What happens; with hard deadlines an answer goes out `delay` seconds after the step that follows was cancelled.
 
-    If that is known of the answer itself (`own`), the step after its last one had not ended then.
+    `guard` is that of the flight. If the delay is known of the answer itself (`own`), the step after its last one had not
+    ended then.
     """
     hard = settings.interrupt == OPERATOR and answer.deadline is not None and answer.deadline > 0
     limit = math.inf if answer.deadline is None else answer.deadline
-    now, step, judge, risked = lead, 0, _judge(settings.rule), False
+    now, step, judge, risked, started = lead, 0, _judge(settings.rule), False, None
+    if answer.kept is not None and answer.kept > guard:
+        reserve.seconds = answer.kept  # what the machine had made of it
 
     def out(elapsed: float, reason: str) -> Decision:
         late = elapsed > limit or limit <= 0
         if risked:
-            reserve.notice(late)
+            reserve.notice(late, started)
         return Decision(step or -1, elapsed, late, reason)
 
     while step < len(medians):
@@ -301,7 +313,8 @@ def _decided(
         kept = 0.0 if sure else max(settings.guard, reserve.seconds if step else 0.0)
         least = drift.least * planned[1] if settings.plan else 0.0
         risked = hard and step > 0 and not sure and limit - now > LEAST_RESERVE + least
-        if not sure and not (hard and limit - now > kept + least):
+        started = kept if sure or (hard and limit - now > kept + least) else None
+        if started is None:
             return out(now, "deadline")
         ratio = settings.scale[step] if settings.scale else 1.0
         seconds = answer.seconds[step] * ratio if step < len(answer.seconds) else medians[step]
@@ -309,10 +322,11 @@ def _decided(
             seconds = max(seconds or 0.0, ratio * (answer.elapsed - lead - sum(answer.seconds)) + 2 * _ROUNDING)
         if seconds is None:
             return None
-        drift.notice(planned[1], seconds)
         now += seconds
-        if hard and now > min(limit - kept + delay, limit) + _ROUNDING:
+        over = _excess(answer) if step == len(answer.seconds) - 1 else 0.0
+        if hard and now > min(limit - kept + max(delay, over), limit) + _ROUNDING:
             return out(limit - kept + delay, "deadline")
+        drift.notice(planned[1], seconds)
         step += 1
         if settings.rule is not None and step < len(medians):
             later = drift.slowdown * settings.plan[step][0] if settings.plan else 0.0

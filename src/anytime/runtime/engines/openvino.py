@@ -139,6 +139,9 @@ class OpenvinoGraph:
                     request.start_async(given, share_inputs=True)
             request.wait()
             outputs = [torch.from_numpy(request.get_tensor(name).data.copy()) for name in self._outputs]
+        except KeyboardInterrupt:
+            request = None  # it may compute on, so nobody can have it next
+            raise
         except RuntimeError as error:
             if call is not None and call.cancelled:
                 raise Cancelled(f"a run of {self._path.name} was cancelled") from error
@@ -147,7 +150,8 @@ class OpenvinoGraph:
             if call is not None:
                 with call.lock:
                     call.request = None
-            self._free.append(request)
+            if request is not None:
+                self._free.append(request)
         return outputs
 
     def _given(self, inputs: Sequence[Tensor]) -> dict[str, Any]:

@@ -154,11 +154,12 @@ def test_damaged_lines_are_counted(recorded: Callable) -> None:
     _, answers, file = recorded()
     lines = file.read_text().splitlines()
     broken = lines[1].replace('"seconds":[', '"seconds":[-1,')
+    early = [lines[1].replace('"kept":null', f'"kept":{kept}') for kept in ("-1", "NaN", "1e10")]
     file.write_text(
-        "\n".join([*lines, lines[1][:30], "null", "[" * 10_000, broken, lines[1].replace('"flight":"', '"flight":"x')])
+        "\n".join([*lines, lines[1][:30], "null", "[" * 10_000, broken, lines[1].replace('"flight":"', '"flight":"x'), *early])
     )
     (flight,), lost = read_flights(file)
-    assert (len(flight.answers), lost) == (len(answers), 5)
+    assert (len(flight.answers), lost) == (len(answers), 8)
 
 
 def test_the_older_part_of_a_linked_flight_is_read(recorded: Callable, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     flights, lost = read_flights(options.flight)
     if not flights:
         later = "the recorder writes 32 at a time, and the rest at its end"
-        why = f"{lost:,} lines are damaged or belong to no flight" if lost else later
+        why = f"{lost:,} lines are damaged, of another version, or belong to no flight" if lost else later
         raise ValueError(f"{options.flight} holds no answers yet; {why}")
     try:
         settings = [_changed(options, flight) for flight in flights]
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
         if row.get("differs") or row["unknown"]:
             print(printable(f"{row['what']}: {row.get('differs', 0):,} answers of another step, {row['unknown']:,} unknown"))
     if lost:
-        print(f"{lost:,} lines are damaged or belong to no flight")
+        print(f"{lost:,} lines are damaged, of another version, or belong to no flight")
     return 0
 
 

@@ -196,7 +196,7 @@ def _kept(p50: Any, p90: Any, ratio: float, took: Any, deadline: float) -> tuple
     rows = tuple(Latency(30, float(a), float(b), float(b), float(b), float(b)) for a, b in zip(p50, p90, strict=True))
     profile = Profile("", (1, 1, 1), {}, {1: BatchProfile(rows, rows)}, (0,) * 5, (0,) * 5)
     now = 0.0
-    plan = Plan(profile, "p90", False, lambda: now)
+    plan = Plan(profile, "p90", lambda: now)
     plan.drift.ratio, plan.drift.slowdown = ratio, max(1.0, ratio - 0.1)
     for step in range(5):
         if not plan.fits(step, 1, deadline):

@@ -348,6 +348,19 @@ def test_it_stays_small() -> None:
     assert lines <= 959
 
 
+def test_a_flight_is_json_even_if_no_step_was_decided_on_in_time(folder: Path, tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    predictor = Predictor(folder, record=tmp_path / "flight.jsonl")
+    for deadline in (1e-6, 1e-5, 1e-4) * 10:
+        predictor(frame(8, 8, 3), deadline)
+    predictor.recorder.close()
+    head, *lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "flight.jsonl").read_text().splitlines()]
+    assert (head["format"], len(lines)) == (2, 30)
+    assert all(line["kept"] is None or line["kept"] >= 0 for line in lines)
+
+
 def test_a_flight_is_one_that_anytime_replays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from anytime_edge import recorder
 

@@ -56,10 +56,9 @@ def test_one_can_be_moved_to_an_earlier_time(clock: AlarmClock) -> None:
 
 
 def test_a_later_time_wakes_nobody(clock: AlarmClock) -> None:
+    clock._first = iter(())  # starts no thread, which would take the lock again
     clock.set("first", NEVER / 2, lambda: None)
-    time.sleep(SOON)  # until the thread waits
-    clock._sleep = threading.Lock()  # of nobody: the thread waits for the one before
-    clock._sleep.acquire()
+    assert clock._sleep.acquire(blocking=False)
     for _ in range(10):
         clock.set("mine", NEVER, lambda: None)
         clock.take_back("mine")

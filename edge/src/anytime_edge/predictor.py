@@ -83,7 +83,7 @@ class Predictor:
             self.profile.check(self.network, foreign)
         if interrupt not in (None, "operator", "step") or quantile not in QUANTILES:
             raise ValueError(
-                f"interrupt is 'operator' or 'step', quantile one of {[*QUANTILES]}; {interrupt!r}, {quantile!r}?"
+                f"interrupt is 'operator' or 'step', quantile one of {[*QUANTILES]}; got {interrupt!r}, {quantile!r}"
             )
         kept = seconds_of(guard, "guard")
         if not 0 <= kept < math.inf:

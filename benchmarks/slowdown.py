@@ -36,7 +36,7 @@ def grid(trace: Trace) -> dict[str, list[Rule]]:
 
 
 def chosen(trace: Trace) -> dict[str, Rule]:
-    """Of each rule the most expensive that spends at most half of the MACs of all steps."""
+    """The most expensive candidate of each rule that spends at most half of the MACs of all steps."""
     rules: dict[str, Rule] = {}
     for name, candidates in grid(trace).items():
         for rule in candidates:

@@ -18,7 +18,7 @@ class Answer:
         outputs: What the network itself answered, `[1, K, ...]`: logits (log p of a prior), values or maps.
         step: 1..T, or -1 for a prior.
         elapsed: Seconds from the call to this answer.
-        deadline: Of the call, in seconds; None if there was none.
+        deadline: The call's deadline in seconds; None if there was none.
         macs: Multiply-adds that were spent.
         reason: Why there is no later answer: "complete", "deadline", "stopped", "interrupted"; "" while one may come.
         not_finite: Steps whose outputs were NaN or infinite, after which the last finite answer stayed.

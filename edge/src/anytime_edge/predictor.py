@@ -48,7 +48,7 @@ class Predictor:
         profile: What `anytime profile` or `python -m anytime_edge` measured: a file, or a loaded one.
         combine: "last", "caching", "product", the name of a rule saved with the model, or values as in the manifest.
         stop: The name of a rule saved with the model, text like "confidence=0.9", or values as in the manifest.
-        quantile: Of the profile: "p50", "p90", "p99", "p999" or "max".
+        quantile: A quantile of the profile: "p50", "p90", "p99", "p999" or "max".
         guard: Time to keep free before the deadline.
         prior: Probabilities `[K]` (of all label levels), or values, if no step fits; by default uniform, or NaN.
         interrupt: "operator" or "step"; None: "operator". Sessions end within one operator, unless "step".

@@ -114,6 +114,6 @@ def profile(network: Network, repeats: int = 200, warmup: int = 10) -> Profile:
 
 
 def _quantiles(seconds: np.ndarray) -> list[list[float]]:
-    """Of each column, the number of rows and the smallest measured value not below each quantile."""
+    """Each column's number of rows and the smallest measured value not below each quantile."""
     found = np.quantile(seconds, [*QUANTILES.values()], axis=0, method="inverted_cdf")
     return [[len(seconds), *column] for column in found.T.tolist()]

@@ -120,7 +120,7 @@ class Extremes:
     Attributes:
         fastest: For each class, positions of its samples, the fastest first.
         slowest: For each class, positions of its samples, the slowest first.
-        latency: Of all samples.
+        latency: The latency of all samples.
     """
 
     fastest: list[list[int]]

@@ -146,7 +146,7 @@ class Detector:
         form: "last" or "trace".
         first: The first step that it reads in the trace form.
         num_steps, num_classes: T and K of the traces it was fitted to.
-        mean, spread: Of the inputs `[F]`, which it standardises.
+        mean, spread: Those of the inputs, `[F]`, by which it standardises them.
         epochs: Passes over the samples until the held-out loss was smallest; more may help if these are all.
     """
 
@@ -219,7 +219,7 @@ def fit_detector(
         epochs: Most passes over the samples, in batches of 256.
         lr: Learning rate.
         held_out: Share of the samples that decide when to stop.
-        seed: Of the weights, the order and the held-out samples.
+        seed: Draws the weights, the order and the held-out samples.
 
     Raises:
         ValueError: The traces differ in steps or classes, a number is out of range, no loss is finite, or as

@@ -50,7 +50,7 @@ def paired(one: Trace, other: Trace, budget: float, cost: Cost = "macs", resampl
         budget: In MACs, or in seconds with that cost.
         cost: "macs" (interruptible), "contract" or "seconds".
         resamples: Number of bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Draws the bootstrap's samples.
 
     Raises:
         ValueError: The traces hold other samples, or a network has no answer within the budget.

@@ -38,7 +38,8 @@ def delayed(
         x: Images `[B, C, H, W]` in [0, 1].
         epsilon: L-infinity bound, above 0 and at most 1.
         iterations: At least 1; the published attack takes 30.
-        size: Of a step, above 0. Default: 2.5 * epsilon / iterations, which reaches the bound from anywhere within it.
+        size: The size of a step, above 0. Default: 2.5 * epsilon / iterations, which reaches the bound from
+            anywhere within it.
 
     Returns:
         `[B, C, H, W]`, of the precision of the model.

@@ -82,8 +82,8 @@ def spearman(x: Tensor, y: Tensor, resamples: int = 1000, level: float = 0.95, s
     Args:
         x, y: `[N]`; pairs with a nan are left out.
         resamples: Bootstrap samples.
-        level: Of the interval.
-        seed: Of the bootstrap.
+        level: The interval's level.
+        seed: Draws the bootstrap's samples.
 
     Raises:
         ValueError: The numbers of values differ, fewer than 4 pairs are known, or all values are equal.
@@ -208,7 +208,7 @@ def cross_validated(
             centrality.
         labels: int64 `[N]`; every fold has its share of each class.
         k: Number of folds; 10 in the paper.
-        seed: Of the folds.
+        seed: Draws the folds.
         groups: int64 `[N]`; samples of one group stay together.
 
     Returns:
@@ -250,9 +250,9 @@ def estimated_cscores(
         is_right: Maps the indices of the training samples and of the held-out samples to whether a network trained on the
             former is right about the latter, `[held out]`.
         labels: int64 `[N]`; each part has its share of each class.
-        shares: Of the samples to train on, each in (0, 1).
+        shares: The shares of the samples to train on, each in (0, 1).
         repeats: Networks for each share.
-        seed: Of the parts; other seeds give other parts.
+        seed: Draws the parts; other seeds give other parts.
         groups: int64 `[N]`; samples of one group stay together.
 
     Warns:

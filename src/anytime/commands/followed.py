@@ -35,7 +35,7 @@ def follow(predictor: Predictor, files: Sequence[Path], size: tuple[int, int, in
     """Prints the answer to each frame as it comes, and at the end the mean time of a frame; returns the answers.
 
     Args:
-        predictor: Of a model that can follow frames, without a rule.
+        predictor: A predictor of a model that can follow frames, without a rule.
         files: The frames in order.
         size: (channels, height, width) of the model's images.
         updates: Steps for each frame.

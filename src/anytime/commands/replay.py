@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
         "  anytime replay flight.jsonl --stop confidence=0.8\n  anytime replay flight.jsonl --interrupt step --quantile p999 "
         "--profile runs/mine-onnx/profile.json\n  anytime replay flight.jsonl --engine runs/mine/profile.json",
     )
-    parser.add_argument("flight", type=Path, metavar="FLIGHT", help="the file that was recorded; FLIGHT.1 is read, too")
+    parser.add_argument("flight", type=Path, metavar="FLIGHT", help="the file that was recorded; FLIGHT.1 is also read")
     parser.add_argument("--stop", metavar="RULE", help="another rule, such as confidence=0.8; never for none")
     parser.add_argument("--interrupt", choices=("operator", "step"), help="what a deadline ends")
     parser.add_argument("--guard", metavar="TIME", help="time to keep free before a deadline, e.g. 1ms")

@@ -31,7 +31,7 @@ class Calibration:
     Args:
         images: `[N, C, H, W]` in [0, 1], such as validation images. The first half, at most 128, sets the ranges of
             activations; the others measure the loss of accuracy.
-        labels: Of the images, int64 `[N]`; -1 where there is none. With several label levels those of the first.
+        labels: The images' labels, int64 `[N]`; -1 where there is none. With several label levels, those of the first.
         max_loss: The largest loss of accuracy that any step may have, 0.01 for one point in a hundred.
 
     Raises:

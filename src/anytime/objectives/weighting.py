@@ -178,7 +178,7 @@ def from_deadlines(
     not trained.
 
     Args:
-        profile: Of the model, from `anytime.profile`.
+        profile: The model's profile, from `anytime.profile`.
         deadlines: A sample of deadlines, e.g. from a log, each as for `Predictor`: seconds, text such as "5ms", or None.
         quantile: The quantile of the profile that must fit: "p50", "p90", "p99", "p999" or "max"; with hard deadlines nothing
             has to fit.

@@ -43,7 +43,7 @@ def inline_svg(figure: Figure, label: str, number: int) -> str:
     Args:
         figure: The figure; colours of the palette above become those of the page.
         label: What a screen reader calls it.
-        number: Of the figure on its page, so that no two share an identifier.
+        number: The figure's number on its page, so that no two share an identifier.
     """
     said = {f"said-{index}": artist for index, artist in enumerate(a for a in figure.findobj() if a in _said)}
     for gid, artist in said.items():

@@ -87,7 +87,7 @@ def gallery(trace: Trace, images: Sequence[Tensor] | Tensor, chosen: Extremes, c
     Args:
         trace: The answers.
         images: `[C, H, W]` in [0, 1], or uint8, for each sample of the trace, in its order; C = 1 or 3.
-        chosen: Of `analysis.latency.extremes`.
+        chosen: What `analysis.latency.extremes` returned.
         classes: The classes to show, one row each. Default: all that have an image.
 
     Raises:

@@ -236,7 +236,7 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
 
 
 def check_work(replays: Iterable[tuple[Flight, ReplaySettings]]) -> None:
-    """Raises ValueError if more is to be decided than the recorder's files hold, which would take minutes or hours."""
+    """Raises ValueError if there is more to decide than the recorder's files hold, which would take minutes or hours."""
     work = 0
     for flight, settings in replays:
         parts = sum(max(map(len, part.bands)) if isinstance(part, ConfidenceBands) else 1 for part in _parts(settings.rule))

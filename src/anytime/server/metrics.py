@@ -11,8 +11,8 @@ from anytime.server.worker import Worker
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 OUTCOMES = ("answered", "prior", "late", "no_answer", "refused", "full", "failed", "disconnected")
-"""Of a request: answered in time, with the prior, too late; not answered in time; a wrong one; too many live ones; an error of
-the model; the client has gone."""
+"""How a request ended: answered in time, with the prior, too late; not answered in time; a wrong request; too many live ones;
+an error of the model; the client has gone."""
 
 
 class Metrics:

@@ -107,7 +107,7 @@ def serve_on_ray(app: Application, host: str, port: int, threads: int, ended: Ev
     handlers of SIGTERM and SIGINT, so it runs in the main thread.
 
     Args:
-        app: Of `ray_app`.
+        app: What `ray_app` returned.
         host: Where Ray's proxies listen, if they do not yet.
         port: See `host`.
         threads: Those of a replica.

@@ -199,7 +199,7 @@ def slackfit(view: View) -> Turn:
 
 
 def edf(view: View) -> Turn:
-    """The earliest deadline first: that request goes one step further, with others that stand at the same step."""
+    """The earliest deadline first: that request runs its next step, with all others whose next step is the same."""
     live = sorted([*view.waiting, *view.begun], key=lambda request: (request.deadline, request.key))
     if not live:
         return view.rest()

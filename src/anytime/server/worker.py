@@ -226,7 +226,7 @@ class Worker:
             parts = [level.softmax(1) for level in levels]
             confidence, finite = parts[0].amax(1).tolist(), logits.isfinite().all(1).tolist()
             probabilities = torch.cat(parts, 1).cpu().numpy()
-        except Exception as error:  # of a user's network, or of memory: the server goes on
+        except Exception as error:  # of a user's network, or of memory: the server continues
             for key in batch.keys:
                 self.release(key, f"{FAILED}: {type(error).__name__}: {error}")
             return

@@ -71,7 +71,7 @@ def metacognition(
         units: H.
         epochs: Passes over the samples.
         lr: Learning rate.
-        seed: Of the initial weights and of the order of the samples.
+        seed: Draws the initial weights and the order of the samples.
         combiner: How answers are made from several steps; default `Last()`.
 
     Raises:

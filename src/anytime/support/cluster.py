@@ -19,7 +19,7 @@ def connect(address: str | None = None, **options: Any) -> Any:
 
     Args:
         address: That of the cluster, as for `ray.init`; None: the running one, or else a new one on this machine.
-        options: Of `ray.init`.
+        options: Options of `ray.init`.
 
     Raises:
         ImportError: Ray is not installed.

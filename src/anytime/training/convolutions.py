@@ -49,7 +49,7 @@ def weight_gradient(x: Tensor, gradient: Tensor, window: Window) -> Tensor:
     Args:
         x: Input, [N, C, H, W]; fastest in channels-last format.
         gradient: Gradient of the output, [N, O, H', W'].
-        window: Of an ungrouped convolution.
+        window: The window of an ungrouped convolution.
 
     Returns:
         [O, C, kh, kw], of the type of x.

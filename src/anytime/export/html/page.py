@@ -80,7 +80,7 @@ def write_page(
         engine: See `web_engine`.
         name: What the page calls the model.
         examples: Test images to choose from.
-        accuracies: Of each step.
+        accuracies: The accuracy of each step.
         progress: Whether to show a progress bar on stderr.
         replace: Whether a file that is there at the end is replaced.
 
@@ -170,7 +170,7 @@ def _checked(model: AnytimeModel, export: ExportedModel, folder: Path, examples:
 
 
 def _probabilities(model: AnytimeModel, images: Tensor) -> Tensor:
-    """Of the first label level, `[T, N, K]`, image by image on the model's device."""
+    """Those of the first label level, `[T, N, K]`, computed image by image on the model's device."""
     reference = next(model.parameters())
     with torch.inference_mode():
         logits = torch.cat([torch.stack([*model.stream(x)]).float().cpu() for x in images.to(reference).split(1)], 1)

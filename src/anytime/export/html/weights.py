@@ -26,7 +26,7 @@ class Weight:
     Attributes:
         form: How it is stored.
         values: What is stored: float32, or float16.
-        factors: Of `SCALED`, float32, one for each row.
+        factors: The factors of `SCALED`, float32, one for each row.
     """
 
     form: str

@@ -27,9 +27,9 @@ class ScaleLayer(nn.Module):
     scale has just been dropped, otherwise the identity. Every convolution is followed by batch norm and relu.
 
     Args:
-        channels: Of h.
+        channels: The channels of h.
         growth: New channels.
-        factor: Of the bottleneck at this scale.
+        factor: The bottleneck's factor at this scale.
         finer: Channels of f and factor of its scale; None at the finest scale.
         squeezed: Channels of the result, if it is squeezed.
     """

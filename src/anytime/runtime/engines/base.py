@@ -19,7 +19,7 @@ class StepMeasurement(NamedTuple):
     """What an engine knows about the operators of one step.
 
     Attributes:
-        seconds: Of the operator whose median is the longest, in each run.
+        seconds: Those of the operator whose median is the longest, in each run.
         memory: The most bytes in use at a time, weights included; 0 if unknown.
     """
 

@@ -34,7 +34,7 @@ class Sizes:
         most: Values that one output may hold.
 
     Attributes:
-        shapes: Of the constants, the inputs and what was added.
+        shapes: The shapes of the constants, the inputs and what was added.
     """
 
     def __init__(self, model: Any, source: str, most: int) -> None:

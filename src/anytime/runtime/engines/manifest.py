@@ -59,7 +59,7 @@ class StepFile:
 
     Attributes:
         file: Its name in the folder; steps that compute the same share one.
-        sha256: Of the file.
+        sha256: The file's digest.
         inputs: In the order of the graph.
         sources: Where each input comes from.
         outputs: In the order of the graph: "answer" first. A tensor that only passes through a step is no output of it.

@@ -25,7 +25,7 @@ class WholeRun:
     NaN itself is there at the end.) Every step waits for the answer before it.
 
     Args:
-        export: Of `export_model(..., one_graph=True)`, for ONNX Runtime.
+        export: A folder written by `export_model(..., one_graph=True)`, for ONNX Runtime.
 
     Raises:
         ValueError: It has no graph of all steps, or that is damaged.

@@ -11,7 +11,7 @@ from anytime.studies.executors.subprocess import TrainingStopped, train_in_subpr
 from anytime.support.cluster import connect
 from anytime.training.config import Config
 
-LOOK = 0.2  # seconds between questions whether a training is to be interrupted
+LOOK = 0.2  # seconds between checks for an interruption
 
 
 class OnRay:

@@ -28,7 +28,7 @@ from anytime.support.trust import names_from
 
 CHILD = Path(__file__).with_name("child.py")
 END = 2**16  # bytes of a log that are looked at
-LOOK = 0.2  # seconds between questions whether a training is to be interrupted
+LOOK = 0.2  # seconds between checks for an interruption
 
 
 class TrainingStopped(RuntimeError):

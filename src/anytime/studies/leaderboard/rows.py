@@ -46,9 +46,9 @@ class Training:
     """What one training reached.
 
     Attributes:
-        accuracy: Of each answer.
-        date: Of the recording of its answers.
-        training_seconds: Of the whole training; None if it was interrupted. So is `images_per_second`.
+        accuracy: The accuracy of each answer.
+        date: When its answers were recorded.
+        training_seconds: Those of the whole training; None if it was interrupted. So is `images_per_second`.
     """
 
     seed: int

@@ -65,7 +65,7 @@ class Attributes:
 
     Args:
         paths: The network's modules, with their names in it.
-        current: The call that runs now; None if nothing is to be noted.
+        current: The call that runs now; None while nothing is noted.
     """
 
     def __init__(self, paths: dict[nn.Module, str], current: Callable[[], Call | None]) -> None:

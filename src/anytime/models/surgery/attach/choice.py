@@ -96,7 +96,7 @@ def _targets(exits: int, first: float | None) -> tuple[list[float], float]:
 
 
 def _eligible(cuts: Sequence[Cut], single: bool) -> list[int]:
-    """Of the places at equal MACs, one: with the smallest state, and of these the last before the tensor is flattened.
+    """Keeps one of the places at equal MACs: with the smallest state, and of these the last before the tensor is flattened.
 
     The pixels of an image as tokens (N, C) still count, but neither (C, N) nor one vector.
     """

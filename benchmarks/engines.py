@@ -8,7 +8,8 @@ The precision is that of the export, in every engine: OpenVINO by itself would t
 * plain: all answers of a backbone with exits, and the first, against the plain backbone exported to the same engine. For
   AnytimeNet the plain network is BASELINE, its last step as a network of its own. `earlyon`, which is eager, gets the same
   network, cuts and heads, if it is installed.
-* own: seconds of a whole call without deadline beyond those of the bare graphs, per step, of `anytime` and `anytime-edge`.
+* own: seconds of a whole call beyond those of the bare steps, per step, of `anytime` and `anytime-edge`, without a deadline
+  and with a hard one; also with a tiny network, where neither noise nor cold caches hide them.
 * deadlines: a packaged model on CIFAR-10 test images, hard (steps are cancelled), without a profile (every step is risked) and
   cautious (steps must fit) in turn: misses, accuracy and overshoot; `--load` keeps one core busy. A miss counts as wrong.
 
@@ -45,6 +46,7 @@ ATTACHED = {"torchvision:resnet18": "ResNet-18", "torchvision:mobilenet_v3_large
 FASTER = {"AnytimeNet": 2.5, "MobileNetV3": 2.3, "ResNet-18": 1.7, "IS-ResNeXt": 3.0}  # eager / ONNX Runtime at least
 FULL, FIRST, BASELINE = 1.05, 2.5, 1.28  # all answers / plain at most, plain / first at least, 7 answers / BASELINE at most
 OWN = 30e-6  # seconds of the run-time itself per step, at most
+TINY, TINY_SIDE, TINY_REPEATS = {"units": 2, "width": 2}, 8, 40  # an ANN of 6 answers; so many times the other repeats
 MISSES = {"idle": 0.001, "loaded": 0.005}
 
 
@@ -127,16 +129,18 @@ def against_plain(
 
 
 def own_time(export: Any, side: int, folder: Path, repeats: int) -> dict[str, float]:
-    """Median seconds per step of a whole call beyond the bare graphs, of both run-times."""
+    """Median seconds per step of a whole call beyond the bare steps, of both run-times."""
     x = torch.rand(1, 3, side, side)
-    predictor = Predictor(export, interrupt="step")
+    predictor = Predictor(export)
     functions: dict[str, Callable[[], Any]] = {"bare": stream(export, x), "anytime": lambda: predictor(x)}
+    functions["anytime, hard"] = lambda: predictor(x, deadline=60)
     try:
         sys.path.insert(0, str(Path(__file__).parents[1] / "edge/src"))
         import anytime_edge
 
-        edge, array = anytime_edge.Predictor(folder, interrupt="step"), x.numpy()
+        edge, array = anytime_edge.Predictor(folder), x.numpy()
         functions["anytime_edge"] = lambda: edge(array)
+        functions["anytime_edge, hard"] = lambda: edge(array, deadline=60)
     except (ImportError, ValueError):  # ONNX Runtime is missing, or the export is for another engine
         pass
     seconds = timed(functions, repeats)
@@ -212,6 +216,16 @@ def main() -> None:
 def _compare(options: Any, chosen: Mapping[str, Any], export: Callable[..., Any], place: str, results: dict[str, Any]) -> None:
     """The rows that need no data."""
     shown = f"{options.engine} {options.precision}"
+
+    def own(name: str, made: AnytimeModel, side: int, repeats: int) -> None:
+        found = own_time(made, side, Path(place, name), repeats)
+        results.setdefault("own", {})[name] = found
+        times = "; ".join(f"{kind} {1e6 * value:.0f}" for kind, value in found.items())
+        print(f"{shown} {name}: own microseconds per step: {times} (bar {1e6 * OWN:.0f})", flush=True)
+
+    if "own" in options.parts and not options.networks:
+        tiny = export(anytime.create_model("ann", **TINY).eval(), "tiny", TINY_SIDE)
+        own("tiny", tiny, TINY_SIDE, TINY_REPEATS * options.repeats)
     for name, (model, side) in chosen.items():
         if options.networks and name not in options.networks:
             continue
@@ -230,10 +244,7 @@ def _compare(options: Any, chosen: Mapping[str, Any], export: Callable[..., Any]
             full, first = row["full_to_plain"]["median"], row["plain_to_first"]["median"]
             print(f"{shown} {name}: full / plain {full:.2f} (bar {most}), plain / first {first:.2f} (bar {FIRST})", flush=True)
         if "own" in options.parts:
-            found = own_time(made, side, Path(place, name), options.repeats)
-            results.setdefault("own", {})[name] = found
-            times = ", ".join(f"{kind} {1e6 * value:.0f}" for kind, value in found.items())
-            print(f"{shown} {name}: own microseconds per step: {times} (bar {1e6 * OWN:.0f})", flush=True)
+            own(name, made, side, options.repeats)
 
 
 if __name__ == "__main__":

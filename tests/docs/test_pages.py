@@ -3,6 +3,7 @@
 import ast
 import builtins
 import functools
+import json
 import re
 import shlex
 import tomllib
@@ -16,6 +17,7 @@ from anytime.cli import COMMANDS, main
 from anytime.registry import list_models
 from anytime.support.folders import OWN
 from decision_guide import QUESTIONS, drawing
+from fill_leaderboard import PAGE, README, ROOT, TABLE, filled_page, filled_readme
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(
@@ -109,3 +111,12 @@ def test_the_page_on_files_has_every_file_of_a_run_directory() -> None:
     named = [name for name in OWN if not re.search(r"[*]|^\.|validation|^figures/|^tensorboard/", name)]
     assert len(named) >= 10
     assert [name for name in named if f"`{name}`" not in page] == []
+
+
+def test_the_leaderboard_on_the_pages_is_the_published_one() -> None:
+    table = json.loads((ROOT / TABLE).read_text(encoding="utf-8"))
+    for name, fill in ((PAGE, filled_page), (README, filled_readme)):
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert fill(page, table) == page, "run python docs/fill_leaderboard.py"
+        with pytest.raises(ValueError, match=name):
+            fill("nothing", table)

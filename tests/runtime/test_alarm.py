@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from anytime.runtime.alarm import AlarmClock
 
-SOON, NEVER = 0.02, 600.0
+SOON, LATER, NEVER = 0.02, 0.5, 600.0  # seconds; a busy machine may stop a thread for some SOON, hardly for LATER
 
 
 @pytest.fixture
@@ -36,12 +38,12 @@ def test_functions_are_called_in_their_order_and_not_before(clock: AlarmClock) -
 
 def test_what_was_taken_back_or_moved_away_is_not_called(clock: AlarmClock) -> None:
     called, done = list[str](), threading.Event()
-    clock.set("taken", SOON, lambda: called.append("taken"))
-    clock.set("moved", SOON, lambda: called.append("moved"))
+    clock.set("taken", LATER, lambda: called.append("taken"))
+    clock.set("moved", LATER, lambda: called.append("moved"))
     clock.set("moved", NEVER, lambda: called.append("moved"))
     clock.take_back("taken")
     clock.take_back("unknown")
-    clock.set("end", 3 * SOON, done.set)
+    clock.set("end", LATER + SOON, done.set)
     assert done.wait(60)
     assert called == []
 
@@ -56,9 +58,8 @@ def test_one_can_be_moved_to_an_earlier_time(clock: AlarmClock) -> None:
 
 
 def test_a_later_time_wakes_nobody(clock: AlarmClock) -> None:
-    clock._first = iter(())  # starts no thread, which would take the lock again
-    clock.set("first", NEVER / 2, lambda: None)
-    assert clock._sleep.acquire(blocking=False)
+    clock._watcher[""] = None  # starts no thread, which would take the lock again
+    clock._wakes = time.monotonic() + NEVER / 2  # as if it slept until then
     for _ in range(10):
         clock.set("mine", NEVER, lambda: None)
         clock.take_back("mine")
@@ -88,6 +89,62 @@ def test_it_may_be_called_where_it_was_interrupted(clock: AlarmClock) -> None:
     finally:
         sys.settrace(before)
     assert done.wait(60)
+
+
+def test_alarms_ring_after_an_interruption_at_any_place(clock: AlarmClock) -> None:
+    """Ctrl-C in the middle of `set`, before each of its lines and of those that it calls."""
+    lines = 0
+
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal lines
+        if event == "line" and frame.f_code.co_filename.endswith("alarm.py"):
+            lines -= 1
+            if lines == 0:
+                raise KeyboardInterrupt
+        return interrupt
+
+    for place, first in itertools.product(range(1, 9), (True, False)):
+        clock = AlarmClock() if first else clock  # with a thread that is not there yet, and with one that sleeps
+        lines, before = place, sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            with suppress(KeyboardInterrupt):
+                clock.set("interrupted", SOON, lambda: None)
+        finally:
+            sys.settrace(before)
+        done = threading.Event()
+        clock.set("mine", 2 * SOON, done.set)
+        assert done.wait(60), (place, first)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_a_function_ends_no_later_alarm(clock: AlarmClock) -> None:
+    reported, before, done = list[Any](), threading.excepthook, threading.Event()
+    threading.excepthook = reported.append
+    try:
+        clock.set("wrong", 0.0, lambda: 1 / 0)
+        clock.set("mine", SOON, done.set)
+        assert done.wait(60)
+    finally:
+        threading.excepthook = before
+    assert [each.exc_type for each in reported] == [ZeroDivisionError]
+
+
+def test_many_threads_start_one_that_stays(clock: AlarmClock) -> None:
+    ready, rang = threading.Barrier(16), [threading.Event() for _ in range(16)]
+
+    def begin(number: int) -> None:
+        ready.wait()
+        clock.set(number, SOON, rang[number].set)
+
+    before = threading.active_count()
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(event.wait(60) for event in rang)
+    assert threading.active_count() == before + 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,10 +18,12 @@ class AlarmClock:
     """Calls functions at given times.
 
     One thread waits for the earliest time. To set a later one costs no switch to that thread, and neither does to take one
-    back: the thread finds out when it wakes. A function must not raise. It may be called once more while it is taken back.
+    back: the thread finds out when it wakes. What a function raises is reported as an error of a thread. A function may be
+    called once more while it is taken back.
 
     No method waits for a lock, so each may be called at any place: by the garbage collector, or in a signal handler. Reading
-    and writing an entry of the dictionary is atomic, and so is copying it.
+    and writing an entry of a dictionary is atomic, and so is copying it. An exception such as KeyboardInterrupt may also leave
+    a method at any place: later alarms ring all the same.
     """
 
     def __init__(self) -> None:
@@ -30,8 +33,8 @@ class AlarmClock:
     def renew(self) -> None:
         """Forgets all alarms and gives up the thread, which a forked process does not have."""
         self._entries: dict[object, list[Any]] = {}  # the time, and what to call
-        self._first = iter([True])  # true once: then the thread is started
-        self._wakes = math.inf
+        self._watcher: dict[str, object] = {}  # what the first thread has put there, which is the only one to stay
+        self._wakes = math.inf  # until when the thread sleeps: only the thread writes it
         self._sleep = threading.Lock()  # held, and released to wake the thread
         self._sleep.acquire()
 
@@ -40,11 +43,10 @@ class AlarmClock:
         at = time.monotonic() + seconds
         self._entries[owner] = [at, function]
         if at < self._wakes:
-            self._wakes = at
-            with suppress(RuntimeError):  # another thread has just released it
+            with suppress(RuntimeError):  # it is released already
                 self._sleep.release()
-        if next(self._first, False):
-            threading.Thread(target=self._watch, daemon=True, name="anytime-alarm").start()
+        if not self._watcher:
+            threading.Thread(target=self._watch, args=(object(),), daemon=True, name="anytime-alarm").start()
 
     def take_back(self, owner: object) -> None:
         """Calls nothing for this owner."""
@@ -54,14 +56,19 @@ class AlarmClock:
         """Whether an owner has set an alarm since it took back the last one."""
         return owner in self._entries
 
-    def _watch(self) -> None:
+    def _watch(self, me: object) -> None:
+        if self._watcher.setdefault("", me) is not me:
+            return
         while True:
             self._wakes = math.inf  # whoever sets an alarm from here on wakes this thread
             now, entries = time.monotonic(), self._entries.copy().values()
             due = sorted((entry for entry in entries if entry[0] <= now), key=itemgetter(0))
             for entry in due:
                 entry[0] = math.inf
-                entry[1]()
+                try:
+                    entry[1]()
+                except Exception:
+                    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
             if not due:
                 self._wakes = min((entry[0] for entry in entries), default=math.inf)
                 self._sleep.acquire(timeout=min(self._wakes - now, threading.TIMEOUT_MAX))

@@ -130,3 +130,32 @@ def test_signals_are_handled_after_exports_are_gone(folder: Any) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         os._exit(0 if handled == [signal.SIGUSR1] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError], ids=lambda error: error.__name__)
+@pytest.mark.parametrize("deadline", [None, 60])
+def test_a_request_that_was_interrupted_is_not_used_again(
+    folder: Any, error: type[BaseException], deadline: float | None
+) -> None:
+    """By Ctrl-C, or by what a handler of a signal raises: it may still compute."""
+    export, x = anytime.load(folder()), torch.rand(1, *SIZE)
+    predictor, made = anytime.Predictor(export), list[Any]()
+    (graph,), right = export._graphs, predictor(x).outputs
+
+    class Interrupted:
+        def __init__(self, request: Any) -> None:
+            self.request = request
+            made.append(self)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.request, name)
+
+        def wait(self) -> None:
+            raise error
+
+    graph._free[:] = [Interrupted(graph._free.pop())]
+    with pytest.raises(error):
+        predictor(x, deadline=deadline)
+    assert len(made) == 1
+    assert made[0] not in graph._free
+    assert torch.equal(predictor(x, deadline=deadline).outputs, right)

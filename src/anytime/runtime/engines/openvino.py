@@ -127,7 +127,7 @@ class OpenvinoGraph:
             request = self._free.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
-        given = self._given(inputs)
+        given, ended = self._given(inputs), False
         try:
             if call is None:
                 request.start_async(given, share_inputs=True)
@@ -139,18 +139,17 @@ class OpenvinoGraph:
                     request.start_async(given, share_inputs=True)
             request.wait()
             outputs = [torch.from_numpy(request.get_tensor(name).data.copy()) for name in self._outputs]
-        except KeyboardInterrupt:
-            request = None  # it may compute on, so nobody can have it next
-            raise
+            ended = True
         except RuntimeError as error:
-            if call is not None and call.cancelled:
-                raise Cancelled(f"a run of {self._path.name} was cancelled") from error
-            raise
+            if call is None or not call.cancelled:
+                raise
+            ended = True
+            raise Cancelled(f"a run of {self._path.name} was cancelled") from error
         finally:
             if call is not None:
                 with call.lock:
                     call.request = None
-            if request is not None:
+            if ended:  # after any other error, such as KeyboardInterrupt, it may still compute, so nobody can have it next
                 self._free.append(request)
         return outputs
 

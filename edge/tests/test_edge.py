@@ -322,6 +322,35 @@ def test_many_threads_share_a_predictor(network: anytime_edge.Network) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("interrupt", ["operator", "step"])
+def test_a_call_that_is_interrupted_computes_no_further(
+    network: anytime_edge.Network, interrupt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, began, go = list[anytime_edge.Session](), threading.Event(), threading.Event()
+    steps, compute = list[int](), network.step
+
+    def step(number: int, *given: Any) -> Any:
+        steps.append(number)
+        began.set()
+        assert go.wait(60)
+        return compute(number, *given)
+
+    def wait(session: anytime_edge.Session, seconds: Any = None) -> None:
+        sessions.append(session)
+        assert began.wait(60)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "step", step)
+        patch.setattr(anytime_edge.Session, "wait", wait)
+        with pytest.raises(KeyboardInterrupt):
+            Predictor(network, interrupt=interrupt)(frame(8, 8, 3))
+        go.set()
+        sessions[0]._run.exception(60)
+    assert steps == [1]
+    assert sessions[0].best().reason == "interrupted"
+
+
 def test_only_numpy_and_onnxruntime() -> None:
     names = set()
     for file in PACKAGE.glob("*.py"):

@@ -156,13 +156,13 @@ class Predictor:
         budget = seconds_of(deadline) if until is None else seconds_of(until - start, "until")
         session = Session(self, self.network.prepare(frame, bgr), start, budget, prior)
         hard = self.hard and 0 < budget < math.inf
-        answer = session.wait(start + budget - max(self.guard, self.reserve) - self.clock() if hard else None)
-        if hard:  # a step that fits, or the first one, may take longer
-            answer = session.wait(start + budget - (session.kept or 0.0) - self.clock())
-        if not answer.reason:
+        try:
+            answer = session.wait(start + budget - max(self.guard, self.reserve) - self.clock() if hard else None)
+            if hard:  # a step that fits, or the first one, may take longer
+                answer = session.wait(start + budget - (session.kept or 0.0) - self.clock())
+        finally:  # also after KeyboardInterrupt
             session.interrupt()
-            answer = answer.because("deadline")
-        answer = replace(answer, elapsed=self.clock() - start)
+        answer = replace(answer if answer.reason else answer.because("deadline"), elapsed=self.clock() - start)
         grown = 2 * (session.kept or 0.0) * (answer.missed and hard and session.risked)
         self.reserve = max(LEAST_RESERVE, grown, self.reserve * 2 ** (-LATE * (hard and session.risked and not grown)))
         if self.recorder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -153,6 +154,17 @@ def test_a_forked_process_is_told(network: anytime_edge.Network) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_can_load_the_network_anew(folder: Path, network: anytime_edge.Network) -> None:
+    label = Predictor(network)(frame(8, 8, 3)).label
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # threads of the parent, for which it would wait for ever, are not here
+        answer = Predictor(load(folder))(frame(8, 8, 3), deadline=60)
+        os._exit(0 if answer.step == 2 and answer.label == label else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
@@ -160,6 +172,7 @@ def test_a_forked_process_is_told(network: anytime_edge.Network) -> None:
         ({"deadline": "5"}, ValueError, "with a unit like '5ms'"),
         ({"deadline": True}, TypeError, "deadline must be"),
         ({"deadline": 1, "until": 1.0}, ValueError, "give deadline or until, not both"),
+        ({"until": "5ms"}, ValueError, "until as the clock's time: got None and '5ms'"),
         ({"frame": frame(1, 8, 3)}, ValueError, r"a frame must be \(H, W, C\)"),
         ({"frame": np.zeros((8, 8, 3))}, ValueError, r"one image of \(3, 8, 8\) at a time, got \(8, 8, 3\)"),
         ({"frame": np.zeros((2, 3, 8, 8))}, ValueError, "one image of"),
@@ -377,11 +390,20 @@ def test_it_stays_small() -> None:
     assert lines <= 959
 
 
-def test_a_flight_is_json_even_if_no_step_was_decided_on_in_time(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stop", ["mac_budget=0", "mac_budget=-5", "mac_budget=nan", "mac_budget=inf", "patience=1.7", "patience=0"]
+)
+def test_rules_that_anytime_refuses_are_refused(network: anytime_edge.Network, stop: str) -> None:
+    with pytest.raises(ValueError, match=r"the rule .* is damaged, or not of 2 steps: \w+"):
+        Predictor(network, stop=stop)
+
+
+@pytest.mark.parametrize("stop", [None, "confidence=inf"])
+def test_a_flight_is_json_even_if_no_step_was_decided_on_in_time(folder: Path, tmp_path: Path, stop: str | None) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    predictor = Predictor(folder, record=tmp_path / "flight.jsonl")
+    predictor = Predictor(folder, stop=stop, record=tmp_path / "flight.jsonl")
     for deadline in (1e-6, 1e-5, 1e-4) * 10:
         predictor(frame(8, 8, 3), deadline)
     predictor.recorder.close()

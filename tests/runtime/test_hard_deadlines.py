@@ -164,8 +164,29 @@ def test_calls_that_are_late_together_double_the_reserve_once() -> None:
     assert reserve.seconds == 2 * LEAST_RESERVE
     reserve.notice(True, 0.01)  # a guard was kept, and was not enough
     assert reserve.seconds == 0.02
-    reserve.notice(True, None)  # no step was started
+    reserve.notice(True, None)  # no step was started: what made it late was something else
+    assert reserve.seconds == 0.02
+    reserve.notice(False, None)
     assert reserve.seconds == 0.02 * 2 ** (-1 / 1000)
+
+
+def test_no_step_starts_after_the_alarm_has_rung() -> None:
+    """A step may end although it was cancelled, and all that the engine is given after that is cancelled at once."""
+    rang, cancelled = threading.Event(), list[str]()
+
+    def cancel(call: str) -> None:
+        cancelled.append(call)
+        rang.set()
+
+    cancels = Cancellation("call", cancel)
+    try:
+        assert cancels.before(False, 1.0, 1.0 - SOON, 0.0, 1)
+        assert rang.wait(60)
+        assert not cancels.before(True, 0.5, 0.2, 0.0, 2)
+        assert cancels.kept is None
+    finally:
+        cancels.end()
+    assert cancelled == ["call"]
 
 
 def test_a_step_that_fits_is_cancelled_at_the_deadline(hard) -> None:

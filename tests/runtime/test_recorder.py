@@ -102,6 +102,20 @@ def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
     assert [each is None for each in bold] == [True, False, False, False, False, True, True, True, True]
 
 
+def test_a_step_that_ended_although_it_was_cancelled_counts_in_a_replay() -> None:
+    facts = {"model": "mine", "interrupt": "operator", "guard": 0.0, "stop": None, "macs": [1, 2, 3], "plan": None}
+    seen = (0.6, 0.2, 0.9, 1)
+    cancelled = Recorded(1, 0.0051, False, "deadline", 0.01, (0.002,), (seen,), 0.005)
+    # the reserve is 5 ms then; the second step ended 2.5 ms before the deadline, so the third was not started
+    ended = Recorded(2, 0.0075, False, "deadline", 0.01, (0.002, 0.005), (seen, seen), None)
+    flight = Flight(facts, [cancelled, ended])
+    first, second = replay(flight, ReplaySettings.of(flight))
+    assert first is not None
+    assert second is not None
+    assert (first.step, second.step, second.reason, second.missed) == (1, 2, "deadline", False)
+    assert second.elapsed == pytest.approx(0.0075)
+
+
 def test_what_the_way_to_the_caller_took_is_replayed() -> None:
     """The guard is 0.5: an answer goes out 0.2 after the deadline minus that, one 0.7 after it: late, so 1 is kept then."""
     facts = {"interrupt": "operator", "guard": 0.5, "stop": None, "plan": None, "macs": [1, 2]}

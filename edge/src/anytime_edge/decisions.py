@@ -27,10 +27,9 @@ class Seen(NamedTuple):
 
 Stop = Callable[[Any, Seen], tuple[bool, Any]]
 """Takes the state, None at first; returns whether to stop, and the state."""
-_NUMBER = {  # what `NAME=VALUE` sets
-    **dict.fromkeys(("confidence", "margin", "entropy", "selection_latency"), "threshold"),
-    **{"patience": "times", "mac_budget": "macs", "deadline": "seconds"},
-}
+# what `NAME=VALUE` sets
+_NUMBER = dict.fromkeys(("confidence", "margin", "entropy", "selection_latency"), "threshold")
+_NUMBER |= {"patience": "times", "mac_budget": "macs", "deadline": "seconds"}
 
 
 def from_text(text: str, saved: list[str]) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def from_text(text: str, saved: list[str]) -> dict[str, Any]:
     if "=" not in text or name not in _NUMBER:
         raise ValueError(f"no rule {name!r} is saved with the model; there are {saved}, and NAME=NUMBER of {[*_NUMBER]}")
     try:
-        return {"kind": name, _NUMBER[name]: float(value)}
+        return {"kind": name, _NUMBER[name]: float(value) if math.isfinite(float(value)) else value}  # JSON has no inf
     except ValueError:
         raise ValueError(f"{name}=VALUE needs a number, got {value!r}") from None
 
@@ -171,7 +170,9 @@ def _entropy(p: np.ndarray) -> Any:
 def _in_a_row(values: Mapping, steps: int, classes: int) -> Stop:
     """The same label for some steps in a row; of "selection_latency" with a probability above the threshold."""
     patience = values["kind"] == "patience"
-    times, least = int(values["times"] if patience else values.get("hold", 1)), float(values.get("threshold", 0.83))
+    times, least = float(values["times"] if patience else values.get("hold", 1)), float(values.get("threshold", 0.83))
+    if not (times >= 1 and times.is_integer()):
+        raise ValueError(f"it asks for {times:g} steps in a row")
 
     def update(state: Any, seen: Seen) -> tuple[bool, Any]:
         if seen.p is None:
@@ -186,7 +187,8 @@ def _in_a_row(values: Mapping, steps: int, classes: int) -> Stop:
 
 def _budget(values: Mapping, steps: int, classes: int) -> Stop:
     name = "macs" if values["kind"] == "mac_budget" else "seconds"
-    most = float(values[name])
+    if not 0 < (most := float(values[name])) < math.inf:
+        raise ValueError(f"{name} must be finite and above zero, got {values[name]!r}")
     return lambda state, seen: (getattr(seen, name) > most, None)
 
 

@@ -18,15 +18,12 @@ _FILE = re.compile(r"step_[1-9][0-9]{0,3}\.onnx", re.ASCII)
 Shapes = tuple[tuple[str, tuple], ...]  # names and shapes of tensors
 Origin = tuple[int, str]  # the images (0, "images"), or an output of a step 1..T
 
-_PARTS = {  # of a message in the file, and the number of its field: what the field holds
-    **{("file", 7): "graph", ("graph", 1): "node", ("graph", 5): "tensor", ("node", 5): "attribute"},
-    **{("attribute", 5): "tensor", ("attribute", 10): "tensor"},
-}
-_FOREIGN = {
-    **{("file", 20): "a training", ("file", 25): "operators of its own", ("tensor", 13): "constants in another file"},
-    **{("attribute", 6): "a graph within an operator", ("attribute", 11): "graphs within an operator"},
-    **dict.fromkeys([("graph", 15), ("attribute", 22), ("attribute", 23)], "sparse constants"),
-}
+# of a message in the file, and the number of its field: what the field holds
+_PARTS = {("file", 7): "graph", ("graph", 1): "node", ("graph", 5): "tensor", ("node", 5): "attribute"}
+_PARTS |= {("attribute", 5): "tensor", ("attribute", 10): "tensor"}
+_FOREIGN = {("file", 20): "a training", ("file", 25): "operators of its own", ("tensor", 13): "constants in another file"}
+_FOREIGN |= {("attribute", 6): "a graph within an operator", ("attribute", 11): "graphs within an operator"}
+_FOREIGN |= dict.fromkeys([("graph", 15), ("attribute", 22), ("attribute", 23)], "sparse constants")
 _DOMAIN, _LOCATION = ("node", 7), ("tensor", 14)
 
 

@@ -20,7 +20,7 @@ from anytime_edge.view import channels_last, middle
 # how far interpolation may take a pixel beyond [0, 1]; bytes of a file; computations at a time
 OVERSHOOT, MOST_BYTES, WORKERS = 0.05, 2**31 - 1, 16
 Values = dict[Origin, np.ndarray]
-_pool: list[ThreadPoolExecutor] = []
+_pools: dict[int, ThreadPoolExecutor] = {}  # of each process: a forked one has no threads of its parent
 
 
 class Cancelled(RuntimeError):
@@ -68,13 +68,13 @@ def in_pool(make: Callable[[], Any]) -> tuple[Any, ThreadPoolExecutor]:
     def start() -> None:
         pool, all_there = ThreadPoolExecutor(WORKERS, thread_name_prefix="anytime-edge"), Barrier(WORKERS)
         wait([pool.submit(all_there.wait) for _ in range(WORKERS)])
-        _pool.append(pool)
+        _pools[os.getpid()] = pool
 
     with ThreadPoolExecutor(1) as first:
         made = first.submit(make)
-        if not _pool:
+        if os.getpid() not in _pools:
             first.submit(start).result()
-        return made.result(), _pool[0]
+        return made.result(), _pools[os.getpid()]
 
 
 class Network:
@@ -84,10 +84,11 @@ class Network:
         manifest: What it holds.
         threads: Threads that a step computes with.
         pool: The threads in which steps run.
+        process: The process that loaded it, which alone can run it.
     """
 
     def __init__(self, manifest: Manifest, graphs: list[Any], threads: int, pool: Any) -> None:
-        self.manifest, self._graphs, self.threads, self.pool = manifest, graphs, threads, pool
+        self.manifest, self._graphs, self.threads, self.pool, self.process = manifest, graphs, threads, pool, os.getpid()
 
     def step(self, step: int, values: Values, call: Any = None) -> tuple[np.ndarray, Values]:
         """The logits `[1, K]` of step 1..T and the values after it, from those before; `{(0, "images"): x}` at first.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,9 +82,7 @@ class Predictor:
         if self.profile is not None:
             self.profile.check(self.network, foreign)
         if interrupt not in (None, "operator", "step") or quantile not in QUANTILES:
-            raise ValueError(
-                f"interrupt is 'operator' or 'step', quantile one of {[*QUANTILES]}; got {interrupt!r}, {quantile!r}"
-            )
+            raise ValueError(f"interrupt is 'operator' or 'step', quantile in {[*QUANTILES]}; got {interrupt!r}, {quantile!r}")
         kept = seconds_of(guard, "guard")
         if not 0 <= kept < math.inf:
             raise ValueError(f"guard must be at least 0 seconds, got {guard!r}")
@@ -99,7 +97,7 @@ class Predictor:
             raise ValueError("the rule 'deadline' needs the seconds of a profile: give one")
         plan = [(row[quantile], row["p50"]) for row in self.profile.steps] if self.profile else None
         self._plan, self._ratio, self._slowdown = plan or [(0.0, 0.0)] * len(macs), 1.0, 1.0
-        self.prior, self.clock, self.process = self._first(prior), clock, os.getpid()
+        self.prior, self.clock = self._first(prior), clock
         facts: dict[str, Any] = {"run_time": "anytime_edge", "model": known.model, "guard": self.guard}
         facts |= {"interrupt": ("step", "operator")[self.hard], "stop": stop, "combine": combine, "macs": macs, "plan": plan}
         self.recorder = None if record is None else FlightRecorder(record, facts)
@@ -151,22 +149,24 @@ class Predictor:
             bgr: Whether colours come as blue, green, red.
         """
         start = self.clock()
-        if until is not None and deadline is not None:
-            raise ValueError(f"give deadline or until, not both: got {deadline!r} and {until!r}")
+        if until is not None and (deadline is not None or isinstance(until, str)):
+            raise ValueError(f"give deadline or until, not both, until as the clock's time: got {deadline!r} and {until!r}")
         budget = seconds_of(deadline) if until is None else seconds_of(until - start, "until")
         session = Session(self, self.network.prepare(frame, bgr), start, budget, prior)
         hard = self.hard and 0 < budget < math.inf
         try:
-            answer = session.wait(start + budget - max(self.guard, self.reserve) - self.clock() if hard else None)
+            session.wait(start + budget - max(self.guard, self.reserve) - self.clock() if hard else None)
             if hard:  # a step that fits, or the first one, may take longer
-                answer = session.wait(start + budget - (session.kept or 0.0) - self.clock())
+                session.wait(start + budget - (session.now.kept or 0.0) - self.clock())
+            answer, steps, kept, risked = session.now
         finally:  # also after KeyboardInterrupt
             session.interrupt()
         answer = replace(answer if answer.reason else answer.because("deadline"), elapsed=self.clock() - start)
-        grown = 2 * (session.kept or 0.0) * (answer.missed and hard and session.risked)
-        self.reserve = max(LEAST_RESERVE, grown, self.reserve * 2 ** (-LATE * (hard and session.risked and not grown)))
+        if hard and risked:
+            grown, shrunk = 2 * (kept or 0.0) * answer.missed, self.reserve * 2 ** (-LATE * (not answer.missed))
+            self.reserve = max(LEAST_RESERVE, grown, shrunk)
         if self.recorder:
-            self.recorder.note(answer, session.steps, session.kept if hard else None)
+            self.recorder.note(answer, session.steps[:steps], kept if hard else None)
         return answer
 
     def session(self, frame: Any, prior: Answer | None = None, bgr: bool = False) -> Session:
@@ -210,40 +210,50 @@ class Predictor:
         self._slowdown = max(1.0, self._ratio - 0.1)
 
 
+class Now(NamedTuple):
+    """What a session knows after a number of steps: its answer, and what `keeps` said of the next one."""
+
+    answer: Answer
+    steps: int
+    kept: float | None = None
+    risked: bool = False
+
+
 class Session:
     """One run in the background: `best()` never waits for it, `interrupt()` takes effect within one operator."""
 
     def __init__(self, predictor: Predictor, x: np.ndarray, start: float, budget: float, prior: Answer | None) -> None:
-        if os.getpid() != predictor.process:
-            raise RuntimeError("this predictor belongs to the process that forked this one: make one here")
+        if os.getpid() != predictor.network.process:
+            raise RuntimeError("this network belongs to the process that forked this one: load it here")
         base = prior or predictor.prior
         if base.outputs.shape != predictor.prior.outputs.shape:
             raise ValueError(f"prior must be an answer of this network, such as the last one, got {base.outputs.shape}")
-        self._best = Answer(
-            base.levels, base.outputs, PRIOR, predictor.clock() - start, None if budget == math.inf else budget
-        )
+        deadline = None if budget == math.inf else budget
+        self.now = Now(Answer(base.levels, base.outputs, PRIOR, predictor.clock() - start, deadline), 0)
         self._predictor, self._call, self._stop = predictor, predictor.network.call() if predictor.hard else None, False
         self.steps = list[tuple[float, Any]]()  # seconds and probabilities of each step, for a recorder
-        # what `keeps` said of the newest step, and whether that may spoil an answer
-        self.kept: float | None = None
-        self.risked = False
         self._run = predictor.network.pool.submit(self._compute, x, start, budget)
 
     def _compute(self, x: np.ndarray, start: float, budget: float) -> None:
-        """Sets the best answer step by step, with its reason if no step follows."""
-        predictor, answer = self._predictor, self._best
+        """Sets what is known step by step, with a reason if no step follows."""
+        predictor, answer = self._predictor, self.now.answer
+
+        def known(step: int, reason: str = "") -> None:
+            self.now = Now(answer.because(reason), step, *keeps)
+
         steps, values, judged = predictor.network.manifest.steps, {(0, "images"): x}, None
         states: list[Any] = [None] * len(predictor.combiners)
-        if budget <= 0 or not self._allowed(0, start + budget):
-            self._best = replace(answer, elapsed=predictor.clock() - start).because("deadline")
-            return
+        keeps = predictor.keeps(0, start + budget) if budget > 0 else (None, False)
+        if keeps[0] is None:
+            answer = replace(answer, elapsed=predictor.clock() - start)
+            return known(0, "deadline")
+        known(0)
         for step, entry in enumerate(steps, 1):
             at, last = predictor.clock(), step == len(steps)
             try:
                 logits, values = predictor.network.step(step, values, self._call)
             except Cancelled:
-                self._best = answer.because("interrupted")
-                return
+                return known(step - 1, "interrupted")
             parts = predictor.split(logits)
             made = [update(state, part, step) for update, state, part in zip(predictor.combiners, states, parts, strict=True)]
             levels, states = tuple(p for p, _ in made), [state for _, state in made]
@@ -252,27 +262,24 @@ class Session:
             elapsed, p = now - start, levels[0] if finite and levels else None
             predictor.took(step, now - at)
             if predictor.hard and elapsed > budget:
-                self._best = replace(answer, elapsed=elapsed).because("deadline") if step == 1 else answer
-                return
+                answer = replace(answer, elapsed=elapsed) if step == 1 else answer
+                return known(step - 1, "deadline" * (step == 1))
             new = (levels, logits, step) if finite else (answer.levels, answer.outputs, answer.step)
             answer = Answer(*new, elapsed, answer.deadline, entry.macs, "", answer.not_finite + (step,) * (not finite))
             self.steps.append((now - at, p))
             if not last:
                 seen = Seen(step, None if p is None else p[0], steps[step].macs, elapsed + predictor.planned(step))
                 stopped, judged = predictor.rule(judged, seen)
-            ended = "complete" if last else "stopped" if stopped else "deadline" * (not self._allowed(step, start + budget))
-            if reason := ended or "interrupted" * self._stop:
-                self._best = answer.because(reason)
+            ended = "complete" if last else "stopped" if stopped else ""
+            if not ended:
+                keeps = predictor.keeps(step, start + budget)
+            known(step, reason := ended or ("deadline" if keeps[0] is None else "interrupted" * self._stop))
+            if reason:
                 return
-            self._best = answer
-
-    def _allowed(self, step: int, deadline: float) -> bool:
-        self.kept, self.risked = self._predictor.keeps(step, deadline)
-        return self.kept is not None
 
     def best(self) -> Answer:
         """The best answer so far; the prior before the first step."""
-        return self._best
+        return self.now.answer
 
     @property
     def done(self) -> bool:
@@ -286,14 +293,14 @@ class Session:
         except TimeoutError:
             if self.done:  # by now, or it is an error of a step
                 self._run.result()
-        return self._best
+        return self.now.answer
 
     def interrupt(self) -> Answer:
         """Ends the computation within one operator, or with `interrupt="step"` after the step; returns the best answer."""
         self._stop = True
         if self._call is not None:
             self._call.terminate = True
-        return self._best
+        return self.now.answer
 
     def close(self) -> None:
         """Interrupts the computation and waits for its end."""

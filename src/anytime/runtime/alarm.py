@@ -21,9 +21,9 @@ class AlarmClock:
     back: the thread finds out when it wakes. What a function raises is reported as an error of a thread. A function may be
     called once more while it is taken back.
 
-    No method waits for a lock, so each may be called at any place: by the garbage collector, or in a signal handler. Reading
-    and writing an entry of a dictionary is atomic, and so is copying it. An exception such as KeyboardInterrupt may also leave
-    a method at any place: later alarms ring all the same.
+    No method waits for a lock, so each may be called at any place: by the garbage collector, or in a signal handler; only the
+    first `set` waits until its thread has started. Reading and writing an entry of a dictionary is atomic, and so is copying
+    it. An exception such as KeyboardInterrupt may also leave a method at any place: later alarms ring all the same.
     """
 
     def __init__(self) -> None:

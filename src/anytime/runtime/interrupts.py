@@ -24,7 +24,8 @@ class Reserve:
     So of n such answers, one after the other, at most n / 1000 + log2(L / L_0) are late, whatever the machine does and however
     long its operators are. No step is risked under a deadline shorter than L, so L is at most twice the longest deadline.
     (Control of a quantile, one observation at a time: Gibbs and Candes 2021, "Adaptive conformal inference under distribution
-    shift".) Several calls at a time that kept the same L and are late double it once.
+    shift".) Several calls at a time that kept the same L and are late double it once, and one that ends in time at the very
+    moment may undo that.
 
     Attributes:
         seconds: L.
@@ -37,7 +38,7 @@ class Reserve:
         """A call ended, in time or late; its last step was to be cancelled `kept` seconds before the deadline (None: none)."""
         if late and kept is not None:
             self.seconds = max(self.seconds, 2 * kept)
-        else:
+        elif not late:
             self.seconds = max(LEAST_RESERVE, self.seconds * 2**-_LATE)
 
 
@@ -54,10 +55,11 @@ class Cancellation:
         self.call, self._cancel = call, partial(cancel, call)
         self.kept: float | None = None
         self._set: float | None = None  # the seconds before the deadline at which the alarm rings
+        self._rang = False
         self.risked = False
 
     def before(self, fits: bool, left: float, reserve: float, least: float, step: int) -> bool:
-        """Whether step `step` + 1 starts.
+        """Whether step `step` + 1 starts; none does once the alarm has rung, as it would be cancelled at once.
 
         Args:
             fits: Whether it fits: then it is cancelled at the deadline, and otherwise earlier.
@@ -66,12 +68,16 @@ class Cancellation:
             least: The seconds that the step takes at least.
             step: The steps before it.
         """
-        kept = 0.0 if fits else reserve if left > reserve + least else None
+        kept = None if self._rang else 0.0 if fits else reserve if left > reserve + least else None
         self.kept, self.risked = kept, step > 0 and not fits and left > LEAST_RESERVE + least
         if kept is not None and (kept != self._set or not ALARMS.holds(self)):  # a forked process holds none
-            ALARMS.set(self, left - kept, self._cancel)
+            ALARMS.set(self, left - kept, self._ring)
             self._set = kept
         return kept is not None
+
+    def _ring(self) -> None:
+        self._rang = True
+        self._cancel()
 
     def now(self) -> None:
         """Cancels the steps."""

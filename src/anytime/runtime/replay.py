@@ -265,11 +265,11 @@ def _delay(answer: Recorded) -> float | None:
     return max(0.0, answer.elapsed - (answer.deadline - answer.kept))
 
 
-def _excess(answer: Recorded) -> float:
-    """How long after it was cancelled the last step ended, which counted nevertheless."""
-    if answer.kept is None or answer.deadline is None or answer.reason == "deadline":
+def _excess(answer: Recorded, kept: float) -> float:
+    """How long after it was cancelled, `kept` seconds before the deadline, the last step ended, which counted nevertheless."""
+    if answer.deadline is None or (answer.reason == "deadline" and answer.kept is not None):  # `kept` is not of that step
         return 0.0
-    return max(0.0, answer.elapsed - (answer.deadline - answer.kept))
+    return max(0.0, answer.elapsed - (answer.deadline - (kept if answer.kept is None else answer.kept)))
 
 
 def _steps(flight: Flight) -> int:
@@ -323,7 +323,7 @@ def _decided(
         if seconds is None:
             return None
         now += seconds
-        over = _excess(answer) if step == len(answer.seconds) - 1 else 0.0
+        over = _excess(answer, max(guard, reserve.seconds if step else 0.0)) if step == len(answer.seconds) - 1 else 0.0
         if hard and now > min(limit - kept + max(delay, over), limit) + _ROUNDING:
             return out(limit - kept + delay, "deadline")
         drift.notice(planned[1], seconds)

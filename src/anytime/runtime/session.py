@@ -109,6 +109,7 @@ class Session:
             self._error = RuntimeError(f"{lost}: start a new session here; best() still returns the last answer")
         self._stop, self._done = threading.Event(), threading.Event()
         self._done.set()
+        self._cancel = lambda: None  # the engine's locks may be held by threads that are not here
 
     def _raise(self) -> None:
         if self._error is not None:

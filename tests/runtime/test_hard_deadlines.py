@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -284,6 +285,27 @@ def test_a_forked_process_cancels_in_threads_of_its_own(hard) -> None:
         last = [*predictor.stream(X, SOON)][-1]
         os._exit(0 if {predictor(X, SOON).step, last.step} <= before(3) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_can_close_a_session_whose_engine_was_locked(hard, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = threading.Lock()
+
+    def cancel(self: Any, call: Any) -> None:
+        with lock:
+            call.set()
+
+    _, _, predictor = hard([0.0] * 3, {2})
+    monkeypatch.setattr(Cancellable, "cancel", cancel)
+    with predictor.session(X) as session:
+        lock.acquire()  # as a thread does while OpenVINO starts a step
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            session.close()
+            os._exit(0 if session.done else 1)
+        lock.release()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_wrong_words(timed_case: Callable) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/slowdown.py MODEL [MODEL ...] [--images 300] [--out results/slowdown/NAME.json]
 
 A model is a run directory or the name of a pretrained one. Its test images are used from the first on: as many again as are
-attacked choose the threshold of each rule that spends half of the MACs, the others are attacked.
+attacked choose the threshold of each rule that spends at most half of the MACs, the others are attacked.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -139,30 +138,6 @@ def test_errors_of_a_step_reach_the_caller(folder: Path) -> None:
     broken.step = fails  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="step 1 failed"):
         Predictor(broken)(frame(8, 8, 3))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_is_told(network: anytime_edge.Network) -> None:
-    predictor = Predictor(network)
-    child = os.fork()
-    if child == 0:
-        try:
-            predictor(frame(8, 8, 3))
-        except RuntimeError as error:
-            os._exit(0 if "forked" in str(error) else 1)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_can_load_the_network_anew(folder: Path, network: anytime_edge.Network) -> None:
-    label = Predictor(network)(frame(8, 8, 3)).label
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # threads of the parent, for which it would wait for ever, are not here
-        answer = Predictor(load(folder))(frame(8, 8, 3), deadline=60)
-        os._exit(0 if answer.step == 2 and answer.label == label else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize(
@@ -335,35 +310,6 @@ def test_many_threads_share_a_predictor(network: anytime_edge.Network) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("interrupt", ["operator", "step"])
-def test_a_call_that_is_interrupted_computes_no_further(
-    network: anytime_edge.Network, interrupt: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sessions, began, go = list[anytime_edge.Session](), threading.Event(), threading.Event()
-    steps, compute = list[int](), network.step
-
-    def step(number: int, *given: Any) -> Any:
-        steps.append(number)
-        began.set()
-        assert go.wait(60)
-        return compute(number, *given)
-
-    def wait(session: anytime_edge.Session, seconds: Any = None) -> None:
-        sessions.append(session)
-        assert began.wait(60)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(network, "step", step)
-        patch.setattr(anytime_edge.Session, "wait", wait)
-        with pytest.raises(KeyboardInterrupt):
-            Predictor(network, interrupt=interrupt)(frame(8, 8, 3))
-        go.set()
-        sessions[0]._run.exception(60)
-    assert steps == [1]
-    assert sessions[0].best().reason == "interrupted"
-
-
 def test_only_numpy_and_onnxruntime() -> None:
     names = set()
     for file in PACKAGE.glob("*.py"):
@@ -396,42 +342,3 @@ def test_it_stays_small() -> None:
 def test_rules_that_anytime_refuses_are_refused(network: anytime_edge.Network, stop: str) -> None:
     with pytest.raises(ValueError, match=r"the rule .* is damaged, or not of 2 steps: \w+"):
         Predictor(network, stop=stop)
-
-
-@pytest.mark.parametrize("stop", [None, "confidence=inf"])
-def test_a_flight_is_json_even_if_no_step_was_decided_on_in_time(folder: Path, tmp_path: Path, stop: str | None) -> None:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    predictor = Predictor(folder, stop=stop, record=tmp_path / "flight.jsonl")
-    for deadline in (1e-6, 1e-5, 1e-4) * 10:
-        predictor(frame(8, 8, 3), deadline)
-    predictor.recorder.close()
-    head, *lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "flight.jsonl").read_text().splitlines()]
-    assert (head["format"], len(lines)) == (2, 30)
-    assert all(line["kept"] is None or line["kept"] >= 0 for line in lines)
-
-
-def test_a_flight_is_one_that_anytime_replays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anytime_edge import recorder
-
-    monkeypatch.setattr(recorder, "MOST_BYTES", 3_000)
-    predictor = Predictor(folder, stop="confidence=0.999", record=tmp_path / "flight.jsonl")
-    answers = [predictor(frame(8, 8, 3), deadline) for deadline in (None, 0, "10s")] * 10
-    for answer in answers:
-        predictor.recorder.note(answer, [(1e-3 * t, answer.levels[0]) for t in range(1, answer.step + 1)])
-    predictor.recorder.flush()
-    assert max(file.stat().st_size for file in tmp_path.iterdir()) < 12_000
-    lines = [json.loads(line) for line in (tmp_path / "flight.jsonl").read_text().splitlines()]
-    assert lines[0]["run_time"] == "anytime_edge"
-    assert [lines[-1][key] for key in ("step", "reason", "missed")] == [answers[-1].step, answers[-1].reason, False]
-    two = np.sort(answers[-1].probabilities[0])[:-3:-1]
-    assert lines[-1]["seen"][-1][:2] == pytest.approx(two.tolist(), abs=1e-6)
-    replayed = pytest.importorskip("anytime.runtime.replay")
-    (flight,), lost = replayed.read_flights(tmp_path / "flight.jsonl")
-    assert lost == 0
-    decided = replayed.replay(flight, replayed.ReplaySettings.of(flight))
-    assert [each.step for each in decided] == [answer.step for answer in flight.answers]
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is no flight of this library"):
-        Predictor(folder, record=tmp_path / "mine.txt")

@@ -21,29 +21,10 @@ pytest.importorskip("onnxruntime")
 
 import anytime_edge  # noqa: E402
 from anytime_edge import Answer, Predictor, frames, load, profile  # noqa: E402
-from written_by_hand import SIZE, graph, written  # noqa: E402
+from written_by_hand import SIZE, frame, written  # noqa: E402
 
 PACKAGE = Path(anytime_edge.__file__).parent
 helper = onnx.helper
-
-
-@pytest.fixture(scope="module")
-def files() -> list[bytes]:
-    return [graph(1).SerializeToString(), graph(2, 60).SerializeToString()]
-
-
-@pytest.fixture(scope="module")
-def folder(files: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("edge") / "export", files)
-
-
-@pytest.fixture(scope="module")
-def network(folder: Path) -> anytime_edge.Network:
-    return load(folder)
-
-
-def frame(*shape: int) -> Any:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_loading_leaves_the_callers_denormal_numbers(network: anytime_edge.Network) -> None:

@@ -17,22 +17,7 @@ pytest.importorskip("onnxruntime")
 
 import anytime_edge  # noqa: E402
 from anytime_edge import Predictor, load  # noqa: E402
-from written_by_hand import graph, written  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    files = [graph(1).SerializeToString(), graph(2, 60).SerializeToString()]
-    return written(tmp_path_factory.mktemp("edge") / "export", files)
-
-
-@pytest.fixture(scope="module")
-def network(folder: Path) -> anytime_edge.Network:
-    return load(folder)
-
-
-def frame(*shape: int) -> Any:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+from written_by_hand import frame  # noqa: E402
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -11,6 +11,13 @@ from typing import Any
 SIZE, WIDE = (3, 8, 8), 256
 
 
+def frame(*shape: int) -> Any:
+    """A camera's frame of noise."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 def graph(step: int, operators: int = 0, **kinds: Any) -> Any:
     """Step 1 makes 4 logits from images, and hands on their mean; step 2 adds the mean of `operators` large products."""
     import numpy as np

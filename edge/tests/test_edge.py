@@ -121,6 +121,13 @@ def test_errors_of_a_step_reach_the_caller(folder: Path) -> None:
         Predictor(broken)(frame(8, 8, 3))
 
 
+def test_a_whole_number_of_seconds_may_have_any_size(network: anytime_edge.Network) -> None:
+    predictor = Predictor(network)
+    assert predictor(frame(8, 8, 3), 10**30).reason == "complete"
+    answer = predictor(frame(8, 8, 3), -(10**400))
+    assert (answer.step, answer.missed) == (-1, True)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [

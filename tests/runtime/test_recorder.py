@@ -88,6 +88,13 @@ def test_a_replay_decides_as_the_flight_did(recorded: Callable, rule: Any) -> No
         assert [each and (each.step, each.reason, each.missed) for each in decided] == expected
 
 
+def test_a_flight_with_an_endless_guard_can_be_replayed(recorded: Callable) -> None:
+    _, answers, file = recorded(guard=float("inf"))
+    (flight,), lost = read_flights(file)
+    assert lost == 0 and {answer.step for answer in answers[1:]} == {-1}
+    assert [each and each.step for each in replay(flight, ReplaySettings.of(flight))] == [answer.step for answer in answers]
+
+
 def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
     _, _, file = recorded(stop=Confidence(0.8))  # after step 1
     (flight,), lost = read_flights(file)

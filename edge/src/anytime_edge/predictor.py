@@ -28,7 +28,7 @@ def seconds_of(given: Any, name: str = "deadline") -> float:
     """Seconds from a number or text like "5ms"; inf for None and anything above 1e9."""
     match = _SECONDS.fullmatch(given) if isinstance(given, str) else None
     number = float(match[1]) * _UNITS[match[2]] if match else math.nan if isinstance(given, str) else given
-    value = np.asarray(math.inf if number is None else number)
+    value = np.asarray(math.inf if number is None else max(-1e10, min(number, 1e10)) if type(number) is int else number)
     if value.ndim or value.dtype.kind not in "iuf" or np.isnan(value):
         error = TypeError if value.ndim or value.dtype.kind not in "iuf" else ValueError
         raise error(f"{name} must be a number of seconds, or text with a unit like '5ms', '0.2s' or '800us', got {given!r}")

@@ -64,7 +64,7 @@ def deadline_seconds(given: Any, name: str = "deadline") -> float | None:
 
 
 def guard_seconds(given: Any) -> float:
-    """Seconds to keep free before a deadline: a number, a scalar or text as for `deadline_seconds`.
+    """Seconds to keep free before a deadline: a number, a scalar or text as for `deadline_seconds`; at most 1e9.
 
     Raises:
         ValueError: It is below 0, NaN, or text that is not a number with a unit.
@@ -75,7 +75,7 @@ def guard_seconds(given: Any) -> float:
         raise TypeError("guard must be at least 0 seconds, got None")
     if seconds is not None and seconds < 0:
         raise ValueError(f"guard must be at least 0 seconds, got {given!r}")
-    return math.inf if seconds is None else seconds
+    return _LONGEST if seconds is None else seconds
 
 
 def typed_seconds(text: str, name: str = "deadline") -> float | None:

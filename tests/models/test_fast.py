@@ -36,6 +36,20 @@ def test_cost() -> None:
     assert 2 * sum(p.numel() for p in model.parameters()) < 5e6  # bytes in float16
 
 
+def test_deep_groups_add_what_two_more_convolutions_make_of_the_first() -> None:
+    model = FastNet(100, widths=(6, 9), head_widths=(5,), deep=True).double().eval()
+    x = torch.rand(2, 3, 14, 14, dtype=torch.float64)
+    group = model.groups[0]
+    h = F.gelu(model.whitening(model.normalize(x)))
+    a = F.gelu(group.norm1(F.max_pool2d(group.conv1(h), 2)))
+    b = F.gelu(group.norm3(group.conv3(F.gelu(group.norm2(group.conv2(a))))) + a)
+    torch.testing.assert_close(model(x)[0], model.heads[0](b), rtol=0, atol=1e-14)
+    plain = FastNet(100, widths=(6, 9), head_widths=(5,))
+    extra = [6**2 * 9 * 6**2, 6**2 * 9 * 6**2 + 3**2 * 9 * 9**2]  # a third convolution on maps of 6 x 6 and 3 x 3 pixels
+    without = anytime.step_macs(plain, (3, 14, 14))
+    assert anytime.step_macs(model, (3, 14, 14)) == [macs + more for macs, more in zip(without, extra, strict=True)]
+
+
 def test_further_answers_are_means_over_views() -> None:
     model = FastNet(widths=(4, 8), head_widths=(2,), views=4).double().eval()
     x = torch.rand(5, 3, 12, 12, dtype=torch.float64)

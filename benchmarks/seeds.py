@@ -5,6 +5,7 @@ Trainings that are finished are taken as they are, interrupted ones are resumed.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -60,9 +61,37 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Accuracy over MACs, the 95 % interval as a bar."""
+Curves = dict[tuple[str, str], list[dict[str, float]]]
+
+
+def read_published(path: Path) -> Curves:
+    """Published answers by name and kind, "exits" or "budgeted": the file says in percent and million MACs where they are."""
+    curves: Curves = {}
+    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    for line in csv.DictReader(lines):
+        point = {"macs": 1e6 * float(line["million_macs"]), "accuracy": float(line["accuracy"]) / 100}
+        curves.setdefault((line["curve"], line["kind"]), []).append(point)
+    return curves
+
+
+def beside(published: Curves, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each published exit the best answer of at most its MACs, and by how much that is more accurate; None if none is."""
+    rows = []
+    for (name, kind), points in published.items():
+        for point in points if kind == "exits" else []:
+            best = max((each["accuracy"] for each in answers if each["macs"] <= point["macs"]), default=None)
+            ahead = None if best is None else best - point["accuracy"]
+            rows.append({"curve": name, **point, "best_within": best, "ahead": ahead})
+    return rows
+
+
+def draw(curves: dict[str, list[dict[str, Any]]], published: Curves, path: Path) -> None:
+    """Accuracy over MACs, the 95 % interval as a bar; published answers are dashed, those under a mean budget dotted."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, kind), points in published.items():
+        style, label = ("--", f"{name}, published") if kind == "exits" else (":", f"{name}, published, {kind}")
+        macs, accuracy = ([point[key] for point in points] for key in ("macs", "accuracy"))
+        axes.plot([each / 1e6 for each in macs], [100 * each for each in accuracy], style, label=label)
     for name, points in curves.items():
         accuracy = [100 * point["accuracy"] for point in points]
         bars = [100 * (point.get("half_width") or math.nan) for point in points]
@@ -82,6 +111,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder of the data")
     parser.add_argument("--figure", type=Path, help="figure of accuracy over MACs")
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="metrics files to draw beside it, named by folder")
+    parser.add_argument("--published", type=Path, help="published answers to compare with, such as published_cifar100.csv")
     options = parser.parse_args()
     runs = {seed: trained(options.recipe, seed, options.runs) for seed in options.seeds}
     rows = [row(seed, run, options.root) for seed, run in runs.items()]
@@ -89,11 +119,16 @@ def main() -> None:
     for number, answer in enumerate(answers, 1):
         within = "" if answer["half_width"] is None else f" +- {100 * answer['half_width']:.2f}"
         print(f"answer {number}, {answer['macs'] / 1e6:.1f} M MACs: {100 * answer['accuracy']:.2f}{within} %, n = {len(rows)}")
-    facts = {"recipe": options.recipe.name, "answers": answers, "seeds": rows}
+    published = {} if options.published is None else read_published(options.published)
+    compared = beside(published, answers)
+    for each in compared:
+        ahead = "no answer by then" if each["ahead"] is None else f"here {100 * each['ahead']:+.2f} points"
+        print(f"{each['curve']}, {each['macs'] / 1e6:.0f} M MACs: {100 * each['accuracy']:.2f} % published, {ahead}")
+    facts = {"recipe": options.recipe.name, "answers": answers, "seeds": rows} | ({"published": compared} if compared else {})
     harness.write(options.out, harness.environment(options.device) | facts)
     if options.figure is not None:
         others = {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["steps"] for path in options.beside}
-        draw({options.recipe.stem: answers} | others, options.figure)
+        draw({options.recipe.stem: answers} | others, published, options.figure)
 
 
 if __name__ == "__main__":

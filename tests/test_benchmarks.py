@@ -103,8 +103,19 @@ def test_seeds_are_trained_once_and_summed_up(load_benchmark, tmp_path, monkeypa
         assert answer["accuracy"] == pytest.approx((a + b) / 2)
         assert answer["half_width"] == pytest.approx(12.706 * abs(a - b) / 2, rel=1e-3, abs=1e-9)  # t of one degree of freedom
     monkeypatch.setattr(benchmark, "start_training", lambda *_: pytest.fail("both runs are there"))
+    rows = "them,exits,0.0001,50\nthem,exits,90,50.5\nthem,budgeted,90,60\n"
+    Path("them.csv").write_text("# Source: nobody.\ncurve,kind,million_macs,accuracy\n" + rows)
+    words += ["--published", "them.csv"]
     benchmark.main()
-    assert json.loads(Path("tiny.json").read_text())["seeds"] == found["seeds"]
+    again = json.loads(Path("tiny.json").read_text())
+    assert again["seeds"] == found["seeds"]
+    best = max(answer["accuracy"] for answer in found["answers"])
+    early, late = again["published"]
+    assert early == {"curve": "them", "macs": 100, "accuracy": 0.5, "best_within": None, "ahead": None}
+    assert late == {"curve": "them", "macs": 90e6, "accuracy": 0.505, "best_within": best, "ahead": best - 0.505}
+    out = capsys.readouterr().out
+    assert "50.00 % published, no answer by then" in out
+    assert f"90 M MACs: 50.50 % published, here {100 * (best - 0.505):+.2f} points" in out
 
 
 def test_a_packaged_model_is_in_float16_with_its_card(load_benchmark, tmp_path: Path) -> None:

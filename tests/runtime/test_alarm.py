@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,6 +129,59 @@ def test_an_error_of_a_function_ends_no_later_alarm(clock: AlarmClock) -> None:
     finally:
         threading.excepthook = before
     assert [each.exc_type for each in reported] == [ZeroDivisionError]
+
+
+def test_a_stall_of_its_thread_delays_no_alarm(clock: AlarmClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.3 s pass between a look at the clock and going to sleep: of an alarm in 0.5 s, only 0.2 are left to sleep."""
+    slept, times, me = list[float](), iter([10.0, 10.0, 10.3]), object()
+
+    class Sleep:
+        def release(self) -> None:
+            pass
+
+        def acquire(self, timeout: float) -> None:
+            slept.append(timeout)
+            raise StopIteration
+
+    clock._watcher, clock._sleep = {"": me}, Sleep()  # type: ignore[assignment]
+    monkeypatch.setattr("anytime.runtime.alarm.time", SimpleNamespace(monotonic=lambda: next(times)))
+    clock.set("mine", 0.5, lambda: None)
+    with pytest.raises(StopIteration):
+        clock._watch(me)
+    assert slept == pytest.approx([0.2])
+
+
+def test_an_alarm_that_is_moved_at_its_last_moment_does_not_ring(clock: AlarmClock) -> None:
+    called, done = list[str](), threading.Event()
+
+    class Entries(dict):
+        def copy(self) -> dict:
+            entries = dict(self)
+            if "mine" in self and self["mine"][0] < time.monotonic():  # its thread has woken for it
+                clock.set("mine", NEVER, lambda: called.append("late"))
+                done.set()
+            return entries
+
+    clock._entries = Entries()
+    clock.set("mine", SOON, lambda: called.append("early"))
+    assert done.wait(60)
+    clock.set("end", SOON, (end := threading.Event()).set)
+    assert end.wait(60)
+    assert called == []
+
+
+def test_not_even_an_error_of_the_hook_for_errors_ends_later_alarms(
+    clock: AlarmClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+
+    def fails(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(threading, "excepthook", fails)
+    clock.set("wrong", SOON, fails)
+    clock.set("right", 3 * SOON, done.set)
+    assert done.wait(60)
 
 
 def test_many_threads_start_one_that_stays(clock: AlarmClock) -> None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from operator import itemgetter
 from typing import Any
 
 from anytime.runtime.forks import renew_after_fork
@@ -19,7 +18,7 @@ class AlarmClock:
 
     One thread waits for the earliest time. To set a later one costs no switch to that thread, and neither does to take one
     back: the thread finds out when it wakes. What a function raises is reported as an error of a thread. A function may be
-    called once more while it is taken back.
+    called once more while it is replaced or taken back.
 
     No method waits for a lock, so each may be called at any place: by the garbage collector, or in a signal handler; only the
     first `set` waits until its thread has started. Reading and writing an entry of a dictionary is atomic, and so is copying
@@ -61,17 +60,20 @@ class AlarmClock:
             return
         while True:
             self._wakes = math.inf  # whoever sets an alarm from here on wakes this thread
-            now, entries = time.monotonic(), self._entries.copy().values()
-            due = sorted((entry for entry in entries if entry[0] <= now), key=itemgetter(0))
-            for entry in due:
+            now, entries = time.monotonic(), self._entries.copy()
+            due = sorted((pair for pair in entries.items() if pair[1][0] <= now), key=lambda pair: pair[1][0])
+            for owner, entry in due:
+                if self._entries.get(owner) is not entry:  # it was replaced or taken back meanwhile
+                    continue
                 entry[0] = math.inf
                 try:
                     entry[1]()
-                except Exception:
-                    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+                except BaseException:  # nothing, not even SystemExit or an error of the hook, silences the other alarms
+                    with suppress(BaseException):
+                        threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
             if not due:
-                self._wakes = min((entry[0] for entry in entries), default=math.inf)
-                self._sleep.acquire(timeout=min(self._wakes - now, threading.TIMEOUT_MAX))
+                self._wakes = min((at for at, _ in entries.values()), default=math.inf)
+                self._sleep.acquire(timeout=max(0.0, min(self._wakes - time.monotonic(), threading.TIMEOUT_MAX)))
 
 
 ALARMS = AlarmClock()

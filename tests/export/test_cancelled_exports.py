@@ -92,6 +92,49 @@ def test_deadlines_and_interruptions_cancel_a_step(export: Any) -> None:
     assert torch.equal(anytime.Predictor(export, interrupt="step")(x, deadline=60).outputs, right[2])
 
 
+def test_an_error_of_a_signals_handler_is_raised_although_the_step_was_cancelled(export: Any) -> None:
+    """A handler runs in Python, so right after the engine's code, when the alarm may have rung."""
+    x, (first, graph) = torch.rand(1, *SIZE), export._graphs
+    predictor = anytime.Predictor(export)
+    right = predictor(x).outputs
+
+    class Watchdog(RuntimeError):
+        pass
+
+    class Interrupted:
+        """A session of ONNX Runtime, or a request of OpenVINO."""
+
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def run(self, names: Any, given: Any, call: Any) -> Any:
+            graph.cancel(call)
+            raise Watchdog("of the user")
+
+        def wait(self) -> None:
+            (call,) = calls
+            graph.cancel(call)
+            raise Watchdog("of the user")
+
+    calls, new = list[Any](), graph.call
+    first.call = graph.call = lambda: calls.append(new()) or calls[-1]
+    if hasattr(graph, "_free"):
+        graph._free[:] = [Interrupted(graph._free.pop())]
+    else:
+        real, graph._session = graph._session, Interrupted(graph._session)
+    with pytest.raises(Watchdog, match="of the user"):
+        predictor(x, deadline=60)
+    if hasattr(graph, "_free"):
+        assert graph._free == []  # it may still compute
+    else:
+        graph._session = real
+    del first.call, graph.call
+    assert torch.equal(predictor(x, deadline=60).outputs, right)
+
+
 def test_a_profile_knows_the_longest_operator_and_the_memory(export: Any, tmp_path: Path) -> None:
     measured = anytime.profile(export, SIZE, repeats=15, warmup=0)
     operators, memory = measured.batches[1].operators, measured.batches[1].memory

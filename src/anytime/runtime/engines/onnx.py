@@ -113,8 +113,8 @@ class OnnxGraph:
             self._session = self._loaded(Allowance(*self._explained))
         try:
             outputs = self._session.run(self._outputs, self._given(inputs), call)
-        except Exception as error:  # of the engine's own kinds
-            if call is not None and call.terminate:
+        except Exception as error:
+            if _terminated(error, call):
                 raise Cancelled(f"a run of {self._path.name} was cancelled") from error
             raise
         return [torch.from_numpy(output) for output in outputs]
@@ -131,8 +131,8 @@ class OnnxGraph:
             bound.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         try:
             self._session.run_with_iobinding(bound, call)
-        except Exception as error:  # of the engine's own kinds
-            if call.terminate:
+        except Exception as error:
+            if _terminated(error, call):
                 raise Cancelled(f"a run of {self._path.name} was cancelled") from error
             raise
 
@@ -170,6 +170,12 @@ class OnnxGraph:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxGraph, (self._path.parent, self._step, self._threads, Allowance(*self._explained))
+
+
+def _terminated(error: Exception, call: Any) -> bool:
+    """Whether an error is the engine's own, of a call that was cancelled; a signal's handler may have raised it as well."""
+    own = type(error) is RuntimeError or type(error).__module__.partition(".")[0] == "onnxruntime"
+    return own and call is not None and call.terminate
 
 
 def _value(node: Any) -> GraphValue:

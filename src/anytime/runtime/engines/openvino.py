@@ -134,6 +134,7 @@ class OpenvinoGraph:
             else:
                 with call.lock:
                     if call.cancelled:
+                        ended = True
                         raise Cancelled(f"a run of {self._path.name} was cancelled")
                     call.request = request
                     request.start_async(given, share_inputs=True)
@@ -141,7 +142,8 @@ class OpenvinoGraph:
             outputs = [torch.from_numpy(request.get_tensor(name).data.copy()) for name in self._outputs]
             ended = True
         except RuntimeError as error:
-            if call is None or not call.cancelled:
+            own = type(error) is RuntimeError and "cancel" in str(error).lower()  # a signal's handler may raise others
+            if not own or call is None or not call.cancelled:
                 raise
             ended = True
             raise Cancelled(f"a run of {self._path.name} was cancelled") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +59,8 @@ def decisions(case: dict[str, Any], patch: pytest.MonkeyPatch) -> list[dict[str,
     """What a predictor decides in each call of a case."""
     model = Scripted(case["logits"]).eval()
     patch.setattr(Predictor, "_make_run", lambda self: Cancelling(self.model))
+    never = SimpleNamespace(set=lambda *_: None, holds=lambda _: True, take_back=lambda _: None)
+    patch.setattr("anytime.runtime.interrupts.ALARMS", never)  # which keep the true time
     patch.setattr(Session, "wait", lambda session, seconds: session._done.wait() and session.best())  # time is the steps'
     rows = tuple(Latency(100, *row) for row in case["profile"])
     batch = BatchProfile(rows, rows, rows)

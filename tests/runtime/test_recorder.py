@@ -91,7 +91,8 @@ def test_a_replay_decides_as_the_flight_did(recorded: Callable, rule: Any) -> No
 def test_a_flight_with_an_endless_guard_can_be_replayed(recorded: Callable) -> None:
     _, answers, file = recorded(guard=float("inf"))
     (flight,), lost = read_flights(file)
-    assert lost == 0 and {answer.step for answer in answers[1:]} == {-1}
+    assert lost == 0
+    assert {answer.step for answer in answers[1:]} == {-1}
     assert [each and each.step for each in replay(flight, ReplaySettings.of(flight))] == [answer.step for answer in answers]
 
 
@@ -121,6 +122,22 @@ def test_a_step_that_ended_although_it_was_cancelled_counts_in_a_replay() -> Non
     assert second is not None
     assert (first.step, second.step, second.reason, second.missed) == (1, 2, "deadline", False)
     assert second.elapsed == pytest.approx(0.0075)
+
+
+@pytest.mark.parametrize("mode", ["step", "operator"])
+def test_a_step_that_would_have_been_cancelled_does_not_count_in_a_replay(mode: str) -> None:
+    """Step 2 takes 1 to 2 ms, and nothing cancelled it before the deadline in flight: mode "step", or it fitted as planned."""
+    hard = mode == "operator"
+    macs, plan, reason = ([1, 2, 3], [(0.001, 0.001)] * 3, "deadline") if hard else ([1, 2], None, "complete")
+    facts = {"interrupt": mode, "guard": 0.0, "stop": None, "macs": macs, "plan": plan}
+    deadlines = [0.00205, 0.00215, 0.00225]  # a step that is risked is cancelled 0.2 ms earlier
+    times, seen = (0.001, 0.001), ((0.6, 0.2, 0.9, 1),) * 2
+    flight = Flight(facts, [Recorded(2, 0.002, False, reason, deadline, times, seen, None) for deadline in deadlines])
+    same = replay(flight, ReplaySettings.of(flight))
+    assert [each and each.step for each in same] == [2, 2, 2]
+    longer = [(0.001, 0.001), (0.0015, 0.001), (0.001, 0.001)] if hard else None
+    risked = replay(flight, ReplaySettings("operator", 0.0, None, longer, macs))
+    assert [each and each.step for each in risked] == [1, 1, 2]
 
 
 def test_what_the_way_to_the_caller_took_is_replayed() -> None:

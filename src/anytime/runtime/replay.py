@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,21 +14,9 @@ from typing import Any
 
 from anytime.runtime.drift import Drift
 from anytime.runtime.interrupts import LEAST_RESERVE, OPERATOR, STEP, Reserve
+from anytime.runtime.recorded_rules import Seen, check, judge_of, parts_of
 from anytime.runtime.recorder import FORMAT, KIND, is_flight
-from anytime.stopping.rules import (
-    AllOf,
-    AnyOf,
-    Confidence,
-    ConfidenceBands,
-    Deadline,
-    Entropy,
-    MacBudget,
-    Margin,
-    Never,
-    Patience,
-    Rule,
-    SelectionLatency,
-)
+from anytime.stopping.rules import ConfidenceBands, Rule
 from anytime.support.folders import check_ordinary
 from anytime.support.limits import MOST_STEPS, UNFIT
 from anytime.support.text import one_line
@@ -37,8 +25,6 @@ _LINE = 2**20  # bytes
 _ROUNDING = 1e-9  # seconds
 _LONGEST = 1e9  # seconds; beyond it a deadline is none
 _MOST_WORK = 20_000_000  # steps times parts of the rule, of all answers of a file; what 64 MB really hold is less
-Seen = tuple[float, float, float, int]  # the two largest probabilities, the entropy in nats, the label
-_PLAIN = (Never, Confidence, Margin, Entropy, Patience, SelectionLatency, MacBudget, Deadline, ConfidenceBands)
 
 
 @dataclass(frozen=True)
@@ -175,7 +161,7 @@ class ReplaySettings:
         if self.interrupt not in (OPERATOR, STEP):
             raise ValueError(f"interrupt must be {OPERATOR!r} or {STEP!r}, got {self.interrupt!r}")
         if self.rule is not None:
-            _check(self.rule)
+            check(self.rule)
 
     @classmethod
     def of(cls, flight: Flight) -> ReplaySettings:
@@ -203,7 +189,7 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
     for what, given in {"plan": settings.plan, "MACs": settings.macs, "scale": settings.scale}.items():
         if given is not None and len(given) < steps:
             raise ValueError(f"the flight has {steps} steps, but the {what} only {len(given)}")
-    for part in _parts(settings.rule):
+    for part in parts_of(settings.rule):
         part.start(part.num_steps or steps)  # raises an error if it was never fitted
         if part.num_steps is not None and part.num_steps < steps:
             raise ValueError(f"the flight has {steps} steps, but the rule {part.kind!r} only {part.num_steps}")
@@ -219,6 +205,7 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
     usual = median([lead for lead in leads if lead is not None] or [0.0])
     delays = [_delay(answer) if hard else None for answer in flight.answers]
     late = median([delay for delay in delays if delay is not None] or [0.0])
+    before = [_most(answer, usual) if lead is None else lead for answer, lead in zip(flight.answers, leads, strict=True)]
     return [
         _decided(
             answer,
@@ -226,21 +213,40 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
             medians,
             drift,
             reserve,
-            _most(answer, usual) if lead is None else lead,
+            lead,
             late if delay is None else delay,
             delay,
             flight.facts["guard"],
+            fitted,
         )
-        for answer, lead, delay in zip(flight.answers, leads, delays, strict=True)
+        for answer, lead, delay, fitted in zip(flight.answers, before, delays, _fitted(flight, before), strict=True)
     ]
+
+
+def _fitted(flight: Flight, leads: Iterable[float]) -> list[bool]:
+    """Whether the last step that ended had fitted by the flight's own plan: then only the deadline would have cancelled it."""
+    plan, guard, drift, found = flight.facts["plan"], flight.facts["guard"], Drift(), list[bool]()
+    for answer, now in zip(flight.answers, leads, strict=True):
+        limit, fits = math.inf if answer.deadline is None else answer.deadline, True
+        for step in range(len(answer.seconds) + (answer.reason == "deadline")):
+            needed, typical = plan[step] if plan and step < len(plan) else (0.0, 0.0)
+            if drift.slowdown * needed > limit - guard - now >= needed:
+                drift.forget()
+            if step == len(answer.seconds):
+                break
+            fits = drift.slowdown * needed <= limit - guard - now and plan is not None
+            now += answer.seconds[step]
+            drift.notice(typical, answer.seconds[step])
+        found.append(fits or flight.facts["interrupt"] == STEP)
+    return found
 
 
 def check_work(replays: Iterable[tuple[Flight, ReplaySettings]]) -> None:
     """Raises ValueError if there is more to decide than the recorder's files hold, which would take minutes or hours."""
     work = 0
     for flight, settings in replays:
-        parts = sum(max(map(len, part.bands)) if isinstance(part, ConfidenceBands) else 1 for part in _parts(settings.rule))
-        work += len(flight.answers) * _steps(flight) * max(parts, 1)
+        parts = [max(map(len, part.bands)) if isinstance(part, ConfidenceBands) else 1 for part in parts_of(settings.rule)]
+        work += len(flight.answers) * _steps(flight) * max(sum(parts), 1)
     if work > _MOST_WORK:
         raise ValueError(f"its answers, steps and rules ask for {work:,} decisions, more than {_MOST_WORK:,}")
 
@@ -286,15 +292,16 @@ def _decided(
     delay: float,
     own: float | None,
     guard: float,
+    fitted: bool,
 ) -> Decision | None:
     """What happens; with hard deadlines an answer goes out `delay` seconds after the step that follows was cancelled.
 
-    `guard` is that of the flight. If the delay is known of the answer itself (`own`), the step after its last one had not
-    ended then.
+    `guard` is that of the flight, and `fitted` what `_fitted` says of the answer. If the delay is known of the answer itself
+    (`own`), the step after its last one had not ended then.
     """
     hard = settings.interrupt == OPERATOR and answer.deadline is not None and answer.deadline > 0
     limit = math.inf if answer.deadline is None else answer.deadline
-    now, step, judge, risked, started = lead, 0, _judge(settings.rule), False, None
+    now, step, judge, risked, started = lead, 0, judge_of(settings.rule), False, None
     if answer.kept is not None and answer.kept > guard:
         reserve.seconds = answer.kept  # what the machine had made of it
 
@@ -323,7 +330,8 @@ def _decided(
         if seconds is None:
             return None
         now += seconds
-        over = _excess(answer, max(guard, reserve.seconds if step else 0.0)) if step == len(answer.seconds) - 1 else 0.0
+        before = 0.0 if fitted else max(guard, reserve.seconds if step else 0.0)
+        over = _excess(answer, before) if step == len(answer.seconds) - 1 else 0.0
         if hard and now > min(limit - kept + max(delay, over), limit) + _ROUNDING:
             return out(limit - kept + delay, "deadline")
         drift.notice(planned[1], seconds)
@@ -331,70 +339,8 @@ def _decided(
         if settings.rule is not None and step < len(medians):
             later = drift.slowdown * settings.plan[step][0] if settings.plan else 0.0
             macs = settings.macs[step] if settings.macs else 0
-            if step > len(answer.seen) and _reads(settings.rule):
+            if step > len(answer.seen) and settings.rule.reads_probabilities:
                 return None
             if judge(step, answer.seen[step - 1] if step <= len(answer.seen) else None, macs, now + later):
                 return out(now, "stopped")
     return out(now, "complete")
-
-
-Judge = Callable[[int, "Seen | None", float, float], bool]
-
-
-def _parts(rule: Rule | None) -> list[Rule]:
-    """The rules that a rule consists of."""
-    if isinstance(rule, AnyOf | AllOf):
-        return [part for each in rule.rules for part in _parts(each)]
-    return [] if rule is None else [rule]
-
-
-def _check(rule: Rule) -> None:
-    for part in _parts(rule):
-        if not isinstance(part, _PLAIN):
-            raise ValueError(f"a flight does not hold what the rule {part.kind!r} looks at; replay another, or none")
-
-
-def _reads(rule: Rule) -> bool:
-    return rule.reads_probabilities
-
-
-def _judge(rule: Rule | None) -> Judge:
-    """A rule for one run, which looks at what was recorded instead of probabilities."""
-    if rule is None:
-        return lambda step, seen, macs, seconds: False
-    if isinstance(rule, AnyOf | AllOf):
-        parts, join = [_judge(part) for part in rule.rules], any if isinstance(rule, AnyOf) else all
-        return lambda *given: join([part(*given) for part in parts])
-    if isinstance(rule, Patience):
-        return _in_a_row(rule.times, -1.0)
-    if isinstance(rule, SelectionLatency):
-        return _in_a_row(rule.hold, rule.threshold)
-
-    def stops(step: int, seen: Seen | None, macs: float, seconds: float) -> bool:
-        if isinstance(rule, MacBudget | Deadline):
-            return rule.exhausted(macs, seconds)
-        if seen is None or isinstance(rule, Never):
-            return False
-        first, second, entropy, _ = seen
-        if isinstance(rule, ConfidenceBands):
-            return any(low <= first and (first < high or high == math.inf) for low, high in rule.bands[step - 1])
-        threshold = rule._at(step)  # type: ignore[attr-defined]
-        if isinstance(rule, Entropy):
-            return entropy < threshold
-        return (first - second if isinstance(rule, Margin) else first) >= threshold
-
-    return stops
-
-
-def _in_a_row(times: int, least: float) -> Judge:
-    label, count = -1, 0
-
-    def stops(step: int, seen: Seen | None, macs: float, seconds: float) -> bool:
-        nonlocal label, count
-        if seen is None:
-            return False
-        count = (count * (seen[3] == label) + 1) * (seen[0] > least)
-        label = seen[3]
-        return count >= times
-
-    return stops

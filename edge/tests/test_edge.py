@@ -135,6 +135,7 @@ def test_a_whole_number_of_seconds_may_have_any_size(network: anytime_edge.Netwo
         ({"deadline": "5"}, ValueError, "with a unit like '5ms'"),
         ({"deadline": True}, TypeError, "deadline must be"),
         ({"deadline": 1, "until": 1.0}, ValueError, "give deadline or until, not both"),
+        ({"until": True}, ValueError, "until as the clock's time: got None and True"),
         ({"until": "5ms"}, ValueError, "until as the clock's time: got None and '5ms'"),
         ({"frame": frame(1, 8, 3)}, ValueError, r"a frame must be \(H, W, C\)"),
         ({"frame": np.zeros((8, 8, 3))}, ValueError, r"one image of \(3, 8, 8\) at a time, got \(8, 8, 3\)"),
@@ -155,6 +156,12 @@ def test_wrong_calls(network: anytime_edge.Network, given: dict, error: type[Exc
         ({"stop": "second"}, r"no rule 'second' is saved with the model; there are \['first'\]"),
         ({"stop": "sure=1"}, "no rule 'sure' is saved with the model; there are"),
         ({"stop": {"kind": "confidence", "threshold": [0.5]}}, "the rule 'confidence' is damaged, or not of 2 steps"),
+        ({"stop": "confidence=1.5"}, r"'confidence' is damaged, .* thresholds are shares of 1, got \[1.5, 1.5\]"),
+        ({"stop": "margin=3"}, "thresholds are shares of 1"),
+        ({"stop": "selection_latency=1"}, "1 steps in a row of more than 1"),
+        ({"stop": "selection_latency=-1"}, "1 steps in a row of more than -1"),
+        ({"stop": {"kind": "all", "rules": []}}, "it consists of no rules"),
+        ({"stop": {"kind": "any", "rules": [{"kind": "any", "rules": []}]}}, "it consists of no rules"),
         ({"stop": "deadline=0.1"}, "needs the seconds of a profile"),
         ({"combine": {"kind": "mixture", "weights": [1]}}, "the combiner 'mixture' is damaged, or not of 2 steps"),
         ({"combine": "second"}, "no combiner 'second'"),
@@ -170,6 +177,14 @@ def test_wrong_calls(network: anytime_edge.Network, given: dict, error: type[Exc
 def test_wrong_arguments(network: anytime_edge.Network, given: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Predictor(network, **given)
+
+
+@pytest.mark.parametrize("given", [{"stop": "confidence=0.0"}, {"stop": "patience=1"}, {"combine": "product"}])
+def test_only_classifiers_have_probabilities(files: list[bytes], tmp_path: Path, given: dict) -> None:
+    export = written(tmp_path / "export", files, put("metadata", "task", value="regression"))
+    with pytest.raises(ValueError, match="of probabilities are for classifiers, and this network is none"):
+        Predictor(export, **given)
+    assert Predictor(export, stop={"kind": "mac_budget", "macs": 10**9})(frame(8, 8, 3)).reason == "stopped"
 
 
 def put(*path: Any, value: Any) -> Callable[[Any], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -44,6 +45,64 @@ def test_a_forked_process_can_load_the_network_anew(folder: Path, network: anyti
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_session_that_is_open_at_a_fork_has_ended_in_the_child(
+    network: anytime_edge.Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go, compute = threading.Event(), threading.Event(), network.step
+
+    def step(*given: Any) -> Any:
+        began.set()
+        assert go.wait(60)
+        return compute(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "step", step)
+        session = Predictor(network).session(frame(8, 8, 3))
+        assert began.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)  # which ends it if it hangs
+            try:
+                session.wait()
+            except RuntimeError as error:
+                session.close()
+                os._exit(0 if session.done and session.best().step == -1 and "forked" in str(error) else 1)
+            os._exit(2)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        go.set()
+        session.close()
+    assert code == 0
+
+
+def test_the_reserve_of_a_call_is_the_one_at_its_start(network: anytime_edge.Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other calls may change it meanwhile: then this one would wait for one time, and record another."""
+    predictor, compute = Predictor(network), network.step
+    predictor.reserve = 0.5
+
+    def step(*given: Any) -> Any:
+        predictor.reserve = 1.0
+        return compute(*given)
+
+    monkeypatch.setattr(network, "step", step)
+    with anytime_edge.Session(predictor, network.prepare(frame(8, 8, 3)), predictor.clock(), 60.0, None) as session:
+        session.wait()
+        assert session.now.kept == 0.5
+
+
+def test_what_a_step_raised_is_raised_when_a_session_is_left(
+    network: anytime_edge.Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("step 1 failed")
+
+    monkeypatch.setattr(network, "step", fails)
+    with pytest.raises(RuntimeError, match="step 1 failed"), Predictor(network).session(frame(8, 8, 3)):
+        pass
+    with pytest.raises(KeyError, match="mine"), Predictor(network).session(frame(8, 8, 3)):
+        raise KeyError("mine")
+
+
 @pytest.mark.parametrize("interrupt", ["operator", "step"])
 def test_a_call_that_is_interrupted_computes_no_further(
     network: anytime_edge.Network, interrupt: str, monkeypatch: pytest.MonkeyPatch
@@ -73,8 +132,14 @@ def test_a_call_that_is_interrupted_computes_no_further(
     assert sessions[0].best().reason == "interrupted"
 
 
-@pytest.mark.parametrize("stop", [None, "confidence=inf"])
-def test_a_flight_is_json_even_if_no_step_was_decided_on_in_time(folder: Path, tmp_path: Path, stop: str | None) -> None:
+@pytest.mark.parametrize(
+    "stop",
+    [
+        *(None, "confidence=inf", {"kind": "confidence", "threshold": math.inf}),
+        {"kind": "confidence_bands", "bands": [[[0.9, math.inf]], []]},
+    ],
+)
+def test_a_flight_is_json_even_if_no_step_was_decided_on_in_time(folder: Path, tmp_path: Path, stop: Any) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 

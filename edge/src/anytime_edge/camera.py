@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from anytime_edge.answer import PRIOR, Answer
@@ -24,9 +24,7 @@ class Frame(NamedTuple):
         return self.answer.missed or self.answer.step == PRIOR
 
 
-def frames(
-    predictor: Predictor, images: Iterable[Any], fps: float, sleep: Callable[[float], None] = time.sleep, bgr: bool = False
-) -> Iterator[Frame]:
+def frames(predictor: Predictor, images: Iterable, fps: float, sleep: Any = time.sleep, bgr: bool = False) -> Iterator[Frame]:
     """Answers frame n, which comes at n / fps, until (n + 1) / fps; time starts when the first image is there."""
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be a number of frames per second above zero, got {fps!r}")

@@ -30,6 +30,7 @@ Stop = Callable[[Any, Seen], tuple[bool, Any]]
 # what `NAME=VALUE` sets
 _NUMBER = dict.fromkeys(("confidence", "margin", "entropy", "selection_latency"), "threshold")
 _NUMBER |= {"patience": "times", "mac_budget": "macs", "deadline": "seconds"}
+BLIND = {"never", "mac_budget", "deadline", "any", "all"}  # rules that look at no probabilities themselves
 
 
 def from_text(text: str, saved: list[str]) -> dict[str, Any]:
@@ -43,9 +44,9 @@ def from_text(text: str, saved: list[str]) -> dict[str, Any]:
         raise ValueError(f"{name}=VALUE needs a number, got {value!r}") from None
 
 
-def needs_seconds(values: Mapping[str, Any]) -> bool:
-    """Whether a rule looks at the time that the next step takes."""
-    return values.get("kind") == "deadline" or any(map(needs_seconds, values.get("rules", ())))
+def kinds_of(values: Mapping[str, Any]) -> set[str]:
+    """The kinds of a rule and of those that it consists of."""
+    return {values["kind"]}.union(*map(kinds_of, values.get("rules", ())))
 
 
 def rule(values: Mapping[str, Any], steps: int, classes: int) -> Stop:
@@ -120,10 +121,8 @@ def _product(weights: Any, state: Any, logits: np.ndarray, step: int) -> tuple[n
 def _mixture(weights: list[float], state: Any, logits: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
     weight, new = weights[step - 1], softmax(logits)
     before, mean = state or (0, new)
-    if state is None or np.isnan(mean).any():
-        mean = new
-    elif not np.isnan(new).any():
-        mean = mean + np.float32(weight / (before + weight)) * (new - mean)
+    unknown, wrong = state is None or np.isnan(mean).any(), np.isnan(new).any()
+    mean = new if unknown else mean if wrong else mean + np.float32(weight / (before + weight)) * (new - mean)
     return mean, (before + weight, mean)
 
 
@@ -150,12 +149,11 @@ def _geometric(values: Mapping, steps: int, classes: int) -> Combine:
     return update
 
 
-def _threshold(stops: Callable[[np.ndarray, float], Any]) -> Callable[[Mapping, int, int], Stop]:
-    def make(values: Mapping, steps: int, classes: int) -> Stop:
-        numbers = _numbers(values["threshold"], steps)
-        return lambda state, seen: (seen.p is not None and bool(stops(seen.p, numbers[seen.step - 1])), None)
-
-    return make
+def _threshold(stops: Callable, most: float, values: Mapping, steps: int, classes: int) -> Stop:
+    numbers = _numbers(values["threshold"], steps)
+    if any(most < number < math.inf for number in numbers):
+        raise ValueError(f"thresholds are shares of 1, got {numbers}")
+    return lambda state, seen: (seen.p is not None and bool(stops(seen.p, numbers[seen.step - 1])), None)
 
 
 def _two_largest(p: np.ndarray) -> np.ndarray:
@@ -163,16 +161,15 @@ def _two_largest(p: np.ndarray) -> np.ndarray:
 
 
 def _entropy(p: np.ndarray) -> Any:
-    positive = p[p > 0]
-    return -(positive * np.log(positive)).sum()
+    return -((positive := p[p > 0]) * np.log(positive)).sum()
 
 
 def _in_a_row(values: Mapping, steps: int, classes: int) -> Stop:
     """The same label for some steps in a row; of "selection_latency" with a probability above the threshold."""
     patience = values["kind"] == "patience"
     times, least = float(values["times"] if patience else values.get("hold", 1)), float(values.get("threshold", 0.83))
-    if not (times >= 1 and times.is_integer()):
-        raise ValueError(f"it asks for {times:g} steps in a row")
+    if not (times >= 1 and times.is_integer() and 0 <= least < 1):
+        raise ValueError(f"it asks for {times:g} steps in a row of more than {least:g}")
 
     def update(state: Any, seen: Seen) -> tuple[bool, Any]:
         if seen.p is None:
@@ -204,6 +201,8 @@ def _bands(values: Mapping, steps: int, classes: int) -> Stop:
 
 def _several(values: Mapping, steps: int, classes: int) -> Stop:
     parts, judge = [rule(part, steps, classes) for part in values["rules"]], any if values["kind"] == "any" else all
+    if not parts:
+        raise ValueError("it consists of no rules")
 
     def update(state: Any, seen: Seen) -> tuple[bool, Any]:
         pairs = [part(own, seen) for part, own in zip(parts, state or [None] * len(parts), strict=True)]
@@ -240,16 +239,14 @@ def _recurrent(values: Mapping, steps: int, classes: int) -> Stop:
 
 _COMBINERS: dict[Any, Callable[[Mapping, int, int], Combine]] = {
     **{"last": lambda *_: _last, "caching": lambda *_: _caching, "temperature": _temperature, "geometric": _geometric},
-    "product": lambda values, steps, _: partial(
-        _product, _numbers(values.get("weights") or [t / steps for t in range(1, steps + 1)], steps)
-    ),
+    "product": lambda v, steps, _: partial(_product, _numbers(v.get("weights") or [*np.arange(1, steps + 1) / steps], steps)),
     "mixture": lambda values, steps, _: partial(_mixture, _numbers(values["weights"], steps)),
 }
 _RULES: dict[Any, Callable[[Mapping, int, int], Stop]] = {
     "never": lambda *_: lambda state, seen: (False, None),
-    "confidence": _threshold(lambda p, least: p.max() >= least),
-    "margin": _threshold(lambda p, least: np.subtract(*_two_largest(p)) >= least),
-    "entropy": _threshold(lambda p, most: _entropy(p) < most),
+    "confidence": partial(_threshold, lambda p, least: p.max() >= least, 1.0001),
+    "margin": partial(_threshold, lambda p, least: np.subtract(*_two_largest(p)) >= least, 1.0001),
+    "entropy": partial(_threshold, lambda p, most: _entropy(p) < most, math.inf),
     **{"patience": _in_a_row, "selection_latency": _in_a_row, "mac_budget": _budget, "deadline": _budget},
     **{"confidence_bands": _bands, "any": _several, "all": _several},
     **{"recurrent": _recurrent, "final_answer": _recurrent},

@@ -90,6 +90,11 @@ class Network:
     def __init__(self, manifest: Manifest, graphs: list[Any], threads: int, pool: Any) -> None:
         self.manifest, self._graphs, self.threads, self.pool, self.process = manifest, graphs, threads, pool, os.getpid()
 
+    def check(self) -> None:
+        """Raises RuntimeError in a forked process."""
+        if self.process != os.getpid():
+            raise RuntimeError("this network belongs to the process that forked this one: load it here")
+
     def step(self, step: int, values: Values, call: Any = None) -> tuple[np.ndarray, Values]:
         """The logits `[1, K]` of step 1..T and the values after it, from those before; `{(0, "images"): x}` at first.
 
@@ -120,8 +125,8 @@ class Network:
         """
         frame, (channels, height, width), known = np.asarray(frame), self.manifest.input_size, self.manifest.metadata
         if frame.dtype == np.uint8:
-            picture = channels_last(frame, channels, bgr)
-            view = middle(picture, (height, width), known.get("margin", 1), known.get("stretched", False))
+            given = channels_last(frame, channels, bgr), (height, width), known.get("margin", 1), known.get("stretched", False)
+            view = middle(*given)
             return np.ascontiguousarray(view.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
         if frame.dtype.kind != "f":
             raise TypeError(f"a frame is uint8, or float images in [0, 1], got {frame.dtype}")

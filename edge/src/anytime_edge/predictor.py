@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anytime_edge.answer import PRIOR, Answer
-from anytime_edge.decisions import Seen, combiner, from_text, needs_seconds, rule
+from anytime_edge.decisions import BLIND, Seen, combiner, from_text, kinds_of, rule
 from anytime_edge.network import Cancelled, Network, load
 from anytime_edge.profile import QUANTILES, Profile
 from anytime_edge.recorder import FlightRecorder
@@ -93,10 +93,13 @@ class Predictor:
         stop, combine = self._resolved(stop, combine, macs)
         self.rule = rule({"kind": "never"} if stop is None else stop, len(macs), known.levels[0])
         self.combiners = [combiner(combine, len(macs), size) for size in self._levels]
-        if stop is not None and needs_seconds(stop) and self.profile is None:
+        looks_at = set() if stop is None else kinds_of(stop)
+        if "deadline" in looks_at and self.profile is None:
             raise ValueError("the rule 'deadline' needs the seconds of a profile: give one")
+        if not self._levels and (looks_at - BLIND or combine != {"kind": "last"}):
+            raise ValueError("rules and combiners of probabilities are for classifiers, and this network is none")
         plan = [(row[quantile], row["p50"]) for row in self.profile.steps] if self.profile else None
-        self._plan, self._ratio, self._slowdown = plan or [(0.0, 0.0)] * len(macs), 1.0, 1.0
+        self.plan, self._ratio, self._slowdown = plan or [(0.0, 0.0)] * len(macs), 1.0, 1.0
         self.prior, self.clock = self._first(prior), clock
         facts: dict[str, Any] = {"run_time": "anytime_edge", "model": known.model, "guard": self.guard}
         facts |= {"interrupt": ("step", "operator")[self.hard], "stop": stop, "combine": combine, "macs": macs, "plan": plan}
@@ -128,9 +131,8 @@ class Predictor:
         if not (sound and outputs.size == math.prod(shape)):
             kind = "probabilities that sum to 1 in each of the levels" if self._levels else "values"
             raise ValueError(f"prior must be {kind} {self._levels or shape[1:]}, got {given!r}")
-        outputs = outputs.reshape(shape)
         with np.errstate(divide="ignore"):
-            return Answer(levels, np.log(outputs) if levels else outputs, PRIOR, 0.0, None)
+            return Answer(levels, (np.log(outputs) if levels else outputs).reshape(shape), PRIOR, 0.0, None)
 
     def split(self, outputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The parts `[1, K_d]` of outputs that belong to each label level; none unless the network is a classifier."""
@@ -149,13 +151,13 @@ class Predictor:
             bgr: Whether colours come as blue, green, red.
         """
         start = self.clock()
-        if until is not None and (deadline is not None or isinstance(until, str)):
+        if until is not None and (deadline is not None or isinstance(until, str | bool)):
             raise ValueError(f"give deadline or until, not both, until as the clock's time: got {deadline!r} and {until!r}")
         budget = seconds_of(deadline) if until is None else seconds_of(until - start, "until")
         session = Session(self, self.network.prepare(frame, bgr), start, budget, prior)
         hard = self.hard and 0 < budget < math.inf
         try:
-            session.wait(start + budget - max(self.guard, self.reserve) - self.clock() if hard else None)
+            session.wait(start + budget - max(self.guard, session.reserve) - self.clock() if hard else None)
             if hard:  # a step that fits, or the first one, may take longer
                 session.wait(start + budget - (session.now.kept or 0.0) - self.clock())
             answer, steps, kept, risked = session.now
@@ -184,27 +186,22 @@ class Predictor:
 
     def planned(self, step: int) -> float:
         """Seconds that step `step` + 1 takes by the profile, as slow as the machine is now; 0 without a profile."""
-        return self._slowdown * self._plan[step][0]
+        return self._slowdown * self.plan[step][0]
 
-    def keeps(self, step: int, deadline: float) -> tuple[float | None, bool]:
+    def keeps(self, step: int, deadline: float, reserve: float) -> tuple[float | None, bool]:
         """The seconds before the deadline at which step `step` + 1 is cancelled, and whether it may make an answer late.
 
         They are 0 if it fits, and None if it may not start. See `anytime.runtime.interrupts.Reserve`.
         """
         seconds, left = self.planned(step), deadline - self.clock()
-        if seconds > left - self.guard >= self._plan[step][0]:
-            self._follow(1.0)  # or else no step would ever show that the drift is over
+        if seconds > left - self.guard >= self.plan[step][0]:
+            self.follow(1.0)  # or else no step would ever show that the drift is over
         sure = seconds <= left - self.guard and (self.profile is not None or not self.hard)
-        kept, least = max(self.guard, self.reserve if step else 0.0), (self._ratio - 0.1) * self._plan[step][1]
+        kept, least = max(self.guard, reserve if step else 0.0), (self._ratio - 0.1) * self.plan[step][1]
         starts = 0.0 if sure else kept if self.hard and left > kept + least else None
         return starts, self.hard and step > 0 and not sure and left > LEAST_RESERVE + least
 
-    def took(self, step: int, seconds: float) -> None:
-        """Follows how slow the machine is, from the seconds of a step."""
-        if (median := self._plan[step - 1][1]) > 0:
-            self._follow(seconds / median)
-
-    def _follow(self, ratio: float) -> None:
+    def follow(self, ratio: float) -> None:
         """r <- r (1 + clip(x / r - 1, -0.2, 0.2) / 10), x being a step's seconds over the profile's median."""
         self._ratio = max(0.5, self._ratio * (1 + 0.1 * max(-0.2, min(0.2, ratio / self._ratio - 1))))
         self._slowdown = max(1.0, self._ratio - 0.1)
@@ -223,15 +220,15 @@ class Session:
     """One run in the background: `best()` never waits for it, `interrupt()` takes effect within one operator."""
 
     def __init__(self, predictor: Predictor, x: np.ndarray, start: float, budget: float, prior: Answer | None) -> None:
-        if os.getpid() != predictor.network.process:
-            raise RuntimeError("this network belongs to the process that forked this one: load it here")
+        predictor.network.check()
         base = prior or predictor.prior
         if base.outputs.shape != predictor.prior.outputs.shape:
             raise ValueError(f"prior must be an answer of this network, such as the last one, got {base.outputs.shape}")
         deadline = None if budget == math.inf else budget
         self.now = Now(Answer(base.levels, base.outputs, PRIOR, predictor.clock() - start, deadline), 0)
         self._predictor, self._call, self._stop = predictor, predictor.network.call() if predictor.hard else None, False
-        self.steps = list[tuple[float, Any]]()  # seconds and probabilities of each step, for a recorder
+        # for a recorder, seconds and probabilities of each step; and what other calls may change meanwhile
+        self.steps, self.reserve = list[tuple[float, Any]](), predictor.reserve
         self._run = predictor.network.pool.submit(self._compute, x, start, budget)
 
     def _compute(self, x: np.ndarray, start: float, budget: float) -> None:
@@ -243,11 +240,10 @@ class Session:
 
         steps, values, judged = predictor.network.manifest.steps, {(0, "images"): x}, None
         states: list[Any] = [None] * len(predictor.combiners)
-        keeps = predictor.keeps(0, start + budget) if budget > 0 else (None, False)
+        keeps = predictor.keeps(0, start + budget, self.reserve) if budget > 0 else (None, False)
+        known(0, "deadline" * (keeps[0] is None))
         if keeps[0] is None:
-            answer = replace(answer, elapsed=predictor.clock() - start)
-            return known(0, "deadline")
-        known(0)
+            return
         for step, entry in enumerate(steps, 1):
             at, last = predictor.clock(), step == len(steps)
             try:
@@ -260,7 +256,8 @@ class Session:
             finite = all(math.isfinite(part.max()) for part in parts or (np.abs(logits),))  # -inf is no fault in a class
             now = predictor.clock()
             elapsed, p = now - start, levels[0] if finite and levels else None
-            predictor.took(step, now - at)
+            if (median := predictor.plan[step - 1][1]) > 0:
+                predictor.follow((now - at) / median)
             if predictor.hard and elapsed > budget:
                 answer = replace(answer, elapsed=elapsed) if step == 1 else answer
                 return known(step - 1, "deadline" * (step == 1))
@@ -272,7 +269,7 @@ class Session:
                 stopped, judged = predictor.rule(judged, seen)
             ended = "complete" if last else "stopped" if stopped else ""
             if not ended:
-                keeps = predictor.keeps(step, start + budget)
+                keeps = predictor.keeps(step, start + budget, self.reserve)
             known(step, reason := ended or ("deadline" if keeps[0] is None else "interrupted" * self._stop))
             if reason:
                 return
@@ -284,12 +281,13 @@ class Session:
     @property
     def done(self) -> bool:
         """Whether the computation has ended."""
-        return self._run.done()
+        return os.getpid() != self._predictor.network.process or self._run.done()
 
     def wait(self, seconds: Any = None) -> Answer:
         """Waits for the end, at most some seconds, then returns the best answer; raises what a step raised."""
+        self._predictor.network.check()
         try:
-            self._run.result(min(seconds_of(seconds, "seconds"), 1e9))
+            self._run.result(min(seconds_of(seconds, "seconds"), 4e6))
         except TimeoutError:
             if self.done:  # by now, or it is an error of a step
                 self._run.result()
@@ -305,10 +303,13 @@ class Session:
     def close(self) -> None:
         """Interrupts the computation and waits for its end."""
         self.interrupt()
-        self._run.exception()
+        if os.getpid() == self._predictor.network.process:
+            self._run.exception()
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.close()
+        if kind is None:
+            self.wait()  # raises what a step raised

@@ -79,15 +79,14 @@ class Profile(NamedTuple):
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
     """Raises ValueError if a file is a link or something else than a profile or an empty file: then it is not replaced."""
-    if os.path.islink(path):
-        raise ValueError(f"{path} is a link, and nothing is written through links; move it away")
-    kept = os.path.lexists(path)
+    kept, link = os.path.lexists(path), os.path.islink(path)
+    what = "a link, and nothing is written through links" if link else "no profile of this library, so it is not replaced"
     with suppress(ValueError, AttributeError, RecursionError):
-        if os.path.isfile(path):
+        if os.path.isfile(path) and not link:
             text = Path(path).read_bytes()
             kept = bool(text) and not {"format", "model", "macs", "batches"} <= json.loads(text).keys()
     if kept:
-        raise ValueError(f"{path} is no profile of this library, so it is not replaced; move it away")
+        raise ValueError(f"{path} is {what}; move it away")
 
 
 def profile(network: Network, repeats: int = 200, warmup: int = 10) -> Profile:

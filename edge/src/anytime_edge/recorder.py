@@ -52,7 +52,8 @@ class FlightRecorder:
         self._path, self._process, self._lock = Path(os.path.realpath(path)), os.getpid(), threading.Lock()
         self._old, self._only = (self._path.with_name(name) for name in (f"{self._path.name}.1", f".{self._path.name}.lock"))
         self._flight, self._described, self._waiting = os.urandom(4).hex(), False, deque[Noted]()
-        self._head = json.dumps({"kind": KIND, "format": FORMAT, "flight": self._flight, **facts}, allow_nan=False)
+        finite = json.loads(json.dumps(facts), parse_constant=str)  # JSON has no inf
+        self._head = json.dumps({"kind": KIND, "format": FORMAT, "flight": self._flight, **finite})
         _open.add(self)
         for file in (self._path, self._old):
             if file.exists() and not (file.is_file() and _is_flight(file)):
@@ -86,8 +87,7 @@ class FlightRecorder:
                 self._only.unlink(missing_ok=True)
             self.free()
 
-    def __del__(self) -> None:
-        self.close()
+    __del__ = close
 
     def free(self) -> None:
         """Lets go of the lock, as a forked process does at once, whose parent then holds it alone."""

@@ -69,19 +69,19 @@ def read_published(path: Path) -> Curves:
     curves: Curves = {}
     lines = (line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     for line in csv.DictReader(lines):
-        point = {"macs": 1e6 * float(line["million_macs"]), "accuracy": float(line["accuracy"]) / 100}
+        point = {"macs": round(1e6 * float(line["million_macs"])), "accuracy": float(line["accuracy"]) / 100}
         curves.setdefault((line["curve"], line["kind"]), []).append(point)
     return curves
 
 
 def beside(published: Curves, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each published exit the best answer of at most its MACs, and by how much that is more accurate; None if none is."""
+    """For each published exit the last answer of at most its MACs, and by how much that is more accurate; None if none is."""
     rows = []
     for (name, kind), points in published.items():
         for point in points if kind == "exits" else []:
-            best = max((each["accuracy"] for each in answers if each["macs"] <= point["macs"]), default=None)
-            ahead = None if best is None else best - point["accuracy"]
-            rows.append({"curve": name, **point, "best_within": best, "ahead": ahead})
+            last = next((each["accuracy"] for each in reversed(answers) if each["macs"] <= point["macs"]), None)
+            ahead = None if last is None else last - point["accuracy"]
+            rows.append({"curve": name, **point, "here": last, "ahead": ahead})
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import subprocess
 import sys
@@ -161,6 +162,8 @@ def test_wrong_calls(network: anytime_edge.Network, given: dict, error: type[Exc
         ({"stop": "selection_latency=1"}, "1 steps in a row of more than 1"),
         ({"stop": "selection_latency=-1"}, "1 steps in a row of more than -1"),
         ({"stop": {"kind": "all", "rules": []}}, "it consists of no rules"),
+        ({"stop": {"kind": "any", "rules": 0}}, "the rule 'any' is damaged"),
+        ({"stop": {"kind": "entropy", "threshold": [0.5, math.nan]}}, "the rule 'entropy' is damaged"),
         ({"stop": {"kind": "any", "rules": [{"kind": "any", "rules": []}]}}, "it consists of no rules"),
         ({"stop": "deadline=0.1"}, "needs the seconds of a profile"),
         ({"combine": {"kind": "mixture", "weights": [1]}}, "the combiner 'mixture' is damaged, or not of 2 steps"),
@@ -177,6 +180,11 @@ def test_wrong_calls(network: anytime_edge.Network, given: dict, error: type[Exc
 def test_wrong_arguments(network: anytime_edge.Network, given: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Predictor(network, **given)
+
+
+def test_a_rule_may_hold_what_it_does_not_read_and_numbers_of_numpy(network: anytime_edge.Network, tmp_path: Path) -> None:
+    for stop in ({"kind": "never", "rules": 0}, {"kind": "mac_budget", "macs": np.int64(10**9)}):
+        assert Predictor(network, stop=stop, record=tmp_path / f"{stop['kind']}.jsonl")(frame(8, 8, 3)).step > 0
 
 
 @pytest.mark.parametrize("given", [{"stop": "confidence=0.0"}, {"stop": "patience=1"}, {"combine": "product"}])

@@ -75,6 +75,19 @@ def test_a_session_that_is_open_at_a_fork_has_ended_in_the_child(
     assert code == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_session_that_was_complete_before_a_fork_can_be_left_in_the_child(network: anytime_edge.Network) -> None:
+    with Predictor(network).session(frame(8, 8, 3)) as session:
+        session.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            with session:
+                pass
+            os._exit(0 if session.wait().step == 2 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_the_reserve_of_a_call_is_the_one_at_its_start(network: anytime_edge.Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other calls may change it meanwhile: then this one would wait for one time, and record another."""
     predictor, compute = Predictor(network), network.step
@@ -101,6 +114,10 @@ def test_what_a_step_raised_is_raised_when_a_session_is_left(
         pass
     with pytest.raises(KeyError, match="mine"), Predictor(network).session(frame(8, 8, 3)):
         raise KeyError("mine")
+    with Predictor(network).session(frame(8, 8, 3)) as session:
+        with pytest.raises(RuntimeError, match="step 1 failed"):
+            session.wait()
+        assert session.wait("1s").step == -1  # once is enough
 
 
 @pytest.mark.parametrize("interrupt", ["operator", "step"])

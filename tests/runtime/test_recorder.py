@@ -24,7 +24,7 @@ from anytime.commands import replay as command
 from anytime.runtime import Predictor
 from anytime.runtime import recorder as module
 from anytime.runtime.recorder import FlightRecorder
-from anytime.runtime.replay import Flight, Recorded, ReplaySettings, read_flights, replay
+from anytime.runtime.replay import ReplaySettings, read_flights, replay
 from anytime.stopping import Confidence, Entropy, MacBudget, Margin, Patience, SelectionLatency
 
 X = torch.full((1, 3, 2, 2), 0.5)
@@ -108,48 +108,6 @@ def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
     assert [each and each.step for each in slow] == [4, -1, -1, -1, -1, 1, 1, 1, 3]
     bold = replay(flight, ReplaySettings("step", 0.0, Patience(2), known.plan, known.macs))
     assert [each is None for each in bold] == [True, False, False, False, False, True, True, True, True]
-
-
-def test_a_step_that_ended_although_it_was_cancelled_counts_in_a_replay() -> None:
-    facts = {"model": "mine", "interrupt": "operator", "guard": 0.0, "stop": None, "macs": [1, 2, 3], "plan": None}
-    seen = (0.6, 0.2, 0.9, 1)
-    cancelled = Recorded(1, 0.0051, False, "deadline", 0.01, (0.002,), (seen,), 0.005)
-    # the reserve is 5 ms then; the second step ended 2.5 ms before the deadline, so the third was not started
-    ended = Recorded(2, 0.0075, False, "deadline", 0.01, (0.002, 0.005), (seen, seen), None)
-    flight = Flight(facts, [cancelled, ended])
-    first, second = replay(flight, ReplaySettings.of(flight))
-    assert first is not None
-    assert second is not None
-    assert (first.step, second.step, second.reason, second.missed) == (1, 2, "deadline", False)
-    assert second.elapsed == pytest.approx(0.0075)
-
-
-@pytest.mark.parametrize("mode", ["step", "operator"])
-def test_a_step_that_would_have_been_cancelled_does_not_count_in_a_replay(mode: str) -> None:
-    """Step 2 takes 1 to 2 ms, and nothing cancelled it before the deadline in flight: mode "step", or it fitted as planned."""
-    hard = mode == "operator"
-    macs, plan, reason = ([1, 2, 3], [(0.001, 0.001)] * 3, "deadline") if hard else ([1, 2], None, "complete")
-    facts = {"interrupt": mode, "guard": 0.0, "stop": None, "macs": macs, "plan": plan}
-    deadlines = [0.00205, 0.00215, 0.00225]  # a step that is risked is cancelled 0.2 ms earlier
-    times, seen = (0.001, 0.001), ((0.6, 0.2, 0.9, 1),) * 2
-    flight = Flight(facts, [Recorded(2, 0.002, False, reason, deadline, times, seen, None) for deadline in deadlines])
-    same = replay(flight, ReplaySettings.of(flight))
-    assert [each and each.step for each in same] == [2, 2, 2]
-    longer = [(0.001, 0.001), (0.0015, 0.001), (0.001, 0.001)] if hard else None
-    risked = replay(flight, ReplaySettings("operator", 0.0, None, longer, macs))
-    assert [each and each.step for each in risked] == [1, 1, 2]
-
-
-def test_what_the_way_to_the_caller_took_is_replayed() -> None:
-    """The guard is 0.5: an answer goes out 0.2 after the deadline minus that, one 0.7 after it: late, so 1 is kept then."""
-    facts = {"interrupt": "operator", "guard": 0.5, "stop": None, "plan": None, "macs": [1, 2]}
-    on_time = Recorded(1, 2.7, False, "deadline", 3.0, (1.0,), (None,), 0.5)
-    late = Recorded(1, 3.2, True, "deadline", 3.0, (1.0,), (None,), 0.5)
-    earlier = Recorded(1, 2.7, False, "deadline", 3.0, (1.0,), (None,), 1.0)
-    flight = Flight(facts, [on_time, late, earlier])
-    for each, old in zip(replay(flight, ReplaySettings.of(flight)), flight.answers, strict=True):
-        assert each is not None
-        assert (each.step, each.elapsed, each.missed, each.reason) == (1, pytest.approx(old.elapsed), old.missed, "deadline")
 
 
 def test_a_flight_without_a_profile_is_planned_by_one_that_is_given(recorded: Callable, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def from_text(text: str, saved: list[str]) -> dict[str, Any]:
 
 def kinds_of(values: Mapping[str, Any]) -> set[str]:
     """The kinds of a rule and of those that it consists of."""
-    return {values["kind"]}.union(*map(kinds_of, values.get("rules", ())))
+    return {values["kind"]}.union(*map(kinds_of, values["rules"] if values["kind"] in ("any", "all") else ()))
 
 
 def rule(values: Mapping[str, Any], steps: int, classes: int) -> Stop:
@@ -88,7 +88,7 @@ def _made(what: str, kinds: Mapping, values: Mapping, steps: int, classes: int, 
 def _numbers(given: Any, steps: int) -> list[float]:
     """One number for each step."""
     numbers = [*map(float, given)] if isinstance(given, list) else [float(given)] * steps
-    if len(numbers) != steps or not min(numbers) >= 0:
+    if len(numbers) != steps or not all(number >= 0 for number in numbers):
         raise ValueError(f"its numbers are {given!r}")
     return numbers
 

@@ -126,8 +126,7 @@ class Network:
         frame, (channels, height, width), known = np.asarray(frame), self.manifest.input_size, self.manifest.metadata
         if frame.dtype == np.uint8:
             given = channels_last(frame, channels, bgr), (height, width), known.get("margin", 1), known.get("stretched", False)
-            view = middle(*given)
-            return np.ascontiguousarray(view.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+            return np.ascontiguousarray(middle(*given).transpose(2, 0, 1)[None], np.float32) / np.float32(255)
         if frame.dtype.kind != "f":
             raise TypeError(f"a frame is uint8, or float images in [0, 1], got {frame.dtype}")
         if frame.shape not in (self.manifest.input_size, (1, *self.manifest.input_size)):

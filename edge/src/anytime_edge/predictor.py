@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import wait as ended
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -228,7 +229,7 @@ class Session:
         self.now = Now(Answer(base.levels, base.outputs, PRIOR, predictor.clock() - start, deadline), 0)
         self._predictor, self._call, self._stop = predictor, predictor.network.call() if predictor.hard else None, False
         # for a recorder, seconds and probabilities of each step; and what other calls may change meanwhile
-        self.steps, self.reserve = list[tuple[float, Any]](), predictor.reserve
+        self.steps, self.reserve, self._told = list[tuple[float, Any]](), predictor.reserve, None
         self._run = predictor.network.pool.submit(self._compute, x, start, budget)
 
     def _compute(self, x: np.ndarray, start: float, budget: float) -> None:
@@ -284,13 +285,13 @@ class Session:
         return os.getpid() != self._predictor.network.process or self._run.done()
 
     def wait(self, seconds: Any = None) -> Answer:
-        """Waits for the end, at most some seconds, then returns the best answer; raises what a step raised."""
-        self._predictor.network.check()
-        try:
-            self._run.result(min(seconds_of(seconds, "seconds"), 4e6))
-        except TimeoutError:
-            if self.done:  # by now, or it is an error of a step
-                self._run.result()
+        """Waits for the end, at most some seconds, then returns the best answer; raises what a step raised, once."""
+        if not self.now.answer.reason:
+            self._predictor.network.check()
+        over = ended([self._run], min(seconds_of(seconds, "seconds"), 4e6)).done
+        if over and (error := self._run.exception()) and error is not self._told:
+            self._told = error
+            raise error
         return self.now.answer
 
     def interrupt(self) -> Answer:

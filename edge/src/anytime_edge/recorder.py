@@ -52,7 +52,7 @@ class FlightRecorder:
         self._path, self._process, self._lock = Path(os.path.realpath(path)), os.getpid(), threading.Lock()
         self._old, self._only = (self._path.with_name(name) for name in (f"{self._path.name}.1", f".{self._path.name}.lock"))
         self._flight, self._described, self._waiting = os.urandom(4).hex(), False, deque[Noted]()
-        finite = json.loads(json.dumps(facts), parse_constant=str)  # JSON has no inf
+        finite = json.loads(json.dumps(facts, default=float), parse_constant=str)  # JSON has no inf
         self._head = json.dumps({"kind": KIND, "format": FORMAT, "flight": self._flight, **finite})
         _open.add(self)
         for file in (self._path, self._old):

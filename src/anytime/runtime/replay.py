@@ -216,7 +216,7 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
             lead,
             late if delay is None else delay,
             delay,
-            flight.facts["guard"],
+            flight.facts,
             fitted,
         )
         for answer, lead, delay, fitted in zip(flight.answers, before, delays, _fitted(flight, before), strict=True)
@@ -260,7 +260,8 @@ def _lead(answer: Recorded, hard: bool) -> float | None:
 
 def _most(answer: Recorded, usual: float) -> float:
     """What a call usually takes besides its steps, but not more than leaves time for those that counted."""
-    end = answer.elapsed if answer.deadline is None else min(answer.elapsed, answer.deadline)
+    cancelled = answer.kept or 0.0 if answer.reason == "deadline" else 0.0  # the step after them had started by then
+    end = answer.elapsed if answer.deadline is None else min(answer.elapsed, answer.deadline - cancelled)
     return max(0.0, min(usual, end - sum(answer.seconds[: max(answer.step, 0)])))
 
 
@@ -291,18 +292,18 @@ def _decided(
     lead: float,
     delay: float,
     own: float | None,
-    guard: float,
+    facts: Mapping[str, Any],
     fitted: bool,
 ) -> Decision | None:
     """What happens; with hard deadlines an answer goes out `delay` seconds after the step that follows was cancelled.
 
-    `guard` is that of the flight, and `fitted` what `_fitted` says of the answer. If the delay is known of the answer itself
-    (`own`), the step after its last one had not ended then.
+    `facts` are those of the flight, and `fitted` is what `_fitted` says of the answer. If the delay is known of the answer
+    itself (`own`), the step after its last one had not ended then.
     """
     hard = settings.interrupt == OPERATOR and answer.deadline is not None and answer.deadline > 0
     limit = math.inf if answer.deadline is None else answer.deadline
     now, step, judge, risked, started = lead, 0, judge_of(settings.rule), False, None
-    if answer.kept is not None and answer.kept > guard:
+    if answer.kept is not None and answer.kept > facts["guard"]:
         reserve.seconds = answer.kept  # what the machine had made of it
 
     def out(elapsed: float, reason: str) -> Decision:
@@ -330,9 +331,13 @@ def _decided(
         if seconds is None:
             return None
         now += seconds
-        before = 0.0 if fitted else max(guard, reserve.seconds if step else 0.0)
-        over = _excess(answer, before) if step == len(answer.seconds) - 1 else 0.0
-        if hard and now > min(limit - kept + max(delay, over), limit) + _ROUNDING:
+        over = handed = 0.0
+        if step == len(answer.seconds) - 1:
+            over = _excess(answer, 0.0 if fitted else max(facts["guard"], reserve.seconds if step else 0.0))
+            # in flight it ended in time, or it would not count: the way to the caller took the rest
+            in_time = facts["interrupt"] == OPERATOR and answer.step == len(answer.seconds)
+            handed = max(0.0, answer.elapsed - limit) if in_time else 0.0
+        if hard and now > min(limit - kept + max(delay, over), limit + handed) + _ROUNDING:
             return out(limit - kept + delay, "deadline")
         drift.notice(planned[1], seconds)
         step += 1

@@ -173,9 +173,8 @@ class OnnxGraph:
 
 
 def _terminated(error: Exception, call: Any) -> bool:
-    """Whether an error is the engine's own, of a call that was cancelled; a signal's handler may have raised it as well."""
-    own = type(error) is RuntimeError or type(error).__module__.partition(".")[0] == "onnxruntime"
-    return own and call is not None and call.terminate
+    """Whether an error is the engine's own, of a call that was cancelled, and not one that a signal's handler raised then."""
+    return call is not None and call.terminate and "terminate flag" in str(error)
 
 
 def _value(node: Any) -> GraphValue:

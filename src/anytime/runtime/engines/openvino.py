@@ -142,7 +142,7 @@ class OpenvinoGraph:
             outputs = [torch.from_numpy(request.get_tensor(name).data.copy()) for name in self._outputs]
             ended = True
         except RuntimeError as error:
-            own = type(error) is RuntimeError and "cancel" in str(error).lower()  # a signal's handler may raise others
+            own = "Infer Request was canceled" in str(error)  # a signal's handler may raise others
             if not own or call is None or not call.cancelled:
                 raise
             ended = True

@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TABLE, PAGE, README = "results/leaderboard/table_1_cifar10_fast.json", "docs/leaderboard.md", "README.md"
-COLUMNS = ("network", "area", "first answer", "last answer", "ms", "below static", "training min")
+COLUMNS = ("network", "area", "first answer", "last answer", "ms", "below static", "parameters", "training min")
 
 
 def line(row: Mapping[str, Any], most_seconds: float) -> str:
@@ -25,6 +25,7 @@ def line(row: Mapping[str, Any], most_seconds: float) -> str:
         last,
         f"{1e3 * row['seconds'][-1]:.2f}",
         "" if row["static"] else f"{row['below_static']} of {len(row['macs'])}",
+        f"{row['parameters'] / 1e6:.2f} M",
         minutes + " (over 15)" * (row["training_seconds"] > most_seconds),
     ]
     return f"| {' | '.join(cells)} |"

@@ -153,8 +153,9 @@ held = data.split("test")
 order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[: options.answers or (20 if quick else 2_000)]
 images, labels = [runs["plain"].prepare(frame) for frame in held.images[order].numpy()], held.targets[order, 0].tolist()
 predictors = {
-    "exits": anytime_edge.Predictor(runs["exits"], profiles["exits"], interrupt="step"),
-    "exits, rule": anytime_edge.Predictor(runs["exits"], profiles["exits"], stop="easy", interrupt="step"),
+    "exits": anytime_edge.Predictor(runs["exits"], profiles["exits"]),
+    "exits, rule": anytime_edge.Predictor(runs["exits"], profiles["exits"], stop="easy"),
+    "exits, cautious": anytime_edge.Predictor(runs["exits"], profiles["exits"], interrupt="step"),
     "exits, no profile": anytime_edge.Predictor(runs["exits"]),
     "plain": anytime_edge.Predictor(runs["plain"]),
 }

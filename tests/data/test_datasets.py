@@ -131,8 +131,9 @@ def test_only_training_images_are_augmented(augment, augmented):
     images, _ = next(iter(loader))
     plain = loader.images[loader._order(0)[:32]].float() / 255
     assert torch.equal(images, plain) != augmented
-    images, _ = next(iter(data.test_dataloader()))
-    assert torch.equal(images, data.test_dataloader().images[: len(images)].float() / 255)
+    for plain in (data.val_dataloader(), data.test_dataloader()):  # MSDNet's published code augments validation images
+        images, _ = next(iter(plain))
+        assert torch.equal(images, plain.images[: len(images)].float() / 255)
 
 
 def test_processes_come_from_the_trainer():

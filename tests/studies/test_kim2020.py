@@ -20,6 +20,7 @@ META = {
     "model": "by hand",
     "model_arguments": {},
     "parameters": 5,
+    "input_size": (3, 32, 32),
     "dataset": "CIFAR10",
     "part": "test",
     "recipe": {"epochs": 8, "objective": "Weighted", "data": {"class_path": "CIFAR10", "init_args": {}}},

@@ -45,12 +45,15 @@ def delayed(
         `[B, C, H, W]`, of the precision of the model.
 
     Raises:
-        ValueError: A number is out of range, or the model has a single answer, is no classifier, or is an export.
+        ValueError: A number is out of range, images do not lie in [0, 1], or the model has a single answer, is no classifier, or is an export.
     """
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon must be above 0 and at most 1, the range of a pixel, got {epsilon!r}")
-    if iterations < 1 or (size is not None and not size > 0):
+    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
+    if not whole or iterations < 1 or (size is not None and not 0 < size < math.inf):
         raise ValueError(f"iterations must be at least 1 and size above 0, got iterations={iterations!r}, size={size!r}")
+    if not x.is_floating_point() or not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(f"images must be of floating point and lie in [0, 1], got {x.dtype} from {x.min():g} to {x.max():g}")
     if isinstance(model, Deployed):
         raise ValueError("an export has no gradients; attack the model that it was made from")
     if model.num_steps < 2 or model.info.task != "classification":

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anytime.model import eval_mode
 from anytime.models.common.grid import Grid, nominal_size
-from anytime.models.common.layers import check_depth, he_init
+from anytime.models.common.layers import check_depth, he_init, require_counts
 from anytime.models.common.stages import Stages
 from anytime.registry import register_model
 
@@ -74,12 +74,6 @@ class BranchyNet(Stages):
         head.append(nn.Linear(before, self.num_classes))
 
 
-def _check(width: int, blocks: int = 1) -> None:
-    for name, count in (("width", width), ("blocks", blocks)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count!r}")
-
-
 def _halved(conv: nn.Module) -> nn.Sequential:
     return nn.Sequential(conv, nn.MaxPool2d(2, ceil_mode=True), nn.ReLU())
 
@@ -101,7 +95,7 @@ def branchynet_lenet(
         width: Channels of the first convolution; the others have two and four times as many.
         input_size: (channels, height, width) of the images, or their side; default 28, in training that of the data.
     """
-    _check(width)
+    require_counts(width=width)
     channels = (in_channels, width, 2 * width, 4 * width)
     units = [_halved(nn.Conv2d(channels[i], channels[i + 1], 5, 1, 3)) for i in range(3)]
     branches = [Branch(1, [_halved(nn.Conv2d(width, 2 * width, 3, 1, 1))]), Branch(3, [], [84])]
@@ -145,7 +139,7 @@ def branchynet_alexnet(
         places: The branches sit after convolutions 1 and 2 ("paper"), or 2 and 3, as in the published code ("code").
         input_size: (channels, height, width) of the images, or their side; default 32, in training that of the data.
     """
-    _check(width)
+    require_counts(width=width)
     if places not in ("paper", "code"):
         raise ValueError(f"places must be 'paper' or 'code', got {places!r}")
     units = [
@@ -201,7 +195,7 @@ def branchynet_resnet110(
         width: Channels of the first stage, doubled from stage to stage.
         input_size: (channels, height, width) of the images, or their side; default 32, in training that of the data.
     """
-    _check(width, blocks)
+    require_counts(width=width, blocks=blocks)
     check_depth("blocks of the three stages", [3 * blocks])
     from torchvision.models.resnet import BasicBlock  # late: imports torchvision
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
 from anytime.models.common.heads import TokenHead
-from anytime.models.common.layers import check_depth, check_whole
+from anytime.models.common.layers import check_depth, require_counts
 from anytime.models.common.steps import require_step_left
 from anytime.registry import variant
 
@@ -90,11 +90,7 @@ class LoopViT(AnytimeModel):
         expansion: int = 4,
     ) -> None:
         super().__init__(num_classes, in_channels)
-        numbers = {"patch": patch, "width": width, "layers": layers, "heads": heads, "expansion": expansion}
-        check_whole(**numbers)
-        for name, number in numbers.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number!r}")
+        require_counts(patch=patch, width=width, layers=layers, heads=heads, expansion=expansion)
         if width % math.lcm(4, heads):
             raise ValueError(f"width must be a multiple of 4 and of heads={heads}, got {width!r}")
         check_depth("layers", [layers])

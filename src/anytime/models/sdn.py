@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from anytime.models.common.grid import Grid, nominal_size
 from anytime.models.common.heads import LinearHead, MixedHead, Shape
-from anytime.models.common.layers import check_depth, he_init
+from anytime.models.common.layers import check_depth, he_init, require_counts
 from anytime.models.common.stages import Stages, check_exits
 from anytime.registry import register_model
 
@@ -116,15 +116,9 @@ def _conv_norm_relu(channels: int, width: int, kernel: int, stride: int = 1, gro
     return [conv, nn.BatchNorm2d(width), nn.ReLU()]
 
 
-def _check(width: int, **counts: int) -> None:
-    for name, count in {"width": width, **counts}.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count!r}")
-
-
 def _check_stages(blocks: int, width: int, stem_stride: int, exits: Sequence[int]) -> None:
     """Raises ValueError for numbers that give no network of three stages, before it is built."""
-    _check(width, blocks=blocks)
+    require_counts(width=width, blocks=blocks, stem_stride=stem_stride)
     check_depth("blocks of the three stages", [3 * blocks])
     if stem_stride not in (1, 2):
         raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride!r}")
@@ -270,7 +264,7 @@ def sdn_vgg16(
             network.
         input_size: (channels, height, width) of the images, or their side; default 32, in training that of the data.
     """
-    _check(width)
+    require_counts(width=width)
     units, before = [], in_channels
     for factor, pool in VGG16:
         layers: list[nn.Module] = [nn.Conv2d(before, factor * width, 3, 1, 1), nn.BatchNorm2d(factor * width), nn.ReLU()]
@@ -303,7 +297,7 @@ def sdn_mobilenet(
         exits: Blocks, counted from 1, that an internal classifier follows; without any, the plain network.
         input_size: (channels, height, width) of the images, or their side; default 32, in training that of the data.
     """
-    _check(width)
+    require_counts(width=width)
     units, before = [], width
     for factor, stride in MOBILENET:
         layers = _conv_norm_relu(before, before, 3, stride, before) + _conv_norm_relu(before, factor * width, 1)

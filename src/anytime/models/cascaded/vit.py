@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime.models.common.layers import check_depth, check_whole
+from anytime.models.common.layers import check_depth, require_counts
 from anytime.models.loop_vit import positions
 from anytime.models.surgery.delays.model import DelayedNetwork
 from anytime.registry import variant
@@ -115,17 +115,7 @@ class CascadedViT(DelayedNetwork):
         alpha: float = 0.9,
         num_steps: int | None = None,
     ) -> None:
-        numbers: dict[str, Any] = {
-            "layers": layers,
-            "width": width,
-            "heads": heads,
-            "patch": patch,
-            "expansion": expansion,
-        }
-        check_whole(**numbers)
-        for name, number in numbers.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number!r}")
+        require_counts(layers=layers, width=width, heads=heads, patch=patch, expansion=expansion)
         if width % math.lcm(4, heads):
             raise ValueError(f"width must be a multiple of 4 and of heads={heads}, got {width!r}")
         check_depth("layers", [layers])

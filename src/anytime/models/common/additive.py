@@ -22,7 +22,7 @@ class BoostedState(NamedTuple):
 
 def check_shrink(shrink: float) -> None:
     """Raises ValueError unless 0 < shrink <= 1."""
-    if not 0 < shrink <= 1:
+    if isinstance(shrink, bool) or not isinstance(shrink, int | float) or not 0 < shrink <= 1:
         raise ValueError(f"shrink must lie in (0, 1], got {shrink!r}")
 
 

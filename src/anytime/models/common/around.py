@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -80,7 +80,18 @@ def build_around(
     base: str,
     arguments: dict[str, Any] | None,
 ) -> AnyAround:
-    """`around` a new model by name; the arguments of that model are saved as they turned out."""
+    """`around` a new model by name; the arguments of that model are saved as they turned out.
+
+    Raises:
+        ValueError: `base` is no name, or `arguments` are no mapping, or hold what the outer model takes itself.
+    """
+    if not isinstance(base, str):
+        raise ValueError(f"base must be the name of a model, got {base!r}")
+    if not isinstance(arguments, Mapping | None):
+        raise ValueError(f"arguments must be a mapping of names to values, got {arguments!r}")
+    for name in ("num_classes", "in_channels"):
+        if name in (arguments or {}):
+            raise ValueError(f"arguments are those of {base} alone: give {name} outside of them")
     levels = num_classes if isinstance(num_classes, int) else tuple(num_classes)
     model = create_model(base, levels, in_channels=in_channels, **(arguments or {}))
     built = around(model)

@@ -17,11 +17,19 @@ def check_depth(name: str, counts: Sequence[int]) -> None:
         raise ValueError(f"{name} must add up to at most {MOST_LAYERS:,}, got {sum(counts):,}")
 
 
-def check_whole(**numbers: Any) -> None:
-    """Raises ValueError unless each argument is a whole number; None counts as one, for arguments that may be left out."""
+def require_whole(**numbers: Any) -> None:
+    """Raises ValueError unless each argument is a whole number."""
     for name, number in numbers.items():
-        if number is not None and (isinstance(number, bool) or not hasattr(number, "__index__")):
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
             raise ValueError(f"{name} must be a whole number, got {number!r}")
+
+
+def require_counts(**numbers: Any) -> None:
+    """Raises ValueError unless each argument is a whole number of at least 1."""
+    require_whole(**numbers)
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number!r}")
 
 
 def add_shortcut(out: Tensor, x: Tensor, centred: bool = False) -> Tensor:

@@ -8,11 +8,17 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from anytime.model import AnytimeModel
+from anytime.models.common.layers import require_whole
 from anytime.models.common.steps import require_step_left
+from anytime.support.units import is_list
 
 
 def check_exits(exits: Sequence[int], units: int) -> None:
     """Raises ValueError unless the early exits rise within 1..units - 1; the last answer follows the last unit."""
+    if not is_list(exits):
+        raise ValueError(f"exits must be a list of whole numbers, got {exits!r}")
+    for exit in exits:
+        require_whole(exits=exit)
     rising = all(before < after for before, after in zip((0, *exits), (*exits, units), strict=True))
     if not rising:
         raise ValueError(

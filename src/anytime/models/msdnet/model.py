@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime.model import AnytimeModel
-from anytime.models.common.layers import check_depth, check_whole, he_init
+from anytime.models.common.layers import check_depth, he_init, require_counts, require_whole
 from anytime.models.common.steps import require_step_left
 from anytime.models.msdnet.layers import HeadKind, MSDNetLayout, ScaleLayer, build_head, build_stem
 from anytime.models.msdnet.plan import Map, Mode, channel_counts, exit_layers, finest_scales, plan
@@ -176,16 +176,14 @@ def _check_numbers(
     reduction: float,
     head_width: int | None,
 ) -> None:
-    check_whole(exits=exits, base=base, step=step, width=width, growth=growth, head_width=head_width)
+    require_whole(base=base, step=step)
+    require_counts(exits=exits, width=width, growth=growth, **({} if head_width is None else {"head_width": head_width}))
     if isinstance(factors, str) or not isinstance(factors, Sequence):
         raise ValueError(f"factors must be a whole number for each scale, got {factors!r}")
     for factor in factors:
-        check_whole(factors=factor)
+        require_whole(factors=factor)
     if isinstance(reduction, bool) or not isinstance(reduction, float | int):
         raise ValueError(f"reduction must be a number, got {reduction!r}")
-    for name, number in (("exits", exits), ("width", width), ("growth", growth), ("head_width", head_width)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number!r}")
     if min(base, step) < 1:
         raise ValueError(f"every exit needs a layer of its own: base and step must be at least 1, got {base!r} and {step!r}")
     if not factors or min(factors) < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ from anytime.studies.kim2020 import published
 from anytime.studies.kim2020.networks import ANYTIMENET, BASELINE
 from anytime.studies.runner import Traces
 from anytime.studies.study import Result
+from anytime.studies.timing import ROUNDS, build, one_thread_seconds
 from anytime.support.units import macs_text, ms_text
 from anytime.trace import Trace
 
@@ -42,7 +43,8 @@ def figure_3(traces: Traces, data: str) -> Result:
     stored = {name: traces[name] for name in (ANYTIMENET, BASELINE)}
     by_seed = {name: {key: per_seed(measure, found) for key, measure in MEASURES.items()} for name, found in stored.items()}
     macs = {name: costs_of(found, "macs") for name, found in stored.items()}
-    times = {name: _seconds(found) for name, found in stored.items()}
+    first = {name: first_trace(found) for name, found in stored.items()}
+    times = _seconds(first)
     rows: list[dict[str, Any]] = []
     for name, measured in by_seed.items():
         by_key = {key: means(values) for key, values in measured.items()}
@@ -50,7 +52,7 @@ def figure_3(traces: Traces, data: str) -> Result:
             label = f"iteration {t + 1}" if name == ANYTIMENET else name
             row = {"iteration": label, "macs": cost, "share_of_baseline": cost / macs[BASELINE][-1]}
             rows.append(row | {key: values[t] for key, values in by_key.items()})
-            if times[name]:
+            if times:
                 rows[-1]["seconds"] = times[name][t]
     steps = len(macs[ANYTIMENET])
     shares = [row["share_of_baseline"] for row in rows[:steps]]
@@ -83,9 +85,10 @@ def figure_3(traces: Traces, data: str) -> Result:
         "published": published.FIGURES,
         "confidence": "mean softmax output of the correct label (eq. 5); max_softmax needs no labels",
         "networks": {
-            name: {key: first_trace(found).meta[key] for key in ("model", "model_arguments", "parameters")}
-            for name, found in stored.items()
+            name: {key: trace.meta[key] for key in ("model", "model_arguments", "parameters", "input_size")}
+            for name, trace in first.items()
         },
+        **({"seconds": f"one image, one thread, medians of {ROUNDS} rounds, both networks in turn"} if times else {}),
         "rows": rows,
         "by_seed": by_seed,
     }
@@ -97,10 +100,12 @@ def figure_3(traces: Traces, data: str) -> Result:
     return Result(numbers, table, _drawn_3(rows, steps, figure_title(numbers)), claims)
 
 
-def _seconds(by_seed: BySeed) -> list[float]:
-    """Mean over seeds of the median seconds of a stream; empty if a trace has none."""
-    rows = [trace.seconds.tolist() for trace in by_seed.values() if trace.seconds is not None]
-    return means(rows) if len(rows) == len(by_seed) else []
+def _seconds(traces: Mapping[str, Trace]) -> dict[str, Sequence[float]]:
+    """Seconds until each answer, by network, all timed now in turn; none if a trace was recorded without."""
+    if any(trace.seconds is None for trace in traces.values()):
+        return {}
+    networks = {name: build(trace.meta["model"], trace.meta["model_arguments"], name) for name, trace in traces.items()}
+    return one_thread_seconds(networks, next(iter(traces.values())).meta["input_size"])
 
 
 def _rises(what: str, values: Sequence[float], source: str) -> Claim:

@@ -17,7 +17,7 @@ from anytime.analysis.curves import accuracy
 from anytime.analysis.statistics import BySeed, costs_of, first_trace
 from anytime.cost import step_macs
 from anytime.studies.leaderboard.networks import Network
-from anytime.studies.leaderboard.timing import build
+from anytime.studies.timing import build
 from anytime.studies.runner import TrainingRun, current_path, effective
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.limits import UNFIT

@@ -100,10 +100,15 @@ def test_what_cannot_be_attacked():
         ({"epsilon": 0}, "epsilon must be above 0"),
         ({"epsilon": 8}, "at most 1"),
         ({"iterations": 0}, "iterations must be at least 1"),
+        ({"iterations": 2.5}, "iterations must be at least 1"),
         ({"size": 0}, "size above 0"),
+        ({"size": math.inf}, "size above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             delayed(model, x, **arguments)
+    for images in (x + 1, 0.5 - x, torch.full_like(x, math.nan), (255 * x).to(torch.uint8)):
+        with pytest.raises(ValueError, match=r"must be of floating point and lie in \[0, 1\], got torch"):
+            delayed(model, images)
     single = create_model("anytimenet_baseline", blocks=(1, 1, 1), width=4)
     with pytest.raises(ValueError, match="at least 2 answers"):
         delayed(single, torch.rand(1, 3, 8, 8))

@@ -142,11 +142,26 @@ def test_boostnet_on_msdnet_rescales_the_gradients_of_every_scale() -> None:
         assert torch.allclose(gradient, expected, atol=1e-14, rtol=1e-9), name
 
 
-@pytest.mark.parametrize("shrink", [0, -1, 1.5])
-def test_wrong_shrink(shrink: float) -> None:
-    with pytest.raises(ValueError, match=rf"shrink must lie in \(0, 1\], got {shrink}"):
+@pytest.mark.parametrize("name", ["boosted", "zero_time_waste"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"arguments": {"num_classes": 3}}, "arguments are those of anytimenet alone: give num_classes outside of them"),
+        ({"arguments": {"in_channels": 1}}, "arguments are those of anytimenet alone: give in_channels outside of them"),
+        ({"arguments": [1]}, r"arguments must be a mapping of names to values, got \[1\]"),
+        ({"base": None}, "base must be the name of a model, got None"),
+    ],
+)
+def test_wrong_arguments_of_the_base(name: str, given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **{"base": "anytimenet"} | given)
+
+
+@pytest.mark.parametrize("shrink", [0, -1, 1.5, "a"])
+def test_wrong_shrink(shrink: Any) -> None:
+    with pytest.raises(ValueError, match=rf"shrink must lie in \(0, 1\], got {shrink!r}"):
         Boosted(create_model("anytimenet", width=4), shrink)
-    with pytest.raises(ValueError, match=rf"shrink must lie in \(0, 1\], got {shrink}"):
+    with pytest.raises(ValueError, match=rf"shrink must lie in \(0, 1\], got {shrink!r}"):
         exits(shrink=shrink)
 
 

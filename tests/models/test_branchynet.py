@@ -111,6 +111,8 @@ def test_thresholds_are_chosen_on_held_out_images() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("branchynet_alexnet", {"width": 1.5}, "width must be a whole number, got 1.5"),
+        ("branchynet_resnet110", {"blocks": True}, "blocks must be a whole number, got True"),
         ("branchynet_lenet", {"width": 0}, "width must be at least 1, got 0"),
         ("branchynet_lenet", {"input_size": (3, 28, 28)}, r"with in_channels=1, got \(3, 28, 28\)"),
         ("branchynet_alexnet", {"places": "notebook"}, "places must be 'paper' or 'code', got 'notebook'"),

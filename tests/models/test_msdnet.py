@@ -297,6 +297,8 @@ def test_maps_that_no_exit_needs_do_not_exist() -> None:
     ("arguments", "message"),
     [
         ({"exits": 2.5}, "exits must be a whole number, got 2.5"),
+        ({"exits": None}, "exits must be a whole number, got None"),
+        ({"growth": None}, "growth must be a whole number, got None"),
         ({"exits": "3"}, "exits must be a whole number, got '3'"),
         ({"base": 1.0}, "base must be a whole number, got 1.0"),
         ({"step": True}, "step must be a whole number, got True"),

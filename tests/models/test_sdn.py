@@ -156,6 +156,13 @@ def test_recipe_says_each_classifiers_weight_by_its_place() -> None:
     [
         ("sdn_resnet56", {"exits": (4, 4)}, r"exits must rise within 1..26, .*, got \(4, 4\)"),
         ("sdn_resnet56", {"blocks": 1}, r"exits must rise within 1..2, .*, got \(4, 8, 12, 16, 20, 24\)"),
+        ("sdn_resnet56", {"blocks": 2.5}, "blocks must be a whole number, got 2.5"),
+        ("sdn_resnet56", {"width": "16"}, "width must be a whole number, got '16'"),
+        ("sdn_resnet56", {"exits": 4}, "exits must be a list of whole numbers, got 4"),
+        ("sdn_resnet56", {"exits": (1.5, 3)}, "exits must be a whole number, got 1.5"),
+        ("sdn_wrn32_4", {"stem_stride": True}, "stem_stride must be a whole number, got True"),
+        ("sdn_mobilenet", {"exits": None}, "exits must be a list of whole numbers, got None"),
+        ("sdn_mobilenet", {"width": 1.5}, "width must be a whole number, got 1.5"),
         ("sdn_resnet56", {"blocks": 0}, "blocks must be at least 1, got 0"),
         ("sdn_resnet56", {"stem_stride": 3}, "stem_stride must be 1 or 2, got 3"),
         ("sdn_resnet56", {"input_size": (1, 32, 32)}, r"with in_channels=3, got \(1, 32, 32\)"),

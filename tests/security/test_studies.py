@@ -21,8 +21,8 @@ from anytime.saving import ModelInfo, remember_model
 from anytime.studies import TrainingRun, run_status
 from anytime.studies.executors.subprocess import retrain
 from anytime.studies.hu2017.figures import training_losses
-from anytime.studies.timing import build as build_row
 from anytime.studies.study import find_study
+from anytime.studies.timing import build as build_row
 from anytime.support.names import import_object
 from anytime.support.owned import NotOurs
 from anytime.support.trust import UntrustedName, names_from, only_typed

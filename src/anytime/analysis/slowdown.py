@@ -45,7 +45,8 @@ def delayed(
         `[B, C, H, W]`, of the precision of the model.
 
     Raises:
-        ValueError: A number is out of range, images do not lie in [0, 1], or the model has a single answer, is no classifier, or is an export.
+        ValueError: A number is out of range, images do not lie in [0, 1], or the model has a single answer, is no classifier,
+            or is an export.
     """
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon must be above 0 and at most 1, the range of a pixel, got {epsilon!r}")

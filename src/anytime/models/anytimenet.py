@@ -217,11 +217,11 @@ class AnytimeNet(AnytimeModel):
 anytimenet = variant(
     AnytimeNet,
     "anytimenet",
-    "AnytimeNet of the paper: 7 steps, 24 residual blocks of width 16, 32, 64, 755,802 parameters for 10 classes.",
+    "AnytimeNet of Kim et al. 2020: 7 steps, 24 residual blocks of width 16, 32, 64, 755,802 parameters for 10 classes.",
 )
 anytimenet_baseline = variant(
     AnytimeNet,
     "anytimenet_baseline",
-    "BASELINE of the paper: the graph of AnytimeNet's last step, run at once; one answer, the same parameters.",
+    "BASELINE of Kim et al. 2020: the graph of AnytimeNet's last step, run at once; one answer, the same parameters.",
     fixed={"scheme": None, "statistics": "shared"},
 )

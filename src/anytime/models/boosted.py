@@ -47,7 +47,7 @@ def boosted(
     arguments: dict[str, Any] | None = None,
     shrink: float = 1.0,
 ) -> Boosted:
-    """Any model with additive answers (BoostNet): each step adds to the sum of the earlier ones.
+    """Any model with additive answers (BoostNet of Yu et al. 2023): each step adds to the sum of the earlier ones.
 
     For `attach`, its argument `additive` does the same and keeps the backbone's parameter names.
 

@@ -176,35 +176,35 @@ class ANNDenseNet(AnytimeChain):
 ann_resnet50 = variant(
     ANNResNet,
     "ann_resnet50",
-    "ResNet-50 with 8 exits, after every second of its 16 units.",
+    "ResNet-50 of Hu et al. 2017 with 8 exits, after every second of its 16 units.",
     fixed={"blocks": (3, 4, 6, 3)},
     period=2,
 )
 ann_resnet101 = variant(
     ANNResNet,
     "ann_resnet101",
-    "ResNet-101 with 11 exits, after every third of its 33 units.",
+    "ResNet-101 of Hu et al. 2017 with 11 exits, after every third of its 33 units.",
     fixed={"blocks": (3, 4, 23, 3)},
     period=3,
 )
 ann_resnet152 = variant(
     ANNResNet,
     "ann_resnet152",
-    "ResNet-152 with 10 exits, after every fifth of its 50 units.",
+    "ResNet-152 of Hu et al. 2017 with 10 exits, after every fifth of its 50 units.",
     fixed={"blocks": (3, 8, 36, 3)},
     period=5,
 )
 ann_densenet169 = variant(
     ANNDenseNet,
     "ann_densenet169",
-    "DenseNet-169 with 6 exits, after units 12, 26, 40, 54, 68 and 82.",
+    "DenseNet-169 of Hu et al. 2017 with 6 exits, after units 12, 26, 40, 54, 68 and 82.",
     fixed={"blocks": (6, 12, 32, 32)},
     period=14,
 )
 ann_densenet201 = variant(
     ANNDenseNet,
     "ann_densenet201",
-    "DenseNet-201 with 6 exits, after units 13, 30, 47, 64, 81 and 98.",
+    "DenseNet-201 of Hu et al. 2017 with 6 exits, after units 13, 30, 47, 64, 81 and 98.",
     fixed={"blocks": (6, 12, 48, 32)},
     period=17,
 )

@@ -151,5 +151,5 @@ def _fit_state(model: CascadedDenseNet, state: dict[str, Any], prefix: str, *_: 
 cascaded_densenet = variant(
     CascadedDenseNet,
     "cascaded_densenet",
-    "Cascaded DenseNet for small images: 58 dense layers, 59 answers at t = 0..58, the last that of the ordinary network.",
+    "Cascaded DenseNet (after Iuzzolino et al. 2021): 58 dense layers, 59 answers at t = 0..58.",
 )

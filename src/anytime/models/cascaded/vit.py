@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -128,5 +128,5 @@ class CascadedViT(DelayedNetwork):
 cascaded_vit = variant(
     CascadedViT,
     "cascaded_vit",
-    "Cascaded vision transformer for small images: 6 layers, 13 answers at t = 0..12, the last that of the ordinary network.",
+    "Cascaded vision transformer (after Iuzzolino et al. 2021): 6 layers, 13 answers at t = 0..12.",
 )

@@ -118,12 +118,12 @@ class IResNeXt(SlicedModel):
 iresnext = variant(
     IResNeXt,
     "iresnext",
-    "I-ResNeXt for CIFAR: 8 sub-networks of 65 layers (L = 21), 15.9 to 114.6 million MACs, 0.876 million parameters.",
+    "I-ResNeXt of Lee et al. 2018 for CIFAR: 8 sub-networks of 65 layers (L = 21), 15.9 to 114.6 M MACs, 0.876 M parameters.",
 )
 iresnext29 = variant(
     IResNeXt,
     "iresnext29",
-    "I-ResNeXt of the paper's ablation study: 8 sub-networks of 29 layers (L = 9), 7.8 to 50.1 million MACs on CIFAR-10."
+    "I-ResNeXt of Lee et al. 2018 (ablation study): 8 sub-networks of 29 layers (L = 9), 7.8 to 50.1 million MACs on CIFAR-10."
     "\n\nA branch has width 4 at the first scale.",
     fixed={"bottleneck": 4, "layout": "cifar"},
     blocks=(3, 3, 3),

@@ -213,12 +213,12 @@ class ISResNeXt(SlicedModel):
 isresnext = variant(
     ISResNeXt,
     "isresnext",
-    "IS-ResNeXt for CIFAR: 6 sub-networks of 47 layers (L = 15), 13.0 to 122.1 million MACs, 0.852 million parameters.",
+    "IS-ResNeXt of Lee et al. 2018 for CIFAR: 6 sub-networks of 47 layers (L = 15), 13.0 to 122.1 M MACs, 0.852 M parameters.",
 )
 isresnext_imagenet = variant(
     ISResNeXt,
     "isresnext_imagenet",
-    "IS-ResNeXt for ImageNet (1000 classes, 224x224 pixels): 5 sub-networks of 62 layers (L = 20), 210 to 1531 million MACs."
+    "IS-ResNeXt of Lee et al. 2018 for ImageNet (224x224 pixels): 5 sub-networks of 62 layers (L = 20), 210 to 1531 M MACs."
     "\n\nA branch has width 4 at the first scale.",
     fixed={"bottleneck": 4, "layout": "imagenet"},
     blocks=(5, 5, 5, 5),
@@ -229,7 +229,7 @@ isresnext_imagenet = variant(
 isresnext_cub = variant(
     ISResNeXt,
     "isresnext_cub",
-    "IS-ResNeXt for CUB-200 (224x224 pixels): 6 sub-networks of 50 layers (L = 16), 179 to 1655 million MACs."
+    "IS-ResNeXt of Lee et al. 2018 for CUB-200 (224x224 pixels): 6 sub-networks of 50 layers (L = 16), 179 to 1655 M MACs."
     "\n\nA branch has width 4 at the first scale.",
     fixed={"bottleneck": 4, "layout": "imagenet"},
     blocks=(4, 4, 4, 4),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anytime.analysis.calibration import per_class
 from anytime.analysis.curves import accuracy, confidence, true_class_probability
-from anytime.analysis.statistics import BySeed, costs_of, first_trace, gain, mean, means, per_seed
+from anytime.analysis.statistics import costs_of, first_trace, gain, mean, means, per_seed
 from anytime.reporting import plots
 from anytime.reporting.plots import BLUE, RED
 from anytime.reporting.tables import Column, format_table

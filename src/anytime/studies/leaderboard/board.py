@@ -19,9 +19,9 @@ from anytime.reporting.tables import Column, format_table
 from anytime.studies.figures import panels
 from anytime.studies.leaderboard.networks import MOST_PARAMETERS, MOST_SECONDS, NETWORKS, Network
 from anytime.studies.leaderboard.rows import EarlierRows, Row, images_of_trace, row_of
-from anytime.studies.timing import ROUNDS, build, one_thread_seconds
 from anytime.studies.runner import StoredTraces, Traces
 from anytime.studies.study import Result
+from anytime.studies.timing import ROUNDS, build, one_thread_seconds
 from anytime.support.units import macs_text, ms_text
 
 LOW, HIGH = 1e6, 2e8  # MACs between which the area is taken

@@ -17,8 +17,8 @@ from anytime.analysis.curves import accuracy
 from anytime.analysis.statistics import BySeed, costs_of, first_trace
 from anytime.cost import step_macs
 from anytime.studies.leaderboard.networks import Network
-from anytime.studies.timing import build
 from anytime.studies.runner import TrainingRun, current_path, effective
+from anytime.studies.timing import build
 from anytime.support.documents import parse_json, read_limited
 from anytime.support.limits import UNFIT
 from anytime.support.text import one_line

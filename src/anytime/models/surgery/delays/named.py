@@ -27,7 +27,7 @@ def delayed(
     input_size: int | tuple[int, int, int] | None = None,
     options: dict[str, Any] | None = None,
 ) -> DelayedNetwork:
-    """Any torchvision or timm classifier with skip connections as a cascade: its residual branches arrive late.
+    """Any torchvision or timm classifier with skip connections as a cascade (Iuzzolino et al. 2021).
 
     Args:
         num_classes: K of the logits, or the sizes of several label levels.

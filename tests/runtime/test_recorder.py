@@ -96,6 +96,17 @@ def test_a_flight_with_an_endless_guard_can_be_replayed(recorded: Callable) -> N
     assert [each and each.step for each in replay(flight, ReplaySettings.of(flight))] == [answer.step for answer in answers]
 
 
+def test_a_flight_knows_its_steps_without_profile_and_macs(timed_case: Callable, tmp_path: Path) -> None:
+    clock, model, _ = timed_case([10.0] * 4)
+    predictor = Predictor(model, stop=Confidence(0.0), clock=clock, record=tmp_path / "flight.jsonl")
+    assert [predictor(X).reason for _ in range(3)] == ["stopped"] * 3
+    predictor.recorder.flush()
+    (flight,), lost = read_flights(tmp_path / "flight.jsonl")
+    assert (lost, flight.facts["steps"]) == (0, 4)
+    decided = replay(flight, ReplaySettings.of(flight))
+    assert [each and (each.step, each.reason) for each in decided] == [(1, "stopped")] * 3
+
+
 def test_hard_deadlines_engines_and_what_is_unknown(recorded: Callable) -> None:
     _, _, file = recorded(stop=Confidence(0.8))  # after step 1
     (flight,), lost = read_flights(file)

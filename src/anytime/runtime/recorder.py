@@ -50,6 +50,7 @@ def flight_facts(
     """What a flight says about a predictor: enough to decide again. `plan` has the quantile and the median of each step."""
     steps = None if profile is None else [plan.step(t, 1) for t in range(len(profile.macs))]
     known = {"run_time": "anytime", "model": model.config.get("model", type(model).__name__), "guard": guard}
+    known["steps"] = model.num_steps
     known |= {"interrupt": OPERATOR if cancels else STEP, "stop": rule and rule.to_dict(), "combine": combiner.to_dict()}
     return known | {"macs": known_macs(model, profile), "plan": steps}
 

@@ -110,14 +110,15 @@ def _facts(data: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"a flight with the guard {guard!r} and the plan {plan!r}")
     if not all(0 <= cost < 2**63 for cost in macs or ()) or data["interrupt"] not in (OPERATOR, STEP):
         raise ValueError(f"a flight with {data['interrupt']!r} and {macs!r}")
-    if len({len(each) for each in (plan, macs) if each}) > 1 or len(plan or macs or ()) > MOST_STEPS:
+    steps = int(data.get("steps", 0))  # earlier versions did not write it
+    if len({len(each) for each in (plan, macs) if each}) > 1 or not 0 <= max(len(plan or macs or ()), steps) <= MOST_STEPS:
         raise ValueError("a flight whose plan and MACs are not of the same steps")
-    return {**data, "guard": guard, "plan": plan, "macs": macs}
+    return {**data, "guard": guard, "plan": plan, "macs": macs, "steps": max(0, steps)}
 
 
 def _known(flight: Flight) -> int:
     """How many steps its predictor has; 0 if it does not say."""
-    return len(flight.facts["macs"] or flight.facts["plan"] or ())
+    return len(flight.facts["macs"] or flight.facts["plan"] or ()) or flight.facts.get("steps", 0)
 
 
 def _recorded(data: Mapping[str, Any], most: int) -> Recorded:

@@ -26,7 +26,7 @@ class Boosted(Around):
     Raises:
         ValueError: `shrink` outside (0, 1].
 
-    Source: Yu, Li, Hua, Shi, AAAI 2023 (boosted dynamic neural networks). They also rescale the gradients of the heads
+    Source: Yu, Li, Hua, Huang, Shi, AAAI 2023 (boosted dynamic neural networks). They also rescale the gradients of the heads
     (`GradientRescaling`), and some networks of the published code have shrink = 0.5.
     """
 

@@ -22,6 +22,7 @@ from anytime.training.launch import start_training
 CONTRACT_ARGUMENTS = {
     "fast": {"widths": (8, 8, 8), "head_widths": (4, 4)},
     "fast_views": {"widths": (8, 8, 8), "head_widths": (4, 4)},
+    "fast_branched": {"widths": (8, 12, 12), "head_widths": (4, 0), "convs": (2, 1, 1)},
 }
 
 
@@ -36,18 +37,39 @@ def test_cost() -> None:
     assert 2 * sum(p.numel() for p in model.parameters()) < 5e6  # bytes in float16
 
 
-def test_deep_groups_add_what_two_more_convolutions_make_of_the_first() -> None:
-    model = FastNet(100, widths=(6, 9), head_widths=(5,), deep=True).double().eval()
-    x = torch.rand(2, 3, 14, 14, dtype=torch.float64)
-    group = model.groups[0]
-    h = F.gelu(model.whitening(model.normalize(x)))
-    a = F.gelu(group.norm1(F.max_pool2d(group.conv1(h), 2)))
-    b = F.gelu(group.norm3(group.conv3(F.gelu(group.norm2(group.conv2(a))))) + a)
-    torch.testing.assert_close(model(x)[0], model.heads[0](b), rtol=0, atol=1e-14)
-    plain = FastNet(100, widths=(6, 9), head_widths=(5,))
-    extra = [6**2 * 9 * 6**2, 6**2 * 9 * 6**2 + 3**2 * 9 * 9**2]  # a third convolution on maps of 6 x 6 and 3 x 3 pixels
-    without = anytime.step_macs(plain, (3, 14, 14))
-    assert anytime.step_macs(model, (3, 14, 14)) == [macs + more for macs, more in zip(without, extra, strict=True)]
+def test_branches_and_shortcuts() -> None:
+    model = FastNet(100, widths=(6, 9, 9), head_widths=(5, 0), convs=(2, 1, 1), branches=1).double().eval()
+    x = torch.rand(2, 3, 22, 22, dtype=torch.float64)
+
+    def halving(h: Tensor, module: torch.nn.Module) -> Tensor:
+        return F.gelu(module.norm(F.max_pool2d(module.conv(h), 2)))
+
+    first, second, third = model.groups
+    a = halving(F.gelu(model.whitening(model.normalize(x))), first[0])
+    (conv1, conv2), (norm1, norm2) = first[1].convs, first[1].norms
+    h1 = F.gelu(a + norm2(conv2(F.gelu(norm1(conv1(a))))))
+    before, block = model.branches[0]
+    b = F.gelu(before.norm(before.conv(F.max_pool2d(h1, 2))))
+    b = F.gelu(b + block.norms[0](block.convs[0](b)))
+    c = halving(h1, second[0])
+    h2 = F.gelu(c + second[1].norms[0](second[1].convs[0](c))) + b
+    h3 = F.gelu(h2 + third[0].norms[0](third[0].convs[0](h2)))
+    wanted = torch.stack([head(h) for head, h in zip(model.heads, (b, h2, h3), strict=True)])
+    torch.testing.assert_close(model(x), wanted, rtol=0, atol=1e-13)
+
+
+def test_cost_of_branches() -> None:
+    groups = [
+        31**2 * (12 * 24 + 9 * 24 * 64) + 2 * 15**2 * 9 * 64**2,
+        15**2 * 9 * 64 * 192 + 7**2 * 9 * 192**2,
+        7**2 * 9 * 192 * 440 + 3**2 * 9 * 440**2,
+        2 * 3**2 * 9 * 440**2,  # as wide as the one before it: two convolutions and no halving
+    ]
+    branch = 7**2 * 9 * (64 * 192 + 192**2)
+    heads = [3**2 * (9 * 192 * 192 + 192 * 100), 3**2 * (9 * 192 * 256 + 256 * 100), 440 * 100, 440 * 100]
+    wanted = [sum(groups[: t + 1]) + branch + sum(heads[: t + 1]) for t in range(4)]
+    assert anytime.step_macs(anytime.create_model("fast_branched", 100), (3, 32, 32)) == wanted
+    assert all(macs <= 1e6 * budget for macs, budget in zip(wanted, (56, 101, 155, 198), strict=True))  # those of DFS
 
 
 def test_further_answers_are_means_over_views() -> None:
@@ -112,6 +134,14 @@ def test_untrained_whitening_passes_pixels() -> None:
         ({"widths": ()}, r"widths must be at least 1 in every group, got \(\)"),
         ({"widths": (8, 0, 8)}, r"got \(8, 0, 8\)"),
         ({"head_widths": (4,)}, r"needs 2 widths .* \(64, 256, 256\), or none for a single answer, got \(4,\)"),
+        ({"convs": (1, 1)}, r"convs needs 3 numbers of at least 1, one a group, or none, got \(1, 1\)"),
+        ({"convs": (1, 0, 1)}, r"got \(1, 0, 1\)"),
+        ({"branches": 3}, r"branches must be a whole number in 0..2, .*, got 3 for widths \(64, 256, 256\)"),
+        ({"branches": True}, r"branches must be a whole number, got True"),
+        ({"widths": (8, 8.5, 8)}, r"widths must be a whole number, got 8.5"),
+        ({"convs": (1, 10_000, 1)}, r"convs must add up to at most 10,000, got 10,002"),
+        ({"branches": 2, "convs": (1, 1, 1)}, r"a group after them that halves, got 2 for widths \(64, 256, 256\)"),
+        ({"branches": 1, "head_widths": ()}, r"in 0..0, .*, got 1"),
         ({"scale": 0.0}, r"scale must be above 0, got 0.0"),
         ({"views": 5}, r"views must be a whole number in 1..4, got 5"),
         ({"views": 0}, r"views must be a whole number in 1..4, got 0"),

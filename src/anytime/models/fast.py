@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime.model import AnytimeModel
+from anytime.models.common.layers import check_depth, require_whole
 from anytime.models.common.steps import require_step_left
 from anytime.registry import variant
 
@@ -53,23 +55,47 @@ class ShiftNorm(nn.BatchNorm2d):
 
 
 class Group(nn.Module):
-    """a = gelu(norm1(halved(conv1(h)))), b = gelu(norm2(conv2(a))), and gelu(norm3(conv3(b)) + a) if it is `deep`, else b.
+    """gelu(norm2(conv2(a))), a = gelu(norm1(halved(conv1(h)))); both convolutions are 3x3."""
 
-    All convolutions are 3x3.
-    """
-
-    def __init__(self, channels: int, width: int, deep: bool = False) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv1, self.norm1 = identity_conv(channels, width), ShiftNorm(width)
         self.conv2, self.norm2 = identity_conv(width, width), ShiftNorm(width)
-        self.deep = deep
-        if deep:
-            self.conv3, self.norm3 = identity_conv(width, width), ShiftNorm(width)
 
     def forward(self, h: Tensor) -> Tensor:
-        a = F.gelu(self.norm1(halved(self.conv1(h))))
-        b = F.gelu(self.norm2(self.conv2(a)))
-        return F.gelu(self.norm3(self.conv3(b)) + a) if self.deep else b
+        h = F.gelu(self.norm1(halved(self.conv1(h))))
+        return F.gelu(self.norm2(self.conv2(h)))
+
+
+class Halving(nn.Module):
+    """gelu(norm(halved(conv(h)))), or with `first` gelu(norm(conv(halved(h)))) for a quarter of its MACs."""
+
+    def __init__(self, channels: int, width: int, first: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norm, self.first = identity_conv(channels, width), ShiftNorm(width), first
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.gelu(self.norm(self.conv(halved(h)) if self.first else halved(self.conv(h))))
+
+
+class Residual(nn.Module):
+    """gelu(h + norm_n(conv_n(... gelu(norm_1(conv_1(h))))) of n = `convs` 3x3 convolutions."""
+
+    def __init__(self, width: int, convs: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(identity_conv(width, width) for _ in range(convs))
+        self.norms = nn.ModuleList(ShiftNorm(width) for _ in range(convs))
+
+    def forward(self, h: Tensor) -> Tensor:
+        inner = h
+        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            inner = norm(conv(F.gelu(inner) if number else inner))
+        return F.gelu(h + inner)
+
+
+def residual_group(channels: int, width: int, convs: int, halves: bool) -> nn.Sequential:
+    """A block with a shortcut, behind a convolution that halves the map if the group does."""
+    return nn.Sequential(*[Halving(channels, width)] if halves else [], Residual(width, convs))
 
 
 class EarlyHead(nn.Module):
@@ -105,19 +131,24 @@ class LastHead(nn.Module):
 
 
 class FastState(NamedTuple):
-    """`features` is the last map (before the first step, the normalised images); the others serve further views."""
+    """`features` is the last map (before the first step, the normalised images), `image` and `logits` serve further views."""
 
     step: int
     features: Tensor
     image: Tensor | None  # the normalised images, after the first step
     logits: Tensor | None  # mean over the views so far, after the last group
+    branch: Tensor | None = None  # the last group's branch, which the next group adds
 
 
 class FastNet(AnytimeModel):
-    """Whitened 2x2 patches, then groups of two or three 3x3 convolutions; each group halves the map and answers.
+    """Whitened 2x2 patches, then groups of 3x3 convolutions; each group halves the map and answers.
 
     h_0 = gelu(V x + b), V the whitening of the training images' patches; h_t = group_t(h_{t-1});
     logits_t = head_t(h_t), head_t of few channels before the last step.
+
+    The first `branches` groups have a branch b_t, a group of its own that halves the map before it convolves:
+    logits_t = head_t(b_t(h_t)), and h_{t+1} = group_{t+1}(h_t) + b_t(h_t). So an early answer gets deeper features for few
+    MACs, and none of them are lost.
 
     With `views` = n, n - 1 answers follow, each for the cost of the whole network without early heads: the mean over the views
     so far of the last group's logits. The views are the image, its mirror image, the image shifted by a pixel up and left, and
@@ -132,10 +163,13 @@ class FastNet(AnytimeModel):
         num_classes: K of the logits, or the sizes of several label levels.
         in_channels: Channels of the images.
         widths: Channels of each group; each group gives an answer.
-        head_widths: Channels of the early heads, one fewer than groups; none: the plain network, with only the last answer.
+        head_widths: Channels of the early heads, one fewer than groups; 0: a head like the last, without a convolution; none:
+            the plain network, with only the last answer.
         scale: Factor of all logits; the smaller, the faster the heads learn beside the trunk.
         views: Views of the image, 1 to 4.
-        deep: Whether groups have a third convolution, and add to its output that of their first one.
+        convs: Convolutions of each group around which there is a shortcut, after the one that halves the map; a group as wide
+            as the one before it does not halve. Empty: each group has one, without a shortcut.
+        branches: Number of groups with a branch, from the first on.
 
     Source: The trunk follows Jordan 2024 (94 % on CIFAR-10 in 3.29 seconds on a single GPU, arXiv:2404.00498), whose network
     has no early answers.
@@ -149,15 +183,29 @@ class FastNet(AnytimeModel):
         head_widths: tuple[int, ...] = (32, 64),
         scale: float = 1 / 9,
         views: int = 1,
-        deep: bool = False,
+        convs: tuple[int, ...] = (),
+        branches: int = 0,
     ) -> None:
         super().__init__(num_classes, in_channels)
+        require_whole(views=views, branches=branches)
+        for name, numbers in (("widths", widths), ("head_widths", head_widths), ("convs", convs)):
+            for number in numbers:
+                require_whole(**{name: number})
+        check_depth("convs", convs)
         if not widths or min(widths) < 1:
             raise ValueError(f"widths must be at least 1 in every group, got {widths!r}")
-        if len(head_widths) not in (0, len(widths) - 1) or min(head_widths, default=1) < 1:
+        if len(head_widths) not in (0, len(widths) - 1) or min(head_widths, default=0) < 0:
             raise ValueError(
-                f"head_widths needs {len(widths) - 1} widths of at least 1, one for each group but the last of widths "
+                f"head_widths needs {len(widths) - 1} widths of at least 0, one for each group but the last of widths "
                 f"{tuple(widths)}, or none for a single answer, got {tuple(head_widths)}"
+            )
+        if convs and (len(convs) != len(widths) or min(convs) < 1):
+            raise ValueError(f"convs needs {len(widths)} numbers of at least 1, one a group, or none, got {tuple(convs)}")
+        halves = [not (convs and t and widths[t] == widths[t - 1]) for t in range(len(widths))]
+        if branches not in range(len(head_widths) + 1) or not all(halves[: branches + 1]):
+            raise ValueError(
+                f"branches must be a whole number in 0..{len(head_widths)}, of groups with an early head and a group after "
+                f"them that halves, got {branches!r} for widths {tuple(widths)}"
             )
         if not scale > 0:
             raise ValueError(f"scale must be above 0, got {scale!r}")
@@ -171,9 +219,18 @@ class FastNet(AnytimeModel):
         self.whitening.weight.requires_grad_(False)
         self._set_whitening(torch.eye(size))
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]
-        self.groups = nn.ModuleList(Group(i, o, deep) for i, o in zip((2 * size, *widths), widths, strict=False))
-        early = zip(widths, head_widths, strict=False)
-        self.heads = nn.ModuleList(EarlyHead(channels, width, self.num_classes, scale) for channels, width in early)
+        self.groups = nn.ModuleList(
+            residual_group(before, width, convs[t], halves[t]) if convs else Group(before, width)
+            for t, (before, width) in enumerate(pairwise((2 * size, *widths)))
+        )
+        self.branches = nn.ModuleList(
+            nn.Sequential(Halving(widths[t], widths[t + 1], first=True), Residual(widths[t + 1], 1)) for t in range(branches)
+        )
+        answering = (*widths[1 : branches + 1], *widths[branches:])  # channels of the map that each head reads
+        self.heads = nn.ModuleList(
+            EarlyHead(channels, width, self.num_classes, scale) if width else LastHead(channels, self.num_classes, scale)
+            for channels, width in zip(answering, head_widths, strict=False)
+        )
         self.heads.append(LastHead(widths[-1], self.num_classes, scale))
 
     def _set_whitening(self, rows: Tensor) -> None:
@@ -195,24 +252,24 @@ class FastNet(AnytimeModel):
             mean = self._with_view(state, t - last + 1)
             return mean, state._replace(step=t + 1, logits=mean)
         h = state.features if t else F.gelu(self.whitening(state.features))
-        h = self._through(h, self.exits[t - 1] if t else 0, self.exits[t])
-        return self._after_group(t + 1, h, state.image if t else state.features)
+        h, branch = self._through(h, state.branch, self.exits[t - 1] if t else 0, self.exits[t])
+        return self._after_group(t + 1, h, branch, state.image if t else state.features)
 
     def jump(self, x: Tensor, step: int) -> tuple[Tensor, FastState]:
         """Runs the groups up to `step` without the earlier heads."""
         self.check_step(step)
         image = self.initial_state(x).features
         exit = min(step, len(self.exits))
-        logits, state = self._after_group(exit, self._trunk(image, self.exits[exit - 1]), image)
+        logits, state = self._after_group(exit, *self._trunk(image, self.exits[exit - 1]), image)
         for _ in range(step - exit):
             logits, state = self.step(state)
         return logits, state
 
-    def _after_group(self, step: int, h: Tensor, image: Tensor | None) -> tuple[Tensor, FastState]:
-        """The answer to a group's features, and the state with what further views need."""
-        logits = self.heads[step - 1](h)
-        further = self.views > 1
-        return logits, FastState(step, h, image if further else None, logits if further and step == len(self.exits) else None)
+    def _after_group(self, step: int, h: Tensor, branch: Tensor | None, image: Tensor | None) -> tuple[Tensor, FastState]:
+        """The answer to a group's features or its branch's, and the state with what further groups and views need."""
+        logits = self.heads[step - 1](h if branch is None else branch)
+        seen = (image, logits if step == len(self.exits) else None) if self.views > 1 else (None, None)
+        return logits, FastState(step, h, *seen, branch)
 
     def _with_view(self, state: FastState, number: int) -> Tensor:
         """The mean of the logits over the views up to `number`, counted from 0."""
@@ -220,16 +277,18 @@ class FastNet(AnytimeModel):
         assert state.logits is not None
         if self.training:
             return state.logits
-        logits = self.heads[-1](self._trunk(view(state.image, number), len(self.groups)))
+        logits = self.heads[-1](self._trunk(view(state.image, number), len(self.groups))[0])
         return state.logits + (logits - state.logits) / (number + 1)
 
-    def _trunk(self, image: Tensor, groups: int) -> Tensor:
-        return self._through(F.gelu(self.whitening(image)), 0, groups)
+    def _trunk(self, image: Tensor, groups: int) -> tuple[Tensor, Tensor | None]:
+        return self._through(F.gelu(self.whitening(image)), None, 0, groups)
 
-    def _through(self, h: Tensor, first: int, last: int) -> Tensor:
-        for group in self.groups[first:last]:
-            h = group(h)
-        return h
+    def _through(self, h: Tensor, branch: Tensor | None, first: int, last: int) -> tuple[Tensor, Tensor | None]:
+        """The map after the groups `first` to `last` - 1 and its branch, from the map and the branch before them."""
+        for t in range(first, last):
+            h = self.groups[t](h) if branch is None else self.groups[t](h) + branch
+            branch = self.branches[t](h) if t < len(self.branches) else None
+        return h, branch
 
 
 fast = variant(
@@ -242,4 +301,13 @@ fast_views = variant(
     "fast_views",
     "`fast` with three further answers, from mirrored and shifted views of the image: 475 M MACs.",
     views=4,
+)
+fast_branched = variant(
+    FastNet,
+    "fast_branched",
+    "A network of 4 answers like `fast`, with a branch for the first one and shortcuts, for more classes: 186 M MACs.",
+    widths=(64, 192, 440, 440),
+    head_widths=(192, 256, 0),
+    convs=(2, 1, 1, 2),
+    branches=1,
 )

@@ -305,7 +305,7 @@ fast_views = variant(
 fast_branched = variant(
     FastNet,
     "fast_branched",
-    "A network of 4 answers like `fast`, with a branch for the first one and shortcuts, for more classes: 186 M MACs.",
+    "A network of 4 answers like `fast`, with a branch for the first one and shortcuts, for more classes: 184 M MACs.",
     widths=(64, 192, 440, 440),
     head_widths=(192, 256, 0),
     convs=(2, 1, 1, 2),

@@ -288,7 +288,7 @@ class Session:
         """Waits for the end, at most some seconds, then returns the best answer; raises what a step raised, once."""
         if not self.now.answer.reason:
             self._predictor.network.check()
-        over = ended([self._run], min(seconds_of(seconds, "seconds"), 4e6)).done
+        over = seconds is None or ended([self._run], min(seconds_of(seconds, "seconds"), 4e6)).done
         if over and (error := self._run.exception()) and error is not self._told:
             self._told = error
             raise error

@@ -79,7 +79,7 @@ class Halving(nn.Module):
 
 
 class Residual(nn.Module):
-    """gelu(h + norm_n(conv_n(... gelu(norm_1(conv_1(h))))) of n = `convs` 3x3 convolutions."""
+    """gelu(h + norm_n(conv_n(... gelu(norm_1(conv_1(h)))))) of n = `convs` 3x3 convolutions."""
 
     def __init__(self, width: int, convs: int) -> None:
         super().__init__()

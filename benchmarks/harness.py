@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -60,11 +61,21 @@ def compile_steps(step: Callable[[Any], Any], count: int) -> list[Callable[[Any]
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What the numbers depend on besides the code: hardware, versions, date."""
+    """What the numbers depend on: hardware, versions, commit, date."""
     return {
-        "hardware": hardware(torch.device(device)), "torch": torch.__version__, "anytime": __version__,
+        "hardware": hardware(torch.device(device)), "torch": torch.__version__, "anytime": __version__, "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def commit() -> str | None:
+    """The commit of this repository, with "-dirty" if its files have been changed since; None outside of a clone."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -45,6 +46,24 @@ def test_functions_are_timed_in_turn(load_benchmark) -> None:
     seconds = harness.time_in_turns(functions, repeats=2, warmup=1)
     assert order == ["a", "b"] * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_results_name_the_commit(load_benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = load_benchmark("harness")
+    file = tmp_path / "harness.py"
+    monkeypatch.setattr(harness, "__file__", str(file))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert harness.commit() is None
+    file.write_text("1")
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert harness.environment("cpu")["commit"] == head
+    file.write_text("2")
+    assert harness.commit() == f"{head}-dirty"
 
 
 def test_anytimenet_candidates_answer_alike(load_benchmark) -> None:

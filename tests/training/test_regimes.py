@@ -18,7 +18,7 @@ from anytime.data import hashing
 from anytime.model import AnytimeModel, create_model
 from anytime.models.surgery.attach.model import AttachedExits
 from anytime.objectives import AANN, Hierarchical, SelfDistillation, Weighted, step_losses
-from anytime.training import GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich
+from anytime.training import CutMix, GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich
 from anytime.training.build import build
 from anytime.training.callbacks import Interrupted
 from anytime.training.config import UsageError, parse
@@ -199,8 +199,9 @@ def sliced() -> AnytimeModel:
         (None, lambda: HeadsOnly(views=2), (2, 4)),
         (None, GradientRescaling, (5,)),
         (sliced, Sandwich, (4,)),
+        (sliced, CutMix, (4,)),
     ],
-    ids=["mixed", "heads_only", "rescaling", "sandwich"],
+    ids=["mixed", "heads_only", "rescaling", "sandwich", "cutmix"],
 )
 def test_interrupted_and_resumed_the_weights_are_the_same(
     exits: Any, train: Any, interrupt: Any, build_model: Any, regime: Any, steps: Any, tmp_path: Path
@@ -226,7 +227,9 @@ def test_joint_is_the_default(exits: Any, train: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
-@pytest.mark.parametrize("regime", [HeadsOnly(), Mixed(1), GradientRescaling(), Sandwich(1)], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize(
+    "regime", [HeadsOnly(), Mixed(1), GradientRescaling(), Sandwich(1), CutMix(1)], ids=lambda r: type(r).__name__
+)
 def test_precisions(exits: Any, digits: Any, train: Any, regime: Regime, precision: Any, tmp_path: Path) -> None:
     settings = {"precision": precision, "channels_last": True}
     train(exits(), regime, tmp_path, epochs=2, objective=SelfDistillation(), settings=settings, data=digits(validation=32))
@@ -236,7 +239,9 @@ def test_precisions(exits: Any, digits: Any, train: Any, regime: Regime, precisi
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed:UserWarning")  # kept features, heads under autocast
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("regime", [Joint(), HeadsOnly(), Mixed(1), GradientRescaling()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize(
+    "regime", [Joint(), HeadsOnly(), Mixed(1), GradientRescaling(), CutMix(1)], ids=lambda r: type(r).__name__
+)
 def test_compiled(exits: Any, train: Any, watch: Any, regime: Regime, precision: Any, tmp_path: Path) -> None:
     model = exits()
     changed = watch(model)
@@ -285,7 +290,7 @@ def test_names_defaults_and_help() -> None:
     with pytest.raises(UsageError, match="backbone_epochs must be below epochs=10, got 10"):
         build(parse([*BASE, "--model.width=4", "--regime=mixed", "--regime.backbone_epochs=10"]))
     text = help_wanted(["--help"])
-    assert "joint, heads_only, mixed, gradient_rescaling, sandwich (default: joint)" in text
+    assert "joint, cut_mix, heads_only, mixed, gradient_rescaling, sandwich (default: joint)" in text
     assert "--regime.views" in help_wanted(["--regime.help", "heads_only"])
 
 

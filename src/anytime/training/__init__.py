@@ -2,13 +2,14 @@
 
 from anytime.training.fit import Settings, fit
 from anytime.training.module import AnytimeModule, NonFiniteLoss
-from anytime.training.regimes import GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich
+from anytime.training.regimes import CutMix, GradientRescaling, HeadsOnly, Joint, Mixed, Regime, Sandwich
 from anytime.training.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule
 
 __all__ = [
     "AnytimeModule",
     "Constant",
     "Cosine",
+    "CutMix",
     "GradientRescaling",
     "HeadsOnly",
     "Joint",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import signal
 import threading
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import anytime_edge  # noqa: E402
-from anytime_edge import Predictor, load  # noqa: E402
+from anytime_edge import Predictor, decisions, load  # noqa: E402
+from anytime_edge import predictor as module  # noqa: E402
+from anytime_edge.predictor import Now  # noqa: E402
 from written_by_hand import frame  # noqa: E402
 
 
@@ -35,12 +40,16 @@ def test_a_forked_process_is_told(network: anytime_edge.Network) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_can_load_the_network_anew(folder: Path, network: anytime_edge.Network) -> None:
-    label = Predictor(network)(frame(8, 8, 3)).label
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_process_can_load_the_network_anew(folder: Path, threads: int) -> None:
+    predictor = Predictor(load(folder, threads))
+    label = predictor(frame(8, 8, 3)).label
     child = os.fork()
     if child == 0:
         signal.alarm(60)  # threads of the parent, for which it would wait for ever, are not here
-        answer = Predictor(load(folder))(frame(8, 8, 3), deadline=60)
+        predictor = Predictor(load(folder, threads))  # in place of the parent's
+        gc.collect()
+        answer = predictor(frame(8, 8, 3), deadline=60)
         os._exit(0 if answer.step == 2 and answer.label == label else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -86,6 +95,79 @@ def test_a_session_that_was_complete_before_a_fork_can_be_left_in_the_child(netw
                 pass
             os._exit(0 if session.wait().step == 2 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_session_that_was_complete_but_not_noted_as_ended_at_a_fork_can_be_left(network: anytime_edge.Network) -> None:
+    with Predictor(network).session(frame(8, 8, 3)) as session:
+        session.wait()
+        session._run = Future()  # whose thread notes the end only after the last answer is known
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            with session:
+                pass
+            os._exit(0 if session.done and session.wait(5).step == 2 else 1)
+        session._run.set_result(None)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_call_waits_for_the_moment_at_which_the_newest_step_is_cancelled(
+    network: anytime_edge.Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 1 may end while the call waits for its end, and step 2, which fits, has until the deadline."""
+    waits, clock = list[float](), [100.0]
+
+    class Scripted(anytime_edge.Session):
+        def wait(self, seconds: Any = None) -> Any:
+            waits.append(seconds)
+            clock[0] += seconds
+            first, second = self.now.answer, replace(self.now.answer, step=1)
+            self.now = Now(first, 0, 0.5, False) if len(waits) == 1 else Now(second, 1, 0.0, False)
+
+    monkeypatch.setattr(module, "Session", Scripted)
+    monkeypatch.setattr(Scripted, "_compute", lambda *_: None)
+    predictor = Predictor(network, guard=0.5, clock=lambda: clock[0])
+    predictor.reserve = 2.0
+    answer = predictor(frame(8, 8, 3), 4.0)
+    assert waits == [2.0, 1.5, 0.5]
+    assert (answer.step, answer.elapsed) == (1, 4.0)
+
+
+def test_an_error_of_a_step_that_was_cancelled_is_no_cancellation(
+    network: anytime_edge.Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def run(self, names: Any, given: Any, call: Any) -> Any:
+            call.terminate = True
+            raise MemoryError("no memory left")
+
+    monkeypatch.setattr(network, "_graphs", [Failing(), Failing()])
+    with pytest.raises(MemoryError, match="no memory left"), Predictor(network).session(frame(8, 8, 3)):
+        pass
+
+
+def test_a_saved_combiner_does_not_hide_one_of_the_library(
+    network: anytime_edge.Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = network.manifest
+    saved = {"mixture": {"stop": {"kind": "never"}, "combine": {"kind": "caching"}}}
+    monkeypatch.setattr(network, "manifest", known._replace(metadata={**known.metadata, "fitted": saved}))
+    (combiner,) = Predictor(network, combine="mixture").combiners
+    assert combiner.func is decisions._mixture
+    assert combiner.args == ([step.macs for step in known.steps],)
+
+
+def test_small_probabilities_count_where_tiny_numbers_are_zero(network: anytime_edge.Network) -> None:
+    """exp(-92) is such a number in the threads that compute, and log p is -92 nevertheless, as for `anytime`."""
+    values = {"kind": "geometric", "weights": [[1.0], [1.0, 1.0]], "biases": [[1.0, 1.0], [1.0, 1.0]]}
+
+    def combined() -> Any:
+        combine = decisions.combiner(values, 2, 2)
+        _, state = combine(None, np.array([[0.0, -92.0]], np.float32), 1)
+        return combine(state, np.array([[-97.0, 0.0]], np.float32), 2)[0][0, 0]
+
+    assert network.pool.submit(combined).result() == pytest.approx(1 / (1 + math.exp(5)), rel=1e-5)
 
 
 def test_the_reserve_of_a_call_is_the_one_at_its_start(network: anytime_edge.Network, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,3 +106,6 @@ def test_a_profile_of_other_steps_is_one_sentence(timed_case: Callable, capsys: 
     file = flight_file(tmp_path / "long.jsonl", long, **WITHOUT)
     assert main(["replay", str(file), "--profile", str(tmp_path / "profile.json")]) == 1
     assert "the flight has 5 steps, but the plan only 4" in capsys.readouterr().err
+    file = flight_file(tmp_path / "two.jsonl", answered(), **WITHOUT, steps=2)
+    assert main(["replay", str(file), "--profile", str(tmp_path / "profile.json")]) == 2
+    assert "is a profile of 4 steps, the flight has 2" in capsys.readouterr().err

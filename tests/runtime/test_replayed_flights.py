@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from collections.abc import Callable
+from pathlib import Path
 
-from anytime.runtime.replay import Flight, Recorded, ReplaySettings, replay
+import pytest
+import torch
+
+from anytime.runtime import Predictor
+from anytime.runtime.replay import Flight, Recorded, ReplaySettings, read_flights, replay
+from anytime.stopping import AnyOf, Confidence, ConfidenceBands, Margin, Rule, SelectionLatency
 
 
 def test_a_step_that_ended_although_it_was_cancelled_counts_in_a_replay() -> None:
@@ -68,3 +75,67 @@ def test_what_the_way_to_the_caller_took_is_replayed() -> None:
     for each, old in zip(replay(flight, ReplaySettings.of(flight)), flight.answers, strict=True):
         assert each is not None
         assert (each.step, each.elapsed, each.missed, each.reason) == (1, pytest.approx(old.elapsed), old.missed, "deadline")
+
+
+def test_contract_answers_and_those_to_several_images_are_not_decided_again(timed_case: Callable, tmp_path: Path) -> None:
+    """A flight has the plan of single images; only what one saw is in it."""
+    clock, model, profile = timed_case([10.0] * 4)
+    predictor = Predictor(model, profile, clock=clock, record=tmp_path / "flight.jsonl")
+    one = torch.full((1, 3, 2, 2), 0.5)
+    answers = [predictor(one, 25.0, contract=True), predictor(one, 25.0), predictor(one.expand(2, -1, -1, -1), None)]
+    predictor.recorder.close()
+    lines = [json.loads(line) for line in (tmp_path / "flight.jsonl").read_text().splitlines()[1:]]
+    assert [(line.get("contract"), line.get("images")) for line in lines] == [(True, None), (None, None), (None, 2)]
+    (flight,), _ = read_flights(tmp_path / "flight.jsonl")
+    made = replay(flight, ReplaySettings.of(flight))
+    assert [each and each.step for each in made] == [None, answers[1].step, None]
+
+
+def test_what_was_not_decided_again_changes_nothing(timed_case: Callable) -> None:
+    facts = {"interrupt": "step", "guard": 0.0, "stop": None, "macs": [1, 2], "plan": [(1.0, 1.0)] * 2}
+    one = Recorded(1, 1.0, False, "deadline", 1.5, (1.0,), (None,), None)
+    two = Recorded(2, 90.0, False, "complete", None, (45.0, 45.0), (None, None), None, apart=True)
+    flight = Flight(facts, [two, one, two, one])
+    alone = Flight(facts, [one, one])
+    assert replay(flight, ReplaySettings.of(flight))[1::2] == replay(alone, ReplaySettings.of(alone))
+
+
+@pytest.mark.parametrize("seconds", [0.1234567891, 1.000049, 123.45649])
+def test_the_seconds_of_steps_are_exact_enough(seconds: float, timed_case: Callable, tmp_path: Path) -> None:
+    """A call that ends a millionth of its time before the deadline is not late in a replay."""
+    clock, model, profile = timed_case([seconds, seconds])
+    predictor = Predictor(model, profile, clock=clock, record=tmp_path / "flight.jsonl")
+    answer = predictor(torch.full((1, 3, 2, 2), 0.5), 2.000002 * seconds)
+    predictor.recorder.close()
+    (flight,), _ = read_flights(tmp_path / "flight.jsonl")
+    (made,) = replay(flight, ReplaySettings.of(flight))
+    assert made is not None
+    assert (made.step, made.missed) == (answer.step, answer.missed) == (2, False)
+
+
+SURE = 0.99999881  # the next smaller number in single precision is 0.99999875
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *(Confidence(SURE), Margin(SURE), AnyOf((Confidence(SURE), Confidence(1.0)))),
+        *(ConfidenceBands([[(SURE, 1.0)], []]), SelectionLatency(0.99999875, 1)),
+    ],
+    ids=lambda rule: rule.kind,
+)
+@pytest.mark.parametrize("p", [0.9999987, 0.99999875, SURE, 0.99999887, 0.9, 0.89999998])
+def test_thresholds_are_compared_in_single_precision(rule: Rule, p: float, timed_case: Callable, tmp_path: Path) -> None:
+    """As in flight: probabilities are in that precision, and a fitted threshold is one of them."""
+    seen = torch.tensor([[p, 0.0, 0.0, 0.0, 0.0]])
+    with_nine = Confidence(0.9) if p < 0.95 else rule
+    stops = bool(with_nine.update(with_nine.start(2), 1, seen, 0.0, 0.0)[0])
+    clock, model, profile = timed_case([1.0, 1.0])
+    predictor = Predictor(model, profile, clock=clock, record=tmp_path / "flight.jsonl")
+    answer = predictor(torch.full((1, 3, 2, 2), 0.5))
+    predictor.recorder.note(answer, [(1.0, seen), (1.0, seen)])
+    predictor.recorder.close()
+    (flight,), _ = read_flights(tmp_path / "flight.jsonl")
+    made = replay(flight, ReplaySettings("step", 0.0, with_nine, flight.facts["plan"]))[-1]
+    assert made is not None
+    assert made.reason == ("stopped" if stops else "complete")

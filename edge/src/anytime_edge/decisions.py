@@ -100,10 +100,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
         return powers / powers.sum(1, keepdims=True)
 
 
-def _last(state: Any, logits: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
-    return softmax(logits), None
-
-
 def _caching(state: Any, logits: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
     new = softmax(logits)
     kept = state is not None and (new.max() <= state.max() or np.isnan(new).any())
@@ -139,8 +135,9 @@ def _geometric(values: Mapping, steps: int, classes: int) -> Combine:
 
     def update(state: Any, logits: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
         finite = math.isfinite(logits.max())
-        with np.errstate(divide="ignore"):
-            expert = np.maximum(np.log(softmax(logits)), np.float32(-100)) if finite else np.zeros_like(logits)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = logits - logits.max(1, keepdims=True)  # no probability is computed: in the pool's threads tiny ones are zero
+            expert = np.maximum(z - np.log(np.exp(z).sum(1, keepdims=True)), np.float32(-100)) if finite else np.zeros_like(z)
         experts, total = (*(state or ()), expert), np.log(biases[step - 1])[None]
         for weight, each in zip(weights[step - 1], experts, strict=True):
             total = total + weight * each
@@ -238,7 +235,8 @@ def _recurrent(values: Mapping, steps: int, classes: int) -> Stop:
 
 
 _COMBINERS: dict[Any, Callable[[Mapping, int, int], Combine]] = {
-    **{"last": lambda *_: _last, "caching": lambda *_: _caching, "temperature": _temperature, "geometric": _geometric},
+    "last": lambda *_: lambda state, logits, step: (softmax(logits), None),
+    **{"caching": lambda *_: _caching, "temperature": _temperature, "geometric": _geometric},
     "product": lambda v, steps, _: partial(_product, _numbers(v.get("weights") or [*np.arange(1, steps + 1) / steps], steps)),
     "mixture": lambda values, steps, _: partial(_mixture, _numbers(values["weights"], steps)),
 }

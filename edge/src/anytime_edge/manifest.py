@@ -141,8 +141,7 @@ def check_graph(data: bytes, source: str) -> None:
 
     No library is asked before: the fields of the file are walked here, and constants are passed over.
     """
-    nodes = 0
-    pending: list[tuple[str, memoryview]] = [("file", memoryview(data))]
+    nodes, pending = 0, [("file", memoryview(data))]
     try:
         while pending:
             kind, part = pending.pop()

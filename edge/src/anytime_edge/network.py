@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -20,7 +21,10 @@ from anytime_edge.view import channels_last, middle
 # how far interpolation may take a pixel beyond [0, 1]; bytes of a file; computations at a time
 OVERSHOOT, MOST_BYTES, WORKERS = 0.05, 2**31 - 1, 16
 Values = dict[Origin, np.ndarray]
-_pools: dict[int, ThreadPoolExecutor] = {}  # of each process: a forked one has no threads of its parent
+# a forked process keeps its parent's graphs, whose end would wait for the parent's threads for ever
+_graphs, _kept = weakref.WeakSet[onnxruntime.InferenceSession](), list[onnxruntime.InferenceSession]()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _kept.extend(_graphs))
 
 
 class Cancelled(RuntimeError):
@@ -55,7 +59,16 @@ def read_graph(threads: int, path: Path, sha256: str, inputs: Shapes, outputs: S
     for values, nodes in ((inputs, graph.get_inputs()), (outputs, graph.get_outputs())):
         if dict(values) != (found := {node.name: tuple(node.shape) for node in nodes}):
             raise ValueError(f"{path} has the inputs or outputs {found}, which are not those of the manifest")
+    _graphs.add(graph)
     return graph
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads that compute in a process: a forked one has no threads of its parent."""
+    pool, all_there = ThreadPoolExecutor(WORKERS, thread_name_prefix="anytime-edge"), Barrier(WORKERS)
+    wait([pool.submit(all_there.wait) for _ in range(WORKERS)])
+    return pool
 
 
 def in_pool(make: Callable[[], Any]) -> tuple[Any, ThreadPoolExecutor]:
@@ -64,17 +77,8 @@ def in_pool(make: Callable[[], Any]) -> tuple[Any, ThreadPoolExecutor]:
     ONNX Runtime treats denormal numbers as zero in the first thread that loads a graph, and threads that it starts inherit
     this. So that thread is one of ours, and so are its children: the caller's numbers stay as they are.
     """
-
-    def start() -> None:
-        pool, all_there = ThreadPoolExecutor(WORKERS, thread_name_prefix="anytime-edge"), Barrier(WORKERS)
-        wait([pool.submit(all_there.wait) for _ in range(WORKERS)])
-        _pools[os.getpid()] = pool
-
     with ThreadPoolExecutor(1) as first:
-        made = first.submit(make)
-        if os.getpid() not in _pools:
-            first.submit(start).result()
-        return made.result(), _pools[os.getpid()]
+        return first.submit(make).result(), first.submit(_pool, os.getpid()).result()
 
 
 class Network:
@@ -106,7 +110,7 @@ class Network:
         try:
             outputs = self._graphs[step - 1].run(names, given, call)
         except Exception as error:  # of the engine's own kinds
-            if call is not None and call.terminate:
+            if call is not None and call.terminate and "terminate flag" in str(error):
                 raise Cancelled("a step was cancelled") from error
             raise
         values = values | {(step, name): output for name, output in zip(names, outputs, strict=True)}

@@ -40,9 +40,9 @@ class Predictor:
     """The best answer by a deadline, for one image at a time; any number of threads may call it.
 
     A step fits if now + slowdown * q_t + guard <= deadline; q_t is that quantile of the profile. With `interrupt="operator"`
-    (the default) one that does not fit, or whose q_t is unknown, is risked: it starts as long as more time is left than
-    L, and is cancelled L before the deadline; L doubles when an answer is late for that, and shrinks by 2^(-1/1000) when it is
-    not, down to 0.2 ms. With "step", only what fits starts.
+    (the default) one that does not fit, or whose q_t is unknown, is risked: it starts if more time is left than L and
+    nine tenths of its usual time, and is cancelled L before the deadline (the first step: `guard`). L doubles when an answer
+    is late for that, and shrinks by 2^(-1/1000) when it is not, down to 0.2 ms. With "step", only what fits starts.
 
     Args:
         network: A folder that `anytime export --engine onnx` wrote, or a loaded one.
@@ -100,7 +100,7 @@ class Predictor:
         if not self._levels and (looks_at - BLIND or combine != {"kind": "last"}):
             raise ValueError("rules and combiners of probabilities are for classifiers, and this network is none")
         plan = [(row[quantile], row["p50"]) for row in self.profile.steps] if self.profile else None
-        self.plan, self._ratio, self._slowdown = plan or [(0.0, 0.0)] * len(macs), 1.0, 1.0
+        self.plan, self._ratio = plan or [(0.0, 0.0)] * len(macs), 1.0
         self.prior, self.clock = self._first(prior), clock
         facts: dict[str, Any] = {"run_time": "anytime_edge", "model": known.model, "guard": self.guard}
         facts |= {"interrupt": ("step", "operator")[self.hard], "stop": stop, "combine": combine, "macs": macs, "plan": plan}
@@ -109,7 +109,7 @@ class Predictor:
     def _resolved(self, stop: Any, combine: Any, macs: list[int]) -> tuple[Any, Any]:
         """The values of rule and combiner."""
         saved = self.network.manifest.metadata.get("fitted", {})
-        named = {"mixture": {"kind": "mixture", "weights": macs}} | {name: each["combine"] for name, each in saved.items()}
+        named = {name: each["combine"] for name, each in saved.items()} | {"mixture": {"kind": "mixture", "weights": macs}}
         named |= {"product": {"kind": "product", "weights": None}, **{name: {"kind": name} for name in ("last", "caching")}}
         fitted = saved.get(stop) if isinstance(stop, str) else None
         if isinstance(stop, str):
@@ -158,10 +158,11 @@ class Predictor:
         session = Session(self, self.network.prepare(frame, bgr), start, budget, prior)
         hard = self.hard and 0 < budget < math.inf
         try:
-            session.wait(start + budget - max(self.guard, session.reserve) - self.clock() if hard else None)
-            if hard:  # a step that fits, or the first one, may take longer
-                session.wait(start + budget - (session.now.kept or 0.0) - self.clock())
-            answer, steps, kept, risked = session.now
+            free = max(self.guard, session.reserve)
+            session.wait(start + budget - free - self.clock() if hard else None)
+            while free != (free := (now := session.now).kept or 0.0) and hard:  # a step that fits may take longer
+                session.wait(start + budget - free - self.clock())
+            answer, steps, kept, risked = now
         finally:  # also after KeyboardInterrupt
             session.interrupt()
         answer = replace(answer if answer.reason else answer.because("deadline"), elapsed=self.clock() - start)
@@ -187,7 +188,7 @@ class Predictor:
 
     def planned(self, step: int) -> float:
         """Seconds that step `step` + 1 takes by the profile, as slow as the machine is now; 0 without a profile."""
-        return self._slowdown * self.plan[step][0]
+        return max(1.0, self._ratio - 0.1) * self.plan[step][0]
 
     def keeps(self, step: int, deadline: float, reserve: float) -> tuple[float | None, bool]:
         """The seconds before the deadline at which step `step` + 1 is cancelled, and whether it may make an answer late.
@@ -205,7 +206,6 @@ class Predictor:
     def follow(self, ratio: float) -> None:
         """r <- r (1 + clip(x / r - 1, -0.2, 0.2) / 10), x being a step's seconds over the profile's median."""
         self._ratio = max(0.5, self._ratio * (1 + 0.1 * max(-0.2, min(0.2, ratio / self._ratio - 1))))
-        self._slowdown = max(1.0, self._ratio - 0.1)
 
 
 class Now(NamedTuple):
@@ -286,8 +286,9 @@ class Session:
 
     def wait(self, seconds: Any = None) -> Answer:
         """Waits for the end, at most some seconds, then returns the best answer; raises what a step raised, once."""
-        if not self.now.answer.reason:
-            self._predictor.network.check()
+        if self.now.answer.reason and os.getpid() != self._predictor.network.process:  # no thread there ends what it asks
+            return self.now.answer
+        self._predictor.network.check()
         over = seconds is None or ended([self._run], min(seconds_of(seconds, "seconds"), 4e6)).done
         if over and (error := self._run.exception()) and error is not self._told:
             self._told = error

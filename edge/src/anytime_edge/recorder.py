@@ -147,8 +147,7 @@ if hasattr(os, "register_at_fork"):
 
 def _is_flight(path: Path) -> bool:
     with path.open("rb") as file:
-        line = file.readline(2**20)
-    return not line or line.startswith(f'{{"kind": "{KIND}"'.encode())
+        return not (line := file.readline(2**20)) or line.startswith(f'{{"kind": "{KIND}"'.encode())
 
 
 def _lines(flight: str, page: Sequence[Noted]) -> list[str]:
@@ -167,5 +166,5 @@ def _lines(flight: str, page: Sequence[Noted]) -> list[str]:
 def _facts(p: np.ndarray) -> list[list[float]]:
     two = np.sort(np.concatenate([p, np.zeros_like(p[:, :1])], 1), 1)[:, :-3:-1]
     entropy = -(p * np.log(np.maximum(p, np.float32(1e-38)))).sum(1, keepdims=True)
-    numbers = np.concatenate([two, entropy], 1).astype(float).round(7).tolist()
+    numbers = np.concatenate([two, entropy], 1).astype(float).round(10).tolist()
     return [[*row, label] for row, label in zip(numbers, p.argmax(1).tolist(), strict=True)]

@@ -59,8 +59,7 @@ def resized(frame: np.ndarray, rows: tuple[float, float], columns: tuple[float, 
 
 def _along(frame: np.ndarray, axis: int, part: tuple[float, float], length: int) -> np.ndarray:
     start, stop = map(np.float32, part)
-    scale = float(stop - start) / length
-    support = max(scale, 1.0)
+    support = max(scale := float(stop - start) / length, 1.0)
     centres = float(start) + (np.arange(length) + 0.5) * scale
     first = np.maximum((centres - support + 0.5).astype(int), 0)
     last = np.minimum((centres + support + 0.5).astype(int), frame.shape[axis])

@@ -15,7 +15,7 @@ from anytime.reporting.tables import Column, format_table
 from anytime.runtime import Profile
 from anytime.runtime.interrupts import STEP
 from anytime.runtime.profile import QUANTILES, Latency
-from anytime.runtime.replay import Decision, Flight, ReplaySettings, check_work, read_flights, replay
+from anytime.runtime.replay import Decision, Flight, ReplaySettings, check_work, known_steps, read_flights, replay
 from anytime.stopping.saved import rule_from_text
 from anytime.support.text import printable
 from anytime.support.units import guard_seconds, ms_text, typed_seconds
@@ -86,7 +86,7 @@ def _changed(options: Any, flight: Flight) -> ReplaySettings:
         steps: tuple[Latency, ...] = profile.at(1).steps
         plan = [(step.at(options.quantile), step.p50) for step in steps]
         known = facts["plan"]
-        if (count := len(known or facts["macs"] or plan)) != len(plan):
+        if (count := known_steps(flight) or len(plan)) != len(plan):
             raise ValueError(f"{file} is a profile of {len(plan)} steps, the flight has {count}")
         if options.engine and known is None:
             raise ValueError("the flight was recorded without a profile, so the times of another engine cannot be scaled")

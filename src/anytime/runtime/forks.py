@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -17,12 +17,18 @@ class Renewable(Protocol):
 
 
 _known: weakref.WeakSet[Renewable] = weakref.WeakSet()
+_kept: list[Any] = []
 _forked = False
 
 
 def renew_after_fork(thing: Renewable) -> None:
     """Calls `thing.renew()` in every process that is forked from here."""
     _known.add(thing)
+
+
+def keep(*things: Any) -> None:
+    """In a forked process: keeps what its parent had, whose end would wait for the parent's threads for ever."""
+    _kept.extend(things)
 
 
 def leave_lost_pool() -> None:

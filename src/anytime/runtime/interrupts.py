@@ -20,9 +20,10 @@ class Reserve:
 
         L <- 2 L if the answer was late,    L <- max(L_0, L 2^(-1/1000)) if not,    L_0 = 0.2 ms,
 
-    after each call whose last step was risked, and after each whose next step was not, only because no more than L was left.
-    So of n such answers, one after the other, at most n / 1000 + log2(L / L_0) are late, whatever the machine does and however
-    long its operators are. No step is risked under a deadline shorter than L, so L is at most twice the longest deadline.
+    after each call whose last step was risked. The second also after each whose next step was not, only because no more than L
+    was left; L stays if such an answer is late, which a larger one would not change. So of n such answers of both kinds, one
+    after the other, at most n / 1000 + log2(L / L_0) are late after a risked step, whatever the machine does and however long
+    its operators are. No step is risked under a deadline shorter than L, so L is at most twice the longest deadline.
     (Control of a quantile, one observation at a time: Gibbs and Candes 2021, "Adaptive conformal inference under distribution
     shift".) Several calls at a time that kept the same L and are late double it once, and one that ends in time at the very
     moment may undo that.

@@ -220,7 +220,7 @@ class Predictor:
                 if cancels.risked:
                     self._reserve.notice(answer.missed, cancels.kept)
         if self.recorder is not None:
-            self.recorder.note(answer, log or [], cancels.kept if cancels else None)
+            self.recorder.note(answer, None if contract else log, cancels.kept if cancels else None)
         return answer
 
     def stream(

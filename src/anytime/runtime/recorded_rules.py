@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 
@@ -25,6 +26,11 @@ Seen = tuple[float, float, float, int]
 Judge = Callable[[int, "Seen | None", float, float], bool]
 """Takes a step, what was seen after it, and MACs and seconds until the end of the next one; says whether to stop."""
 _PLAIN = (Never, Confidence, Margin, Entropy, Patience, SelectionLatency, MacBudget, Deadline, ConfidenceBands)
+
+
+def single(number: float) -> float:
+    """A number as a rule sees it: in single precision, like the probabilities."""
+    return ctypes.c_float(number).value
 
 
 def parts_of(rule: Rule | None) -> list[Rule]:
@@ -60,17 +66,18 @@ def judge_of(rule: Rule | None) -> Judge:
             return False
         first, second, entropy, _ = seen
         if isinstance(rule, ConfidenceBands):
-            return any(low <= first and (first < high or high == math.inf) for low, high in rule.bands[step - 1])
-        threshold = rule._at(step)  # type: ignore[attr-defined]
+            bands = [(single(low), single(high)) for low, high in rule.bands[step - 1]]
+            return any(low <= first and (first < high or high == math.inf) for low, high in bands)
+        threshold = single(rule._at(step))  # type: ignore[attr-defined]
         if isinstance(rule, Entropy):
             return entropy < threshold
-        return (first - second if isinstance(rule, Margin) else first) >= threshold
+        return (single(first - second) if isinstance(rule, Margin) else first) >= threshold
 
     return stops
 
 
 def _in_a_row(times: int, least: float) -> Judge:
-    label, count = -1, 0
+    label, count, least = -1, 0, single(least)
 
     def stops(step: int, seen: Seen | None, macs: float, seconds: float) -> bool:
         nonlocal label, count

@@ -35,7 +35,7 @@ MOST_BYTES = 2**25  # of a file, of which there are two
 PAGE = 32  # answers that are written at a time
 Log = list[tuple[float, Tensor | None]]
 """The seconds of each step, and its probabilities `[1, K]`: None if they are not finite, or of several images."""
-_Noted = tuple[float, Answer, Log, float | None]
+_Noted = tuple[float, Answer, Log | None, float | None]
 
 
 def flight_facts(
@@ -104,12 +104,12 @@ class FlightRecorder:
         self._waiting: deque[_Noted] = deque()
         self._only.free(remove=False)
 
-    def note(self, answer: Answer, log: Log, kept: float | None = None) -> None:
-        """Takes an answer and what is known about its steps.
+    def note(self, answer: Answer, log: Log | None, kept: float | None = None) -> None:
+        """Takes an answer and what is known about its steps; None: it is a contract answer.
 
         With hard deadlines, its newest step was to be cancelled `kept` seconds before the deadline; None: it was not started.
         """
-        self._waiting.append((time.time(), answer, log[:], kept))
+        self._waiting.append((time.time(), answer, log and log[:], kept))
         if len(self._waiting) >= PAGE:
             self.flush()
 
@@ -184,16 +184,20 @@ def is_flight(path: Path) -> bool:
 
 def _lines(flight: str, page: Sequence[_Noted]) -> list[str]:
     """A line for each answer; of each step's probabilities the two largest, the entropy and the label."""
-    rows = [p for _, _, log, _ in page for _, p in log if p is not None]
+    rows = [p for _, _, log, _ in page for _, p in log or () if p is not None]
     texts = iter(_texts(torch.cat(rows))) if rows else iter(())
     lines = []
     for at, answer, log, kept in page:
         deadline = "null" if answer.deadline is None else f"{max(answer.deadline, -1e9):.12g}"
-        times, known = ",".join([f"{s:.4g}" for s, _ in log]), ",".join(["null" if p is None else next(texts) for _, p in log])
+        steps, apart = log or (), ',"contract":true' if log is None else ""
+        times = ",".join([f"{seconds:.9g}" for seconds, _ in steps])
+        known = ",".join(["null" if p is None else next(texts) for _, p in steps])
+        if (images := len(answer.steps)) > 1:
+            apart += f',"images":{images}'
         missed, stop = "true" if answer.missed else "false", "null" if kept is None else f"{kept:.12g}"
         lines.append(
             f'{{"flight":"{flight}","at":{at:.4f},"deadline":{deadline},"step":{answer.step},"reason":"{answer.reason}",'
-            f'"elapsed":{answer.elapsed:.12g},"missed":{missed},"kept":{stop},"seconds":[{times}],"seen":[{known}]}}'
+            f'"elapsed":{answer.elapsed:.12g},"missed":{missed},"kept":{stop},"seconds":[{times}],"seen":[{known}]{apart}}}'
         )
     return lines
 
@@ -202,4 +206,4 @@ def _texts(p: Tensor) -> list[str]:
     first, label = p.max(1, keepdim=True)  # faster than topk
     columns = torch.cat([first, p.scatter(1, label, 0.0).amax(1, keepdim=True), torch.special.entr(p).sum(1, keepdim=True)], 1)
     pairs = zip(columns.tolist(), label[:, 0].tolist(), strict=True)
-    return [f"[{a:.7g},{b:.7g},{h:.6g},{k}]" for (a, b, h), k in pairs]
+    return [f"[{a:.9g},{b:.9g},{h:.9g},{k}]" for (a, b, h), k in pairs]

@@ -14,7 +14,7 @@ from typing import Any
 
 from anytime.runtime.drift import Drift
 from anytime.runtime.interrupts import LEAST_RESERVE, OPERATOR, STEP, Reserve
-from anytime.runtime.recorded_rules import Seen, check, judge_of, parts_of
+from anytime.runtime.recorded_rules import Seen, check, judge_of, parts_of, single
 from anytime.runtime.recorder import FORMAT, KIND, is_flight
 from anytime.stopping.rules import ConfidenceBands, Rule
 from anytime.support.folders import check_ordinary
@@ -42,12 +42,14 @@ class Recorded(Decision):
     """An answer as it was recorded, with the seconds of each step that ran and what a rule saw after it (None if unknown).
 
     With hard deadlines, its newest step was to be cancelled `kept` seconds before the deadline; None: it was not started.
+    Contract answers and those to several images are `apart`: a flight does not hold what decides them.
     """
 
     deadline: float | None
     seconds: tuple[float, ...]
     seen: tuple[Seen | None, ...]
     kept: float | None = None
+    apart: bool = False
 
 
 @dataclass
@@ -89,7 +91,7 @@ def read_flights(path: Path) -> tuple[list[Flight], int]:
                 flights.setdefault(data["flight"], Flight(_facts(data)))
             else:
                 flight = flights[data["flight"]]
-                flight.answers.append(_recorded(data, _known(flight) or MOST_STEPS))
+                flight.answers.append(_recorded(data, known_steps(flight) or MOST_STEPS))
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             lost += 1
     return [flight for flight in flights.values() if flight.answers], lost
@@ -116,7 +118,7 @@ def _facts(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "guard": guard, "plan": plan, "macs": macs, "steps": max(0, steps)}
 
 
-def _known(flight: Flight) -> int:
+def known_steps(flight: Flight) -> int:
     """How many steps its predictor has; 0 if it does not say."""
     return len(flight.facts["macs"] or flight.facts["plan"] or ()) or flight.facts.get("steps", 0)
 
@@ -124,7 +126,7 @@ def _known(flight: Flight) -> int:
 def _recorded(data: Mapping[str, Any], most: int) -> Recorded:
     """An answer, checked, of a predictor of at most `most` steps."""
     deadline = None if data["deadline"] is None else float(data["deadline"])
-    seen = tuple(None if each is None else (*map(float, each[:3]), int(each[3])) for each in data["seen"])
+    seen = tuple(None if each is None else (*map(single, each[:2]), float(each[2]), int(each[3])) for each in data["seen"])
     seconds = tuple(map(float, data["seconds"]))
     step, elapsed = int(data["step"]), float(data["elapsed"])
     if len(seen) != len(seconds) or not all(0 <= second <= _LONGEST for second in seconds):
@@ -135,7 +137,8 @@ def _recorded(data: Mapping[str, Any], most: int) -> Recorded:
     kept = None if data.get("kept") is None else float(data["kept"])
     if kept is not None and not 0 <= kept <= _LONGEST:
         raise ValueError(f"a step was cancelled {kept} s before the deadline")
-    return Recorded(step, elapsed, bool(data["missed"]), reason, deadline, seconds, seen, kept)  # type: ignore[arg-type]
+    apart = bool(data.get("contract")) or int(data.get("images", 1)) > 1
+    return Recorded(step, elapsed, bool(data["missed"]), reason, deadline, seconds, seen, kept, apart)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class ReplaySettings:
 
 
 def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
-    """The decision for each answer of a flight; None where a step would have run of which nothing is known.
+    """The decision for each answer of a flight; None if it is apart, or where a step would have run of which nothing is known.
 
     A step that did not run takes the median of those that did in this flight, or else the median of the plan. The slowdown of
     the machine is followed as in flight. What a rule would have seen after a step that did not run is unknown. What a call
@@ -186,6 +189,12 @@ def replay(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
         ValueError: The settings are of fewer steps, or there is more to decide than the recorder's files hold.
     """
     check_work([(flight, settings)])
+    made = iter(_replayed(Flight(flight.facts, [answer for answer in flight.answers if not answer.apart]), settings))
+    return [None if answer.apart else next(made) for answer in flight.answers]
+
+
+def _replayed(flight: Flight, settings: ReplaySettings) -> list[Decision | None]:
+    """The decision for each answer of a flight of which none is apart."""
     steps = _steps(flight)
     for what, given in {"plan": settings.plan, "MACs": settings.macs, "scale": settings.scale}.items():
         if given is not None and len(given) < steps:
@@ -281,7 +290,7 @@ def _excess(answer: Recorded, kept: float) -> float:
 
 
 def _steps(flight: Flight) -> int:
-    return max(_known(flight), *(len(answer.seconds) for answer in flight.answers), 0)
+    return max(known_steps(flight), *(len(answer.seconds) for answer in flight.answers), 0)
 
 
 def _decided(

@@ -16,7 +16,7 @@ from anytime.runtime.engines.base import Cancelled, StepMeasurement
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import GraphValue, StepFile
 from anytime.runtime.engines.step_file import INSTALL, check_values, checked_file, own_denormals
-from anytime.runtime.forks import renew_after_fork
+from anytime.runtime.forks import keep, renew_after_fork
 from anytime.support.text import one_line
 
 _WARMUP = 3
@@ -163,6 +163,7 @@ class OnnxGraph:
 
     def renew(self) -> None:
         """In a forked process: its threads do not exist here."""
+        keep(self._session)
         self._session, self._threads = None, 1
 
     def __deepcopy__(self, memo: Any) -> OnnxGraph:

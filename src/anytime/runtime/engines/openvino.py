@@ -16,7 +16,7 @@ from anytime.runtime.engines.base import Cancelled, StepMeasurement
 from anytime.runtime.engines.graph_check import Allowance
 from anytime.runtime.engines.manifest import GraphValue, StepFile
 from anytime.runtime.engines.step_file import INSTALL, check_values, checked_file
-from anytime.runtime.forks import renew_after_fork
+from anytime.runtime.forks import keep, renew_after_fork
 from anytime.support.text import one_line
 
 _WARMUP = 3
@@ -182,7 +182,7 @@ class OpenvinoGraph:
 
     def renew(self) -> None:
         """In a forked process: its threads do not exist here."""
-        self._lost = self._compiled, self._free  # whose end would wait for those threads for ever
+        keep(self._compiled, *self._free)
         self._compiled, self._threads, self._free = None, 1, []
 
     def __deepcopy__(self, memo: Any) -> OpenvinoGraph:

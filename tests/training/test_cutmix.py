@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from anytime.model import create_model
 from anytime.objectives import AANN, AVGL, AdaLoss, Hierarchical, Objective, SDNRamp, SelfDistillation, TDLambda, Weighted
@@ -96,22 +95,6 @@ def test_objectives_that_learn_or_count_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=rf"calls its objective twice in a step, but {type(objective).__name__} learns"):
         train(exits(), CutMix(probability), tmp_path, objective=objective)
-
-
-def test_an_objective_of_ones_own_counts_each_step_once(exits: Any, train: Any, tmp_path: Path) -> None:
-    class Counting(Weighted):
-        """Counts in train mode only, as an objective has to."""
-
-        calls = 0
-
-        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-            self.calls += self.training
-            return super().forward(logits, target)
-
-    objective = Counting("constant")
-    trainer = train(exits(), CutMix(1), tmp_path, objective=objective)
-    assert objective.calls == trainer.global_step > 0
-    assert objective.training
 
 
 def test_other_tasks_are_refused() -> None:

@@ -36,8 +36,8 @@ class CutMix(Regime):
         seed: Seed of the rectangles.
 
     Raises:
-        ValueError: The probability or alpha is out of range, the model is no classifier, or the objective learns (it
-            has `probabilities` or `answer_weights`, which depend on its calls).
+        ValueError: The probability or alpha is out of range, the model is no classifier, or the objective learns or counts
+            (it would do so twice in a step).
 
     Source: Yun et al., ICCV 2019 (CutMix), with probability 0.5 and alpha 1 on CIFAR.
     """
@@ -76,7 +76,4 @@ class CutMix(Regime):
         if box is None:
             return loss
         own = 1 - (box.bottom - box.top) * (box.right - box.left) / (height * width)
-        training = objective.training
-        other = objective.eval()(logits, target.roll(1, 0))  # in eval mode it counts nothing
-        objective.train(training)
-        return own * loss + (1 - own) * other
+        return own * loss + (1 - own) * objective(logits, target.roll(1, 0))

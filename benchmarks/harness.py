@@ -63,7 +63,7 @@ def compile_steps(step: Callable[[Any], Any], count: int) -> list[Callable[[Any]
 def environment(device: str) -> dict[str, Any]:
     """What the numbers depend on: hardware, versions, commit, date."""
     return {
-        "hardware": hardware(torch.device(device)), "torch": torch.__version__, "anytime": __version__, "commit": commit(),
+        "hardware": hardware(torch.device(device)), "torch": torch.__version__, "anytime": __version__, "commit": COMMIT,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
@@ -76,6 +76,9 @@ def commit() -> str | None:
     except FileNotFoundError:
         return None
     return found.stdout.strip() or None
+
+
+COMMIT = commit()  # at the start: a measurement takes hours, in which the repository may change
 
 
 def parser(description: str) -> argparse.ArgumentParser:

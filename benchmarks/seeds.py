@@ -20,12 +20,15 @@ from anytime.training.config import parse
 from anytime.training.launch import claim, resume_training, start_training
 from anytime.training.rundir import read_run
 
+COMMIT = "commit.txt"  # in a run that was trained here without interruption: the commit that trained it
+
 
 def trained(recipe: Path, seed: int, folder: Path) -> Path:
     """The finished run of one seed."""
     run = folder / f"{recipe.stem}_seed{seed}"
     if not run.is_dir():
         start_training(parse(["--seed", str(seed)], [recipe]), run)
+        (run / COMMIT).write_text(f"{harness.COMMIT}\n", encoding="utf-8")
     elif read_run(run)[1]["state"] != "finished":
         resume_training(run)
     print(f"{run}: {claim(run)}", flush=True)
@@ -49,6 +52,7 @@ def row(seed: int, run: Path, root: Path | None) -> dict[str, Any]:
         "training": state.get("training"),
         "hardware": state["hardware"],
         "trained_with": state["anytime"],
+        "trained_at": (run / COMMIT).read_text(encoding="utf-8").strip() if (run / COMMIT).is_file() else None,
     }
 
 

@@ -61,7 +61,8 @@ def test_results_name_the_commit(load_benchmark, tmp_path: Path, monkeypatch: py
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
     ).stdout.strip()
-    assert harness.environment("cpu")["commit"] == head
+    assert harness.commit() == head
+    assert harness.environment("cpu")["commit"] == harness.COMMIT
     file.write_text("2")
     assert harness.commit() == f"{head}-dirty"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -189,9 +190,12 @@ class FastNet(AnytimeModel):
         super().__init__(num_classes, in_channels)
         require_whole(views=views, branches=branches)
         for name, numbers in (("widths", widths), ("head_widths", head_widths), ("convs", convs)):
+            if not isinstance(numbers, (tuple, list)):
+                raise ValueError(f"{name} must be a list of whole numbers, got {numbers!r}")
             for number in numbers:
                 require_whole(**{name: number})
         check_depth("convs", convs)
+        check_depth("widths", [1] * len(widths))
         if not widths or min(widths) < 1:
             raise ValueError(f"widths must be at least 1 in every group, got {widths!r}")
         if len(head_widths) not in (0, len(widths) - 1) or min(head_widths, default=0) < 0:
@@ -207,8 +211,8 @@ class FastNet(AnytimeModel):
                 f"branches must be a whole number in 0..{len(head_widths)}, of groups with an early head and a group after "
                 f"them that halves, got {branches!r} for widths {tuple(widths)}"
             )
-        if not scale > 0:
-            raise ValueError(f"scale must be above 0, got {scale!r}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be above 0 and finite, got {scale!r}")
         self.exits = tuple(range(1, len(widths) + 1)) if head_widths else (len(widths),)  # groups with a head
         if views not in range(1, len(VIEWS) + 1):
             raise ValueError(f"views must be a whole number in 1..{len(VIEWS)}, got {views!r}")

@@ -110,6 +110,7 @@ def build(config: Config, filled_later: bool = False, run: Path | None = None) -
         objective.set_levels(data.levels or (data.num_classes,))
         model = create_model(name, data.levels or data.num_classes, **given | size)
         regime.check(model, settings.epochs)
+        regime.check_objective(objective)
         objective.check(model.num_steps)
         with torch.no_grad(), eval_mode(model):
             model.step(model.initial_state(torch.zeros(1, *data.input_size)))  # raises for a wrong image size

@@ -183,6 +183,7 @@ def fit(
     record = _resumed_record(data, run) if resume else _record_after_others(data, model, settings)
     regime = Joint() if regime is None else regime
     regime.check(model, settings.epochs)
+    regime.check_objective(objective)
     how = (settings.compile, settings.channels_last, regime, settings.bias_lr)
     module = AnytimeModule(model, objective, optimizer, schedule, *how)
     for part in ("state_dict", *(["current_model_state"] if settings.average else [])) if resume else ():

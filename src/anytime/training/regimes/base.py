@@ -52,6 +52,9 @@ class Regime:
     def check(self, model: AnytimeModel, epochs: int) -> None:
         """Raises ValueError if the regime cannot train this model in this number of epochs."""
 
+    def check_objective(self, objective: Objective) -> None:
+        """Raises ValueError if the regime cannot train with this objective."""
+
     def prepare(self, model: AnytimeModel) -> None:
         """Freezes untrained parts; called once, before the optimizer is created."""
 

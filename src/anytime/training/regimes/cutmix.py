@@ -6,9 +6,10 @@ import math
 import random
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from anytime.model import AnytimeModel
+from anytime.objectives import Objective
 from anytime.objectives.weighting import check_interval
 from anytime.training.regimes.base import Regime, TrainingModule
 
@@ -27,29 +28,36 @@ class CutMix(Regime):
 
     L = m objective(logits, y) + (1 - m) objective(logits, y'), y' the labels of the other images and m the share of an image's
     own pixels. The rectangle has sqrt(1 - l) of the image's height and width, l from Beta(alpha, alpha); its centre is
-    uniform over the pixels, and what lies outside of the image is cut off. All images of a batch have the same rectangle, a
-    function of the seed and the optimizer step. The other image is the one before it in the batch, whose order is random.
+    uniform over the pixels, and what lies outside of the image is cut off. All images of an optimizer step have the same
+    rectangle, a function of the seed and the step. The other image is the one before it in the batch of its process, in which
+    the order is random.
 
     Args:
         probability: Of a step with such images, in (0, 1]; the other steps are joint training.
-        alpha: Of the Beta distribution, above 0; 1 is uniform.
+        alpha: Of the Beta distribution, in [0.01, 1e6]; 1 is uniform.
         seed: Seed of the rectangles.
 
     Raises:
-        ValueError: The probability or alpha is out of range, the model is no classifier, or the objective learns or counts
-            (it would do so twice in a step).
+        ValueError: The probability or alpha is out of range, the model is no classifier, a batch has a single image, or the
+            objective has a state of its own: it learns or counts, and would do so twice in a step.
 
     Source: Yun et al., ICCV 2019 (CutMix), with probability 0.5 and alpha 1 on CIFAR.
     """
 
     def __init__(self, probability: float = 0.5, alpha: float = 1.0, seed: int = 0) -> None:
         check_interval("probability", probability, "(0, 1]")
-        check_interval("alpha", alpha, "(0, inf)")
+        check_interval("alpha", alpha, "[0.01, 1e6]")
         self.probability, self.alpha, self.seed = probability, alpha, seed
 
     def check(self, model: AnytimeModel, epochs: int) -> None:
         if model.info.task != "classification":
             raise ValueError(f"CutMix mixes labels of classes, but this is a model for {model.info.task}")
+
+    def check_objective(self, objective: Objective) -> None:
+        saves = type(objective).get_extra_state is not nn.Module.get_extra_state
+        if saves or any(True for _ in objective.buffers(recurse=False)):
+            name = type(objective).__name__
+            raise ValueError(f"CutMix calls its objective twice in a step, but {name} learns from its calls or counts them")
 
     def box(self, step: int, height: int, width: int) -> Box | None:
         """The rectangle of an optimizer step in images of this size, or None: this step has unmixed images."""
@@ -62,18 +70,14 @@ class CutMix(Regime):
         return Box(max(top, 0), min(top + tall, height), max(left, 0), min(left + wide, width))
 
     def loss(self, module: TrainingModule, images: Tensor, target: Tensor) -> Tensor:
+        if len(images) < 2:
+            raise ValueError("CutMix needs at least 2 images in a batch, got 1")
         height, width = images.shape[2:]
-        if (box := self.box(module.global_step, height, width)) is not None:
-            rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
-            others = images[..., rows, columns].roll(1, 0)
-            images = images.clone()
-            images[..., rows, columns] = others
-        logits, objective = module(images), module.objective
-        loss = objective(logits, target)
-        if objective.probabilities is not None or objective.answer_weights is not None:  # known after its first call
-            name = type(objective).__name__
-            raise ValueError(f"CutMix calls its objective twice in a step, but {name} learns from its calls or counts them")
-        if box is None:
-            return loss
+        if (box := self.box(module.global_step, height, width)) is None:
+            return super().loss(module, images, target)
+        rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
+        mixed = images.clone()
+        mixed[..., rows, columns] = images[..., rows, columns].roll(1, 0)
         own = 1 - (box.bottom - box.top) * (box.right - box.left) / (height * width)
-        return own * loss + (1 - own) * objective(logits, target.roll(1, 0))
+        logits = module(mixed)
+        return own * module.objective(logits, target) + (1 - own) * module.objective(logits, target.roll(1, 0))

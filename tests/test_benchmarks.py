@@ -13,6 +13,7 @@ import torch
 
 import anytime
 from anytime import create_model
+from anytime.cost import step_macs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -136,6 +137,39 @@ def test_seeds_are_trained_once_and_summed_up(load_benchmark, tmp_path, monkeypa
     out = capsys.readouterr().out
     assert "50.00 % published, no answer by then" in out
     assert f"90 M MACs: 50.50 % published, here {100 * (last - 0.505):+.2f} points" in out
+
+
+def test_static_networks_are_trained_by_the_recipe_beside_its_network(load_benchmark, tmp_path, monkeypatch, capsys) -> None:
+    benchmark = load_benchmark("seeds")
+    monkeypatch.chdir(tmp_path)
+    recipe = Path("tiny.yaml")
+    recipe.write_text(
+        "model: {class_path: fast, init_args: {widths: [4, 4], head_widths: [4]}}\n"
+        "data: {class_path: Digits, init_args: {limit: 96, batch_size: 32}}\nepochs: 1\nprogress: false\n"
+    )
+    plain = ["--model.widths [4] --model.head_widths []", "--model.head_widths [] --model.scale 0.5"]
+    words = ["seeds.py", "tiny.yaml", "--seeds", "0", "1", "--static", plain[0], "--static", plain[1], "--static-seeds", "2"]
+    monkeypatch.setattr(sys, "argv", [*words, "--out", "tiny.json", "--figure", "tiny.png"])
+    benchmark.main()
+    small, large = json.loads(Path("tiny.json").read_text())["static"]
+    assert [small["options"], large["options"]] == plain
+    assert (
+        small["macs"]
+        == step_macs(create_model("fast", in_channels=1, widths=(4,), head_widths=()), (1, 8, 8))[0]
+        < large["macs"]
+    )
+    assert [row["seed"] for row in small["seeds"]] == [2]
+    assert large["accuracy"] == large["seeds"][0]["accuracy"][0]
+    assert large["half_width"] is None
+    assert f": {plain[1]}\n" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*words[:5], "--static", "--model.widths [4,8]"])
+    with pytest.raises(SystemExit, match=r"one answer, '--model\.widths \[4,8\]' gives 2"):
+        benchmark.main()
+    monkeypatch.setattr(benchmark, "start_training", lambda *_: pytest.fail("the runs are there"))
+    recipe.write_text(recipe.read_text().replace("epochs: 1", "epochs: 2"))
+    monkeypatch.setattr(sys, "argv", words[:5])
+    with pytest.raises(SystemExit, match=r"tiny_seed0 was trained with another epochs than tiny\.yaml"):
+        benchmark.main()
 
 
 def test_a_packaged_model_is_in_float16_with_its_card(load_benchmark, tmp_path: Path) -> None:

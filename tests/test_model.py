@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,7 +59,12 @@ def test_step_out_of_range(step: int) -> None:
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"num_classes": ()}, r"num_classes must be at least 1, got \(\)"),
         ({"num_classes": (5, 0)}, r"num_classes must be at least 1, got \(5, 0\)"),
+        ({"num_classes": "10"}, "num_classes must be a whole number, got '10'"),
+        ({"num_classes": (2, 2.5)}, r"num_classes must be a whole number, got \(2, 2\.5\)"),
+        ({"num_classes": True}, "num_classes must be a whole number, got True"),
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"in_channels": 1.0}, r"in_channels must be a whole number, got 1\.0"),
+        ({"in_channels": "3"}, "in_channels must be a whole number, got '3'"),
     ],
 )
 def test_wrong_sizes(arguments: dict[str, Any], message: str) -> None:
@@ -68,6 +74,7 @@ def test_wrong_sizes(arguments: dict[str, Any], message: str) -> None:
 
 def test_levels() -> None:
     assert (AnytimeModel(7).levels, AnytimeModel(7).num_classes) == ((7,), 7)
+    assert (AnytimeModel(np.int64(7)).levels, AnytimeModel(np.int64(7)).num_classes) == ((7,), 7)
     assert (AnytimeModel((100, 20)).levels, AnytimeModel((100, 20)).num_classes) == ((100, 20), 120)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -113,6 +114,22 @@ def test_what_cannot_be_written_leaves_the_old_model(saved: Path) -> None:
     with pytest.raises(TypeError, match="object"):
         model.save(saved)
     assert read_model(saved).num_classes == 3
+
+
+def test_numbers_of_numpy_are_saved_as_pythons(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"widths": [np.int64(4), 8], "head_widths": (np.int16(4),), "scale": np.float32(0.5)}
+    model = create_model("fast", np.int64(5), in_channels=np.uint8(1), **arguments)  # type: ignore[arg-type]
+    model.save(tmp_path / "saved")
+    found = read_model(tmp_path / "saved")
+    kept = found.config["arguments"]
+    assert kept == kept | {"num_classes": 5, "in_channels": 1, "widths": [4, 8], "head_widths": [4], "scale": 0.5}
+
+
+def test_what_no_file_can_hold_is_refused_before_a_training(tmp_path: Path) -> None:
+    model = create_model("fast", widths=(torch.tensor(4), 4), head_widths=(4,))
+    with pytest.raises(ValueError, match="widths of this fast cannot be saved: Object of type Tensor"):
+        model.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_model_built_without_create_model_is_not_saved(tmp_path: Path) -> None:

@@ -92,6 +92,22 @@ class Deployed(Protocol):
         """
 
 
+def _require_counts(name: str, given: Any, numbers: Sequence[Any]) -> None:
+    """Raises ValueError, which repeats what was given, unless there are numbers, whole ones of at least 1."""
+    if any(isinstance(number, bool) or not hasattr(number, "__index__") for number in numbers):
+        raise ValueError(f"{name} must be a whole number, got {given!r}")
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"{name} must be at least 1, got {given!r}")
+
+
+def levels_of(num_classes: int | Sequence[int]) -> tuple[int, ...]:
+    """Sizes of the label levels; raises ValueError unless there are some, whole numbers of at least 1."""
+    several = isinstance(num_classes, Sequence) and not isinstance(num_classes, str)
+    levels: tuple[int, ...] = tuple(num_classes) if several else (num_classes,)  # type: ignore[arg-type, assignment]
+    _require_counts("num_classes", num_classes, levels)
+    return levels
+
+
 class AnytimeModel(nn.Module, SavedModel):
     """A network that answers after each of T steps: `logits_t, state_t = step(state_{t-1})`, `state_0 = initial_state(x)`.
 
@@ -132,11 +148,8 @@ class AnytimeModel(nn.Module, SavedModel):
 
     def __init__(self, num_classes: int | Sequence[int] = 10, in_channels: int = 3) -> None:
         super().__init__()
-        self.levels: tuple[int, ...] = (num_classes,) if isinstance(num_classes, int) else tuple(num_classes)
-        if not self.levels or min(self.levels) < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes!r}")
-        if in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {in_channels!r}")
+        self.levels = levels_of(num_classes)
+        _require_counts("in_channels", in_channels, [in_channels])
         self.num_classes = sum(self.levels)
         self.in_channels = in_channels
         self.config = {}

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import numpy as np
+
 from anytime.support.names import import_object, nearest
 
 __all__ = ["list_models", "register_model", "variant"]
@@ -202,6 +204,15 @@ def find_loader(directory: Path) -> Callable[..., Any] | None:
     return next((loader for file, loader in _LOADERS.items() if (directory / file).is_file()), None)
 
 
+def plain_numbers(value: Any) -> Any:
+    """The same dict, list, tuple or value with numpy's numbers as Python's, which a file can hold."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {key: plain_numbers(each) for key, each in value.items()}
+    return type(value)(map(plain_numbers, value)) if type(value) in (list, tuple) else value
+
+
 def build_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments: Any) -> Any:
     """What `anytime.create_model` returns and documents; this room does not know its class."""
     factory = find_factory(name)
@@ -211,9 +222,10 @@ def build_model(name: str, num_classes: int | tuple[int, ...] = 10, **arguments:
     for argument in arguments:
         if argument not in parameters and not open_ended:
             raise ValueError(f"model {name!r} has no argument {argument!r}{nearest(argument, parameters)}")
+    arguments = plain_numbers(arguments)
     model = factory(**arguments)
     if type(model) not in _CLASSES:
         raise ValueError(f"model {name!r} must return an AnytimeModel, got a {type(model).__name__}")
     kept = _all_arguments(inspect.signature(factory), **arguments)
-    model.config = {"model": name, "arguments": {**kept, **model.settled_arguments}}
+    model.config = {"model": name, "arguments": plain_numbers({**kept, **model.settled_arguments})}
     return model

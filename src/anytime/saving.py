@@ -219,12 +219,17 @@ class SavedModel(PyTorchModelHubMixin):
         return ModelCard(hub_card(self))
 
     def check_saveable(self) -> None:
-        """Raises ValueError if nothing says how to build the model again, or it names other than all of its classes."""
+        """Raises ValueError if no file can say how to build the model again, or it names other than all of its classes."""
         if not self.config:
             raise ValueError(
                 f"this {type(self).__name__} was built without create_model, so nothing says how to build it again; "
                 "use anytime.create_model('package.module.Class', ...)"
             )
+        for argument, value in self.config["arguments"].items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{argument} of this {self.config['model']} cannot be saved: {one_line(error)}") from error
         check_names(self.info, cast(Any, self).num_classes)
 
     def check_room(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anytime.model import AnytimeModel, create_model, eval_mode
+from anytime.model import AnytimeModel, create_model, eval_mode, levels_of
 from anytime.models.ann.chain import AnytimeChain, ChainState
 from anytime.models.common.steps import require_step_left
 from anytime.registry import variant
@@ -197,7 +197,7 @@ def _build_member(place: int, member: Any, num_classes: int | tuple[int, ...], i
     if not isinstance(network, AnytimeChain):
         kinds = "networks of units with exits (ann, ann_resnet50, ...)"
         raise ValueError(f"members must be {kinds}, members[{place}] is {type(network).__name__}")
-    levels = (num_classes,) if isinstance(num_classes, int) else tuple(num_classes)
+    levels = levels_of(num_classes)
     for what, has, wanted in (("num_classes", network.levels, levels), ("in_channels", network.in_channels, in_channels)):
         if has != wanted:
             raise ValueError(f"members must agree in {what}: members[{place}] has {has}, the sequence {wanted}")

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from anytime.model import AnytimeModel, create_model
+from anytime.model import AnytimeModel, create_model, levels_of
 from anytime.models.common.additive import check_shrink
 from anytime.models.common.heads import Head, build_head
 from anytime.models.surgery.attach import choice, cut_points
@@ -176,7 +176,7 @@ def attach_exits(
     check_stages(network, stages, x)
     if watch is not None and any(call.asked for call in surveyed.flat.opened):
         watch.autocast = safe_in_autocast(network, stages, x)
-    heads = [build_head(head, cut.head_shape, _count(classes), cut.channels_last).to(x) for cut in cuts]
+    heads = [build_head(head, cut.head_shape, sum(levels_of(classes)), cut.channels_last).to(x) for cut in cuts]
     kind = AdditiveExits if additive else AttachedExits
     model = kind(network, stages, cuts, heads, classes, x.shape[1], size, new, tail, watch)
     if isinstance(model, AdditiveExits):
@@ -232,13 +232,6 @@ def _tail(surveyed: Survey, places: Sequence[Place], classifiers: Sequence[str])
     return None
 
 
-def _count(num_classes: int | Sequence[int]) -> int:
-    levels = (num_classes,) if isinstance(num_classes, int) else tuple(num_classes)
-    if not levels or min(levels) < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes!r}")
-    return sum(levels)
-
-
 def _num_logits(network: nn.Module, x: Tensor) -> int:
     """K of a network's logits `[B, K]`; raises ValueError if it fails on the images or returns something else."""
     try:
@@ -261,7 +254,7 @@ def _fit_classifier(
     own = _num_logits(network, x)
     if wanted is None:
         return own
-    classes = _count(wanted)
+    classes = sum(levels_of(wanted))
     if own == classes:
         return wanted
     if not reset:
@@ -333,7 +326,9 @@ def attach(
         raise ValueError(f"input_size must be (channels, height, width) with in_channels={in_channels}, got {size}")
     if "." in head:
         import_subclass(head, nn.Module, "head")  # needs consent, which is asked for before anything is built
-    network, own_mean, own_std = build_backbone(backbone, _count(num_classes), size, pretrained, reset, classifier, options)
+    network, own_mean, own_std = build_backbone(
+        backbone, sum(levels_of(num_classes)), size, pretrained, reset, classifier, options
+    )
     check_saved(network, size, classifier)
     if pretrained is False:  # an untrained classifier can be replaced without loss
         _fit_classifier(network, cut_points.example_images(network, size, 1), num_classes, classifier, reset=True)

@@ -152,9 +152,9 @@ class Predictor:
             bgr: Whether colours come as blue, green, red.
         """
         start = self.clock()
-        if until is not None and (deadline is not None or isinstance(until, str | bool)):
+        if until is not None and (deadline is not None or np.ndim(until) or np.asarray(until).dtype.kind not in "iuf"):
             raise ValueError(f"give deadline or until, not both, until as the clock's time: got {deadline!r} and {until!r}")
-        budget = seconds_of(deadline) if until is None else seconds_of(until - start, "until")
+        budget = seconds_of(deadline) if until is None else seconds_of(float(until) - start, "until")
         session = Session(self, self.network.prepare(frame, bgr), start, budget, prior)
         hard = self.hard and 0 < budget < math.inf
         try:

@@ -1,4 +1,4 @@
-"""Self-distillation from the last answer: the formula by hand, gradients, edge cases."""
+"""Self-distillation from the last answer or the mean: the formula by hand, gradients, edge cases."""
 
 from __future__ import annotations
 
@@ -46,8 +46,26 @@ def test_the_gradient_of_an_early_answer(alpha: float, tau: float) -> None:
     assert torch.allclose(found, expected / 3, atol=1e-12, rtol=0)
 
 
+@given(st.floats(0.01, 1), st.floats(0.2, 10))
+def test_the_mean_as_the_teacher(alpha: float, tau: float) -> None:
+    """Every answer learns from the softmax of the mean of all logits, which gets no gradient."""
+    z = logits()
+    objective = SelfDistillation(alpha, tau, weights=[1.0, 2.0, 3.0, 4.0], teacher="mean")
+    (found,) = torch.autograd.grad(objective(z, TARGET), z)
+    z = z.detach()
+    log_q, log_p = (z.mean(0) / tau).log_softmax(-1), (z / tau).log_softmax(-1)
+    divergences = (log_q.exp() * (log_q - log_p)).sum(-1).mean(1)
+    expected = (1 - alpha) * step_losses(z, TARGET) + alpha * tau**2 * divergences
+    assert torch.allclose(objective.losses(z, TARGET), expected, atol=1e-12, rtol=1e-12)
+    wrong = z.softmax(-1) - torch.nn.functional.one_hot(TARGET, 5)
+    gradient = (1 - alpha) * wrong + alpha * tau * (log_p.exp() - log_q.exp())
+    assert torch.allclose(found, torch.arange(1.0, 5)[:, None, None] * gradient / 3, atol=1e-12, rtol=0)
+
+
 def test_edges() -> None:
     z = logits()
+    single = SelfDistillation(0.7, teacher="mean")
+    assert torch.equal(single.losses(z[:1], TARGET), step_losses(z[:1], TARGET))
     assert torch.equal(SelfDistillation(0.0, weights="sieve")(z, TARGET), Weighted("sieve")(z, TARGET))
     assert torch.equal(SelfDistillation(0.7).losses(z[:1], TARGET), step_losses(z[:1], TARGET))  # one answer has no teacher
     alike = z[-1:].expand(4, 3, 5)

@@ -1,8 +1,9 @@
-"""Self-distillation: early answers learn from the last one."""
+"""Self-distillation: answers learn from the last one, or from the mean of all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from anytime.objectives.weighted import StepLoss, Weighted, full_precision, require_classes
 from anytime.objectives.weighting import Normalization, check_interval
+
+Teacher = Literal["last", "mean"]
 
 
 class SelfDistillation(Weighted):
@@ -27,9 +30,10 @@ class SelfDistillation(Weighted):
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         normalize: Scale of the weights: "none" as they are, "sum" to 1, or "last" weight 1.
         loss: Replaces cross-entropy: a function `(logits [T, B, K], target) -> [T]`, or its import path.
+        teacher: "last" answer or "mean" of all, which gets no gradient.
 
     Raises:
-        ValueError: alpha or temperature is out of range, or the weights are wrong.
+        ValueError: alpha or temperature is out of range, the teacher is neither, or the weights are wrong.
 
     Example:
         >>> import torch
@@ -48,22 +52,27 @@ class SelfDistillation(Weighted):
         label_smoothing: float = 0.0,
         normalize: Normalization = "none",
         loss: str | StepLoss | None = None,
+        teacher: Teacher = "last",
     ) -> None:
         super().__init__(weights, label_smoothing, normalize, loss)
+        if teacher not in get_args(Teacher):
+            raise ValueError(f"teacher must be 'last' or 'mean', got {teacher!r}")
         check_interval("alpha", alpha, "[0, 1]")
         check_interval("temperature", temperature, "(0, inf)")
-        self.alpha, self.temperature = alpha, temperature
+        self.alpha, self.temperature, self.teacher = alpha, temperature, teacher
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """One loss per answer, `[T]`, in float32 or better."""
         losses = super().losses(logits, target)
         if not self.alpha:
             return losses
-        early = (1 - self.alpha) * losses[:-1] + self.alpha * self.temperature**2 * self._divergences(logits)
-        return torch.cat([early, losses[-1:]])
+        divergences = self._divergences(logits)
+        taught = len(divergences)
+        early = (1 - self.alpha) * losses[:taught] + self.alpha * self.temperature**2 * divergences
+        return torch.cat([early, losses[taught:]])
 
     def _divergences(self, logits: Tensor) -> Tensor:
-        """KL(p_T || p_t) of the answers t < T, summed over label levels, `[T - 1]`; p_T has no gradient."""
+        """KL(teacher || p_t) of the answers that it teaches, summed over label levels; the teacher has no gradient."""
         if logits.ndim != 3:
             raise ValueError(f"distillation needs logits [T, B, K] of classes, got {list(logits.shape)}; alpha=0 is without")
         sizes = self.levels or (logits.shape[-1],)
@@ -71,10 +80,12 @@ class SelfDistillation(Weighted):
         if sum(sizes) != logits.shape[-1]:
             raise ValueError(f"the label levels {sizes} need {sum(sizes)} logits, got {logits.shape[-1]}")
         weights = self.level_weights or [1.0] * len(sizes)
-        divergences = logits.new_zeros(len(logits) - 1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        taught = len(logits) if self.teacher == "mean" and len(logits) > 1 else len(logits) - 1
+        divergences = logits.new_zeros(taught, dtype=torch.promote_types(logits.dtype, torch.float32))
         for weight, level in zip(weights, full_precision(logits).split(sizes, -1), strict=True):
-            log_p = (level / self.temperature).log_softmax(-1)
-            teacher = log_p[-1].detach().expand_as(log_p[:-1])
-            each = F.kl_div(log_p[:-1], teacher, reduction="none", log_target=True)
+            teacher = (level[-1] if self.teacher == "last" else level.mean(0)).detach()
+            log_p = (level[:taught] / self.temperature).log_softmax(-1)
+            log_q = (teacher / self.temperature).log_softmax(-1).expand_as(log_p)
+            each = F.kl_div(log_p, log_q, reduction="none", log_target=True)
             divergences = divergences + weight * each.sum(-1).mean(1)
         return divergences

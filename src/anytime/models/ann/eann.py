@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anytime.model import AnytimeModel, create_model, eval_mode, levels_of
+from anytime.model import AnytimeModel, eval_mode
 from anytime.models.ann.chain import AnytimeChain, ChainState
+from anytime.models.common.members import build_member
 from anytime.models.common.steps import require_step_left
 from anytime.registry import variant
 
@@ -187,20 +188,12 @@ class EANN(AnytimeModel):
 
 
 def _build_member(place: int, member: Any, num_classes: int | tuple[int, ...], in_channels: int) -> AnytimeChain:
-    if not isinstance(member, Mapping) or "model" not in member or member.keys() - {"model", "arguments"}:
-        raise ValueError(
-            f"members[{place}] must be {{'model': NAME, 'arguments': {{...}}}}, got {member!r}; "
-            "trained networks are combined by anytime.chain_networks"
-        )
-    ours: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
-    network = create_model(member["model"], **ours | dict(member.get("arguments") or {}))
+    network = build_member(
+        place, member, num_classes, in_channels, "; trained networks are combined by anytime.chain_networks"
+    )
     if not isinstance(network, AnytimeChain):
         kinds = "networks of units with exits (ann, ann_resnet50, ...)"
         raise ValueError(f"members must be {kinds}, members[{place}] is {type(network).__name__}")
-    levels = levels_of(num_classes)
-    for what, has, wanted in (("num_classes", network.levels, levels), ("in_channels", network.in_channels, in_channels)):
-        if has != wanted:
-            raise ValueError(f"members must agree in {what}: members[{place}] has {has}, the sequence {wanted}")
     return network
 
 

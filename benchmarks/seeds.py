@@ -28,10 +28,10 @@ STATIC = "static networks, same recipe"
 
 
 def settings(config: Config) -> Config:
-    """What decides the numbers of a training: not where its images lie."""
-    elsewhere = {key: value for key, value in config["data"]["init_args"].items() if key not in ("root", "download")}
+    """What decides the numbers of a training. Another folder of images may hold other images."""
+    given = {key: value for key, value in config["data"]["init_args"].items() if key != "download"}
     kept = {key: value for key, value in config.items() if key != "progress"}
-    return kept | {"data": config["data"] | {"init_args": elsewhere}}
+    return kept | {"data": config["data"] | {"init_args": given}}
 
 
 def trained(recipe: Path, options: Sequence[str], seed: int, run: Path) -> Path:
@@ -40,10 +40,9 @@ def trained(recipe: Path, options: Sequence[str], seed: int, run: Path) -> Path:
     if not run.is_dir():
         start_training(config, run)
         (run / COMMIT).write_text(f"{harness.COMMIT}\n", encoding="utf-8")
-    then, state = read_run(run)
-    if changed := [key for key, value in settings(config).items() if settings(then).get(key) != value]:
+    elif changed := [key for key, value in settings(config).items() if settings(read_run(run)[0]).get(key) != value]:
         raise SystemExit(f"{run} was trained with another {', '.join(changed)} than {recipe} with its options: move it away")
-    if state["state"] != "finished":
+    elif read_run(run)[1]["state"] != "finished":
         resume_training(run)
     print(f"{run}: {claim(run)}", flush=True)
     return run
@@ -148,6 +147,9 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="metrics files to draw beside it, named by folder")
     parser.add_argument("--published", type=Path, help="published answers to compare with, such as published_cifar100.csv")
     options = parser.parse_args()
+    for name, seeds in (("--seeds", options.seeds), ("--static-seeds", options.static_seeds or [])):
+        if len(set(seeds)) < len(seeds):
+            parser.error(f"{name} names a seed twice: {' '.join(map(str, seeds))}")
     words = [one_answer(options.recipe, text) for text in options.static]
     runs = [trained(options.recipe, [], seed, options.runs / f"{options.recipe.stem}_seed{seed}") for seed in options.seeds]
     plain = [

@@ -165,6 +165,10 @@ def test_static_networks_are_trained_by_the_recipe_beside_its_network(load_bench
     monkeypatch.setattr(sys, "argv", [*words[:5], "--static", "--model.widths [4,8]"])
     with pytest.raises(SystemExit, match=r"one answer, '--model\.widths \[4,8\]' gives 2"):
         benchmark.main()
+    monkeypatch.setattr(sys, "argv", [*words[:5], "0"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "--seeds names a seed twice: 0 1 0" in capsys.readouterr().err
     monkeypatch.setattr(benchmark, "start_training", lambda *_: pytest.fail("the runs are there"))
     recipe.write_text(recipe.read_text().replace("epochs: 1", "epochs: 2"))
     monkeypatch.setattr(sys, "argv", words[:5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,17 @@ def small(**arguments: Any) -> AnytimeModel:
 
 
 @pytest.mark.parametrize(
-    ("mean", "std"), [([0.5], [0.5]), ([0.5] * 3, [0.5] * 2), ([0.5] * 3, [0.5, 0, 0.5]), ([0.5] * 3, [0.5, -1, 0.5])]
+    ("mean", "std"),
+    [
+        ([0.5], [0.5]),
+        ([0.5] * 3, [0.5] * 2),
+        ([0.5] * 3, [0.5, 0, 0.5]),
+        ([0.5] * 3, [0.5, -1, 0.5]),
+        ([0.5] * 3, [0.5, math.nan, 0.5]),
+        ([0.5] * 3, [0.5, 0.5, math.inf]),
+        ([math.nan] * 3, [0.5] * 3),
+        ([0.5] * 3, [1e-46] * 3),
+    ],
 )
 def test_wrong_normalization(mean: list[float], std: list[float]) -> None:
     model = small()
@@ -64,6 +75,8 @@ def test_step_out_of_range(step: int) -> None:
         ({"num_classes": True}, "num_classes must be a whole number, got True"),
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"in_channels": 1.0}, r"in_channels must be a whole number, got 1\.0"),
+        ({"in_channels": np.array([3])}, r"in_channels must be a whole number, got array\(\[3\]\)"),
+        ({"in_channels": int}, "in_channels must be a whole number, got <class 'int'>"),
         ({"in_channels": "3"}, "in_channels must be a whole number, got '3'"),
     ],
 )

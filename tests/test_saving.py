@@ -126,10 +126,18 @@ def test_numbers_of_numpy_are_saved_as_pythons(tmp_path: Path) -> None:
 
 
 def test_what_no_file_can_hold_is_refused_before_a_training(tmp_path: Path) -> None:
-    model = create_model("fast", widths=(torch.tensor(4), 4), head_widths=(4,))
-    with pytest.raises(ValueError, match="widths of this fast cannot be saved: Object of type Tensor"):
+    model = create_model("fast", widths=(4, 4), head_widths=(4,), scale=torch.tensor(0.5))
+    with pytest.raises(ValueError, match="scale of this fast cannot be saved: Object of type Tensor"):
         model.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_what_a_file_would_change_is_refused(tmp_path: Path) -> None:
+    model = create_model("anytimenet", width=4, blocks={1: 1, 2: 2}, scheme=None)
+    with pytest.raises(
+        ValueError, match=r"blocks of this anytimenet cannot be saved: a file would give back {'1': 1, '2': 2} for"
+    ):
+        model.save(tmp_path / "saved")
 
 
 def test_model_built_without_create_model_is_not_saved(tmp_path: Path) -> None:

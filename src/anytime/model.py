@@ -94,7 +94,7 @@ class Deployed(Protocol):
 
 def _require_counts(name: str, given: Any, numbers: Sequence[Any]) -> None:
     """Raises ValueError, which repeats what was given, unless there are numbers, whole ones of at least 1."""
-    if any(isinstance(number, bool) or not hasattr(number, "__index__") for number in numbers):
+    if any(isinstance(number, bool) or not isinstance(number, int | np.integer) for number in numbers):
         raise ValueError(f"{name} must be a whole number, got {given!r}")
     if not numbers or min(numbers) < 1:
         raise ValueError(f"{name} must be at least 1, got {given!r}")
@@ -276,8 +276,12 @@ class AnytimeModel(nn.Module, SavedModel):
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Sets the per-channel mean and standard deviation of the data, in units of [0, 1] images."""
-        if len(mean) != self.in_channels or len(std) != self.in_channels or min(std) <= 0:
-            raise ValueError(f"mean and std need {self.in_channels} values and std > 0, got {mean!r} and {std!r}")
+        shift, scale = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
+        fits = len(mean) == len(std) == self.in_channels and bool((scale > 0).all())
+        if not fits or not bool(shift.isfinite().all() & scale.isfinite().all()):
+            raise ValueError(
+                f"mean and std need {self.in_channels} values and std > 0, all finite in float32, got {mean!r} and {std!r}"
+            )
         self.mean.copy_(torch.as_tensor(mean))
         self.std.copy_(torch.as_tensor(std))
 

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 
 from anytime.registry import build_model
-from anytime.support.documents import parse_json, read_limited
+from anytime.support.documents import check_written, parse_json, read_limited
 from anytime.support.files import atomic_write
 from anytime.support.folders import REPLACEMENT
 from anytime.support.hub_card import hub_card
@@ -226,10 +226,7 @@ class SavedModel(PyTorchModelHubMixin):
                 "use anytime.create_model('package.module.Class', ...)"
             )
         for argument, value in self.config["arguments"].items():
-            try:
-                json.dumps(value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{argument} of this {self.config['model']} cannot be saved: {one_line(error)}") from error
+            check_written(f"{argument} of this {self.config['model']}", value)
         check_names(self.info, cast(Any, self).num_classes)
 
     def check_room(self, folder: Path) -> None:

@@ -98,6 +98,9 @@ def test_cosine_is_continuous(progress: float, warmup: float) -> None:
         (lambda: MultiStep((0.75, 0.5)), r"milestones must increase within \(0, 1\), got \(0.75, 0.5\)"),
         (lambda: MultiStep((0.0,)), "milestones"),
         (lambda: MultiStep((0.5, 1.0)), "milestones"),
+        (lambda: MultiStep(gamma=-1), r"gamma must lie in \[0, 1\], got -1"),
+        (lambda: MultiStep(gamma=math.nan), r"gamma must lie in \[0, 1\], got nan"),
+        (lambda: MultiStep(gamma="x"), r"gamma must lie in \[0, 1\], got 'x'"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_arguments(build: Callable[[], Schedule], message: str) -> None:

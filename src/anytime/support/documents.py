@@ -71,6 +71,22 @@ class _TextLoader(_Loader):
     }
 
 
+def check_written(what: str, value: Any) -> None:
+    """Raises ValueError, which begins with `what`, unless JSON gives a value back as it was, tuples as lists."""
+    try:
+        back = json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} cannot be saved: {one_line(error)}") from error
+    if back != _with_lists(value):
+        raise ValueError(f"{what} cannot be saved: a file would give back {back!r} for {value!r}")
+
+
+def _with_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_lists(each) for key, each in value.items()}
+    return [_with_lists(each) for each in value] if isinstance(value, tuple | list) else value
+
+
 def read_limited(path: Path, most: int) -> bytes:
     """The bytes of a file; raises TooLarge if it has more than `most` and the user has not declared it trustworthy.
 

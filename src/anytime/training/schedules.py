@@ -62,12 +62,14 @@ class MultiStep(Schedule):
 
     Args:
         milestones: Shares of the training, increasing, each in (0, 1); 1/2 and 3/4 are Kim 2020's epochs 100 and 150 of 200.
-        gamma: Factor at each milestone.
+        gamma: Factor at each milestone, in [0, 1].
     """
 
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1) -> None:
         if list(milestones) != sorted(set(milestones)) or not all(0 < m < 1 for m in milestones):
             raise ValueError(f"milestones must increase within (0, 1), got {milestones!r}")
+        if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
         self.milestones, self.gamma = tuple(milestones), gamma
 
     def __call__(self, progress: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ def check_depth(name: str, counts: Sequence[int]) -> None:
 def require_whole(**numbers: Any) -> None:
     """Raises ValueError unless each argument is a whole number."""
     for name, number in numbers.items():
-        if isinstance(number, bool) or not hasattr(number, "__index__"):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
             raise ValueError(f"{name} must be a whole number, got {number!r}")
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import numpy as np
-
 from anytime.support.names import import_object, nearest
 
 __all__ = ["list_models", "register_model", "variant"]
@@ -206,6 +204,8 @@ def find_loader(directory: Path) -> Callable[..., Any] | None:
 
 def plain_numbers(value: Any) -> Any:
     """The same dict, list, tuple or value with numpy's numbers as Python's, which a file can hold."""
+    import numpy as np  # here, because `anytime --help` does without
+
     if isinstance(value, np.generic):
         return value.item()
     if type(value) is dict:

@@ -98,6 +98,7 @@ NAMES: dict[str, dict[str, Any]] = {
         "model": "eann",
         "arguments": {"members": [{"model": "downloaded.evil.Net"}, {"model": "downloaded.evil.Net"}]},
     },
+    "member of ensemble": {"model": "ensemble", "arguments": {"members": [{"model": "downloaded.evil.Net"}]}},
     "standard library": {"model": "antigravity.geohash", "arguments": {}},
     "library that is imported": {"model": "torch.hub.load", "arguments": {}},
 }
@@ -185,6 +186,7 @@ OPEN: dict[str, dict[str, Any]] = {  # arguments that take anything, by model, a
     "boosted.arguments": {},
     "zero_time_waste.arguments": {},
     "eann.members": {},
+    "ensemble.members": {},
 }
 
 

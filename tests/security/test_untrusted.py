@@ -94,10 +94,7 @@ NAMES: dict[str, dict[str, Any]] = {
     },
     "base of boosted": {"model": "boosted", "arguments": {"base": "downloaded.evil.Net"}},
     "base of zero_time_waste": {"model": "zero_time_waste", "arguments": {"base": "downloaded.evil.Net"}},
-    "member of eann": {
-        "model": "eann",
-        "arguments": {"members": [{"model": "downloaded.evil.Net"}, {"model": "downloaded.evil.Net"}]},
-    },
+    "member of eann": {"model": "eann", "arguments": {"members": [{"model": "downloaded.evil.Net"}] * 2}},
     "member of ensemble": {"model": "ensemble", "arguments": {"members": [{"model": "downloaded.evil.Net"}]}},
     "standard library": {"model": "antigravity.geohash", "arguments": {}},
     "library that is imported": {"model": "torch.hub.load", "arguments": {}},

@@ -16,6 +16,12 @@ from anytime import create_model
 from anytime.cost import step_macs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+TINY = """
+model: {class_path: fast, init_args: {widths: [4, 4], head_widths: [4]}}
+data: {class_path: Digits, init_args: {limit: 96, batch_size: 32}}
+epochs: 1
+progress: false
+"""
 
 
 @pytest.fixture
@@ -108,11 +114,7 @@ def test_overhead_is_measured_with_steps_that_do_nothing(load_benchmark) -> None
 def test_seeds_are_trained_once_and_summed_up(load_benchmark, tmp_path, monkeypatch, capsys) -> None:
     benchmark = load_benchmark("seeds")
     monkeypatch.chdir(tmp_path)
-    recipe = Path("tiny.yaml")
-    recipe.write_text(
-        "model: {class_path: fast, init_args: {widths: [4, 4], head_widths: [4]}}\n"
-        "data: {class_path: Digits, init_args: {limit: 96, batch_size: 32}}\nepochs: 1\nprogress: false\n"
-    )
+    Path("tiny.yaml").write_text(TINY)
     words = ["seeds.py", "tiny.yaml", "--seeds", "0", "1", "--out", "tiny.json", "--figure", "tiny.png"]
     monkeypatch.setattr(sys, "argv", words)
     benchmark.main()
@@ -142,22 +144,15 @@ def test_seeds_are_trained_once_and_summed_up(load_benchmark, tmp_path, monkeypa
 def test_static_networks_are_trained_by_the_recipe_beside_its_network(load_benchmark, tmp_path, monkeypatch, capsys) -> None:
     benchmark = load_benchmark("seeds")
     monkeypatch.chdir(tmp_path)
-    recipe = Path("tiny.yaml")
-    recipe.write_text(
-        "model: {class_path: fast, init_args: {widths: [4, 4], head_widths: [4]}}\n"
-        "data: {class_path: Digits, init_args: {limit: 96, batch_size: 32}}\nepochs: 1\nprogress: false\n"
-    )
+    Path("tiny.yaml").write_text(TINY)
     plain = ["--model.widths [4] --model.head_widths []", "--model.head_widths [] --model.scale 0.5"]
     words = ["seeds.py", "tiny.yaml", "--seeds", "0", "1", "--static", plain[0], "--static", plain[1], "--static-seeds", "2"]
     monkeypatch.setattr(sys, "argv", [*words, "--out", "tiny.json", "--figure", "tiny.png"])
     benchmark.main()
     small, large = json.loads(Path("tiny.json").read_text())["static"]
     assert [small["options"], large["options"]] == plain
-    assert (
-        small["macs"]
-        == step_macs(create_model("fast", in_channels=1, widths=(4,), head_widths=()), (1, 8, 8))[0]
-        < large["macs"]
-    )
+    alone = create_model("fast", in_channels=1, widths=(4,), head_widths=())
+    assert small["macs"] == step_macs(alone, (1, 8, 8))[0] < large["macs"]
     assert [row["seed"] for row in small["seeds"]] == [2]
     assert large["accuracy"] == large["seeds"][0]["accuracy"][0]
     assert large["half_width"] is None
@@ -170,7 +165,7 @@ def test_static_networks_are_trained_by_the_recipe_beside_its_network(load_bench
         benchmark.main()
     assert "--seeds names a seed twice: 0 1 0" in capsys.readouterr().err
     monkeypatch.setattr(benchmark, "start_training", lambda *_: pytest.fail("the runs are there"))
-    recipe.write_text(recipe.read_text().replace("epochs: 1", "epochs: 2"))
+    Path("tiny.yaml").write_text(TINY.replace("epochs: 1", "epochs: 2"))
     monkeypatch.setattr(sys, "argv", words[:5])
     with pytest.raises(SystemExit, match=r"tiny_seed0 was trained with another epochs than tiny\.yaml"):
         benchmark.main()
